@@ -1,0 +1,24 @@
+"""Throughline: server push that gets through, for Flask."""
+
+from sse.errors import (
+    Busy,
+    ConfigError,
+    IdempotencyConflict,
+    InvalidEvent,
+    SSEError,
+    StoreUnavailable,
+)
+from sse.event import Event
+from sse.extension import SSE
+
+__all__ = [
+    "SSE",
+    "Busy",
+    "ConfigError",
+    "Event",
+    "IdempotencyConflict",
+    "InvalidEvent",
+    "SSEError",
+    "StoreUnavailable",
+]
+__version__ = "0.1.0"

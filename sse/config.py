@@ -1,0 +1,213 @@
+"""Every setting, once: its name, type, default, help and check."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from sse.errors import ConfigError, InvalidEvent
+from sse.event import check_channel
+
+_PREFIX: Final = "SSE_"
+_KEY = re.compile(r"[!-+\--~]{22,}")  # visible ASCII without the comma that separates keys
+_NAMESPACE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_PATH = re.compile(r"(/[A-Za-z0-9_.~-]+)+")
+
+
+def check_pattern(pattern: str) -> str:
+    """Give a channel pattern back if it is one: an exact channel, `*`, or `a/b/*` with the star as last segment.
+
+    :raises InvalidEvent: for anything else.
+    """
+    if pattern != "*":
+        check_channel(pattern.removesuffix("/*"))
+    return pattern
+
+
+def matches(pattern: str, channel: str) -> bool:
+    """Whether a channel belongs to a pattern; the star stands for one or more segments."""
+    if pattern.endswith("*"):
+        return pattern == "*" or (channel.startswith(pattern[:-1]) and len(channel) >= len(pattern))
+    return pattern == channel
+
+
+def _whole(low: int, high: int, unit: str) -> Callable[[object], int]:
+    def check(value: object) -> int:
+        try:
+            number = int(value) if isinstance(value, str) and re.fullmatch(r"[0-9]{1,12}", value.strip()) else value
+            if isinstance(number, int) and not isinstance(number, bool) and low <= number <= high:
+                return number
+        except ValueError:
+            pass
+        raise ValueError(f"give a whole number of {unit} from {low} to {high}")
+
+    return check
+
+
+def _items(value: object) -> tuple[str, ...]:
+    """A list given as such, or as one string with commas or white space between."""
+    if isinstance(value, str):
+        return tuple(item for item in re.split(r"[\s,]+", value) if item)
+    if isinstance(value, list | tuple | set | frozenset) and all(isinstance(item, str) for item in value):
+        return tuple(value)
+    raise ValueError("give a list of strings, or one string with commas between")
+
+
+def _patterns(value: object) -> tuple[str, ...]:
+    try:
+        return tuple(check_pattern(item) for item in _items(value))
+    except InvalidEvent as error:
+        raise ValueError(f"{error.message}; give channels, *, or patterns such as news/*") from None
+
+
+def _origins(value: object) -> tuple[str, ...]:
+    origins = _items(value)
+    if origins == ("*",):
+        return origins
+    for origin in origins:
+        try:
+            parts = urlsplit(origin)
+            exact = f"{parts.scheme}://{parts.netloc}" == origin and parts.port != 0
+        except ValueError:
+            exact = False
+        if (
+            not exact
+            or parts.scheme not in ("http", "https")
+            or not re.fullmatch(r"([a-z0-9_-]+(\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\])(:[0-9]{1,5})?", parts.netloc)
+        ):
+            raise ValueError(
+                f"{origin!r} is not an exact origin; give scheme://host[:port] in small letters, or * alone"
+            )
+    return origins
+
+
+def _keys(value: object) -> tuple[str, ...]:
+    keys = _items(value)
+    for number, key in enumerate(keys, 1):
+        if not _KEY.fullmatch(key):
+            raise ValueError(
+                f"key {number} is not at least 22 visible ASCII characters; make one with `openssl rand -hex 24`"
+            )
+    return keys
+
+
+def _redis_url(value: object) -> str | None:
+    if value is None or value == "":
+        return None
+    if isinstance(value, str) and value.startswith(("redis://", "rediss://", "unix://")):
+        return value
+    raise ValueError("give redis://, rediss:// or unix://, or leave it out for the memory store")
+
+
+def _namespace(value: object) -> str:
+    if isinstance(value, str) and _NAMESPACE.fullmatch(value):
+        return value
+    raise ValueError("give 1 to 64 of A-Z a-z 0-9 _ . -")
+
+
+def _path(value: object) -> str:
+    if isinstance(value, str) and _PATH.fullmatch(value):
+        return value
+    raise ValueError("give a path such as /sse, with no slash at its end")
+
+
+def _setting(default: Any, help: str, check: Callable[[object], Any], *, secret: bool = False) -> Any:
+    return field(default=default, repr=not secret, metadata={"help": help, "check": check, "secret": secret})
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The settings of one service; the setting `SSE_RING_TTL` is the field `ring_ttl`."""
+
+    redis_url: str | None = _setting(
+        None,
+        "Redis that all workers share (also REDIS_URL); none: the memory store of one process",
+        _redis_url,
+        secret=True,
+    )
+    namespace: str = _setting("sse", "start of every Redis key", _namespace)
+    public: tuple[str, ...] = _setting((), "channel patterns that anybody may read", _patterns)
+    origins: tuple[str, ...] = _setting(
+        (), "exact origins of other sites' pages; * alone excludes credentials", _origins
+    )
+    publish_keys: tuple[str, ...] = _setting(
+        (), "keys for publishing over HTTP, 22 characters or more each; none: no such route", _keys, secret=True
+    )
+    ring: int = _setting(1000, "events kept for each channel", _whole(1, 100_000, "events"))
+    ring_ttl: int = _setting(
+        86_400, "seconds that a channel's ring outlives its last event", _whole(60, 10**9, "seconds")
+    )
+    heartbeat: int = _setting(
+        15, "seconds of quiet before a heartbeat; a client may ask for 3 to this", _whole(3, 3600, "seconds")
+    )
+    stream_lifetime: int = _setting(900, "seconds that a stream lives, give or take 20 %", _whole(5, 10**6, "seconds"))
+    poll_timeout: int = _setting(25, "seconds that a poll waits when it does not say", _whole(0, 60, "seconds"))
+    retry: int = _setting(
+        3000, "milliseconds that a client waits before it reconnects", _whole(1, 600_000, "milliseconds")
+    )
+    max_channels: int = _setting(50, "channels of one connection", _whole(1, 100, "channels"))
+    max_event_bytes: int = _setting(65_536, "bytes of one event's data", _whole(1, 1_048_576, "bytes"))
+    max_subscribers: int = _setting(
+        10_000, "streams and waiting polls of one worker", _whole(1, 1_000_000, "subscribers")
+    )
+    prefix: str = _setting("/sse", "path that all routes stand under", _path)
+
+    @classmethod
+    def load(cls, *sources: Mapping[str, object]) -> Config:
+        """The settings in `sources`, such as `os.environ` and `app.config`; a later source wins over an earlier one.
+
+        :raises ConfigError: naming every unknown `SSE_*` key and every bad value at once.
+        """
+        given: dict[str, object] = {}
+        for source in sources:
+            given.update({name: value for name, value in source.items() if name.startswith(_PREFIX)})
+            if source.get("REDIS_URL") and "SSE_REDIS_URL" not in given:
+                given["SSE_REDIS_URL"] = source["REDIS_URL"]
+        fields = {setting_name(item): item for item in dataclasses.fields(cls)}
+        values: dict[str, Any] = {}
+        faults: list[str] = []
+        for name, value in sorted(given.items()):
+            item = fields.get(name)
+            if item is None:
+                near = difflib.get_close_matches(name, fields, 1)
+                faults.append(f"{name} is not a setting" + (f": did you mean {near[0]}?" if near else ""))
+                continue
+            try:
+                values[item.name] = item.metadata["check"](value)
+            except ValueError as error:
+                shown = "" if item.metadata["secret"] else f" is {value!r}"
+                faults.append(f"{name}{shown}: {error}")
+        if faults:
+            raise ConfigError("; ".join(faults), "mend the settings; `flask sse config` lists them all")
+        return cls(**values)
+
+    def table(self) -> list[tuple[str, str, str, str]]:
+        """A row (name, value, default, help) for each setting; secrets are shown as a hash."""
+        return [
+            (setting_name(item), self._shown(item), _plain(item.default), item.metadata["help"])
+            for item in dataclasses.fields(self)
+        ]
+
+    def _shown(self, item: dataclasses.Field[Any]) -> str:
+        value = getattr(self, item.name)
+        if not item.metadata["secret"] or not value:
+            return _plain(value)
+        secrets = (value,) if isinstance(value, str) else value
+        return ", ".join(f"sha256:{hashlib.sha256(secret.encode()).hexdigest()[:12]}" for secret in secrets)
+
+
+def setting_name(item: dataclasses.Field[Any]) -> str:
+    """The name that a setting has in the environment and in `app.config`."""
+    return _PREFIX + item.name.upper()
+
+
+def _plain(value: object) -> str:
+    if value is None or value == ():
+        return "-"
+    return ", ".join(value) if isinstance(value, tuple) else str(value)

@@ -1,0 +1,125 @@
+"""What can go wrong, each error named after the decision that it leaves to the caller."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class SSEError(Exception):
+    """The root of all errors raised by this package.
+
+    `code` is stable and meant for programs, `message` names the value at fault, `hint` gives the remedy, and
+    `status` is the HTTP status (RFC 9110) that the service answers with.
+    """
+
+    status: ClassVar[int] = 500
+    default_code: ClassVar[str] = "error"
+
+    def __init__(self, message: str, hint: str = "", *, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.code = code or self.default_code
+
+    def __str__(self) -> str:
+        return f"{self.message}: {self.hint}" if self.hint else self.message
+
+
+class ConfigError(SSEError):
+    """Settings that cannot be started with: mend the settings."""
+
+    default_code = "bad_settings"
+
+
+class RequestError(SSEError):
+    """A request whose query, header or body cannot be read: mend its syntax."""
+
+    status = 400
+    default_code = "bad_request"
+
+
+class Unauthorized(SSEError):
+    """A credential is missing or unknown: give one."""
+
+    status = 401
+    default_code = "unauthorized"
+
+
+class Forbidden(SSEError):
+    """The right to read is missing: ask for other channels, or have these opened."""
+
+    status = 403
+    default_code = "forbidden"
+
+    def __init__(self, message: str, hint: str = "", *, channels: tuple[str, ...] = ()) -> None:
+        super().__init__(message, hint)
+        self.channels = channels
+
+
+class NotFound(SSEError):
+    """There is nothing at this address."""
+
+    status = 404
+    default_code = "not_found"
+
+
+class WrongMethod(SSEError):
+    """The address is right, the method is not; `allowed` says which are."""
+
+    status = 405
+    default_code = "method_not_allowed"
+
+    def __init__(self, message: str, hint: str = "", *, allowed: tuple[str, ...] = ()) -> None:
+        super().__init__(message, hint)
+        self.allowed = allowed
+
+
+class TooLarge(SSEError):
+    """More bytes than a limit allows: send less."""
+
+    status = 413
+    default_code = "too_large"
+
+
+class UnsupportedMedia(SSEError):
+    """A body in a form that is not taken: send it in another."""
+
+    status = 415
+    default_code = "unsupported_media"
+
+
+class InvalidEvent(SSEError, ValueError):
+    """A channel, type or data that can never be published: change the value."""
+
+    status = 422
+    default_code = "invalid_event"
+
+
+class IdempotencyConflict(SSEError):
+    """The idempotency key was used for another event: use a new key."""
+
+    status = 422
+    default_code = "idempotency_conflict"
+
+
+class Unavailable(SSEError):
+    """Nothing is wrong with the request: try again after `retry_after` seconds."""
+
+    status = 503
+    default_code = "unavailable"
+
+    def __init__(self, message: str, hint: str = "", *, retry_after: int = 2, code: str | None = None) -> None:
+        super().__init__(message, hint, code=code)
+        self.retry_after = retry_after
+
+
+class StoreUnavailable(Unavailable):
+    """The store does not answer, or refuses: try again later; nothing is known to be stored."""
+
+    default_code = "store_unavailable"
+
+
+class Busy(Unavailable):
+    """A limit of this worker is reached: try again later."""
+
+    default_code = "busy"

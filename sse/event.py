@@ -1,0 +1,227 @@
+"""The values that travel: an event, its position in a channel, and a client's last event id. No I/O."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Final, Literal, NamedTuple
+
+from sse.errors import InvalidEvent
+
+DEFAULT_TYPE: Final = "message"
+"""The type of an event that names none (WHATWG HTML 9.2.6, dispatch step 5)."""
+
+RESERVED_PREFIX: Final = "sse."
+"""Types and channels that start so belong to the service."""
+
+Reason = Literal["trimmed", "unknown", "diverged", "invalid", "missing"]
+"""Why a position cannot be continued."""
+
+_CHANNEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:/@-]{0,127}")
+_POSITION = re.compile(r"(0|[1-9][0-9]{0,15})-(0|[1-9][0-9]{0,15})")
+_MEDIA_TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+-]{1,64}/[A-Za-z0-9!#$&^_.+-]{1,64}")
+_MAX_OFFSET = 2**53 - 1  # Lua and JavaScript count exactly up to here
+_MAX_TAG = 2**52
+
+
+def check_channel(name: object) -> str:
+    """Give the channel's name back if it is one.
+
+    A channel is 1 to 128 of `A-Z a-z 0-9 _ . : / @ -`, starts with a letter, a digit or `_`, has no empty, `.` or
+    `..` segment between slashes, and does not start with `sse.`.
+
+    :raises InvalidEvent: for anything else.
+    """
+    hint = "use 1 to 128 of A-Z a-z 0-9 _ . : / @ -, first a letter, a digit or _"
+    if not isinstance(name, str):
+        raise InvalidEvent(f"channel is {_shown(name)}, not a string", hint, code="invalid_channel")
+    if not _CHANNEL.fullmatch(name):
+        raise InvalidEvent(f"channel {_shown(name)} is not a channel name", hint, code="invalid_channel")
+    if any(segment in ("", ".", "..") for segment in name.split("/")):
+        raise InvalidEvent(
+            f"channel {_shown(name)} has an empty, '.' or '..' segment",
+            "give each segment between slashes a name",
+            code="invalid_channel",
+        )
+    if name.startswith(RESERVED_PREFIX):
+        raise InvalidEvent(
+            f"channel {_shown(name)} starts with '{RESERVED_PREFIX}', which is reserved",
+            "use another first segment",
+            code="invalid_channel",
+        )
+    return name
+
+
+def check_type(value: object) -> str:
+    """Give the event type back if it is one: 1 to 64 visible characters, not `open`, `error` or `sse.…`.
+
+    :raises InvalidEvent: for anything else. `open` and `error` would fire an EventSource's own handlers.
+    """
+    if not isinstance(value, str):
+        raise InvalidEvent(
+            f"type is {_shown(value)}, not a string", "give a name such as 'created'", code="invalid_type"
+        )
+    if not 1 <= len(value) <= 64 or not value.isprintable() or any(char.isspace() for char in value):
+        raise InvalidEvent(
+            f"type {_shown(value)} is not 1 to 64 visible characters",
+            "give a name such as 'created'",
+            code="invalid_type",
+        )
+    if value in ("open", "error") or value.startswith(RESERVED_PREFIX):
+        raise InvalidEvent(f"type {_shown(value)} is reserved", "use another name", code="invalid_type")
+    return value
+
+
+def data_url(body: bytes, media_type: str = "application/octet-stream") -> str:
+    """Give bytes as a `data:` URL (RFC 2397), which a page can `fetch()` or show.
+
+    :raises InvalidEvent: if `media_type` is not `type/subtype`.
+    """
+    if not _MEDIA_TYPE.fullmatch(media_type):
+        raise InvalidEvent(
+            f"media type {_shown(media_type)} is not type/subtype",
+            "give one such as image/png",
+            code="invalid_media_type",
+        )
+    return f"data:{media_type};base64,{base64.b64encode(body).decode('ascii')}"
+
+
+def _text(data: object) -> str:
+    """The text that a stream shows for the data given to an event."""
+    if isinstance(data, bytes | bytearray | memoryview):
+        return data_url(bytes(data))
+    if not isinstance(data, str):
+        try:
+            data = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InvalidEvent(
+                f"data has no JSON form: {error or type(error).__name__}",
+                "give a string, bytes, or a JSON value with finite numbers",
+                code="invalid_data",
+            ) from None
+    if "\r" in data:
+        # A stream ends its lines at CR, LF or CRLF alike (WHATWG HTML 9.2.5), so only one of them can be told apart.
+        data = data.replace("\r\n", "\n").replace("\r", "\n")
+    try:
+        data.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidEvent(
+            f"data has a lone surrogate at character {error.start}, which UTF-8 cannot carry",
+            "send whole characters",
+            code="invalid_data",
+        ) from None
+    return data
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class Event:
+    """What is published: `data`, as the text that a stream shows, and `type`.
+
+    A string is kept as its text, with CRLF and CR made LF; bytes become a `data:` URL; any other JSON value becomes
+    compact JSON.
+
+    :raises InvalidEvent: for a type that is reserved or not 1 to 64 visible characters, and for data with a lone
+        surrogate, a number that is not finite, or no JSON form.
+    """
+
+    data: str
+    type: str = DEFAULT_TYPE
+
+    def __init__(self, data: object, type: str = DEFAULT_TYPE) -> None:
+        object.__setattr__(self, "data", _text(data))
+        object.__setattr__(self, "type", check_type(type))
+
+
+class Position(NamedTuple):
+    """An entry's place in one ring: its offset, counted from 1, and a tag that commits to all entries before it."""
+
+    offset: int
+    tag: int
+
+    def __str__(self) -> str:
+        return f"{self.offset}-{self.tag}"
+
+    @classmethod
+    def parse(cls, text: str) -> Position | None:
+        """The position that `text` writes, such as `58-2893764512345678`; None if it writes none."""
+        match = _POSITION.fullmatch(text)
+        if not match:
+            return None
+        offset, tag = int(match[1]), int(match[2])
+        if offset > _MAX_OFFSET or tag > _MAX_TAG or (tag == 0 and offset != 0):
+            return None
+        return cls(offset, tag)
+
+
+UNBORN: Final = Position(0, 0)
+"""Where a channel stands that has no ring yet. No entry has this position, so nothing can be continued from it."""
+
+
+class Entry(NamedTuple):
+    """An event in a ring. `body` is its block of a stream without the id line; empty until a hub has encoded it."""
+
+    position: Position
+    event: Event
+    body: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class LastEventId:
+    """The positions of all channels of a subscription: `news=58-2893…~scores=12-7701…`.
+
+    `invalid` holds the channels whose entry is not one position, and `damaged` tells that some part of the text names
+    no channel at all: either way a position may have been lost on the way, and silence about it would be a lie.
+    """
+
+    positions: Mapping[str, Position] = field(default_factory=dict)
+    invalid: frozenset[str] = frozenset()
+    damaged: bool = False
+
+    @classmethod
+    def parse(cls, text: str) -> LastEventId:
+        """Read what `format_last_event_id` wrote. Never raises: what cannot be read is reported in the result."""
+        positions: dict[str, Position] = {}
+        invalid: set[str] = set()
+        damaged = False
+        for part in text.split("~"):
+            channel, equals, written = part.partition("=")
+            if not equals or not _CHANNEL.fullmatch(channel):
+                damaged = damaged or bool(part)
+                continue
+            position = Position.parse(written)
+            if position is None or positions.get(channel, position) != position:
+                invalid.add(channel)
+            else:
+                positions[channel] = position
+        for channel in invalid:
+            positions.pop(channel, None)
+        return cls(positions, frozenset(invalid), damaged)
+
+    def is_invalid(self, channel: str) -> bool:
+        """Whether the channel had an entry, or may have had one, that cannot be read."""
+        return channel in self.invalid or (self.damaged and channel not in self.positions)
+
+
+def format_last_event_id(positions: Mapping[str, Position], first: str | None = None) -> str:
+    """Write a last event id; the entry of the channel `first`, which carries the event, comes first.
+
+    With no position at all it is `~`: not empty, so that a browser still sends it, and naming no channel.
+    """
+    if first is None:
+        return "~".join(f"{channel}={position}" for channel, position in positions.items()) or "~"
+    others = [f"{channel}={position}" for channel, position in positions.items() if channel != first]
+    return "~".join([f"{first}={positions[first]}", *others])
+
+
+def id_size(channels: Iterable[str]) -> int:
+    """An upper bound, in bytes, of every last event id of these channels."""
+    return sum(len(channel) + 40 for channel in channels)
+
+
+def _shown(value: object) -> str:
+    """A value short enough to stand in an error."""
+    text = ascii(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"

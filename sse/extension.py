@@ -1,0 +1,78 @@
+"""The Flask extension: `sse = SSE(app)`, or `sse.init_app(app)`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import cast
+
+from flask import Flask, current_app
+
+from sse.access import Authorize
+from sse.blueprint import make_blueprint
+from sse.config import Config
+from sse.errors import RequestError
+from sse.event import DEFAULT_TYPE, Event, check_channel
+from sse.service import Service
+from sse.stores import Publication
+
+
+class SSE:
+    """Server push for a Flask app: routes under SSE_PREFIX, and `publish`.
+
+    Settings come from the environment and from `app.config`, which wins. Nothing is connected before the first use.
+    """
+
+    def __init__(self, app: Flask | None = None) -> None:
+        self._authorize: Authorize | None = None
+        if app is not None:
+            self.init_app(app)
+
+    def init_app(self, app: Flask) -> None:
+        """Register the routes on `app`.
+
+        :raises ConfigError: naming every setting that is unknown or has a bad value.
+        """
+        service = Service(Config.load(os.environ, app.config))
+        app.extensions["sse"] = service
+        app.register_blueprint(make_blueprint(service, lambda: self._authorize))
+
+    def authorize(self, rule: Callable[[str], bool]) -> Callable[[str], bool]:
+        """Decorate the function that decides whether the current request may read a channel.
+
+        It is asked for each channel that SSE_PUBLIC does not match, before anything is read or founded.
+        """
+        self._authorize = rule
+        return rule
+
+    def publish(
+        self, channel: str, data: object, type: str = DEFAULT_TYPE, *, idempotency_key: str | None = None
+    ) -> str:
+        """Put an event on a channel of the current app; the id that it got, `channel=position`.
+
+        A string is sent as its text, bytes as a `data:` URL, any other JSON value as compact JSON. With an idempotency
+        key, repeating the call within 300 s stores nothing twice and gives the same id.
+
+        :raises InvalidEvent: if the channel, type or data can never be published.
+        :raises TooLarge: if the data is over SSE_MAX_EVENT_BYTES.
+        :raises IdempotencyConflict: if the key was used before for another event.
+        :raises StoreUnavailable: if the event may not be stored; publish again with the same key.
+        """
+        service = get_service()
+        if idempotency_key is not None and not idempotency_key:
+            raise RequestError("idempotency_key is empty", "give 1 or more characters, or None")
+        event = service.check(Event(data, type))
+        key = None if idempotency_key is None else f"app:{idempotency_key}"
+        position = service.publish([Publication(check_channel(channel), event, key)])[0]
+        return f"{channel}={position}"
+
+
+def get_service() -> Service:
+    """The service of the current app.
+
+    :raises RuntimeError: outside of an app context, or if no `SSE` was initialised for the app.
+    """
+    service = current_app.extensions.get("sse")
+    if service is None:
+        raise RuntimeError("this app has no SSE: call SSE(app), or sse.init_app(app)")
+    return cast("Service", service)

@@ -1,0 +1,584 @@
+"""Who in this process hears what: one feed from the store, fanned out to all local subscribers.
+
+One thread (a greenlet, under gevent) reads the feed and is the only one that moves a channel forward. A subscriber has
+no queue: it keeps a place in each of its channels and takes what lies after it, from the hub's own ring where that
+reaches back far enough, else from the store.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Final, Literal, NamedTuple, TypeVar
+
+from sse.errors import Busy, SSEError, StoreUnavailable
+from sse.event import UNBORN, Entry, LastEventId, Position, Reason
+from sse.ring import Ring
+from sse.stores import PAGE, Feed, Notice, Page, Store
+from sse.wire import encode_body
+
+_log = logging.getLogger("sse")
+
+_CHECK_EVERY: Final = 5.0
+_FOUNDINGS_PER_SECOND: Final = 200
+_CHANNEL_BYTES: Final = 1 << 20
+_HUB_BYTES: Final = 64 << 20
+
+T = TypeVar("T")
+
+
+class Start(NamedTuple):
+    """Where a subscriber wants to go on in a channel.
+
+    At `position`; with none, just before the newest `replay` entries; with a `fault`, nowhere: it is to be reset.
+    """
+
+    position: Position | None = None
+    replay: int = 0
+    fault: Literal["invalid", "missing"] | None = None
+
+
+def starting_points(
+    channels: Iterable[str], last: LastEventId | None, *, from_header: bool = False, replay: int = 0
+) -> dict[str, Start]:
+    """Where a client with this last event id goes on in each channel.
+
+    A channel without an entry is new to a client that writes its own list (the query parameter), and lost to one that
+    repeats what it was told (the header). `replay` counts only where there is no last event id.
+    """
+    if last is None:
+        return {channel: Start(replay=replay) for channel in channels}
+    starts = {}
+    for channel in channels:
+        position = last.positions.get(channel)
+        if position is None and last.is_invalid(channel):
+            starts[channel] = Start(fault="invalid")
+        elif position is None and from_header:
+            starts[channel] = Start(fault="missing")
+        else:
+            starts[channel] = Start(position)
+    return starts
+
+
+class Reset(NamedTuple):
+    """The notice that a channel could not be continued and goes on from `position`."""
+
+    channel: str
+    reason: Reason
+    missed: int | None
+    position: Position
+
+
+class Delivery(NamedTuple):
+    """An entry for a subscriber."""
+
+    channel: str
+    entry: Entry
+
+
+class Look(NamedTuple):
+    """What `Hub.look` saw: resets before deliveries, the places after them, and whether there are `more`."""
+
+    taken: list[Delivery | Reset]
+    places: dict[str, Position]
+    more: bool
+
+
+class _Channel:
+    """A channel with local subscribers, or with none since a short while."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.subscribers: set[Subscriber] = set()
+        self.ring: Ring | None = None  # None until the feed's confirmation has been followed up
+        self.settled = threading.Event()  # there is a ring, or a fault
+        self.fault: SSEError | None = None
+        self.founded = False  # there was no ring before this hub came
+        self.resets = 0
+        self.reset_reason: Reason = "diverged"
+        self.idle_since: float | None = None
+
+
+class Subscriber:
+    """One listening connection: a place in each channel, and a signal that there may be more."""
+
+    def __init__(self, hub: Hub, channels: Mapping[str, _Channel]) -> None:
+        self.places: dict[str, Position] = {}
+        self.resets: list[Reset] = []
+        self._hub = hub
+        self._channels = channels
+        self._seen_resets: dict[str, int] = {}
+        self._turn = 0
+        self._signal = threading.Event()
+
+    def notify(self) -> None:
+        """Wake the subscriber's transport."""
+        if not self._signal.is_set():
+            self._signal.set()
+
+    def wait(self, timeout: float) -> bool:
+        """Wait up to `timeout` seconds until there may be something to take."""
+        return self._signal.wait(timeout)
+
+    def take(self, max_events: int, max_bytes: int) -> list[Delivery | Reset]:
+        """What has come since, each channel's in order: up to `max_bytes` of bodies, but at least one event if any.
+
+        Resets come first. The caller answers for what it has taken: the places move on.
+
+        :raises Lagging: if a channel's ring has passed the subscriber's place.
+        :raises StoreUnavailable: if older entries are needed and cannot be read.
+        """
+        self._signal.clear()
+        taken: list[Delivery | Reset] = list(self.resets)
+        self.resets.clear()
+        names = list(self.places)
+        self._turn = (self._turn + 1) % len(names)  # so that no channel starves another
+        events = size = 0
+        for name in names[self._turn :] + names[: self._turn]:
+            while entries := self._next(name, taken):
+                for entry in entries:
+                    size += len(entry.body)
+                    if events and (events >= max_events or size > max_bytes):
+                        self._signal.set()
+                        return taken
+                    events += 1
+                    taken.append(Delivery(name, entry))
+                    self.places[name] = entry.position
+        return taken
+
+    def is_behind(self) -> bool:
+        """Whether any of its channels has moved on since."""
+        with self._hub.lock:
+            return any(
+                channel.ring is not None and channel.ring.newest != self.places[name]
+                for name, channel in self._channels.items()
+            )
+
+    def _next(self, name: str, taken: list[Delivery | Reset]) -> Sequence[Entry]:
+        channel, place = self._channels[name], self.places[name]
+        with self._hub.lock:
+            assert channel.ring is not None
+            entries = channel.ring.after(place, PAGE)
+            resets, top = channel.resets, channel.ring.newest
+        if entries is not None:
+            self._seen_resets[name] = resets
+            return entries
+        if resets != self._seen_resets[name]:
+            missed = top.offset - place.offset if channel.reset_reason == "trimmed" else None
+            taken.append(Reset(name, channel.reset_reason, missed, top))
+            self._seen_resets[name] = resets
+            self.places[name] = top
+            return []
+        page = self._hub.read([(name, place)])[0]
+        if page.reason:
+            raise Lagging(name)
+        return [_encoded(entry) for entry in page.entries]
+
+    def join(self, name: str, place: Position, reset: Reset | None = None) -> None:
+        """Set the place from which the subscriber goes on in a channel."""
+        self.places[name] = place
+        self._seen_resets[name] = self._channels[name].resets
+        if reset:
+            self.resets.append(reset)
+
+
+class _Flight:
+    """A reading of the store under way, for all who want the same page."""
+
+    def __init__(self) -> None:
+        self.landed = threading.Event()
+        self.page: Page | StoreUnavailable = StoreUnavailable("the store did not answer", "try again")
+
+    def wait(self) -> Page | StoreUnavailable:
+        self.landed.wait()
+        return self.page
+
+
+class Lagging(SSEError):
+    """The subscriber was too slow: the ring of the channel no longer reaches back to its place."""
+
+    default_code = "slow"
+
+
+class Hub:
+    """The fan-out of one process. It starts with the first subscriber; `close` ends it.
+
+    `clock` gives seconds, monotonic. `max_subscribers` bounds streams and waiting polls together.
+    """
+
+    def __init__(self, store: Store, *, max_subscribers: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.lock = threading.Lock()
+        self._store = store
+        self._max_subscribers = max_subscribers
+        self._clock = clock
+        self._channels: dict[str, _Channel] = {}
+        self._subscribers = 0
+        self._dirty: set[str] = set()  # channels to look at in the store
+        self._feed: Feed | None = None
+        self._feed_lock = threading.Lock()  # keeps the feed's subscriptions in step with `_channels`
+        self._thread: threading.Thread | None = None
+        self._closed = threading.Event()
+        self._next_check = 0.0
+        self._foundings = float(_FOUNDINGS_PER_SECOND)
+        self._foundings_at = clock()
+        self._bytes = 0
+        self._flights: dict[tuple[str, Position], _Flight] = {}
+
+    @property
+    def subscribers(self) -> int:
+        """How many streams and waiting polls are attached."""
+        return self._subscribers
+
+    @property
+    def channels(self) -> int:
+        """How many channels the feed listens to."""
+        return len(self._channels)
+
+    def attach(self, starts: Mapping[str, Start], timeout: float) -> Subscriber:
+        """A subscriber to the channels in `starts`, each from where it asks; end it with `detach`.
+
+        Nothing that is stored from then on passes it by. What cannot be continued stands in its `resets`.
+
+        :raises Busy: if this worker has its fill of subscribers, or of channels newly founded.
+        :raises StoreUnavailable: if the store does not answer within `timeout` seconds.
+        """
+        deadline = self._clock() + timeout
+        subscriber = self._enter(starts)
+        try:
+            for channel in subscriber._channels.values():
+                if not channel.settled.wait(max(deadline - self._clock(), 0)):
+                    raise StoreUnavailable(f"the store has not answered for {timeout:g} s", "try again")
+                if channel.fault:
+                    raise channel.fault
+            self._join(subscriber, starts)
+        except BaseException:
+            self.detach(subscriber)
+            raise
+        return subscriber
+
+    def detach(self, subscriber: Subscriber) -> None:
+        """End a subscriber; a second time does nothing."""
+        with self.lock:
+            channels, subscriber._channels = subscriber._channels, {}
+            if channels:
+                self._subscribers -= 1
+            for channel in channels.values():
+                channel.subscribers.discard(subscriber)
+                if not channel.subscribers:
+                    channel.idle_since = self._clock()
+
+    def read(self, places: Sequence[tuple[str, Position]]) -> list[Page]:
+        """The store's page after each place. Equal readings at the same time are one.
+
+        :raises StoreUnavailable: if any of them cannot be read.
+        """
+        with self.lock:
+            flights = {place: self._flights.get(place) for place in places}
+            mine = {place: _Flight() for place, flight in flights.items() if flight is None}
+            self._flights.update(mine)
+        try:
+            for (place, flight), page in zip(mine.items(), self._store.read(list(mine)), strict=True):
+                flight.page = page
+        finally:
+            with self.lock:
+                for place, flight in mine.items():
+                    del self._flights[place]
+                    flight.landed.set()
+        return [_good((flights[place] or mine[place]).wait()) for place in places]
+
+    def look(self, starts: Mapping[str, Start], max_events: int, max_bytes: int) -> Look:
+        """What a subscriber that starts so would take now, without attaching and without founding a ring.
+
+        :raises StoreUnavailable: if the store does not answer.
+        """
+        tops = dict(zip(starts, map(_good, self._store.newest(list(starts))), strict=True))
+        places = {name: start.position or tops[name] or UNBORN for name, start in starts.items()}
+        taken: list[Delivery | Reset] = []
+        for name, start in starts.items():
+            if start.fault:
+                places[name] = tops[name] or UNBORN
+                taken.append(Reset(name, start.fault, None, places[name]))
+        replays = [(name, start.replay) for name, start in starts.items() if start.replay and tops[name]]
+        for (name, _), place in zip(replays, map(_good, self._store.before(replays)), strict=True):
+            places[name] = place or UNBORN
+        behind = [(name, place) for name, place in places.items() if place != tops[name] and not starts[name].fault]
+        events = size = 0
+        more = False
+        for (name, place), page in zip(behind, self.read(behind), strict=True):
+            if page.reason and (tops[name] or starts[name].position):
+                places[name] = tops[name] or UNBORN
+                taken.insert(0, Reset(name, page.reason, page.missed, places[name]))
+            more = more or page.more
+            for entry in map(_encoded, page.entries):
+                size += len(entry.body)
+                if events and (events >= max_events or size > max_bytes):
+                    more = True
+                    break
+                events += 1
+                taken.append(Delivery(name, entry))
+                places[name] = entry.position
+        return Look(taken, places, more)
+
+    def close(self) -> None:
+        """End the feed and its thread. Subscribers hear nothing more."""
+        self._closed.set()
+        if self._feed:
+            self._feed.close()
+        if self._thread:
+            self._thread.join(5)
+
+    # Attaching: runs in the subscriber's own thread.
+
+    def _enter(self, names: Iterable[str]) -> Subscriber:
+        with self.lock:
+            if self._closed.is_set():
+                raise Busy("this worker is closing", "try again")
+            if self._subscribers >= self._max_subscribers:
+                raise Busy(
+                    f"this worker has its {self._max_subscribers} subscribers",
+                    "try again, or raise SSE_MAX_SUBSCRIBERS",
+                )
+            self._subscribers += 1
+            new = []
+            channels = {}
+            for name in names:
+                channel = self._channels.get(name)
+                if channel is None:
+                    channel = self._channels[name] = _Channel(name)
+                    new.append(name)
+                channels[name] = channel
+            subscriber = Subscriber(self, channels)
+            for channel in channels.values():
+                channel.subscribers.add(subscriber)
+                channel.idle_since = None
+            feed = self._started()
+        if new:
+            with self._feed_lock:
+                feed.subscribe(new)
+        return subscriber
+
+    def _started(self) -> Feed:
+        if self._feed is None:
+            self._feed = self._store.feed()
+            self._next_check = self._clock() + _CHECK_EVERY
+            self._thread = threading.Thread(target=self._run, name="sse-hub", daemon=True)
+            self._thread.start()
+        return self._feed
+
+    def _join(self, subscriber: Subscriber, starts: Mapping[str, Start]) -> None:
+        """Find each channel's place: in the hub's own ring, else by asking the store."""
+        unknown: list[tuple[str, Position]] = []
+        replays: list[tuple[str, int]] = []
+        for name, start in starts.items():
+            channel = subscriber._channels[name]
+            with self.lock:
+                ring = channel.ring
+                assert ring is not None
+                top = ring.newest
+                if start.fault:
+                    subscriber.join(name, top, Reset(name, start.fault, None, top))
+                elif start.position is None:
+                    place = ring.before(start.replay)
+                    if top.offset - place.offset < start.replay and place.offset > 0:
+                        replays.append((name, start.replay))
+                    subscriber.join(name, place)
+                elif start.position in ring:
+                    subscriber.join(name, start.position)
+                else:
+                    unknown.append((name, start.position))
+        if replays:
+            for (name, _), place in zip(replays, self._store.before(replays), strict=True):
+                if _good(place) is not None:
+                    subscriber.join(name, _good(place))
+        if unknown:
+            for (name, position), page in zip(unknown, self.read(unknown), strict=True):
+                if not page.reason:
+                    subscriber.join(name, position)
+                    continue
+                channel = subscriber._channels[name]
+                with self.lock:
+                    assert channel.ring is not None
+                    top = channel.ring.newest
+                    reason: Reason = "unknown" if channel.founded and channel.ring.base.offset == 0 else page.reason
+                    subscriber.join(name, top, Reset(name, reason, page.missed, top))
+        subscriber.notify()
+
+    # Moving forward: runs in the hub's own thread only.
+
+    def _run(self) -> None:
+        assert self._feed is not None
+        away = 0
+        while not self._closed.is_set():
+            try:
+                wait = 0.01 if self._dirty else self._next_check - self._clock()
+                self._apply(self._feed.read(max(wait, 0.001)))
+                self._settle()
+                if self._clock() >= self._next_check:
+                    self._next_check = self._clock() + _CHECK_EVERY * random.uniform(0.9, 1.1)
+                    self._check()
+                away = 0
+            except StoreUnavailable as error:
+                away += 1
+                if away == 1:
+                    _log.warning("the store is away, streams stay open: %s", error)
+                self._closed.wait(random.uniform(0.5, 1) * min(0.05 * 2**away, 1.0))
+            except Exception:  # noqa: BLE001 - logged; subscribers must not be left without a hub
+                _log.exception("the hub could not go on with a channel; trying again")
+                self._closed.wait(1.0)
+
+    def _apply(self, notices: Sequence[Notice]) -> None:
+        touched: set[_Channel] = set()
+        with self.lock:
+            for name, previous, entry in notices:
+                channel = self._channels.get(name)
+                if channel is None:
+                    continue
+                if entry is None or channel.ring is None:
+                    self._dirty.add(name)
+                elif previous == channel.ring.newest:
+                    self._append(channel, entry)
+                    touched.add(channel)
+                elif entry.position not in channel.ring:
+                    self._dirty.add(name)
+            _notify(touched)
+
+    def _append(self, channel: _Channel, entry: Entry) -> None:
+        ring = channel.ring
+        assert ring is not None
+        before = ring.bytes
+        ring.append(_encoded(entry))
+        self._bytes += ring.bytes - before
+        if self._bytes > _HUB_BYTES:
+            for other in self._channels.values():
+                if other.ring is not None:
+                    other.ring.shrink(other.ring.bytes // 2)
+            self._bytes = sum(other.ring.bytes for other in self._channels.values() if other.ring is not None)
+
+    def _settle(self) -> None:
+        """Bring every dirty channel up to the store. What fails stays dirty."""
+        if not self._dirty:
+            return
+        with self.lock:
+            dirty = [self._channels[name] for name in self._dirty if name in self._channels]
+        self._begin([channel for channel in dirty if channel.ring is None])
+        self._repair([channel for channel in dirty if channel.ring is not None])
+        self._dirty.clear()
+
+    def _begin(self, channels: list[_Channel]) -> None:
+        """Give channels that are new here their ring, founding it in the store where there is none."""
+        tops = dict(zip(channels, self._store.newest([channel.name for channel in channels]), strict=True))
+        unborn = [channel for channel, top in tops.items() if top is None]
+        allowed = unborn[: self._may_found(len(unborn))]
+        for channel, anchor in zip(allowed, self._store.found([channel.name for channel in allowed]), strict=True):
+            tops[channel] = anchor
+            channel.founded = True
+        for channel, top in tops.items():
+            if isinstance(top, Position):
+                self._fill(channel, top)
+            else:
+                self._refuse(channel, top or Busy("too many new channels at once", "try again"))
+
+    def _may_found(self, wanted: int) -> int:
+        now = self._clock()
+        self._foundings = min(
+            self._foundings + (now - self._foundings_at) * _FOUNDINGS_PER_SECOND, float(_FOUNDINGS_PER_SECOND)
+        )
+        self._foundings_at = now
+        allowed = min(wanted, int(self._foundings))
+        self._foundings -= allowed
+        return allowed
+
+    def _fill(self, channel: _Channel, top: Position) -> None:
+        with self.lock:
+            if channel.ring is not None:
+                self._bytes -= channel.ring.bytes
+            channel.ring = Ring(top, 1 << 30, _CHANNEL_BYTES)
+            channel.settled.set()
+
+    def _refuse(self, channel: _Channel, fault: SSEError) -> None:
+        with self.lock:
+            if self._channels.get(channel.name) is channel:
+                del self._channels[channel.name]
+            channel.fault = fault
+            channel.settled.set()
+        self._unsubscribe([channel.name])
+
+    def _unsubscribe(self, names: list[str]) -> None:
+        with self._feed_lock:
+            gone = [name for name in names if name not in self._channels]
+            if gone and self._feed:
+                self._feed.unsubscribe(gone)
+
+    def _repair(self, channels: list[_Channel]) -> None:
+        """Read what channels have missed since their newest entry; reset those that cannot be continued."""
+        while channels:
+            places = [(channel.name, channel.ring.newest) for channel in channels if channel.ring is not None]
+            pages = dict(zip(channels, self._store.read(places), strict=True))
+            with self.lock:
+                for channel, page in pages.items():
+                    if isinstance(page, Page) and not page.reason:
+                        for entry in page.entries:
+                            self._append(channel, entry)
+                _notify(channel for channel, page in pages.items() if isinstance(page, Page) and page.entries)
+            lost = [channel for channel, page in pages.items() if isinstance(page, Page) and page.reason]
+            again = [channel for channel, page in pages.items() if isinstance(page, Page) and page.more]
+            for channel, top in zip(lost, self._store.found([channel.name for channel in lost]), strict=True):
+                page = pages[channel]
+                assert isinstance(page, Page) and page.reason and channel.ring is not None
+                if isinstance(top, StoreUnavailable):
+                    pages[channel] = top
+                elif top == channel.ring.newest:
+                    again.append(channel)
+                else:
+                    self._reset(channel, top, page.reason)
+            for channel, page in pages.items():
+                if isinstance(page, StoreUnavailable):
+                    _log.error("channel %s waits: %s", channel.name, page)
+            channels = again
+
+    def _reset(self, channel: _Channel, top: Position, reason: Reason) -> None:
+        _log.warning("channel %s is reset: %s", channel.name, reason)
+        self._fill(channel, top)
+        with self.lock:
+            channel.resets += 1
+            channel.reset_reason = reason
+            _notify([channel])
+
+    def _check(self) -> None:
+        """Look for what no announcement told of, keep the rings alive that have listeners, drop idle channels."""
+        now = self._clock()
+        with self.lock:
+            idle = [
+                channel.name
+                for channel in self._channels.values()
+                if channel.idle_since is not None and now - channel.idle_since >= _CHECK_EVERY / 2
+            ]
+            for name in idle:
+                channel = self._channels.pop(name)
+                self._bytes -= channel.ring.bytes if channel.ring is not None else 0
+            live = [channel for channel in self._channels.values() if channel.ring is not None and channel.subscribers]
+        self._unsubscribe(idle)
+        for channel, newest in zip(
+            live, self._store.newest([channel.name for channel in live], keep=True), strict=True
+        ):
+            if channel.ring is not None and newest != channel.ring.newest:
+                self._dirty.add(channel.name)
+        self._settle()
+
+
+def _notify(channels: Iterable[_Channel]) -> None:
+    for subscriber in {subscriber for channel in channels for subscriber in channel.subscribers}:
+        subscriber.notify()
+
+
+def _encoded(entry: Entry) -> Entry:
+    return entry._replace(body=encode_body(entry.event))
+
+
+def _good(value: T | StoreUnavailable) -> T:
+    if isinstance(value, StoreUnavailable):
+        raise value
+    return value

@@ -1,0 +1,76 @@
+"""A subscriber as one JSON answer: the same positions, from the same rings, for clients that cannot keep a stream."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+from sse.errors import Busy
+from sse.event import Position, format_last_event_id
+from sse.hub import Delivery, Hub, Lagging, Reset, Start
+
+_MAX_EVENTS: Final = 1000
+_MAX_BYTES: Final = 1 << 20
+_GATHER: Final = 0.01
+_ATTACH_TIMEOUT: Final = 5.0
+
+
+def poll(
+    hub: Hub,
+    starts: Mapping[str, Start],
+    *,
+    timeout: float,
+    retry: int,
+    clock: Callable[[], float] = time.monotonic,
+) -> dict[str, Any]:
+    """What has come since, as the JSON object of a poll's answer.
+
+    It comes at once when there is something to tell or a channel has no position yet; else with the first event and
+    those that come within some milliseconds of it, or empty after `timeout` seconds. Asked twice, it answers twice.
+
+    :param timeout: seconds to wait at the most; with 0 no ring is founded, and a channel that has none stands at `0-0`.
+    :param retry: milliseconds that the client is to wait after a failure.
+    :raises Unavailable: if there is no room for another subscriber, or the store is away.
+    """
+    if timeout == 0:
+        look = hub.look(starts, _MAX_EVENTS, _MAX_BYTES)
+        return _answer(look.taken, look.places, look.more, retry)
+    deadline = clock() + timeout
+    subscriber = hub.attach(starts, max(timeout, _ATTACH_TIMEOUT))
+    try:
+        taken = subscriber.take(_MAX_EVENTS, _MAX_BYTES)
+        settled = all(start.position for start in starts.values())
+        while settled and not taken and subscriber.wait(max(deadline - clock(), 0)):
+            time.sleep(_GATHER)
+            taken = subscriber.take(_MAX_EVENTS, _MAX_BYTES)
+        return _answer(taken, subscriber.places, subscriber.is_behind(), retry)
+    except Lagging as error:
+        raise Busy(error.message, "ask again with the same last event id") from None
+    finally:
+        hub.detach(subscriber)
+
+
+def _answer(
+    taken: Sequence[Delivery | Reset], places: Mapping[str, Position], more: bool, retry: int
+) -> dict[str, Any]:
+    return {
+        "last_event_id": format_last_event_id(places),
+        "events": [
+            {
+                "channel": item.channel,
+                "id": f"{item.channel}={item.entry.position}",
+                "type": item.entry.event.type,
+                "data": item.entry.event.data,
+            }
+            for item in taken
+            if isinstance(item, Delivery)
+        ],
+        "resets": [
+            {"channel": item.channel, "reason": item.reason, "missed": item.missed}
+            for item in taken
+            if isinstance(item, Reset)
+        ],
+        "more": more,
+        "retry": retry,
+    }

@@ -1,0 +1,96 @@
+"""What one app runs on: its settings, and this process's store and hub."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Sequence
+
+from sse.config import Config
+from sse.errors import IdempotencyConflict, StoreUnavailable, TooLarge
+from sse.event import Event, Position
+from sse.hub import Hub
+from sse.stores import Publication, Store, connect
+
+
+class Service:
+    """The store and hub of this process, made when they are first asked for.
+
+    Not earlier: a server may fork, or replace the standard library's locks, after the app has been made.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self._made: tuple[int, Store, Hub] | None = None
+        self._lock: tuple[int, threading.Lock] | None = None
+
+    @property
+    def store(self) -> Store:
+        return self._make()[1]
+
+    @property
+    def hub(self) -> Hub:
+        return self._make()[2]
+
+    @property
+    def shared(self) -> bool:
+        """Whether other processes see what is published here."""
+        return self.config.redis_url is not None
+
+    def check(self, event: Event) -> Event:
+        """Give the event back if it is small enough.
+
+        :raises TooLarge: if its data is over SSE_MAX_EVENT_BYTES.
+        """
+        size = len(event.data.encode())
+        if size > self.config.max_event_bytes:
+            raise TooLarge(
+                f"data has {size} bytes, SSE_MAX_EVENT_BYTES is {self.config.max_event_bytes}",
+                "send less, or a link to it",
+            )
+        return event
+
+    def publish(self, publications: Sequence[Publication]) -> list[Position]:
+        """Store and announce events; the position of each.
+
+        :raises IdempotencyConflict: if a key was used before for another event.
+        :raises StoreUnavailable: if one or more may not be stored; publish all again with the same keys.
+        """
+        receipts = self.store.publish(publications)
+        for receipt, publication in zip(receipts, publications, strict=True):
+            if not isinstance(receipt, StoreUnavailable) and receipt.outcome == "conflict":
+                raise IdempotencyConflict(
+                    f"the idempotency key was used for another event on channel {publication.channel}",
+                    "use a new key for a new event",
+                )
+        positions = []
+        for receipt in receipts:
+            if isinstance(receipt, StoreUnavailable):
+                raise receipt
+            positions.append(receipt.position)
+        return positions
+
+    def close(self) -> None:
+        """End this process's hub and let go of its store; the next use makes new ones."""
+        if self._made and self._made[0] == os.getpid():
+            _, store, hub = self._made
+            self._made = None
+            hub.close()
+            store.close()
+
+    def _make(self) -> tuple[int, Store, Hub]:
+        made = self._made
+        if made is None or made[0] != os.getpid():
+            if self._lock is None or self._lock[0] != os.getpid():
+                self._lock = (os.getpid(), threading.Lock())
+            with self._lock[1]:
+                if self._made is None or self._made[0] != os.getpid():
+                    store = connect(
+                        self.config.redis_url,
+                        ring=self.config.ring,
+                        ring_ttl=self.config.ring_ttl,
+                        namespace=self.config.namespace,
+                    )
+                    self._made = (os.getpid(), store, Hub(store, max_subscribers=self.config.max_subscribers))
+                made = self._made
+        return made

@@ -1,0 +1,20 @@
+"""What all hubs share: the rings, in this process's memory or in Redis."""
+
+from __future__ import annotations
+
+from sse.stores.base import PAGE, Feed, Notice, Page, Publication, Receipt, Store
+from sse.stores.memory import MemoryStore
+from sse.stores.redis import RedisStore
+
+__all__ = ["PAGE", "Feed", "MemoryStore", "Notice", "Page", "Publication", "Receipt", "RedisStore", "Store", "connect"]
+
+
+def connect(url: str | None, *, ring: int, ring_ttl: int, namespace: str = "sse") -> Store:
+    """The store behind `url`: `redis://`, `rediss://` or `unix://`; None for this process's own memory.
+
+    Nothing is connected yet. `ring` is the number of events kept for each channel, `ring_ttl` the seconds that a ring
+    outlives its last event.
+    """
+    if url is None:
+        return MemoryStore(ring=ring, ring_ttl=ring_ttl)
+    return RedisStore(url, ring=ring, ring_ttl=ring_ttl, namespace=namespace)

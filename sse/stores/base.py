@@ -1,0 +1,129 @@
+"""The contract that every store keeps: one ring a channel, shared by all hubs that use the store."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import Final, Literal, NamedTuple
+
+from sse.errors import StoreUnavailable
+from sse.event import Entry, Event, Position, Reason
+
+PAGE: Final = 100
+"""How many entries a store gives at one reading."""
+
+UNBORN_TTL: Final = 120
+"""Seconds that a ring lives which was founded and never had an event."""
+
+ONCE_TTL: Final = 300
+"""Seconds that an idempotency key is remembered."""
+
+
+class Publication(NamedTuple):
+    """An event on its way into a channel's ring. `key` is an idempotency key, already scoped to its publisher."""
+
+    channel: str
+    event: Event
+    key: str | None = None
+
+
+class Receipt(NamedTuple):
+    """What became of a publication.
+
+    `new`: stored at `position`. `again`: the same key and event were stored before, there. `conflict`: the key was used
+    for another event, and nothing is stored.
+    """
+
+    position: Position
+    outcome: Literal["new", "again", "conflict"]
+
+
+class Page(NamedTuple):
+    """What follows a position: entries in order and without a gap, and whether there are `more`; or why there are none.
+
+    With a `reason`, the position cannot be continued, and `missed` is the number of entries lost for `trimmed`.
+    """
+
+    entries: list[Entry]
+    more: bool = False
+    reason: Reason | None = None
+    missed: int | None = None
+
+
+class Notice(NamedTuple):
+    """What a feed says of a channel: an `entry` that follows `previous`; or, with neither, that it now listens."""
+
+    channel: str
+    previous: Position | None = None
+    entry: Entry | None = None
+
+
+class Feed(ABC):
+    """Announcements of new entries, for one hub.
+
+    A feed may lose announcements, and repeats none; a hub tells from `previous` when one is missing and reads the store.
+    `subscribe` and `unsubscribe` may be called from any thread and do not wait; `read` has one caller at a time.
+    """
+
+    @abstractmethod
+    def subscribe(self, channels: Iterable[str]) -> None:
+        """Listen to these channels; a notice without an entry confirms each, now and after every reconnection."""
+
+    @abstractmethod
+    def unsubscribe(self, channels: Iterable[str]) -> None:
+        """Listen to these channels no more."""
+
+    @abstractmethod
+    def read(self, timeout: float) -> list[Notice]:
+        """The notices at hand, waiting up to `timeout` seconds for the first.
+
+        :raises StoreUnavailable: when the connection is lost; the next call tries to connect again.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """End the feed and wake its reader."""
+
+
+class Store(ABC):
+    """All rings, and the news of them.
+
+    An entry's position is `offset-tag`: offsets count from 1 without a gap, and the tag commits to the entry before it,
+    so that a ring which was rewound or replaced is never taken for the one that a position came from. Where a method
+    takes several channels, a fault of one channel is given in its place as a `StoreUnavailable` value; only a fault of
+    the whole store is raised.
+    """
+
+    shared: bool
+    """Whether other processes see the same rings."""
+
+    @abstractmethod
+    def publish(self, publications: Sequence[Publication]) -> list[Receipt | StoreUnavailable]:
+        """Store each event at the end of its ring, trim the ring, and announce it: all three or none.
+
+        An unborn ring is founded. A publication that is repeated with its key is stored once.
+        """
+
+    @abstractmethod
+    def newest(self, channels: Sequence[str], *, keep: bool = False) -> list[Position | StoreUnavailable | None]:
+        """The newest position of each channel, None where it has no ring; `keep` renews the rings' time to live."""
+
+    @abstractmethod
+    def found(self, channels: Sequence[str]) -> list[Position | StoreUnavailable]:
+        """The newest position of each channel; one that has no ring gets one, with an anchor that is never delivered."""
+
+    @abstractmethod
+    def read(self, places: Sequence[tuple[str, Position]], limit: int = PAGE) -> list[Page | StoreUnavailable]:
+        """For each (channel, position), the page after it."""
+
+    @abstractmethod
+    def before(self, channels: Sequence[tuple[str, int]]) -> list[Position | StoreUnavailable | None]:
+        """For each (channel, count), the position just before its newest `count` entries; None where it has no ring."""
+
+    @abstractmethod
+    def feed(self) -> Feed:
+        """A new feed. It connects when it is first read."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of all connections."""

@@ -1,0 +1,169 @@
+"""Rings in this process's own memory: for development, and for a service of one worker."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+
+from sse.errors import StoreUnavailable
+from sse.event import Entry, Position, Reason
+from sse.ring import Ring
+from sse.stores.base import ONCE_TTL, PAGE, UNBORN_TTL, Feed, Notice, Page, Publication, Receipt, Store
+
+_FEED_LENGTH = 1024  # a feed that is read too late loses the oldest; its hub then reads the ring
+_SWEEP_SECONDS = 30.0
+
+
+class MemoryStore(Store):
+    """A store of one process. `clock` gives seconds, monotonic."""
+
+    shared = False
+
+    def __init__(self, *, ring: int, ring_ttl: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._max_events = ring
+        self._ttl = ring_ttl
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._rings: dict[str, Ring] = {}
+        self._expiry: dict[str, float] = {}
+        self._once: dict[tuple[str, str], tuple[Position, Entry, float]] = {}
+        self._feeds: list[_MemoryFeed] = []
+        self._next_sweep = clock() + _SWEEP_SECONDS
+
+    def publish(self, publications: Sequence[Publication]) -> list[Receipt | StoreUnavailable]:
+        with self._lock:
+            self._sweep()
+            return [self._publish(publication) for publication in publications]
+
+    def newest(self, channels: Sequence[str], *, keep: bool = False) -> list[Position | StoreUnavailable | None]:
+        with self._lock:
+            rings = [self._ring(channel) for channel in channels]
+            if keep:
+                for channel, ring in zip(channels, rings, strict=True):
+                    if ring is not None:
+                        self._renew(channel, ring)
+            return [ring.newest if ring is not None else None for ring in rings]
+
+    def found(self, channels: Sequence[str]) -> list[Position | StoreUnavailable]:
+        with self._lock:
+            self._sweep()
+            return [self._found(channel).newest for channel in channels]
+
+    def read(self, places: Sequence[tuple[str, Position]], limit: int = PAGE) -> list[Page | StoreUnavailable]:
+        with self._lock:
+            return [self._page(self._ring(channel), position, limit) for channel, position in places]
+
+    def before(self, channels: Sequence[tuple[str, int]]) -> list[Position | StoreUnavailable | None]:
+        with self._lock:
+            rings = [(self._ring(channel), count) for channel, count in channels]
+            return [ring.before(count) if ring is not None else None for ring, count in rings]
+
+    def feed(self) -> Feed:
+        feed = _MemoryFeed()
+        with self._lock:
+            self._feeds = [other for other in self._feeds if not other.closed] + [feed]
+        return feed
+
+    def close(self) -> None:
+        with self._lock:
+            for feed in self._feeds:
+                feed.close()
+
+    def _publish(self, publication: Publication) -> Receipt:
+        channel, event, key = publication
+        now = self._clock()
+        done = self._once.get((channel, key)) if key else None
+        if done and done[2] > now:
+            return Receipt(done[0], "again" if done[1].event == event else "conflict")
+        ring = self._found(channel)
+        previous = ring.newest
+        entry = Entry(_next(previous, secrets.token_hex(8)), event)
+        ring.append(entry)
+        self._renew(channel, ring)
+        if key:
+            self._once[channel, key] = (entry.position, entry, now + ONCE_TTL)
+        for feed in self._feeds:
+            feed.announce(Notice(channel, previous, entry))
+        return Receipt(entry.position, "new")
+
+    def _ring(self, channel: str) -> Ring | None:
+        if self._expiry.get(channel, 0) <= self._clock():
+            self._forget(channel)
+        return self._rings.get(channel)
+
+    def _found(self, channel: str) -> Ring:
+        ring = self._ring(channel)
+        if ring is None:
+            ring = self._rings[channel] = Ring(_next(Position(-1, 0), secrets.token_hex(8)), self._max_events)
+            self._renew(channel, ring)
+        return ring
+
+    def _renew(self, channel: str, ring: Ring) -> None:
+        lifetime = self._ttl if ring.newest.offset else UNBORN_TTL
+        self._expiry[channel] = max(self._clock() + lifetime, self._expiry.get(channel, 0))
+
+    def _forget(self, channel: str) -> None:
+        self._rings.pop(channel, None)
+        self._expiry.pop(channel, None)
+
+    def _sweep(self) -> None:
+        now = self._clock()
+        if now < self._next_sweep:
+            return
+        self._next_sweep = now + _SWEEP_SECONDS
+        for channel in [channel for channel, expiry in self._expiry.items() if expiry <= now]:
+            self._forget(channel)
+        self._once = {key: done for key, done in self._once.items() if done[2] > now}
+
+    @staticmethod
+    def _page(ring: Ring | None, position: Position, limit: int) -> Page:
+        if ring is None:
+            return Page([], reason="unknown")
+        entries = ring.after(position, limit)
+        if entries is not None:
+            return Page(entries, more=len(entries) == limit)
+        trimmed = position.offset < ring.base.offset
+        reason: Reason = "trimmed" if trimmed else "diverged"
+        return Page([], reason=reason, missed=ring.newest.offset - position.offset if trimmed else None)
+
+
+class _MemoryFeed(Feed):
+    def __init__(self) -> None:
+        self.closed = False
+        self._channels: set[str] = set()
+        self._confirmed: deque[Notice] = deque()
+        self._announced: deque[Notice] = deque(maxlen=_FEED_LENGTH)
+        self._filled = threading.Event()
+
+    def announce(self, notice: Notice) -> None:
+        if notice.channel in self._channels:
+            self._announced.append(notice)
+            self._filled.set()
+
+    def subscribe(self, channels: Iterable[str]) -> None:
+        for channel in channels:
+            self._channels.add(channel)
+            self._confirmed.append(Notice(channel))
+        self._filled.set()
+
+    def unsubscribe(self, channels: Iterable[str]) -> None:
+        self._channels.difference_update(channels)
+
+    def read(self, timeout: float) -> list[Notice]:
+        self._filled.wait(timeout)
+        self._filled.clear()
+        return [line.popleft() for line in (self._confirmed, self._announced) for _ in range(len(line))]
+
+    def close(self) -> None:
+        self.closed = True
+        self._filled.set()
+
+
+def _next(previous: Position, nonce: str) -> Position:
+    """The position after `previous`: its tag is 52 bits of a hash over the position before and the publisher's nonce."""
+    digest = hashlib.sha1(f"{previous} {nonce}".encode(), usedforsecurity=False).hexdigest()
+    return Position(previous.offset + 1, int(digest[:13], 16) + 1)

@@ -1,0 +1,450 @@
+"""Rings in Redis, one stream key a channel, shared by all workers and machines.
+
+A stream entry's id is the event's position. `XRANGE sse:{news} 58-… +` in redis-cli shows what a client at that
+position has missed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import secrets
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from importlib import resources
+from typing import Any, Final, cast
+
+import redis
+from redis.backoff import ExponentialWithJitterBackoff
+from redis.exceptions import NoPermissionError, NoScriptError, ReadOnlyError, RedisError
+from redis.retry import Retry
+
+from sse.errors import StoreUnavailable
+from sse.event import Entry, Event, Position
+from sse.stores.base import ONCE_TTL, PAGE, UNBORN_TTL, Feed, Notice, Page, Publication, Receipt, Store
+from sse.wire import decode_payload, encode_payload
+
+_log = logging.getLogger("sse")
+
+_CONNECTIONS: Final = 8
+_TIMEOUT: Final = 5.0
+_RANDOM_ONCE_TTL: Final = 30
+_PING_AFTER: Final = 5.0
+_LOST_AFTER: Final = 12.0
+_READ_AT_ONCE: Final = 512
+_NO_CHANNEL: Final = "sse.check"  # no channel starts so
+
+
+class RedisStore(Store):
+    """A store in the Redis at `url`, 7.0 or newer, through a small pool of connections."""
+
+    shared = True
+
+    def __init__(self, url: str, *, ring: int, ring_ttl: int, namespace: str = "sse") -> None:
+        pool = redis.BlockingConnectionPool.from_url(
+            url,
+            max_connections=_CONNECTIONS,
+            timeout=_TIMEOUT,
+            socket_timeout=_TIMEOUT,
+            socket_connect_timeout=2.0,
+            retry=Retry(ExponentialWithJitterBackoff(cap=0.2, base=0.02), 2),
+        )
+        pool.connection_kwargs["protocol"] = 2
+        self._redis = redis.Redis(connection_pool=pool)
+        self._namespace = namespace
+        self._database = pool.connection_kwargs.get("db") or 0
+        self._max_events = ring
+        self._ttl = ring_ttl
+        self._publish_script = _Script("publish.lua")
+        self._found_script = _Script("found.lua")
+        self._checked = False
+        self._check_lock = threading.Lock()
+        self._jobs: deque[_Job] = deque()
+        self._publish_lock = threading.Lock()
+
+    def publish(self, publications: Sequence[Publication]) -> list[Receipt | StoreUnavailable]:
+        # Whoever holds the lock publishes for all who wait, so publishes that come together share one round trip.
+        job = _Job([self._prepare(publication) for publication in publications])
+        self._jobs.append(job)
+        with self._publish_lock:
+            if job.outcome is None:
+                self._run([self._jobs.popleft() for _ in range(len(self._jobs))])
+        if isinstance(job.outcome, StoreUnavailable):
+            raise job.outcome
+        return cast("list[Receipt | StoreUnavailable]", job.outcome)
+
+    def newest(self, channels: Sequence[str], *, keep: bool = False) -> list[Position | StoreUnavailable | None]:
+        commands: list[tuple[Any, ...]] = [
+            ("XREVRANGE", self._key(channel), "+", "-", "COUNT", 1) for channel in channels
+        ]
+        positions = [_first(reply, channel) for channel, reply in zip(channels, self._execute(commands), strict=True)]
+        if keep:
+            self._execute(
+                ("EXPIRE", self._key(channel), self._ttl if position.offset else UNBORN_TTL, "GT")
+                for channel, position in zip(channels, positions, strict=True)
+                if isinstance(position, Position)
+            )
+        return positions
+
+    def found(self, channels: Sequence[str]) -> list[Position | StoreUnavailable]:
+        replies = self._evaluate(
+            self._found_script, [(1, self._key(channel), _nonce(), self._ttl, UNBORN_TTL) for channel in channels]
+        )
+        return [
+            _position(reply) if isinstance(reply, bytes) else _refusal(reply, channel)
+            for channel, reply in zip(channels, replies, strict=True)
+        ]
+
+    def read(self, places: Sequence[tuple[str, Position]], limit: int = PAGE) -> list[Page | StoreUnavailable]:
+        replies = self._execute(
+            ("XRANGE", self._key(channel), str(position), "+", "COUNT", limit + 1) for channel, position in places
+        )
+        pages = [
+            _page(reply, position, channel, limit) for (channel, position), reply in zip(places, replies, strict=True)
+        ]
+        lost = [index for index, page in enumerate(pages) if page is None]
+        if lost:
+            ends = self._execute(
+                (command, self._key(places[index][0]), first, last, "COUNT", 1)
+                for index in lost
+                for command, first, last in (("XRANGE", "-", "+"), ("XREVRANGE", "+", "-"))
+            )
+            for number, index in enumerate(lost):
+                channel, position = places[index]
+                pages[index] = _reason(ends[2 * number], ends[2 * number + 1], position, channel)
+        return cast("list[Page | StoreUnavailable]", pages)
+
+    def before(self, channels: Sequence[tuple[str, int]]) -> list[Position | StoreUnavailable | None]:
+        places = self.newest([channel for channel, _ in channels])
+        born = [index for index, place in enumerate(places) if isinstance(place, Position)]
+        replies = self._execute(
+            (
+                "XRANGE",
+                self._key(channels[index][0]),
+                max(cast("Position", places[index]).offset - channels[index][1], 0),
+                "+",
+                "COUNT",
+                1,
+            )
+            for index in born
+        )
+        for index, reply in zip(born, replies, strict=True):
+            places[index] = _first(reply, channels[index][0])
+        return places
+
+    def feed(self) -> Feed:
+        pool = self._redis.connection_pool
+        return _RedisFeed(
+            self, pool.connection_class(**{**pool.connection_kwargs, "retry": Retry(ExponentialWithJitterBackoff(), 0)})
+        )
+
+    def close(self) -> None:
+        self._redis.connection_pool.disconnect()
+
+    def check(self) -> None:
+        """Make sure, once, that this Redis can be used.
+
+        :raises StoreUnavailable: if it is older than 7.0, evicts keys that have a time to live, or refuses a command.
+        """
+        if self._checked:
+            return
+        with self._check_lock, _translated():
+            key = self._key(_NO_CHANNEL)
+            replies = self._pipeline(
+                [
+                    ("INFO",),
+                    ("XREVRANGE", key, "+", "-", "COUNT", 1),
+                    ("XRANGE", key, "-", "+", "COUNT", 1),
+                    ("XADD", key, "NOMKSTREAM", "*", "d", ""),
+                    ("EXPIRE", key, 1, "GT"),
+                    ("DEL", key),
+                    ("GET", f"{key}:once:"),
+                    ("SET", f"{key}:once:", "", "XX"),
+                    ("PUBLISH", self.announcements(_NO_CHANNEL), ""),
+                    ("EVALSHA", "0" * 40, 1, key),
+                    ("EVAL", "return 1", 1, key),
+                ]
+            )
+            refused = sorted({str(reply) for reply in replies if isinstance(reply, NoPermissionError)})
+            if refused:
+                raise StoreUnavailable("Redis refuses this user: " + "; ".join(refused), "grant them with ACL SETUSER")
+            info = replies[0]
+            if isinstance(info, RedisError):
+                raise info
+            version = str(info["redis_version"])
+            if int(version.split(".")[0]) < 7:
+                raise StoreUnavailable(f"Redis is {version}", "use 7.0 or newer")
+            policy = info.get("maxmemory_policy", "noeviction")
+            if policy != "noeviction":
+                raise StoreUnavailable(
+                    f"Redis has maxmemory-policy {policy}, which may evict rings", "set maxmemory-policy noeviction"
+                )
+            self._checked = True
+
+    def announcements(self, channel: str) -> str:
+        """The pub/sub channel of a channel; it has the database's number, which pub/sub itself disregards."""
+        return f"{self._namespace}:{self._database}:{{{channel}}}"
+
+    def _key(self, channel: str) -> str:
+        return f"{self._namespace}:{{{channel}}}"
+
+    def _prepare(self, publication: Publication) -> tuple[Any, ...]:
+        """The script's arguments: made once, so that a repetition after a lost reply is known for what it is."""
+        channel, event, once = publication
+        key = self._key(channel)
+        return (
+            2,
+            key,
+            f"{key}:once:{once or secrets.token_hex(16)}",
+            _nonce(),
+            self._max_events + 1,
+            self._ttl,
+            ONCE_TTL if once else _RANDOM_ONCE_TTL,
+            "PUBLISH",
+            self.announcements(channel),
+            encode_payload(event),
+        )
+
+    def _run(self, jobs: list[_Job]) -> None:
+        calls = [call for job in jobs for call in job.calls]
+        try:
+            replies = iter(self._evaluate(self._publish_script, calls))
+        except StoreUnavailable as error:
+            for job in jobs:
+                job.outcome = error
+            return
+        except BaseException:
+            # This greenlet or thread is being ended; those who wait must not take that for success.
+            for job in jobs:
+                job.outcome = StoreUnavailable("publishing was interrupted", "publish again with the same key")
+            raise
+        for job in jobs:
+            job.outcome = [_receipt(next(replies), call) for call in job.calls]
+
+    def _evaluate(self, script: _Script, calls: Sequence[tuple[Any, ...]]) -> list[Any]:
+        replies = self._execute(("EVALSHA", script.sha, *call) for call in calls)
+        unknown = [index for index, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
+        for index, reply in zip(
+            unknown, self._execute(("EVAL", script.text, *calls[index]) for index in unknown), strict=True
+        ):
+            replies[index] = reply
+        return replies
+
+    def _execute(self, commands: Iterable[tuple[Any, ...]]) -> list[Any]:
+        """The replies of all commands, in one round trip; an error reply stands as a value in its place."""
+        self.check()
+        with _translated():
+            replies = self._pipeline(commands)
+            if any(isinstance(reply, ReadOnlyError) for reply in replies):
+                # The primary has moved: connect anew.
+                self._redis.connection_pool.disconnect(inuse_connections=False)
+            return replies
+
+    def _pipeline(self, commands: Iterable[tuple[Any, ...]]) -> list[Any]:
+        with self._redis.pipeline(transaction=False) as pipeline:
+            for command in commands:
+                pipeline.execute_command(*command)  # type: ignore[no-untyped-call]
+            return pipeline.execute(raise_on_error=False)
+
+
+class _Job:
+    """The calls of one `publish`, and what became of them."""
+
+    __slots__ = ("calls", "outcome")
+
+    def __init__(self, calls: list[tuple[Any, ...]]) -> None:
+        self.calls = calls
+        self.outcome: list[Receipt | StoreUnavailable] | StoreUnavailable | None = None
+
+
+class _Script:
+    def __init__(self, name: str) -> None:
+        self.text = resources.files(__package__).joinpath(name).read_text()
+        self.sha = redis.Redis().register_script(self.text).sha
+
+
+class _RedisFeed(Feed):
+    """One pub/sub connection. Only `read` connects and reads; other threads only send, under the lock."""
+
+    def __init__(self, store: RedisStore, connection: Any) -> None:
+        self._store = store
+        self._connection = connection
+        self._lock = threading.Lock()
+        self._connected = False
+        self._closed = False
+        self._channels: dict[str, str] = {}  # by their name in pub/sub
+        self._heard = self._pinged = 0.0
+
+    def subscribe(self, channels: Iterable[str]) -> None:
+        names = {self._store.announcements(channel): channel for channel in channels}
+        with self._lock:
+            self._channels.update(names)
+            self._send("SUBSCRIBE", *names)
+
+    def unsubscribe(self, channels: Iterable[str]) -> None:
+        names = [self._store.announcements(channel) for channel in channels]
+        with self._lock:
+            for name in names:
+                self._channels.pop(name, None)
+            self._send("UNSUBSCRIBE", *names)
+
+    def read(self, timeout: float) -> list[Notice]:
+        notices: list[Notice] = []
+        self._connect()
+        try:
+            wait = min(timeout, _PING_AFTER)
+            while len(notices) < _READ_AT_ONCE:
+                notice = self._notice(self._connection.read_response(timeout=wait, disconnect_on_error=False))
+                self._heard = time.monotonic()
+                if notice:
+                    notices.append(notice)
+                wait = 0
+        except redis.TimeoutError:
+            self._ping()
+        except (RedisError, OSError, ValueError) as error:
+            # Any fault leaves the connection in doubt. What was read still counts.
+            self._disconnect()
+            if not notices and not self._closed:
+                raise _unavailable(error) from error
+        return notices
+
+    def close(self) -> None:
+        self._closed = True
+        self._disconnect()
+
+    def _connect(self) -> None:
+        if self._connected:
+            return
+        self._disconnect()
+        self._store.check()
+        with _translated():
+            self._connection.connect()
+        with self._lock:
+            self._connected = not self._closed
+            self._heard = self._pinged = time.monotonic()
+            self._send("SUBSCRIBE", *self._channels)
+
+    def _disconnect(self) -> None:
+        with self._lock:
+            self._connected = False
+            self._connection.disconnect()
+
+    def _send(self, command: str, *names: str) -> None:
+        # A connection that fails here is found dead by `read`, which subscribes to everything again.
+        if self._connected and (names or command == "PING"):
+            try:
+                self._connection.send_command(command, *names, check_health=False)
+            except (RedisError, OSError):
+                self._connected = False
+
+    def _ping(self) -> None:
+        now = time.monotonic()
+        if now - self._heard > _LOST_AFTER:
+            self._disconnect()
+            raise StoreUnavailable("Redis has fallen silent", "the feed connects again")
+        if now - max(self._heard, self._pinged) > _PING_AFTER:
+            self._pinged = now
+            with self._lock:
+                self._send("PING")
+
+    def _notice(self, reply: Any) -> Notice | None:
+        if not isinstance(reply, list) or len(reply) != 3:
+            return None  # the answer to a PING
+        kind, name, message = reply
+        channel = self._channels.get(name.decode())
+        if channel is None:
+            return None
+        if kind == b"subscribe":
+            return Notice(channel)
+        if kind != b"message":
+            return None
+        head, _, payload = message.partition(b"\n")
+        previous, _, position = head.partition(b" ")
+        try:
+            entry = Entry(_position(position), decode_payload(payload))
+            return Notice(channel, _position(previous), entry)
+        except ValueError:
+            _log.warning("channel %s: an announcement that is not ours; reading the ring instead", channel)
+            return Notice(channel)
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except (RedisError, OSError) as error:
+        raise _unavailable(error) from error
+
+
+def _unavailable(error: Exception) -> StoreUnavailable:
+    if isinstance(error, StoreUnavailable):
+        return error
+    return StoreUnavailable(f"Redis does not answer: {error}", "see that it runs and is reachable")
+
+
+def _refusal(error: object, channel: str) -> StoreUnavailable:
+    return StoreUnavailable(f"Redis refuses the ring of channel {channel}: {error}", "see the key in redis-cli")
+
+
+def _first(reply: Any, channel: str) -> Position | StoreUnavailable | None:
+    """The first position in a reply of entries; None for an empty one."""
+    if isinstance(reply, Exception):
+        return _refusal(reply, channel)
+    try:
+        return _position(reply[0][0]) if reply else None
+    except ValueError as error:
+        return _refusal(error, channel)
+
+
+def _nonce() -> int:
+    return secrets.randbelow(2**52) + 1
+
+
+def _position(text: bytes) -> Position:
+    position = Position.parse(text.decode())
+    if position is None:
+        raise ValueError(f"{text!r} is not a position")
+    return position
+
+
+def _receipt(reply: Any, call: tuple[Any, ...]) -> Receipt | StoreUnavailable:
+    if not isinstance(reply, list):
+        return StoreUnavailable(f"Redis refuses to store into {call[1]}: {reply}", "mend that key or Redis' memory")
+    position, outcome, trouble = reply
+    if trouble:
+        _log.warning("stored %s in %s but could not announce it: %s", position.decode(), call[1], trouble.decode())
+    return Receipt(_position(position), outcome.decode())
+
+
+def _page(reply: Any, position: Position, channel: str, limit: int) -> Page | StoreUnavailable | None:
+    """The page that an XRANGE from `position` gave; None if the ring does not have that position."""
+    if isinstance(reply, Exception):
+        return _refusal(reply, channel)
+    try:
+        if not reply or _position(reply[0][0]) != position:
+            return None
+        entries = [Entry(_position(id), _event(fields)) for id, fields in reply[1:]]
+    except ValueError as error:
+        return _refusal(error, channel)
+    if any(entry.position.offset != position.offset + step for step, entry in enumerate(entries, 1)):
+        return Page([], reason="diverged")
+    return Page(entries, more=len(entries) == limit)
+
+
+def _event(fields: dict[bytes, bytes]) -> Event:
+    return decode_payload(fields.get(b"d", b""))
+
+
+def _reason(oldest: Any, newest: Any, position: Position, channel: str) -> Page | StoreUnavailable:
+    first, last = _first(oldest, channel), _first(newest, channel)
+    if isinstance(first, StoreUnavailable):
+        return first
+    if isinstance(last, StoreUnavailable):
+        return last
+    if first is None or last is None:
+        return Page([], reason="unknown")
+    if first.offset > position.offset:
+        return Page([], reason="trimmed", missed=last.offset - position.offset)
+    return Page([], reason="diverged")

@@ -1,0 +1,142 @@
+"""A subscriber as an endless `text/event-stream` body (WHATWG HTML section 9.2)."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Final, Literal
+
+from sse.errors import StoreUnavailable, Unavailable
+from sse.event import Position, format_last_event_id
+from sse.hub import Delivery, Hub, Lagging, Reset, Start, Subscriber
+from sse.wire import HEARTBEAT, encode_control, encode_id
+
+ATTACH_TIMEOUT: Final = 5.0
+"""Seconds that a new subscriber waits for a store that is away."""
+
+_CHUNK: Final = 65_536
+_CHUNK_EVENTS: Final = 1000
+_STALLED_AFTER: Final = 20.0
+_RETRY_STORE: Final = 1.0
+
+
+def stream(
+    hub: Hub,
+    starts: Mapping[str, Start],
+    *,
+    heartbeat: float,
+    lifetime: float,
+    retry: int,
+    delta: bool = False,
+    told: Mapping[str, object] | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> Iterator[bytes]:
+    """The chunks of a stream's body; each ends at the end of a block.
+
+    An id never claims more than the blocks up to and including its own have said, so a client that is cut anywhere
+    comes back for the rest. The subscriber is attached at the first chunk, and detached when the iterator is closed.
+
+    :param heartbeat: seconds of quiet before a heartbeat.
+    :param lifetime: seconds until `sse.close`, give or take 20 %, so that clients do not come back all at once.
+    :param retry: milliseconds that a client waits before it reconnects.
+    :param delta: whether an event's id has the position of its own channel only.
+    :param told: what else `sse.open` tells.
+    """
+    try:
+        subscriber = hub.attach(starts, ATTACH_TIMEOUT)
+    except Unavailable:
+        yield busy(retry)
+        return
+    try:
+        lifetime *= random.uniform(0.8, 1.2)
+        claims = _claims(subscriber, starts)
+        yield _opening(
+            subscriber, starts, claims, {"heartbeat": heartbeat, "lifetime": round(lifetime), **(told or {})}, retry
+        )
+        yield from _blocks(subscriber, claims, heartbeat, clock() + lifetime, retry, delta, clock)
+    finally:
+        hub.detach(subscriber)
+
+
+def busy(retry: int) -> bytes:
+    """The whole body for a client that cannot be served now: an error status would end its EventSource for good."""
+    return _close("busy", random.uniform(1, 4) * retry)
+
+
+def _close(reason: Literal["lifetime", "slow", "busy"], retry: float) -> bytes:
+    return encode_control("sse.close", {"reason": reason}, retry=round(retry))
+
+
+def _claims(subscriber: Subscriber, starts: Mapping[str, Start]) -> dict[str, Position]:
+    """What the client may say that it has: its own word for a channel whose reset it has not heard yet."""
+    unheard = {reset.channel for reset in subscriber.resets}
+    claims = {name: starts[name].position if name in unheard else place for name, place in subscriber.places.items()}
+    return {name: position for name, position in claims.items() if position is not None}
+
+
+def _opening(
+    subscriber: Subscriber,
+    starts: Mapping[str, Start],
+    claims: Mapping[str, Position],
+    told: Mapping[str, object],
+    retry: int,
+) -> bytes:
+    unheard = {reset.channel for reset in subscriber.resets}
+    channels = {
+        name: {
+            "position": str(claims[name]) if name in claims else None,
+            "resumed": start.position is not None and name not in unheard,
+        }
+        for name, start in starts.items()
+    }
+    data = {"channels": channels, **told}
+    return encode_control("sse.open", data, last_event_id=format_last_event_id(claims), retry=retry) + HEARTBEAT
+
+
+def _blocks(
+    subscriber: Subscriber,
+    claims: dict[str, Position],
+    heartbeat: float,
+    deadline: float,
+    retry: int,
+    delta: bool,
+    clock: Callable[[], float],
+) -> Iterator[bytes]:
+    written = clock()
+    while True:
+        pause = heartbeat
+        try:
+            chunk = b"".join(_block(item, claims, delta) for item in subscriber.take(_CHUNK_EVENTS, _CHUNK))
+        except StoreUnavailable:
+            chunk, pause = b"", _RETRY_STORE
+        except Lagging:
+            yield _close("slow", random.uniform(0.1, 1) * retry)
+            return
+        now = clock()
+        if not chunk and now - written >= heartbeat:
+            chunk = HEARTBEAT
+        if chunk:
+            yield chunk
+            written = clock()
+            if written - now > _STALLED_AFTER:
+                yield _close("slow", random.uniform(0.1, 1) * retry)
+                return
+        if written >= deadline or now >= deadline:
+            yield _close("lifetime", random.uniform(0.1, 1) * retry)
+            return
+        subscriber.wait(max(min(written + heartbeat - clock(), deadline - clock(), pause), 0))
+
+
+def _block(item: Delivery | Reset, claims: dict[str, Position], delta: bool) -> bytes:
+    """The bytes of a delivery or a reset; from here on, the ids claim it."""
+    if isinstance(item, Reset):
+        claims[item.channel] = item.position
+        data = {"channel": item.channel, "reason": item.reason, "missed": item.missed}
+        return encode_control("sse.reset", data, last_event_id=_id(item.channel, claims, delta))
+    claims[item.channel] = item.entry.position
+    return encode_id(_id(item.channel, claims, delta)) + item.entry.body
+
+
+def _id(channel: str, claims: Mapping[str, Position], delta: bool) -> str:
+    return format_last_event_id({channel: claims[channel]} if delta else claims, channel)

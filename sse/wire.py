@@ -1,0 +1,173 @@
+"""An event as `text/event-stream` and as JSON, both ways.
+
+The stream's format is WHATWG HTML section 9.2. The JSON is what the store keeps. Nothing here does I/O.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from sse.errors import InvalidEvent, RequestError
+from sse.event import DEFAULT_TYPE, Event, check_channel
+
+MAX_BATCH: Final = 100
+"""How many events one publish request may bring, counted for each channel."""
+
+HEARTBEAT = b"event: sse.heartbeat\ndata:\n\n"
+"""A named event with one empty data line: with none, no browser would dispatch it (WHATWG HTML 9.2.6)."""
+
+_LINE_END = re.compile(rb"\r\n|\r|\n")
+
+
+def encode_body(event: Event) -> bytes:
+    """The event's block without its id line: the bytes that all subscribers share."""
+    head = "" if event.type == DEFAULT_TYPE else f"event: {event.type}\n"
+    return f"{head}data: {event.data.replace(chr(10), chr(10) + 'data: ')}\n\n".encode()
+
+
+def encode_id(last_event_id: str) -> bytes:
+    """The id line that goes before a body."""
+    return f"id: {last_event_id}\n".encode()
+
+
+def encode_control(
+    type: str, data: Mapping[str, object], *, last_event_id: str | None = None, retry: int | None = None
+) -> bytes:
+    """A whole block of the service's own; `retry` in milliseconds."""
+    lines = [] if retry is None else [f"retry: {retry}\n"]
+    if last_event_id is not None:
+        lines.append(f"id: {last_event_id}\n")
+    lines.append(f"event: {type}\ndata: {json.dumps(data, separators=(',', ':'))}\n\n")
+    return "".join(lines).encode()
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """What a stream's reader gets from one dispatched block; `last_event_id` persists from block to block."""
+
+    type: str
+    data: str
+    last_event_id: str
+
+
+class Parser:
+    """A reader of `text/event-stream`, fed with bytes as they come (WHATWG HTML 9.2.6).
+
+    `retry` is the newest reconnection time in milliseconds, `last_event_id` the newest id that was dispatched. A block
+    that the stream leaves unfinished is never given out, and its id is not taken.
+    """
+
+    def __init__(self, last_event_id: str = "") -> None:
+        self.retry: int | None = None
+        self.last_event_id = last_event_id
+        self._pending = b""
+        self._started = False
+        self._id, self._type, self._data = last_event_id, "", list[str]()
+
+    def feed(self, chunk: bytes) -> Iterator[Block]:
+        """The blocks that `chunk` completes."""
+        self._pending += chunk
+        if not self._started:
+            if b"\xef\xbb\xbf".startswith(self._pending[:3]) and len(self._pending) < 3:
+                return
+            self._pending = self._pending.removeprefix(b"\xef\xbb\xbf")
+            self._started = True
+        # A CR at the very end may be half of a CRLF.
+        keep = b"\r" if self._pending.endswith(b"\r") else b""
+        lines = _LINE_END.split(self._pending[: len(self._pending) - len(keep)])
+        self._pending = lines.pop() + keep
+        for line in lines:
+            block = self._line(line.decode(errors="replace"))
+            if block:
+                yield block
+
+    def _line(self, line: str) -> Block | None:
+        if not line:
+            return self._dispatch()
+        name, _, value = line.partition(":")
+        value = value.removeprefix(" ")
+        if name == "event":
+            self._type = value
+        elif name == "data":
+            self._data.append(value)
+        elif name == "id" and "\0" not in value:
+            self._id = value
+        elif name == "retry" and value.isascii() and value.isdigit():
+            self.retry = int(value)
+        return None
+
+    def _dispatch(self) -> Block | None:
+        self.last_event_id = self._id
+        block = Block(self._type or DEFAULT_TYPE, "\n".join(self._data), self._id) if self._data else None
+        self._type, self._data = "", []
+        return block
+
+
+def encode_payload(event: Event) -> bytes:
+    """The event as the store keeps it: compact JSON `{"type", "data"}`."""
+    return json.dumps({"type": event.type, "data": event.data}, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def decode_payload(payload: bytes) -> Event:
+    """The event that `encode_payload` wrote; members that are not known are passed over.
+
+    :raises ValueError: if the payload is not such JSON.
+    """
+    members = json.loads(payload)
+    if not isinstance(members, dict) or "data" not in members:
+        raise ValueError("a ring's entry is not a JSON object with data")
+    return Event(members["data"], members.get("type", DEFAULT_TYPE))
+
+
+def parse_json(body: bytes) -> Any:
+    """The JSON value (RFC 8259) in `body`, which is UTF-8.
+
+    :raises RequestError: for anything else: NaN, an equal name twice in an object, nesting or numbers beyond reason.
+    """
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is not JSON")
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        members = dict(pairs)
+        if len(members) != len(pairs):
+            raise ValueError("an object has the same name twice")
+        return members
+
+    try:
+        return json.loads(body.decode(), parse_constant=refuse, object_pairs_hook=unique)
+    except RecursionError:
+        raise RequestError("the body is nested too deeply", "send flatter JSON", code="bad_json") from None
+    except ValueError as error:  # bad UTF-8, bad syntax, and numbers of over 4,300 digits
+        raise RequestError(f"the body is not JSON in UTF-8: {error}", "see RFC 8259", code="bad_json") from None
+
+
+def parse_publish(body: bytes) -> list[tuple[str, Event]]:
+    """The events that a publish request asks for, one for each channel, in order: all valid, or none.
+
+    The body is `{"channel": "a" or ["a", "b"], "type"?, "data"}` or a list of up to 100 of these.
+
+    :raises RequestError: if the body is not JSON.
+    :raises InvalidEvent: naming the first value that cannot be published.
+    """
+    items = parse_json(body)
+    items = items if isinstance(items, list) else [items]
+    published: list[tuple[str, Event]] = []
+    for number, item in enumerate(items):
+        if not isinstance(item, dict) or not item.keys() >= {"channel", "data"}:
+            raise InvalidEvent(f"event {number} has no channel or no data", 'send {"channel": "a", "data": …}')
+        unknown = item.keys() - {"channel", "type", "data"}
+        if unknown:
+            raise InvalidEvent(f"event {number} has {min(unknown)[:60]!a}", "an event has channel, type and data only")
+        channels = item["channel"] if isinstance(item["channel"], list) else [item["channel"]]
+        if not channels:
+            raise InvalidEvent(f"event {number} names no channel", "give one or more channels", code="invalid_channel")
+        event = Event(item["data"], DEFAULT_TYPE if item.get("type") is None else item["type"])
+        published += [(check_channel(channel), event) for channel in channels]
+    if not 1 <= len(published) <= MAX_BATCH:
+        raise InvalidEvent(f"{len(published)} events in one request", f"send 1 to {MAX_BATCH}", code="bad_batch")
+    return published
