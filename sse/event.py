@@ -205,15 +205,15 @@ class LastEventId:
         return channel in self.invalid or (self.damaged and channel not in self.positions)
 
 
-def format_last_event_id(positions: Mapping[str, Position], first: str | None = None) -> str:
+def format_last_event_id(positions: Mapping[str, Position | None], first: str | None = None) -> str:
     """Write a last event id; the entry of the channel `first`, which carries the event, comes first.
 
-    With no position at all it is `~`: not empty, so that a browser still sends it, and naming no channel.
+    A channel whose position is None gets an empty entry, which is invalid: without one, a client that comes back with
+    the query parameter would be taken for new there. With no channel at all the id is `~`: not empty, so that a browser
+    still sends it.
     """
-    if first is None:
-        return "~".join(f"{channel}={position}" for channel, position in positions.items()) or "~"
-    others = [f"{channel}={position}" for channel, position in positions.items() if channel != first]
-    return "~".join([f"{first}={positions[first]}", *others])
+    order = positions if first is None else [first, *(channel for channel in positions if channel != first)]
+    return "~".join(f"{channel}={positions[channel] or ''}" for channel in order) or "~"
 
 
 def id_size(channels: Iterable[str]) -> int:

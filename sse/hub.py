@@ -137,23 +137,29 @@ class Subscriber:
         names = list(self.places)
         self._turn = (self._turn + 1) % len(names)  # so that no channel starves another
         events = size = 0
-        for name in names[self._turn :] + names[: self._turn]:
-            while entries := self._next(name, taken):
-                for entry in entries:
-                    size += len(entry.body)
-                    if events and (events >= max_events or size > max_bytes):
-                        self._signal.set()
-                        return taken
-                    events += 1
-                    taken.append(Delivery(name, entry))
-                    self.places[name] = entry.position
+        try:
+            for name in names[self._turn :] + names[: self._turn]:
+                while entries := self._next(name, taken):
+                    for entry in entries:
+                        size += len(entry.body)
+                        if events and (events >= max_events or size > max_bytes):
+                            self._signal.set()
+                            return taken
+                        events += 1
+                        taken.append(Delivery(name, entry))
+                        self.places[name] = entry.position
+        except (Lagging, StoreUnavailable):
+            # What was taken before must still be told; the fault will be met again.
+            if not taken:
+                raise
+            self._signal.set()
         return taken
 
     def is_behind(self) -> bool:
         """Whether any of its channels has moved on since."""
         with self._hub.lock:
             return any(
-                channel.ring is not None and channel.ring.newest != self.places[name]
+                channel.ring is not None and channel.ring.newest > self.places[name]
                 for name, channel in self._channels.items()
             )
 
@@ -419,6 +425,8 @@ class Hub:
                 if self._clock() >= self._next_check:
                     self._next_check = self._clock() + _CHECK_EVERY * random.uniform(0.9, 1.1)
                     self._check()
+                if away:
+                    _log.warning("the store is back")
                 away = 0
             except StoreUnavailable as error:
                 away += 1
@@ -463,8 +471,9 @@ class Hub:
             return
         with self.lock:
             dirty = [self._channels[name] for name in self._dirty if name in self._channels]
+        begun = [channel for channel in dirty if channel.ring is not None]
         self._begin([channel for channel in dirty if channel.ring is None])
-        self._repair([channel for channel in dirty if channel.ring is not None])
+        self._repair(begun)
         self._dirty.clear()
 
     def _begin(self, channels: list[_Channel]) -> None:

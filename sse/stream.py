@@ -68,24 +68,23 @@ def _close(reason: Literal["lifetime", "slow", "busy"], retry: float) -> bytes:
     return encode_control("sse.close", {"reason": reason}, retry=round(retry))
 
 
-def _claims(subscriber: Subscriber, starts: Mapping[str, Start]) -> dict[str, Position]:
-    """What the client may say that it has: its own word for a channel whose reset it has not heard yet."""
+def _claims(subscriber: Subscriber, starts: Mapping[str, Start]) -> dict[str, Position | None]:
+    """What the client may say that it has: its own word, if any, for a channel whose reset it has not heard yet."""
     unheard = {reset.channel for reset in subscriber.resets}
-    claims = {name: starts[name].position if name in unheard else place for name, place in subscriber.places.items()}
-    return {name: position for name, position in claims.items() if position is not None}
+    return {name: starts[name].position if name in unheard else place for name, place in subscriber.places.items()}
 
 
 def _opening(
     subscriber: Subscriber,
     starts: Mapping[str, Start],
-    claims: Mapping[str, Position],
+    claims: Mapping[str, Position | None],
     told: Mapping[str, object],
     retry: int,
 ) -> bytes:
     unheard = {reset.channel for reset in subscriber.resets}
     channels = {
         name: {
-            "position": str(claims[name]) if name in claims else None,
+            "position": str(claims[name]) if claims[name] else None,
             "resumed": start.position is not None and name not in unheard,
         }
         for name, start in starts.items()
@@ -96,7 +95,7 @@ def _opening(
 
 def _blocks(
     subscriber: Subscriber,
-    claims: dict[str, Position],
+    claims: dict[str, Position | None],
     heartbeat: float,
     deadline: float,
     retry: int,
@@ -128,7 +127,7 @@ def _blocks(
         subscriber.wait(max(min(written + heartbeat - clock(), deadline - clock(), pause), 0))
 
 
-def _block(item: Delivery | Reset, claims: dict[str, Position], delta: bool) -> bytes:
+def _block(item: Delivery | Reset, claims: dict[str, Position | None], delta: bool) -> bytes:
     """The bytes of a delivery or a reset; from here on, the ids claim it."""
     if isinstance(item, Reset):
         claims[item.channel] = item.position
@@ -138,5 +137,5 @@ def _block(item: Delivery | Reset, claims: dict[str, Position], delta: bool) -> 
     return encode_id(_id(item.channel, claims, delta)) + item.entry.body
 
 
-def _id(channel: str, claims: Mapping[str, Position], delta: bool) -> str:
+def _id(channel: str, claims: Mapping[str, Position | None], delta: bool) -> str:
     return format_last_event_id({channel: claims[channel]} if delta else claims, channel)

@@ -92,10 +92,7 @@ class RedisStore(Store):
         replies = self._evaluate(
             self._found_script, [(1, self._key(channel), _nonce(), self._ttl, UNBORN_TTL) for channel in channels]
         )
-        return [
-            _position(reply) if isinstance(reply, bytes) else _refusal(reply, channel)
-            for channel, reply in zip(channels, replies, strict=True)
-        ]
+        return [_top(reply, channel) for channel, reply in zip(channels, replies, strict=True)]
 
     def read(self, places: Sequence[tuple[str, Position]], limit: int = PAGE) -> list[Page | StoreUnavailable]:
         replies = self._execute(
@@ -392,8 +389,12 @@ def _first(reply: Any, channel: str) -> Position | StoreUnavailable | None:
     """The first position in a reply of entries; None for an empty one."""
     if isinstance(reply, Exception):
         return _refusal(reply, channel)
+    return _top(reply[0][0], channel) if reply else None
+
+
+def _top(reply: Any, channel: str) -> Position | StoreUnavailable:
     try:
-        return _position(reply[0][0]) if reply else None
+        return _refusal(reply, channel) if isinstance(reply, Exception) else _position(reply)
     except ValueError as error:
         return _refusal(error, channel)
 
@@ -415,7 +416,10 @@ def _receipt(reply: Any, call: tuple[Any, ...]) -> Receipt | StoreUnavailable:
     position, outcome, trouble = reply
     if trouble:
         _log.warning("stored %s in %s but could not announce it: %s", position.decode(), call[1], trouble.decode())
-    return Receipt(_position(position), outcome.decode())
+    try:
+        return Receipt(_position(position), outcome.decode())
+    except ValueError as error:  # after an entry that was written by hand
+        return StoreUnavailable(f"the ring {call[1]} is not ours: {error}", "see the key in redis-cli")
 
 
 def _page(reply: Any, position: Position, channel: str, limit: int) -> Page | StoreUnavailable | None:
