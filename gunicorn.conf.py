@@ -8,7 +8,7 @@ import resource
 import socket
 from typing import Any
 
-from gunicorn.http import message
+from gunicorn.http import message  # type: ignore[import-untyped]
 
 # BIND is host:port or unix:/path. Platforms that give a PORT expect all interfaces.
 bind = os.environ.get("BIND") or (f"0.0.0.0:{os.environ['PORT']}" if "PORT" in os.environ else "127.0.0.1:8000")

@@ -286,7 +286,7 @@ class Hub:
             mine = {place: _Flight() for place, flight in flights.items() if flight is None}
             self._flights.update(mine)
         try:
-            for (place, flight), page in zip(mine.items(), self._store.read(list(mine)), strict=True):
+            for flight, page in zip(mine.values(), self._store.read(list(mine)), strict=True):
                 flight.page = page
         finally:
             with self.lock:
@@ -313,7 +313,7 @@ class Hub:
         behind = [(name, place) for name, place in places.items() if place != tops[name] and not starts[name].fault]
         events = size = 0
         more = False
-        for (name, place), page in zip(behind, self.read(behind), strict=True):
+        for (name, _), page in zip(behind, self.read(behind), strict=True):
             if page.reason and (tops[name] or starts[name].position):
                 places[name] = tops[name] or UNBORN
                 taken.insert(0, Reset(name, page.reason, page.missed, places[name]))
@@ -396,9 +396,9 @@ class Hub:
                 else:
                     unknown.append((name, start.position))
         if replays:
-            for (name, _), place in zip(replays, self._store.before(replays), strict=True):
-                if _good(place) is not None:
-                    subscriber.join(name, _good(place))
+            for (name, _), anchor in zip(replays, map(_good, self._store.before(replays)), strict=True):
+                if anchor is not None:
+                    subscriber.join(name, anchor)
         if unknown:
             for (name, position), page in zip(unknown, self.read(unknown), strict=True):
                 if not page.reason:
@@ -536,7 +536,8 @@ class Hub:
             again = [channel for channel, page in pages.items() if isinstance(page, Page) and page.more]
             for channel, top in zip(lost, self._store.found([channel.name for channel in lost]), strict=True):
                 page = pages[channel]
-                assert isinstance(page, Page) and page.reason and channel.ring is not None
+                assert isinstance(page, Page) and page.reason  # noqa: PT018 - for the type checker
+                assert channel.ring is not None
                 if isinstance(top, StoreUnavailable):
                     pages[channel] = top
                 elif top == channel.ring.newest:

@@ -96,7 +96,7 @@ class Parser:
             self._data.append(value)
         elif name == "id" and "\0" not in value:
             self._id = value
-        elif name == "retry" and value.isascii() and value.isdigit():
+        elif name == "retry" and re.fullmatch(r"[0-9]{1,15}", value):
             self.retry = int(value)
         return None
 

@@ -61,8 +61,8 @@ class Notice(NamedTuple):
 class Feed(ABC):
     """Announcements of new entries, for one hub.
 
-    A feed may lose announcements, and repeats none; a hub tells from `previous` when one is missing and reads the store.
-    `subscribe` and `unsubscribe` may be called from any thread and do not wait; `read` has one caller at a time.
+    A feed may lose announcements: a hub tells from `previous` when one is missing, and reads the store. `subscribe` and
+    `unsubscribe` may be called from any thread and do not wait; `read` has one caller at a time.
     """
 
     @abstractmethod
@@ -110,7 +110,7 @@ class Store(ABC):
 
     @abstractmethod
     def found(self, channels: Sequence[str]) -> list[Position | StoreUnavailable]:
-        """The newest position of each channel; one that has no ring gets one, with an anchor that is never delivered."""
+        """The newest position of each channel; where there is no ring, that of a new one's anchor, never delivered."""
 
     @abstractmethod
     def read(self, places: Sequence[tuple[str, Position]], limit: int = PAGE) -> list[Page | StoreUnavailable]:

@@ -164,6 +164,6 @@ class _MemoryFeed(Feed):
 
 
 def _next(previous: Position, nonce: str) -> Position:
-    """The position after `previous`: its tag is 52 bits of a hash over the position before and the publisher's nonce."""
+    """The position after `previous`: its tag is 52 bits of a hash over that and the publisher's nonce."""
     digest = hashlib.sha1(f"{previous} {nonce}".encode(), usedforsecurity=False).hexdigest()
     return Position(previous.offset + 1, int(digest[:13], 16) + 1)

@@ -1,0 +1,31 @@
+"""The service, with a window on what its worker holds: `gunicorn … tests.live.apps.inspected:application`."""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+
+import gevent
+from flask import abort, request
+
+from app import create_app
+
+application = create_app()
+
+
+@application.get("/inspect")
+def inspect() -> dict[str, int]:
+    if request.remote_addr != "127.0.0.1":
+        abort(404)
+    gc.collect()  # what is garbage only is not held
+    hub = application.extensions["sse"].hub
+    return {
+        "pid": os.getpid(),
+        "subscribers": hub.subscribers,
+        "channels": hub.channels,
+        # Not isinstance: it would wake every lazy proxy in memory.
+        "greenlets": sum(issubclass(type(one), gevent.Greenlet) and not one.dead for one in gc.get_objects()),
+        "threads": threading.active_count(),
+        "fds": len(os.listdir("/proc/self/fd")),
+    }

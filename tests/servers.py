@@ -1,0 +1,320 @@
+"""Real servers for the tests: each on a free loopback port, each stopped by its own pid."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import redis
+
+from tests import client
+
+T = TypeVar("T")
+ROOT = Path(__file__).resolve().parent.parent
+running: weakref.WeakSet[Server] = weakref.WeakSet()  # whose logs a failing test shows
+
+
+def free_port() -> int:
+    """A port below the ephemeral range: a client that knocks while its server is down must not connect to itself."""
+    for _ in range(200):
+        port = random.SystemRandom().randrange(12000, 32000)
+        with socket.socket() as sock, contextlib.suppress(OSError):
+            sock.bind(("127.0.0.1", port))
+            return port
+    raise RuntimeError("no free port in 12000-32000")
+
+
+def wait_until(check: Callable[[], T], timeout: float = 10, interval: float = 0.02, what: str = "") -> T:
+    """The first truthy result of `check`; AssertionError after `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    while not (result := check()):
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {timeout} s: {what or check}")
+        time.sleep(interval)
+    return result
+
+
+def children(pid: int) -> list[int]:
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except FileNotFoundError:
+        return []
+
+
+def open_fds(pid: int) -> int:
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+class Server:
+    """A process with a log; as a context manager it is started, and always stopped."""
+
+    name = "server"
+
+    def __init__(self, directory: Path) -> None:
+        self.dir = Path(directory)
+        self.dir.mkdir(parents=True, exist_ok=True)
+        self.log = self.dir / f"{self.name}-{id(self):x}.log"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def command(self) -> Sequence[str]:
+        raise NotImplementedError
+
+    def environment(self) -> dict[str, str]:
+        return dict(os.environ)
+
+    def ready(self) -> bool:
+        raise NotImplementedError
+
+    def logs(self) -> str:
+        return self.log.read_text(errors="replace")[-8000:] if self.log.exists() else ""
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None, f"{self.name} is not running"
+        return self.process.pid
+
+    def start(self, timeout: float = 15) -> Self:
+        assert self.process is None, f"{self.name} is running"
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                self.command(), cwd=ROOT, env=self.environment(), stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+        running.add(self)
+        process = self.process
+        try:
+            wait_until(lambda: process.poll() is not None or self.ready(), timeout, what=f"{self.name} is ready")
+            if process.poll() is not None:
+                raise AssertionError(f"{self.name} ended with {process.returncode}")
+        except BaseException as error:
+            self.kill()
+            error.add_note(f"--- {self.log.name}\n{self.logs()}")
+            raise
+        return self
+
+    def stop(self, timeout: float = 5, by: signal.Signals = signal.SIGTERM) -> None:
+        """Ask it to end; one that does not is killed."""
+        if self.process is None:
+            return
+        self.process.send_signal(by)
+        try:
+            self.process.wait(timeout)
+            self.process = None
+        except subprocess.TimeoutExpired:
+            self.kill()
+
+    def kill(self) -> None:
+        """SIGKILL to it and its children."""
+        if self.process is None:
+            return
+        pids = children(self.pid) if self.process.poll() is None else []
+        self.process.kill()
+        self.process.wait(10)
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: not any(_alive(pid) for pid in pids), 10, what=f"{self.name}'s children are gone")
+        self.process = None
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+class RedisServer(Server):
+    """A redis-server that keeps its port over restarts; config such as `maxmemory="20mb"`, `appendonly="yes"`."""
+
+    name = "redis"
+
+    def __init__(self, directory: Path, **config: Any) -> None:
+        super().__init__(directory)
+        self.port = free_port()
+        self.config = {"save": "", "appendonly": "no", "loglevel": "notice"} | config
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self.dump = self.dir / f"dump-{self.port}.rdb"
+
+    def command(self) -> Sequence[str]:
+        fixed = {
+            "bind": "127.0.0.1",
+            "port": self.port,
+            "dir": self.dir,
+            "dbfilename": self.dump.name,
+            "appenddirname": f"aof-{self.port}",
+        }
+        pairs = (self.config | fixed).items()
+        return [
+            "redis-server",
+            *(part for name, value in pairs for part in (f"--{name.replace('_', '-')}", str(value))),
+        ]
+
+    def client(self, **options: Any) -> redis.Redis:
+        return redis.Redis(port=self.port, **({"socket_timeout": 10, "decode_responses": True} | options))
+
+    def ready(self) -> bool:
+        with contextlib.closing(self.client(password=self.config.get("requirepass"))) as connection:
+            try:
+                return bool(connection.ping())
+            except redis.exceptions.ConnectionError:  # BusyLoadingError is one
+                return False
+
+    def snapshot(self) -> None:
+        """The moment to which `restart(lost_writes=True)` goes back; without one, to nothing."""
+        with contextlib.closing(self.client(password=self.config.get("requirepass"))) as connection:
+            connection.save()
+
+    def restart(self, lost_writes: bool = False, down: float = 0) -> None:
+        """SIGKILL, `down` seconds of absence, and a start, with all writes or with those since the snapshot lost."""
+        append_only = self.config["appendonly"] == "yes"
+        assert not (append_only and lost_writes), "an append-only file loses no writes: use snapshots"
+        if not lost_writes and not append_only:
+            self.snapshot()
+        self.kill()
+        time.sleep(down)
+        self.start()
+
+
+class Gunicorn(Server):
+    """The repository's gunicorn and its configuration, in an environment without settings but those of `env`."""
+
+    name = "gunicorn"
+
+    def __init__(
+        self,
+        directory: Path,
+        app: str = "wsgi:application",
+        env: Mapping[str, str] | None = None,
+        workers: int = 1,
+        bind: str | None = None,
+        arguments: Sequence[str] = (),
+    ) -> None:
+        super().__init__(directory)
+        self.app, self.workers, self.arguments = app, workers, arguments
+        self.bind = bind or f"127.0.0.1:{free_port()}"
+        self.url = self.bind if self.bind.startswith("unix:") else f"http://{self.bind}"
+        self.env = dict(env or {})
+
+    def command(self) -> Sequence[str]:
+        return [
+            sys.executable,
+            "-m",
+            "gunicorn",
+            "-c",
+            "gunicorn.conf.py",
+            "--no-control-socket",
+            *self.arguments,
+            self.app,
+        ]
+
+    def environment(self) -> dict[str, str]:
+        own = ("SSE_", "REDIS_URL", "BIND", "PORT", "WEB_CONCURRENCY", "GUNICORN_")
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(own)}
+        return kept | {"BIND": self.bind, "WEB_CONCURRENCY": str(self.workers)} | self.env
+
+    def worker_pids(self) -> list[int]:
+        return children(self.pid)
+
+    def fds(self) -> int:
+        """How many file descriptors all its workers hold."""
+        return sum(open_fds(pid) for pid in self.worker_pids())
+
+    def ready(self) -> bool:
+        if len(self.worker_pids()) < self.workers:
+            return False
+        try:
+            return client.request(self.url, "GET", "/healthz", timeout=5).status > 0
+        except OSError:
+            return False
+
+    def stop(self, timeout: float = 5, by: signal.Signals = signal.SIGQUIT) -> None:
+        """Quick by default; `by=signal.SIGTERM` lets requests finish first."""
+        super().stop(timeout, by)
+
+
+class Nginx(Server):
+    """The repository's nginx.conf as it is, but for what each machine's own must be: each edit has to find its text.
+
+    `upstream` is `127.0.0.1:8000` or `unix:/path`; `edits` are further exact replacements, as an operator's.
+    """
+
+    name = "nginx"
+
+    def __init__(self, directory: Path, upstream: str, edits: Mapping[str, str] | None = None) -> None:
+        super().__init__(directory)
+        self.http_port, self.https_port = free_port(), free_port()
+        self.url = f"https://127.0.0.1:{self.https_port}"
+        self.http_url = f"http://127.0.0.1:{self.http_port}"
+        self.access_log, self.error_log = self.dir / "access.log", self.dir / "error.log"
+        self.config = self.dir / "nginx.conf"
+        temporary = "".join(
+            f"    {kind}_temp_path {self.dir}/{kind};\n"
+            for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+        )
+        text = (ROOT / "nginx.conf").read_text()
+        for old, new in {
+            "server_name push.example;": "server_name localhost;",
+            "server 127.0.0.1:8000;": f"server {upstream};",
+            "user www-data;": "user root;" if os.getuid() == 0 else "",
+            "worker_processes auto;": "worker_processes 1;",
+            "/run/nginx.pid": f"{self.dir}/nginx.pid",
+            "/var/log/nginx/": f"{self.dir}/",
+            "/etc/nginx/throughline.": f"{self.dir}/throughline.",
+            "listen 80;": f"listen 127.0.0.1:{self.http_port};",
+            "listen [::]:80;": "",
+            "listen 443 ssl http2;": f"listen 127.0.0.1:{self.https_port} ssl http2;",
+            "listen [::]:443 ssl http2;": "",
+            "http {\n": f"http {{\n{temporary}",
+            **(edits or {}),
+        }.items():
+            assert old in text, f"nginx.conf has no {old!r}"
+            text = text.replace(old, new)
+        self.config.write_text(text)
+        make_certificate(self.dir / "throughline.crt", self.dir / "throughline.key")
+
+    def command(self) -> Sequence[str]:
+        program = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+        assert program, "nginx is not installed"
+        return [program, "-c", str(self.config), "-e", str(self.error_log), "-g", "daemon off;"]
+
+    def logs(self) -> str:
+        errors = self.error_log.read_text(errors="replace")[-4000:] if self.error_log.exists() else ""
+        return super().logs() + errors
+
+    def test(self) -> subprocess.CompletedProcess[str]:
+        """What `nginx -t` says."""
+        return subprocess.run([*self.command(), "-t"], check=False, capture_output=True, text=True, timeout=20)
+
+    def ready(self) -> bool:
+        try:
+            client.connect(self.url, 5).close()
+        except OSError:
+            return False
+        return True
+
+
+def make_certificate(certificate: Path, key: Path) -> None:
+    """A self-signed one for localhost."""
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "7",
+         "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1",
+         "-keyout", str(key), "-out", str(certificate)],
+        check=True, capture_output=True, timeout=30,
+    )  # fmt: skip
