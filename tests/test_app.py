@@ -1,0 +1,225 @@
+"""The app: health, the page and its headers, and the sampler of this machine."""
+
+import json
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from flask import Flask
+
+import app as service
+from sse import SSE
+
+LOADAVG = "0.42 1.31 12.20 2/85 6848\n"
+STAT = "cpu  5363 10 2454 266337 395 1 67 16 900 30\ncpu0 2701 5 1227 133168 197 0 33 8 0 0\nintr 1 2 3\n"
+MEMINFO = "MemTotal:       24684084 kB\nMemFree:        100 kB\nMemAvailable:   24408260 kB\nHugePages_Total:       0\n"
+NET_DEV = (
+    "Inter-|   Receive                                                |  Transmit\n"
+    " face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo colls carrier\n"
+    "    lo:    3193      29    0    0    0     0          0         0     3194      29    0    0    0     0       0\n"
+    "  eth0:326157804    8209    0    0    0     0          0         0   523997    5182    0    0    0     0       0\n"
+    "docker0:     77       1    0    0    0     0          0         0       78       1    0    0    0     0       0\n"
+)
+
+MakeApp = Callable[..., Flask]
+
+
+@pytest.fixture
+def make_app(monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeApp]:
+    for name in ("DEMO", "REDIS_URL", "SSE_REDIS_URL", "SSE_PUBLIC"):
+        monkeypatch.delenv(name, raising=False)
+    made: list[Flask] = []
+
+    def make(**config: object) -> Flask:
+        made.append(service.create_app({"SSE_PUBLIC": "demo/*", **config}))
+        return made[-1]
+
+    yield make
+    for app in made:
+        if "demo" in app.extensions:
+            app.extensions["demo"].stop()
+        app.extensions["sse"].close()
+
+
+def sampler_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "demo-sampler"]
+
+
+def poll_events(app: Flask, wanted: int) -> list[dict[str, Any]]:
+    client, place = app.test_client(), "replay=100"
+    events: list[dict[str, Any]] = []
+    deadline = time.monotonic() + 10
+    while len(events) < wanted and time.monotonic() < deadline:
+        answer = client.get(f"/sse/poll?channel=demo/machine&timeout=2&{place}").get_json()
+        assert answer["resets"] == []
+        events += answer["events"]
+        place = f"last_event_id={answer['last_event_id']}"
+    return events
+
+
+def closed_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_health_is_told_without_a_store_and_never_cached(make_app: MakeApp) -> None:
+    client = make_app(SSE_REDIS_URL=f"redis://127.0.0.1:{closed_port()}").test_client()
+    response = client.get("/healthz")
+    assert (response.status_code, response.text) == (200, "ok")
+    assert response.headers["Cache-Control"] == "no-store"
+
+
+def test_the_demo_is_off_by_default(make_app: MakeApp) -> None:
+    app = make_app()
+    response = app.test_client().get("/")
+    assert response.mimetype == "text/plain"
+    assert "DEMO=1" in response.text
+    assert sampler_threads() == []
+
+
+@pytest.mark.parametrize(("value", "on"), [("1", True), ("true", True), ("0", False), ("", False)])
+def test_the_environment_turns_the_demo_on(
+    make_app: MakeApp, monkeypatch: pytest.MonkeyPatch, value: str, on: bool
+) -> None:
+    monkeypatch.setenv("DEMO", value)
+    assert ("demo" in make_app().extensions) is on
+
+
+def test_the_config_goes_before_the_environment(make_app: MakeApp, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEMO", "1")
+    assert "demo" not in make_app(DEMO=False).extensions
+
+
+def test_the_page_allows_only_its_own_scripts_and_styles(make_app: MakeApp) -> None:
+    with make_app(DEMO=True).test_client().get("/") as response:
+        assert response.mimetype == "text/html"
+        assert b"<title>Throughline</title>" in response.data
+    policy = dict(part.split(" ", 1) for part in response.headers["Content-Security-Policy"].split("; "))
+    assert policy["default-src"] == "'none'"
+    assert policy["script-src"] == policy["style-src"] == policy["connect-src"] == "'self'"
+    assert "unsafe" not in str(policy)
+    assert response.headers["X-Content-Type-Options"] == "nosniff"
+    assert response.headers["Referrer-Policy"] == "no-referrer"
+
+
+def test_the_page_has_nothing_inline_and_its_files_are_served(make_app: MakeApp) -> None:
+    client = make_app(DEMO=True).test_client()
+    with client.get("/") as response:
+        page = response.get_data(as_text=True)
+    for forbidden in ("<style", "style=", "onclick", "<script>", "https://"):
+        assert forbidden not in page
+    for path in ("static/demo.js", "static/demo.css"):
+        assert f'"{path}"' in page
+        with client.get(f"/{path}") as response:
+            assert response.status_code == 200
+            assert response.headers["X-Content-Type-Options"] == "nosniff"
+
+
+def test_the_sampler_starts_once_and_with_a_request_only(make_app: MakeApp) -> None:
+    app = make_app(DEMO=True)
+
+    @app.cli.command("count")
+    def count() -> None:
+        print(len(sampler_threads()))
+
+    assert app.test_cli_runner().invoke(args=["count"]).output == "0\n"
+    for _ in range(3):
+        app.test_client().get("/healthz")
+    assert len(sampler_threads()) == 1
+
+
+def test_the_sampler_publishes_this_machine_each_second(make_app: MakeApp) -> None:
+    events = poll_events(make_app(DEMO=True), wanted=2)
+    assert [(event["channel"], event["type"]) for event in events[:2]] == [("demo/machine", "sample")] * 2
+    first, second = (json.loads(event["data"]) for event in events[:2])
+    assert 0.5 < second["at"] - first["at"] < 1.5
+    assert 0 < first["memory"]["used"] < first["memory"]["total"]
+    assert 0 <= first["cpu"] <= 100
+    assert len(first["load"]) == 3
+    assert set(first["network"]) == set(first["loopback"]) == {"in", "out"}
+
+
+def test_of_several_samplers_one_is_stored_each_second() -> None:
+    app = Flask(__name__)
+    app.config["SSE_PUBLIC"] = "demo/*"
+    sse = SSE()
+    sse.init_app(app)
+    samplers = [service.Sampler(app, sse) for _ in range(3)]
+    for sampler in samplers:
+        sampler.start()
+    events = poll_events(app, wanted=3)
+    for sampler in samplers:
+        sampler.stop()
+    app.extensions["sse"].close()
+    seconds = [int(json.loads(event["data"])["at"]) for event in events]
+    assert len(seconds) >= 3
+    assert len(set(seconds)) == len(seconds)
+
+
+def test_with_the_store_away_samples_are_skipped_and_it_is_said_once(
+    make_app: MakeApp, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = make_app(DEMO=True, SSE_REDIS_URL=f"redis://127.0.0.1:{closed_port()}")
+    with caplog.at_level(logging.WARNING, logger="app"):
+        app.test_client().get("/healthz")
+        time.sleep(3.2)
+    assert [record.name for record in caplog.records].count("app") == 1
+    assert len(sampler_threads()) == 1
+
+
+def test_the_load_is_parsed() -> None:
+    assert service.parse_load(LOADAVG) == (0.42, 1.31, 12.2)
+
+
+def test_waiting_for_a_disk_is_not_busy_and_guests_count_once() -> None:
+    busy = 5363 + 10 + 2454 + 1 + 67 + 16
+    assert service.parse_cpu(STAT) == (busy, busy + 266337 + 395)
+
+
+def test_memory_that_can_be_freed_is_not_used() -> None:
+    assert service.parse_memory(MEMINFO) == ((24684084 - 24408260) * 1024, 24684084 * 1024)
+
+
+def test_traffic_is_parsed_also_where_the_count_touches_the_name() -> None:
+    assert service.parse_network(NET_DEV) == {
+        "lo": (3193, 3194),
+        "eth0": (326157804, 523997),
+        "docker0": (77, 78),
+    }
+
+
+def counters(monotonic: float, cpu: tuple[int, int], traffic: tuple[int, int]) -> service.Counters:
+    return service.Counters(
+        monotonic=monotonic, load=(0.1, 0.2, 0.3), cpu=cpu, memory=(30, 100), traffic=traffic, loopback=(0, 0)
+    )
+
+
+def test_a_sample_tells_what_changed_between_two_readings() -> None:
+    sample = service.describe(counters(10, (50, 100), (1000, 500)), counters(12, (100, 300), (5000, 501)))
+    assert sample["cpu"] == 25
+    assert sample["memory"] == {"used": 30, "total": 100}
+    assert sample["network"] == {"in": 2000, "out": 0}
+
+
+def test_a_counter_that_went_back_gives_no_negative_rate() -> None:
+    sample = service.describe(counters(10, (50, 100), (1000, 500)), counters(11, (50, 100), (10, 5)))
+    assert sample["cpu"] == 0
+    assert sample["network"] == {"in": 0, "out": 0}
+
+
+def test_bytes_of_virtual_interfaces_are_not_counted_twice(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    proc = tmp_path_factory.mktemp("proc")
+    (proc / "net").mkdir()
+    for name, text in {"loadavg": LOADAVG, "stat": STAT, "meminfo": MEMINFO, "net/dev": NET_DEV}.items():
+        (proc / name).write_text(text)
+    monkeypatch.setattr(service, "PROC", proc)
+    counted = service.read_counters()
+    assert counted.traffic == (326157804, 523997)
+    assert counted.loopback == (3193, 3194)
