@@ -11,6 +11,7 @@ from typing import Final
 from flask import Blueprint, Response, request
 from flask_cors import CORS
 from werkzeug.exceptions import HTTPException
+from werkzeug.routing import PathConverter
 
 from sse import access
 from sse.config import Config
@@ -51,6 +52,13 @@ _STREAM_HEADERS: Final = {
 _VARY: Final = ("Origin", "Cookie", "Authorization", "Last-Event-ID")
 
 
+class _Rest(PathConverter):
+    """The rest of a path, whatever it holds: at a line break werkzeug's own would leave the answer to the app."""
+
+    regex = "(?s:.+)"
+    part_isolating = False
+
+
 def make_blueprint(service: Service, authorize: Callable[[], access.Authorize | None]) -> Blueprint:
     """The routes of one app, to be registered under SSE_PREFIX. `authorize` gives the app's rule for reading."""
     config = service.config
@@ -59,6 +67,7 @@ def make_blueprint(service: Service, authorize: Callable[[], access.Authorize | 
     blueprint.after_request(_finish)
     if config.origins:
         _allow_origins(blueprint, config)
+    blueprint.record(lambda state: state.app.url_map.converters.update(sse_rest=_Rest))
     blueprint.register_error_handler(SSEError, _error)
     blueprint.register_error_handler(HTTPException, _http_error)
 
@@ -92,7 +101,7 @@ def make_blueprint(service: Service, authorize: Callable[[], access.Authorize | 
             _log.warning("a stream is told that this service is busy: %s", error)
             return Response(busy(config.retry), headers=_STREAM_HEADERS)
         if request.method == "HEAD":
-            return Response(headers=_STREAM_HEADERS)
+            return Response(iter(()), headers=_STREAM_HEADERS)  # a stream has no Content-Length
         replays = {start.replay for start in places.values()} - {0}
         body = stream(
             service.hub,
@@ -125,7 +134,7 @@ def make_blueprint(service: Service, authorize: Callable[[], access.Authorize | 
             )
         return _publish(service, scope, parse_publish(_body()))
 
-    @route("/publish/<path:channel>", "POST")
+    @route("/publish/<sse_rest:channel>", "POST")
     def post_publish_raw(channel: str) -> Response:
         scope = access.check_publish(request.headers.get("Authorization"), config)
         _check_query("type")
@@ -136,7 +145,7 @@ def make_blueprint(service: Service, authorize: Callable[[], access.Authorize | 
         raise NotFound("there is nothing here", f"see {config.prefix}/stream and {config.prefix}/poll")
 
     blueprint.add_url_rule("/", "nothing_here", nothing_here, methods=_METHODS)
-    blueprint.add_url_rule("/<path:rest>", "nothing_here", nothing_here, methods=_METHODS)
+    blueprint.add_url_rule("/<sse_rest:rest>", "nothing_here", nothing_here, methods=_METHODS)
     return blueprint
 
 
@@ -229,13 +238,20 @@ def _guarded(authorize: access.Authorize | None) -> access.Authorize | None:
     def rule(channel: str) -> bool:
         try:
             return bool(authorize(channel))
-        except (HTTPException, SSEError):
-            raise
         except Exception as error:
+            if _status(error) < 500 and _status(error) != 429:
+                raise
             _log.exception("@sse.authorize failed for channel %s", channel)
             raise Unavailable("the right to read could not be checked", "see the log", code="authorize") from error
 
     return rule
+
+
+def _status(error: Exception) -> int:
+    """The HTTP status that an error of the app's rule stands for."""
+    if isinstance(error, HTTPException):
+        return error.get_response().status_code
+    return error.status if isinstance(error, SSEError) else 500
 
 
 def _body() -> bytes:

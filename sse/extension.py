@@ -59,8 +59,8 @@ class SSE:
         :raises StoreUnavailable: if the event may not be stored; publish again with the same key.
         """
         service = get_service()
-        if idempotency_key is not None and not idempotency_key:
-            raise RequestError("idempotency_key is empty", "give 1 or more characters, or None")
+        if idempotency_key is not None and not (idempotency_key and idempotency_key.isprintable()):
+            raise RequestError(f"idempotency_key is {idempotency_key[:60]!a}", "give visible characters, or None")
         event = service.check(Event(data, type))
         key = None if idempotency_key is None else f"app:{idempotency_key}"
         position = service.publish([Publication(check_channel(channel), event, key)])[0]

@@ -500,12 +500,17 @@ class Hub:
         self._foundings -= allowed
         return allowed
 
-    def _fill(self, channel: _Channel, top: Position) -> None:
+    def _fill(self, channel: _Channel, top: Position, reset: Reason | None = None) -> None:
         with self.lock:
             if channel.ring is not None:
                 self._bytes -= channel.ring.bytes
             channel.ring = Ring(top, 1 << 30, _CHANNEL_BYTES)
             channel.settled.set()
+            if reset:
+                # In one step with the new ring: a subscriber that saw the one without the other would be cut.
+                channel.resets += 1
+                channel.reset_reason = reset
+                _notify([channel])
 
     def _refuse(self, channel: _Channel, fault: SSEError) -> None:
         with self.lock:
@@ -551,11 +556,7 @@ class Hub:
 
     def _reset(self, channel: _Channel, top: Position, reason: Reason) -> None:
         _log.warning("channel %s is reset: %s", channel.name, reason)
-        self._fill(channel, top)
-        with self.lock:
-            channel.resets += 1
-            channel.reset_reason = reason
-            _notify([channel])
+        self._fill(channel, top, reason)
 
     def _check(self) -> None:
         """Look for what no announcement told of, keep the rings alive that have listeners, drop idle channels."""

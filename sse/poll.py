@@ -54,6 +54,8 @@ def poll(
 def _answer(
     taken: Sequence[Delivery | Reset], places: Mapping[str, Position], more: bool, retry: int
 ) -> dict[str, Any]:
+    # The answer lists resets apart from events: those before a reset are of a state that the client is to give up.
+    resets = {item.channel: index for index, item in enumerate(taken) if isinstance(item, Reset)}
     return {
         "last_event_id": format_last_event_id(places),
         "events": [
@@ -63,8 +65,8 @@ def _answer(
                 "type": item.entry.event.type,
                 "data": item.entry.event.data,
             }
-            for item in taken
-            if isinstance(item, Delivery)
+            for index, item in enumerate(taken)
+            if isinstance(item, Delivery) and index > resets.get(item.channel, -1)
         ],
         "resets": [
             {"channel": item.channel, "reason": item.reason, "missed": item.missed}

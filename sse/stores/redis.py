@@ -11,7 +11,6 @@ import logging
 import secrets
 import threading
 import time
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from importlib import resources
 from typing import Any, Final, cast
@@ -61,16 +60,20 @@ class RedisStore(Store):
         self._found_script = _Script("found.lua")
         self._checked = False
         self._check_lock = threading.Lock()
-        self._jobs: deque[_Job] = deque()
+        self._jobs: list[_Job] = []
+        self._led = False
         self._publish_lock = threading.Lock()
 
     def publish(self, publications: Sequence[Publication]) -> list[Receipt | StoreUnavailable]:
-        # Whoever holds the lock publishes for all who wait, so publishes that come together share one round trip.
+        # One job at a time leads: it publishes for all that wait, so publishes that come together share a round trip.
         job = _Job([self._prepare(publication) for publication in publications])
-        self._jobs.append(job)
         with self._publish_lock:
-            if job.outcome is None:
-                self._run([self._jobs.popleft() for _ in range(len(self._jobs))])
+            self._jobs.append(job)
+            follows, self._led = self._led, True
+        if follows:
+            job.turn.wait()
+        if job.outcome is None:
+            self._lead()
         if isinstance(job.outcome, StoreUnavailable):
             raise job.outcome
         return cast("list[Receipt | StoreUnavailable]", job.outcome)
@@ -204,21 +207,25 @@ class RedisStore(Store):
             encode_payload(event),
         )
 
-    def _run(self, jobs: list[_Job]) -> None:
-        calls = [call for job in jobs for call in job.calls]
+    def _lead(self) -> None:
+        """Publish all jobs that wait, and hand the lead to the first of those that have come meanwhile."""
+        with self._publish_lock:
+            jobs, self._jobs = self._jobs, []
+        for job in jobs:  # those who wait must not take the end of this thread or greenlet for success
+            job.outcome = StoreUnavailable("publishing was interrupted", "publish again with the same key")
         try:
-            replies = iter(self._evaluate(self._publish_script, calls))
+            replies = iter(self._evaluate(self._publish_script, [call for job in jobs for call in job.calls]))
+            for job in jobs:
+                job.outcome = [_receipt(next(replies), call) for call in job.calls]
         except StoreUnavailable as error:
             for job in jobs:
                 job.outcome = error
-            return
-        except BaseException:
-            # This greenlet or thread is being ended; those who wait must not take that for success.
-            for job in jobs:
-                job.outcome = StoreUnavailable("publishing was interrupted", "publish again with the same key")
-            raise
-        for job in jobs:
-            job.outcome = [_receipt(next(replies), call) for call in job.calls]
+        finally:
+            with self._publish_lock:
+                self._led = bool(self._jobs)
+                followers = jobs + self._jobs[:1]
+            for job in followers:
+                job.turn.set()
 
     def _evaluate(self, script: _Script, calls: Sequence[tuple[Any, ...]]) -> list[Any]:
         replies = self._execute(("EVALSHA", script.sha, *call) for call in calls)
@@ -247,13 +254,14 @@ class RedisStore(Store):
 
 
 class _Job:
-    """The calls of one `publish`, and what became of them."""
+    """The calls of one `publish`, and what became of them; `turn` is set when that is known, or it is to lead."""
 
-    __slots__ = ("calls", "outcome")
+    __slots__ = ("calls", "outcome", "turn")
 
     def __init__(self, calls: list[tuple[Any, ...]]) -> None:
         self.calls = calls
         self.outcome: list[Receipt | StoreUnavailable] | StoreUnavailable | None = None
+        self.turn = threading.Event()
 
 
 class _Script:
