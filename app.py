@@ -11,6 +11,7 @@ from pathlib import Path
 from flask import Flask, Response, request
 
 from sse import SSE, IdempotencyConflict, StoreUnavailable
+from sse.cli import cli
 
 CHANNEL = "demo/machine"
 PROC = Path("/proc")
@@ -34,6 +35,7 @@ def create_app(config: Mapping[str, object] | None = None) -> Flask:
     app.config.from_mapping(config)
     sse = SSE()
     sse.init_app(app)
+    app.cli.add_command(cli)
     app.add_url_rule("/healthz", "healthz", healthz)
     if is_on(app.config.get("DEMO", os.environ.get("DEMO", ""))):
         add_demo(app, sse)

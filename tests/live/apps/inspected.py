@@ -7,7 +7,7 @@ import os
 import threading
 
 import gevent
-from flask import abort, request
+from flask import Response, abort, request
 
 from app import create_app
 
@@ -21,7 +21,6 @@ def inspect() -> dict[str, int]:
     gc.collect()  # what is garbage only is not held
     hub = application.extensions["sse"].hub
     return {
-        "pid": os.getpid(),
         "subscribers": hub.subscribers,
         "channels": hub.channels,
         # Not isinstance: it would wake every lazy proxy in memory.
@@ -29,3 +28,9 @@ def inspect() -> dict[str, int]:
         "threads": threading.active_count(),
         "fds": len(os.listdir("/proc/self/fd")),
     }
+
+
+@application.after_request
+def name_worker(response: Response) -> Response:
+    response.headers["X-Worker"] = str(os.getpid())
+    return response

@@ -1,0 +1,106 @@
+"""What all tests stand on: a real Redis, an app to be, a seed that is told, and nothing left behind."""
+
+from __future__ import annotations
+
+import gc
+import os
+import random
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+from flask import Flask
+from hypothesis import HealthCheck, settings
+
+from sse import SSE
+from tests.servers import RedisServer, open_fds, wait_until
+
+MakeApp = Callable[..., Flask]
+
+for profile, examples in (("ci", 50), ("chaos", 1000)):
+    settings.register_profile(
+        profile,
+        max_examples=examples,
+        deadline=None,
+        print_blob=True,
+        derandomize=False,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+    )
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    if config.option.hypothesis_seed is None:
+        config.option.hypothesis_seed = str(random.SystemRandom().randrange(2**32))
+    for name in list(os.environ):
+        if name.startswith("SSE_") or name in ("REDIS_URL", "DEMO"):
+            del os.environ[name]  # a developer's own settings must not decide
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"seed: --hypothesis-seed={config.option.hypothesis_seed}"
+
+
+@pytest.fixture(scope="session")
+def shared_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """One redis-server for all tests that leave it as they found it."""
+    with RedisServer(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture
+def redis_url(shared_redis: RedisServer) -> Iterator[str]:
+    """The URL of an empty Redis."""
+    with shared_redis.client() as client:
+        client.flushall()
+        yield shared_redis.url
+        client.flushall()
+
+
+@pytest.fixture(params=["memory", "redis"])
+def store_url(request: pytest.FixtureRequest) -> str | None:
+    """A value for SSE_REDIS_URL: a test with it runs once over each store."""
+    return None if request.param == "memory" else str(request.getfixturevalue("redis_url"))
+
+
+@pytest.fixture
+def make_app() -> Iterator[MakeApp]:
+    """Makes an app with SSE and the given settings; all channels are public unless said otherwise."""
+    made: list[Flask] = []
+
+    def make(sse: SSE | None = None, **config: object) -> Flask:
+        app = Flask("tests")
+        app.config.from_mapping({"SSE_PUBLIC": "*", **config})
+        (sse or SSE()).init_app(app)
+        made.append(app)
+        return app
+
+    yield make
+    services = [app.extensions["sse"] for app in made]
+    left = [service.hub.subscribers for service in services]
+    for service in services:
+        service.close()
+    assert not any(left), f"subscribers are still attached: {left}"
+
+
+@pytest.fixture(autouse=True)
+def no_leaked_hubs() -> Iterator[None]:
+    """Every hub that a test starts, it closes."""
+    before = _hubs()
+    yield
+    wait_until(lambda: _hubs() <= before, 3, what="the hubs that this test started are closed")
+
+
+@pytest.fixture
+def no_leaked_fds(shared_redis: RedisServer) -> Iterator[None]:
+    """As many file descriptors after the test as before; ask for it before what it is to watch."""
+    gc.collect()
+    before = open_fds(os.getpid())
+    yield
+    gc.collect()
+    wait_until(lambda: open_fds(os.getpid()) <= before, 3, what=f"no more than {before} file descriptors")
+
+
+def _hubs() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name == "sse-hub"}

@@ -1,0 +1,208 @@
+"""Load for the live tests: a storm of numbered events, one client that comes back, and a crowd that does not."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import secrets
+import selectors
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Self
+
+from tests import client
+from tests.client import Stream
+
+KEY = "a-publishing-key-for-these-tests"
+ORIGIN = "https://a.example"
+APP = "tests.live.apps.inspected:application"
+ENV = {"SSE_PUBLIC": "*", "SSE_PUBLISH_KEYS": KEY, "SSE_HEARTBEAT": "3", "SSE_ORIGINS": ORIGIN}
+RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER
+
+
+def address(url: str) -> tuple[str, int]:
+    host, _, port = url.removeprefix("http://").partition(":")
+    return host, int(port)
+
+
+class Storm:
+    """Publishes 0, 1, 2… on every channel, `pause` seconds apart, for as long as its block runs.
+
+    A publisher as it should be: what may not be stored is published again with the same key.
+    """
+
+    def __init__(self, url: str, channels: Sequence[str], pause: float = 0.02) -> None:
+        self.count = 0
+        self._url, self._channels, self._pause = url, list(channels), pause
+        self._name = secrets.token_hex(4)
+        self._stop = threading.Event()
+        self._fault: BaseException | None = None
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(30)
+        assert not self._thread.is_alive()
+        if self._fault:
+            raise self._fault
+
+    def _run(self) -> None:
+        try:
+            while not self._stop.wait(self._pause) and self.count < 100_000:
+                self._publish(str(self.count))
+                self.count += 1
+        except BaseException as fault:
+            self._fault = fault
+
+    def _publish(self, data: str) -> None:
+        answer: object = None
+        for _ in range(100):
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                once = f"{self._name}-{data}"
+                answer = client.publish(self._url, self._channels, data, key=KEY, idempotency_key=once, timeout=10)
+                if answer.status == 201:
+                    return
+                assert answer.status == 503, answer
+            time.sleep(0.05)
+        raise AssertionError(f"cannot be published: {answer}")
+
+
+class Follower:
+    """A client that keeps its last event id, hears storms, and comes back with either transport."""
+
+    def __init__(self, url: str, channels: Sequence[str]) -> None:
+        self.url = url
+        self.channels = list(channels)
+        self.id = ""
+        self.heard: dict[str, list[int]] = {channel: [] for channel in channels}
+        self.workers: list[int] = []  # that served it
+
+    def stream(self, enough: Callable[[], bool], timeout: float = 10) -> Stream:
+        """Listen until there has been enough, or the stream ends; the stream, closed."""
+        params = [("channel", channel) for channel in self.channels]
+        with Stream(self.url, params, last_event_id=self.id) as stream:
+            assert stream.status == 200
+            self.workers.append(int(stream.headers["X-Worker"]))
+            for event in stream.events(timeout):
+                if event.event == "sse.open":
+                    resumed = {channel["resumed"] for channel in event.json()["channels"].values()}
+                    assert resumed == {bool(self.id)}
+                assert event.event != "sse.reset", event
+                self.id = event.id
+                if not event.event.startswith("sse."):
+                    assert event.data is not None
+                    self.heard[event.id.partition("=")[0]].append(int(event.data))
+                if enough():
+                    break
+            return stream
+
+    def poll(self, timeout: int = 5) -> int:
+        """Ask once; how many events came."""
+        answer = client.poll(self.url, self.channels, self.id or None, timeout=timeout)
+        assert answer.status == 200, answer
+        self.workers.append(int(answer.headers["X-Worker"]))
+        batch = answer.json()
+        assert batch["resets"] == []
+        self.id = batch["last_event_id"]
+        for event in batch["events"]:
+            self.heard[event["channel"]].append(int(event["data"]))
+        return len(batch["events"])
+
+    def is_at(self, count: int) -> bool:
+        """Whether the last of `count` events has come, on every channel."""
+        return all(numbers and numbers[-1] >= count - 1 for numbers in self.heard.values())
+
+    def finish(self, count: int) -> None:
+        """Ask for the rest: every one of `count` events has come once, in order, on every channel."""
+        assert count > 0
+        for _ in range(20):
+            if self.is_at(count):
+                break
+            self.poll()
+        assert self.heard == {channel: list(range(count)) for channel in self.channels}
+        assert self.poll(0) == 0
+
+
+class Member:
+    """A stream of a crowd."""
+
+    __slots__ = ("due", "head", "sock")
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.head = b""
+        self.due = 0.0
+
+    @property
+    def is_open(self) -> bool:
+        return b"event: sse.heartbeat" in self.head
+
+
+class Crowd:
+    """Many streams, read by one thread, and cut as rudely as wished."""
+
+    def __init__(self, url: str) -> None:
+        self.members: set[Member] = set()
+        self._address = address(url)
+        self._selector = selectors.DefaultSelector()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for member in list(self.members):
+            self.cut(member)
+        self._selector.close()
+
+    def open(self, count: int, channel: Callable[[], str], path: str = "/sse/stream?channel=") -> list[Member]:
+        opened = []
+        for number in range(count):
+            sock = socket.create_connection(self._address, 10)
+            sock.sendall(f"GET {path}{channel()} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+            sock.setblocking(False)
+            member = Member(sock)
+            self.members.add(member)
+            self._selector.register(sock, selectors.EVENT_READ, member)
+            opened.append(member)
+            if number % 50 == 49:
+                assert not self.read(0), "a stream was ended"
+        return opened
+
+    def cut(self, member: Member, how: str = "close") -> None:
+        self.members.discard(member)
+        self._selector.unregister(member.sock)
+        if how == "reset":
+            member.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+        elif how == "half":
+            with contextlib.suppress(OSError):
+                member.sock.shutdown(socket.SHUT_WR)
+        member.sock.close()
+
+    def read(self, timeout: float) -> list[Member]:
+        """Take in what has come; those whose stream the server has ended."""
+        ended = []
+        for key, _ in self._selector.select(timeout):
+            member = key.data
+            try:
+                data = member.sock.recv(65536)
+            except ConnectionError:
+                data = b""
+            member.head = (member.head + data)[:4096]
+            if not data:
+                ended.append(member)
+                self.cut(member)
+        return ended
+
+    def settle(self, timeout: float = 20) -> None:
+        """Wait until every stream is open."""
+        deadline = time.monotonic() + timeout
+        while waiting := [member for member in self.members if not member.is_open]:
+            assert time.monotonic() < deadline, f"{len(waiting)} do not open: {waiting[0].head!r}"
+            assert not self.read(0.2), "a stream was ended"
