@@ -8,6 +8,7 @@ import os
 import random
 import re
 import secrets
+import shlex
 import signal
 import ssl
 import sys
@@ -40,7 +41,7 @@ _HEARTBEAT: Final = 5
 _QUIET: Final = 15.0  # three heartbeats
 _ANSWER: Final = 30.0
 _SOON: Final = 100  # milliseconds before a stream in this process is taken up again
-_AGAIN: Final = (408, 429, 502, 503, 504)
+_AGAIN: Final = (408, 425, 429)
 _URL_HINT: Final = "give the service's prefix, such as https://push.example/sse"
 
 
@@ -58,8 +59,10 @@ cli = _Group("sse", help="Publish events, follow channels, show the settings.")
 def _checked(check: Callable[[str], T]) -> Callable[[click.Context, click.Parameter, Any], Any]:
     def callback(_context: click.Context, _parameter: click.Parameter, value: Any) -> Any:
         try:
-            return [check(item) for item in value] if isinstance(value, tuple) else value and check(value)
-        except (InvalidEvent, ValueError) as error:
+            if isinstance(value, tuple):
+                return [check(item) for item in value]
+            return None if value is None else check(value)
+        except ValueError as error:
             raise click.BadParameter(str(error)) from None
 
     return callback
@@ -169,24 +172,26 @@ def tail(channels: list[str], last_event_id: str, replay: int, as_json: bool, ur
         except BrokenPipeError:
             # Whoever read has had enough. What is left unwritten must not fail once more at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return
+            last = ""
         finally:
             if last:
-                click.echo(f"to go on from here: --last-event-id '{last}'", err=True)
+                click.echo(f"to go on from here: --last-event-id {shlex.quote(last)}", err=True)
 
 
 @cli.command(with_appcontext=False)
 def config() -> None:
     """List the settings: name, value, default, help. Secrets are shown as a hash."""
     try:
-        rows: list[tuple[str, ...]] = [("NAME", "VALUE", "DEFAULT", "HELP"), *_app_service().config.table()]
+        _print_table([("NAME", "VALUE", "DEFAULT", "HELP"), *_app_service().config.table()])
     except ConfigError:
-        rows = [("NAME", "DEFAULT", "HELP"), *((name, *rest) for name, _, *rest in Config().table())]
+        _print_table([("NAME", "DEFAULT", "HELP"), *((name, *rest) for name, _, *rest in Config().table())])
         raise
-    finally:
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        for row in rows:
-            click.echo("  ".join(map(str.ljust, row, widths)).rstrip())
+
+
+def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        click.echo("  ".join(map(str.ljust, row, widths)).rstrip())
 
 
 def _app_service() -> Service:
@@ -433,18 +438,17 @@ class _Remote:
             else HTTPConnection(host, port, timeout=timeout)
         )
         try:
-            connection.request(method, f"{self._parts.path}{path}", body, {**self._headers, **headers})
-            response = connection.getresponse()
-            if response.status not in (200, 201):
-                raise self._fault(response)
-            yield response
+            with contextlib.closing(connection):
+                connection.request(method, f"{self._parts.path}{path}", body, {**self._headers, **headers})
+                with connection.getresponse() as response:
+                    if response.status not in (200, 201):
+                        raise self._fault(response)
+                    yield response
         except ssl.SSLCertVerificationError as error:
             raise SSEError(f"{self.url}: {error.verify_message}", "SSL_CERT_FILE names the authorities") from None
         except (OSError, HTTPException) as error:
             reason = str(error) or type(error).__name__
             raise Unavailable(f"{self.url} cannot be reached: {reason}", "try again", retry_after=0) from None
-        finally:
-            connection.close()
 
     def _fault(self, response: HTTPResponse) -> SSEError:
         message, hint = f"{self.url} answered {response.status} {response.reason}", _URL_HINT
@@ -453,7 +457,7 @@ class _Remote:
         with contextlib.suppress(ValueError, KeyError, TypeError):
             error = json.loads(response.read(_READ))["error"]
             message, hint = str(error["message"]), str(error["hint"])
-        if response.status in _AGAIN:
+        if response.status >= 500 or response.status in _AGAIN:
             after = response.headers.get("Retry-After", "")
             return Unavailable(message, hint, retry_after=int(after) if re.fullmatch("[0-9]{1,3}", after) else 0)
         return {413: TooLarge, 422: InvalidEvent}.get(response.status, SSEError)(message, hint)

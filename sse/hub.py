@@ -173,8 +173,7 @@ class Subscriber:
             self._seen_resets[name] = resets
             return entries
         if resets != self._seen_resets[name]:
-            missed = top.offset - place.offset if channel.reset_reason == "trimmed" else None
-            taken.append(Reset(name, channel.reset_reason, missed, top))
+            taken.append(_reset(name, channel.reset_reason, place, top))
             self._seen_resets[name] = resets
             self.places[name] = top
             return []
@@ -313,10 +312,10 @@ class Hub:
         behind = [(name, place) for name, place in places.items() if place != tops[name] and not starts[name].fault]
         events = size = 0
         more = False
-        for (name, _), page in zip(behind, self.read(behind), strict=True):
+        for (name, place), page in zip(behind, self.read(behind), strict=True):
             if page.reason and (tops[name] or starts[name].position):
                 places[name] = tops[name] or UNBORN
-                taken.insert(0, Reset(name, page.reason, page.missed, places[name]))
+                taken.insert(0, _reset(name, page.reason, place, places[name]))
             more = more or page.more
             for entry in map(_encoded, page.entries):
                 size += len(entry.body)
@@ -409,7 +408,7 @@ class Hub:
                     assert channel.ring is not None
                     top = channel.ring.newest
                     reason: Reason = "unknown" if channel.founded and channel.ring.base.offset == 0 else page.reason
-                    subscriber.join(name, top, Reset(name, reason, page.missed, top))
+                    subscriber.join(name, top, _reset(name, reason, position, top))
         subscriber.notify()
 
     # Moving forward: runs in the hub's own thread only.
@@ -583,6 +582,12 @@ class Hub:
 def _notify(channels: Iterable[_Channel]) -> None:
     for subscriber in {subscriber for channel in channels for subscriber in channel.subscribers}:
         subscriber.notify()
+
+
+def _reset(channel: str, reason: Reason, place: Position, top: Position) -> Reset:
+    # Counted up to where the subscriber goes on: the store may be ahead of that by now, and what is there still comes.
+    missed = max(top.offset - place.offset, 0) if reason == "trimmed" else None
+    return Reset(channel, reason, missed, top)
 
 
 def _encoded(entry: Entry) -> Entry:

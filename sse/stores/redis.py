@@ -71,7 +71,7 @@ class RedisStore(Store):
             self._jobs.append(job)
             follows, self._led = self._led, True
         if follows:
-            job.turn.wait()
+            self._await(job)
         if job.outcome is None:
             self._lead()
         if isinstance(job.outcome, StoreUnavailable):
@@ -207,6 +207,24 @@ class RedisStore(Store):
             encode_payload(event),
         )
 
+    def _await(self, job: _Job) -> None:
+        """Wait until the job is done or is to lead; if this thread or greenlet is ended meanwhile, another leads."""
+        try:
+            job.turn.wait()
+        except BaseException:
+            with self._publish_lock:
+                if job in self._jobs:
+                    self._jobs.remove(job)
+                    if job.turn.is_set():
+                        self._hand_on()
+            raise
+
+    def _hand_on(self) -> None:
+        """Let the first of those who wait lead; under the lock."""
+        self._led = bool(self._jobs)
+        for job in self._jobs[:1]:
+            job.turn.set()
+
     def _lead(self) -> None:
         """Publish all jobs that wait, and hand the lead to the first of those that have come meanwhile."""
         with self._publish_lock:
@@ -221,14 +239,18 @@ class RedisStore(Store):
             for job in jobs:
                 job.outcome = error
         finally:
-            with self._publish_lock:
-                self._led = bool(self._jobs)
-                followers = jobs + self._jobs[:1]
-            for job in followers:
+            for job in jobs:
                 job.turn.set()
+            with self._publish_lock:
+                self._hand_on()
 
     def _evaluate(self, script: _Script, calls: Sequence[tuple[Any, ...]]) -> list[Any]:
-        replies = self._execute(("EVALSHA", script.sha, *call) for call in calls)
+        # The first of several brings the script along: were only some of them repeated for want of it, because another
+        # client brings it meanwhile, their order would be lost.
+        replies = self._execute(
+            ("EVAL", script.text, *call) if index == 0 < len(calls) - 1 else ("EVALSHA", script.sha, *call)
+            for index, call in enumerate(calls)
+        )
         unknown = [index for index, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
         for index, reply in zip(
             unknown, self._execute(("EVAL", script.text, *calls[index]) for index in unknown), strict=True

@@ -1,0 +1,37 @@
+"""A Redis that is made to fail, and the sum of what chaos brought."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.house import CrashingRedis, House
+
+TOTALS: pytest.StashKey[Counter[str]] = pytest.StashKey()
+
+
+@pytest.fixture
+def redis(tmp_path: Path) -> Iterator[CrashingRedis]:
+    with CrashingRedis(tmp_path) as server:
+        yield server
+
+
+@pytest.fixture
+def house(redis: CrashingRedis) -> Iterator[House]:
+    with House(redis) as house:
+        yield house
+
+
+@pytest.fixture
+def totals(pytestconfig: pytest.Config) -> Counter[str]:
+    return pytestconfig.stash.setdefault(TOTALS, Counter())
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    totals = config.stash.get(TOTALS, None)
+    if totals:
+        line = ", ".join(f"{count:,} {name}" for name, count in sorted(totals.items()))
+        terminalreporter.write_line(f"chaos: {line}")

@@ -1,0 +1,484 @@
+"""Each fault of Redis by itself, with streams and polls on two workers: repaired, or told."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from flask import Flask
+from werkzeug.test import TestResponse
+
+from sse.errors import StoreUnavailable
+from sse.event import Entry, LastEventId
+from sse.hub import Delivery, Reset, Start, Subscriber, starting_points
+from sse.poll import poll
+from sse.stream import stream
+from tests import client as wire
+from tests.chaos.house import Client, CrashingRedis, House
+from tests.chaos.proxy import LosingProxy
+from tests.servers import Gunicorn, wait_until
+
+KEY = "a-publishing-key-for-these-tests"
+MakeApp = Callable[..., Flask]
+
+
+@pytest.fixture
+def audience(house: House) -> list[Client]:
+    """A stream and a poll on each worker, all on the channels `a` and `b`."""
+    return [house.client("a", "b", worker=worker, transport=to) for worker in (0, 1) for to in ("stream", "poll")]
+
+
+def streams(audience: list[Client]) -> list[Client]:
+    return [client for client in audience if client.transport == "stream"]
+
+
+def resets(audience: list[Client]) -> list[list[str]]:
+    return [[f"{channel} {reason}" for channel, reason, _ in client.resets] for client in audience]
+
+
+def assert_untroubled(audience: list[Client]) -> None:
+    assert resets(audience) == [[]] * len(audience)
+    assert [client.closes for client in audience] == [[]] * len(audience)
+    assert_connected(audience)
+
+
+def assert_connected(audience: list[Client]) -> None:
+    """Every stream is still the first one."""
+    assert [client.connections for client in streams(audience)] == [1] * len(streams(audience))
+
+
+class Storm:
+    """Events on `a` and `b` from both workers for as long as it lasts, each repeated until it is stored."""
+
+    def __init__(self, house: House) -> None:
+        self._house = house
+        self._over = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._blow, args=(channel, worker), name="storm")
+            for channel in ("a", "b")
+            for worker in (0, 1)
+        ]
+        self.sent: dict[str, list[str]] = {"a": [], "b": []}
+
+    def _blow(self, channel: str, worker: int) -> None:
+        while not self._over.wait(0.003):
+            self.sent[channel] += self._house.publish(channel, worker=worker)
+
+    def __enter__(self) -> Storm:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        for thread in self._threads:
+            thread.join(20)
+
+
+def assert_all_heard(audience: list[Client], storm: Storm) -> None:
+    for channel, sent in storm.sent.items():
+        assert len(sent) > 20, "this was no storm"
+        for client in audience:
+            assert sorted(client.data(channel)) == sorted(sent)
+
+
+def test_losing_the_subscriptions_in_a_storm_costs_nothing(house: House, audience: list[Client]) -> None:
+    killed = 0
+    with Storm(house) as storm:
+        for _ in range(12):
+            time.sleep(0.15)
+            killed += house.redis.ask("CLIENT", "KILL", "TYPE", "pubsub")
+    house.settle()
+    assert killed >= 12
+    assert_all_heard(audience, storm)
+    assert_untroubled(audience)
+
+
+def test_losing_the_command_connections_in_a_storm_costs_nothing(house: House, audience: list[Client]) -> None:
+    killed = 0
+    with Storm(house) as storm:
+        for _ in range(12):
+            time.sleep(0.1)
+            killed += house.redis.ask("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+    house.settle()
+    assert killed >= 12
+    assert_all_heard(audience, storm)
+    assert_untroubled(audience)
+
+
+@pytest.mark.parametrize("down", [0, 1, 3])
+def test_a_crash_without_lost_writes_is_repaired_unnoticed(house: House, audience: list[Client], down: float) -> None:
+    with Storm(house) as storm:
+        time.sleep(0.5)
+        house.redis.restart(down=down)
+        time.sleep(0.5)
+    house.settle()
+    assert_all_heard(audience, storm)
+    assert_untroubled(audience)
+
+
+def test_events_stored_while_a_hub_hears_nothing_are_found_without_another_event(
+    house: House, audience: list[Client]
+) -> None:
+    """Redis drops overrun subscriptions, and with them the last announcements of all."""
+    house.publish("a", 3)
+    house.settle()
+    with house.redis.client() as redis:
+        redis.config_set("client-output-buffer-limit", "pubsub 20000 0 0")
+        # One pipeline, answered in one go: Redis drops the subscriptions before it has sent anything of it.
+        batch = [house.event(channel, 2000) for channel in "ab" for _ in range(40)]
+        before = {client["id"] for client in redis.client_list("pubsub")}
+        assert len(before) == 2
+        assert house.ledger.publish(house.services[0].store, batch) == 80
+        wait_until(lambda: not before & {client["id"] for client in redis.client_list("pubsub")}, 5, what="overrun")
+        redis.config_set("client-output-buffer-limit", "pubsub 33554432 8388608 60")
+    house.settle()
+    assert_untroubled(audience)
+    for client in audience:
+        assert len(client.data("a")) == 43
+        assert len(client.data("b")) == 40
+
+
+def test_an_event_that_was_not_announced_is_found(
+    house: House, audience: list[Client], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing tells of it, so the hubs have to look."""
+    house.redis.ask("ACL", "SETUSER", "default", "-publish")
+    house.publish("a", 3)
+    assert "could not announce" in caplog.text
+    house.settle()
+    assert [len(client.data("a")) for client in audience] == [3] * 4
+    assert_untroubled(audience)
+
+
+def test_lost_writes_are_told_to_those_who_had_seen_them(house: House, audience: list[Client]) -> None:
+    kept = house.publish("a", 10)
+    untouched = house.publish("b", 10)
+    house.settle()
+    before_the_fork = streams(audience)[0].last_event_id
+    house.redis.remember()
+    house.publish("a", 10)
+    house.settle()
+    after_the_fork = streams(audience)[0].last_event_id
+    with house.ledger.loss():
+        house.redis.rewind()
+    told = house.publish("a", 15, worker=1)  # another history, that grows past the lost one
+    house.settle()
+    for client in audience:
+        assert set(resets([client])[0]) == {"a diverged"}
+        assert client.data("b") == untouched
+        assert client.data("a") == told[len(told) - len(client.data("a")) :]
+    assert_connected(audience)
+    old, new = (returns(house, last_event_id) for last_event_id in (before_the_fork, after_the_fork))
+    house.settle()
+    assert (resets([old, new]), old.data("a"), new.data("a")) == ([[], ["a diverged"]], told, [])
+    assert [data for _, data in house.redis.ring("a")] == kept + told
+
+
+def returns(house: House, last_event_id: str) -> Client:
+    """A client that comes back to the first worker with what it was told last."""
+    client = Client(house.ledger, [house.services[0].hub], ["a", "b"])
+    client.last_event_id = last_event_id
+    client.start()
+    house.clients.append(client)
+    wait_until(lambda: len(client.runs) == 2, what="it is on")
+    return client
+
+
+def test_lost_writes_are_told_when_nothing_is_published_any_more(house: House, audience: list[Client]) -> None:
+    house.publish("a", 5)
+    house.publish("b", 5)
+    house.redis.remember()
+    house.publish("a", 5)
+    house.settle()
+    with house.ledger.loss():
+        house.redis.rewind()
+    house.settle()
+    assert resets(audience) == [["a diverged"]] * len(audience)
+    assert_connected(audience)
+
+
+def test_a_poll_gives_no_events_of_a_history_along_with_its_reset(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ring is replaced while an answer is put together: the page would apply lost events to its new state."""
+    hub = house.services[0].hub
+    last = poll(hub, {"a": Start()}, timeout=1, retry=20)["last_event_id"]
+    house.publish("a", 3)
+    look = Subscriber._next
+    replaced: list[str] = []
+
+    def replace_after(subscriber: Subscriber, name: str, taken: list[Delivery | Reset]) -> Sequence[Entry]:
+        entries = look(subscriber, name, taken)
+        if entries and not replaced:
+            house.redis.ask("DEL", "sse:{a}")
+            replaced.extend(house.publish("a", worker=1))
+            wait_until(lambda: subscriber._channels["a"].resets, what="the hub has seen it")
+        return entries
+
+    monkeypatch.setattr(Subscriber, "_next", replace_after)
+    answer = poll(hub, starting_points(["a"], LastEventId.parse(last)), timeout=5, retry=20)
+    assert replaced
+    assert [reset["channel"] for reset in answer["resets"]] == ["a"]
+    assert answer["events"] == []
+    assert answer["last_event_id"] == f"a={house.redis.top('a')}"
+
+
+@pytest.mark.parametrize("command", [("FLUSHALL",), ("DEL", "sse:{a}", "sse:{b}")], ids=lambda command: command[0])
+@pytest.mark.parametrize("then", [0, 1, 7], ids=lambda then: f"{then}-more-events")
+def test_emptied_rings_are_told(house: House, audience: list[Client], command: tuple[str, ...], then: int) -> None:
+    house.publish("a", 5)
+    house.publish("b", 2)
+    house.settle()
+    with house.ledger.loss():
+        house.redis.ask(*command)
+    published = {channel: house.publish(channel, then) for channel in ("a", "b")}
+    house.settle()
+    for client in audience:
+        assert {(channel, position.offset) for channel, _, position in client.resets} >= {("a", 5), ("b", 2)}
+        for channel, data in published.items():
+            assert client.data(channel) == data[len(data) - len(client.data(channel)) :]
+    assert_connected(audience)
+    if then == 0:
+        assert {reason for client in audience for _, reason, _ in client.resets} <= {"unknown", "diverged"}
+
+
+def test_a_key_of_a_wrong_type_is_named_never_deleted_and_harms_no_other_channel(
+    house: House, audience: list[Client]
+) -> None:
+    house.publish("a", 3)
+    house.publish("b", 3)
+    house.settle()
+    house.redis.ask("RENAME", "sse:{a}", "aside")
+    house.redis.ask("SET", "sse:{a}", "mistaken")
+    with pytest.raises(StoreUnavailable, match=re.escape("sse:{a}")):
+        house.services[0].publish([house.event("a")])
+    receipts = house.services[1].store.publish([house.event("a"), house.event("b")])
+    assert isinstance(receipts[0], StoreUnavailable)
+    assert not isinstance(receipts[1], StoreUnavailable)
+    house.publish("b", 3)
+    wait_until(lambda: all(len(client.data("b")) == 7 for client in streams(audience)), 8, what="the other channel")
+    time.sleep(6)  # a check by the hubs meets the wrong key too
+    assert house.redis.ask("GET", "sse:{a}") == "mistaken"
+    house.redis.ask("RENAME", "aside", "sse:{a}")
+    house.publish("a", 3)
+    house.settle()
+    assert_untroubled(audience)
+    assert [len(client.data("a")) for client in audience] == [6] * 4
+
+
+def test_a_new_stream_on_a_key_of_a_wrong_type_is_told_that_it_is_busy(house: House) -> None:
+    house.redis.ask("SET", "sse:{a}", "mistaken")
+    blocks = wire.Parser().feed(
+        b"".join(stream(house.services[0].hub, {"a": Start()}, heartbeat=15, lifetime=600, retry=20))
+    )
+    assert [(block.event, block.json()) for block in blocks] == [("sse.close", {"reason": "busy"})]
+    house.redis.ask("DEL", "sse:{a}")
+    client = house.client("a")
+    house.publish("a", 2)
+    house.settle()
+    assert len(client.data("a")) == 2
+
+
+def test_out_of_memory_stops_publishing_and_nothing_else(house: House, audience: list[Client]) -> None:
+    start = streams(audience)[0].last_event_id
+    known = house.publish("a", 150)
+    house.settle()
+    house.redis.ask("CONFIG", "SET", "maxmemory", "1")
+    with pytest.raises(StoreUnavailable, match="memory"):
+        house.services[0].publish([house.event("a")])
+    resumed = returns(house, start)
+    newcomer = house.client("a", worker=1)
+    wait_until(lambda: resumed.data("a") == known, what="the replay of what is there")
+    house.redis.ask("CONFIG", "SET", "maxmemory", "0")
+    more = house.publish("a", 3)
+    house.settle()
+    assert newcomer.data("a") == more
+    assert_untroubled([*audience, resumed, newcomer])
+
+
+def test_a_batch_keeps_its_order_when_redis_has_lost_its_scripts(house: House) -> None:
+    """As after a restart, with another worker that brings the script back while the batch is under way."""
+    over = threading.Event()
+
+    def publish_meanwhile() -> None:
+        while not over.is_set():
+            house.publish("b", worker=1)
+
+    other = threading.Thread(target=publish_meanwhile)
+    other.start()
+    try:
+        for _ in range(40):
+            house.redis.ask("SCRIPT", "FLUSH")
+            house.ledger.publish(house.services[0].store, [house.event("a", 5000) for _ in range(100)])
+    finally:
+        over.set()
+        other.join(10)
+    assert not house.ledger.faults, house.ledger.faults[0][:100]
+
+
+@pytest.fixture
+def proxy(redis: CrashingRedis) -> Iterator[LosingProxy]:
+    with LosingProxy(redis.port) as proxy:
+        yield proxy
+
+
+def test_a_publish_whose_reply_is_lost_is_repeated_and_stored_once(redis: CrashingRedis, proxy: LosingProxy) -> None:
+    with House(redis, url=f"redis://127.0.0.1:{proxy.port}/0") as house:
+        client = house.client("a")
+        house.publish("a")
+        for offset, key in enumerate(("given", None), 2):
+            publication = house.event("a")._replace(key=key)
+            proxy.lose(publication.event.data.encode(), 1)
+            [receipt] = house.services[0].store.publish([publication])
+            assert proxy.lost == 1
+            assert (receipt.position.offset, receipt.outcome) == (offset, "again")
+        house.settle()
+        assert len(client.data("a")) == 3
+        assert [data for _, data in redis.ring("a")] == client.data("a")
+
+
+def test_a_publisher_that_was_told_503_repeats_with_its_key_and_is_told_the_same_id(
+    redis: CrashingRedis, proxy: LosingProxy, make_app: MakeApp
+) -> None:
+    http = make_app(SSE_REDIS_URL=f"redis://127.0.0.1:{proxy.port}/0", SSE_PUBLISH_KEYS=KEY).test_client()
+
+    def post(data: str) -> TestResponse:
+        headers = {"Authorization": f"Bearer {KEY}", "Idempotency-Key": "one"}
+        return http.post("/sse/publish", json={"channel": "a", "data": data}, headers=headers)
+
+    http.post("/sse/publish", json={"channel": "a", "data": "first"}, headers={"Authorization": f"Bearer {KEY}"})
+    proxy.lose(b"the event", 10)  # more than what the store repeats by itself
+    refused = post("the event")
+    assert refused.status_code == 503
+    assert refused.json["error"]["code"] == "store_unavailable"
+    assert int(refused.headers["Retry-After"]) >= 1
+    assert proxy.lost >= 2
+    proxy.lose(b"", 0)
+    stored = post("the event")
+    assert (stored.status_code, stored.json) == (201, post("the event").json)
+    assert [(f"a={position}", data) for position, data in redis.ring("a")][1:] == [(stored.json["ids"][0], "the event")]
+    assert post("another event").status_code == 422
+
+
+def test_a_ring_of_the_same_length_but_another_history_is_told(house: House, audience: list[Client]) -> None:
+    """A backup is put back under open subscriptions; the next announcement has just the offset that is waited for."""
+    house.publish("a", 5)
+    with house.redis.client(decode_responses=False) as redis:
+        backup = redis.dump("sse:{a}")
+        with house.ledger.loss():
+            redis.delete("sse:{a}")
+            house.publish("a", 5)
+            house.settle()
+            redis.restore("sse:{a}", 0, backup, replace=True)
+    seen = [len(client.resets) for client in audience]
+    house.publish("a")
+    house.settle()
+    assert [len(client.resets) - count for client, count in zip(audience, seen, strict=True)] == [1] * 4
+    assert_connected(audience)
+
+
+def test_with_redis_away_publishing_answers_503_and_streams_stay(
+    house: House, redis: CrashingRedis, make_app: MakeApp
+) -> None:
+    http = make_app(SSE_REDIS_URL=redis.url, SSE_PUBLISH_KEYS=KEY).test_client()
+
+    def post(data: str) -> TestResponse:
+        headers = {"Authorization": f"Bearer {KEY}", "Idempotency-Key": data}
+        return http.post("/sse/publish/a", data=data, content_type="text/plain", headers=headers)
+
+    client = Client(house.ledger, [http.application.extensions["sse"].hub], ["a"])
+    house.ledger.watch(http.application.extensions["sse"].store)
+    house.clients.append(client)
+    client.start()
+    wait_until(lambda: client.runs, what="the stream is on")
+    assert post("before").status_code == 201
+    redis.kill()
+    began = time.monotonic()
+    refused = post("meanwhile")
+    assert refused.status_code == 503
+    assert int(refused.headers["Retry-After"]) >= 1
+    assert time.monotonic() - began < 5
+    time.sleep(max(0, began + 2 - time.monotonic()))
+    redis.start()
+    assert post("meanwhile").status_code == 201
+    house.settle()
+    assert client.data("a") == ["before", "meanwhile"]
+    assert_untroubled([client])
+    client.end()
+    client.join(5)
+
+
+@pytest.fixture
+def gunicorn(redis: CrashingRedis, tmp_path: Path) -> Iterator[Gunicorn]:
+    settings = {"SSE_REDIS_URL": redis.url, "SSE_PUBLIC": "*", "SSE_PUBLISH_KEYS": KEY, "SSE_HEARTBEAT": "3"}
+    with Gunicorn(tmp_path, env=settings, workers=2) as gunicorn:
+        yield gunicorn
+
+
+def test_ten_seconds_without_redis_under_gunicorn(redis: CrashingRedis, gunicorn: Gunicorn) -> None:
+    url = gunicorn.url
+
+    def publish(data: str) -> wire.Answer:
+        return wire.publish(url, "a", data, key=KEY, idempotency_key=data)
+
+    channels = [("channel", "a"), ("channel", "b")]
+    with contextlib.ExitStack() as stack, ThreadPoolExecutor() as pool:
+        streams = [stack.enter_context(wire.Stream(url, channels)) for _ in range(6)]
+        for stream in streams:
+            stream.until("sse.heartbeat")
+        assert publish("before").status == 201
+        for stream in streams:
+            assert [event.data for event in stream.take(1)] == ["before"]
+        redis.kill()
+        began = time.monotonic()
+        held = pool.submit(wire.poll, url, ["a"], last_event_id(streams[0]), timeout=25)
+        newcomer = pool.submit(first_blocks, url)
+        refused = publish("meanwhile")
+        assert refused.status == 503
+        assert int(refused.headers["Retry-After"]) >= 1
+        assert refused.json()["error"]["code"] == "store_unavailable"
+        waited, blocks = newcomer.result(15)
+        assert [block.event for block in blocks] == ["sse.close"]
+        assert blocks[0].json() == {"reason": "busy"}
+        assert blocks[0].retry
+        assert 4.5 < waited < 8
+        time.sleep(max(0, began + 10 - time.monotonic()))
+        assert not held.done()
+        redis.start()
+        wait_until(lambda: publish("meanwhile").status == 201, 5)
+        assert [event["data"] for event in held.result(10).json()["events"]] == ["meanwhile"]
+        assert publish("after").status == 201
+        for stream in streams:
+            blocks = until(stream, "after")
+            assert [block.data for block in blocks if block.event == "message"] == ["meanwhile", "after"]
+            assert {block.event for block in blocks} <= {"message", "sse.heartbeat"}
+
+
+def last_event_id(stream: wire.Stream) -> str:
+    return next(part for part in stream.last_event_id.split("~") if part.startswith("a="))
+
+
+def first_blocks(url: str) -> tuple[float, list[wire.Event]]:
+    """All that a new stream on a channel that no worker knows is told, and after how long."""
+    began = time.monotonic()
+    with wire.Stream(url, {"channel": "never-heard-of"}) as stream:
+        assert stream.status == 200
+        blocks = list(stream.events(12))
+        return time.monotonic() - began, blocks
+
+
+def until(stream: wire.Stream, data: str) -> list[wire.Event]:
+    """The blocks up to the event with this data, all on the same connection."""
+    blocks = []
+    for block in stream.events(15):
+        blocks.append(block)
+        if block.data == data:
+            return blocks
+    raise AssertionError(f"the stream ended before {data}: {blocks}")
