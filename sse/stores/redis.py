@@ -66,7 +66,12 @@ class RedisStore(Store):
 
     def publish(self, publications: Sequence[Publication]) -> list[Receipt | StoreUnavailable]:
         # One job at a time leads: it publishes for all that wait, so publishes that come together share a round trip.
-        job = _Job([self._prepare(publication) for publication in publications])
+        before: dict[str, str] = {}
+        job = _Job([])
+        for publication in publications:
+            call = self._prepare(publication, before.get(publication.channel))
+            before[publication.channel] = call[2]
+            job.calls.append(call)
         with self._publish_lock:
             self._jobs.append(job)
             follows, self._led = self._led, True
@@ -190,14 +195,14 @@ class RedisStore(Store):
     def _key(self, channel: str) -> str:
         return f"{self._namespace}:{{{channel}}}"
 
-    def _prepare(self, publication: Publication) -> tuple[Any, ...]:
+    def _prepare(self, publication: Publication, before: str | None) -> tuple[Any, ...]:
         """The script's arguments: made once, so that a repetition after a lost reply is known for what it is."""
         channel, event, once = publication
         key = self._key(channel)
+        keys = [key, f"{key}:once:{once or secrets.token_hex(16)}", *([before] if before else [])]
         return (
-            2,
-            key,
-            f"{key}:once:{once or secrets.token_hex(16)}",
+            len(keys),
+            *keys,
             _nonce(),
             self._max_events + 1,
             self._ttl,

@@ -104,9 +104,9 @@ class Ledger:
         """Note the nonces that a store of Redis gives to events."""
         prepare = store._prepare
 
-        def noting(publication: Publication) -> tuple[Any, ...]:
-            call: tuple[Any, ...] = prepare(publication)
-            self._nonces.setdefault(publication.event.data, []).append(call[3])
+        def noting(publication: Publication, before: str | None) -> tuple[Any, ...]:
+            call: tuple[Any, ...] = prepare(publication, before)
+            self._nonces.setdefault(publication.event.data, []).append(call[1 + call[0]])
             return call
 
         store._prepare = noting

@@ -323,6 +323,37 @@ def test_a_batch_keeps_its_order_when_redis_has_lost_its_scripts(house: House) -
     assert not house.ledger.faults, house.ledger.faults[0][:100]
 
 
+def test_a_batch_keeps_its_order_when_redis_refuses_a_part_of_it(house: House) -> None:
+    """As when memory runs out and is freed again while the batch is under way."""
+    over = threading.Event()
+
+    def squeeze() -> None:
+        with contextlib.closing(house.redis.client()) as redis:
+            while not over.is_set():
+                redis.config_set("maxmemory", 1)
+                redis.config_set("maxmemory", 0)
+
+    batches = [[house.event("a") for _ in range(100)] for _ in range(9)]
+    other = threading.Thread(target=squeeze)
+    other.start()
+    refused = 0
+    try:
+        for batch in batches:
+            for _ in range(500):
+                receipts = house.services[0].store.publish(batch)
+                if not any(isinstance(receipt, StoreUnavailable) for receipt in receipts):
+                    break
+                refused += 1
+    finally:
+        over.set()
+        other.join(10)
+        house.redis.ask("CONFIG", "SET", "maxmemory", "0")
+    assert refused, "nothing was refused: this shows nothing"
+    for batch in batches:  # whatever is not stored yet
+        house.services[0].store.publish(batch)
+    assert [data for _, data in house.redis.ring("a")] == [event.event.data for batch in batches for event in batch]
+
+
 @pytest.fixture
 def proxy(redis: CrashingRedis) -> Iterator[LosingProxy]:
     with LosingProxy(redis.port) as proxy:
