@@ -1,12 +1,13 @@
 # `make run` and `make test` do all the set-up, on a fresh Debian or Ubuntu too.
 SHELL := /bin/bash
-PORT ?= 8000
 BIN := .venv/bin
+PYTHON ?= python3
+PORT ?= 8000
+export PYTHON PORT
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+INSTALL := $(BIN)/pip install --quiet --no-input --require-hashes -r
 COMPILE := $(BIN)/uv pip compile --quiet --generate-hashes --universal --python-version 3.11 \
   --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock"
-# Set REDIS=1 to run on a Redis of its own, or SSE_REDIS_URL to run on yours.
-REDIS ?=
-export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help run test check chaos wheel format lock clean
 help:
@@ -14,16 +15,15 @@ help:
 	@echo 'make test     every check: lint, types, tests with real parts, coverage, the wheel'
 	@echo 'make chaos    500 seeds of random faults (CHAOS_SEEDS=N)'
 	@echo 'make format   lay the code out'
-	@echo 'make lock     compile requirements*.txt anew'
+	@echo 'make lock     compile requirements*.txt anew (LOCK=--upgrade: with the newest versions)'
 	@echo 'make clean    remove what was set up'
 
 run: .venv/run
-	@$(if $(REDIS),tools/need redis-server)
-	@BIND=127.0.0.1:$(PORT) DEMO=1 SSE_PUBLIC='demo/*' tools/serve $(if $(REDIS),--redis)
+	@tools/serve $(if $(REDIS),--redis)
 
-test: .venv/test tests/node_modules
+test: .venv/test tests/node_modules/.package-lock.json
 	@tools/need redis-server nginx chromium chromedriver curl openssl
-	$(MAKE) --no-print-directory check wheel
+	@$(MAKE) --no-print-directory check wheel
 
 check:
 	$(BIN)/ruff check .
@@ -34,10 +34,12 @@ check:
 
 chaos: .venv/test
 	@tools/need redis-server
-	CHAOS_SEEDS=$${CHAOS_SEEDS:-500} $(BIN)/python -m pytest -m chaos tests/chaos
+	CHAOS_SEEDS=$${CHAOS_SEEDS:-500} $(BIN)/python -m pytest -m chaos
 
+# A former build's folder would lend the wheel files that are gone.
 wheel: .venv/test
-	$(BIN)/python -m build --wheel --no-isolation --outdir dist .
+	@rm -rf build dist
+	$(BIN)/python -m build --wheel --no-isolation
 
 format: .venv/test
 	$(BIN)/ruff check --fix .
@@ -48,21 +50,20 @@ lock: .venv/test
 	$(COMPILE) $(LOCK) requirements-dev.in -c requirements.txt -o requirements-dev.txt
 
 clean:
-	rm -rf .venv tests/node_modules dist build .coverage .hypothesis *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv tests/node_modules build dist *.egg-info .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
-.venv/bin/python:
+.venv/run: requirements.txt
 	@tools/need python3-venv
-	python3 -m venv .venv
-
-.venv/run: requirements.txt | .venv/bin/python
-	$(BIN)/pip install --quiet --require-hashes -r requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "PYTHON=... has to be 3.11 or newer")'
+	[ -x $(BIN)/pip ] || $(PYTHON) -m venv .venv
+	$(INSTALL) requirements.txt
 	@touch $@
 
 .venv/test: requirements-dev.txt .venv/run
-	$(BIN)/pip install --quiet --require-hashes -r requirements-dev.txt
+	$(INSTALL) requirements-dev.txt
 	@touch $@
 
-tests/node_modules: tests/package-lock.json
+tests/node_modules/.package-lock.json: tests/package-lock.json
 	@tools/need node npm
 	cd tests && npm ci --no-audit --no-fund --loglevel=error
 	@touch $@

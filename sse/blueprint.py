@@ -21,6 +21,7 @@ from sse.errors import (
     NotFound,
     RequestError,
     SSEError,
+    StoreUnavailable,
     TooLarge,
     Unauthorized,
     Unavailable,
@@ -121,7 +122,12 @@ def make_blueprint(service: Service, authorize: Callable[[], access.Authorize | 
         places = starts()
         if request.method == "HEAD":
             return _json({})
-        return _json(poll(service.hub, places, timeout=timeout, retry=config.retry))
+        try:
+            return _json(poll(service.hub, places, timeout=timeout, retry=config.retry))
+        except StoreUnavailable as error:
+            # What ails the store is for the log, not for whoever may read.
+            _log.warning("a poll is told to come again: %s", error)
+            raise StoreUnavailable("the store does not answer", "ask again with the same last event id") from error
 
     @route("/publish", "POST")
     def post_publish() -> Response:
@@ -290,7 +296,10 @@ def _publish(service: Service, scope: str, events: Sequence[tuple[str, Event]]) 
         Publication(channel, service.check(event), None if key is None else f"{scope}:{place}:{key}")
         for place, (channel, event) in enumerate(events)
     ]
-    positions = service.publish(publications)
+    try:
+        positions = service.publish(publications)
+    except StoreUnavailable as error:
+        raise StoreUnavailable(error.message, f"{error.hint}; repeat this with the same Idempotency-Key") from error
     ids = [f"{channel}={position}" for (channel, _), position in zip(events, positions, strict=True)]
     return _json({"ids": ids}, 201)
 

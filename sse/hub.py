@@ -93,6 +93,7 @@ class _Channel:
     def __init__(self, name: str) -> None:
         self.name = name
         self.subscribers: set[Subscriber] = set()
+        self.listened = False  # whether the feed has been asked for it
         self.ring: Ring | None = None  # None until the feed's confirmation has been followed up
         self.settled = threading.Event()  # there is a ring, or a fault
         self.fault: SSEError | None = None
@@ -223,7 +224,7 @@ class Hub:
         self._subscribers = 0
         self._dirty: set[str] = set()  # channels to look at in the store
         self._feed: Feed | None = None
-        self._feed_lock = threading.Lock()  # keeps the feed's subscriptions in step with `_channels`
+        self._feed_lock = threading.Lock()  # keeps the feed, and what it listens to, in step with `_channels`
         self._thread: threading.Thread | None = None
         self._closed = threading.Event()
         self._next_check = 0.0
@@ -253,6 +254,7 @@ class Hub:
         deadline = self._clock() + timeout
         subscriber = self._enter(starts)
         try:
+            self._listen(subscriber)
             for channel in subscriber._channels.values():
                 if not channel.settled.wait(max(deadline - self._clock(), 0)):
                     raise StoreUnavailable(f"the store has not answered for {timeout:g} s", "try again")
@@ -347,30 +349,32 @@ class Hub:
                     "try again, or raise SSE_MAX_SUBSCRIBERS",
                 )
             self._subscribers += 1
-            new = []
-            channels = {}
             for name in names:
-                channel = self._channels.get(name)
-                if channel is None:
-                    channel = self._channels[name] = _Channel(name)
-                    new.append(name)
-                channels[name] = channel
+                if name not in self._channels:
+                    self._channels[name] = _Channel(name)
+            channels = {name: self._channels[name] for name in names}
             subscriber = Subscriber(self, channels)
             for channel in channels.values():
                 channel.subscribers.add(subscriber)
                 channel.idle_since = None
-            feed = self._started()
-        if new:
-            with self._feed_lock:
-                feed.subscribe(new)
         return subscriber
+
+    def _listen(self, subscriber: Subscriber) -> None:
+        unheard = [channel for channel in subscriber._channels.values() if not channel.listened]
+        if unheard:
+            with self._feed_lock:
+                self._started().subscribe([channel.name for channel in unheard])
+            for channel in unheard:
+                channel.listened = True
 
     def _started(self) -> Feed:
         if self._feed is None:
             self._feed = self._store.feed()
             self._next_check = self._clock() + _CHECK_EVERY
-            self._thread = threading.Thread(target=self._run, name="sse-hub", daemon=True)
-            self._thread.start()
+        if self._thread is None:
+            thread = threading.Thread(target=self._run, name="sse-hub", daemon=True)
+            thread.start()
+            self._thread = thread
         return self._feed
 
     def _join(self, subscriber: Subscriber, starts: Mapping[str, Start]) -> None:

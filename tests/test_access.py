@@ -1,0 +1,196 @@
+"""Who may read, and who may publish: closed until it is opened."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+from flask import Response, abort, request
+from werkzeug.test import TestResponse
+
+from sse import SSE, InvalidEvent
+from sse.access import check_publish, check_read
+from sse.config import Config
+from sse.errors import Forbidden, NotFound, Unauthorized
+from tests.conftest import MakeApp
+
+KEYS = ("k" * 22, "another-key-of-length-28-abc")
+
+
+def poll(make_app: MakeApp, channels: str, sse: SSE | None = None, **config: object) -> TestResponse:
+    client = make_app(sse, **config).test_client()
+    query = "&".join(f"channel={channel}" for channel in channels.split())
+    return client.get(f"/sse/poll?timeout=0&{query}")
+
+
+def head(make_app: MakeApp, channels: str, sse: SSE | None = None, **config: object) -> TestResponse:
+    client = make_app(sse, **config).test_client()
+    return client.head("/sse/stream?" + "&".join(f"channel={channel}" for channel in channels.split()))
+
+
+def test_nothing_can_be_read_until_it_is_opened(make_app: MakeApp) -> None:
+    answer = poll(make_app, "a b", SSE_PUBLIC="")
+    assert answer.status_code == 403
+    assert answer.json == {
+        "error": {
+            "code": "forbidden",
+            "message": "not allowed to read: a, b",
+            "hint": "SSE_PUBLIC does not match, and there is no @sse.authorize function that allows them",
+            "channels": ["a", "b"],
+        }
+    }
+    assert head(make_app, "a b", SSE_PUBLIC="").status_code == 403
+
+
+def test_public_patterns_open_what_they_match_and_the_refusal_names_the_rest(make_app: MakeApp) -> None:
+    public = "news/* status"
+    assert poll(make_app, "news/a news/b/c status", SSE_PUBLIC=public).status_code == 200
+    answer = poll(make_app, "news news/a statuses private", SSE_PUBLIC=public)
+    assert answer.status_code == 403
+    assert answer.get_json()["error"]["channels"] == ["news", "statuses", "private"]
+
+
+def test_a_refusal_never_says_what_exists(make_app: MakeApp) -> None:
+    app = make_app(SSE_PUBLIC="open", SSE_PUBLISH_KEYS=KEYS)
+    client = app.test_client()
+    client.post("/sse/publish/secret", data="x", headers={"Authorization": f"Bearer {KEYS[0]}"})
+    known = client.get("/sse/poll?timeout=0&channel=secret").text
+    assert client.get("/sse/poll?timeout=0&channel=xsecre").text == known.replace("secret", "xsecre")
+
+
+def test_a_refused_channel_is_never_founded(make_app: MakeApp) -> None:
+    app = make_app(SSE_PUBLIC="")
+    assert app.test_client().get("/sse/poll?channel=a").status_code == 403
+    assert app.test_client().get("/sse/stream?channel=a").status_code == 403
+    assert app.extensions["sse"].store.newest(["a"]) == [None]
+
+
+def test_the_app_s_own_rule_is_asked_for_what_is_not_public(make_app: MakeApp) -> None:
+    sse, asked = SSE(), list[str]()
+
+    @sse.authorize
+    def rule(channel: str) -> bool:
+        asked.append(channel)
+        return channel == f"user/{request.headers.get('X-User')}"
+
+    client = make_app(sse, SSE_PUBLIC="open/*").test_client()
+    me = {"X-User": "me"}
+    assert client.get("/sse/poll?timeout=0&channel=open/a&channel=user/me", headers=me).status_code == 200
+    assert asked == ["user/me"]
+    answer = client.get("/sse/poll?timeout=0&channel=user/me&channel=user/you", headers=me)
+    assert answer.status_code == 403
+    assert answer.get_json()["error"]["channels"] == ["user/you"]
+    assert "@sse.authorize refuses" in answer.get_json()["error"]["hint"]
+    assert client.head("/sse/stream?channel=user/me", headers=me).status_code == 200
+    assert client.get("/sse/stream?channel=user/me").status_code == 403
+
+
+@pytest.mark.parametrize("answer", [None, 0, "", False])
+def test_only_a_yes_is_a_yes(make_app: MakeApp, answer: object) -> None:
+    sse = SSE()
+    sse.authorize(lambda channel: answer)  # type: ignore[arg-type,return-value]
+    assert poll(make_app, "a", sse, SSE_PUBLIC="").status_code == 403
+
+
+def test_a_rule_that_fails_opens_nothing_and_ends_no_eventsource(
+    make_app: MakeApp, caplog: pytest.LogCaptureFixture
+) -> None:
+    sse = SSE()
+
+    @sse.authorize
+    def rule(channel: str) -> bool:
+        raise LookupError("the database is away")
+
+    client = make_app(sse, SSE_PUBLIC="").test_client()
+    with caplog.at_level(logging.ERROR, "sse"):
+        answer = client.get("/sse/poll?channel=a")
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "2")
+    assert "database" not in answer.text
+    assert "the database is away" in caplog.text
+    answer = client.get("/sse/stream?channel=a")
+    assert (answer.status_code, answer.mimetype) == (200, "text/event-stream")
+    assert '{"reason":"busy"}' in answer.text
+    assert client.application.extensions["sse"].store.newest(["a"]) == [None]
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_a_rule_may_answer_for_itself(make_app: MakeApp, status: int) -> None:
+    sse = SSE()
+    sse.authorize(lambda channel: abort(status, "log in first"))
+    answer = poll(make_app, "a", sse, SSE_PUBLIC="")
+    assert (answer.status_code, answer.get_json()["error"]["message"]) == (status, "log in first")
+    assert head(make_app, "a", sse, SSE_PUBLIC="").status_code == status
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_rule_cannot_end_an_eventsource_by_a_passing_trouble(make_app: MakeApp, status: int) -> None:
+    sse = SSE()
+    sse.authorize(lambda channel: abort(status))
+    client = make_app(sse, SSE_PUBLIC="").test_client()
+    answer = client.get("/sse/stream?channel=a")
+    assert (answer.status_code, answer.mimetype) == (200, "text/event-stream")
+    assert '{"reason":"busy"}' in answer.text
+    answer = client.get("/sse/poll?channel=a")
+    assert answer.status_code in (429, 503)
+    assert answer.headers["Retry-After"]
+
+
+def test_a_rule_may_answer_with_a_response_of_its_own(make_app: MakeApp) -> None:
+    sse = SSE()
+    sse.authorize(lambda channel: abort(Response("own", 402)))
+    answer = poll(make_app, "a", sse, SSE_PUBLIC="")
+    assert (answer.status_code, answer.text) == (402, "own")
+
+
+def test_a_rule_may_raise_the_service_s_own_errors(make_app: MakeApp) -> None:
+    sse = SSE()
+
+    @sse.authorize
+    def rule(channel: str) -> bool:
+        raise InvalidEvent("no such thing", "try another")
+
+    assert poll(make_app, "a", sse, SSE_PUBLIC="").status_code == 422
+
+
+def test_reading_by_the_function_itself() -> None:
+    config = Config(public=("a/*",))
+    check_read(["a/b"], config, None)
+    check_read(["a/b", "c"], config, lambda channel: True)
+    with pytest.raises(Forbidden) as refusal:
+        check_read(["a/b", "c", "d"], config, lambda channel: channel == "c")
+    assert refusal.value.channels == ("d",)
+
+
+def test_without_a_publishing_key_there_is_no_publishing() -> None:
+    for header in (None, "Bearer ", f"Bearer {KEYS[0]}"):
+        with pytest.raises(NotFound):
+            check_publish(header, Config())
+
+
+@pytest.mark.parametrize("form", ["Bearer {}", "bearer {}", "BEARER  {} "])
+def test_each_key_publishes_under_a_scope_of_its_own(form: str) -> None:
+    config = Config(publish_keys=KEYS)
+    scopes = [check_publish(form.format(key), config) for key in KEYS]
+    assert len(set(scopes)) == 2
+    assert scopes == [check_publish(form.format(key), config) for key in KEYS]
+    assert not any(key in scope for key in KEYS for scope in scopes)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        *(None, "", "Bearer", "Bearer ", KEYS[0], f"Basic {KEYS[0]}", f"Bearer{KEYS[0]}", f"Bearer {KEYS[0]}x"),
+        *(
+            f"Bearer {KEYS[0][:-1]}",
+            f"Bearer {KEYS[0].upper()}",
+            f"Bearer {','.join(KEYS)}",
+            "Bearer \xff\xfe",
+            "Bearer ä",
+        ),
+    ],
+)
+def test_whoever_has_no_key_is_told_to_bring_one(header: str | None) -> None:
+    with pytest.raises(Unauthorized) as refusal:
+        check_publish(header, Config(publish_keys=KEYS))
+    assert "Authorization: Bearer KEY" in refusal.value.hint
+    assert KEYS[0] not in str(refusal.value)

@@ -1,0 +1,186 @@
+"""SSE in an app: what is registered, publishing from code, and several apps in one process."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+from flask import Flask
+
+import sse as package
+from sse import SSE, ConfigError, Event, IdempotencyConflict, InvalidEvent, SSEError, StoreUnavailable
+from sse.errors import RequestError, TooLarge
+from sse.extension import get_service
+from sse.service import Service
+from tests.conftest import MakeApp
+from tests.servers import RedisServer
+
+
+def test_the_public_names() -> None:
+    assert all(hasattr(package, name) for name in package.__all__)
+    assert all(
+        issubclass(error, SSEError) for error in (ConfigError, InvalidEvent, IdempotencyConflict, StoreUnavailable)
+    )
+
+
+def test_an_error_says_what_and_what_to_do() -> None:
+    error = TooLarge("it is too large", "send less")
+    assert (str(error), error.code, error.status) == ("it is too large: send less", "too_large", 413)
+    assert str(SSEError("alone")) == "alone"
+
+
+def test_nothing_is_registered_outside_the_prefix(make_app: MakeApp) -> None:
+    before = {str(rule) for rule in Flask("tests").url_map.iter_rules()}
+    app = make_app(SSE_PREFIX="/push/v1")
+    routes = {str(rule) for rule in app.url_map.iter_rules()} - before
+    assert routes
+    assert all(route.startswith("/push/v1/") for route in routes)
+    assert app.test_client().get("/push/v1/poll?timeout=0&channel=a").status_code == 200
+    assert app.test_client().get("/sse/poll?timeout=0&channel=a").status_code == 404
+
+
+def test_an_app_may_come_at_once_or_later() -> None:
+    now, later = Flask("now"), Flask("later")
+    SSE(now)
+    sse = SSE()
+    sse.init_app(later)
+    for app in (now, later):
+        assert isinstance(app.extensions["sse"], Service)
+
+
+def test_settings_come_from_the_environment_and_the_app_wins(
+    make_app: MakeApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSE_RING", "7")
+    monkeypatch.setenv("SSE_RETRY", "8")
+    config = make_app(SSE_RING=9).extensions["sse"].config
+    assert (config.ring, config.retry) == (9, 8)
+
+
+def test_bad_settings_stop_the_start() -> None:
+    app = Flask("tests")
+    app.config["SSE_RNG"] = 5
+    with pytest.raises(ConfigError, match="did you mean SSE_RING"):
+        SSE(app)
+    assert "sse" not in app.extensions
+
+
+def test_making_an_app_starts_and_connects_nothing(make_app: MakeApp, tmp_path: Path) -> None:
+    threads = threading.active_count()
+    app = make_app(SSE_REDIS_URL=RedisServer(tmp_path).url)
+    assert threading.active_count() == threads
+    assert app.test_client().get("/sse/poll").status_code == 400
+
+
+def test_publishing_gives_the_id_and_a_poll_finds_the_event(make_app: MakeApp, store_url: str | None) -> None:
+    sse = SSE()
+    app = make_app(sse, SSE_REDIS_URL=store_url)
+    with app.app_context():
+        ids = [
+            sse.publish("a", {"n": 1}),
+            sse.publish("a", "text", type="created"),
+            sse.publish("a", b"\x89PNG"),
+            sse.publish("a", None, "done"),
+        ]
+    answer = app.test_client().get("/sse/poll?channel=a&replay=10&timeout=0").get_json()
+    assert answer["events"] == [
+        {"channel": "a", "id": ids[0], "type": "message", "data": '{"n":1}'},
+        {"channel": "a", "id": ids[1], "type": "created", "data": "text"},
+        {"channel": "a", "id": ids[2], "type": "message", "data": "data:application/octet-stream;base64,iVBORw=="},
+        {"channel": "a", "id": ids[3], "type": "done", "data": "null"},
+    ]
+    assert answer["last_event_id"] == ids[3]
+
+
+def test_an_idempotency_key_stores_once_and_tells_a_conflict(make_app: MakeApp, store_url: str | None) -> None:
+    sse = SSE()
+    with make_app(sse, SSE_REDIS_URL=store_url).app_context():
+        first = sse.publish("a", "x", idempotency_key="order 7 / ä")
+        assert sse.publish("a", "x", idempotency_key="order 7 / ä") == first
+        assert sse.publish("b", "x", idempotency_key="order 7 / ä") != first
+        with pytest.raises(IdempotencyConflict, match="channel a"):
+            sse.publish("a", "y", idempotency_key="order 7 / ä")
+        assert sse.publish("a", "y") != sse.publish("a", "y")
+
+
+@pytest.mark.parametrize("key", ["", "\ud800"])
+def test_a_key_that_cannot_be_kept_is_refused(make_app: MakeApp, store_url: str | None, key: str) -> None:
+    sse = SSE()
+    app = make_app(sse, SSE_REDIS_URL=store_url)
+    with app.app_context(), pytest.raises(RequestError, match="idempotency_key"):
+        sse.publish("a", "x", idempotency_key=key)
+    assert app.extensions["sse"].store.newest(["a"]) == [None]
+
+
+def test_what_can_never_be_published_is_refused_in_code_too(make_app: MakeApp) -> None:
+    sse = SSE()
+    app = make_app(sse, SSE_MAX_EVENT_BYTES=10)
+    with app.app_context():
+        for channel, data, type in (("a b", "x", "t"), ("a", "x", "open"), ("a", "\ud800", "t"), ("a", {1, 2}, "t")):
+            with pytest.raises(InvalidEvent):
+                sse.publish(channel, data, type)
+        with pytest.raises(TooLarge, match="12 bytes, SSE_MAX_EVENT_BYTES is 10"):
+            sse.publish("a", "äääääa\n")
+        sse.publish("b", "ääääää"[:5])
+        sse.publish("b", "x" * 8 + "\r\n\r\n")  # ten bytes once the line ends are LF
+    assert app.extensions["sse"].store.newest(["a"]) == [None]
+
+
+def test_a_store_that_is_away_is_told_and_mended_by_itself(make_app: MakeApp, tmp_path: Path) -> None:
+    server, sse = RedisServer(tmp_path), SSE()
+    with make_app(sse, SSE_REDIS_URL=server.url).app_context():
+        with pytest.raises(StoreUnavailable):
+            sse.publish("a", "x")
+        with server:
+            assert sse.publish("a", "x").startswith("a=1-")
+
+
+def test_two_apps_in_one_process_share_nothing(make_app: MakeApp) -> None:
+    sse = SSE()
+    one, two = make_app(sse), make_app(sse, SSE_PREFIX="/push", SSE_RING=2)
+    with one.app_context():
+        sse.publish("a", "one")
+    with two.app_context():
+        sse.publish("a", "two")
+    for app, path, text in ((one, "/sse", "one"), (two, "/push", "two")):
+        events = app.test_client().get(f"{path}/poll?channel=a&replay=9&timeout=0").get_json()["events"]
+        assert [event["data"] for event in events] == [text]
+
+
+def test_two_apps_over_one_redis_share_everything(make_app: MakeApp, redis_url: str) -> None:
+    sse = SSE()
+    one, two = make_app(sse, SSE_REDIS_URL=redis_url), make_app(sse, SSE_REDIS_URL=redis_url)
+    with one.app_context():
+        published = sse.publish("a", "x")
+    answer = two.test_client().get("/sse/poll?channel=a&replay=9&timeout=0").get_json()
+    assert [event["id"] for event in answer["events"]] == [published]
+
+
+def test_outside_of_an_app_and_without_sse_it_says_what_to_do() -> None:
+    with pytest.raises(RuntimeError, match="app"):
+        SSE().publish("a", "x")
+    with Flask("bare").app_context(), pytest.raises(RuntimeError, match="call SSE"):
+        get_service()
+
+
+def test_closing_ends_all_and_the_next_use_begins_anew(make_app: MakeApp, redis_url: str, no_leaked_fds: None) -> None:
+    app = make_app(SSE_REDIS_URL=redis_url)
+    service: Service = app.extensions["sse"]
+    service.close()
+    for _ in range(3):
+        assert app.test_client().get("/sse/poll?channel=a&timeout=1&replay=1").status_code == 200
+        hub = service.hub
+        service.close()
+        assert service.hub is not hub
+    service.close()
+    assert service.check(Event("x")) == Event("x")
+
+
+def test_a_forked_process_makes_its_own(make_app: MakeApp) -> None:
+    service: Service = make_app().extensions["sse"]
+    store = service.store
+    assert service.store is store
+    service._made = (os.getpid() + 1, *service._made[1:]) if service._made else None
+    assert service.store is not store

@@ -1,0 +1,99 @@
+"""The house's floors: modules import downward only, and know what they may."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "sse"
+FLOORS = {
+    "sse.errors": 1,
+    "sse.event": 1,
+    "sse.wire": 1,
+    "sse.config": 1,
+    "sse.ring": 1,
+    "sse.stores": 2,
+    "sse.stores.base": 2,
+    "sse.stores.memory": 2,
+    "sse.stores.redis": 2,
+    "sse.hub": 3,
+    "sse.stream": 4,
+    "sse.poll": 4,
+    "sse.service": 4,
+    "sse.access": 5,
+    "sse.blueprint": 5,
+    "sse.extension": 6,
+    "sse.cli": 6,
+    "sse": 7,
+}
+FOR_SIBLINGS = {"sse.errors": {"sse.event", "sse.wire", "sse.config", "sse.ring"}}
+FOR_SIBLINGS["sse.event"] = {"sse.wire", "sse.config", "sse.ring"}
+FOR_SIBLINGS["sse.access"] = {"sse.blueprint"}
+FOR_SIBLINGS["sse.cli"] = {"sse.extension"}  # which may register the commands
+MODULES = {
+    ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+WEB = {"flask", "flask_cors", "werkzeug", "click"}
+SERVER = {"gevent", "gunicorn", "greenlet"}
+
+
+def imports(tree: ast.AST) -> set[str]:
+    """The modules that are imported; of `from sse import x`, x."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            assert node.module is not None
+            inner = {f"{node.module}.{alias.name}" for alias in node.names} & MODULES.keys()
+            found |= inner or {node.module}
+    return found
+
+
+def tree_of(module: str) -> ast.Module:
+    return ast.parse(MODULES[module].read_text())
+
+
+def test_every_module_has_its_floor() -> None:
+    assert MODULES.keys() == FLOORS.keys()
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_go_downward(module: str) -> None:
+    for other in imports(tree_of(module)):
+        if other != "sse" and not other.startswith("sse."):
+            continue
+        allowed = (
+            FLOORS[other] < FLOORS[module]
+            or module in FOR_SIBLINGS.get(other, ())
+            or (module.startswith("sse.stores") and other.startswith("sse.stores."))
+        )
+        assert allowed, f"{module} (floor {FLOORS[module]}) imports {other} (floor {FLOORS[other]})"
+
+
+@pytest.mark.parametrize("module", [module for module, floor in FLOORS.items() if floor <= 4 and module in MODULES])
+def test_below_the_fifth_floor_nobody_knows_flask(module: str) -> None:
+    assert not {name.partition(".")[0] for name in imports(tree_of(module))} & WEB
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if module != "sse.worker"])
+def test_only_the_worker_may_know_the_server(module: str) -> None:
+    assert not {name.partition(".")[0] for name in imports(tree_of(module))} & SERVER
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_import_hides_in_a_function(module: str) -> None:
+    for node in ast.walk(tree_of(module)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            hidden = [inner for inner in ast.walk(node) if isinstance(inner, ast.Import | ast.ImportFrom)]
+            assert not hidden, f"{module}:{node.lineno}"
+
+
+@pytest.mark.parametrize("module", ["sse.errors", "sse.event", "sse.wire", "sse.config", "sse.ring", "sse.hub"])
+def test_values_and_the_hub_do_no_input_or_output(module: str) -> None:
+    others = {name for name in imports(tree_of(module)) if not name.startswith("sse")}
+    assert not others & {"socket", "ssl", "select", "subprocess", "os", "io", "redis", "http", "urllib.request"}

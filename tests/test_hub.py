@@ -1,0 +1,754 @@
+"""The hub: each subscriber gets each event once and in order, or is told; and nothing is left behind."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from sse.errors import Busy, StoreUnavailable
+from sse.event import UNBORN, Event, LastEventId, Position
+from sse.hub import Delivery, Hub, Lagging, Reset, Start, Subscriber, starting_points
+from sse.stores import Feed, MemoryStore, Notice, Page, Publication, Store, connect
+from sse.stores.memory import _MemoryFeed
+from tests.servers import RedisServer, wait_until
+
+RING = 50
+TTL = 3600
+MakeHub = Callable[..., Hub]
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class ForgetfulStore(MemoryStore):
+    """A memory store whose feeds lose, repeat or invent announcements as a test wishes; the contract allows losing."""
+
+    def __init__(self, **options: object) -> None:
+        super().__init__(ring=RING, ring_ttl=TTL, **options)  # type: ignore[arg-type]
+        self.filter: Callable[[Notice], Iterable[Notice]] = lambda notice: [notice]
+
+    def feed(self) -> Feed:
+        feed = super().feed()
+        assert isinstance(feed, _MemoryFeed)
+        announce = feed.announce
+
+        def filtered(notice: Notice) -> None:
+            for kept in self.filter(notice):
+                announce(kept)
+
+        feed.announce = filtered  # type: ignore[method-assign]
+        return feed
+
+
+class CountingStore(MemoryStore):
+    """A memory store that counts readings, and holds them until the gate opens."""
+
+    def __init__(self) -> None:
+        super().__init__(ring=RING, ring_ttl=TTL)
+        self.gate = threading.Event()
+        self.gate.set()
+        self.readings = 0
+        self.fault: Exception | None = None
+
+    def read(self, places: Sequence[tuple[str, Position]], limit: int = 100) -> list[Page | StoreUnavailable]:
+        self.readings += len(places)
+        assert self.gate.wait(5)
+        if self.fault:
+            raise self.fault
+        return super().read(places, limit)
+
+
+@pytest.fixture
+def make_hub() -> Iterator[MakeHub]:
+    made: list[tuple[Hub, Store]] = []
+
+    def make(store: Store, **options: object) -> Hub:
+        made.append((Hub(store, **({"max_subscribers": 1000} | options)), store))  # type: ignore[arg-type]
+        return made[-1][0]
+
+    yield make
+    for hub, store in made:
+        assert hub.subscribers >= 0
+        hub.close()
+        store.close()
+
+
+@pytest.fixture
+def store(store_url: str | None) -> Store:
+    return connect(store_url, ring=RING, ring_ttl=TTL)
+
+
+@pytest.fixture
+def hub(make_hub: MakeHub, store: Store) -> Hub:
+    return make_hub(store)
+
+
+def publish(store: Store, *data: object, channel: str = "a") -> list[Position]:
+    positions = []
+    for receipt in store.publish([Publication(channel, Event(item)) for item in data]):
+        assert not isinstance(receipt, StoreUnavailable)
+        positions.append(receipt.position)
+    return positions
+
+
+def attach(hub: Hub, starts: Mapping[str, Start] | None = None, timeout: float = 3) -> Subscriber:
+    return hub.attach(starts or {"a": Start()}, timeout)
+
+
+def collect(subscriber: Subscriber, count: int, timeout: float = 5) -> list[Delivery | Reset]:
+    taken: list[Delivery | Reset] = []
+    deadline = time.monotonic() + timeout
+    while len(taken) < count and time.monotonic() < deadline:
+        subscriber.wait(0.1)
+        taken += subscriber.take(1000, 1 << 20)
+    return taken
+
+
+def data(taken: Iterable[Delivery | Reset]) -> list[str]:
+    return [item.entry.event.data if isinstance(item, Delivery) else f"reset {item.reason}" for item in taken]
+
+
+# Where a client starts
+
+
+@pytest.mark.parametrize(
+    ("text", "from_header", "starts"),
+    [
+        (None, False, {"a": Start(replay=7), "b": Start(replay=7)}),
+        ("a=5-1", False, {"a": Start(Position(5, 1)), "b": Start()}),
+        ("a=5-1", True, {"a": Start(Position(5, 1)), "b": Start(fault="missing")}),
+        ("a=x~b=5-1", False, {"a": Start(fault="invalid"), "b": Start(Position(5, 1))}),
+        ("a=x", True, {"a": Start(fault="invalid"), "b": Start(fault="missing")}),
+        ("rubbish", False, {"a": Start(fault="invalid"), "b": Start(fault="invalid")}),
+        ("rubbish~b=5-1", True, {"a": Start(fault="invalid"), "b": Start(Position(5, 1))}),
+        ("~", True, {"a": Start(fault="missing"), "b": Start(fault="missing")}),
+        ("~", False, {"a": Start(), "b": Start()}),
+        ("c=5-1", False, {"a": Start(), "b": Start()}),
+    ],
+)
+def test_where_a_client_goes_on(text: str | None, from_header: bool, starts: dict[str, Start]) -> None:
+    last = None if text is None else LastEventId.parse(text)
+    assert starting_points(["a", "b"], last, from_header=from_header, replay=7) == starts
+
+
+# Attaching, over both stores
+
+
+def test_a_new_subscriber_starts_at_the_top_and_gets_what_follows(hub: Hub, store: Store) -> None:
+    (top,) = publish(store, "before")
+    subscriber = attach(hub)
+    assert subscriber.places == {"a": top}
+    publish(store, "1", "2", "3")
+    assert data(collect(subscriber, 3)) == ["1", "2", "3"]
+    assert subscriber.take(10, 1000) == []
+    hub.detach(subscriber)
+
+
+def test_a_channel_without_a_ring_is_founded_and_can_be_continued(hub: Hub, store: Store) -> None:
+    subscriber = attach(hub)
+    anchor = subscriber.places["a"]
+    assert anchor.offset == 0
+    assert anchor != UNBORN
+    assert store.newest(["a"]) == [anchor]
+    hub.detach(subscriber)
+    publish(store, "1", "2")
+    again = attach(hub, {"a": Start(anchor)})
+    assert data(collect(again, 2)) == ["1", "2"]
+    hub.detach(again)
+
+
+def test_a_position_is_continued_from_the_store_and_from_the_hub_s_own_ring(hub: Hub, store: Store) -> None:
+    positions = publish(store, *range(10))
+    from_store = attach(hub, {"a": Start(positions[3])})  # the hub's ring begins here
+    assert data(collect(from_store, 6)) == [str(number) for number in range(4, 10)]
+    positions += publish(store, 10, 11)
+    assert data(collect(from_store, 2)) == ["10", "11"]
+    from_hub = attach(hub, {"a": Start(positions[10])})
+    assert data(collect(from_hub, 1)) == ["11"]
+    both = attach(hub, {"a": Start(positions[8])})
+    assert data(collect(both, 3)) == ["9", "10", "11"]
+    for subscriber in (from_store, from_hub, both):
+        hub.detach(subscriber)
+
+
+def test_a_replay_of_more_than_a_page_is_whole(make_hub: MakeHub, store_url: str | None) -> None:
+    store = connect(store_url, ring=1000, ring_ttl=TTL)
+    hub = make_hub(store)
+    first, *_ = publish(store, *range(350))
+    subscriber = attach(hub, {"a": Start(first)})
+    publish(store, "end")
+    assert data(collect(subscriber, 350)) == [*map(str, range(1, 350)), "end"]
+    hub.detach(subscriber)
+
+
+@pytest.mark.parametrize(("replay", "wanted"), [(0, []), (1, ["9"]), (3, ["7", "8", "9"]), (50, list("0123456789"))])
+def test_the_newest_are_replayed(hub: Hub, store: Store, replay: int, wanted: list[str]) -> None:
+    publish(store, *range(10))
+    cold = attach(hub, {"a": Start(replay=replay)})
+    assert data(collect(cold, len(wanted), 1)) == wanted
+    publish(store, "10")
+    collect(cold, 1)
+    warm = attach(hub, {"a": Start(replay=replay)})
+    assert data(collect(warm, len(wanted), 1)) == ([*wanted, "10"][-replay:] if replay else [])
+    hub.detach(cold)
+    hub.detach(warm)
+
+
+def test_a_replay_of_a_channel_that_was_never_born_is_empty(hub: Hub, store: Store) -> None:
+    subscriber = attach(hub, {"a": Start(replay=10)})
+    assert subscriber.take(10, 1000) == []
+    publish(store, "1")
+    assert data(collect(subscriber, 1)) == ["1"]
+    hub.detach(subscriber)
+
+
+@pytest.mark.parametrize("fault", ["invalid", "missing"])
+def test_a_faulty_entry_is_reset_to_the_top(hub: Hub, store: Store, fault: str) -> None:
+    (top,) = publish(store, "before")
+    subscriber = attach(hub, {"a": Start(fault=fault)})  # type: ignore[arg-type]
+    assert subscriber.resets == [Reset("a", fault, None, top)]  # type: ignore[arg-type]
+    publish(store, "after")
+    assert data(collect(subscriber, 2)) == [f"reset {fault}", "after"]
+    hub.detach(subscriber)
+
+
+def test_a_trimmed_position_is_reset_and_told_how_many_were_missed(hub: Hub, store: Store) -> None:
+    positions = publish(store, *range(RING + 10))
+    subscriber = attach(hub, {"a": Start(positions[4])})
+    assert subscriber.take(10, 1000) == [Reset("a", "trimmed", RING + 5, positions[-1])]
+    hub.detach(subscriber)
+    kept = attach(hub, {"a": Start(positions[9])})
+    assert len(collect(kept, RING)) == RING
+    hub.detach(kept)
+
+
+@pytest.mark.parametrize("beside", [Position(1, 5), Position(2, 5), Position(100, 5), UNBORN])
+def test_a_position_that_never_was_is_reset(hub: Hub, store: Store, beside: Position) -> None:
+    *_, top = publish(store, "1", "2")
+    subscriber = attach(hub, {"a": Start(beside)})
+    assert subscriber.take(10, 1000) == [Reset("a", "diverged", None, top)]
+    hub.detach(subscriber)
+
+
+def test_a_position_in_a_channel_without_a_ring_is_unknown_though_one_is_founded(hub: Hub, store: Store) -> None:
+    subscriber = attach(hub, {"a": Start(Position(5, 5))})
+    (anchor,) = store.newest(["a"])
+    assert subscriber.take(10, 1000) == [Reset("a", "unknown", None, anchor)]  # type: ignore[arg-type]
+    hub.detach(subscriber)
+
+
+def test_one_connection_s_channels_each_go_their_own_way(hub: Hub, store: Store) -> None:
+    a = publish(store, *range(5))
+    publish(store, *range(5), channel="b")
+    b = publish(store, *range(RING + 5), channel="b")
+    starts = {
+        "a": Start(a[2]),
+        "b": Start(b[0]),
+        "c": Start(),
+        "d": Start(fault="missing"),
+        "e": Start(Position(1, 1)),
+    }
+    subscriber = attach(hub, starts)
+    taken = collect(subscriber, 5)
+    resets = {item.channel: item.reason for item in taken if isinstance(item, Reset)}
+    assert resets == {"b": "trimmed", "d": "missing", "e": "unknown"}
+    assert [isinstance(item, Reset) for item in taken] == [True] * 3 + [False] * 2
+    assert [(item.channel, item.entry.position) for item in taken if isinstance(item, Delivery)] == [
+        ("a", a[3]), ("a", a[4])
+    ]  # fmt: skip
+    hub.detach(subscriber)
+
+
+def test_subscribers_come_and_go_during_a_storm_and_lose_nothing(make_hub: MakeHub, store_url: str | None) -> None:
+    store = connect(store_url, ring=1000, ring_ttl=TTL)
+    hub = make_hub(store)
+    subscriber = attach(hub)
+    start = subscriber.places["a"]
+    hub.detach(subscriber)
+    wanted = [str(number) for number in range(400)]
+
+    def blow() -> None:
+        for number in range(0, 400, 4):
+            publish(store, *range(number, number + 4))
+            time.sleep(0.001)
+
+    def listen(patience: float) -> list[str]:
+        place, heard = start, list[str]()
+        deadline = time.monotonic() + 15
+        while len(heard) < len(wanted) and time.monotonic() < deadline:
+            subscriber = attach(hub, {"a": Start(place)})
+            subscriber.wait(patience)
+            heard += data(subscriber.take(30, 1 << 20))
+            place = subscriber.places["a"]
+            hub.detach(subscriber)
+        return heard
+
+    with ThreadPoolExecutor(5) as pool:
+        blowing = pool.submit(blow)
+        for heard in pool.map(listen, [0.0, 0.005, 0.02, 0.05]):
+            assert heard == wanted
+        blowing.result()
+    assert hub.subscribers == 0
+
+
+# Moving forward
+
+
+def test_an_announcement_that_was_lost_is_made_up_for_by_the_next(make_hub: MakeHub) -> None:
+    store = ForgetfulStore()
+    store.filter = lambda notice: [] if notice.entry and notice.entry.event.data == "lost" else [notice]
+    hub = make_hub(store, clock=Clock())  # so that it never looks by itself
+    subscriber = attach(hub)
+    publish(store, "1", "lost", "lost", "2")
+    assert data(collect(subscriber, 4)) == ["1", "lost", "lost", "2"]
+    hub.detach(subscriber)
+
+
+def test_repeated_and_misplaced_announcements_are_dropped(make_hub: MakeHub) -> None:
+    store = ForgetfulStore()
+    said: list[Notice] = []
+
+    def again(notice: Notice) -> list[Notice]:
+        said.append(notice)
+        return [*reversed(said), *said]
+
+    store.filter = again
+    hub = make_hub(store, clock=Clock())
+    subscriber = attach(hub)
+    publish(store, *range(10))
+    publish(store, "end")
+    assert data(collect(subscriber, 11)) == [*map(str, range(10)), "end"]
+    assert subscriber.take(10, 1000) == []
+    hub.detach(subscriber)
+
+
+def test_an_announcement_from_another_life_is_never_delivered(make_hub: MakeHub) -> None:
+    store = ForgetfulStore()
+    hub = make_hub(store, clock=Clock())
+    subscriber = attach(hub)
+    (top,) = publish(store, "1")
+    store.filter = lambda notice: [notice._replace(previous=Position(1, top.tag + 1))]
+    publish(store, "2")
+    assert data(collect(subscriber, 2)) == ["1", "2"]
+    hub.detach(subscriber)
+
+
+def test_what_was_published_while_the_feed_was_cut_is_made_up_for_when_it_is_back(
+    make_hub: MakeHub, redis_url: str, shared_redis: RedisServer
+) -> None:
+    store = connect(redis_url, ring=RING, ring_ttl=TTL)
+    hub = make_hub(store, clock=Clock())
+    subscriber = attach(hub, {"a": Start(), "b": Start()})
+    with shared_redis.client() as client:
+        for number in range(5):
+            client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")  # type: ignore[no-untyped-call]
+            publish(store, number)
+            assert data(collect(subscriber, 1)) == [str(number)]
+    hub.detach(subscriber)
+
+
+def look_again(hub: Hub, clock: Clock) -> None:
+    """Let the hub's next look at the store come now: a new channel wakes it."""
+    clock.now += 6
+    hub.detach(attach(hub, {f"wake{clock.now:g}": Start()}))
+
+
+def test_with_no_announcement_at_all_the_store_is_looked_at_every_five_seconds(make_hub: MakeHub) -> None:
+    clock = Clock()
+    store = ForgetfulStore(clock=clock)
+    store.filter = lambda notice: []
+    hub = make_hub(store, clock=clock)
+    subscriber = attach(hub)
+    publish(store, "1", "2")
+    assert not subscriber.wait(0.1) or subscriber.take(10, 1000) == []
+    look_again(hub, clock)
+    assert data(collect(subscriber, 2)) == ["1", "2"]
+    hub.detach(subscriber)
+
+
+def test_a_ring_with_listeners_never_expires(make_hub: MakeHub) -> None:
+    clock = Clock()
+    store = MemoryStore(ring=RING, ring_ttl=60, clock=clock)
+    hub = make_hub(store, clock=clock)
+    subscriber = attach(hub)
+    anchor = subscriber.places["a"]
+    for _ in range(25):
+        look_again(hub, clock)
+        wait_until(lambda: store._expiry["a"] > clock.now + 100, 3, what="the ring is renewed")
+    publish(store, "1")
+    assert data(collect(subscriber, 1)) == ["1"]
+    assert store.read([("a", anchor)])[0].entries  # type: ignore[union-attr]
+    hub.detach(subscriber)
+
+
+def test_a_ring_that_is_lost_and_born_again_is_told_as_a_reset(make_hub: MakeHub) -> None:
+    clock = Clock()
+    store = MemoryStore(ring=RING, ring_ttl=60, clock=clock)
+    hub = make_hub(store, clock=clock)
+    subscriber = attach(hub)
+    publish(store, "1")
+    assert data(collect(subscriber, 1)) == ["1"]
+    clock.now += 3600
+    *_, top = publish(store, "2", "3")
+    taken = collect(subscriber, 1)
+    assert taken == [Reset("a", "diverged", None, top)]
+    publish(store, "4")
+    assert data(collect(subscriber, 1)) == ["4"]
+    hub.detach(subscriber)
+
+
+def test_a_ring_that_is_lost_is_told_as_unknown(make_hub: MakeHub) -> None:
+    clock = Clock()
+    store = MemoryStore(ring=RING, ring_ttl=60, clock=clock)
+    hub = make_hub(store, clock=clock)
+    subscriber = attach(hub)
+    clock.now += 3600
+    hub.detach(attach(hub, {"wake": Start()}))
+    (reset,) = collect(subscriber, 1)
+    assert isinstance(reset, Reset)
+    assert (reset.reason, reset.missed) == ("unknown", None)
+    assert reset.position == store.newest(["a"])[0] == subscriber.places["a"]
+    hub.detach(subscriber)
+
+
+def test_a_hub_that_fell_behind_the_ring_tells_how_much_was_missed(make_hub: MakeHub) -> None:
+    store = ForgetfulStore()
+    store.filter = lambda notice: [] if notice.entry and notice.entry.event.data == "lost" else [notice]
+    hub = make_hub(store)
+    subscriber = attach(hub)
+    publish(store, *["lost"] * (RING + 5))
+    (top,) = publish(store, "end")
+    assert collect(subscriber, 1) == [Reset("a", "trimmed", RING + 6, top)]
+    hub.detach(subscriber)
+
+
+# What a subscriber takes
+
+
+def test_taking_is_bounded_in_events_and_in_bytes_but_never_nothing(hub: Hub, store: Store) -> None:
+    subscriber = attach(hub)
+    publish(store, *["x" * 100] * 10)
+    wait_until(subscriber.is_behind, 3)
+    wait_until(lambda: hub._channels["a"].ring and hub._channels["a"].ring.newest.offset == 10, 3)  # type: ignore[union-attr]
+    assert len(subscriber.take(3, 1 << 20)) == 3
+    assert subscriber.wait(0)
+    assert len(subscriber.take(1000, 2 * 108)) == 2
+    assert len(subscriber.take(1000, 1)) == 1
+    assert subscriber.is_behind()
+    assert len(subscriber.take(1000, 1 << 20)) == 4
+    assert not subscriber.wait(0)
+    assert not subscriber.is_behind()
+    hub.detach(subscriber)
+
+
+def test_no_channel_starves_another(hub: Hub, store: Store) -> None:
+    subscriber = attach(hub, {"a": Start(), "b": Start(), "c": Start()})
+    for channel in "abc":
+        publish(store, *range(20), channel=channel)
+    wait_until(lambda: all(hub._channels[name].ring.newest.offset == 20 for name in "abc"), 3)  # type: ignore[union-attr]
+    first = {item.channel for _ in range(3) for item in subscriber.take(5, 1 << 20)}
+    assert first == {"a", "b", "c"}
+    hub.detach(subscriber)
+
+
+def test_a_subscriber_that_its_rings_have_passed_is_told_that_it_lags(make_hub: MakeHub) -> None:
+    store = MemoryStore(ring=5, ring_ttl=TTL)
+    hub = make_hub(store)
+    subscriber = attach(hub)
+    publish(store, *["x" * 200_000] * 10)  # more than the hub keeps of a channel, and than the store's ring
+    wait_until(lambda: hub._channels["a"].ring.newest.offset == 10, 3)  # type: ignore[union-attr]
+    with pytest.raises(Lagging):
+        subscriber.take(10, 1 << 20)
+    hub.detach(subscriber)
+
+
+def test_what_was_taken_before_a_fault_is_still_told(make_hub: MakeHub) -> None:
+    store = MemoryStore(ring=5, ring_ttl=TTL)
+    hub = make_hub(store)
+    subscriber = attach(hub, {"a": Start(), "b": Start()})
+    publish(store, "1", channel="b")
+    publish(store, *["x" * 200_000] * 10)
+    wait_until(lambda: hub._channels["a"].ring.newest.offset == 10, 3)  # type: ignore[union-attr]
+    assert data(subscriber.take(10, 1 << 20)) == ["1"]
+    assert subscriber.wait(0)
+    with pytest.raises(Lagging):
+        subscriber.take(10, 1 << 20)
+    hub.detach(subscriber)
+
+
+def test_older_entries_are_read_from_the_store_when_the_hub_has_let_them_go(make_hub: MakeHub) -> None:
+    store = MemoryStore(ring=RING, ring_ttl=TTL)
+    hub = make_hub(store)
+    subscriber = attach(hub)
+    publish(store, *[f"{number} " + "x" * 200_000 for number in range(10)])
+    wait_until(lambda: hub._channels["a"].ring.newest.offset == 10, 3)  # type: ignore[union-attr]
+    assert [item[0] for item in data(subscriber.take(1000, 1 << 30))] == list("0123456789")
+    hub.detach(subscriber)
+
+
+def test_the_hub_s_rings_are_bounded_together(make_hub: MakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sse.hub._HUB_BYTES", 100_000)
+    store = MemoryStore(ring=RING, ring_ttl=TTL)
+    hub = make_hub(store)
+    names = [f"c{number}" for number in range(10)]
+    subscriber = attach(hub, {name: Start() for name in names})
+    for number in range(20):
+        for name in names:
+            publish(store, f"{number} " + "x" * 1000, channel=name)
+    taken = collect(subscriber, 200)
+    for name in names:
+        mine = [item.entry.event.data for item in taken if isinstance(item, Delivery) and item.channel == name]
+        assert [text.split()[0] for text in mine] == [str(number) for number in range(20)]
+    held = sum(channel.ring.bytes for channel in hub._channels.values() if channel.ring)
+    assert 0 < held <= 100_000
+    assert hub._bytes == held
+    hub.detach(subscriber)
+
+
+def test_equal_replays_are_read_once(make_hub: MakeHub) -> None:
+    store = CountingStore()
+    hub = make_hub(store)
+    position, *_ = publish(store, *range(10))
+    store.gate.clear()
+    with ThreadPoolExecutor(8) as pool:
+        reading = [pool.submit(hub.read, [("a", position)]) for _ in range(8)]
+        wait_until(lambda: store.readings, 3)
+        time.sleep(0.1)
+        store.gate.set()
+        pages = [one.result(5) for one in reading]
+    assert store.readings == 1
+    assert all(len(page[0].entries) == 9 for page in pages)
+    hub.read([("a", position)])
+    assert store.readings == 2
+
+
+@pytest.mark.parametrize("fault", [StoreUnavailable("away"), RuntimeError("broken")])
+def test_a_reading_that_fails_fails_for_all_who_wait_and_is_forgotten(make_hub: MakeHub, fault: Exception) -> None:
+    store = CountingStore()
+    hub = make_hub(store)
+    (position,) = publish(store, "1")
+    store.gate.clear()
+    store.fault = fault
+    with ThreadPoolExecutor(3) as pool:
+        reading = [pool.submit(hub.read, [("a", position)]) for _ in range(3)]
+        wait_until(lambda: store.readings, 3)
+        time.sleep(0.1)
+        store.gate.set()
+        for one in reading:
+            with pytest.raises((StoreUnavailable, type(fault))):
+                one.result(5)
+    assert store.readings == 1
+    store.fault = None
+    assert hub.read([("a", position)]) == [Page([])]
+
+
+# Looking without attaching
+
+
+def test_a_look_founds_nothing_and_attaches_nobody(hub: Hub, store: Store) -> None:
+    look = hub.look(
+        {"a": Start(), "b": Start(replay=5), "c": Start(fault="missing"), "d": Start(Position(1, 1))}, 10, 1000
+    )
+    assert store.newest(["a", "b", "c", "d"]) == [None] * 4
+    assert (hub.subscribers, hub.channels) == (0, 0)
+    assert look.places == dict.fromkeys("abcd", UNBORN)
+    assert look.taken == [Reset("d", "unknown", None, UNBORN), Reset("c", "missing", None, UNBORN)]
+    assert not look.more
+
+
+def test_a_look_tells_what_a_subscriber_would_take(hub: Hub, store: Store) -> None:
+    positions = publish(store, *range(RING + 10))
+    (other,) = publish(store, "x", channel="b")
+    starts = {"a": Start(positions[20]), "b": Start(replay=1)}
+    look = hub.look(starts, 1000, 1 << 20)
+    assert data(look.taken) == [*map(str, range(21, RING + 10)), "x"]
+    assert (look.places, look.more) == ({"a": positions[-1], "b": other}, False)
+    look = hub.look(starts, 5, 1 << 20)
+    assert (data(look.taken), look.more) == (["21", "22", "23", "24", "25"], True)
+    assert look.places["a"] == positions[25]
+    look = hub.look({"a": Start(positions[-2])}, 1000, 1)
+    assert (len(look.taken), look.more) == (1, False)
+    look = hub.look({"a": Start(positions[1])}, 1000, 1 << 20)
+    assert look.taken == [Reset("a", "trimmed", RING + 8, positions[-1])]
+
+
+# Limits, and the end
+
+
+def test_over_its_fill_a_hub_is_busy_until_someone_leaves(make_hub: MakeHub, store: Store) -> None:
+    hub = make_hub(store, max_subscribers=2)
+    first, _ = attach(hub), attach(hub)
+    with pytest.raises(Busy, match="SSE_MAX_SUBSCRIBERS"):
+        attach(hub)
+    assert hub.subscribers == 2
+    hub.detach(first)
+    hub.detach(first)
+    assert hub.subscribers == 1
+    attach(hub)
+
+
+def test_too_many_foundings_at_once_are_refused_and_later_allowed(make_hub: MakeHub) -> None:
+    clock = Clock()
+    store = MemoryStore(ring=RING, ring_ttl=TTL, clock=clock)
+    hub = make_hub(store, clock=clock)
+    subscriber = attach(hub, {f"c{number}": Start() for number in range(200)})
+    (known,) = publish(store, "x", channel="born")
+    with pytest.raises(Busy, match="too many new channels"):
+        attach(hub, {"one/more": Start()})
+    assert hub.subscribers == 1
+    assert store.newest(["one/more"]) == [None]
+    born = attach(hub, {"born": Start()})
+    assert born.places == {"born": known}
+    clock.now += 0.1
+    hub.detach(attach(hub, {"one/more": Start()}))
+    hub.detach(subscriber)
+    hub.detach(born)
+
+
+def test_channels_that_nobody_listens_to_are_dropped_after_a_while(make_hub: MakeHub) -> None:
+    clock = Clock()
+    store = MemoryStore(ring=RING, ring_ttl=TTL, clock=clock)
+    hub = make_hub(store, clock=clock)
+    stays = attach(hub, {"stays": Start()})
+    back = attach(hub, {"back": Start()})
+    hub.detach(attach(hub, {"a": Start(), "b": Start()}))
+    hub.detach(back)
+    publish(store, "x")
+    assert hub.channels == 4
+    back = attach(hub, {"back": Start()})
+    look_again(hub, clock)
+    wait_until(lambda: "a" not in hub._channels and "b" not in hub._channels, 3)
+    look_again(hub, clock)
+    wait_until(lambda: hub.channels <= 3, 3)
+    assert {"stays", "back"} <= hub._channels.keys()
+    again = attach(hub, {"a": Start(replay=1)})
+    assert data(collect(again, 1)) == ["x"]
+    assert hub._bytes == sum(channel.ring.bytes for channel in hub._channels.values() if channel.ring)
+    for subscriber in (stays, back, again):
+        hub.detach(subscriber)
+
+
+def test_a_closed_hub_takes_nobody_and_its_thread_has_ended(make_hub: MakeHub, store: Store) -> None:
+    hub = make_hub(store)
+    attach(hub)
+    thread = hub._thread
+    assert thread and thread.is_alive()
+    begun = time.monotonic()
+    hub.close()
+    assert not thread.is_alive()
+    assert time.monotonic() - begun < 1
+    with pytest.raises(Busy, match="closing"):
+        attach(hub)
+    hub.close()
+
+
+def test_a_hub_that_nobody_used_has_no_thread(make_hub: MakeHub, store: Store) -> None:
+    make_hub(store).close()
+
+
+def test_a_fault_of_one_channel_is_its_own(make_hub: MakeHub, redis_url: str, shared_redis: RedisServer) -> None:
+    store = connect(redis_url, ring=RING, ring_ttl=TTL)
+    hub = make_hub(store)
+    with shared_redis.client() as client:
+        client.set("sse:{wrong}", "precious")
+    right = attach(hub)
+    with pytest.raises(StoreUnavailable, match="wrong"):
+        attach(hub, {"a": Start(), "wrong": Start()})
+    assert hub.subscribers == 1
+    publish(store, "1")
+    assert data(collect(right, 1)) == ["1"]
+    with shared_redis.client() as client:
+        client.delete("sse:{wrong}")
+    mended = attach(hub, {"wrong": Start()})
+    hub.detach(mended)
+    hub.detach(right)
+
+
+def test_a_key_that_turns_into_another_type_stops_its_channel_only_and_is_told_when_it_is_mended(
+    make_hub: MakeHub, redis_url: str, shared_redis: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = Clock()
+    store = connect(redis_url, ring=RING, ring_ttl=TTL)
+    hub = make_hub(store, clock=clock)
+    subscriber = attach(hub, {"a": Start(), "b": Start()})
+    publish(store, "1")
+    assert data(collect(subscriber, 1)) == ["1"]
+    with shared_redis.client() as client, caplog.at_level(logging.ERROR, "sse"):
+        client.delete("sse:{a}")
+        client.set("sse:{a}", "precious")
+        look_again(hub, clock)
+        wait_until(lambda: "channel a waits" in caplog.text, 3)
+        publish(store, "2", channel="b")
+        assert data(collect(subscriber, 1)) == ["2"]
+        client.delete("sse:{a}")
+        look_again(hub, clock)
+        assert data(collect(subscriber, 1)) == ["reset unknown"]
+        publish(store, "3")
+        assert data(collect(subscriber, 1)) == ["3"]
+    hub.detach(subscriber)
+
+
+def test_a_fault_that_nobody_thought_of_is_logged_and_survived(
+    make_hub: MakeHub, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = CountingStore()
+    hub = make_hub(store)
+    subscriber = attach(hub)
+    store.fault = RuntimeError("unheard of")
+    with caplog.at_level(logging.ERROR, "sse"):
+        hub._dirty.add("a")
+        publish(store, "1")
+        wait_until(lambda: "could not go on" in caplog.text, 3)
+    store.fault = None
+    publish(store, "2")
+    assert data(collect(subscriber, 2)) == ["1", "2"]
+    hub.detach(subscriber)
+
+
+# With a Redis that goes away
+
+
+def test_a_store_that_is_away_refuses_newcomers_in_time_and_leaves_nothing(make_hub: MakeHub, tmp_path: Path) -> None:
+    hub = make_hub(connect(RedisServer(tmp_path).url, ring=RING, ring_ttl=TTL))
+    begun = time.monotonic()
+    with pytest.raises(StoreUnavailable, match=r"0\.3 s"):
+        attach(hub, timeout=0.3)
+    assert time.monotonic() - begun < 2
+    assert hub.subscribers == 0
+
+
+@pytest.mark.parametrize("lost_writes", [False, True])
+def test_subscribers_stay_while_redis_is_away_and_go_on_or_are_told(
+    make_hub: MakeHub, tmp_path: Path, lost_writes: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    with RedisServer(tmp_path) as server, caplog.at_level(logging.WARNING, "sse"):
+        store = connect(server.url, ring=RING, ring_ttl=TTL)
+        hub = make_hub(store)
+        subscriber = attach(hub)
+        publish(store, "1")
+        assert data(collect(subscriber, 1)) == ["1"]
+        server.restart(lost_writes, down=0.5)
+        publish(store, "2")
+        (item,) = collect(subscriber, 1, 10)
+        if lost_writes:
+            assert isinstance(item, Reset)
+            assert item.reason in ("unknown", "diverged")
+        else:
+            assert data([item]) == ["2"]
+        (end,) = publish(store, "3")
+        heard = list[str]()
+        wait_until(lambda: heard.extend(data(collect(subscriber, 1, 0.2))) or subscriber.places["a"] == end, 5)
+        assert heard in (["3"], ["2", "3"] if lost_writes else [])  # a reset may come before 2, or count it in
+        hub.detach(subscriber)
+        assert "the store is away" in caplog.text

@@ -1,0 +1,237 @@
+"""A poll's answer: when it comes, what is in it, and that it may be asked for twice."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from sse.errors import Busy, StoreUnavailable
+from sse.event import Event, LastEventId, Position
+from sse.hub import Hub, Start, starting_points
+from sse.poll import poll
+from sse.stores import MemoryStore, Publication, Store, connect
+from tests.servers import wait_until
+
+RETRY = 1000
+
+
+@pytest.fixture
+def store(store_url: str | None) -> Iterator[Store]:
+    store = connect(store_url, ring=3000, ring_ttl=3600)
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def hub(store: Store) -> Iterator[Hub]:
+    hub = Hub(store, max_subscribers=10)
+    yield hub
+    hub.close()
+    assert hub.subscribers == 0
+
+
+def publish(store: Store, *data: object, channel: str = "a") -> list[str]:
+    ids = []
+    for start in range(0, len(data), 100):
+        batch = [Publication(channel, Event(item)) for item in data[start : start + 100]]
+        for receipt in store.publish(batch):
+            assert not isinstance(receipt, StoreUnavailable)
+            ids.append(f"{channel}={receipt.position}")
+    return ids
+
+
+def ask(hub: Hub, place: str | None = None, channels: str = "a", timeout: float = 0, **options: Any) -> dict[str, Any]:
+    last = None if place is None else LastEventId.parse(place)
+    return poll(hub, starting_points(channels, last, **options), timeout=timeout, retry=RETRY)
+
+
+def data(answer: dict[str, Any]) -> list[str]:
+    return [event["data"] for event in answer["events"]]
+
+
+@pytest.mark.parametrize("timeout", [0, 5])
+def test_a_first_poll_answers_at_once_with_the_top(hub: Hub, store: Store, timeout: float) -> None:
+    (top,) = publish(store, "before")
+    begun = time.monotonic()
+    assert ask(hub, timeout=timeout) == {
+        "last_event_id": top,
+        "events": [],
+        "resets": [],
+        "more": False,
+        "retry": RETRY,
+    }
+    assert time.monotonic() - begun < 1
+
+
+@pytest.mark.parametrize("timeout", [0, 5])
+def test_a_first_poll_with_a_replay_answers_at_once(hub: Hub, store: Store, timeout: float) -> None:
+    ids = publish(store, *range(10))
+    answer = ask(hub, timeout=timeout, replay=3)
+    assert (data(answer), answer["last_event_id"]) == (["7", "8", "9"], ids[-1])
+
+
+@pytest.mark.parametrize("timeout", [0, 5])
+def test_what_has_come_since_is_answered_at_once(hub: Hub, store: Store, timeout: float) -> None:
+    ids = publish(store, *range(5))
+    answer = ask(hub, ids[1], timeout=timeout)
+    assert [event["id"] for event in answer["events"]] == ids[2:]
+    assert (answer["last_event_id"], answer["more"]) == (ids[-1], False)
+
+
+@pytest.mark.parametrize("timeout", [0, 5])
+def test_a_reset_is_answered_at_once(hub: Hub, store: Store, timeout: float) -> None:
+    (a,) = publish(store, "x")
+    (b,) = publish(store, "x", channel="b")
+    answer = ask(hub, f"{a}~b=7-7~c=oops", "abc", timeout)
+    assert sorted(answer["resets"], key=lambda reset: reset["channel"]) == [
+        {"channel": "b", "reason": "diverged", "missed": None},
+        {"channel": "c", "reason": "invalid", "missed": None},
+    ]
+    assert answer["last_event_id"].startswith(f"{a}~") or a in answer["last_event_id"].split("~")
+    assert b in answer["last_event_id"].split("~")
+    assert ask(hub, answer["last_event_id"], "ab", 0)["resets"] == []
+
+
+def test_a_trimmed_position_tells_how_many_were_missed(hub: Hub) -> None:
+    store = MemoryStore(ring=5, ring_ttl=60)
+    ids = publish(store, *range(10))
+    small = Hub(store, max_subscribers=1)
+    for timeout in (0, 1):
+        answer = ask(small, ids[0], timeout=timeout)
+        assert answer["resets"] == [{"channel": "a", "reason": "trimmed", "missed": 9}]
+        assert (answer["events"], answer["last_event_id"]) == ([], ids[-1])
+    small.close()
+
+
+def test_with_nothing_to_tell_it_waits_its_time_and_keeps_its_place(hub: Hub, store: Store) -> None:
+    (top,) = publish(store, "x")
+    begun = time.monotonic()
+    answer = ask(hub, top, timeout=0.4)
+    assert 0.35 < time.monotonic() - begun < 2
+    assert (answer["events"], answer["last_event_id"], answer["more"]) == ([], top, False)
+
+
+def test_the_first_event_ends_the_waiting_and_brings_those_close_behind(hub: Hub, store: Store) -> None:
+    (top,) = publish(store, "x")
+    with ThreadPoolExecutor(1) as pool:
+        waiting: Future[dict[str, Any]] = pool.submit(ask, hub, top, timeout=10)
+        wait_until(lambda: hub.subscribers == 1 and hub._channels["a"].ring, 3)
+        time.sleep(0.05)
+        begun = time.monotonic()
+        for number in range(3):
+            publish(store, number)
+        answer = waiting.result(5)
+        assert time.monotonic() - begun < 1
+    assert data(answer) == ["0", "1", "2"]
+
+
+def test_asked_twice_it_answers_twice(hub: Hub, store: Store) -> None:
+    ids = publish(store, *range(5))
+    for timeout in (0, 1):
+        first = ask(hub, f"{ids[1]}~b=5-5", "ab", timeout)
+        assert ask(hub, f"{ids[1]}~b=5-5", "ab", timeout) == first
+        assert data(first) == ["2", "3", "4"]
+
+
+def test_without_waiting_nothing_is_founded_or_attached(hub: Hub, store: Store) -> None:
+    answer = ask(hub, None, "ab")
+    assert answer["last_event_id"] == "a=0-0~b=0-0"
+    assert store.newest(["a", "b"]) == [None, None]
+    assert (hub.channels, hub._thread) == (0, None)
+    publish(store, "x")
+    assert [reset["channel"] for reset in ask(hub, answer["last_event_id"])["resets"]] == ["a"]
+
+
+def test_with_waiting_a_ring_is_founded_and_nothing_after_it_is_missed(hub: Hub, store: Store) -> None:
+    place = ask(hub, None, timeout=1)["last_event_id"]
+    assert place.startswith("a=0-")
+    publish(store, "x")
+    answer = ask(hub, place, timeout=1)
+    assert (data(answer), answer["resets"]) == (["x"], [])
+
+
+@pytest.mark.parametrize(("timeout", "first"), [(0, 100), (1, 1000)])
+def test_an_answer_is_bounded_in_events_and_says_that_there_is_more(
+    hub: Hub, store: Store, timeout: float, first: int
+) -> None:
+    ids = publish(store, "start", *range(2500))
+    place, heard = ids[0], list[str]()
+    for number in range(30):
+        answer = ask(hub, place, timeout=timeout)
+        assert len(answer["events"]) <= 1000
+        assert number or len(answer["events"]) >= first
+        heard += data(answer)
+        place = answer["last_event_id"]
+        if not answer["more"]:
+            break
+    assert heard == [str(number) for number in range(2500)]
+    assert place == ids[-1]
+
+
+@pytest.mark.parametrize("timeout", [0, 1])
+def test_an_answer_is_bounded_in_bytes(hub: Hub, store: Store, timeout: float) -> None:
+    ids = publish(store, "start", *[f"{number} " + "x" * 60_000 for number in range(40)])
+    place, heard = ids[0], list[str]()
+    for _ in range(10):
+        answer = ask(hub, place, timeout=timeout)
+        assert 1 <= len(answer["events"]) <= 17
+        heard += [text.split()[0] for text in data(answer)]
+        place = answer["last_event_id"]
+        if not answer["more"]:
+            break
+    assert heard == [str(number) for number in range(40)]
+
+
+@pytest.mark.parametrize("timeout", [0, 1])
+def test_one_event_over_the_bound_still_comes(hub: Hub, store: Store, timeout: float) -> None:
+    ids = publish(store, "start", "\n" * 1_000_000, "next")  # seven megabytes on a stream
+    answer = ask(hub, ids[0], timeout=timeout)
+    assert (len(answer["events"]), answer["more"]) == (1, True)
+    assert data(ask(hub, answer["last_event_id"], timeout=timeout)) == ["next"]
+
+
+def test_over_the_limit_of_subscribers_a_waiting_poll_is_refused(hub: Hub) -> None:
+    subscribers = [hub.attach({"a": Start()}, 3) for _ in range(10)]
+    with pytest.raises(Busy):
+        ask(hub, timeout=1)
+    for subscriber in subscribers:
+        hub.detach(subscriber)
+
+
+def test_a_poll_that_its_ring_has_passed_is_to_ask_again() -> None:
+    store = MemoryStore(ring=5, ring_ttl=60)
+    hub = Hub(store, max_subscribers=1)
+    (top,) = publish(store, "x")
+    gone = threading.Event()
+
+    def wait() -> str:
+        try:
+            ask(hub, top, timeout=5)
+        except Busy as error:
+            return error.hint
+        finally:
+            gone.set()
+        return ""
+
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(wait)
+        wait_until(lambda: hub.subscribers == 1 and hub._channels["a"].ring, 3)
+        time.sleep(0.05)
+        assert not gone.is_set()
+        publish(store, *["x" * 300_000] * 10)
+        assert waiting.result(5) == "ask again with the same last event id"
+    assert ask(hub, top, timeout=1)["resets"] == [{"channel": "a", "reason": "trimmed", "missed": 10}]
+    hub.close()
+
+
+def test_a_position_that_was_polled_is_the_one_that_was_published(hub: Hub, store: Store) -> None:
+    ids = publish(store, "1", "2")
+    answer = ask(hub, ids[0], "ab", 1)
+    last = LastEventId.parse(answer["last_event_id"])
+    assert last.positions["a"] == Position.parse(ids[1].removeprefix("a="))
+    assert set(last.positions) == {"a", "b"}

@@ -1,0 +1,273 @@
+"""A stream's body, as the generator gives it."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import pytest
+
+from sse.errors import StoreUnavailable
+from sse.event import Event, Position
+from sse.hub import Hub, Start
+from sse.stores import MemoryStore, Page, Publication
+from sse.stream import busy, stream
+from tests import client
+from tests.servers import wait_until
+
+RETRY = 1000
+OpenStream = Callable[..., "Body"]
+
+
+class FaultyStore(MemoryStore):
+    """A memory store whose readings fail while it is `away`."""
+
+    away = False
+
+    def read(self, places: Sequence[tuple[str, Position]], limit: int = 100) -> list[Page | StoreUnavailable]:
+        if self.away:
+            raise StoreUnavailable("away")
+        return super().read(places, limit)
+
+
+class Body:
+    """The chunks of a stream, each of which must end at the end of a block."""
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self.chunks = chunks
+        self.count = 0
+        self._parser = client.Parser()
+
+    def next(self) -> list[client.Event]:
+        chunk = next(self.chunks)
+        assert chunk.endswith(b"\n\n")
+        self.count += 1
+        return self._parser.feed(chunk)
+
+    def rest(self, limit: int = 1000) -> list[client.Event]:
+        events = list[client.Event]()
+        for _ in range(limit):
+            try:
+                events += self.next()
+            except StopIteration:
+                return events
+        raise AssertionError(f"the stream goes on after {limit} chunks")
+
+    def take(self, count: int) -> list[client.Event]:
+        events = list[client.Event]()
+        while len(events) < count:
+            events += self.next()
+        assert len(events) == count
+        return events
+
+
+@pytest.fixture
+def store() -> Iterator[FaultyStore]:
+    store = FaultyStore(ring=5, ring_ttl=3600)
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def hub(store: FaultyStore) -> Iterator[Hub]:
+    hub = Hub(store, max_subscribers=3)
+    yield hub
+    hub.close()
+
+
+@pytest.fixture
+def open_stream(hub: Hub) -> Iterator[OpenStream]:
+    opened: list[Any] = []
+
+    def open(starts: Mapping[str, Start] | None = None, **options: Any) -> Body:
+        settings = {"heartbeat": 15, "lifetime": 900, "retry": RETRY} | options
+        opened.append(stream(hub, starts or {"a": Start()}, **settings))
+        return Body(opened[-1])
+
+    yield open
+    for chunks in opened:
+        chunks.close()
+    assert hub.subscribers == 0
+
+
+def publish(store: MemoryStore, *data: object, channel: str = "a") -> None:
+    store.publish([Publication(channel, Event(item)) for item in data])
+
+
+def newest(hub: Hub, channel: str = "a") -> int:
+    ring = hub._channels[channel].ring
+    return ring.newest.offset if ring else 0
+
+
+def test_it_opens_with_one_block_and_a_heartbeat_at_once(open_stream: OpenStream) -> None:
+    opening, heartbeat = open_stream({"a": Start(), "b": Start(Position(3, 3))}, told={"replay": 7}).next()
+    assert (opening.event, opening.retry) == ("sse.open", RETRY)
+    told = opening.json()
+    assert opening.own_id is not None
+    assert set(opening.own_id.split("~")) == {f"a={told['channels']['a']['position']}", "b=3-3"}
+    assert set(told) == {"channels", "heartbeat", "lifetime", "replay"}
+    assert told["channels"]["b"] == {"position": "3-3", "resumed": False}
+    assert (told["heartbeat"], told["replay"]) == (15, 7)
+    assert (heartbeat.event, heartbeat.data, heartbeat.own_id) == ("sse.heartbeat", "", None)
+
+
+def test_nothing_is_attached_before_the_first_chunk_nor_after_the_last(hub: Hub, open_stream: OpenStream) -> None:
+    never = open_stream()
+    assert (hub.subscribers, hub.channels) == (0, 0)
+    never.chunks.close()  # type: ignore[attr-defined]
+    assert hub.subscribers == 0
+    body = open_stream()
+    body.next()
+    assert hub.subscribers == 1
+    body.chunks.close()  # type: ignore[attr-defined]
+    assert hub.subscribers == 0
+
+
+def test_events_that_came_together_are_one_chunk(hub: Hub, store: FaultyStore, open_stream: OpenStream) -> None:
+    body = open_stream()
+    body.next()
+    publish(store, *range(4))
+    wait_until(lambda: newest(hub) == 4, 3)
+    assert [event.data for event in body.next()] == ["0", "1", "2", "3"]
+    assert body.count == 2
+
+
+def test_a_chunk_is_bounded_and_one_large_event_still_passes(
+    hub: Hub, store: FaultyStore, open_stream: OpenStream
+) -> None:
+    body = open_stream()
+    body.next()
+    publish(store, "x" * 40_000, "y" * 40_000, "z" * 100_000)
+    wait_until(lambda: newest(hub) == 3, 3)
+    for letter in "xyz":
+        (event,) = body.next()
+        assert event.data and event.data[0] == letter
+
+
+def test_a_heartbeat_comes_after_quiet_and_not_after_an_event(store: FaultyStore, open_stream: OpenStream) -> None:
+    body = open_stream(heartbeat=0.2)
+    body.next()
+    begun = time.monotonic()
+    assert [event.event for event in body.take(2)] == ["sse.heartbeat"] * 2
+    assert 0.35 < time.monotonic() - begun < 1.5
+    for number in range(4):
+        time.sleep(0.1)
+        publish(store, number)
+        assert [event.data for event in body.next()] == [str(number)]
+    begun = time.monotonic()
+    (heartbeat,) = body.next()
+    assert (heartbeat.event, heartbeat.own_id) == ("sse.heartbeat", None)
+    assert time.monotonic() - begun > 0.15
+
+
+def test_a_stream_ends_with_its_lifetime_and_a_jittered_retry(open_stream: OpenStream) -> None:
+    lifetimes, retries = set(), set()
+    for _ in range(6):
+        body = open_stream(lifetime=0.2)
+        begun = time.monotonic()
+        *_, close = body.rest()
+        lifetimes.add(round(time.monotonic() - begun, 4))
+        assert (close.event, close.json(), close.own_id) == ("sse.close", {"reason": "lifetime"}, None)
+        assert close.retry is not None
+        retries.add(close.retry)
+    assert all(0.15 < lifetime < 1 for lifetime in lifetimes)
+    assert all(RETRY / 10 <= retry <= RETRY for retry in retries)
+    assert len(lifetimes) > 3
+    assert len(retries) > 3
+
+
+def test_a_lifetime_is_told_with_its_jitter(open_stream: OpenStream) -> None:
+    told = {open_stream(lifetime=1000).next()[0].json()["lifetime"] for _ in range(3)}
+    assert all(800 <= lifetime <= 1200 for lifetime in told)
+    assert len(told) > 1
+
+
+def test_a_busy_channel_does_not_keep_a_stream_alive(store: FaultyStore, open_stream: OpenStream) -> None:
+    body = open_stream(lifetime=0.2)
+    events = body.next()
+    for number in itertools.count():
+        assert number < 10_000
+        publish(store, number)
+        events += body.next()
+        if events[-1].event == "sse.close":
+            break
+    data = [int(event.data or "") for event in events if event.event == "message"]
+    assert data == list(range(len(data)))
+    assert next(body.chunks, None) is None
+
+
+def test_who_cannot_keep_up_is_closed_as_slow_and_can_come_back(
+    hub: Hub, store: FaultyStore, open_stream: OpenStream
+) -> None:
+    body = open_stream()
+    opening, _ = body.next()
+    publish(store, *["x" * 300_000] * 10)  # the hub keeps 1 MiB, the store 5 events
+    wait_until(lambda: newest(hub) == 10, 3)
+    (close,) = body.rest()
+    assert (close.event, close.json()) == ("sse.close", {"reason": "slow"})
+    assert close.retry is not None
+    assert RETRY / 10 <= close.retry <= RETRY
+    again = open_stream({"a": Start(Position.parse(opening.json()["channels"]["a"]["position"]))})
+    assert again.take(3)[2].json() == {"channel": "a", "reason": "trimmed", "missed": 10}
+
+
+def test_a_writer_that_stalls_for_twenty_seconds_is_closed_as_slow(store: FaultyStore, open_stream: OpenStream) -> None:
+    now = 0.0
+    body = open_stream(clock=lambda: now)
+    body.next()
+    for stalled in (19, 21):
+        publish(store, stalled)
+        assert [event.data for event in body.next()] == [str(stalled)]
+        now += stalled
+    (close,) = body.rest()
+    assert close.json() == {"reason": "slow"}
+
+
+def test_with_the_store_away_a_stream_stays_and_goes_on_when_it_is_back(
+    hub: Hub, store: FaultyStore, open_stream: OpenStream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sse.hub._CHANNEL_BYTES", 10_000)
+    body = open_stream(heartbeat=0.3)
+    body.next()
+    publish(store, *["x" * 1000] * 5)  # more than the hub keeps: older ones are read from the store
+    wait_until(lambda: newest(hub) == 5, 3)
+    store.away = True
+    assert [event.event for event in body.take(2)] == ["sse.heartbeat"] * 2
+    store.away = False
+    events = list[client.Event]()
+    while len([event for event in events if event.event == "message"]) < 5:
+        events += body.next()
+    assert [event.id.partition("-")[0] for event in events if event.event == "message"] == [
+        f"a={n}" for n in range(1, 6)
+    ]
+
+
+def test_over_the_limit_the_whole_body_is_a_busy_notice(hub: Hub, open_stream: OpenStream) -> None:
+    for body in [open_stream() for _ in range(3)]:
+        body.next()
+    (close,) = open_stream().rest()
+    assert (close.event, close.json()) == ("sse.close", {"reason": "busy"})
+    assert hub.subscribers == 3
+
+
+def test_a_busy_notice_spreads_those_who_come_back() -> None:
+    retries = [client.Parser().feed(busy(RETRY))[0].retry or 0 for _ in range(100)]
+    assert all(RETRY <= retry <= 4 * RETRY for retry in retries)
+    assert max(retries) - min(retries) > RETRY
+
+
+def test_two_channels_take_turns_and_each_is_in_order(hub: Hub, store: FaultyStore, open_stream: OpenStream) -> None:
+    body = open_stream({"a": Start(), "b": Start()})
+    body.next()
+    for number in range(4):
+        publish(store, number)
+        publish(store, number, channel="b")
+    wait_until(lambda: newest(hub) == newest(hub, "b") == 4, 3)
+    events = body.take(8)
+    for channel in "ab":
+        mine = [event for event in events if event.id.startswith(f"{channel}=")]
+        assert [event.data for event in mine] == ["0", "1", "2", "3"]
+    for event in events:
+        assert {entry[0] for entry in event.id.split("~")} == {"a", "b"}
