@@ -173,15 +173,15 @@ class Subscriber:
         if entries is not None:
             self._seen_resets[name] = resets
             return entries
-        if resets != self._seen_resets[name]:
-            taken.append(_reset(name, channel.reset_reason, place, top))
-            self._seen_resets[name] = resets
-            self.places[name] = top
-            return []
         page = self._hub.read([(name, place)])[0]
-        if page.reason:
+        if not page.reason:
+            return [_encoded(entry) for entry in page.entries]
+        if resets == self._seen_resets[name]:
             raise Lagging(name)
-        return [_encoded(entry) for entry in page.entries]
+        taken.append(_reset(name, channel.reset_reason, place, top))
+        self._seen_resets[name] = resets
+        self.places[name] = top
+        return []
 
     def join(self, name: str, place: Position, reset: Reset | None = None) -> None:
         """Set the place from which the subscriber goes on in a channel."""

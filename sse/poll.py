@@ -70,8 +70,8 @@ def _answer(
         ],
         "resets": [
             {"channel": item.channel, "reason": item.reason, "missed": item.missed}
-            for item in taken
-            if isinstance(item, Reset)
+            for index, item in enumerate(taken)
+            if isinstance(item, Reset) and index == resets[item.channel]
         ],
         "more": more,
         "retry": retry,

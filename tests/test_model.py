@@ -388,8 +388,7 @@ class Machine(RuleBasedStateMachine):
         if later:
             self.redis.pexpire(f"sse:{{{channel}}}", 1)
             time.sleep(0.003)
-        else:
-            self.redis.delete(f"sse:{{{channel}}}")
+        self.redis.delete(f"sse:{{{channel}}}")  # also after it should have expired: a hub may just have renewed it
         self.rings.die(channel)
 
     @precondition(lambda self: self.redis_url)
