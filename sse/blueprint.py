@@ -29,11 +29,11 @@ from sse.errors import (
     WrongMethod,
 )
 from sse.event import DEFAULT_TYPE, Event, LastEventId, check_channel, data_url, id_size
-from sse.hub import Start, starting_points
 from sse.poll import poll
 from sse.service import Service
 from sse.stores import Publication
 from sse.stream import busy, stream
+from sse.subscriber import Start, starting_points
 from sse.wire import parse_publish
 
 _log = logging.getLogger("sse")

@@ -25,10 +25,10 @@ from flask.cli import AppGroup, ScriptInfo
 from sse.config import Config
 from sse.errors import ConfigError, InvalidEvent, SSEError, TooLarge, Unavailable
 from sse.event import DEFAULT_TYPE, RESERVED_PREFIX, Event, LastEventId, check_channel, check_type
-from sse.hub import starting_points
 from sse.service import Service
 from sse.stores import Publication
 from sse.stream import stream
+from sse.subscriber import starting_points
 from sse.wire import MAX_BATCH, Block, Parser
 
 T = TypeVar("T")

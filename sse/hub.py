@@ -1,8 +1,6 @@
 """Who in this process hears what: one feed from the store, fanned out to all local subscribers.
 
-One thread (a greenlet, under gevent) reads the feed and is the only one that moves a channel forward. A subscriber has
-no queue: it keeps a place in each of its channels and takes what lies after it, from the hub's own ring where that
-reaches back far enough, else from the store.
+One thread (a greenlet, under gevent) reads the feed and is the only one that moves a channel forward.
 """
 
 from __future__ import annotations
@@ -12,13 +10,13 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Final, Literal, NamedTuple, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 from sse.errors import Busy, SSEError, StoreUnavailable
-from sse.event import UNBORN, Entry, LastEventId, Position, Reason
+from sse.event import UNBORN, Entry, Position, Reason
 from sse.ring import Ring
-from sse.stores import PAGE, Feed, Notice, Page, Store
-from sse.wire import encode_body
+from sse.stores import Feed, Notice, Page, Store
+from sse.subscriber import Channel, Delivery, Reset, Start, Subscriber, encoded, reset_at
 
 _log = logging.getLogger("sse")
 
@@ -30,165 +28,12 @@ _HUB_BYTES: Final = 64 << 20
 T = TypeVar("T")
 
 
-class Start(NamedTuple):
-    """Where a subscriber wants to go on in a channel.
-
-    At `position`; with none, just before the newest `replay` entries; with a `fault`, nowhere: it is to be reset.
-    """
-
-    position: Position | None = None
-    replay: int = 0
-    fault: Literal["invalid", "missing"] | None = None
-
-
-def starting_points(
-    channels: Iterable[str], last: LastEventId | None, *, from_header: bool = False, replay: int = 0
-) -> dict[str, Start]:
-    """Where a client with this last event id goes on in each channel.
-
-    A channel without an entry is new to a client that writes its own list (the query parameter), and lost to one that
-    repeats what it was told (the header). `replay` counts only where there is no last event id.
-    """
-    if last is None:
-        return {channel: Start(replay=replay) for channel in channels}
-    starts = {}
-    for channel in channels:
-        position = last.positions.get(channel)
-        if position is None and last.is_invalid(channel):
-            starts[channel] = Start(fault="invalid")
-        elif position is None and from_header:
-            starts[channel] = Start(fault="missing")
-        else:
-            starts[channel] = Start(position)
-    return starts
-
-
-class Reset(NamedTuple):
-    """The notice that a channel could not be continued and goes on from `position`."""
-
-    channel: str
-    reason: Reason
-    missed: int | None
-    position: Position
-
-
-class Delivery(NamedTuple):
-    """An entry for a subscriber."""
-
-    channel: str
-    entry: Entry
-
-
 class Look(NamedTuple):
     """What `Hub.look` saw: resets before deliveries, the places after them, and whether there are `more`."""
 
     taken: list[Delivery | Reset]
     places: dict[str, Position]
     more: bool
-
-
-class _Channel:
-    """A channel with local subscribers, or with none since a short while."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.subscribers: set[Subscriber] = set()
-        self.listened = False  # whether the feed has been asked for it
-        self.ring: Ring | None = None  # None until the feed's confirmation has been followed up
-        self.settled = threading.Event()  # there is a ring, or a fault
-        self.fault: SSEError | None = None
-        self.founded = False  # there was no ring before this hub came
-        self.resets = 0
-        self.reset_reason: Reason = "diverged"
-        self.idle_since: float | None = None
-
-
-class Subscriber:
-    """One listening connection: a place in each channel, and a signal that there may be more."""
-
-    def __init__(self, hub: Hub, channels: Mapping[str, _Channel]) -> None:
-        self.places: dict[str, Position] = {}
-        self.resets: list[Reset] = []
-        self._hub = hub
-        self._channels = channels
-        self._seen_resets: dict[str, int] = {}
-        self._turn = 0
-        self._signal = threading.Event()
-
-    def notify(self) -> None:
-        """Wake the subscriber's transport."""
-        if not self._signal.is_set():
-            self._signal.set()
-
-    def wait(self, timeout: float) -> bool:
-        """Wait up to `timeout` seconds until there may be something to take."""
-        return self._signal.wait(timeout)
-
-    def take(self, max_events: int, max_bytes: int) -> list[Delivery | Reset]:
-        """What has come since, each channel's in order: up to `max_bytes` of bodies, but at least one event if any.
-
-        Resets come first. The caller answers for what it has taken: the places move on.
-
-        :raises Lagging: if a channel's ring has passed the subscriber's place.
-        :raises StoreUnavailable: if older entries are needed and cannot be read.
-        """
-        self._signal.clear()
-        taken: list[Delivery | Reset] = list(self.resets)
-        self.resets.clear()
-        names = list(self.places)
-        self._turn = (self._turn + 1) % len(names)  # so that no channel starves another
-        events = size = 0
-        try:
-            for name in names[self._turn :] + names[: self._turn]:
-                while entries := self._next(name, taken):
-                    for entry in entries:
-                        size += len(entry.body)
-                        if events and (events >= max_events or size > max_bytes):
-                            self._signal.set()
-                            return taken
-                        events += 1
-                        taken.append(Delivery(name, entry))
-                        self.places[name] = entry.position
-        except (Lagging, StoreUnavailable):
-            # What was taken before must still be told; the fault will be met again.
-            if not taken:
-                raise
-            self._signal.set()
-        return taken
-
-    def is_behind(self) -> bool:
-        """Whether any of its channels has moved on since."""
-        with self._hub.lock:
-            return any(
-                channel.ring is not None and channel.ring.newest > self.places[name]
-                for name, channel in self._channels.items()
-            )
-
-    def _next(self, name: str, taken: list[Delivery | Reset]) -> Sequence[Entry]:
-        channel, place = self._channels[name], self.places[name]
-        with self._hub.lock:
-            assert channel.ring is not None
-            entries = channel.ring.after(place, PAGE)
-            resets, top = channel.resets, channel.ring.newest
-        if entries is not None:
-            self._seen_resets[name] = resets
-            return entries
-        page = self._hub.read([(name, place)])[0]
-        if not page.reason:
-            return [_encoded(entry) for entry in page.entries]
-        if resets == self._seen_resets[name]:
-            raise Lagging(name)
-        taken.append(_reset(name, channel.reset_reason, place, top))
-        self._seen_resets[name] = resets
-        self.places[name] = top
-        return []
-
-    def join(self, name: str, place: Position, reset: Reset | None = None) -> None:
-        """Set the place from which the subscriber goes on in a channel."""
-        self.places[name] = place
-        self._seen_resets[name] = self._channels[name].resets
-        if reset:
-            self.resets.append(reset)
 
 
 class _Flight:
@@ -203,12 +48,6 @@ class _Flight:
         return self.page
 
 
-class Lagging(SSEError):
-    """The subscriber was too slow: the ring of the channel no longer reaches back to its place."""
-
-    default_code = "slow"
-
-
 class Hub:
     """The fan-out of one process. It starts with the first subscriber; `close` ends it.
 
@@ -220,7 +59,7 @@ class Hub:
         self._store = store
         self._max_subscribers = max_subscribers
         self._clock = clock
-        self._channels: dict[str, _Channel] = {}
+        self._channels: dict[str, Channel] = {}
         self._subscribers = 0
         self._dirty: set[str] = set()  # channels to look at in the store
         self._feed: Feed | None = None
@@ -255,7 +94,7 @@ class Hub:
         subscriber = self._enter(starts)
         try:
             self._listen(subscriber)
-            for channel in subscriber._channels.values():
+            for channel in subscriber.channels.values():
                 if not channel.settled.wait(max(deadline - self._clock(), 0)):
                     raise StoreUnavailable(f"the store has not answered for {timeout:g} s", "try again")
                 if channel.fault:
@@ -269,7 +108,7 @@ class Hub:
     def detach(self, subscriber: Subscriber) -> None:
         """End a subscriber; a second time does nothing."""
         with self.lock:
-            channels, subscriber._channels = subscriber._channels, {}
+            channels, subscriber.channels = subscriber.channels, {}
             if channels:
                 self._subscribers -= 1
             for channel in channels.values():
@@ -317,9 +156,9 @@ class Hub:
         for (name, place), page in zip(behind, self.read(behind), strict=True):
             if page.reason and (tops[name] or starts[name].position):
                 places[name] = tops[name] or UNBORN
-                taken.insert(0, _reset(name, page.reason, place, places[name]))
+                taken.insert(0, reset_at(name, page.reason, place, places[name]))
             more = more or page.more
-            for entry in map(_encoded, page.entries):
+            for entry in map(encoded, page.entries):
                 size += len(entry.body)
                 if events and (events >= max_events or size > max_bytes):
                     more = True
@@ -351,16 +190,16 @@ class Hub:
             self._subscribers += 1
             for name in names:
                 if name not in self._channels:
-                    self._channels[name] = _Channel(name)
+                    self._channels[name] = Channel(name)
             channels = {name: self._channels[name] for name in names}
-            subscriber = Subscriber(self, channels)
+            subscriber = Subscriber(channels, self.lock, self.read)
             for channel in channels.values():
                 channel.subscribers.add(subscriber)
                 channel.idle_since = None
         return subscriber
 
     def _listen(self, subscriber: Subscriber) -> None:
-        unheard = [channel for channel in subscriber._channels.values() if not channel.listened]
+        unheard = [channel for channel in subscriber.channels.values() if not channel.listened]
         if unheard:
             with self._feed_lock:
                 self._started().subscribe([channel.name for channel in unheard])
@@ -382,7 +221,7 @@ class Hub:
         unknown: list[tuple[str, Position]] = []
         replays: list[tuple[str, int]] = []
         for name, start in starts.items():
-            channel = subscriber._channels[name]
+            channel = subscriber.channels[name]
             with self.lock:
                 ring = channel.ring
                 assert ring is not None
@@ -407,12 +246,12 @@ class Hub:
                 if not page.reason:
                     subscriber.join(name, position)
                     continue
-                channel = subscriber._channels[name]
+                channel = subscriber.channels[name]
                 with self.lock:
                     assert channel.ring is not None
                     top = channel.ring.newest
                     reason: Reason = "unknown" if channel.founded and channel.ring.base.offset == 0 else page.reason
-                    subscriber.join(name, top, _reset(name, reason, position, top))
+                    subscriber.join(name, top, reset_at(name, reason, position, top))
         subscriber.notify()
 
     # Moving forward: runs in the hub's own thread only.
@@ -441,7 +280,7 @@ class Hub:
                 self._closed.wait(1.0)
 
     def _apply(self, notices: Sequence[Notice]) -> None:
-        touched: set[_Channel] = set()
+        touched: set[Channel] = set()
         with self.lock:
             for name, previous, entry in notices:
                 channel = self._channels.get(name)
@@ -456,11 +295,11 @@ class Hub:
                     self._dirty.add(name)
             _notify(touched)
 
-    def _append(self, channel: _Channel, entry: Entry) -> None:
+    def _append(self, channel: Channel, entry: Entry) -> None:
         ring = channel.ring
         assert ring is not None
         before = ring.bytes
-        ring.append(_encoded(entry))
+        ring.append(encoded(entry))
         self._bytes += ring.bytes - before
         if self._bytes > _HUB_BYTES:
             for other in self._channels.values():
@@ -479,7 +318,7 @@ class Hub:
         self._repair(begun)
         self._dirty.clear()
 
-    def _begin(self, channels: list[_Channel]) -> None:
+    def _begin(self, channels: list[Channel]) -> None:
         """Give channels that are new here their ring, founding it in the store where there is none."""
         tops = dict(zip(channels, self._store.newest([channel.name for channel in channels]), strict=True))
         unborn = [channel for channel, top in tops.items() if top is None]
@@ -503,7 +342,7 @@ class Hub:
         self._foundings -= allowed
         return allowed
 
-    def _fill(self, channel: _Channel, top: Position, reset: Reason | None = None) -> None:
+    def _fill(self, channel: Channel, top: Position, reset: Reason | None = None) -> None:
         with self.lock:
             if channel.ring is not None:
                 self._bytes -= channel.ring.bytes
@@ -515,7 +354,7 @@ class Hub:
                 channel.reset_reason = reset
                 _notify([channel])
 
-    def _refuse(self, channel: _Channel, fault: SSEError) -> None:
+    def _refuse(self, channel: Channel, fault: SSEError) -> None:
         with self.lock:
             if self._channels.get(channel.name) is channel:
                 del self._channels[channel.name]
@@ -529,7 +368,7 @@ class Hub:
             if gone and self._feed:
                 self._feed.unsubscribe(gone)
 
-    def _repair(self, channels: list[_Channel]) -> None:
+    def _repair(self, channels: list[Channel]) -> None:
         """Read what channels have missed since their newest entry; reset those that cannot be continued."""
         while channels:
             places = [(channel.name, channel.ring.newest) for channel in channels if channel.ring is not None]
@@ -557,7 +396,7 @@ class Hub:
                     _log.error("channel %s waits: %s", channel.name, page)
             channels = again
 
-    def _reset(self, channel: _Channel, top: Position, reason: Reason) -> None:
+    def _reset(self, channel: Channel, top: Position, reason: Reason) -> None:
         _log.warning("channel %s is reset: %s", channel.name, reason)
         self._fill(channel, top, reason)
 
@@ -583,19 +422,9 @@ class Hub:
         self._settle()
 
 
-def _notify(channels: Iterable[_Channel]) -> None:
+def _notify(channels: Iterable[Channel]) -> None:
     for subscriber in {subscriber for channel in channels for subscriber in channel.subscribers}:
         subscriber.notify()
-
-
-def _reset(channel: str, reason: Reason, place: Position, top: Position) -> Reset:
-    # Counted up to where the subscriber goes on: the store may be ahead of that by now, and what is there still comes.
-    missed = max(top.offset - place.offset, 0) if reason == "trimmed" else None
-    return Reset(channel, reason, missed, top)
-
-
-def _encoded(entry: Entry) -> Entry:
-    return entry._replace(body=encode_body(entry.event))
 
 
 def _good(value: T | StoreUnavailable) -> T:

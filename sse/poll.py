@@ -8,7 +8,8 @@ from typing import Any, Final
 
 from sse.errors import Busy
 from sse.event import Position, format_last_event_id
-from sse.hub import Delivery, Hub, Lagging, Reset, Start
+from sse.hub import Hub
+from sse.subscriber import Delivery, Lagging, Reset, Start
 
 _MAX_EVENTS: Final = 1000
 _MAX_BYTES: Final = 1 << 20

@@ -9,7 +9,8 @@ from typing import Final, Literal
 
 from sse.errors import StoreUnavailable, Unavailable
 from sse.event import Position, format_last_event_id
-from sse.hub import Delivery, Hub, Lagging, Reset, Start, Subscriber
+from sse.hub import Hub
+from sse.subscriber import Delivery, Lagging, Reset, Start, Subscriber
 from sse.wire import HEARTBEAT, encode_control, encode_id
 
 ATTACH_TIMEOUT: Final = 5.0

@@ -13,9 +13,10 @@ import pytest
 
 from sse.errors import Busy, StoreUnavailable
 from sse.event import UNBORN, Event, LastEventId, Position
-from sse.hub import Delivery, Hub, Lagging, Reset, Start, Subscriber, starting_points
+from sse.hub import Hub
 from sse.stores import Feed, MemoryStore, Notice, Page, Publication, Store, connect
 from sse.stores.memory import _MemoryFeed
+from sse.subscriber import Delivery, Lagging, Reset, Start, Subscriber, starting_points
 from tests.servers import RedisServer, wait_until
 
 RING = 50

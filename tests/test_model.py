@@ -30,9 +30,10 @@ from hypothesis.stateful import (
 from sse.config import Config
 from sse.errors import IdempotencyConflict
 from sse.event import Event
-from sse.hub import Hub, Start
+from sse.hub import Hub
 from sse.service import Service
 from sse.stores import MemoryStore, Publication, Store, connect
+from sse.subscriber import Start
 from sse.wire import HEARTBEAT
 from tests.client import Parser
 from tests.judge import LOST, Client, Request, Rings, Site, entries

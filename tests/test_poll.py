@@ -12,9 +12,10 @@ import pytest
 
 from sse.errors import Busy, StoreUnavailable
 from sse.event import Event, LastEventId, Position
-from sse.hub import Hub, Start, starting_points
+from sse.hub import Hub
 from sse.poll import poll
 from sse.stores import MemoryStore, Publication, Store, connect
+from sse.subscriber import Start, starting_points
 from tests.servers import wait_until
 
 RETRY = 1000

@@ -11,9 +11,10 @@ import pytest
 
 from sse.errors import StoreUnavailable
 from sse.event import Event, Position
-from sse.hub import Hub, Start
+from sse.hub import Hub
 from sse.stores import MemoryStore, Page, Publication
 from sse.stream import busy, stream
+from sse.subscriber import Start
 from tests import client
 from tests.servers import wait_until
 

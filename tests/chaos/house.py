@@ -18,11 +18,12 @@ from typing import Any, NamedTuple, Self
 from sse.config import Config
 from sse.errors import StoreUnavailable, Unavailable
 from sse.event import UNBORN, Event, LastEventId, Position
-from sse.hub import Hub, starting_points
+from sse.hub import Hub
 from sse.poll import poll
 from sse.service import Service
 from sse.stores import Publication, Store
 from sse.stream import stream
+from sse.subscriber import starting_points
 from tests import client as wire
 from tests.servers import RedisServer, wait_until
 

@@ -16,9 +16,9 @@ from werkzeug.test import TestResponse
 
 from sse.errors import StoreUnavailable
 from sse.event import Entry, LastEventId
-from sse.hub import Delivery, Reset, Start, Subscriber, starting_points
 from sse.poll import poll
 from sse.stream import stream
+from sse.subscriber import Delivery, Reset, Start, Subscriber, starting_points
 from tests import client as wire
 from tests.chaos.house import Client, CrashingRedis, House
 from tests.chaos.proxy import LosingProxy

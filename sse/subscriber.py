@@ -1,0 +1,190 @@
+"""One listening connection: where it stands in each of its channels, and what it takes next.
+
+A subscriber has no queue. It keeps a place in each channel and takes what lies after it: from the ring of the hub where
+that reaches back far enough, else from the store.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Literal, NamedTuple
+
+from sse.errors import SSEError, StoreUnavailable
+from sse.event import Entry, LastEventId, Position, Reason
+from sse.ring import Ring
+from sse.stores import PAGE, Page
+from sse.wire import encode_body
+
+Read = Callable[[Sequence[tuple[str, Position]]], list[Page]]
+"""Gives the store's page after each (channel, position)."""
+
+
+class Start(NamedTuple):
+    """Where a subscriber wants to go on in a channel.
+
+    At `position`; with none, just before the newest `replay` entries; with a `fault`, nowhere: it is to be reset.
+    """
+
+    position: Position | None = None
+    replay: int = 0
+    fault: Literal["invalid", "missing"] | None = None
+
+
+def starting_points(
+    channels: Iterable[str], last: LastEventId | None, *, from_header: bool = False, replay: int = 0
+) -> dict[str, Start]:
+    """Where a client with this last event id goes on in each channel.
+
+    A channel without an entry is new to a client that writes its own list (the query parameter), and lost to one that
+    repeats what it was told (the header). `replay` counts only where there is no last event id.
+    """
+    if last is None:
+        return {channel: Start(replay=replay) for channel in channels}
+    starts = {}
+    for channel in channels:
+        position = last.positions.get(channel)
+        if position is None and last.is_invalid(channel):
+            starts[channel] = Start(fault="invalid")
+        elif position is None and from_header:
+            starts[channel] = Start(fault="missing")
+        else:
+            starts[channel] = Start(position)
+    return starts
+
+
+class Reset(NamedTuple):
+    """The notice that a channel could not be continued and goes on from `position`."""
+
+    channel: str
+    reason: Reason
+    missed: int | None
+    position: Position
+
+
+class Delivery(NamedTuple):
+    """An entry for a subscriber."""
+
+    channel: str
+    entry: Entry
+
+
+class Lagging(SSEError):
+    """The subscriber was too slow: the ring of the channel no longer reaches back to its place."""
+
+    default_code = "slow"
+
+
+class Channel:
+    """A channel with local subscribers, or with none since a short while."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.subscribers: set[Subscriber] = set()
+        self.listened = False  # whether the feed has been asked for it
+        self.ring: Ring | None = None  # None until the feed's confirmation has been followed up
+        self.settled = threading.Event()  # there is a ring, or a fault
+        self.fault: SSEError | None = None
+        self.founded = False  # there was no ring before this hub came
+        self.resets = 0
+        self.reset_reason: Reason = "diverged"
+        self.idle_since: float | None = None
+
+
+class Subscriber:
+    """One listening connection: a place in each channel, and a signal that there may be more."""
+
+    def __init__(self, channels: Mapping[str, Channel], lock: threading.Lock, read: Read) -> None:
+        self.channels = channels
+        self.places: dict[str, Position] = {}
+        self.resets: list[Reset] = []
+        self._lock = lock
+        self._read = read
+        self._seen_resets: dict[str, int] = {}
+        self._turn = 0
+        self._signal = threading.Event()
+
+    def notify(self) -> None:
+        """Wake the subscriber's transport."""
+        if not self._signal.is_set():
+            self._signal.set()
+
+    def wait(self, timeout: float) -> bool:
+        """Wait up to `timeout` seconds until there may be something to take."""
+        return self._signal.wait(timeout)
+
+    def take(self, max_events: int, max_bytes: int) -> list[Delivery | Reset]:
+        """What has come since, each channel's in order: up to `max_bytes` of bodies, but at least one event if any.
+
+        Resets come first. The caller answers for what it has taken: the places move on.
+
+        :raises Lagging: if a channel's ring has passed the subscriber's place.
+        :raises StoreUnavailable: if older entries are needed and cannot be read.
+        """
+        self._signal.clear()
+        taken: list[Delivery | Reset] = list(self.resets)
+        self.resets.clear()
+        names = list(self.places)
+        self._turn = (self._turn + 1) % len(names)  # so that no channel starves another
+        events = size = 0
+        try:
+            for name in names[self._turn :] + names[: self._turn]:
+                while entries := self._next(name, taken):
+                    for entry in entries:
+                        size += len(entry.body)
+                        if events and (events >= max_events or size > max_bytes):
+                            self._signal.set()
+                            return taken
+                        events += 1
+                        taken.append(Delivery(name, entry))
+                        self.places[name] = entry.position
+        except (Lagging, StoreUnavailable):
+            # What was taken before must still be told; the fault will be met again.
+            if not taken:
+                raise
+            self._signal.set()
+        return taken
+
+    def is_behind(self) -> bool:
+        """Whether any of its channels has moved on since."""
+        with self._lock:
+            return any(
+                channel.ring is not None and channel.ring.newest > self.places[name]
+                for name, channel in self.channels.items()
+            )
+
+    def _next(self, name: str, taken: list[Delivery | Reset]) -> Sequence[Entry]:
+        channel, place = self.channels[name], self.places[name]
+        with self._lock:
+            assert channel.ring is not None
+            entries = channel.ring.after(place, PAGE)
+            resets, top = channel.resets, channel.ring.newest
+        if entries is not None:
+            self._seen_resets[name] = resets
+            return entries
+        page = self._read([(name, place)])[0]
+        if not page.reason:
+            return [encoded(entry) for entry in page.entries]
+        if resets == self._seen_resets[name]:
+            raise Lagging(name)
+        taken.append(reset_at(name, channel.reset_reason, place, top))
+        self._seen_resets[name] = resets
+        self.places[name] = top
+        return []
+
+    def join(self, name: str, place: Position, reset: Reset | None = None) -> None:
+        """Set the place from which the subscriber goes on in a channel."""
+        self.places[name] = place
+        self._seen_resets[name] = self.channels[name].resets
+        if reset:
+            self.resets.append(reset)
+
+
+def reset_at(channel: str, reason: Reason, place: Position, top: Position) -> Reset:
+    # Counted up to where the subscriber goes on: the store may be ahead of that by now, and what is there still comes.
+    missed = max(top.offset - place.offset, 0) if reason == "trimmed" else None
+    return Reset(channel, reason, missed, top)
+
+
+def encoded(entry: Entry) -> Entry:
+    return entry._replace(body=encode_body(entry.event))
