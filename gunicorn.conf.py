@@ -30,6 +30,8 @@ control_socket_disable = True
 # A last event id of 4 KB and its channels, percent-encoded in a query, make a request line of up to 24 KB. gunicorn
 # stops at 8,190 whatever is set, or, set to 0, nowhere; so its own ceiling is moved to what nginx.conf allows.
 message.MAX_REQUEST_LINE = limit_request_line = 32_768
+# Other apps' cookies on the same host; the 431 for one that is longer would end an EventSource for good.
+limit_request_field_size = 32_768
 
 
 def when_ready(server: Any) -> None:
@@ -41,9 +43,19 @@ def when_ready(server: Any) -> None:
             listener.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 20_000)
 
 
+def nworkers_changed(server: Any, workers: int, before: int | None) -> None:
+    """Refuse the second worker that SIGTTIN asks for, where the store is one process's memory."""
+    if not _shared and before and workers > before:
+        server.log.warning("the memory store is for one process: set SSE_REDIS_URL to have more workers")
+        server.num_workers = before  # comes back here, as a decrease
+
+
 def post_worker_init(worker: Any) -> None:
     """Leave room above the limit that the app answers for, so that health and publishing get through at it."""
-    subscribers = worker.wsgi.extensions["sse"].config.max_subscribers
+    service = worker.wsgi.extensions["sse"]
+    if service.shared:
+        service.hub.start()  # the log tells at once what ails Redis, not first when someone subscribes
+    subscribers = service.config.max_subscribers
     worker.worker_connections = subscribers + 1000
     allowed = _allow_files(worker.worker_connections + 100)
     first = worker.age == 1  # once, not for every worker and its successors

@@ -7,6 +7,8 @@ from sse.errors import (
     InvalidEvent,
     SSEError,
     StoreUnavailable,
+    TooLarge,
+    Unavailable,
 )
 from sse.event import Event
 from sse.extension import SSE
@@ -20,5 +22,7 @@ __all__ = [
     "InvalidEvent",
     "SSEError",
     "StoreUnavailable",
+    "TooLarge",
+    "Unavailable",
 ]
 __version__ = "0.1.0"

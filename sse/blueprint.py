@@ -5,30 +5,30 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from flask import Blueprint, Response, request
+from flask.sansio.app import App
 from flask_cors import CORS
-from werkzeug.exceptions import HTTPException
-from werkzeug.routing import PathConverter
+from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
+from werkzeug.routing import PathConverter, Rule
 
 from sse import access
 from sse.config import Config
 from sse.errors import (
-    Forbidden,
     InvalidEvent,
     NotFound,
     RequestError,
     SSEError,
     StoreUnavailable,
     TooLarge,
-    Unauthorized,
     Unavailable,
     UnsupportedMedia,
     WrongMethod,
 )
-from sse.event import DEFAULT_TYPE, Event, LastEventId, check_channel, data_url, id_size
+from sse.event import DEFAULT_TYPE, Event, LastEventId, check_channel, check_idempotency_key, data_url, id_size
+from sse.log import warn
 from sse.poll import poll
 from sse.service import Service
 from sse.stores import Publication
@@ -38,12 +38,11 @@ from sse.wire import parse_publish
 
 _log = logging.getLogger("sse")
 
-_METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 _MAX_BODY: Final = 1 << 20
+_MAX_DISCARDED: Final = 16 << 20
 _MAX_ID: Final = 4096
 _MAX_POLL: Final = 60
 _MIN_HEARTBEAT: Final = 3
-_IDEMPOTENCY_KEY = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 _TEXT_TYPES: Final = ("application/json", "application/x-www-form-urlencoded")
 _STREAM_HEADERS: Final = {
     "Content-Type": "text/event-stream",
@@ -61,98 +60,135 @@ class _Rest(PathConverter):
 
 
 def make_blueprint(service: Service, authorize: Callable[[], access.Authorize | None]) -> Blueprint:
-    """The routes of one app, to be registered under SSE_PREFIX. `authorize` gives the app's rule for reading."""
-    config = service.config
-    blueprint = Blueprint("sse", __name__, url_prefix=config.prefix)
+    """The routes of one app, all under SSE_PREFIX. `authorize` gives the app's rule for reading."""
+    blueprint = Blueprint("sse", __name__)
     # Registered before flask-cors, so that it runs after it and tidies its headers too.
     blueprint.after_request(_finish)
-    if config.origins:
-        _allow_origins(blueprint, config)
-    blueprint.record(lambda state: state.app.url_map.converters.update(sse_rest=_Rest))
+    if service.config.origins:
+        _allow_origins(blueprint, service.config)
     blueprint.register_error_handler(SSEError, _error)
     blueprint.register_error_handler(HTTPException, _http_error)
+    blueprint.record(lambda state: _add_rules(state.app, _Routes(service, authorize), service.config.prefix))
+    return blueprint
 
-    def route(path: str, *methods: str) -> Callable[[Callable[..., Response]], None]:
-        def add(view: Callable[..., Response]) -> None:
-            blueprint.add_url_rule(path, view.__name__, view, methods=methods)
-            others = [method for method in _METHODS if method not in methods and (method, "GET") != ("HEAD", *methods)]
-            blueprint.add_url_rule(path, f"not_{view.__name__}", _refuse_method(methods), methods=others)
 
-        return add
+class _Routes:
+    def __init__(self, service: Service, authorize: Callable[[], access.Authorize | None]) -> None:
+        self._service = service
+        self._config = service.config
+        self._authorize = authorize
 
-    def starts() -> dict[str, Start]:
-        channels = _channels(config)
-        text, from_header = _last_event_id()
-        replay = _integer("replay", 0, 0, config.ring)
-        access.check_read(channels, config, _guarded(authorize()))
-        _check_workers(service)
-        last = LastEventId.parse(text) if text else None
-        return starting_points(channels, last, from_header=from_header, replay=replay)
-
-    @route("/stream", "GET")
-    def get_stream() -> Response:
+    def stream(self) -> Response:
         _check_query("last_event_id", "lastEventId", "ids", "replay", "heartbeat", "token")
-        delta = _one("ids")
+        delta = request.args.get("ids")
         if delta not in (None, "delta"):
             raise RequestError(f"ids is {delta[:60]!a}", "leave it out, or give ids=delta")
-        heartbeat = _integer("heartbeat", config.heartbeat, min(_MIN_HEARTBEAT, config.heartbeat), config.heartbeat)
+        heartbeat = _integer("heartbeat", self._config.heartbeat, _MIN_HEARTBEAT, self._config.heartbeat)
         try:
-            places = starts()
+            starts, replay = self._starts()
         except Unavailable as error:
-            _log.warning("a stream is told that this service is busy: %s", error)
-            return Response(busy(config.retry), headers=_STREAM_HEADERS)
+            warn("a stream is told that this service is busy: %s", error)
+            return Response(busy(self._config.retry), headers=_STREAM_HEADERS)
         if request.method == "HEAD":
-            return Response(iter(()), headers=_STREAM_HEADERS)  # a stream has no Content-Length
-        replays = {start.replay for start in places.values()} - {0}
+            return Response(iter(()), headers=_STREAM_HEADERS)  # as for GET, with no Content-Length
         body = stream(
-            service.hub,
-            places,
+            self._service.hub,
+            starts,
             heartbeat=heartbeat,
-            lifetime=config.stream_lifetime,
-            retry=config.retry,
+            lifetime=self._config.stream_lifetime,
+            retry=self._config.retry,
             delta=delta == "delta",
-            told={"replay": max(replays)} if replays else None,
+            told={"replay": replay} if "replay" in request.args else None,
         )
         return Response(body, headers=_STREAM_HEADERS)
 
-    @route("/poll", "GET")
-    def get_poll() -> Response:
+    def poll(self) -> Response:
         _check_query("last_event_id", "lastEventId", "replay", "timeout", "token")
-        timeout = _integer("timeout", config.poll_timeout, 0, _MAX_POLL)
-        places = starts()
+        timeout = _integer("timeout", self._config.poll_timeout, 0, _MAX_POLL)
+        starts, _ = self._starts()
         if request.method == "HEAD":
-            return _json({})
+            return Response(iter(()), content_type="application/json")
         try:
-            return _json(poll(service.hub, places, timeout=timeout, retry=config.retry))
+            return _json(poll(self._service.hub, starts, timeout=timeout, retry=self._config.retry))
         except StoreUnavailable as error:
             # What ails the store is for the log, not for whoever may read.
-            _log.warning("a poll is told to come again: %s", error)
+            warn("a poll is told to come again: %s", error)
             raise StoreUnavailable("the store does not answer", "ask again with the same last event id") from error
 
-    @route("/publish", "POST")
-    def post_publish() -> Response:
-        scope = access.check_publish(request.headers.get("Authorization"), config)
+    def publish(self) -> Response:
+        scope = access.check_publish(request.headers.get("Authorization"), self._config)
         _check_query()
         if request.mimetype != "application/json":
             raise UnsupportedMedia(
                 f"Content-Type is {request.mimetype[:60]!a}",
-                f"send application/json here, or any type to {config.prefix}/publish/CHANNEL",
+                f"send application/json here, or any type to {self._config.prefix}/publish/CHANNEL",
             )
-        return _publish(service, scope, parse_publish(_body()))
+        return self._publish(scope, parse_publish(_body()))
 
-    @route("/publish/<sse_rest:channel>", "POST")
-    def post_publish_raw(channel: str) -> Response:
-        scope = access.check_publish(request.headers.get("Authorization"), config)
+    def publish_raw(self, channel: str) -> Response:
+        scope = access.check_publish(request.headers.get("Authorization"), self._config)
         _check_query("type")
         event = Event(_raw_data(_body()), request.args.get("type", DEFAULT_TYPE))
-        return _publish(service, scope, [(check_channel(channel), event)])
+        return self._publish(scope, [(check_channel(channel), event)])
 
-    def nothing_here(**_: str) -> Response:
-        raise NotFound("there is nothing here", f"see {config.prefix}/stream and {config.prefix}/poll")
+    def nothing_here(self, **_: str) -> Response:
+        raise NotFound("there is nothing here", f"see {self._config.prefix}/stream and {self._config.prefix}/poll")
 
-    blueprint.add_url_rule("/", "nothing_here", nothing_here, methods=_METHODS)
-    blueprint.add_url_rule("/<sse_rest:rest>", "nothing_here", nothing_here, methods=_METHODS)
-    return blueprint
+    def _starts(self) -> tuple[dict[str, Start], int]:
+        """Where the request wants to go on in each channel, once it may; and the replay that is used."""
+        channels = _channels(self._config)
+        text, from_header = _last_event_id()
+        asked = _integer("replay", 0, 0, self._config.ring)
+        replay = 0 if text else asked
+        access.check_read(channels, self._config, _guarded(self._authorize()))
+        self._service.check_workers(request.is_multiprocess)
+        last = LastEventId.parse(text) if text else None
+        return starting_points(channels, last, from_header=from_header, replay=replay), replay
+
+    def _publish(self, scope: str, events: Sequence[tuple[str, Event]]) -> Response:
+        self._service.check_workers(request.is_multiprocess)
+        key = _idempotency_key()
+        publications = [
+            Publication(channel, self._service.check(event), None if key is None else f"{scope}:{place}:{key}")
+            for place, (channel, event) in enumerate(events)
+        ]
+        try:
+            positions = self._service.publish(publications)
+        except StoreUnavailable as error:
+            warn("publishing is told to come again: %s", error)
+            raise StoreUnavailable(error.message, f"{error.hint}; repeat this with the same Idempotency-Key") from error
+        ids = [f"{channel}={position}" for (channel, _), position in zip(events, positions, strict=True)]
+        return _json({"ids": ids}, 201)
+
+
+def _add_rules(app: App, routes: _Routes, prefix: str) -> None:
+    app.url_map.converters["sse_rest"] = _Rest
+    for path, view, methods in (
+        ("/stream", routes.stream, ("GET", "HEAD", "OPTIONS")),
+        ("/poll", routes.poll, ("GET", "HEAD", "OPTIONS")),
+        ("/publish", routes.publish, ("POST", "OPTIONS")),
+        ("/publish/<sse_rest:channel>", routes.publish_raw, ("POST", "OPTIONS")),
+        ("", routes.nothing_here, ()),
+        ("/", routes.nothing_here, ()),
+        ("/<sse_rest:rest>", routes.nothing_here, ()),
+    ):
+        endpoint = f"sse.{view.__name__}"
+        # For every method there is: one that is wrong gets our answer too, and its CORS headers.
+        app.url_map.add(Rule(f"{prefix}{path}", endpoint=endpoint))
+        app.view_functions[endpoint] = _for_methods(view, methods)
+
+
+def _for_methods(view: Callable[..., Response], methods: tuple[str, ...]) -> Callable[..., Response]:
+    """The view, for these methods only; for all where none is given."""
+
+    def dispatch(**values: str) -> Response:
+        if request.method == "OPTIONS":  # before all else: a preflight asks no more than this (Fetch, 4.8)
+            return Response(headers={"Allow": ", ".join(methods or ("OPTIONS",))})
+        if methods and request.method not in methods:
+            raise WrongMethod(f"{request.method[:60]!a} is not for this address", f"use {methods[0]}", allowed=methods)
+        return view(**values)
+
+    return dispatch
 
 
 def _allow_origins(blueprint: Blueprint, config: Config) -> None:
@@ -184,12 +220,8 @@ def _check_query(*single: str) -> None:
         raise RequestError("token is not taken here", "leave it out: access goes by SSE_PUBLIC and @sse.authorize")
 
 
-def _one(name: str) -> str | None:
-    return request.args.get(name)
-
-
 def _integer(name: str, default: int, low: int, high: int) -> int:
-    text = _one(name)
+    text = request.args.get(name)
     if text is None:
         return default
     if not re.fullmatch(r"[+-]?[0-9]+", text):
@@ -224,16 +256,7 @@ def _last_event_id() -> tuple[str, bool]:
     if "last_event_id" in request.args and "lastEventId" in request.args:
         raise RequestError("last_event_id and lastEventId are the same parameter", "give one of them")
     header = request.headers.get("Last-Event-ID", "")
-    return header or _one("last_event_id") or _one("lastEventId") or "", bool(header)
-
-
-def _check_workers(service: Service) -> None:
-    if request.is_multiprocess and not service.shared:
-        raise Unavailable(
-            "the memory store is for one process, and this server runs several",
-            "set SSE_REDIS_URL, or run one worker",
-            code="memory_store",
-        )
+    return header or request.args.get("last_event_id") or request.args.get("lastEventId") or "", bool(header)
 
 
 def _guarded(authorize: access.Authorize | None) -> access.Authorize | None:
@@ -268,7 +291,26 @@ def _body() -> bytes:
     if charset.lower() not in ("utf-8", "utf8", "us-ascii"):
         raise UnsupportedMedia(f"charset is {charset[:60]!a}", "send UTF-8")
     request.max_content_length = _MAX_BODY
-    return request.get_data(cache=False)
+    try:
+        return request.get_data(cache=False)
+    except RequestEntityTooLarge:
+        _discard_body()
+        raise TooLarge(f"the body is over {_MAX_BODY} bytes", "send less, or in several requests") from None
+
+
+def _discard_body() -> None:
+    """Read what a client is still sending, within bounds: closing on it would reset the answer away (RFC 9112, 9.6)."""
+    left = _MAX_DISCARDED if request.content_length is None else min(request.content_length, _MAX_DISCARDED)
+    while left > 0 and (chunk := request.environ["wsgi.input"].read(min(left, 65_536))):
+        left -= len(chunk)
+
+
+def _idempotency_key() -> str | None:
+    key = request.headers.get("Idempotency-Key")
+    try:
+        return None if key is None else check_idempotency_key(key)
+    except InvalidEvent as error:
+        raise RequestError(error.message, error.hint, code=error.code) from None
 
 
 def _raw_data(body: bytes) -> str:
@@ -284,26 +326,6 @@ def _raw_data(body: bytes) -> str:
     return data_url(body, media_type or "application/octet-stream")
 
 
-# Publishing
-
-
-def _publish(service: Service, scope: str, events: Sequence[tuple[str, Event]]) -> Response:
-    _check_workers(service)
-    key = request.headers.get("Idempotency-Key")
-    if key is not None and not _IDEMPOTENCY_KEY.fullmatch(key):
-        raise RequestError(f"Idempotency-Key is {key[:60]!a}", "give 1 to 128 of A-Z a-z 0-9 _ . : -")
-    publications = [
-        Publication(channel, service.check(event), None if key is None else f"{scope}:{place}:{key}")
-        for place, (channel, event) in enumerate(events)
-    ]
-    try:
-        positions = service.publish(publications)
-    except StoreUnavailable as error:
-        raise StoreUnavailable(error.message, f"{error.hint}; repeat this with the same Idempotency-Key") from error
-    ids = [f"{channel}={position}" for (channel, _), position in zip(events, positions, strict=True)]
-    return _json({"ids": ids}, 201)
-
-
 # Answering
 
 
@@ -312,18 +334,8 @@ def _json(value: object, status: int = 200) -> Response:
 
 
 def _error(error: SSEError) -> Response:
-    response = _json({"error": {"code": error.code, "message": error.message, "hint": error.hint}}, error.status)
-    if isinstance(error, Forbidden):
-        value = {
-            "error": {"code": error.code, "message": error.message, "hint": error.hint, "channels": error.channels}
-        }
-        response.set_data(json.dumps(value))
-    if isinstance(error, Unavailable):
-        response.headers["Retry-After"] = str(error.retry_after)
-    if isinstance(error, Unauthorized):
-        response.headers["WWW-Authenticate"] = "Bearer"  # RFC 9110, 11.6.1
-    if isinstance(error, WrongMethod):
-        response.headers["Allow"] = ", ".join(error.allowed)  # RFC 9110, 15.5.6
+    response = _json({"error": error.to_json()}, error.status)
+    response.headers.update(error.headers)
     return response
 
 
@@ -331,20 +343,9 @@ def _http_error(error: HTTPException) -> Response:
     """What werkzeug, Flask or the app's rule raised, in this service's form."""
     if error.response is not None:
         return error.response  # type: ignore[return-value]
-    if error.code == 413:
-        return _error(TooLarge(f"the body is over {_MAX_BODY} bytes", "send less, or in several requests"))
     response = _error(RequestError(error.description or error.name, code=error.name.lower().replace(" ", "_")))
     response.status_code = error.code or 400
     return response
-
-
-def _refuse_method(methods: Iterable[str]) -> Callable[..., Response]:
-    allowed = (*methods, *(["HEAD"] if "GET" in methods else []), "OPTIONS")
-
-    def view(**_: str) -> Response:
-        raise WrongMethod(f"{request.method} is not for this address", f"use {allowed[0]}", allowed=allowed)
-
-    return view
 
 
 def _finish(response: Response) -> Response:

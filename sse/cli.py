@@ -22,8 +22,7 @@ from urllib.parse import urlencode, urlsplit
 import click
 from flask.cli import AppGroup, ScriptInfo
 
-from sse.config import Config
-from sse.errors import ConfigError, InvalidEvent, SSEError, TooLarge, Unavailable
+from sse.errors import InvalidEvent, SSEError, TooLarge, Unavailable
 from sse.event import DEFAULT_TYPE, RESERVED_PREFIX, Event, LastEventId, check_channel, check_type
 from sse.service import Service
 from sse.stores import Publication
@@ -181,14 +180,7 @@ def tail(channels: list[str], last_event_id: str, replay: int, as_json: bool, ur
 @cli.command(with_appcontext=False)
 def config() -> None:
     """List the settings: name, value, default, help. Secrets are shown as a hash."""
-    try:
-        _print_table([("NAME", "VALUE", "DEFAULT", "HELP"), *_app_service().config.table()])
-    except ConfigError:
-        _print_table([("NAME", "DEFAULT", "HELP"), *((name, *rest) for name, _, *rest in Config().table())])
-        raise
-
-
-def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
+    rows = [("NAME", "VALUE", "DEFAULT", "HELP"), *_app_service().config.table()]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         click.echo("  ".join(map(str.ljust, row, widths)).rstrip())

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from sse.errors import ConfigError, InvalidEvent
 from sse.event import check_channel
@@ -18,6 +18,20 @@ _PREFIX: Final = "SSE_"
 _KEY = re.compile(r"[!-+\--~]{22,}")  # visible ASCII without the comma that separates keys
 _NAMESPACE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _PATH = re.compile(r"(/[A-Za-z0-9_.~-]+)+")
+_REDIS_HOST = re.compile(r"[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*\.?|[0-9a-f:]*:[0-9a-f:]*")
+# What redis-py takes in each kind of URL, but for what this service sets itself; and the form of each.
+_REDIS_OPTIONS: Final[Mapping[str, Mapping[str, str]]] = {
+    "redis": {},
+    "rediss": {
+        "ssl_cert_reqs": "none|optional|required",
+        "ssl_check_hostname": "(?i:true|false)",
+        "ssl_ca_certs": ".+",
+        "ssl_certfile": ".+",
+        "ssl_keyfile": ".+",
+    },
+    "unix": {"db": "[0-9]{1,9}", "username": ".+", "password": ".+"},
+}
+_ENCODE: Final = "percent-encode what is special in a user or password"
 
 
 def check_pattern(pattern: str) -> str:
@@ -39,12 +53,9 @@ def matches(pattern: str, channel: str) -> bool:
 
 def _whole(low: int, high: int, unit: str) -> Callable[[object], int]:
     def check(value: object) -> int:
-        try:
-            number = int(value) if isinstance(value, str) and re.fullmatch(r"[0-9]{1,12}", value.strip()) else value
-            if isinstance(number, int) and not isinstance(number, bool) and low <= number <= high:
-                return number
-        except ValueError:
-            pass
+        number = int(value) if isinstance(value, str) and re.fullmatch(r"[0-9]{1,12}", value.strip()) else value
+        if isinstance(number, int) and not isinstance(number, bool) and low <= number <= high:
+            return number
         raise ValueError(f"give a whole number of {unit} from {low} to {high}")
 
     return check
@@ -100,9 +111,46 @@ def _keys(value: object) -> tuple[str, ...]:
 def _redis_url(value: object) -> str | None:
     if value is None or value == "":
         return None
-    if isinstance(value, str) and value.startswith(("redis://", "rediss://", "unix://")):
-        return value
-    raise ValueError("give redis://, rediss:// or unix://, or leave it out for the memory store")
+    if not isinstance(value, str) or not value.startswith(tuple(f"{scheme}://" for scheme in _REDIS_OPTIONS)):
+        raise ValueError("give redis://, rediss:// or unix://, or leave it out for the memory store")
+    fault = _redis_url_fault(value)
+    if fault:
+        raise ValueError(f"{fault}; give redis://[[USER]:PASSWORD@]HOST[:PORT][/NUMBER], rediss://… or unix:///PATH")
+    return value
+
+
+def _redis_url_fault(url: str) -> str | None:
+    """What is wrong with a URL, without a part of it that might belong to a password."""
+    if not re.fullmatch(r"[!-~]+", url) or "%00" in url:
+        return "it has white space, a NUL or a character outside ASCII"
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return f"its host or port cannot be read; {_ENCODE}"
+    if parts.fragment or "@" in parts.path + parts.query:
+        return f"it has a # or @ where none belongs; {_ENCODE}"
+    if port == 0:
+        return "its port is 0"
+    if parts.scheme == "unix":
+        if parts.hostname or not parts.path.strip("/"):
+            return "it names no socket"
+    elif not _REDIS_HOST.fullmatch(parts.hostname or ""):
+        return f"its host is missing or cannot be one; {_ENCODE}"
+    elif not re.fullmatch(r"(/[0-9]{0,9})?", parts.path):
+        return "its path is not the number of a database"
+    return _redis_options_fault(parts.scheme, parts.query)
+
+
+def _redis_options_fault(scheme: str, query: str) -> str | None:
+    options = parse_qsl(query, keep_blank_values=True)
+    forms = _REDIS_OPTIONS[scheme]
+    for name, value in options:
+        if name not in forms:
+            return f"{scheme}:// takes " + (f"no option but {', '.join(forms)}" if forms else "no options")
+        if not re.fullmatch(forms[name], value):
+            return f"its option {name} cannot have that value"
+    return "it has an option twice" if len(dict(options)) < len(options) else None
 
 
 def _namespace(value: object) -> str:
@@ -184,7 +232,7 @@ class Config:
                 shown = "" if item.metadata["secret"] else f" is {value!r}"
                 faults.append(f"{name}{shown}: {error}")
         if faults:
-            raise ConfigError("; ".join(faults), "mend the settings; `flask sse config` lists them all")
+            raise ConfigError("; ".join(faults), "mend the settings; the README lists them all")
         return cls(**values)
 
     def table(self) -> list[tuple[str, str, str, str]]:

@@ -21,6 +21,15 @@ class SSEError(Exception):
         self.hint = hint
         self.code = code or self.default_code
 
+    @property
+    def headers(self) -> dict[str, str]:
+        """What the HTTP answer says of it in headers."""
+        return {}
+
+    def to_json(self) -> dict[str, object]:
+        """The JSON object of the error."""
+        return {"code": self.code, "message": self.message, "hint": self.hint}
+
     def __str__(self) -> str:
         return f"{self.message}: {self.hint}" if self.hint else self.message
 
@@ -44,6 +53,10 @@ class Unauthorized(SSEError):
     status = 401
     default_code = "unauthorized"
 
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"WWW-Authenticate": "Bearer"}  # RFC 9110, 11.6.1
+
 
 class Forbidden(SSEError):
     """The right to read is missing: ask for other channels, or have these opened."""
@@ -54,6 +67,9 @@ class Forbidden(SSEError):
     def __init__(self, message: str, hint: str = "", *, channels: tuple[str, ...] = ()) -> None:
         super().__init__(message, hint)
         self.channels = channels
+
+    def to_json(self) -> dict[str, object]:
+        return {**super().to_json(), "channels": self.channels}
 
 
 class NotFound(SSEError):
@@ -72,6 +88,10 @@ class WrongMethod(SSEError):
     def __init__(self, message: str, hint: str = "", *, allowed: tuple[str, ...] = ()) -> None:
         super().__init__(message, hint)
         self.allowed = allowed
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Allow": ", ".join(self.allowed)}  # RFC 9110, 15.5.6
 
 
 class TooLarge(SSEError):
@@ -111,6 +131,10 @@ class Unavailable(SSEError):
     def __init__(self, message: str, hint: str = "", *, retry_after: int = 2, code: str | None = None) -> None:
         super().__init__(message, hint, code=code)
         self.retry_after = retry_after
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Retry-After": str(self.retry_after)}
 
 
 class StoreUnavailable(Unavailable):

@@ -22,6 +22,7 @@ Reason = Literal["trimmed", "unknown", "diverged", "invalid", "missing"]
 
 _CHANNEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:/@-]{0,127}")
 _POSITION = re.compile(r"(0|[1-9][0-9]{0,15})-(0|[1-9][0-9]{0,15})")
+_IDEMPOTENCY_KEY = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 _MEDIA_TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+-]{1,64}/[A-Za-z0-9!#$&^_.+-]{1,64}")
 _MAX_OFFSET = 2**53 - 1  # Lua and JavaScript count exactly up to here
 _MAX_TAG = 2**52
@@ -73,6 +74,20 @@ def check_type(value: object) -> str:
     if value in ("open", "error") or value.startswith(RESERVED_PREFIX):
         raise InvalidEvent(f"type {_shown(value)} is reserved", "use another name", code="invalid_type")
     return value
+
+
+def check_idempotency_key(key: str) -> str:
+    """Give the idempotency key back if it is one: 1 to 128 of `A-Z a-z 0-9 _ . : -`.
+
+    :raises InvalidEvent: for anything else.
+    """
+    if not _IDEMPOTENCY_KEY.fullmatch(key):
+        raise InvalidEvent(
+            f"idempotency key {_shown(key)} is not one",
+            "give 1 to 128 of A-Z a-z 0-9 _ . : -",
+            code="invalid_idempotency_key",
+        )
+    return key
 
 
 def data_url(body: bytes, media_type: str = "application/octet-stream") -> str:

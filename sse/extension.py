@@ -6,13 +6,12 @@ import os
 from collections.abc import Callable
 from typing import cast
 
-from flask import Flask, current_app
+from flask import Flask, current_app, has_request_context, request
 
 from sse.access import Authorize
 from sse.blueprint import make_blueprint
 from sse.config import Config
-from sse.errors import RequestError
-from sse.event import DEFAULT_TYPE, Event, check_channel
+from sse.event import DEFAULT_TYPE, Event, check_channel, check_idempotency_key
 from sse.service import Service
 from sse.stores import Publication
 
@@ -53,16 +52,17 @@ class SSE:
         A string is sent as its text, bytes as a `data:` URL, any other JSON value as compact JSON. With an idempotency
         key, repeating the call within 300 s stores nothing twice and gives the same id.
 
-        :raises InvalidEvent: if the channel, type or data can never be published.
+        :raises InvalidEvent: if the channel, type, data or idempotency key can never be published.
         :raises TooLarge: if the data is over SSE_MAX_EVENT_BYTES.
         :raises IdempotencyConflict: if the key was used before for another event.
         :raises StoreUnavailable: if the event may not be stored; publish again with the same key.
+        :raises Unavailable: if several processes serve the app over the memory store, which is for one.
         """
         service = get_service()
-        if idempotency_key is not None and not (idempotency_key and idempotency_key.isprintable()):
-            raise RequestError(f"idempotency_key is {idempotency_key[:60]!a}", "give visible characters, or None")
+        if has_request_context():
+            service.check_workers(request.is_multiprocess)
         event = service.check(Event(data, type))
-        key = None if idempotency_key is None else f"app:{idempotency_key}"
+        key = None if idempotency_key is None else f"app:{check_idempotency_key(idempotency_key)}"
         position = service.publish([Publication(check_channel(channel), event, key)])[0]
         return f"{channel}={position}"
 

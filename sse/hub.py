@@ -14,9 +14,13 @@ from typing import Final, NamedTuple, TypeVar
 
 from sse.errors import Busy, SSEError, StoreUnavailable
 from sse.event import UNBORN, Entry, Position, Reason
+from sse.log import warn
 from sse.ring import Ring
 from sse.stores import Feed, Notice, Page, Store
 from sse.subscriber import Channel, Delivery, Reset, Start, Subscriber, encoded, reset_at
+
+ATTACH_TIMEOUT: Final = 5.0
+"""Seconds that a new subscriber waits for a store that is away."""
 
 _log = logging.getLogger("sse")
 
@@ -49,7 +53,7 @@ class _Flight:
 
 
 class Hub:
-    """The fan-out of one process. It starts with the first subscriber; `close` ends it.
+    """The fan-out of one process. It starts with the first subscriber, or by `start`; `close` ends it.
 
     `clock` gives seconds, monotonic. `max_subscribers` bounds streams and waiting polls together.
     """
@@ -81,6 +85,12 @@ class Hub:
     def channels(self) -> int:
         """How many channels the feed listens to."""
         return len(self._channels)
+
+    def start(self) -> None:
+        """Start the feed before anyone subscribes, so that the log tells soon what ails the store; idempotent."""
+        with self._feed_lock:
+            if not self._closed.is_set():
+                self._started()
 
     def attach(self, starts: Mapping[str, Start], timeout: float) -> Subscriber:
         """A subscriber to the channels in `starts`, each from where it asks; end it with `detach`.
@@ -259,6 +269,7 @@ class Hub:
     def _run(self) -> None:
         assert self._feed is not None
         away = 0
+        trouble = ""
         while not self._closed.is_set():
             try:
                 wait = 0.01 if self._dirty else self._next_check - self._clock()
@@ -269,11 +280,12 @@ class Hub:
                     self._check()
                 if away:
                     _log.warning("the store is back")
-                away = 0
+                away, trouble = 0, ""
             except StoreUnavailable as error:
                 away += 1
-                if away == 1:
-                    _log.warning("the store is away, streams stay open: %s", error)
+                if str(error) != trouble:
+                    trouble = str(error)
+                    _log.warning("the store is away, streams stay open: %s", trouble)
                 self._closed.wait(random.uniform(0.5, 1) * min(0.05 * 2**away, 1.0))
             except Exception:  # noqa: BLE001 - logged; subscribers must not be left without a hub
                 _log.exception("the hub could not go on with a channel; trying again")
@@ -346,11 +358,11 @@ class Hub:
         with self.lock:
             if channel.ring is not None:
                 self._bytes -= channel.ring.bytes
-            channel.ring = Ring(top, 1 << 30, _CHANNEL_BYTES)
+            channel.ring = Ring(top, max_bytes=_CHANNEL_BYTES)
             channel.settled.set()
             if reset:
                 # In one step with the new ring: a subscriber that saw the one without the other would be cut.
-                channel.resets += 1
+                channel.lives += 1
                 channel.reset_reason = reset
                 _notify([channel])
 
@@ -393,11 +405,11 @@ class Hub:
                     self._reset(channel, top, page.reason)
             for channel, page in pages.items():
                 if isinstance(page, StoreUnavailable):
-                    _log.error("channel %s waits: %s", channel.name, page)
+                    warn("channel %s waits: %s", channel.name, page)
             channels = again
 
     def _reset(self, channel: Channel, top: Position, reason: Reason) -> None:
-        _log.warning("channel %s is reset: %s", channel.name, reason)
+        warn("channel %s is reset: %s", channel.name, reason)
         self._fill(channel, top, reason)
 
     def _check(self) -> None:

@@ -8,13 +8,12 @@ from typing import Any, Final
 
 from sse.errors import Busy
 from sse.event import Position, format_last_event_id
-from sse.hub import Hub
+from sse.hub import ATTACH_TIMEOUT, Hub
 from sse.subscriber import Delivery, Lagging, Reset, Start
 
 _MAX_EVENTS: Final = 1000
 _MAX_BYTES: Final = 1 << 20
 _GATHER: Final = 0.01
-_ATTACH_TIMEOUT: Final = 5.0
 
 
 def poll(
@@ -38,7 +37,7 @@ def poll(
         look = hub.look(starts, _MAX_EVENTS, _MAX_BYTES)
         return _answer(look.taken, look.places, look.more, retry)
     deadline = clock() + timeout
-    subscriber = hub.attach(starts, max(timeout, _ATTACH_TIMEOUT))
+    subscriber = hub.attach(starts, max(timeout, ATTACH_TIMEOUT))
     try:
         taken = subscriber.take(_MAX_EVENTS, _MAX_BYTES)
         settled = all(start.position for start in starts.values())

@@ -12,7 +12,7 @@ class Ring:
     entries go, and `base` moves up.
     """
 
-    def __init__(self, base: Position, max_events: int, max_bytes: int | None = None) -> None:
+    def __init__(self, base: Position, max_events: int | None = None, max_bytes: int | None = None) -> None:
         self.base = base
         self.bytes = 0
         self._max_events = max_events
@@ -37,7 +37,7 @@ class Ring:
             raise ValueError(f"{entry.position} does not follow {self.newest}")
         self._entries.append(entry)
         self.bytes += _size(entry)
-        while len(self._entries) - self._start > self._max_events or (
+        while (self._max_events is not None and len(self._entries) - self._start > self._max_events) or (
             self._max_bytes is not None and self.bytes > self._max_bytes
         ):
             self._drop_oldest()

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Sequence
 
 from sse.config import Config
-from sse.errors import IdempotencyConflict, StoreUnavailable, TooLarge
+from sse.errors import StoreUnavailable, TooLarge, Unavailable
 from sse.event import Event, Position
 from sse.hub import Hub
 from sse.stores import Publication, Store, connect
@@ -37,6 +37,18 @@ class Service:
         """Whether other processes see what is published here."""
         return self.config.redis_url is not None
 
+    def check_workers(self, multiprocess: bool) -> None:
+        """Refuse a server of several processes over the memory store, where each would see only its own events.
+
+        :raises Unavailable: if `multiprocess`, and the store is not shared.
+        """
+        if multiprocess and not self.shared:
+            raise Unavailable(
+                "the memory store is for one process, and this server runs several",
+                "set SSE_REDIS_URL, or run one worker",
+                code="memory_store",
+            )
+
     def check(self, event: Event) -> Event:
         """Give the event back if it is small enough.
 
@@ -53,18 +65,11 @@ class Service:
     def publish(self, publications: Sequence[Publication]) -> list[Position]:
         """Store and announce events; the position of each.
 
-        :raises IdempotencyConflict: if a key was used before for another event.
+        :raises IdempotencyConflict: if a key was used before for another event; nothing is stored.
         :raises StoreUnavailable: if one or more may not be stored; publish all again with the same keys.
         """
-        receipts = self.store.publish(publications)
-        for receipt, publication in zip(receipts, publications, strict=True):
-            if not isinstance(receipt, StoreUnavailable) and receipt.outcome == "conflict":
-                raise IdempotencyConflict(
-                    f"the idempotency key was used for another event on channel {publication.channel}",
-                    "use a new key for a new event",
-                )
         positions = []
-        for receipt in receipts:
+        for receipt in self.store.publish(publications):
             if isinstance(receipt, StoreUnavailable):
                 raise receipt
             positions.append(receipt.position)

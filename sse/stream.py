@@ -9,12 +9,10 @@ from typing import Final, Literal
 
 from sse.errors import StoreUnavailable, Unavailable
 from sse.event import Position, format_last_event_id
-from sse.hub import Hub
+from sse.hub import ATTACH_TIMEOUT, Hub
+from sse.log import warn
 from sse.subscriber import Delivery, Lagging, Reset, Start, Subscriber
 from sse.wire import HEARTBEAT, encode_control, encode_id
-
-ATTACH_TIMEOUT: Final = 5.0
-"""Seconds that a new subscriber waits for a store that is away."""
 
 _CHUNK: Final = 65_536
 _CHUNK_EVENTS: Final = 1000
@@ -46,7 +44,8 @@ def stream(
     """
     try:
         subscriber = hub.attach(starts, ATTACH_TIMEOUT)
-    except Unavailable:
+    except Unavailable as error:
+        warn("a stream is told that this service is busy: %s", error)
         yield busy(retry)
         return
     try:

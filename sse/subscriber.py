@@ -86,7 +86,7 @@ class Channel:
         self.settled = threading.Event()  # there is a ring, or a fault
         self.fault: SSEError | None = None
         self.founded = False  # there was no ring before this hub came
-        self.resets = 0
+        self.lives = 0  # how often its ring was begun anew, after a reset
         self.reset_reason: Reason = "diverged"
         self.idle_since: float | None = None
 
@@ -100,7 +100,7 @@ class Subscriber:
         self.resets: list[Reset] = []
         self._lock = lock
         self._read = read
-        self._seen_resets: dict[str, int] = {}
+        self._lives: dict[str, int] = {}
         self._turn = 0
         self._signal = threading.Event()
 
@@ -158,24 +158,24 @@ class Subscriber:
         with self._lock:
             assert channel.ring is not None
             entries = channel.ring.after(place, PAGE)
-            resets, top = channel.resets, channel.ring.newest
+            lives, top = channel.lives, channel.ring.newest
         if entries is not None:
-            self._seen_resets[name] = resets
+            self._lives[name] = lives
             return entries
         page = self._read([(name, place)])[0]
         if not page.reason:
             return [encoded(entry) for entry in page.entries]
-        if resets == self._seen_resets[name]:
+        if lives == self._lives[name]:
             raise Lagging(name)
         taken.append(reset_at(name, channel.reset_reason, place, top))
-        self._seen_resets[name] = resets
+        self._lives[name] = lives
         self.places[name] = top
         return []
 
     def join(self, name: str, place: Position, reset: Reset | None = None) -> None:
         """Set the place from which the subscriber goes on in a channel."""
         self.places[name] = place
-        self._seen_resets[name] = self.channels[name].resets
+        self._lives[name] = self.channels[name].lives
         if reset:
             self.resets.append(reset)
 

@@ -129,21 +129,23 @@ def parse_json(body: bytes) -> Any:
     :raises RequestError: for anything else: NaN, an equal name twice in an object, nesting or numbers beyond reason.
     """
 
-    def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is not JSON")
+    def constant(name: str) -> None:
+        raise RequestError(f"{name} is not JSON", "send null, or a string", code="bad_json")
 
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        members = dict(pairs)
-        if len(members) != len(pairs):
-            raise ValueError("an object has the same name twice")
-        return members
+    def members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            raise RequestError("an object has the same name twice", "send each name once", code="bad_json")
+        return found
 
     try:
-        return json.loads(body.decode(), parse_constant=refuse, object_pairs_hook=unique)
+        return json.loads(body.decode(), parse_constant=constant, object_pairs_hook=members)
     except RecursionError:
         raise RequestError("the body is nested too deeply", "send flatter JSON", code="bad_json") from None
-    except ValueError as error:  # bad UTF-8, bad syntax, and numbers of over 4,300 digits
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise RequestError(f"the body is not JSON in UTF-8: {error}", "see RFC 8259", code="bad_json") from None
+    except ValueError:  # Python's own bound, against the time that converting takes
+        raise RequestError("a number has over 4,300 digits", "send it as a string", code="bad_json") from None
 
 
 def parse_publish(body: bytes) -> list[tuple[str, Event]]:

@@ -271,6 +271,15 @@ def test_a_clamped_replay_is_told(make_app: MakeApp) -> None:
         assert reader.opening()["replay"] == 5
 
 
+def test_a_replay_that_does_not_count_is_told(small: Flask) -> None:
+    last = publish(small, 1, 2)[0]
+    for query in ("channel=a&replay=-5", f"channel=a&replay=1&last_event_id={last}"):
+        with stream(small.test_client(), query) as reader:
+            assert reader.opening()["replay"] == 0
+    with stream(small.test_client(), "channel=a") as reader:
+        assert "replay" not in reader.opening()
+
+
 def test_a_heartbeat_below_three_seconds_is_the_service_s_own_only(make_app: MakeApp) -> None:
     with stream(make_app(SSE_HEARTBEAT=3).test_client(), "channel=a&heartbeat=99") as reader:
         assert reader.opening()["heartbeat"] == 3
@@ -691,7 +700,9 @@ def test_what_is_published_over_http_reaches_a_stream(app: Flask) -> None:
 # Addresses and methods
 
 
-@pytest.mark.parametrize("path", ["/sse/", "/sse/x", "/sse/streams", "/sse/stream/", "/sse/publish/", "/sse/a/b/c"])
+@pytest.mark.parametrize(
+    "path", ["/sse", "/sse/", "/sse/x", "/sse/streams", "/sse/stream/", "/sse/publish/", "/sse/a/b/c"]
+)
 def test_elsewhere_there_is_nothing(small: Flask, path: str) -> None:
     for method in ("GET", "POST", "DELETE"):
         answer = small.test_client().open(path, method=method, headers={"Origin": ORIGIN})
@@ -702,8 +713,8 @@ def test_elsewhere_there_is_nothing(small: Flask, path: str) -> None:
 @pytest.mark.parametrize(
     ("path", "methods", "allowed"),
     [
-        ("/sse/stream", ["POST", "PUT", "PATCH", "DELETE"], "GET, HEAD, OPTIONS"),
-        ("/sse/poll", ["POST", "PUT", "PATCH", "DELETE"], "GET, HEAD, OPTIONS"),
+        ("/sse/stream", ["POST", "PUT", "PATCH", "DELETE", "TRACE", "PROPFIND", "FOO"], "GET, HEAD, OPTIONS"),
+        ("/sse/poll", ["POST", "PUT", "PATCH", "DELETE", "PROPFIND"], "GET, HEAD, OPTIONS"),
         ("/sse/publish", ["GET", "HEAD", "PUT", "PATCH", "DELETE"], "POST, OPTIONS"),
         ("/sse/publish/a/b", ["GET", "HEAD", "PUT", "PATCH", "DELETE"], "POST, OPTIONS"),
     ],
@@ -717,6 +728,7 @@ def test_a_wrong_method_is_405_and_says_which_is_right(
         assert answer.headers["Allow"] == allowed
         assert answer.headers["Access-Control-Allow-Origin"] == ORIGIN
         assert method == "HEAD" or code(answer) == (405, "method_not_allowed")
+    assert small.test_client().options(path).headers["Allow"] == allowed
 
 
 # CORS

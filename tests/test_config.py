@@ -8,6 +8,7 @@ import pytest
 
 from sse.config import Config, check_pattern, matches, setting_name
 from sse.errors import ConfigError, InvalidEvent
+from sse.stores import connect
 
 KEY = "k" * 22
 
@@ -101,7 +102,73 @@ def test_a_bad_value_is_refused_with_its_name_and_the_remedy(name: str, values: 
     for value in values:
         with pytest.raises(ConfigError, match=f"^SSE_{name}.*: .*give|^SSE_{name}.*key 1") as refusal:
             Config.load({f"SSE_{name}": value})
-        assert "flask sse config" in refusal.value.hint
+        assert "README" in refusal.value.hint
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://h", "redis://h/", "redis://h:6379/15", "redis://a.example.:1", "redis://[::1]:6379/0", "redis://u:p@h",
+        "redis://:p%40%2F%23%3F%25@h/0", "rediss://u:p@h:6380/0",
+        "rediss://h?ssl_cert_reqs=none&ssl_check_hostname=false",
+        "rediss://h?ssl_ca_certs=/etc/ca.pem&ssl_certfile=/etc/c%20d.pem&ssl_keyfile=k.pem",
+        "unix:///run/redis.sock", "unix://u:p@/run/redis.sock?db=3", "unix:///r?username=u&password=p%26q",
+    ],
+)  # fmt: skip
+def test_a_redis_url_that_redis_can_be_asked_by_is_taken(url: str) -> None:
+    assert Config.load({"SSE_REDIS_URL": url}).redis_url == url
+    connect(url, ring=1, ring_ttl=60).close()
+
+
+@pytest.mark.parametrize(
+    ("url", "fault"),
+    [
+        ("redis://127.0.0.1:999999/0", "port"),
+        ("redis://h:x", "port"),
+        ("redis://h:0", "port"),
+        ("redis://[::1", "host"),
+        ("redis://", "host"),
+        ("redis:///0", "host"),
+        ("redis://:hush@", "host"),
+        ("redis://a..b", "host"),
+        (f"redis://{'x' * 64}", "host"),
+        ("redis://a,b", "host"),
+        ("redis://h/abc", "database"),
+        ("redis://h/-1", "database"),
+        ("redis://h/0/1", "database"),
+        ("redis://h?nonsense=1", "no options"),
+        ("redis://h?db=1", "no options"),
+        ("rediss://h?socket_timeout=x", "no option but ssl_cert_reqs"),
+        ("rediss://h?max_connections=1", "no option but"),
+        ("rediss://h?ssl_cert_reqs=CERT_NONE", "ssl_cert_reqs"),
+        ("rediss://h?ssl_check_hostname=maybe", "ssl_check_hostname"),
+        ("rediss://h?ssl_ca_certs=", "ssl_ca_certs"),
+        ("rediss://h?ssl_certfile=a%00b", "NUL"),
+        ("unix://", "socket"),
+        ("unix:///", "socket"),
+        ("unix://run/redis.sock", "socket"),
+        ("unix:///run/redis.sock?db=x", "db"),
+        ("unix:///run/redis.sock?db=1&db=2", "twice"),
+        ("redis://h\n", "white space"),
+        ("redis://h ", "white space"),
+        ("redis://:hush@hä", "ASCII"),
+        # Passwords that were to be percent-encoded, so that what follows is taken for another part.
+        ("redis://:hush#x@h", "percent-encode"),
+        ("redis://:x#hush@h", "percent-encode"),
+        ("redis://:1/hush@h", "percent-encode"),
+        ("redis://:x?hush=1@h", "percent-encode"),
+        ("redis://u?hush@h", "percent-encode"),
+        ("redis://u:[hush@h", "percent-encode"),
+        ("redis://hush:x@h:99999", "percent-encode"),
+        ("unix://:1/hush@/run/redis.sock", "percent-encode"),
+    ],
+)  # fmt: skip
+def test_a_redis_url_that_could_only_fail_later_is_refused_and_its_password_not_shown(url: str, fault: str) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        Config.load({"SSE_REDIS_URL": url})
+    assert fault in refusal.value.message.partition("; give")[0]
+    assert "; give redis://" in refusal.value.message
+    assert "hush" not in str(refusal.value)
 
 
 def test_all_faults_are_told_together_and_no_secret_with_them() -> None:

@@ -11,7 +11,7 @@ from flask import Flask
 
 import sse as package
 from sse import SSE, ConfigError, Event, IdempotencyConflict, InvalidEvent, SSEError, StoreUnavailable
-from sse.errors import RequestError, TooLarge
+from sse.errors import TooLarge, Unavailable
 from sse.extension import get_service
 from sse.service import Service
 from tests.conftest import MakeApp
@@ -36,7 +36,7 @@ def test_nothing_is_registered_outside_the_prefix(make_app: MakeApp) -> None:
     app = make_app(SSE_PREFIX="/push/v1")
     routes = {str(rule) for rule in app.url_map.iter_rules()} - before
     assert routes
-    assert all(route.startswith("/push/v1/") for route in routes)
+    assert all(f"{route}/".startswith("/push/v1/") for route in routes)
     assert app.test_client().get("/push/v1/poll?timeout=0&channel=a").status_code == 200
     assert app.test_client().get("/sse/poll?timeout=0&channel=a").status_code == 404
 
@@ -97,21 +97,54 @@ def test_publishing_gives_the_id_and_a_poll_finds_the_event(make_app: MakeApp, s
 def test_an_idempotency_key_stores_once_and_tells_a_conflict(make_app: MakeApp, store_url: str | None) -> None:
     sse = SSE()
     with make_app(sse, SSE_REDIS_URL=store_url).app_context():
-        first = sse.publish("a", "x", idempotency_key="order 7 / ä")
-        assert sse.publish("a", "x", idempotency_key="order 7 / ä") == first
-        assert sse.publish("b", "x", idempotency_key="order 7 / ä") != first
+        first = sse.publish("a", "x", idempotency_key="order:7")
+        assert sse.publish("a", "x", idempotency_key="order:7") == first
+        assert sse.publish("b", "x", idempotency_key="order:7") != first
         with pytest.raises(IdempotencyConflict, match="channel a"):
-            sse.publish("a", "y", idempotency_key="order 7 / ä")
+            sse.publish("a", "y", idempotency_key="order:7")
         assert sse.publish("a", "y") != sse.publish("a", "y")
 
 
-@pytest.mark.parametrize("key", ["", "\ud800"])
-def test_a_key_that_cannot_be_kept_is_refused(make_app: MakeApp, store_url: str | None, key: str) -> None:
+@pytest.mark.parametrize("key", ["", "\ud800", "ä", "order 7", "a\n", "k" * 129])
+def test_a_key_that_is_none_is_refused(make_app: MakeApp, store_url: str | None, key: str) -> None:
     sse = SSE()
     app = make_app(sse, SSE_REDIS_URL=store_url)
-    with app.app_context(), pytest.raises(RequestError, match="idempotency_key"):
+    with app.app_context(), pytest.raises(InvalidEvent, match="idempotency key") as refusal:
         sse.publish("a", "x", idempotency_key=key)
+    assert refusal.value.code == "invalid_idempotency_key"
     assert app.extensions["sse"].store.newest(["a"]) == [None]
+
+
+def test_a_server_of_several_processes_over_the_memory_store_is_refused_in_code_too(
+    make_app: MakeApp, store_url: str | None
+) -> None:
+    sse = SSE()
+    app = make_app(sse, SSE_REDIS_URL=store_url)
+    for several in (False, True):
+        with app.test_request_context(multiprocess=several):
+            if several and store_url is None:
+                with pytest.raises(Unavailable, match="several: set SSE_REDIS_URL") as refusal:
+                    sse.publish("a", "x")
+                assert refusal.value.code == "memory_store"
+            else:
+                sse.publish("a", "x")
+    assert app.extensions["sse"].store.newest(["a"])[0].offset == (2 if store_url else 1)
+
+
+def test_a_conflict_at_one_place_of_a_batch_over_http_stores_nothing(make_app: MakeApp, store_url: str | None) -> None:
+    app = make_app(SSE_REDIS_URL=store_url, SSE_PUBLISH_KEYS="a-publishing-key-for-these-tests")
+    client = app.test_client()
+    headers = {"Authorization": "Bearer a-publishing-key-for-these-tests", "Idempotency-Key": "batch"}
+
+    def publish(*data: str) -> tuple[int, list[str]]:
+        events = [{"channel": channel, "data": text} for channel, text in zip("abc", data, strict=False)]
+        answer = client.post("/sse/publish", json=events, headers=headers)
+        stored = client.get("/sse/poll?channel=a&channel=b&channel=c&replay=9&timeout=0").get_json()["events"]
+        return answer.status_code, sorted(event["data"] for event in stored)
+
+    assert publish("1", "2") == (201, ["1", "2"])
+    assert publish("1", "other", "3") == (422, ["1", "2"])
+    assert publish("1", "2", "3") == (201, ["1", "2", "3"])
 
 
 def test_what_can_never_be_published_is_refused_in_code_too(make_app: MakeApp) -> None:

@@ -12,6 +12,7 @@ FLOORS = {
     "sse.errors": 1,
     "sse.event": 1,
     "sse.wire": 1,
+    "sse.log": 1,
     "sse.config": 1,
     "sse.ring": 1,
     "sse.stores": 2,

@@ -658,6 +658,21 @@ def test_a_hub_that_nobody_used_has_no_thread(make_hub: MakeHub, store: Store) -
     make_hub(store).close()
 
 
+def test_a_hub_that_is_started_has_one_thread_and_serves(make_hub: MakeHub, store: Store) -> None:
+    others = set(threading.enumerate())
+    hub = make_hub(store)
+    hub.start()
+    hub.start()
+    subscriber = attach(hub)
+    publish(store, "1")
+    assert data(collect(subscriber, 1)) == ["1"]
+    assert len(set(threading.enumerate()) - others) == 1
+    hub.detach(subscriber)
+    hub.close()
+    hub.start()
+    assert set(threading.enumerate()) <= others
+
+
 def test_a_fault_of_one_channel_is_its_own(make_hub: MakeHub, redis_url: str, shared_redis: RedisServer) -> None:
     store = connect(redis_url, ring=RING, ring_ttl=TTL)
     hub = make_hub(store)
@@ -677,15 +692,20 @@ def test_a_fault_of_one_channel_is_its_own(make_hub: MakeHub, redis_url: str, sh
 
 
 def test_a_key_that_turns_into_another_type_stops_its_channel_only_and_is_told_when_it_is_mended(
-    make_hub: MakeHub, redis_url: str, shared_redis: RedisServer, caplog: pytest.LogCaptureFixture
+    make_hub: MakeHub,
+    redis_url: str,
+    shared_redis: RedisServer,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("sse.log._told", {})
     clock = Clock()
     store = connect(redis_url, ring=RING, ring_ttl=TTL)
     hub = make_hub(store, clock=clock)
     subscriber = attach(hub, {"a": Start(), "b": Start()})
     publish(store, "1")
     assert data(collect(subscriber, 1)) == ["1"]
-    with shared_redis.client() as client, caplog.at_level(logging.ERROR, "sse"):
+    with shared_redis.client() as client, caplog.at_level(logging.WARNING, "sse"):
         client.delete("sse:{a}")
         client.set("sse:{a}", "precious")
         look_again(hub, clock)
@@ -727,6 +747,27 @@ def test_a_store_that_is_away_refuses_newcomers_in_time_and_leaves_nothing(make_
         attach(hub, timeout=0.3)
     assert time.monotonic() - begun < 2
     assert hub.subscribers == 0
+
+
+def test_a_hub_that_is_started_tells_what_ails_the_store_once_for_each_fault(
+    make_hub: MakeHub, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = RedisServer(tmp_path, maxmemory_policy="allkeys-lru")
+
+    def told() -> list[str]:
+        return [record.getMessage() for record in caplog.records if record.name == "sse"]
+
+    with caplog.at_level(logging.WARNING, "sse"):
+        make_hub(connect(server.url, ring=RING, ring_ttl=TTL)).start()
+        wait_until(told, 3)
+        time.sleep(0.5)  # in which it tries several times more
+        assert len(told()) == 1
+        assert "the store is away" in told()[0]
+        with server:
+            wait_until(lambda: "allkeys-lru" in told()[-1], 5)
+            with server.client() as client:
+                client.config_set("maxmemory-policy", "noeviction")
+            wait_until(lambda: told()[-1] == "the store is back", 15)
 
 
 @pytest.mark.parametrize("lost_writes", [False, True])

@@ -97,7 +97,7 @@ class Worker(Service):
         left = self._hub.subscribers
         self._hub.close()
         assert left == 0
-        if self._store.shared:
+        if not isinstance(self._store, MemoryStore):
             self._store.close()
 
 

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from sse.errors import StoreUnavailable
+from sse.errors import IdempotencyConflict, StoreUnavailable
 from sse.event import UNBORN, Event, Position
 from sse.stores import Feed, MemoryStore, Notice, Page, Publication, Receipt, RedisStore, Store, connect
 from tests.servers import RedisServer, free_port, make_certificate, wait_until
@@ -100,7 +100,6 @@ def test_both_stores_have_the_methods_of_the_contract_and_no_others_of_note() ->
     extra = methods(RedisStore).keys() - methods(Store).keys()
     assert {name: methods(RedisStore)[name] for name in methods(Store)} == methods(Store)
     assert extra == {"check", "announcements"}
-    assert (MemoryStore.shared, RedisStore.shared) == (False, True)
 
 
 def test_positions_count_from_one_and_carry_a_tag(world: World) -> None:
@@ -220,8 +219,30 @@ def test_repeated_within_one_request_it_is_stored_once(world: World) -> None:
 @pytest.mark.parametrize("other", [Event("y"), Event("x", "y")])
 def test_another_event_under_the_same_key_is_a_conflict_and_not_stored(world: World, other: Event) -> None:
     (first,) = map(good, world.store.publish([Publication("a", Event("x"), "key")]))
-    assert world.store.publish([Publication("a", other, "key")]) == [Receipt(first.position, "conflict")]
+    with pytest.raises(IdempotencyConflict, match="on channel a: use a new key"):
+        world.store.publish([Publication("a", other, "key")])
     assert world.store.newest(["a"]) == [first.position]
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_one_conflict_in_a_batch_keeps_all_of_it_out(world: World, place: int) -> None:
+    stored = Publication("a", Event("x"), "key")
+    (first,) = map(good, world.store.publish([stored]))
+    batch = [Publication("a", Event("before"), "k1"), Publication("b", Event("elsewhere")), stored]
+    batch.insert(place, Publication("a", Event("other"), "key"))
+    with pytest.raises(IdempotencyConflict, match="channel a"):
+        world.store.publish(batch)
+    assert world.store.newest(["a", "b"]) == [first.position, None]
+    del batch[place]
+    assert [good(receipt).outcome for receipt in world.store.publish(batch)] == ["new", "new", "again"]
+
+
+def test_one_key_for_two_events_of_a_batch_keeps_all_of_it_out(world: World) -> None:
+    with pytest.raises(IdempotencyConflict, match="channel b"):
+        world.store.publish(
+            [Publication("a", Event("x")), *(Publication("b", Event(data), "key") for data in ("x", "y"))]
+        )
+    assert world.store.newest(["a", "b"]) == [None, None]
 
 
 def test_a_key_is_one_channel_s_own(world: World) -> None:
@@ -304,7 +325,8 @@ def test_a_feed_announces_a_repetition_once_and_a_conflict_never(world: World) -
         feed.subscribe(["a"])
         notices(feed, 1)
         for event in ("x", "x", "y"):
-            world.store.publish([Publication("a", Event(event), "key")])
+            with contextlib.suppress(IdempotencyConflict):
+                world.store.publish([Publication("a", Event(event), "key")])
         world.publish("end")
         assert [notice.entry and notice.entry.event.data for notice in notices(feed, 2)] == ["x", "end"]
 

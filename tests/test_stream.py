@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -245,10 +246,15 @@ def test_with_the_store_away_a_stream_stays_and_goes_on_when_it_is_back(
     ]
 
 
-def test_over_the_limit_the_whole_body_is_a_busy_notice(hub: Hub, open_stream: OpenStream) -> None:
+def test_over_the_limit_the_whole_body_is_a_busy_notice_and_the_log_has_the_reason(
+    hub: Hub, open_stream: OpenStream, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("sse.log._told", {})
     for body in [open_stream() for _ in range(3)]:
         body.next()
-    (close,) = open_stream().rest()
+    with caplog.at_level(logging.WARNING, "sse"):
+        (close,) = open_stream().rest()
+    assert "SSE_MAX_SUBSCRIBERS" in caplog.text
     assert (close.event, close.json()) == ("sse.close", {"reason": "busy"})
     assert hub.subscribers == 3
 

@@ -223,6 +223,11 @@ def test_what_is_not_json_is_refused(body: bytes) -> None:
     str(refusal.value).encode()
 
 
+def test_a_number_that_is_too_long_is_named_as_that() -> None:
+    with pytest.raises(RequestError, match="4,300 digits: send it as a string"):
+        parse_json(b"[" + b"9" * 5000 + b"]")
+
+
 def test_one_event_several_channels_and_a_batch() -> None:
     assert parse_publish(b'{"channel": "a", "data": {"n": 1}}') == [("a", Event('{"n":1}'))]
     assert parse_publish(b'{"channel": ["a", "b"], "type": "t", "data": "x"}') == [

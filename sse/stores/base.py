@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Final, Literal, NamedTuple
 
-from sse.errors import StoreUnavailable
+from sse.errors import IdempotencyConflict, StoreUnavailable
 from sse.event import Entry, Event, Position, Reason
 
 PAGE: Final = 100
@@ -28,14 +28,10 @@ class Publication(NamedTuple):
 
 
 class Receipt(NamedTuple):
-    """What became of a publication.
-
-    `new`: stored at `position`. `again`: the same key and event were stored before, there. `conflict`: the key was used
-    for another event, and nothing is stored.
-    """
+    """What became of a publication: `new`, stored at `position`; `again`, stored there before with the same key."""
 
     position: Position
-    outcome: Literal["new", "again", "conflict"]
+    outcome: Literal["new", "again"]
 
 
 class Page(NamedTuple):
@@ -94,14 +90,14 @@ class Store(ABC):
     the whole store is raised.
     """
 
-    shared: bool
-    """Whether other processes see the same rings."""
-
     @abstractmethod
     def publish(self, publications: Sequence[Publication]) -> list[Receipt | StoreUnavailable]:
         """Store each event at the end of its ring, trim the ring, and announce it: all three or none.
 
-        An unborn ring is founded. A publication that is repeated with its key is stored once.
+        An unborn ring is founded. A publication that is repeated with its key is stored once. If one key was used for
+        another event, nothing of the call is stored.
+
+        :raises IdempotencyConflict: if a key was used for another event.
         """
 
     @abstractmethod
@@ -127,3 +123,10 @@ class Store(ABC):
     @abstractmethod
     def close(self) -> None:
         """Let go of all connections."""
+
+
+def conflict(channel: str) -> IdempotencyConflict:
+    """The error for a key that was used on this channel for another event."""
+    return IdempotencyConflict(
+        f"the idempotency key was used for another event on channel {channel}", "use a new key for a new event"
+    )

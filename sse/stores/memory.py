@@ -10,9 +10,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
 from sse.errors import StoreUnavailable
-from sse.event import Entry, Position, Reason
+from sse.event import Entry, Event, Position, Reason
 from sse.ring import Ring
-from sse.stores.base import ONCE_TTL, PAGE, UNBORN_TTL, Feed, Notice, Page, Publication, Receipt, Store
+from sse.stores.base import ONCE_TTL, PAGE, UNBORN_TTL, Feed, Notice, Page, Publication, Receipt, Store, conflict
 
 _FEED_LENGTH = 1024  # a feed that is read too late loses the oldest; its hub then reads the ring
 _SWEEP_SECONDS = 30.0
@@ -21,8 +21,6 @@ _SWEEP_SECONDS = 30.0
 class MemoryStore(Store):
     """A store of one process. `clock` gives seconds, monotonic."""
 
-    shared = False
-
     def __init__(self, *, ring: int, ring_ttl: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._max_events = ring
         self._ttl = ring_ttl
@@ -30,13 +28,14 @@ class MemoryStore(Store):
         self._lock = threading.Lock()
         self._rings: dict[str, Ring] = {}
         self._expiry: dict[str, float] = {}
-        self._once: dict[tuple[str, str], tuple[Position, Entry, float]] = {}
+        self._once: dict[tuple[str, str], tuple[Entry, float]] = {}
         self._feeds: list[_MemoryFeed] = []
         self._next_sweep = clock() + _SWEEP_SECONDS
 
     def publish(self, publications: Sequence[Publication]) -> list[Receipt | StoreUnavailable]:
         with self._lock:
             self._sweep()
+            self._check_keys(publications)
             return [self._publish(publication) for publication in publications]
 
     def newest(self, channels: Sequence[str], *, keep: bool = False) -> list[Position | StoreUnavailable | None]:
@@ -73,22 +72,34 @@ class MemoryStore(Store):
             for feed in self._feeds:
                 feed.close()
 
+    def _check_keys(self, publications: Sequence[Publication]) -> None:
+        used: dict[tuple[str, str], Event] = {}
+        for channel, event, key in publications:
+            if key:
+                done = self._done(channel, key)
+                if (done.event if done else used.setdefault((channel, key), event)) != event:
+                    raise conflict(channel)
+
     def _publish(self, publication: Publication) -> Receipt:
         channel, event, key = publication
-        now = self._clock()
-        done = self._once.get((channel, key)) if key else None
-        if done and done[2] > now:
-            return Receipt(done[0], "again" if done[1].event == event else "conflict")
+        done = self._done(channel, key) if key else None
+        if done:
+            return Receipt(done.position, "again")
         ring = self._found(channel)
         previous = ring.newest
         entry = Entry(_next(previous, secrets.token_hex(8)), event)
         ring.append(entry)
         self._renew(channel, ring)
         if key:
-            self._once[channel, key] = (entry.position, entry, now + ONCE_TTL)
+            self._once[channel, key] = (entry, self._clock() + ONCE_TTL)
         for feed in self._feeds:
             feed.announce(Notice(channel, previous, entry))
         return Receipt(entry.position, "new")
+
+    def _done(self, channel: str, key: str) -> Entry | None:
+        """The entry that was stored with this key."""
+        entry, expiry = self._once.get((channel, key), (None, 0.0))
+        return entry if expiry > self._clock() else None
 
     def _ring(self, channel: str) -> Ring | None:
         if self._expiry.get(channel, 0) <= self._clock():
@@ -117,7 +128,7 @@ class MemoryStore(Store):
         self._next_sweep = now + _SWEEP_SECONDS
         for channel in [channel for channel, expiry in self._expiry.items() if expiry <= now]:
             self._forget(channel)
-        self._once = {key: done for key, done in self._once.items() if done[2] > now}
+        self._once = {key: done for key, done in self._once.items() if done[1] > now}
 
     @staticmethod
     def _page(ring: Ring | None, position: Position, limit: int) -> Page:

@@ -7,12 +7,14 @@ position has missed.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import secrets
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from importlib import resources
+from itertools import islice
 from typing import Any, Final, cast
 
 import redis
@@ -22,7 +24,7 @@ from redis.retry import Retry
 
 from sse.errors import StoreUnavailable
 from sse.event import Entry, Event, Position
-from sse.stores.base import ONCE_TTL, PAGE, UNBORN_TTL, Feed, Notice, Page, Publication, Receipt, Store
+from sse.stores.base import ONCE_TTL, PAGE, UNBORN_TTL, Feed, Notice, Page, Publication, Receipt, Store, conflict
 from sse.wire import decode_payload, encode_payload
 
 _log = logging.getLogger("sse")
@@ -38,8 +40,6 @@ _NO_CHANNEL: Final = "sse.check"  # no channel starts so
 
 class RedisStore(Store):
     """A store in the Redis at `url`, 7.0 or newer, through a small pool of connections."""
-
-    shared = True
 
     def __init__(self, url: str, *, ring: int, ring_ttl: int, namespace: str = "sse") -> None:
         pool = redis.BlockingConnectionPool.from_url(
@@ -72,6 +72,8 @@ class RedisStore(Store):
             call = self._prepare(publication, before.get(publication.channel))
             before[publication.channel] = call[2]
             job.calls.append(call)
+        if len(publications) > 1 and any(publication.key for publication in publications):
+            self._check_keys(publications, job.calls)
         with self._publish_lock:
             self._jobs.append(job)
             follows, self._led = self._led, True
@@ -81,7 +83,10 @@ class RedisStore(Store):
             self._lead()
         if isinstance(job.outcome, StoreUnavailable):
             raise job.outcome
-        return cast("list[Receipt | StoreUnavailable]", job.outcome)
+        return [
+            _receipt(reply, publication.channel, call)
+            for reply, publication, call in zip(cast("list[Any]", job.outcome), publications, job.calls, strict=True)
+        ]
 
     def newest(self, channels: Sequence[str], *, keep: bool = False) -> list[Position | StoreUnavailable | None]:
         commands: list[tuple[Any, ...]] = [
@@ -212,6 +217,19 @@ class RedisStore(Store):
             encode_payload(event),
         )
 
+    def _check_keys(self, publications: Sequence[Publication], calls: Sequence[tuple[Any, ...]]) -> None:
+        """Refuse a batch before any of it is stored.
+
+        Where another uses the same key at this very moment, the script refuses that one publication.
+        """
+        used: dict[str, bytes] = {}
+        replies = self._execute(("GET", call[2]) for call in calls)
+        for publication, call, reply in zip(publications, calls, replies, strict=True):
+            digest = hashlib.sha1(call[-1], usedforsecurity=False).hexdigest().encode()
+            done = reply.partition(b" ")[2] if isinstance(reply, bytes) else used.setdefault(call[2], digest)
+            if done != digest:
+                raise conflict(publication.channel)
+
     def _await(self, job: _Job) -> None:
         """Wait until the job is done or is to lead; if this thread or greenlet is ended meanwhile, another leads."""
         try:
@@ -239,7 +257,7 @@ class RedisStore(Store):
         try:
             replies = iter(self._evaluate(self._publish_script, [call for job in jobs for call in job.calls]))
             for job in jobs:
-                job.outcome = [_receipt(next(replies), call) for call in job.calls]
+                job.outcome = list(islice(replies, len(job.calls)))
         except StoreUnavailable as error:
             for job in jobs:
                 job.outcome = error
@@ -281,13 +299,13 @@ class RedisStore(Store):
 
 
 class _Job:
-    """The calls of one `publish`, and what became of them; `turn` is set when that is known, or it is to lead."""
+    """The calls of one `publish`, and their replies; `turn` is set when that is known, or it is to lead."""
 
     __slots__ = ("calls", "outcome", "turn")
 
     def __init__(self, calls: list[tuple[Any, ...]]) -> None:
         self.calls = calls
-        self.outcome: list[Receipt | StoreUnavailable] | StoreUnavailable | None = None
+        self.outcome: list[Any] | StoreUnavailable | None = None
         self.turn = threading.Event()
 
 
@@ -445,10 +463,12 @@ def _position(text: bytes) -> Position:
     return position
 
 
-def _receipt(reply: Any, call: tuple[Any, ...]) -> Receipt | StoreUnavailable:
+def _receipt(reply: Any, channel: str, call: tuple[Any, ...]) -> Receipt | StoreUnavailable:
     if not isinstance(reply, list):
         return StoreUnavailable(f"Redis refuses to store into {call[1]}: {reply}", "mend that key or Redis' memory")
     position, outcome, trouble = reply
+    if outcome == b"conflict":
+        raise conflict(channel)
     if trouble:
         _log.warning("stored %s in %s but could not announce it: %s", position.decode(), call[1], trouble.decode())
     try:

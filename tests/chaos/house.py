@@ -143,8 +143,6 @@ class Ledger:
                     failed.append(publication)
                     continue
                 stored += 1
-                if receipt.outcome == "conflict":
-                    self.faults.append(f"a conflict for {publication}")
                 if self.epoch != epoch or epoch % 2:
                     continue
                 self.acks.append(Ack(publication.channel, receipt.position, publication.event.data, epoch))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import select
+import shutil
 import socket
 import subprocess
 import threading
@@ -182,6 +183,36 @@ def test_with_the_workers_down_polls_and_publishers_get_a_json_error(down: Nginx
     assert int(answer.headers["Retry-After"]) in range(2, 15)
     assert answer.headers["Access-Control-Expose-Headers"] == "Retry-After"
     assert set(answer.json()["error"]) == {"code", "message", "hint"}
+
+
+@pytest.mark.parametrize(
+    ("method", "path"), [("GET", "/sse/poll"), ("POST", "/sse/publish"), ("POST", "/sse/publish/a")]
+)
+def test_a_failure_of_nginx_itself_is_told_as_unavailable(
+    upstream: Upstream, tmp_path: Path, method: str, path: str
+) -> None:
+    with Nginx(tmp_path, upstream.address) as nginx:
+        shutil.rmtree(nginx.dir / "client_body")  # where it keeps a body of this size: 500
+        answer = client.request(nginx.url, method, path, headers={"Origin": ORIGIN}, body=b"x" * 500_000)
+        assert (answer.status, answer.json()["error"]["code"]) == (503, "unavailable")
+        assert answer.headers["Access-Control-Allow-Origin"] == ORIGIN
+        assert answer.headers["Retry-After"]
+    assert not upstream.requests
+
+
+@pytest.mark.parametrize("path", ["/sse/publish", "/sse/publish/a"])
+def test_a_body_that_nginx_itself_refuses_is_told_in_json_to_a_page_of_any_origin(
+    upstream: Upstream, tmp_path: Path, path: str
+) -> None:
+    with Nginx(tmp_path, upstream.address) as nginx:
+        for size, status in ((2 << 20, 200), ((2 << 20) + 1, 413)):
+            answer = client.request(nginx.url, "POST", path, headers={"Origin": ORIGIN}, body=b"x" * size)
+            assert (answer.status, answer.headers["Content-Type"]) == (status, "application/json")
+        assert answer.json()["error"]["code"] == "too_large"
+        assert set(answer.json()["error"]) == {"code", "message", "hint"}
+        assert [answer.headers.get_all(name) for name in CORS] == [[ORIGIN], ["true"]]
+        assert answer.headers["Cache-Control"] == "no-store"
+        assert len(upstream.requests) == 1
 
 
 def test_queries_and_referers_are_in_no_log(down: Nginx) -> None:

@@ -217,6 +217,56 @@ def test_the_memory_store_refuses_several_workers_and_says_what_to_do(tmp_path: 
         assert "SSE_REDIS_URL" in server.logs()
 
 
+def test_a_second_worker_on_the_memory_store_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    with Gunicorn(tmp_path, APP, ENV) as server:
+        [worker] = server.worker_pids()
+        for count in range(1, 3):
+            os.kill(server.pid, signal.SIGTTIN)
+            wait_until(lambda wanted=count: server.logs().count("set SSE_REDIS_URL") == wanted)  # type: ignore[misc]
+        time.sleep(0.5)
+        assert server.worker_pids() == [worker]
+
+
+def test_a_second_worker_on_redis_is_started(tmp_path: Path, redis_server: RedisServer) -> None:
+    with Gunicorn(tmp_path, APP, ENV | {"SSE_REDIS_URL": redis_server.url}) as server:
+        os.kill(server.pid, signal.SIGTTIN)
+        wait_until(lambda: len(server.worker_pids()) == 2)
+
+
+def test_a_redis_that_is_away_at_the_start_is_told_before_anybody_subscribes(tmp_path: Path) -> None:
+    store = RedisServer(tmp_path, maxmemory_policy="allkeys-lru")
+    with Gunicorn(tmp_path, APP, ENV | {"SSE_REDIS_URL": store.url}) as server:
+        wait_until(lambda: "the store is away" in server.logs(), 2)
+        assert client.publish(server.url, "a", "x", key=KEY).status == 503
+        with store:
+            wait_until(lambda: "maxmemory-policy allkeys-lru" in server.logs(), 5)
+            assert client.publish(server.url, "a", "x", key=KEY).status == 503
+            with store.client() as redis_client:
+                redis_client.config_set("maxmemory-policy", "noeviction")
+            wait_until(lambda: "the store is back" in server.logs(), 15)
+            publish(server.url, "a", "x")
+
+
+@pytest.mark.parametrize("arguments", [[], ["--preload"]])
+def test_bad_settings_end_gunicorn_with_one_line_that_names_them(tmp_path: Path, arguments: list[str]) -> None:
+    server = Gunicorn(tmp_path, env={"SSE_RINGS": "5", "SSE_RETRY": "x"}, arguments=arguments)
+    with pytest.raises(AssertionError, match="ended with 3"):
+        server.start()
+    [line] = [line for line in server.logs().splitlines() if "SSE_" in line]
+    assert "did you mean SSE_RING?" in line
+    assert "SSE_RETRY is 'x'" in line
+    assert "Traceback" not in server.logs()
+
+
+def test_a_long_cookie_of_another_app_ends_no_stream(tmp_path: Path) -> None:
+    with Gunicorn(tmp_path, APP, ENV) as server:
+        with Stream(server.url, {"channel": "a"}, headers={"Cookie": "c=" + "x" * 30_000}) as stream:
+            assert stream.status == 200
+            stream.until("sse.open")
+        with Stream(server.url, {"channel": "a"}, headers={"Cookie": "c=" + "x" * 33_000}) as stream:
+            assert stream.status == 431
+
+
 def test_an_app_that_is_loaded_before_the_fork_has_a_hub_in_each_worker(
     tmp_path: Path, redis_server: RedisServer
 ) -> None:
