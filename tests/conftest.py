@@ -42,6 +42,12 @@ def pytest_report_header(config: pytest.Config) -> str:
     return f"seed: --hypothesis-seed={config.option.hypothesis_seed}"
 
 
+@pytest.fixture(autouse=True)
+def fresh_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one test has warned of is said again in the next."""
+    monkeypatch.setattr("sse.log._told", {})
+
+
 @pytest.fixture(scope="session")
 def shared_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
     """One redis-server for all tests that leave it as they found it."""
