@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 from pathlib import Path
 
 from sse.config import Config
@@ -21,3 +22,21 @@ def test_it_opens_with_one_sentence_and_the_two_commands() -> None:
     assert sentence.rstrip().count(". ") == 0
     commands = re.findall(r"^make (\w+)", README, re.MULTILINE)
     assert commands[:2] == ["run", "test"]
+
+
+def test_its_ten_lines_of_server_run_as_they_stand(tmp_path: Path) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len([line for line in example.splitlines() if line]) == 10
+    file = tmp_path / "example.py"
+    file.write_text(example)
+    app = runpy.run_path(str(file), run_name="example")["app"]
+    client = app.test_client()
+    try:
+        id = client.post("/orders/42/paid").json["id"]
+        (event,) = client.get("/sse/poll?channel=orders&replay=1&timeout=0").json["events"]
+        assert event == {"channel": "orders", "id": id, "type": "paid", "data": '{"number":42}'}
+        for channel in ("None", "invoices"):
+            assert client.get(f"/sse/poll?channel={channel}&timeout=0").status_code == 403
+        assert client.post("/sse/publish/orders", data="x").status_code == 404
+    finally:
+        app.extensions["sse"].close()

@@ -16,8 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests import client
-from tests.client import Stream
-from tests.servers import RedisServer, Server, free_port, wait_until
+from tests.servers import RedisServer, Server, children, free_port, wait_until
 
 THREE_LINES = re.compile(r"^  open (\S+)\n  (curl -N .+)\n  (curl -H .+)$", re.MULTILINE)
 
@@ -38,23 +37,19 @@ class MakeRun(Server):
         own = ("SSE_", "REDIS_URL", "BIND", "WEB_CONCURRENCY", "GUNICORN_", "DEMO", "MAKE", "MFLAGS")
         kept = {name: value for name, value in os.environ.items() if not name.startswith(own)}
         given = {"SSE_REDIS_URL": self.redis_url} if self.redis_url else {}
-        # Children keep it whatever session they are in: so they are found, even when their parents have gone.
-        return kept | {"PORT": str(self.port), "MAKE_RUN_TEST": self.log.name} | given
+        return kept | {"PORT": str(self.port)} | given
 
     def ready(self) -> bool:
         return THREE_LINES.search(self.logs()) is not None
 
-    def processes(self) -> dict[int, str]:
-        """Every process that came of it, by pid."""
-        mark = f"MAKE_RUN_TEST={self.log.name}".encode()
-        found = {}
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit():
-                try:
-                    if mark in (entry / "environ").read_bytes().split(b"\0"):
-                        found[int(entry.name)] = (entry / "cmdline").read_text().replace("\0", " ")
-                except OSError:
-                    pass  # gone meanwhile, or another user's
+    def tree(self) -> dict[int, str]:
+        """It and all that came of it, in whatever sessions: the command by pid. Known while the parents live."""
+        found: dict[int, str] = {}
+        pids = [self.pid]
+        while pids:
+            pid = pids.pop()
+            found[pid] = command_of(pid)
+            pids += children(pid)
         return found
 
     def interrupt(self) -> None:
@@ -63,13 +58,28 @@ class MakeRun(Server):
         assert self.process is not None
         self.process.wait(10)
 
-    def stop(self, timeout: float = 5, by: signal.Signals = signal.SIGINT) -> None:
+    def stop(self, timeout: float = 10, by: signal.Signals = signal.SIGINT) -> None:
+        """Ctrl-C for what a test that failed has left, and a kill, by pid, of what does not heed it."""
+        tree = {}
+        if self.process is not None and self.process.poll() is None:
+            tree = self.tree()
+            os.killpg(self.pid, by)
         super().stop(timeout, by)
-        for pid in self.processes():
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
+        for pid in alive(tree):
+            os.kill(pid, signal.SIGKILL)
+
+
+def alive(tree: dict[int, str]) -> dict[int, str]:
+    """Those that still run, under the command that they had."""
+    return {pid: command for pid, command in tree.items() if command and command_of(pid) == command}
+
+
+def command_of(pid: int) -> str:
+    """Its command line; empty when it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text(errors="replace").replace("\0", " ").strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 def redis_answers_at_home() -> bool:
@@ -100,20 +110,21 @@ def test_what_make_run_prints_works_and_ctrl_c_ends_it_all(
         assert answer.status == 200
         assert b"<title>Throughline" in answer.body
 
-        assert follow[:2] == ["curl", "-N"]
-        with Stream(follow[2], timeout=10) as stream:
-            assert stream.next_event().event == "sse.open"
+        with subprocess.Popen([*follow, "--silent", "--max-time", "30"], stdout=subprocess.PIPE) as curl:
+            assert curl.stdout
+            lines = iter(curl.stdout.readline, b"")  # ends with curl, after --max-time at the latest
+            assert b"event: sse.open\n" in lines
             said = subprocess.run([*publish, "--silent"], check=True, capture_output=True, timeout=10).stdout
-            (position,) = json.loads(said)["ids"]
-            events = (stream.next_event() for _ in range(5))
-            event = next(event for event in events if not event.event.startswith("sse."))
-            assert (event.event, event.data, event.own_id) == ("message", "hello", position)
+            (id,) = json.loads(said)["ids"]
+            assert f"id: {id}\n".encode() in lines
+            assert next(lines) == b"data: hello\n"
 
-            own_redis = [name for name in run.processes().values() if "redis-server" in name]
+            tree = run.tree()
+            own_redis = [command for command in tree.values() if command.startswith("redis-server")]
             assert len(own_redis) == (store == "Redis of its own")
             since = time.monotonic()
             run.interrupt()  # while the stream is open
-        wait_until(lambda: not run.processes(), 10 - (time.monotonic() - since), what="its processes have ended")
+        wait_until(lambda: not alive(tree), 10 - (time.monotonic() - since), what=f"{tree} have ended")
         with socket.socket() as sock:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # passes over TIME_WAIT, not over a listener
             sock.bind(("127.0.0.1", run.port))
