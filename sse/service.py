@@ -22,7 +22,7 @@ class Service:
     def __init__(self, config: Config) -> None:
         self.config = config
         self._made: tuple[int, Store, Hub] | None = None
-        self._lock: tuple[int, threading.Lock] | None = None
+        self._lock = threading.Lock()  # held while nothing waits, so one from before a patch or a fork will do
 
     @property
     def store(self) -> Store:
@@ -86,16 +86,15 @@ class Service:
     def _make(self) -> tuple[int, Store, Hub]:
         made = self._made
         if made is None or made[0] != os.getpid():
-            if self._lock is None or self._lock[0] != os.getpid():
-                self._lock = (os.getpid(), threading.Lock())
-            with self._lock[1]:
-                if self._made is None or self._made[0] != os.getpid():
+            with self._lock:
+                made = self._made
+                if made is None or made[0] != os.getpid():
                     store = connect(
                         self.config.redis_url,
                         ring=self.config.ring,
                         ring_ttl=self.config.ring_ttl,
                         namespace=self.config.namespace,
                     )
-                    self._made = (os.getpid(), store, Hub(store, max_subscribers=self.config.max_subscribers))
-                made = self._made
+                    hub = Hub(store, max_subscribers=self.config.max_subscribers)
+                    made = self._made = (os.getpid(), store, hub)
         return made

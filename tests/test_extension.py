@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -217,3 +218,17 @@ def test_a_forked_process_makes_its_own(make_app: MakeApp) -> None:
     assert service.store is store
     service._made = (os.getpid() + 1, *service._made[1:]) if service._made else None
     assert service.store is not store
+
+
+def test_threads_that_come_first_together_share_one_store(make_app: MakeApp) -> None:
+    service = make_app().extensions["sse"]
+    together = threading.Barrier(8)
+
+    def first(_: int) -> object:
+        together.wait(5)
+        return service.store
+
+    with ThreadPoolExecutor(8) as threads:
+        for _ in range(50):
+            service.close()
+            assert len(set(threads.map(first, range(8)))) == 1
