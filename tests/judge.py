@@ -104,7 +104,7 @@ class Rings(ABC):
 
 def until_quiet(chunks: Iterator[bytes], enough: Callable[[], bool] = lambda: True) -> Iterator[bytes]:
     """Chunks up to the first heartbeat at which there is `enough`, and no longer than 3 seconds."""
-    deadline = time.monotonic() + 3
+    deadline = time.monotonic() + 15
     for chunk in chunks:
         if chunk == HEARTBEAT and enough():
             return
