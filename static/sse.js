@@ -1,0 +1,1186 @@
+/*
+ * Throughline's embed script: server push that gets through. MIT licence.
+ *
+ * By tag, with no code at all:
+ *
+ *   <script src="https://push.example/sse/sse.js" data-channels="prices/acme orders" defer></script>
+ *
+ *   data-channels     the channels, separated by spaces
+ *   data-url          the service, such as https://push.example/sse; by default where this script comes from
+ *   data-token        sent with each request as the parameter `token`
+ *   data-replay       how many of the newest events of each channel to begin with
+ *   data-credentials  send cookies to the service on another origin too
+ *   data-share        "off": a connection of its own, instead of one for all tabs
+ *   data-heartbeat    seconds of quiet before a heartbeat
+ *   data-into         a selector: each event's text replaces the element's; to a list (ul, ol) an item is added
+ *   data-template     a text such as "{name}: {price}" or a selector such as "#row" of an element to copy for each
+ *                     event; {type}, {data}, {id}, {channel} and members of JSON data such as {user.name} are filled in
+ *   data-keep         how many items to keep there (100)
+ *
+ *   On `document`: "sse:TYPE" for each event, detail {channel, id, type, data, json};
+ *   "sse-state", detail {state, reason, transport, shared, tabs, channels}; "sse-reset", detail {channel, reason, missed, id}.
+ *
+ * By hand:
+ *
+ *   var feed = SSE("/sse", {channels: ["orders"], token, replay, credentials, share, heartbeat, lastEventId});
+ *   feed.on("created", function (event) { show(event.json); });    // also off(type, fn), close()
+ *   feed.on("sse.event" | "sse.state" | "sse.reset", …);           // each event; our own notices
+ *   feed.state       connecting | live | polling | waiting | closed; beside it reason, transport, shared, tabs, lastEventId
+ *   new SSE.EventSource(url, {withCredentials})                    // the standard interface
+ *
+ * How it works, from the bottom up: a Parser and three transports; `ask`, which is one poll; a Line, which keeps a
+ * connection going over the transport that works; a Member, which shares the line of whichever tab leads; a Feed, which
+ * the page holds. What arrives are *steps*: {channel, from, to, items} says all there is between two positions of a
+ * channel. A feed takes a step only if it stands at its `from`: so nothing is lost or doubled, whoever brings it.
+ */
+(function (root) {
+  "use strict";
+
+  var VERSION = "0.1.0";
+  if (root.SSE && root.SSE.version) {
+    root.SSE.start();
+    return;
+  }
+
+  var PATIENCE = 3000; // ms for a stream's first message
+  var REMEMBERED = 600000; // ms that a host's streams are not tried again
+  var LEARNT = 86400000; // ms that what a host's proxies need is remembered
+  var LONGEST_WAIT = 30000; // ms between two tries
+  var SHORTEST = 3; // seconds, of a heartbeat and of a poll
+  var HOLD = 25; // seconds that a poll waits for an event
+  var LONGEST_TEXT = 1000000; // characters that one XMLHttpRequest may gather
+  var SILENT_LEADER = 45000; // ms after which another tab takes the lead
+  var FIRST_WORD = 5000; // ms for a leader's answer to a newcomer
+  var FINAL = { 204: 1, 400: 1, 401: 1, 403: 1 }; // answers after which there is nothing to try again
+  var OWN_TYPES = ["sse.open", "sse.heartbeat", "sse.event", "sse.reset", "sse.close"];
+
+  var document = root.document;
+
+  /* Small things */
+
+  function noop() {}
+
+  function now() {
+    return Date.now();
+  }
+
+  // Without a prototype: "constructor" is a channel's name like any other.
+  function map(other) {
+    var made = Object.create(null), name;
+    for (name in other) made[name] = other[name];
+    return made;
+  }
+
+  function parse(text) {
+    try {
+      return JSON.parse(text);
+    } catch (error) {
+      return undefined;
+    }
+  }
+
+  function unique() {
+    return Math.random().toString(36).slice(2);
+  }
+
+  function absolute(url) {
+    var link = document.createElement("a");
+    link.href = url;
+    link.href = link.href; // Internet Explorer fills in protocol and host only now
+    return link;
+  }
+
+  // A name for the secret that tells two users apart. A token that is renewed for the same user keeps it.
+  function identity(token) {
+    var claims, hash = 5381, index;
+    if (!token) return "";
+    try {
+      claims = parse(root.atob(token.split(".")[1].replace(/-/g, "+").replace(/_/g, "/")));
+    } catch (error) {
+      claims = null;
+    }
+    if (claims && claims.sub) return "user " + claims.iss + " " + claims.sub;
+    for (index = 0; index < token.length; index += 1) hash = (hash * 33 + token.charCodeAt(index)) % 9007199254740881;
+    return "token " + hash.toString(36);
+  }
+
+  function formatId(places, first) {
+    var names = Object.keys(places).filter(function (channel) {
+      return places[channel] && channel !== first;
+    });
+    if (first) names.unshift(first);
+    return names.map(function (channel) {
+      return channel + "=" + places[channel];
+    }).join("~");
+  }
+
+  function parseId(id) {
+    var places = map();
+    (id || "").split("~").forEach(function (entry) {
+      var at = entry.indexOf("=");
+      if (at > 0) places[entry.slice(0, at)] = entry.slice(at + 1);
+    });
+    return places;
+  }
+
+  /* What is remembered of a host, by all tabs where there is localStorage */
+
+  function load(key) {
+    try {
+      return parse(root.localStorage.getItem(key)) || {};
+    } catch (error) {
+      return {};
+    }
+  }
+
+  function save(key, value) {
+    try {
+      root.localStorage.setItem(key, JSON.stringify(value));
+    } catch (error) {
+      // full, or forbidden: this page remembers by itself
+    }
+  }
+
+  function Memory(host) {
+    var key = "sse:" + host, known = load(key);
+    if (!(known.at > now() - LEARNT)) known = {};
+
+    function keep(name, value) {
+      known[name] = value;
+      known.at = now();
+      save(key, known);
+    }
+
+    return {
+      get: function (name) {
+        return known[name];
+      },
+      keep: keep,
+      polls: function () {
+        return known.until > now();
+      },
+      poll: function (why) {
+        known.why = why;
+        keep("until", now() + REMEMBERED);
+      },
+      stream: function () {
+        if (known.until) keep("until", 0);
+      }
+    };
+  }
+
+  // Browsers that cannot share allow six connections a host to all tabs together: two may stream, the rest polls.
+  function Crowd(host) {
+    var key = "sse:tabs:" + host, me = now().toString(36) + unique(), before = 0;
+
+    function count(leaving) {
+      var tabs = load(key), kept = {};
+      before = 0;
+      Object.keys(tabs).forEach(function (tab) {
+        if (tab === me || !(tabs[tab] > now() - 15000)) return;
+        kept[tab] = tabs[tab];
+        if (tab < me) before += 1;
+      });
+      if (!leaving) kept[me] = now();
+      save(key, kept);
+    }
+
+    count();
+    return {
+      tick: function (time) {
+        if (Math.floor(time / 1000) % 4 === 0) count();
+      },
+      full: function () {
+        return before >= 2;
+      },
+      leave: function () {
+        count(true);
+      }
+    };
+  }
+
+  /* text/event-stream (WHATWG HTML 9.2.6); its bytes are decoded, and a BOM is taken off, by whoever feeds it */
+
+  function Parser(dispatch, retry) {
+    var rest = "", half = false, type = "", data = null, id = "";
+
+    function field(name, value) {
+      if (name === "data") data = data === null ? value : data + "\n" + value;
+      else if (name === "event") type = value;
+      else if (name === "id" && value.indexOf("\0") < 0) id = value;
+      else if (name === "retry" && /^[0-9]+$/.test(value) && retry) retry(Number(value));
+    }
+
+    function line(text) {
+      var colon = text.indexOf(":"), event;
+      if (text === "") {
+        event = { type: type || "message", data: data, id: id };
+        type = "";
+        data = null;
+        if (event.data !== null) dispatch(event);
+      } else if (colon < 0) field(text, "");
+      else if (colon > 0) field(text.slice(0, colon), text.slice(colon + (text.charAt(colon + 1) === " " ? 2 : 1)));
+    }
+
+    this.feed = function (text) {
+      var lines;
+      if (text === "") return;
+      if (half && text.charAt(0) === "\n") text = text.slice(1); // its CR has ended the line already
+      half = text.charAt(text.length - 1) === "\r";
+      lines = (rest + text).split(/\r\n|\n|\r/);
+      rest = lines.pop();
+      lines.forEach(line);
+    };
+  }
+
+  /* The transports. Each returns a function that ends it without a word */
+
+  // It must not reconnect by itself: it would, with an id that has only one channel.
+  function openEventSource(url, credentials, message, end) {
+    var source = new root.EventSource(url, { withCredentials: credentials });
+    OWN_TYPES.forEach(function (type) {
+      source.addEventListener(type, function (event) {
+        message(type, event.data, event.lastEventId);
+      });
+    });
+    source.onerror = function () {
+      source.close();
+      end();
+    };
+    return function () {
+      source.onerror = null;
+      source.close();
+    };
+  }
+
+  function openXhr(url, credentials, message, end) {
+    var xhr = new root.XMLHttpRequest(), read = 0, over = false;
+    var parser = new Parser(function (event) {
+      if (!over) message(event.type, event.data, event.id);
+    });
+
+    function take() {
+      var text;
+      if (over || xhr.readyState < 3) return;
+      if (xhr.status === 200) {
+        text = xhr.responseText;
+        parser.feed(text.slice(read));
+        read = text.length;
+      }
+      if (!over && (xhr.readyState === 4 || read > LONGEST_TEXT)) {
+        stop();
+        end();
+      }
+    }
+
+    function stop() {
+      over = true;
+      xhr.abort();
+    }
+
+    xhr.open("GET", url);
+    xhr.withCredentials = credentials;
+    xhr.onreadystatechange = xhr.onprogress = take;
+    xhr.send();
+    return stop;
+  }
+
+  function get(url, credentials, patience, answer) {
+    var xhr = new root.XMLHttpRequest(), timer;
+
+    function finish(status) {
+      var after = status === 429 || status === 503 ? Number(xhr.getResponseHeader("Retry-After")) : 0;
+      var text = status ? xhr.responseText : "";
+      stop();
+      answer(status, text, after * 1000 || 0);
+    }
+
+    function stop() {
+      root.clearTimeout(timer);
+      xhr.onreadystatechange = noop;
+      xhr.abort();
+    }
+
+    xhr.open("GET", url);
+    xhr.withCredentials = credentials;
+    xhr.onreadystatechange = function () {
+      if (xhr.readyState === 4) finish(xhr.status);
+    };
+    timer = root.setTimeout(finish, patience, 0);
+    xhr.send();
+    return stop;
+  }
+
+  /* Asking the service */
+
+  function address(service, path, places, parameters) {
+    var pairs = Object.keys(places).map(function (channel) {
+      return ["channel", channel];
+    }).concat([["last_event_id", formatId(places)], ["token", service.token]], parameters, [["_", unique()]]);
+    return service.url + path + "?" + pairs.filter(function (pair) {
+      return pair[1];
+    }).map(function (pair) {
+      return pair[0] + "=" + encodeURIComponent(pair[1]);
+    }).join("&");
+  }
+
+  // One poll after these places: done(fault) or done(null, steps, answer).
+  function ask(service, places, seconds, replay, done) {
+    var asked = map(places), began = now();
+    var url = address(service, "/poll", asked, [["timeout", seconds], ["replay", replay]]);
+    return get(url, service.credentials, (seconds + 10) * 1000, function (status, text, after) {
+      var answer = parse(text) || {}, error = answer.error || {};
+      if (status === 200 && answer.events) done(null, toSteps(asked, answer), answer);
+      else {
+        done({
+          status: status,
+          reason: status === 200 ? "an answer that is not the service's" : status ? status + " " + (error.message || "") : "no answer",
+          channels: error.channels,
+          after: after * (1 + Math.random() / 2),
+          age: now() - began
+        });
+      }
+    });
+  }
+
+  function toSteps(asked, answer) {
+    var reached = parseId(answer.last_event_id), steps = map();
+    Object.keys(asked).forEach(function (channel) {
+      steps[channel] = { channel: channel, from: asked[channel], to: reached[channel] || asked[channel], items: [] };
+    });
+    answer.resets.forEach(function (reset) {
+      steps[reset.channel].items.push(toReset(reset, steps[reset.channel].to));
+    });
+    answer.events.forEach(function (event) {
+      steps[event.channel].items.push(event);
+    });
+    return Object.keys(steps).map(function (channel) {
+      return steps[channel];
+    }).filter(function (step) {
+      return step.from !== step.to;
+    });
+  }
+
+  function toReset(reset, position) {
+    return {
+      type: "sse.reset",
+      channel: reset.channel,
+      reason: reset.reason,
+      missed: reset.missed,
+      id: reset.channel + "=" + position
+    };
+  }
+
+  // Milliseconds to the next try: exponential, with full jitter.
+  function Backoff() {
+    var tries = 0;
+    return {
+      base: 3000,
+      next: function () {
+        tries += 1;
+        return Math.random() * Math.min(LONGEST_WAIT, this.base * Math.pow(2, tries - 2));
+      },
+      reset: function () {
+        tries = 0;
+      }
+    };
+  }
+
+  /*
+   * A line keeps one connection going, over the transport that works. heard: steps(list), beat() when the service shows
+   * that it is there, state(state, reason, transport), refused(fault) when it will not be let in.
+   */
+  function Line(service, places, heard) {
+    var memory = service.memory, crowd = service.crowd, backoff = Backoff();
+    var on = false, waiting = false, live = false, refusals = 0;
+    var stream = null, asking = null, timer = 0, restart = 0;
+    var heardAt = 0, period = 15, lastAge = 0, lastQuiet = 0;
+
+    function halt() {
+      root.clearTimeout(timer);
+      root.clearTimeout(restart);
+      if (stream) stream();
+      if (asking) asking();
+      stream = asking = null;
+      live = waiting = false;
+    }
+
+    function run(why) {
+      halt();
+      if (!on) return;
+      if (memory.polls() || (crowd && crowd.full())) poll();
+      else open(why);
+    }
+
+    function wait(delay, why) {
+      halt();
+      waiting = true;
+      heard.state("waiting", why, "");
+      timer = root.setTimeout(run, delay, why);
+    }
+
+    function failed(fault) {
+      halt();
+      if (FINAL[fault.status]) heard.refused(fault);
+      else wait(Math.max(backoff.next(), fault.after), fault.reason);
+    }
+
+    function move(steps) {
+      steps.forEach(function (step) {
+        places[step.channel] = step.to;
+      });
+      if (steps.length) heard.steps(steps);
+    }
+
+    /* The stream */
+
+    function open(why) {
+      var transport = root.EventSource ? "eventsource" : "xhr";
+      var opened = now(), first = true, goodbye = null;
+      var url = address(service, "/stream", places, [["ids", "delta"], ["types", "data"], ["heartbeat", heartbeat()]]);
+      heard.state("connecting", why, transport);
+      heardAt = opened;
+      timer = root.setTimeout(question, PATIENCE);
+      stream = (root.EventSource ? openEventSource : openXhr)(url, service.credentials, function (type, data, id) {
+        heardAt = now();
+        if (first) {
+          first = false;
+          root.clearTimeout(timer);
+          if (asking) asking();
+          asking = null;
+        }
+        if (type === "sse.open") begin(parse(data) || {}, transport);
+        else if (type === "sse.close") goodbye = parse(data) || {};
+        else if (type === "sse.heartbeat") heard.beat();
+        else receive(type, data, id);
+      }, function () {
+        stream = null;
+        root.clearTimeout(timer);
+        if (first) {
+          if (!asking) question();
+        } else cut(now() - opened, now() - heardAt, goodbye);
+      });
+    }
+
+    function heartbeat() {
+      var learnt = memory.get("heartbeat") || Infinity, wanted = Math.min(learnt, service.heartbeat || Infinity);
+      return wanted < Infinity ? wanted : 0;
+    }
+
+    function begin(told, transport) {
+      live = true;
+      refusals = 0;
+      period = told.heartbeat || period;
+      backoff.base = told.retry || backoff.base;
+      memory.stream();
+      heard.state("live", "the stream delivers", transport);
+    }
+
+    function receive(type, data, id) {
+      var at = id.indexOf("="), channel = id.slice(0, at), to = id.slice(at + 1), end = data.indexOf("\n");
+      if (!(channel in places)) return; // of a member that has left
+      move([{
+        channel: channel,
+        from: places[channel],
+        to: to,
+        items: [type === "sse.reset" ? toReset(parse(data), to)
+          : { channel: channel, id: id, type: data.slice(0, end), data: data.slice(end + 1) }]
+      }]);
+    }
+
+    // A stream that is mute, or refused: a poll tells more, and if it delivers first it is the better one.
+    function question() {
+      asking = ask(service, places, 1, 0, function (fault, steps) {
+        var mute = stream !== null;
+        asking = null;
+        if (fault) return failed(fault);
+        halt();
+        move(steps);
+        refusals += 1;
+        if (!on) return undefined;
+        if (mute || refusals >= 2) {
+          memory.poll(mute ? "the stream was mute" : "streams are refused");
+          return poll();
+        }
+        return wait(backoff.next(), "the stream was refused");
+      });
+    }
+
+    function cut(age, quiet, goodbye) {
+      if (goodbye) {
+        backoff.reset();
+        return wait(goodbye.retry >= 0 ? goodbye.retry : backoff.next(), goodbye.reason);
+      }
+      learn(age, quiet);
+      if (age > PATIENCE) backoff.reset();
+      return wait(backoff.next(), "the stream was cut");
+    }
+
+    function alike(span, last) {
+      return last > 0 && Math.abs(span - last) < 300 + last / 10;
+    }
+
+    // Cut twice after the same time: something on the way bounds the quiet, or the age, of a connection.
+    function learn(age, quiet) {
+      var idle = quiet > 2000 && alike(quiet, lastQuiet), wanted;
+      var again = idle || (age < 15000 && alike(age, lastAge));
+      lastAge = again ? 0 : age;
+      lastQuiet = again ? 0 : quiet;
+      if (!again) return;
+      wanted = Math.max(SHORTEST, Math.floor((idle ? quiet : age) / 2000));
+      if (wanted < period) memory.keep("heartbeat", wanted);
+      else memory.poll("the stream was cut again and again");
+    }
+
+    /* Polls */
+
+    function poll() {
+      var hold = memory.get("hold") || HOLD, began = now(), crowded = crowd && crowd.full();
+      waiting = false;
+      heard.state("polling", crowded ? "more than two tabs" : memory.get("why"), "poll");
+      asking = ask(service, places, crowded ? 1 : hold, 0, function (fault, steps, answer) {
+        asking = null;
+        if (fault) {
+          shorten(fault, hold);
+          return failed(fault);
+        }
+        backoff.reset();
+        backoff.base = answer.retry || backoff.base;
+        if (!steps.length) heard.beat();
+        move(steps);
+        if (!on || asking || stream) return undefined; // whoever heard it has changed the line
+        if (!crowded && !memory.polls()) return open("trying the stream again");
+        timer = root.setTimeout(crowded ? run : poll, pause(crowded, answer.more, steps.length, now() - began));
+        return undefined;
+      });
+    }
+
+    // What has answered at once with nothing to say is perhaps a cache; a burst of events is gathered a little.
+    function pause(crowded, more, steps, age) {
+      if (more) return 0;
+      if (crowded) return 2000 + Math.random() * 1000;
+      return steps || age > 500 ? 50 : 1000;
+    }
+
+    function shorten(fault, hold) {
+      var seconds = Math.floor(0.7 * fault.age / 1000);
+      if (fault.age < SHORTEST * 1000 || (fault.status && fault.status !== 200 && fault.status < 500)) return;
+      if (seconds < hold) memory.keep("hold", Math.max(SHORTEST, seconds));
+    }
+
+    return {
+      places: places,
+      start: function (why) {
+        on = true;
+        run(why);
+      },
+      stop: function () {
+        on = false;
+        halt();
+      },
+      // More channels: what is waiting takes them along by itself.
+      add: function (more) {
+        Object.keys(more).forEach(function (channel) {
+          places[channel] = more[channel];
+        });
+        root.clearTimeout(restart);
+        if (on && !waiting) restart = root.setTimeout(run, 100, "more channels");
+      },
+      drop: function (channels) {
+        channels.forEach(function (channel) {
+          delete places[channel];
+        });
+      },
+      // Something has changed for the better: the network is back, or the machine has woken.
+      nudge: function (why) {
+        backoff.reset();
+        memory.stream();
+        run(why);
+      },
+      tick: function (time, asleep) {
+        if (crowd) crowd.tick(time);
+        if (live ? time - heardAt > period * 1500 + 1500 : asleep > 90000 || (asleep > 5000 && waiting)) {
+          this.nudge(live ? "nothing was heard" : "awake again");
+        }
+      }
+    };
+  }
+
+  /*
+   * A member of the tabs (and feeds of one page) that share a line. The one that has the lock leads: its line has the
+   * channels of all, and it tells each step to all. A member that does not stand where a step begins asks for itself.
+   */
+  function canShare() {
+    return Boolean(root.navigator.locks && root.BroadcastChannel && root.Promise);
+  }
+
+  function Member(feed, service) {
+    var name = ["sse", service.url, service.credentials ? "credentials" : "", identity(service.token)].join(" ");
+    var me = unique(), bus = new root.BroadcastChannel(name), round = 0, closed = false;
+    var leader = "", heardAt = now() - SILENT_LEADER + FIRST_WORD, told = map(), joinedAt = 0;
+    var line = null, release = noop, members = map(), shown = ["connecting", "taking the lead", ""];
+    var suspicion = 0, asking = null;
+
+    function post(kind, message) {
+      message.kind = kind;
+      message.by = me;
+      bus.postMessage(message);
+    }
+
+    /* Leading */
+
+    function elect(options) {
+      var mine = round += 1;
+      root.navigator.locks.request(name, options, function () {
+        if (closed || mine !== round) return undefined;
+        return new root.Promise(function (resolve) {
+          release = resolve;
+          lead();
+        });
+      }).then(noop, function () { // it was taken from us; or this page may have no locks
+        if (closed || mine !== round) return;
+        if (!line) feed.alone();
+        else {
+          line.stop();
+          line = null;
+          leader = "";
+          heardAt = now();
+          join();
+          elect({});
+        }
+      });
+    }
+
+    function lead() {
+      leader = me;
+      members = map();
+      stopAsking();
+      line = Line(service, map(feed.places), {
+        steps: function (steps) {
+          post("steps", { steps: steps });
+          feed.take(steps);
+        },
+        state: function () {
+          shown = arguments;
+          tell();
+        },
+        beat: tell,
+        refused: refused
+      });
+      tell();
+      root.setTimeout(function () { // the others say first what they need
+        if (line) line.start("this tab leads");
+      }, 50);
+    }
+
+    function tell() {
+      var tabs = 1;
+      if (!line) return;
+      Object.keys(members).forEach(function (id) {
+        if (members[id].at < now() - 2 * SILENT_LEADER) leave(id);
+        else tabs += 1;
+      });
+      heardAt = now();
+      post("lead", { places: line.places, shown: [shown[0], shown[1], shown[2]], tabs: tabs });
+      feed.show(shown[0], shown[1], shown[2], true, tabs);
+    }
+
+    function admit(id, places) {
+      var known = id in members, more = map(), missing = false;
+      members[id] = { at: now(), places: places };
+      Object.keys(places).forEach(function (channel) {
+        if (channel in line.places) return;
+        more[channel] = places[channel];
+        missing = true;
+      });
+      if (missing) line.add(more);
+      if (!known || missing) tell();
+    }
+
+    function leave(id) {
+      delete members[id];
+      line.drop(Object.keys(line.places).filter(function (channel) {
+        return !(channel in feed.places) && !Object.keys(members).some(function (other) {
+          return channel in members[other].places;
+        });
+      }));
+    }
+
+    // What is refused to the union is refused to those who need it: they go on alone, the rest is not disturbed.
+    function refused(fault) {
+      var listed = fault.channels, mine = false;
+      var others = Object.keys(line.places).filter(function (channel) {
+        var out = !listed || listed.indexOf(channel) >= 0;
+        if (out && channel in feed.places) mine = true;
+        return out && !(channel in feed.places);
+      });
+      if (others.length) {
+        line.drop(others);
+        post("out", { channels: others });
+      }
+      if (mine && (listed || !others.length)) feed.finish(fault);
+      else line.start("a channel was refused to another tab");
+    }
+
+    /* Following */
+
+    function join() {
+      joinedAt = now();
+      post("join", { places: feed.places });
+    }
+
+    function follow(message) {
+      var fresh = leader !== message.by;
+      if (fresh) told = map();
+      leader = message.by;
+      if (fresh || now() - joinedAt > 10000) join();
+      Object.keys(feed.places).forEach(function (channel) {
+        if (channel in message.places) told[channel] = message.places[channel];
+        else if (!fresh && now() - joinedAt > 1000) join();
+      });
+      feed.show(message.shown[0], message.shown[1], message.shown[2], true, message.tabs);
+      suspect();
+    }
+
+    function differs() {
+      return Object.keys(feed.places).some(function (channel) {
+        return told[channel] && told[channel] !== feed.places[channel];
+      });
+    }
+
+    // The leader stands elsewhere. That passes in a moment, or a step was missed.
+    function suspect() {
+      if (!suspicion && !asking && differs()) suspicion = root.setTimeout(repair, 300);
+    }
+
+    function repair() {
+      var before;
+      suspicion = 0;
+      if (!differs()) return;
+      before = formatId(told);
+      asking = ask(service, feed.places, 1, 0, function (fault, steps) {
+        asking = null;
+        if (!fault) feed.take(steps);
+        else if (FINAL[fault.status]) feed.finish(fault);
+        if (!closed && formatId(told) !== before) suspect();
+      });
+    }
+
+    function stopAsking() {
+      root.clearTimeout(suspicion);
+      if (asking) asking();
+      asking = null;
+      suspicion = 0;
+    }
+
+    bus.onmessage = function (event) {
+      var message = event.data, kind = message.kind;
+      if (line) {
+        if (kind === "join") admit(message.by, message.places);
+        else if (kind === "leave" && message.by in members) {
+          leave(message.by);
+          tell();
+        } else if (kind === "knock") tell();
+        return;
+      }
+      if (kind === "lead" || kind === "steps") heardAt = now();
+      if (kind === "lead") follow(message);
+      else if (kind === "steps") {
+        message.steps.forEach(function (step) {
+          if (step.channel in feed.places) told[step.channel] = step.to;
+        });
+        feed.take(message.steps);
+        suspect();
+      } else if (kind === "out" && message.channels.some(function (channel) {
+        return channel in feed.places;
+      })) feed.alone();
+    };
+
+    join();
+    elect({});
+    return {
+      nudge: function (why) {
+        if (line) line.nudge(why);
+      },
+      // A leader that does not answer now has stopped: some systems halt the pages that are out of sight.
+      knock: function () {
+        if (line) return;
+        heardAt = Math.min(heardAt, now() - SILENT_LEADER + FIRST_WORD);
+        post("knock", {});
+      },
+      tick: function (time, asleep) {
+        if (line) {
+          line.tick(time, asleep);
+          if (line && time - heardAt > SILENT_LEADER / 3) tell();
+        } else if (asleep > 5000) this.knock();
+        else if (time - heardAt > SILENT_LEADER) {
+          heardAt = time;
+          elect({ steal: true });
+        }
+      },
+      stop: function () {
+        closed = true;
+        stopAsking();
+        if (line) line.stop();
+        else post("leave", {});
+        bus.close();
+        release();
+      }
+    };
+  }
+
+  /* A feed: what the page holds. Inside, `feed`; the page gets its `face` */
+
+  function Feed(url, options) {
+    var link = absolute(url.replace(/\/+$/, "")), credentials = Boolean(options.credentials);
+    var service = {
+      url: link.href,
+      token: options.token,
+      credentials: credentials,
+      heartbeat: options.heartbeat,
+      memory: Memory(link.host),
+      crowd: canShare() ? null : Crowd(link.host)
+    };
+    var places = map(), listeners = map(), backoff = Backoff(), share = options.share !== false && canShare();
+    var keeper = null, asking = null, timer = 0, settled = false, closed = false, tickedAt = now(), shown = "";
+    var face = { on: on, off: off, close: close, lastEventId: "" };
+    var feed = { places: places, take: take, show: show, finish: finish, alone: alone };
+    var began = parseId(options.lastEventId);
+
+    /* What it tells the page */
+
+    function on(type, listener) {
+      (listeners[type] = listeners[type] || []).push(listener);
+      return face;
+    }
+
+    function off(type, listener) {
+      listeners[type] = (listeners[type] || []).filter(function (other) {
+        return other !== listener;
+      });
+      return face;
+    }
+
+    function emit(type, event) {
+      (listeners[type] || []).forEach(function (listener) {
+        try {
+          listener(event);
+        } catch (error) { // the page's own, which stops nothing here
+          root.setTimeout(function () {
+            throw error;
+          }, 0);
+        }
+      });
+    }
+
+    function show(state, reason, transport, shared, tabs) {
+      var told = { state: state, reason: reason || "", transport: transport, shared: shared, tabs: tabs };
+      var text = JSON.stringify(told), name;
+      if (closed || text === shown) return;
+      shown = text;
+      for (name in told) face[name] = told[name];
+      told.channels = options.channels;
+      emit("sse.state", told);
+    }
+
+    // Takes the steps that begin where this feed stands, and no other.
+    function take(steps) {
+      steps.forEach(function (step) {
+        if (places[step.channel] !== step.from) return;
+        step.items.forEach(function (item) {
+          if (closed) return;
+          places[step.channel] = item.id.slice(step.channel.length + 1);
+          face.lastEventId = formatId(places, step.channel);
+          if (item.type === "sse.reset") return emit("sse.reset", item);
+          item.json = parse(item.data);
+          emit("sse.event", item);
+          return emit(item.type, item);
+        });
+        if (!closed) places[step.channel] = step.to;
+      });
+      face.lastEventId = formatId(places);
+    }
+
+    /* How it is kept going */
+
+    // The first poll settles what may be read and where it begins, and it delivers on any network.
+    function settle() {
+      show("connecting", "first poll", "poll", false, 1);
+      asking = ask(service, places, 1, options.replay, function (fault, steps, answer) {
+        asking = null;
+        if (fault) return unsettled(fault);
+        backoff.reset();
+        take(steps);
+        if (closed || asking) return undefined;
+        if (answer.more) return settle();
+        settled = true;
+        return begin();
+      });
+    }
+
+    function unsettled(fault) {
+      if (FINAL[fault.status]) return finish(fault);
+      show("waiting", fault.reason, "", false, 1);
+      timer = root.setTimeout(settle, Math.max(backoff.next(), fault.after));
+      return undefined;
+    }
+
+    function begin() {
+      if (!settled) return settle();
+      if (!share) return alone();
+      try {
+        keeper = Member(feed, service);
+      } catch (error) { // a page without an origin of its own
+        alone();
+      }
+      return undefined;
+    }
+
+    function alone() {
+      halt();
+      share = false;
+      keeper = Line(service, map(places), {
+        steps: take,
+        beat: noop,
+        refused: finish,
+        state: function (state, reason, transport) {
+          show(state, reason, transport, false, 1);
+        }
+      });
+      keeper.start("a connection of its own");
+    }
+
+    function halt() {
+      root.clearTimeout(timer);
+      if (asking) asking();
+      if (keeper) keeper.stop();
+      asking = keeper = null;
+    }
+
+    function finish(fault) {
+      halt();
+      show("closed", fault.reason, "", false, 1);
+      close();
+    }
+
+    function close() {
+      halt();
+      show("closed", "closed by the page", "", false, 1);
+      closed = true;
+      root.clearInterval(ticker);
+      if (service.crowd) service.crowd.leave();
+      events.forEach(function (event) {
+        event[0].removeEventListener(event[1], event[2]);
+      });
+    }
+
+    function nudge() {
+      if (keeper) keeper.nudge("the network is back");
+      else if (!asking) retry();
+    }
+
+    function retry() {
+      root.clearTimeout(timer);
+      begin();
+    }
+
+    function tick() {
+      var time = now(), asleep = time - tickedAt - 1000;
+      tickedAt = time;
+      if (keeper) keeper.tick(time, asleep);
+      else if (asleep > 5000 && !asking) retry();
+    }
+
+    var ticker = root.setInterval(tick, 1000);
+    var events = [
+      [root, "online", nudge],
+      [root, "pagehide", function () { // it may come back from the browser's cache
+        halt();
+        show("waiting", "the page is hidden", "", false, 1);
+      }],
+      [root, "pageshow", function (event) {
+        if (event.persisted) retry();
+      }],
+      [document, "visibilitychange", function () {
+        tick();
+        if (keeper && keeper.knock && !document.hidden) keeper.knock();
+      }]
+    ];
+    events.forEach(function (event) {
+      event[0].addEventListener(event[1], event[2]);
+    });
+    options.channels.forEach(function (channel) {
+      places[channel] = began[channel] || "";
+    });
+    timer = root.setTimeout(settle, 0); // whoever made it listens from the start
+    return face;
+  }
+
+  function SSE(url, options) {
+    var given = options || {}, channels = given.channels || [], chosen = {}, name;
+    if (typeof channels === "string") channels = channels.split(/[\s,]+/);
+    for (name in given) chosen[name] = given[name];
+    chosen.channels = channels.filter(function (channel, index) {
+      return channel && channels.indexOf(channel) === index;
+    });
+    if (typeof url !== "string") throw new TypeError("SSE: the service's address is " + url + ": give a text such as '/sse'");
+    if (!chosen.channels.length) throw new TypeError("SSE: no channel is named: give {channels: ['news']}");
+    return Feed(url, chosen);
+  }
+
+  /* The standard interface (WHATWG HTML 9.2.2) */
+
+  function Source(url, options) {
+    var source = this, link = absolute(String(url)), listeners = map(), chosen = { channels: [] }, feed;
+    link.search.slice(1).split("&").forEach(function (pair) {
+      var at = pair.indexOf("="), name = pair.slice(0, at);
+      var value = decodeURIComponent(pair.slice(at + 1).replace(/\+/g, " "));
+      if (name === "channel") chosen.channels.push(value);
+      else if (name === "last_event_id") chosen.lastEventId = value;
+      else if (at > 0) chosen[name] = value;
+    });
+    chosen.credentials = Boolean(options && options.withCredentials);
+    this.url = link.href;
+    this.withCredentials = chosen.credentials;
+    this.readyState = 0;
+    this.onopen = this.onmessage = this.onerror = null;
+
+    function fire(type, data) {
+      var event = {
+        type: type,
+        data: data,
+        lastEventId: feed.lastEventId,
+        origin: link.protocol + "//" + link.host,
+        target: source,
+        currentTarget: source
+      };
+      var handler = type === "open" || type === "message" || type === "error" ? source["on" + type] : null;
+      if (typeof handler === "function") handler.call(source, event);
+      (listeners[type] || []).slice().forEach(function (listener) {
+        if (typeof listener === "function") listener.call(source, event);
+        else listener.handleEvent(event);
+      });
+    }
+
+    this.addEventListener = function (type, listener) {
+      var list = listeners[type] = listeners[type] || [];
+      if (listener && list.indexOf(listener) < 0) list.push(listener);
+    };
+    this.removeEventListener = function (type, listener) {
+      listeners[type] = (listeners[type] || []).filter(function (other) {
+        return other !== listener;
+      });
+    };
+    this.close = function () {
+      source.readyState = 2;
+      feed.close();
+    };
+
+    feed = SSE(link.href.split("?")[0].replace(/\/stream$/, ""), chosen);
+    feed.on("sse.event", function (event) {
+      if (source.readyState === 0) open();
+      fire(event.type, event.data);
+    });
+    feed.on("sse.reset", function (reset) {
+      fire("sse.reset", JSON.stringify({ channel: reset.channel, reason: reset.reason, missed: reset.missed }));
+    });
+    feed.on("sse.state", function (told) {
+      if (told.state === "live" || told.state === "polling") {
+        if (source.readyState === 0) open();
+      } else if (source.readyState !== 2 && (told.state === "waiting" || told.state === "closed")) {
+        source.readyState = told.state === "closed" ? 2 : 0;
+        fire("error");
+      }
+    });
+
+    function open() {
+      source.readyState = 1;
+      fire("open");
+    }
+  }
+  Source.CONNECTING = Source.prototype.CONNECTING = 0;
+  Source.OPEN = Source.prototype.OPEN = 1;
+  Source.CLOSED = Source.prototype.CLOSED = 2;
+
+  /* The tag */
+
+  function announce(type, detail) {
+    var event = document.createEvent("CustomEvent");
+    event.initCustomEvent(type, false, false, detail);
+    document.dispatchEvent(event);
+  }
+
+  // Members of JSON data go before the event's own of the same name.
+  function fill(text, event) {
+    return text.replace(/\{([^{}\s]+)\}/g, function (_, path) {
+      var names = path.split("."), has = Object.prototype.hasOwnProperty;
+      var start = event.json !== null && typeof event.json === "object" && has.call(event.json, names[0]) ? event.json : event;
+      var value = names.reduce(function (object, name) {
+        return object !== null && object !== undefined && has.call(object, name) ? object[name] : undefined;
+      }, start);
+      return value === null || value === undefined ? "" : typeof value === "object" ? JSON.stringify(value) : String(value);
+    });
+  }
+
+  // Text only: what an event brings never becomes markup.
+  function place(event, into, template, keep) {
+    var target = document.querySelector(into), source = null, text = event.data, item, walker;
+    if (!target) return;
+    if (template && template.charAt(0) === "#") {
+      source = document.querySelector(template);
+      if (!source) return;
+      item = (source.content || source).firstElementChild.cloneNode(true);
+      walker = document.createTreeWalker(item, 4, null, false); // NodeFilter.SHOW_TEXT
+      while (walker.nextNode()) walker.currentNode.nodeValue = fill(walker.currentNode.nodeValue, event);
+    } else {
+      if (template) text = fill(template, event);
+      if (!/^[uo]l$/i.test(target.tagName)) {
+        target.textContent = text;
+        return;
+      }
+      item = document.createElement("li");
+      item.textContent = text;
+    }
+    target.appendChild(item);
+    while (target.children.length > keep) target.removeChild(target.firstElementChild);
+  }
+
+  function begin(tag) {
+    function data(name) {
+      return tag.getAttribute("data-" + name);
+    }
+
+    var into = data("into"), credentials = data("credentials");
+    tag.sse = SSE(data("url") || tag.src.replace(/[^\/]*$/, ""), {
+      channels: data("channels"),
+      token: data("token"),
+      replay: data("replay"),
+      heartbeat: data("heartbeat"),
+      credentials: credentials !== null && credentials !== "off" && credentials !== "omit",
+      share: data("share") !== "off"
+    });
+    tag.sse.on("sse.event", function (event) {
+      announce("sse:" + event.type, event);
+      if (into) place(event, into, data("template"), Number(data("keep")) || 100);
+    });
+    tag.sse.on("sse.state", function (state) {
+      announce("sse-state", state);
+    });
+    tag.sse.on("sse.reset", function (reset) {
+      announce("sse-reset", reset);
+    });
+  }
+
+  function start() {
+    Array.prototype.forEach.call(document.querySelectorAll("script[data-channels]"), function (tag) {
+      if (!tag.sse) begin(tag);
+    });
+  }
+
+  SSE.version = VERSION;
+  SSE.start = start; // tags that were added later
+  SSE.EventSource = Source;
+  SSE.Parser = Parser;
+  root.SSE = SSE;
+  start();
+})(window);
