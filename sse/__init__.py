@@ -12,6 +12,7 @@ from sse.errors import (
 )
 from sse.event import Event
 from sse.extension import SSE
+from sse.version import __version__ as __version__
 
 __all__ = [
     "SSE",
@@ -25,4 +26,3 @@ __all__ = [
     "TooLarge",
     "Unavailable",
 ]
-__version__ = "0.1.0"

@@ -14,7 +14,7 @@ from flask_cors import CORS
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 from werkzeug.routing import PathConverter, Rule
 
-from sse import access
+from sse import access, script
 from sse.config import Config
 from sse.errors import (
     InvalidEvent,
@@ -34,6 +34,7 @@ from sse.service import Service
 from sse.stores import Publication
 from sse.stream import busy, stream
 from sse.subscriber import Start, starting_points
+from sse.version import __version__
 from sse.wire import parse_publish
 
 _log = logging.getLogger("sse")
@@ -79,10 +80,8 @@ class _Routes:
         self._authorize = authorize
 
     def stream(self) -> Response:
-        _check_query("last_event_id", "lastEventId", "ids", "replay", "heartbeat", "token")
-        delta = request.args.get("ids")
-        if delta not in (None, "delta"):
-            raise RequestError(f"ids is {delta[:60]!a}", "leave it out, or give ids=delta")
+        _check_query("last_event_id", "lastEventId", "ids", "types", "replay", "heartbeat", "token")
+        delta, typed = _switch("ids", "delta"), _switch("types", "data")
         heartbeat = _integer("heartbeat", self._config.heartbeat, _MIN_HEARTBEAT, self._config.heartbeat)
         try:
             starts, replay = self._starts()
@@ -97,7 +96,8 @@ class _Routes:
             heartbeat=heartbeat,
             lifetime=self._config.stream_lifetime,
             retry=self._config.retry,
-            delta=delta == "delta",
+            delta=delta,
+            typed=typed,
             told={"replay": replay} if "replay" in request.args else None,
         )
         return Response(body, headers=_STREAM_HEADERS)
@@ -131,6 +131,15 @@ class _Routes:
         event = Event(_raw_data(_body()), request.args.get("type", DEFAULT_TYPE))
         return self._publish(scope, [(check_channel(channel), event)])
 
+    def script(self) -> Response:
+        return _script("public, max-age=300")
+
+    def script_of(self, version: str) -> Response:
+        if version != __version__:
+            address = f"{self._config.prefix}/sse.{__version__}.js"
+            raise NotFound(f"the script has no version {version[:60]!a} here", f"its address is {address}")
+        return _script("public, max-age=31536000, immutable")
+
     def nothing_here(self, **_: str) -> Response:
         raise NotFound("there is nothing here", f"see {self._config.prefix}/stream and {self._config.prefix}/poll")
 
@@ -140,7 +149,10 @@ class _Routes:
         text, from_header = _last_event_id()
         asked = _integer("replay", 0, 0, self._config.ring)
         replay = 0 if text else asked
-        access.check_read(channels, self._config, _guarded(self._authorize()))
+        authorize = self._authorize()
+        if "token" in request.args and authorize is None:
+            raise RequestError("token is not taken here", "leave it out: no @sse.authorize function reads it")
+        access.check_read(channels, self._config, _guarded(authorize))
         self._service.check_workers(request.is_multiprocess)
         last = LastEventId.parse(text) if text else None
         return starting_points(channels, last, from_header=from_header, replay=replay), replay
@@ -166,6 +178,8 @@ def _add_rules(app: App, routes: _Routes, prefix: str) -> None:
     for path, view, methods in (
         ("/stream", routes.stream, ("GET", "HEAD", "OPTIONS")),
         ("/poll", routes.poll, ("GET", "HEAD", "OPTIONS")),
+        ("/sse.js", routes.script, ("GET", "HEAD", "OPTIONS")),
+        ("/sse.<version>.js", routes.script_of, ("GET", "HEAD", "OPTIONS")),
         ("/publish", routes.publish, ("POST", "OPTIONS")),
         ("/publish/<sse_rest:channel>", routes.publish_raw, ("POST", "OPTIONS")),
         ("", routes.nothing_here, ()),
@@ -212,12 +226,18 @@ def _allow_origins(blueprint: Blueprint, config: Config) -> None:
 
 
 def _check_query(*single: str) -> None:
-    """Refuse what is not known yet, and a parameter that is given twice. Unknown ones are passed over."""
+    """Refuse a parameter that is given twice. Unknown ones are passed over."""
     for name in single:
         if len(request.args.getlist(name)) > 1:
             raise RequestError(f"{name} is given more than once", "give it once")
-    if "token" in single and "token" in request.args:
-        raise RequestError("token is not taken here", "leave it out: access goes by SSE_PUBLIC and @sse.authorize")
+
+
+def _switch(name: str, value: str) -> bool:
+    """Whether a parameter is given, which can have one value only."""
+    text = request.args.get(name)
+    if text not in (None, value):
+        raise RequestError(f"{name} is {text[:60]!a}", f"leave it out, or give {name}={value}")
+    return text is not None
 
 
 def _integer(name: str, default: int, low: int, high: int) -> int:
@@ -333,6 +353,25 @@ def _json(value: object, status: int = 200) -> Response:
     return Response(json.dumps(value, ensure_ascii=False), status, content_type="application/json")
 
 
+def _script(cache_control: str) -> Response:
+    """The embed script, a constant that carries nothing of anyone's: any page may load it, and check its hash."""
+    zipped = request.accept_encodings["gzip"] > 0
+    body, etag = script.load().gzipped if zipped else script.load().plain
+    headers = {
+        "Content-Type": "text/javascript; charset=utf-8",
+        "Cache-Control": cache_control,
+        "ETag": f'"{etag}"',
+        "Vary": "Accept-Encoding",
+        "Access-Control-Allow-Origin": "*",  # where it is set, flask-cors adds nothing
+        "Cross-Origin-Resource-Policy": "cross-origin",
+    }
+    if request.if_none_match.contains_weak(etag):
+        return Response(status=304, headers=headers)  # RFC 9110, 15.4.5
+    if zipped:
+        headers["Content-Encoding"] = "gzip"
+    return Response(body, headers=headers)
+
+
 def _error(error: SSEError) -> Response:
     response = _json({"error": error.to_json()}, error.status)
     response.headers.update(error.headers)
@@ -350,6 +389,8 @@ def _http_error(error: HTTPException) -> Response:
 
 def _finish(response: Response) -> Response:
     response.headers["X-Content-Type-Options"] = "nosniff"
+    if response.cache_control.public:
+        return response  # the same for everybody
     response.headers.setdefault("Cache-Control", "no-store")
     others = [name for name in response.vary if name.lower() not in {ours.lower() for ours in _VARY}]
     response.headers["Vary"] = ", ".join([*_VARY, *others])

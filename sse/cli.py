@@ -1,4 +1,4 @@
-"""`flask sse publish | tail | config`, over the shared store or, with --url, over HTTP."""
+"""`flask sse publish | tail | embed | config`, over the shared store or, with --url, over HTTP."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from flask.cli import AppGroup, ScriptInfo
 
 from sse.errors import InvalidEvent, SSEError, TooLarge, Unavailable
 from sse.event import DEFAULT_TYPE, RESERVED_PREFIX, Event, LastEventId, check_channel, check_type
+from sse.script import embed_tag
 from sse.service import Service
 from sse.stores import Publication
 from sse.stream import stream
@@ -52,7 +53,7 @@ class _Group(AppGroup):
             raise click.ClickException(str(error)) from None
 
 
-cli = _Group("sse", help="Publish events, follow channels, show the settings.")
+cli = _Group("sse", help="Publish events, follow channels, embed the script, show the settings.")
 
 
 def _checked(check: Callable[[str], T]) -> Callable[[click.Context, click.Parameter, Any], Any]:
@@ -69,7 +70,8 @@ def _checked(check: Callable[[str], T]) -> Callable[[click.Context, click.Parame
 
 def _check_url(url: str) -> str:
     parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0 or parts.query or parts.username:
+    extra = parts.query or parts.fragment or parts.username
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0 or extra:
         raise ValueError(_URL_HINT)
     return url.rstrip("/")
 
@@ -175,6 +177,21 @@ def tail(channels: list[str], last_event_id: str, replay: int, as_json: bool, ur
         finally:
             if last:
                 click.echo(f"to go on from here: --last-event-id {shlex.quote(last)}", err=True)
+
+
+@cli.command(with_appcontext=False)
+@click.option(
+    "--channel", "channels", multiple=True, callback=_checked(check_channel), help="To follow; once for each."
+)
+@click.option(
+    "--url",
+    metavar="URL",
+    callback=_checked(_check_url),
+    help="For pages of other sites: the service's prefix, https://…/sse.",
+)
+def embed(channels: list[str], url: str | None) -> None:
+    """Print the tag that puts the script into a page, at this version and held to its hash."""
+    click.echo(embed_tag(url or _app_service().config.prefix, list(dict.fromkeys(channels))))
 
 
 @cli.command(with_appcontext=False)

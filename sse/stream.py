@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Final, Literal
 
 from sse.errors import StoreUnavailable, Unavailable
@@ -12,7 +13,7 @@ from sse.event import Position, format_last_event_id
 from sse.hub import ATTACH_TIMEOUT, Hub
 from sse.log import warn
 from sse.subscriber import Delivery, Lagging, Reset, Start, Subscriber
-from sse.wire import HEARTBEAT, encode_control, encode_id
+from sse.wire import HEARTBEAT, encode_control, encode_id, type_in_data
 
 _CHUNK: Final = 65_536
 _CHUNK_EVENTS: Final = 1000
@@ -28,6 +29,7 @@ def stream(
     lifetime: float,
     retry: int,
     delta: bool = False,
+    typed: bool = False,
     told: Mapping[str, object] | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[bytes]:
@@ -40,6 +42,7 @@ def stream(
     :param lifetime: seconds until `sse.close`, give or take 20 %, so that clients do not come back all at once.
     :param retry: milliseconds that a client waits before it reconnects.
     :param delta: whether an event's id has the position of its own channel only.
+    :param typed: whether an event's type is told in its data, see `type_in_data`.
     :param told: what else `sse.open` tells.
     """
     try:
@@ -51,10 +54,10 @@ def stream(
     try:
         lifetime *= random.uniform(0.8, 1.2)
         claims = _claims(subscriber, starts)
-        yield _opening(
-            subscriber, starts, claims, {"heartbeat": heartbeat, "lifetime": round(lifetime), **(told or {})}, retry
-        )
-        yield from _blocks(subscriber, claims, heartbeat, clock() + lifetime, retry, delta, clock)
+        told = {"heartbeat": heartbeat, "lifetime": round(lifetime), "retry": retry, **(told or {})}
+        yield _opening(subscriber, starts, claims, told, retry)
+        encode = partial(_block, claims=claims, delta=delta, typed=typed)
+        yield from _blocks(subscriber, encode, heartbeat, clock() + lifetime, retry, clock)
     finally:
         hub.detach(subscriber)
 
@@ -65,7 +68,8 @@ def busy(retry: int) -> bytes:
 
 
 def _close(reason: Literal["lifetime", "slow", "busy"], retry: float) -> bytes:
-    return encode_control("sse.close", {"reason": reason}, retry=round(retry))
+    # In the data too: an EventSource keeps the `retry:` field to itself.
+    return encode_control("sse.close", {"reason": reason, "retry": round(retry)}, retry=round(retry))
 
 
 def _claims(subscriber: Subscriber, starts: Mapping[str, Start]) -> dict[str, Position | None]:
@@ -95,18 +99,17 @@ def _opening(
 
 def _blocks(
     subscriber: Subscriber,
-    claims: dict[str, Position | None],
+    encode: Callable[[Delivery | Reset], bytes],
     heartbeat: float,
     deadline: float,
     retry: int,
-    delta: bool,
     clock: Callable[[], float],
 ) -> Iterator[bytes]:
     written = clock()
     while True:
         pause = heartbeat
         try:
-            chunk = b"".join(_block(item, claims, delta) for item in subscriber.take(_CHUNK_EVENTS, _CHUNK))
+            chunk = b"".join(map(encode, subscriber.take(_CHUNK_EVENTS, _CHUNK)))
         except StoreUnavailable:
             chunk, pause = b"", _RETRY_STORE
         except Lagging:
@@ -127,14 +130,15 @@ def _blocks(
         subscriber.wait(max(min(written + heartbeat - clock(), deadline - clock(), pause), 0))
 
 
-def _block(item: Delivery | Reset, claims: dict[str, Position | None], delta: bool) -> bytes:
+def _block(item: Delivery | Reset, claims: dict[str, Position | None], delta: bool, typed: bool) -> bytes:
     """The bytes of a delivery or a reset; from here on, the ids claim it."""
     if isinstance(item, Reset):
         claims[item.channel] = item.position
         data = {"channel": item.channel, "reason": item.reason, "missed": item.missed}
         return encode_control("sse.reset", data, last_event_id=_id(item.channel, claims, delta))
     claims[item.channel] = item.entry.position
-    return encode_id(_id(item.channel, claims, delta)) + item.entry.body
+    body = type_in_data(item.entry.body) if typed else item.entry.body
+    return encode_id(_id(item.channel, claims, delta)) + body
 
 
 def _id(channel: str, claims: Mapping[str, Position | None], delta: bool) -> str:

@@ -20,6 +20,7 @@ MAX_BATCH: Final = 100
 HEARTBEAT = b"event: sse.heartbeat\ndata:\n\n"
 """A named event with one empty data line: with none, no browser would dispatch it (WHATWG HTML 9.2.6)."""
 
+_EVENT: Final = b"event: "
 _LINE_END = re.compile(rb"\r\n|\r|\n")
 
 
@@ -27,6 +28,16 @@ def encode_body(event: Event) -> bytes:
     """The event's block without its id line: the bytes that all subscribers share."""
     head = "" if event.type == DEFAULT_TYPE else f"event: {event.type}\n"
     return f"{head}data: {event.data.replace(chr(10), chr(10) + 'data: ')}\n\n".encode()
+
+
+def type_in_data(body: bytes) -> bytes:
+    """The same block as an `sse.event`, its own type the first line of its data.
+
+    For readers that get named events only by the names they know, as behind an EventSource.
+    """
+    if not body.startswith(_EVENT):
+        body = b"%s%s\n%s" % (_EVENT, DEFAULT_TYPE.encode(), body)
+    return b"event: sse.event\ndata: " + body.removeprefix(_EVENT)
 
 
 def encode_id(last_event_id: str) -> bytes:

@@ -142,29 +142,32 @@
   }
 
   function Memory(host) {
-    var key = "sse:" + host, known = load(key);
-    if (!(known.at > now() - LEARNT)) known = {};
+    var key = "sse:" + host, own = { at: now() - LEARNT };
+
+    function get(name) {
+      var stored = load(key);
+      if (stored.at > own.at) own = stored; // by another tab, or an earlier page
+      return own[name];
+    }
 
     function keep(name, value) {
-      known[name] = value;
-      known.at = now();
-      save(key, known);
+      own[name] = value;
+      own.at = now();
+      save(key, own);
     }
 
     return {
-      get: function (name) {
-        return known[name];
-      },
+      get: get,
       keep: keep,
       polls: function () {
-        return known.until > now();
+        return get("until") > now();
       },
       poll: function (why) {
-        known.why = why;
+        keep("why", why);
         keep("until", now() + REMEMBERED);
       },
       stream: function () {
-        if (known.until) keep("until", 0);
+        if (get("until")) keep("until", 0);
       }
     };
   }
@@ -334,7 +337,8 @@
       else {
         done({
           status: status,
-          reason: status === 200 ? "an answer that is not the service's" : status ? status + " " + (error.message || "") : "no answer",
+          reason: status === 200 ? "not the service's answer" : status ? status + " " + (error.message || "")
+            : "no answer, or none that this page's origin may read",
           channels: error.channels,
           after: after * (1 + Math.random() / 2),
           age: now() - began
@@ -393,12 +397,28 @@
   function Line(service, places, heard) {
     var memory = service.memory, crowd = service.crowd, backoff = Backoff();
     var on = false, waiting = false, live = false, refusals = 0;
-    var stream = null, asking = null, timer = 0, restart = 0;
+    var stream = null, asking = null, timer = 0, restart = 0, action = null, due = 0;
     var heardAt = 0, period = 15, lastAge = 0, lastQuiet = 0;
+
+    // Browsers hold back the timers of pages out of sight: a tick may be sooner.
+    function after(delay, act) {
+      root.clearTimeout(timer);
+      action = act;
+      due = now() + delay;
+      timer = root.setTimeout(fire, delay);
+    }
+
+    function fire() {
+      var act = action;
+      root.clearTimeout(timer);
+      action = null;
+      if (act) act();
+    }
 
     function halt() {
       root.clearTimeout(timer);
       root.clearTimeout(restart);
+      action = null;
       if (stream) stream();
       if (asking) asking();
       stream = asking = null;
@@ -416,7 +436,9 @@
       halt();
       waiting = true;
       heard.state("waiting", why, "");
-      timer = root.setTimeout(run, delay, why);
+      after(delay, function () {
+        run(why);
+      });
     }
 
     function failed(fault) {
@@ -440,12 +462,12 @@
       var url = address(service, "/stream", places, [["ids", "delta"], ["types", "data"], ["heartbeat", heartbeat()]]);
       heard.state("connecting", why, transport);
       heardAt = opened;
-      timer = root.setTimeout(question, PATIENCE);
+      after(PATIENCE, question);
       stream = (root.EventSource ? openEventSource : openXhr)(url, service.credentials, function (type, data, id) {
         heardAt = now();
         if (first) {
           first = false;
-          root.clearTimeout(timer);
+          action = null;
           if (asking) asking();
           asking = null;
         }
@@ -455,7 +477,7 @@
         else receive(type, data, id);
       }, function () {
         stream = null;
-        root.clearTimeout(timer);
+        action = null;
         if (first) {
           if (!asking) question();
         } else cut(now() - opened, now() - heardAt, goodbye);
@@ -550,16 +572,11 @@
         move(steps);
         if (!on || asking || stream) return undefined; // whoever heard it has changed the line
         if (!crowded && !memory.polls()) return open("trying the stream again");
-        timer = root.setTimeout(crowded ? run : poll, pause(crowded, answer.more, steps.length, now() - began));
-        return undefined;
+        if (crowded) return after(2000 + Math.random() * 1000, run);
+        // What answers at once with nothing to say is perhaps a cache; a burst of events is gathered a little.
+        if (!answer.more && now() - began < (steps.length ? 50 : 500)) return after(steps.length ? 50 : 1000, poll);
+        return poll();
       });
-    }
-
-    // What has answered at once with nothing to say is perhaps a cache; a burst of events is gathered a little.
-    function pause(crowded, more, steps, age) {
-      if (more) return 0;
-      if (crowded) return 2000 + Math.random() * 1000;
-      return steps || age > 500 ? 50 : 1000;
     }
 
     function shorten(fault, hold) {
@@ -599,6 +616,7 @@
       },
       tick: function (time, asleep) {
         if (crowd) crowd.tick(time);
+        if (action && time > due + 100) fire();
         if (live ? time - heardAt > period * 1500 + 1500 : asleep > 90000 || (asleep > 5000 && waiting)) {
           this.nudge(live ? "nothing was heard" : "awake again");
         }
@@ -780,7 +798,10 @@
         else if (kind === "leave" && message.by in members) {
           leave(message.by);
           tell();
-        } else if (kind === "knock") tell();
+        } else if (kind === "knock") {
+          line.tick(now(), 0);
+          tell();
+        }
         return;
       }
       if (kind === "lead" || kind === "steps") heardAt = now();
@@ -805,7 +826,7 @@
       // A leader that does not answer now has stopped: some systems halt the pages that are out of sight.
       knock: function () {
         if (line) return;
-        heardAt = Math.min(heardAt, now() - SILENT_LEADER + FIRST_WORD);
+        heardAt = now() - SILENT_LEADER + FIRST_WORD;
         post("knock", {});
       },
       tick: function (time, asleep) {
@@ -816,7 +837,7 @@
         else if (time - heardAt > SILENT_LEADER) {
           heardAt = time;
           elect({ steal: true });
-        }
+        } else if (feed.unsteady()) post("knock", {}); // its own timers may be held back
       },
       stop: function () {
         closed = true;
@@ -844,7 +865,7 @@
     var places = map(), listeners = map(), backoff = Backoff(), share = options.share !== false && canShare();
     var keeper = null, asking = null, timer = 0, settled = false, closed = false, tickedAt = now(), shown = "";
     var face = { on: on, off: off, close: close, lastEventId: "" };
-    var feed = { places: places, take: take, show: show, finish: finish, alone: alone };
+    var feed = { places: places, take: take, show: show, finish: finish, alone: alone, unsteady: unsteady };
     var began = parseId(options.lastEventId);
 
     /* What it tells the page */
@@ -881,6 +902,10 @@
       for (name in told) face[name] = told[name];
       told.channels = options.channels;
       emit("sse.state", told);
+    }
+
+    function unsteady() {
+      return face.state !== "live";
     }
 
     // Takes the steps that begin where this feed stands, and no other.
@@ -947,7 +972,7 @@
           show(state, reason, transport, false, 1);
         }
       });
-      keeper.start("a connection of its own");
+      keeper.start("first stream");
     }
 
     function halt() {
@@ -976,19 +1001,19 @@
 
     function nudge() {
       if (keeper) keeper.nudge("the network is back");
-      else if (!asking) retry();
+      else retry();
     }
 
     function retry() {
       root.clearTimeout(timer);
-      begin();
+      if (!keeper && !asking) begin();
     }
 
     function tick() {
       var time = now(), asleep = time - tickedAt - 1000;
       tickedAt = time;
       if (keeper) keeper.tick(time, asleep);
-      else if (asleep > 5000 && !asking) retry();
+      else if (asleep > 5000) retry();
     }
 
     var ticker = root.setInterval(tick, 1000);
@@ -999,7 +1024,9 @@
         show("waiting", "the page is hidden", "", false, 1);
       }],
       [root, "pageshow", function (event) {
-        if (event.persisted) retry();
+        if (!event.persisted) return;
+        service.memory.stream();
+        retry();
       }],
       [document, "visibilitychange", function () {
         tick();

@@ -109,7 +109,7 @@ def test_a_rule_that_fails_opens_nothing_and_ends_no_eventsource(
     assert "the database is away" in caplog.text
     answer = client.get("/sse/stream?channel=a")
     assert (answer.status_code, answer.mimetype) == (200, "text/event-stream")
-    assert '{"reason":"busy"}' in answer.text
+    assert '{"reason":"busy",' in answer.text
     assert client.application.extensions["sse"].store.newest(["a"]) == [None]
 
 
@@ -129,7 +129,7 @@ def test_a_rule_cannot_end_an_eventsource_by_a_passing_trouble(make_app: MakeApp
     client = make_app(sse, SSE_PUBLIC="").test_client()
     answer = client.get("/sse/stream?channel=a")
     assert (answer.status_code, answer.mimetype) == (200, "text/event-stream")
-    assert '{"reason":"busy"}' in answer.text
+    assert '{"reason":"busy",' in answer.text
     answer = client.get("/sse/poll?channel=a")
     assert answer.status_code in (429, 503)
     assert answer.headers["Retry-After"]
@@ -150,6 +150,18 @@ def test_a_rule_may_raise_the_service_s_own_errors(make_app: MakeApp) -> None:
         raise InvalidEvent("no such thing", "try another")
 
     assert poll(make_app, "a", sse, SSE_PUBLIC="").status_code == 422
+
+
+@pytest.mark.parametrize("path", ["stream", "poll"])
+def test_a_token_is_for_the_app_s_rule_and_refused_where_there_is_none(make_app: MakeApp, path: str) -> None:
+    sse = SSE()
+    sse.authorize(lambda channel: request.args.get("token") == f"for-{channel}")
+    for app, public, statuses in ((sse, "b", (200, 403)), (sse, "*", (200, 200)), (SSE(), "*", (400, 400))):
+        client = make_app(app, SSE_PUBLIC=public).test_client()
+        for token, status in zip(("for-a", "for-c"), statuses, strict=True):
+            answer = client.head(f"/sse/{path}?channel=a&channel=b&token={token}")
+            assert answer.status_code == status
+    assert client.get(f"/sse/{path}?channel=a&token=").status_code == 400
 
 
 def test_reading_by_the_function_itself() -> None:

@@ -1,4 +1,4 @@
-"""The app: health, the page and its headers, and the sampler of this machine."""
+"""The app: health, the page and its headers, the sampler of this machine, and what the page's buttons break."""
 
 import json
 import logging
@@ -6,13 +6,18 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from flask import Flask
+from werkzeug.test import TestResponse
 
 import app as service
+import demo
 from sse import SSE
+from tests import client as wire
+from tests.servers import Gunicorn, wait_until
 
 LOADAVG = "0.42 1.31 12.20 2/85 6848\n"
 STAT = "cpu  5363 10 2454 266337 395 1 67 16 900 30\ncpu0 2701 5 1227 133168 197 0 33 8 0 0\nintr 1 2 3\n"
@@ -40,8 +45,8 @@ def make_app(monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeApp]:
 
     yield make
     for app in made:
-        if "demo" in app.extensions:
-            app.extensions["demo"].stop()
+        for part in app.extensions.get("demo", ()):
+            part.stop()
         app.extensions["sse"].close()
 
 
@@ -113,7 +118,7 @@ def test_the_page_has_nothing_inline_and_its_files_are_served(make_app: MakeApp)
         page = response.get_data(as_text=True)
     for forbidden in ("<style", "style=", "onclick", "<script>", "https://"):
         assert forbidden not in page
-    for path in ("static/demo.js", "static/demo.css"):
+    for path in ("sse/sse.js", "static/demo.js", "static/demo.css"):
         assert f'"{path}"' in page
         with client.get(f"/{path}") as response:
             assert response.status_code == 200
@@ -223,3 +228,177 @@ def test_bytes_of_virtual_interfaces_are_not_counted_twice(
     counted = service.read_counters()
     assert counted.traffic == (326157804, 523997)
     assert counted.loopback == (3193, 3194)
+
+
+def test_a_browser_gets_a_cookie_of_its_own_once(make_app: MakeApp) -> None:
+    app = make_app(DEMO=True)
+    first, second = app.test_client(), app.test_client()
+    with first.get("/") as response, second.get("/") as other:
+        cookie = response.headers["Set-Cookie"]
+        assert cookie.startswith("demo=")
+        assert {"HttpOnly", "SameSite=Strict"} <= set(cookie.split("; "))
+        assert cookie != other.headers["Set-Cookie"]
+    with first.get("/") as response:
+        assert "Set-Cookie" not in response.headers
+
+
+BUTTONS = ("cut", "buffer", "sleep")
+OWN_PAGE = {"Origin": "http://localhost"}
+
+
+@pytest.mark.parametrize("button", BUTTONS)
+def test_without_the_demo_there_are_no_buttons_and_with_it_none_is_pressed_by_get(
+    make_app: MakeApp, button: str
+) -> None:
+    assert make_app().test_client().post(f"/demo/{button}", headers=OWN_PAGE).status_code == 404
+    assert make_app(DEMO=True).test_client().get(f"/demo/{button}", headers=OWN_PAGE).status_code == 405
+
+
+@pytest.mark.parametrize("button", BUTTONS)
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 403),
+        ({"Origin": "https://evil.example"}, 403),
+        ({"Origin": "http://localhost:81"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Sec-Fetch-Site": "cross-site", **OWN_PAGE}, 403),
+        ({"Sec-Fetch-Site": "same-site"}, 403),
+        ({"Sec-Fetch-Site": "same-origin"}, 204),
+        (OWN_PAGE, 204),
+        ({"Origin": "https://localhost"}, 204),
+    ],
+)
+def test_only_the_page_itself_presses_a_button(
+    make_app: MakeApp, button: str, headers: dict[str, str], status: int
+) -> None:
+    client = make_app(DEMO=True).test_client()
+    client.get("/").close()
+    assert client.post(f"/demo/{button}", headers=headers).status_code == status
+
+
+@pytest.mark.parametrize("button", ["cut", "sleep"])
+def test_who_has_not_seen_the_page_has_nothing_to_break(make_app: MakeApp, button: str) -> None:
+    assert make_app(DEMO=True).test_client().post(f"/demo/{button}", headers=OWN_PAGE).status_code == 403
+
+
+def test_with_the_store_away_a_press_is_told_so(make_app: MakeApp) -> None:
+    client = make_app(DEMO=True, SSE_REDIS_URL=f"redis://127.0.0.1:{closed_port()}").test_client()
+    client.get("/").close()
+    assert client.post("/demo/cut", headers=OWN_PAGE).status_code == 503
+
+
+def test_a_buffered_browser_gets_the_head_of_a_stream_and_no_more_until_the_button_is_pressed_again(
+    make_app: MakeApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "HELD", 0.3)
+    app = make_app(DEMO=True)
+    client, other = app.test_client(), app.test_client()
+    client.post("/demo/buffer?on=1", headers=OWN_PAGE)
+    pressed = time.monotonic()
+    with client.get("/sse/stream?channel=demo/hello") as held:
+        assert held.status_code == 200
+        assert held.mimetype == "text/event-stream"
+        assert held.data == b""
+    assert time.monotonic() - pressed >= 0.3
+    assert client.get("/sse/poll?channel=demo/hello&timeout=1").get_json()["events"] == []
+    with other.get("/sse/stream?channel=demo/hello") as stream:
+        assert b"sse.open" in next(stream.response)
+    client.post("/demo/buffer?on=0", headers=OWN_PAGE)
+    with client.get("/sse/stream?channel=demo/hello") as stream:
+        assert b"sse.open" in next(stream.response)
+
+
+def open_stream(app: Flask) -> tuple[Any, TestResponse, socket.socket, socket.socket]:
+    """A browser that knows the page and has a stream open: it, its stream, and the server's and its own socket."""
+    client = app.test_client()
+    client.get("/").close()
+    server, browser = socket.socketpair()
+    browser.settimeout(5)
+    stream = client.get("/sse/stream?channel=demo/hello", environ_overrides={"gunicorn.socket": server})
+    assert b"sse.open" in next(stream.response)
+    return client, stream, server, browser
+
+
+def test_cut_ends_the_connections_of_the_browser_that_presses_it_and_of_no_other(make_app: MakeApp) -> None:
+    app = make_app(DEMO=True)
+    client, stream, server, browser = open_stream(app)
+    _, other_stream, other_server, other = open_stream(app)
+    with stream, server, browser, other_stream, other_server, other:
+        wait_until(lambda: app.extensions["sse"].hub.subscribers == 3, what="the breaker listens beside two streams")
+        assert client.post("/demo/cut", headers=OWN_PAGE).status_code == 204
+        assert browser.recv(1) == b""
+        other_server.sendall(b"x")
+        assert other.recv(2) == b"x"
+
+
+def test_a_connection_whose_response_has_ended_is_let_be(make_app: MakeApp) -> None:
+    app = make_app(DEMO=True)
+    client, stream, server, browser = open_stream(app)
+    with server, browser:
+        stream.close()
+        _, still, still_server, still_browser = open_stream(app)
+        with still, still_server, still_browser:
+            client.post("/demo/cut", headers=OWN_PAGE)
+            time.sleep(0.5)
+            server.sendall(b"x")
+            assert browser.recv(2) == b"x"
+
+
+def test_asleep_a_connection_says_nothing_and_is_closed_when_it_has_slept(
+    make_app: MakeApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "NAP", 1.0)
+    app = make_app(DEMO=True)
+    client, stream, server, browser = open_stream(app)
+    with stream, server, browser:
+        wait_until(lambda: app.extensions["sse"].hub.subscribers == 2, what="the breaker listens beside the stream")
+        inode = socket_inode(server)
+        client.post("/demo/sleep", headers=OWN_PAGE)
+        wait_until(lambda: socket_inode(server) != inode, what="the connection is put to sleep")
+        server.sendall(b"lost")
+        browser.settimeout(0.5)
+        with pytest.raises(TimeoutError):
+            browser.recv(1)
+        browser.settimeout(5)
+        assert browser.recv(1) == b""
+        with pytest.raises(OSError):  # the app notices too, as it would
+            for _ in range(100):
+                server.sendall(b"x")
+                time.sleep(0.02)
+
+
+def socket_inode(sock: socket.socket) -> int:
+    return Path(f"/proc/self/fd/{sock.fileno()}").stat().st_ino
+
+
+def test_of_several_workers_the_one_that_has_the_connection_breaks_it(redis_url: str, tmp_path: Path) -> None:
+    environment = {"SSE_REDIS_URL": redis_url, "SSE_PUBLIC": "demo/*", "SSE_HEARTBEAT": "3", "DEMO": "1"}
+    with Gunicorn(tmp_path, env=environment, workers=2) as server:
+        cookie, other = (
+            {"Cookie": wire.request(server.url, "GET", "/").headers["Set-Cookie"].split(";")[0]} for _ in range(2)
+        )
+        own_page = {"Origin": server.url, **cookie}
+        streams = [wire.Stream(server.url, {"channel": "demo/machine"}, headers=cookie) for _ in range(6)]
+        with wire.Stream(server.url, {"channel": "demo/machine"}, headers=other) as apart:
+            for stream in [*streams, apart]:
+                stream.take(1)
+            for _ in range(30):  # each worker listens from its first request on
+                assert wire.request(server.url, "GET", "/healthz").status == 200
+            assert wire.request(server.url, "POST", "/demo/sleep", headers=own_page).status == 204
+            time.sleep(0.5)
+            for stream in streams:
+                with pytest.raises(TimeoutError):
+                    while stream.next(0.7 if stream is streams[0] else 0.1):
+                        pass
+            apart.take(1)
+            awake = [wire.Stream(server.url, {"channel": "demo/machine"}, headers=cookie) for _ in range(6)]
+            for stream in awake:
+                stream.take(1)
+            assert wire.request(server.url, "POST", "/demo/cut", headers=own_page).status == 204
+            for stream in awake:
+                assert list(stream.events(5)) is not None
+                assert not stream.complete
+            apart.take(2)
+        for stream in [*streams, *awake]:
+            stream.close()

@@ -144,7 +144,7 @@ def test_a_stream_opens_with_its_place_its_settings_and_a_heartbeat(app: Flask) 
         assert told["channels"]["a"] == {"position": ids[0].removeprefix("a="), "resumed": True}
         assert told["channels"]["b"]["resumed"] is False
         assert re.fullmatch(r"0-[0-9]+", told["channels"]["b"]["position"])
-        assert told["heartbeat"] == 15
+        assert (told["heartbeat"], told["retry"]) == (15, 3000)
         assert 720 <= told["lifetime"] <= 1080
         (event,) = reader.take(1)
         assert (event.id, event.event, event.data) == (
@@ -243,6 +243,16 @@ def test_delta_ids_name_their_own_channel_only(app: Flask) -> None:
         assert {event.id for event in reader.take(2)} == {b1, a2}
 
 
+def test_types_in_the_data_go_with_delta_ids(app: Flask) -> None:
+    with stream(app.test_client(), "channel=a&channel=b&ids=delta&types=data") as reader:
+        reader.opening()
+        answer = post(app, [{"channel": "a", "data": {"id": 7}, "type": "created"}, {"channel": "b", "data": "x"}])
+        assert {(event.event, event.id, event.data) for event in reader.take(2)} == {
+            ("sse.event", answer.get_json()["ids"][0], 'created\n{"id":7}'),
+            ("sse.event", answer.get_json()["ids"][1], "message\nx"),
+        }
+
+
 @pytest.mark.parametrize(("asked", "wanted"), [("0", []), ("2", ["3", "4"]), ("99", list("01234")), ("-5", [])])
 def test_a_replay_begins_before_the_newest_and_counts_without_an_id_only(
     app: Flask, asked: str, wanted: list[str]
@@ -321,7 +331,11 @@ def test_a_query_that_cannot_be_read_is_400(small: Flask, path: str, query: str)
 
 
 @pytest.mark.parametrize(
-    "query", ["ids=full", "ids=", "ids=delta&ids=delta", "heartbeat=x", "heartbeat=", "heartbeat=5&heartbeat=5"]
+    "query",
+    [
+        *("ids=full", "ids=", "ids=delta&ids=delta", "types=event", "types=", "types=data&types=data"),
+        *("heartbeat=x", "heartbeat=", "heartbeat=5&heartbeat=5"),
+    ],
 )
 def test_a_stream_s_own_parameters_are_checked(small: Flask, query: str) -> None:
     assert code(small.test_client().get(f"/sse/stream?channel=a&{query}"))[0] == 400
@@ -372,7 +386,7 @@ def assert_busy(response: TestResponse, retry: int = 3000) -> None:
     for name, value in STREAM_HEADERS.items():
         assert response.headers[name] == value
     (event,) = wire.Parser().feed(response.data)
-    assert (event.event, event.json(), event.own_id) == ("sse.close", {"reason": "busy"}, None)
+    assert (event.event, event.json(), event.own_id) == ("sse.close", {"reason": "busy", "retry": event.retry}, None)
     assert event.retry is not None
     assert retry <= event.retry <= 4 * retry
 
@@ -715,6 +729,8 @@ def test_elsewhere_there_is_nothing(small: Flask, path: str) -> None:
     [
         ("/sse/stream", ["POST", "PUT", "PATCH", "DELETE", "TRACE", "PROPFIND", "FOO"], "GET, HEAD, OPTIONS"),
         ("/sse/poll", ["POST", "PUT", "PATCH", "DELETE", "PROPFIND"], "GET, HEAD, OPTIONS"),
+        ("/sse/sse.js", ["POST", "PUT", "PATCH", "DELETE", "PROPFIND"], "GET, HEAD, OPTIONS"),
+        ("/sse/sse.0.js", ["POST", "PUT", "PATCH", "DELETE", "PROPFIND"], "GET, HEAD, OPTIONS"),
         ("/sse/publish", ["GET", "HEAD", "PUT", "PATCH", "DELETE"], "POST, OPTIONS"),
         ("/sse/publish/a/b", ["GET", "HEAD", "PUT", "PATCH", "DELETE"], "POST, OPTIONS"),
     ],
@@ -791,7 +807,7 @@ def preflight(app: Flask, path: str, origin: str, method: str = "GET", headers: 
     return app.test_client().options(path, headers=asked)
 
 
-@pytest.mark.parametrize("path", ["/sse/stream?channel=a", "/sse/poll", "/sse/publish", "/sse/publish/a", "/sse/none"])
+@pytest.mark.parametrize("path", ["/sse/stream?channel=a", "/sse/poll", "/sse/publish", "/sse/sse.js", "/sse/none"])
 def test_a_preflight_with_a_last_event_id_is_allowed(small: Flask, path: str) -> None:
     response = preflight(small, path, ORIGIN, headers="last-event-id, authorization, x-other")
     assert response.status_code == 200

@@ -10,7 +10,9 @@ import subprocess
 import sys
 import threading
 import time
+from base64 import b64encode
 from collections.abc import Callable, Iterable, Iterator
+from hashlib import sha384
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -21,8 +23,9 @@ from flask import Flask
 from flask.cli import ScriptInfo
 
 from app import create_app
-from sse import Event
+from sse import Event, __version__
 from sse.cli import _Ending, cli
+from sse.script import load
 from sse.stores import Publication
 from tests.conftest import MakeApp
 from tests.servers import ROOT, Gunicorn, RedisServer, free_port, wait_until
@@ -671,6 +674,45 @@ def test_a_signal_waits_until_an_event_is_told_and_a_second_does_not() -> None:
         os.kill(os.getpid(), signal.SIGINT)
         done.append(3)
     assert done == [1, 2]
+
+
+# The tag
+
+
+def tag(src: str, channels: str = "") -> str:
+    return f'<script src="{src}" integrity="{load().integrity}" crossorigin="anonymous"{channels} defer></script>\n'
+
+
+def test_embed_prints_the_tag_with_no_redis_and_no_service(make_app: MakeApp) -> None:
+    app = make_app(SSE_PREFIX="/push", SSE_REDIS_URL=f"redis://127.0.0.1:{free_port()}")
+    result = run(app, "embed", "--channel", "prices/acme", "--channel", "orders", "--channel", "prices/acme")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout == tag(f"/push/sse.{__version__}.js", ' data-channels="prices/acme orders"')
+    src = result.stdout.split('"')[1]
+    answer = app.test_client().get(src)
+    assert f"sha384-{b64encode(sha384(answer.data).digest()).decode()}" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [("https://push.example/sse/", "https://push.example/sse"), ("http://x/a\"b&c'", "http://x/a&quot;b&amp;c&#x27;")],
+)
+def test_embed_for_another_site_needs_no_app_and_escapes(url: str, shown: str) -> None:
+    result = run(Flask("bare"), "embed", "--url", url)
+    assert (result.exit_code, result.stdout) == (0, tag(f"{shown}/sse.{__version__}.js"))
+
+
+@pytest.mark.parametrize("arguments", [(), ("--url", "https://push.example/sse#a"), ("--url", "/sse")])
+def test_embed_without_an_address_says_what_to_do(arguments: tuple[str, ...]) -> None:
+    result = run(Flask("bare"), "embed", *arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "--url" in result.stderr
+
+
+def test_embed_refuses_what_is_no_channel(make_app: MakeApp) -> None:
+    result = run(make_app(), "embed", "--channel", "a b")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "a b" in result.stderr
 
 
 # The settings

@@ -109,9 +109,9 @@ def test_it_opens_with_one_block_and_a_heartbeat_at_once(open_stream: OpenStream
     told = opening.json()
     assert opening.own_id is not None
     assert set(opening.own_id.split("~")) == {f"a={told['channels']['a']['position']}", "b=3-3"}
-    assert set(told) == {"channels", "heartbeat", "lifetime", "replay"}
+    assert set(told) == {"channels", "heartbeat", "lifetime", "retry", "replay"}
     assert told["channels"]["b"] == {"position": "3-3", "resumed": False}
-    assert (told["heartbeat"], told["replay"]) == (15, 7)
+    assert (told["heartbeat"], told["retry"], told["replay"]) == (15, RETRY, 7)
     assert (heartbeat.event, heartbeat.data, heartbeat.own_id) == ("sse.heartbeat", "", None)
 
 
@@ -171,7 +171,8 @@ def test_a_stream_ends_with_its_lifetime_and_a_jittered_retry(open_stream: OpenS
         begun = time.monotonic()
         *_, close = body.rest()
         lifetimes.add(round(time.monotonic() - begun, 4))
-        assert (close.event, close.json(), close.own_id) == ("sse.close", {"reason": "lifetime"}, None)
+        assert (close.event, close.own_id) == ("sse.close", None)
+        assert close.json() == {"reason": "lifetime", "retry": close.retry}
         assert close.retry is not None
         retries.add(close.retry)
     assert all(0.15 < lifetime < 1 for lifetime in lifetimes)
@@ -208,7 +209,7 @@ def test_who_cannot_keep_up_is_closed_as_slow_and_can_come_back(
     publish(store, *["x" * 300_000] * 10)  # the hub keeps 1 MiB, the store 5 events
     wait_until(lambda: newest(hub) == 10, 3)
     (close,) = body.rest()
-    assert (close.event, close.json()) == ("sse.close", {"reason": "slow"})
+    assert (close.event, close.json()) == ("sse.close", {"reason": "slow", "retry": close.retry})
     assert close.retry is not None
     assert RETRY / 10 <= close.retry <= RETRY
     again = open_stream({"a": Start(Position.parse(opening.json()["channels"]["a"]["position"]))})
@@ -224,7 +225,7 @@ def test_a_writer_that_stalls_for_twenty_seconds_is_closed_as_slow(store: Faulty
         assert [event.data for event in body.next()] == [str(stalled)]
         now += stalled
     (close,) = body.rest()
-    assert close.json() == {"reason": "slow"}
+    assert close.json() == {"reason": "slow", "retry": close.retry}
 
 
 def test_with_the_store_away_a_stream_stays_and_goes_on_when_it_is_back(
@@ -255,7 +256,7 @@ def test_over_the_limit_the_whole_body_is_a_busy_notice_and_the_log_has_the_reas
     with caplog.at_level(logging.WARNING, "sse"):
         (close,) = open_stream().rest()
     assert "SSE_MAX_SUBSCRIBERS" in caplog.text
-    assert (close.event, close.json()) == ("sse.close", {"reason": "busy"})
+    assert (close.event, close.json()) == ("sse.close", {"reason": "busy", "retry": close.retry})
     assert hub.subscribers == 3
 
 
@@ -278,3 +279,19 @@ def test_two_channels_take_turns_and_each_is_in_order(hub: Hub, store: FaultySto
         assert [event.data for event in mine] == ["0", "1", "2", "3"]
     for event in events:
         assert {entry[0] for entry in event.id.split("~")} == {"a", "b"}
+
+
+def test_a_typed_stream_tells_each_event_s_type_in_its_data_and_its_own_blocks_as_ever(
+    hub: Hub, store: FaultyStore, open_stream: OpenStream
+) -> None:
+    typed, plain = (open_stream({"a": Start(), "b": Start(Position(3, 3))}, typed=typed) for typed in (True, False))
+    for body in (typed, plain):
+        opening, _, reset = body.take(3)
+        assert (opening.event, reset.event) == ("sse.open", "sse.reset")
+    store.publish([Publication("a", Event("x\n\ny", "created")), Publication("a", Event(""))])
+    wait_until(lambda: newest(hub) == 2, 3)
+    assert [(event.event, event.data) for event in typed.take(2)] == [
+        ("sse.event", "created\nx\n\ny"),
+        ("sse.event", "message\n"),
+    ]
+    assert [(event.event, event.data) for event in plain.take(2)] == [("created", "x\n\ny"), ("message", "")]

@@ -23,6 +23,7 @@ from sse.wire import (
     encode_payload,
     parse_json,
     parse_publish,
+    type_in_data,
 )
 from tests import client
 
@@ -56,6 +57,20 @@ def chunks(stream: bytes, size: int | None) -> Iterable[bytes]:
 )
 def test_an_event_is_one_block(event: Event, block: bytes) -> None:
     assert encode_body(event) == block
+
+
+@pytest.mark.parametrize(
+    ("event", "block"),
+    [
+        (Event("x"), b"event: sse.event\ndata: message\ndata: x\n\n"),
+        (Event("", "created"), b"event: sse.event\ndata: created\ndata: \n\n"),
+        (Event("event: a\nevent: b"), b"event: sse.event\ndata: message\ndata: event: a\ndata: event: b\n\n"),
+        (Event("x", "event:"), b"event: sse.event\ndata: event:\ndata: x\n\n"),
+    ],
+)
+def test_a_type_is_told_in_the_data(event: Event, block: bytes) -> None:
+    assert type_in_data(encode_body(event)) == block
+    assert read(block) == [Block("sse.event", f"{event.type}\n{event.data}", "")]
 
 
 def test_a_block_of_the_service_s_own() -> None:

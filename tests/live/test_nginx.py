@@ -19,6 +19,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from sse import __version__, script
 from tests import client
 from tests.client import Parser, Stream
 from tests.servers import Gunicorn, Nginx, RedisServer, free_port, wait_until
@@ -114,7 +115,7 @@ def retry_of(answer: client.Answer) -> int:
     assert answer.headers["X-Accel-Buffering"] == "no"
     [event] = Parser().feed(answer.body)
     assert event.event == "sse.close"
-    assert event.json() == {"reason": "busy"}
+    assert event.json() == {"reason": "busy", "retry": event.retry}
     assert event.own_id is None
     assert event.retry is not None
     return event.retry
@@ -461,6 +462,29 @@ def test_cors_on_a_stream_is_the_app_s_own_and_comes_once(site: Site) -> None:
             assert stream.status == 200
             assert stream.headers.get_all("Access-Control-Allow-Origin") == allowed
             assert stream.headers["X-Accel-Buffering"] == "no"
+
+
+def assert_script(nginx: Nginx) -> None:
+    """It comes as the app gives it: gzipped once for whoever takes that, and with one header of each name."""
+    for path in ("/sse/sse.js", f"/sse/sse.{__version__}.js"):
+        for accepted, variant in (("gzip", script.load().gzipped), ("identity", script.load().plain)):
+            asked = {"Origin": ORIGIN, "Accept-Encoding": accepted}
+            answer = client.request(nginx.url, "GET", path, headers=asked)
+            assert (answer.status, answer.body) == (200, variant.body)
+            assert answer.headers["Content-Encoding"] == (accepted if accepted == "gzip" else None)
+            assert [answer.headers.get_all(name) for name in CORS] == [["*"], None]
+            assert len({name.lower() for name in answer.headers.keys()}) == len(answer.headers.keys())
+            assert answer.headers["ETag"] == f'"{variant.etag}"'
+            asked["If-None-Match"] = answer.headers["ETag"]
+            answer = client.request(nginx.url, "GET", path, headers=asked)
+            assert (answer.status, answer.body, answer.headers["ETag"]) == (304, b"", asked["If-None-Match"])
+
+
+def test_the_script_comes_gzipped_once_and_for_every_page(site: Site, tmp_path: Path) -> None:
+    assert_script(site.nginx)
+    everything = "sendfile on; gzip on; gzip_proxied any; gzip_min_length 0; gzip_types *;"
+    with Nginx(tmp_path, site.gunicorn.bind, {"sendfile on;": everything}) as nginx:
+        assert_script(nginx)
 
 
 def test_a_request_line_of_24_kb_reaches_the_app(site: Site) -> None:

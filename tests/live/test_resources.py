@@ -197,7 +197,11 @@ def test_a_full_worker_still_answers_health_and_publishing_and_says_that_it_is_b
             assert refused.headers["Content-Type"] == "text/event-stream"
             assert refused.headers["Access-Control-Allow-Origin"] == ORIGIN
             [event] = refused.events()
-            assert (event.event, event.json(), event.own_id) == ("sse.close", {"reason": "busy"}, None)
+            assert (event.event, event.json(), event.own_id) == (
+                "sse.close",
+                {"reason": "busy", "retry": event.retry},
+                None,
+            )
             assert event.retry is not None
             assert 3000 <= event.retry <= 12000
             assert refused.complete

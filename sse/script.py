@@ -1,0 +1,78 @@
+"""The embed script as it is served: static/sse.js without its comments."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import html
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+from sse.version import __version__
+
+# Comments that start a line; and those at its end with no quote in them, which are in no string then.
+_COMMENT = re.compile(
+    r"""^[ \t]*(?://[^\n]*\n?|/\*.*?\*/(?:[ \t]*(?:\n|\Z))?)|(?<=[;,{}()\]]) // [^"\n]*$""", re.DOTALL | re.MULTILINE
+)
+
+
+class Variant(NamedTuple):
+    """The bytes of one content encoding, and what stands in their ETag."""
+
+    body: bytes
+    etag: str
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """The embed script, plain and gzipped; `integrity` is the hash that a page can hold it to (W3C SRI)."""
+
+    plain: Variant
+    gzipped: Variant
+    integrity: str
+
+
+@cache
+def load() -> Script:
+    """The script of this version, read once."""
+    body = f"/* Throughline {__version__}, MIT licence */\n{strip_comments(_source())}".encode()
+    return Script(
+        _variant(body),
+        _variant(gzip.compress(body, 9, mtime=0)),
+        f"sha384-{base64.b64encode(hashlib.sha384(body).digest()).decode()}",
+    )
+
+
+def strip_comments(source: str) -> str:
+    """The source without its comments; it must have no string, template or comment that goes on to another line.
+
+    The end of the line before stays, so no statement runs into another (ECMA-262, 12.10).
+    """
+    return _COMMENT.sub("", source)
+
+
+def embed_tag(prefix: str, channels: Sequence[str]) -> str:
+    """The HTML that puts this version of the script into a page; `prefix` is the service's address."""
+    attributes = {
+        "src": f"{prefix}/sse.{__version__}.js",
+        "integrity": load().integrity,
+        "crossorigin": "anonymous",
+        **({"data-channels": " ".join(channels)} if channels else {}),
+    }
+    written = " ".join(f'{name}="{html.escape(value)}"' for name, value in attributes.items())
+    return f"<script {written} defer></script>"
+
+
+def _source() -> str:
+    package = Path(__file__).parent
+    installed = package / "static" / "sse.js"
+    return (installed if installed.exists() else package.parent / "static" / "sse.js").read_text(encoding="utf-8")
+
+
+def _variant(body: bytes) -> Variant:
+    return Variant(body, hashlib.sha256(body).hexdigest()[:32])
