@@ -435,10 +435,10 @@
     function wait(delay, why) {
       halt();
       waiting = true;
-      heard.state("waiting", why, "");
       after(delay, function () {
         run(why);
       });
+      heard.state("waiting", why, ""); // at the end: whoever hears it may close the feed
     }
 
     function failed(fault) {
@@ -460,7 +460,6 @@
       var transport = root.EventSource ? "eventsource" : "xhr";
       var opened = now(), first = true, goodbye = null;
       var url = address(service, "/stream", places, [["ids", "delta"], ["types", "data"], ["heartbeat", heartbeat()]]);
-      heard.state("connecting", why, transport);
       heardAt = opened;
       after(PATIENCE, question);
       stream = (root.EventSource ? openEventSource : openXhr)(url, service.credentials, function (type, data, id) {
@@ -482,6 +481,7 @@
           if (!asking) question();
         } else cut(now() - opened, now() - heardAt, goodbye);
       });
+      heard.state("connecting", why, transport);
     }
 
     function heartbeat() {
@@ -558,8 +558,6 @@
 
     function poll() {
       var hold = memory.get("hold") || HOLD, began = now(), crowded = crowd && crowd.full();
-      waiting = false;
-      heard.state("polling", crowded ? "more than two tabs" : memory.get("why"), "poll");
       asking = ask(service, places, crowded ? 1 : hold, 0, function (fault, steps, answer) {
         asking = null;
         if (fault) {
@@ -577,6 +575,7 @@
         if (!answer.more && now() - began < (steps.length ? 50 : 500)) return after(steps.length ? 50 : 1000, poll);
         return poll();
       });
+      heard.state("polling", crowded ? "more than two tabs" : memory.get("why"), "poll");
     }
 
     function shorten(fault, hold) {
@@ -633,7 +632,7 @@
   }
 
   function Member(feed, service) {
-    var name = ["sse", service.url, service.credentials ? "credentials" : "", identity(service.token)].join(" ");
+    var name = ["sse", VERSION, service.url, service.credentials ? "credentials" : "", identity(service.token)].join(" ");
     var me = unique(), bus = new root.BroadcastChannel(name), round = 0, closed = false;
     var leader = "", heardAt = now() - SILENT_LEADER + FIRST_WORD, told = map(), joinedAt = 0;
     var line = null, release = noop, members = map(), shown = ["connecting", "taking the lead", ""];
@@ -705,7 +704,7 @@
 
     function admit(id, places) {
       var known = id in members, more = map(), missing = false;
-      members[id] = { at: now(), places: places };
+      members[id] = { at: now(), places: map(places) };
       Object.keys(places).forEach(function (channel) {
         if (channel in line.places) return;
         more[channel] = places[channel];
@@ -748,12 +747,12 @@
     }
 
     function follow(message) {
-      var fresh = leader !== message.by;
+      var fresh = leader !== message.by, stands = map(message.places);
       if (fresh) told = map();
       leader = message.by;
       if (fresh || now() - joinedAt > 10000) join();
       Object.keys(feed.places).forEach(function (channel) {
-        if (channel in message.places) told[channel] = message.places[channel];
+        if (channel in stands) told[channel] = stands[channel];
         else if (!fresh && now() - joinedAt > 1000) join();
       });
       feed.show(message.shown[0], message.shown[1], message.shown[2], true, message.tabs);
@@ -798,10 +797,8 @@
         else if (kind === "leave" && message.by in members) {
           leave(message.by);
           tell();
-        } else if (kind === "knock") {
-          line.tick(now(), 0);
-          tell();
-        }
+        } else if (kind === "knock") tell();
+        else if (kind === "wake") line.tick(now(), 0);
         return;
       }
       if (kind === "lead" || kind === "steps") heardAt = now();
@@ -837,13 +834,14 @@
         else if (time - heardAt > SILENT_LEADER) {
           heardAt = time;
           elect({ steal: true });
-        } else if (feed.unsteady()) post("knock", {}); // its own timers may be held back
+        } else if (feed.unsteady()) post("wake", {}); // its own timers may be held back
       },
       stop: function () {
         closed = true;
         stopAsking();
         if (line) line.stop();
         else post("leave", {});
+        line = null;
         bus.close();
         release();
       }
@@ -930,7 +928,6 @@
 
     // The first poll settles what may be read and where it begins, and it delivers on any network.
     function settle() {
-      show("connecting", "first poll", "poll", false, 1);
       asking = ask(service, places, 1, options.replay, function (fault, steps, answer) {
         asking = null;
         if (fault) return unsettled(fault);
@@ -941,13 +938,13 @@
         settled = true;
         return begin();
       });
+      show("connecting", "first poll", "poll", false, 1);
     }
 
     function unsettled(fault) {
       if (FINAL[fault.status]) return finish(fault);
-      show("waiting", fault.reason, "", false, 1);
       timer = root.setTimeout(settle, Math.max(backoff.next(), fault.after));
-      return undefined;
+      return show("waiting", fault.reason, "", false, 1);
     }
 
     function begin() {
@@ -989,8 +986,9 @@
     }
 
     function close() {
+      if (closed) return;
       halt();
-      show("closed", "closed by the page", "", false, 1);
+      if (face.state !== "closed") show("closed", "closed by the page", "", false, 1);
       closed = true;
       root.clearInterval(ticker);
       if (service.crowd) service.crowd.leave();

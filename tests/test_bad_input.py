@@ -21,7 +21,7 @@ from sse.wire import Parser, encode_body
 from tests import client as wire
 
 KEY = "k" * 22
-STREAM_TYPES = {"sse.open", "sse.heartbeat", "sse.reset", "sse.close", "message"}
+STREAM_TYPES = {"sse.open", "sse.heartbeat", "sse.reset", "sse.close", "sse.event", "message"}
 
 NASTY = [
     *(
@@ -78,7 +78,10 @@ NASTY = [
 ]
 TEXT = st.sampled_from(NASTY) | st.text() | st.text(st.sampled_from("a=~-019/.\r\n\0: "), max_size=20)
 NAMES = st.sampled_from(
-    ["channel", "last_event_id", "lastEventId", "replay", "ids", "heartbeat", "timeout", "token", "type", "_", "", "\0"]
+    [
+        *("channel", "last_event_id", "lastEventId", "replay", "ids", "types"),
+        *("heartbeat", "timeout", "token", "type", "_", "", "\0"),
+    ]
 )
 HEADERS = st.sampled_from(
     [
@@ -186,7 +189,9 @@ def test_any_query(app: Flask, path: str, query: list[tuple[str, str]], with_cha
 
 
 @pytest.mark.parametrize("path", ["/sse/stream", "/sse/poll"])
-@pytest.mark.parametrize("name", ["channel", "last_event_id", "lastEventId", "replay", "ids", "heartbeat", "token"])
+@pytest.mark.parametrize(
+    "name", ["channel", "last_event_id", "lastEventId", "replay", "ids", "types", "heartbeat", "token"]
+)
 @pytest.mark.parametrize("text", NASTY, ids=range(len(NASTY)))
 def test_each_nasty_text_in_each_parameter(app: Flask, path: str, name: str, text: str) -> None:
     rest = "" if path == "/sse/stream" else "&timeout=0"
