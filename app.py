@@ -10,6 +10,7 @@ from pathlib import Path
 
 from flask import Flask, Response, request
 
+from demo import Breaker
 from sse import SSE, IdempotencyConflict, StoreUnavailable
 from sse.cli import cli
 
@@ -59,7 +60,9 @@ def is_on(value: object) -> bool:
 
 
 def add_demo(app: Flask, sse: SSE) -> None:
-    sampler = app.extensions["demo"] = Sampler(app, sse)
+    sampler = Sampler(app, sse)
+    breaker = Breaker(app, sse)
+    app.extensions["demo"] = (sampler, breaker)
 
     # In the process that serves, after any fork, and never in a command such as `flask sse publish`.
     @app.before_request
@@ -72,7 +75,7 @@ def add_demo(app: Flask, sse: SSE) -> None:
             response.headers.update(PAGE_HEADERS)
         return response
 
-    app.add_url_rule("/", "index", lambda: app.send_static_file("index.html"))
+    app.add_url_rule("/", "index", lambda: breaker.know(app.send_static_file("index.html")))
 
 
 class Sampler:

@@ -1,99 +1,46 @@
-// Draws what the server tells, with a plain EventSource and nothing else.
+// Draws what the server tells, shows how it gets here, and breaks that on request.
 (function () {
   "use strict";
 
   const WINDOW = 120; // seconds drawn, and the events asked for at first
-  const STREAM = "sse/stream?channel=demo/machine&channel=demo/hello&replay=" + WINDOW;
   const LISTED = 50;
   const SVG = "http://www.w3.org/2000/svg";
+  const STATES = { connecting: "Connecting", live: "Live", polling: "Polling", waiting: "Waiting", closed: "Closed" };
+  const TRANSPORTS = { eventsource: "EventSource", xhr: "Streamed XHR", poll: "Poll" };
 
   const byId = (id) => document.getElementById(id);
-  const samples = []; // of demo/machine, oldest first; {gap: true} where the stream could not be continued
+  const samples = []; // of demo/machine, oldest first; {gap: true} where the line could not be continued
   const offsets = {}; // of the last event, by channel
-  const counts = { count: 0, missed: 0, reconnects: 0, resets: 0 };
-  let source, lastEventId = "", heardAt = 0, patience = 20, clock = null;
+  const counts = { count: 0, missed: 0, repeated: 0, reconnects: 0, resets: 0 };
+  let clock = null, feed;
 
-  /* The stream */
-
-  function connect() {
-    // The browser sends the last event id itself when it reconnects; a source made anew takes it along in its address.
-    source = new EventSource(STREAM + (lastEventId ? "&last_event_id=" + encodeURIComponent(lastEventId) : ""));
-    source.addEventListener("sse.open", opened);
-    source.addEventListener("sse.heartbeat", heard);
-    source.addEventListener("sse.reset", reset);
-    source.addEventListener("sse.close", (event) => show("reconnecting", "Reconnecting (" + JSON.parse(event.data).reason + ")"));
-    source.addEventListener("sample", receive);
-    source.addEventListener("message", receive);
-    source.addEventListener("error", cut);
-  }
-
-  function opened(event) {
-    if (lastEventId) add("reconnects", 1);
-    patience = JSON.parse(event.data).heartbeat + 5;
-    remember(event);
-    show("live", "Live");
-  }
-
-  function heard() {
-    heardAt = performance.now();
-  }
-
-  function remember(event) {
-    heard();
-    lastEventId = event.lastEventId;
-    byId("last").textContent = lastEventId;
-  }
+  /* Events */
 
   function receive(event) {
-    const entry = event.lastEventId.split("~")[0].split("="); // the first one is this event's own
-    remember(event);
-    follow(entry[0], Number(entry[1].split("-")[0]));
+    follow(event.channel, Number(event.id.split("=")[1].split("-")[0]));
     add("count", 1);
-    if (entry[0] === "demo/machine" && event.type === "sample") sampled(JSON.parse(event.data));
-    if (entry[0] === "demo/hello") list("#" + offsets[entry[0]], event.data);
+    byId("last").textContent = feed.lastEventId;
+    if (event.channel === "demo/machine" && event.type === "sample") sampled(event.json);
+    if (event.channel === "demo/hello") list("#" + offsets[event.channel], event.data);
+    judge();
   }
 
-  // Offsets are 1, 2, 3…: the page can see for itself that nothing is missing.
+  // Offsets are 1, 2, 3…: the page can see for itself that nothing is missing, and that nothing comes twice.
   function follow(channel, offset) {
-    if (channel in offsets && offset > offsets[channel] + 1) add("missed", offset - offsets[channel] - 1);
+    if (offset <= offsets[channel]) add("repeated", 1);
+    else if (offset > offsets[channel] + 1) add("missed", offset - offsets[channel] - 1);
     offsets[channel] = offset;
   }
 
   // What came before cannot be continued: mark the place and go on. A page with state would fetch it again here.
-  function reset(event) {
-    const told = JSON.parse(event.data);
-    remember(event);
+  function reset(told) {
     add("resets", 1);
     if (told.missed) add("missed", told.missed);
     delete offsets[told.channel];
     if (told.channel === "demo/machine") samples.push({ gap: true, at: now() });
     else list("reset", "Earlier events may be missing: " + told.reason, "told");
+    log("Reset", told.channel + ": " + told.reason, "waiting");
     draw();
-  }
-
-  function cut() {
-    if (source.readyState === EventSource.CLOSED) {
-      // The server said no, or the browser has given up: only a new source tries again.
-      show("refused", "No stream, trying again (does SSE_PUBLIC allow demo/*?)");
-      setTimeout(connect, 5000 + 5000 * Math.random());
-    } else if (byId("state").dataset.state !== "reconnecting") {
-      show("reconnecting", "Reconnecting");
-    }
-  }
-
-  function watch() {
-    const silent = Math.round((performance.now() - heardAt) / 1000);
-    if (byId("state").dataset.state === "live" && silent > patience) show("quiet", "Nothing heard for a while");
-    else if (byId("state").dataset.state === "quiet" && silent <= patience) show("live", "Live");
-    draw();
-  }
-
-  /* What is told in words */
-
-  function show(state, text) {
-    if (byId("state").textContent === text) return; // a live region speaks at each change
-    byId("state").dataset.state = state;
-    byId("state").textContent = text;
   }
 
   function add(name, number) {
@@ -108,16 +55,144 @@
     mark.textContent = label;
     body.textContent = text.length > 2000 ? text.slice(0, 2000) + "…" : text;
     if (kind) body.className = kind;
-    byId("events").prepend(item);
-    while (byId("events").childElementCount > LISTED) byId("events").lastChild.remove();
-    speak(body.textContent.slice(0, 200));
+    prepend("events", item);
   }
 
-  let spokenAt = -Infinity;
-  function speak(text) {
-    if (performance.now() - spokenAt < 5000) return; // a flood is not read out
-    spokenAt = performance.now();
-    byId("spoken").textContent = "New event: " + text;
+  function prepend(id, item) {
+    byId(id).prepend(item);
+    while (byId(id).childElementCount > LISTED) byId(id).lastChild.remove();
+  }
+
+  /* The connection */
+
+  const delivers = () => feed.state === "live" || feed.state === "polling";
+  let shown = {}, served = false;
+
+  function changed(told) {
+    byId("tabs").textContent = !told.shared ? "not shared"
+      : told.tabs > 1 ? told.tabs + " share one connection" : "this one, ready to share";
+    byId("reason").textContent = told.reason || "–";
+    if (told.state === shown.state && told.transport === shown.transport && told.reason === shown.reason) return;
+    if (delivers() && !shown.delivers) {
+      if (served) add("reconnects", 1);
+      served = true;
+    }
+    if (byId("state").textContent !== STATES[told.state]) { // a live region speaks at each change
+      byId("state").dataset.state = told.state;
+      byId("state").textContent = STATES[told.state];
+    }
+    document.querySelectorAll(".rungs li").forEach((rung) => {
+      if (rung.dataset.transport === told.transport && delivers()) rung.setAttribute("aria-current", "step");
+      else rung.removeAttribute("aria-current");
+    });
+    const transport = told.state !== "polling" && TRANSPORTS[told.transport];
+    log(STATES[told.state], [transport, told.reason].filter(Boolean).join(" · "), told.state);
+    shown = { state: told.state, transport: told.transport, reason: told.reason, delivers: delivers() };
+    if (breaking && !delivers()) breaking.broke = breaking.broke || performance.now();
+    if (breaking && delivers() && (breaking.broke || told.transport !== breaking.transport)) {
+      breaking.back = breaking.back || performance.now();
+    }
+  }
+
+  function log(what, why, kind) {
+    const item = document.createElement("li");
+    const time = item.appendChild(document.createElement("time"));
+    const words = item.appendChild(document.createElement("p"));
+    time.textContent = new Date().toTimeString().slice(0, 8);
+    words.appendChild(document.createElement("b")).textContent = what;
+    words.append(" " + why);
+    item.dataset.state = kind;
+    prepend("log", item);
+  }
+
+  /* Breaking it */
+
+  const ATTEMPT = 60; // seconds until a break that shows no effect is given up
+  const HELD_BACK = "demo_buffer=1";
+  const tabs = "BroadcastChannel" in window ? new BroadcastChannel("demo") : null;
+  let breaking = null; // {name, at, broke, back, transport, missed, resets}
+
+  const post = (path) => fetch("demo/" + path, { method: "POST" }).then((answer) => {
+    if (!answer.ok) throw new Error("the server said " + answer.status);
+  });
+  const isBuffering = () => document.cookie.split("; ").includes(HELD_BACK);
+
+  function begin(name, expected) {
+    if (breaking) tell(breaking.name, ""); // two at once cannot be told apart
+    breaking = { name: name, at: performance.now(), transport: feed.transport, missed: counts.missed, resets: counts.resets };
+    log(name.charAt(0).toUpperCase() + name.slice(1), "pressed", "pressed");
+    tell(name, expected);
+  }
+
+  function tell(name, text) {
+    byId(name + "-outcome").textContent = text;
+    byId("spoken").textContent = text;
+  }
+
+  function failed(name) {
+    return (error) => {
+      breaking = null;
+      tell(name, "Not done: " + error.message + ".");
+    };
+  }
+
+  const span = (from, to) => (to - from < 1000 ? Math.round(to - from) + " ms" : ((to - from) / 1000).toFixed(1) + " s");
+
+  // With the first event after it is back: whether any is missing shows in its place.
+  function judge() {
+    if (!breaking || !delivers()) return;
+    const unnoticed = breaking.name === "cut" && !breaking.broke && performance.now() - breaking.at > 5000;
+    if (!breaking.back && !unnoticed) return;
+    const missed = counts.missed - breaking.missed, resets = counts.resets - breaking.resets;
+    const how = feed.state === "polling" ? "Polls" : "Back";
+    const words = [how + " after " + span(breaking.at, breaking.back), missed + " missed"];
+    if (unnoticed) words[0] = "The browser has asked again by itself";
+    if (breaking.name === "sleep" && breaking.broke) {
+      words[0] = "Noticed after " + span(breaking.at, breaking.broke) + ", back " + span(breaking.broke, breaking.back) + " later";
+    }
+    if (resets) words.push(resets + (resets === 1 ? " reset" : " resets"));
+    tell(breaking.name, words.join(", ") + ".");
+    breaking = null;
+  }
+
+  function cut() {
+    begin("cut", "Cut. Waiting…");
+    post("cut").catch(failed("cut"));
+  }
+
+  function sleep() {
+    begin("sleep", "Asleep. Waiting for the silence to be noticed…");
+    post("sleep").catch(failed("sleep"));
+  }
+
+  function buffer() {
+    const on = !isBuffering();
+    begin("buffer", on ? "Held back. Waiting for polls to take over…" : "Let through. Trying the stream again…");
+    // Only the next stream is held back, so this one is cut; polls go on as they are until the stream is back.
+    post("buffer?on=" + Number(on)).then(() => {
+      if (tabs) tabs.postMessage(on);
+      showBuffering();
+      if (on) return post("cut");
+      return retry();
+    }).catch(failed("buffer"));
+  }
+
+  // What is remembered of this network no longer holds. In every tab: one of them has the connection.
+  function retry() {
+    window.dispatchEvent(new Event("online"));
+  }
+
+  function showBuffering() {
+    byId("buffer").setAttribute("aria-pressed", String(isBuffering()));
+  }
+
+  function watch() {
+    if (breaking && performance.now() - breaking.at > ATTEMPT * 1000) {
+      tell(breaking.name, "Nothing has changed in " + ATTEMPT + " s.");
+      breaking = null;
+    }
+    if (!document.hidden) showBuffering(); // the cookie ends by itself, or in another tab
+    draw();
   }
 
   /* The charts */
@@ -131,7 +206,7 @@
     clock = { at: sample.at, heardAt: performance.now() };
     samples.push(sample);
     const delay = Date.now() - sample.at * 1000;
-    byId("delay").textContent = delay >= 0 && delay < 5000 ? Math.round(delay) + " ms" : "–"; // else the clocks differ
+    byId("delay").textContent = delay >= 0 && delay < 5000 ? Math.round(delay) + " ms" : "–"; // a replay, or the clocks differ
     requestDraw();
   }
 
@@ -280,9 +355,29 @@
     });
   }
 
+  if (typeof SSE === "undefined") {
+    byId("state").dataset.state = "closed";
+    byId("state").textContent = "sse/sse.js has not been loaded";
+    return;
+  }
   charts.forEach(prepare);
   byId("command").textContent = 'curl -d "hello" \\\n-H "Authorization: Bearer $KEY" \\\n' +
     new URL("sse/publish/demo/hello", document.baseURI).href;
-  connect();
+  if (tabs) tabs.onmessage = (event) => {
+    showBuffering();
+    if (!event.data) retry();
+  };
+  showBuffering();
+  byId("cut").addEventListener("click", cut);
+  byId("buffer").addEventListener("click", buffer);
+  byId("sleep").addEventListener("click", sleep);
+  // A short heartbeat, so that the sleep is noticed soon.
+  feed = SSE(new URL("sse", document.baseURI).href, {
+    channels: ["demo/machine", "demo/hello"], replay: WINDOW, share: true, heartbeat: 5,
+  });
+  feed.on("sse.event", receive);
+  feed.on("sse.reset", reset);
+  feed.on("sse.state", changed);
+  changed(feed);
   setInterval(watch, 1000);
 }());
