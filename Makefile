@@ -9,11 +9,15 @@ INSTALL := $(BIN)/pip install --quiet --no-input --require-hashes -r
 COMPILE := $(BIN)/uv pip compile --quiet --generate-hashes --universal --python-version 3.11 \
   --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock"
 
-.PHONY: help run test check chaos wheel format lock clean
+# What the tests with browsers run.
+PARTS := redis-server nginx lighttpd caddy haproxy openssl chromium firefox-esr MiniBrowser Xvfb
+
+.PHONY: help run test check chaos browsers wheel format lock clean
 help:
 	@echo 'make run      set up and serve http://127.0.0.1:$(PORT)/ (REDIS=1: with Redis, on all cores)'
 	@echo 'make test     every check: lint, types, tests with real parts, coverage, the wheel'
 	@echo 'make chaos    500 seeds of random faults (CHAOS_SEEDS=N)'
+	@echo 'make browsers every browser on every way through proxies, and a table of what came of it'
 	@echo 'make format   lay the code out'
 	@echo 'make lock     compile requirements*.txt anew (LOCK=--upgrade: with the newest versions)'
 	@echo 'make clean    remove what was set up'
@@ -22,7 +26,7 @@ run: .venv/run
 	@tools/serve $(if $(REDIS),--redis)
 
 test: .venv/test tests/node_modules/.package-lock.json
-	@tools/need redis-server nginx chromium chromedriver curl openssl
+	@tools/need $(PARTS) chromedriver curl
 	@$(MAKE) --no-print-directory check wheel
 
 check:
@@ -35,6 +39,10 @@ check:
 chaos: .venv/test
 	@tools/need redis-server
 	CHAOS_SEEDS=$${CHAOS_SEEDS:-500} $(BIN)/python -m pytest -m chaos
+
+browsers: .venv/test
+	@tools/need $(PARTS)
+	BROWSERS=all $(BIN)/python -m pytest -s tests/browser/test_matrix.py
 
 # A former build's folder would lend the wheel files that are gone.
 wheel: .venv/test

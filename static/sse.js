@@ -398,7 +398,7 @@
     var memory = service.memory, crowd = service.crowd, backoff = Backoff();
     var on = false, waiting = false, live = false, refusals = 0;
     var stream = null, asking = null, timer = 0, restart = 0, action = null, due = 0;
-    var heardAt = 0, period = 15, lastAge = 0, lastQuiet = 0;
+    var heardAt = 0, period = 15, lastAge = 0, ages = 0, lastQuiet = 0;
 
     // Browsers hold back the timers of pages out of sight: a tick may be sooner.
     function after(delay, act) {
@@ -538,20 +538,16 @@
       return wait(backoff.next(), "the stream was cut");
     }
 
-    function alike(span, last) {
-      return last > 0 && Math.abs(span - last) < 300 + last / 10;
-    }
-
-    // Cut twice after the same time: something on the way bounds the quiet, or the age, of a connection.
+    // Cut after the same quiet twice: something on the way wants to hear more often. After the same age three times,
+    // for chance does it twice: nothing may live longer there.
     function learn(age, quiet) {
-      var idle = quiet > 2000 && alike(quiet, lastQuiet), wanted;
-      var again = idle || (age < 15000 && alike(age, lastAge));
-      lastAge = again ? 0 : age;
-      lastQuiet = again ? 0 : quiet;
-      if (!again) return;
-      wanted = Math.max(SHORTEST, Math.floor((idle ? quiet : age) / 2000));
-      if (wanted < period) memory.keep("heartbeat", wanted);
-      else memory.poll("the stream was cut again and again");
+      var idle = quiet > 2000 && Math.abs(quiet - lastQuiet) < 300 + quiet / 10;
+      var wanted = Math.max(SHORTEST, Math.floor(quiet / 2000));
+      ages = age < 15000 && Math.abs(age - lastAge) < 50 + age / 30 ? ages + 1 : 1;
+      lastAge = age;
+      lastQuiet = idle ? 0 : quiet;
+      if (idle && wanted < period) memory.keep("heartbeat", wanted);
+      else if (idle || ages > 2) memory.poll("the stream was cut again and again");
     }
 
     /* Polls */

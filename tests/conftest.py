@@ -33,6 +33,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 def pytest_configure(config: pytest.Config) -> None:
     if config.option.hypothesis_seed is None:
         config.option.hypothesis_seed = str(random.SystemRandom().randrange(2**32))
+    config.addinivalue_line("markers", "browsers: engines on ways to the service; BROWSERS=all: each on each")
     for name in list(os.environ):
         if name.startswith("SSE_") or name in ("REDIS_URL", "DEMO"):
             del os.environ[name]  # a developer's own settings must not decide

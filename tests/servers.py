@@ -52,6 +52,16 @@ def children(pid: int) -> list[int]:
         return []
 
 
+def session(leader: int) -> list[int]:
+    """The living processes of the session that `leader` began, also those whose parents are gone."""
+    found = []
+    for pid in (int(name) for name in os.listdir("/proc") if name.isdigit()):
+        with contextlib.suppress(ProcessLookupError):
+            if os.getsid(pid) == leader and _alive(pid):
+                found.append(pid)
+    return found
+
+
 def open_fds(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/fd"))
 

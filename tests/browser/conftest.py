@@ -1,19 +1,15 @@
-"""Chromium, and a page on an origin of its own."""
+"""Chromium with a WebDriver, and an origin for pages."""
 
 from __future__ import annotations
 
-import functools
-import threading
 from collections.abc import Iterator
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
-from tests import servers
+from tests.browser.origin import Origin
 from tests.live.conftest import pytest_runtest_makereport
 
 __all__ = ["pytest_runtest_makereport"]
@@ -38,18 +34,13 @@ def chromium(tmp_path: Path) -> Iterator[webdriver.Chrome]:
         driver.quit()
 
 
-class PageHandler(SimpleHTTPRequestHandler):
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
+@pytest.fixture
+def origin() -> Iterator[Origin]:
+    with Origin() as origin:
+        yield origin
 
 
 @pytest.fixture
-def page_origin() -> Iterator[str]:
-    """Serves this folder's pages/."""
-    handler = functools.partial(PageHandler, directory=str(Path(__file__).parent / "pages"))
-    with ThreadingHTTPServer(("127.0.0.1", servers.free_port()), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join(5)
+def page_origin(origin: Origin) -> str:
+    """Where pages/ is served."""
+    return origin.url

@@ -7,7 +7,6 @@ import json
 import os
 import random
 import select
-import socket
 import subprocess
 import sys
 import threading
@@ -15,11 +14,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import pytest
 
 from tests.client import Parser
+from tests.proxy import Cutter
 from tests.servers import ROOT, Gunicorn, Nginx, RedisServer, wait_until
 
 KEY = "a-publishing-key-for-these-tests"
@@ -45,57 +45,6 @@ class Heard:
             self.opened += 1
         elif type == "sse.reset":
             self.trouble.append(data)
-
-
-class CuttingProxy:
-    """Forwards TCP connections, until it is told to cut them all."""
-
-    def __init__(self, port: int) -> None:
-        self._upstream = port
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._listener.getsockname()[1]
-        self._pairs: list[tuple[socket.socket, socket.socket]] = []
-        self._threads = [threading.Thread(target=self._accept)]
-
-    def __enter__(self) -> Self:
-        self._threads[0].start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        end(self._listener)
-        self._threads[0].join(5)
-        self.cut()
-        for thread in self._threads:
-            thread.join(5)
-
-    def cut(self) -> None:
-        for pair in self._pairs:
-            for sock in pair:
-                end(sock)
-        self._pairs.clear()
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                pair = (self._listener.accept()[0], socket.create_connection(("127.0.0.1", self._upstream)))
-                self._pairs.append(pair)
-                for source, sink in (pair, pair[::-1]):
-                    self._threads.append(threading.Thread(target=self._pump, args=(source, sink)))
-                    self._threads[-1].start()
-
-    @staticmethod
-    def _pump(source: socket.socket, sink: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while data := source.recv(4096):
-                sink.sendall(data)
-        end(source)
-        end(sink)
-
-
-def end(sock: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        sock.shutdown(socket.SHUT_RDWR)
-    sock.close()
 
 
 @contextlib.contextmanager
@@ -197,7 +146,7 @@ def read_with_eventsource(url: str, ca: Path, heard: Heard, done: Callable[[], b
                     heard.note(item["type"], item["data"])
 
 
-def cut_at_random(proxy: CuttingProxy, heard: Heard, done: Callable[[], bool], rng: random.Random) -> None:
+def cut_at_random(proxy: Cutter, heard: Heard, done: Callable[[], bool], rng: random.Random) -> None:
     """Cut the client's connection, each time after it has come back."""
     while heard.cuts < CUTS and not done():
         opened = heard.opened
@@ -234,7 +183,7 @@ def test_each_line_of_a_growing_log_arrives_once_and_in_order_at_clients_that_ar
     with contextlib.ExitStack() as stack:
         gunicorn = stack.enter_context(Gunicorn(tmp_path, env=environment, workers=4))
         nginx = stack.enter_context(Nginx(tmp_path, gunicorn.bind))
-        proxy = stack.enter_context(CuttingProxy(nginx.https_port))
+        proxy = stack.enter_context(Cutter(nginx.https_port))
         path = f"/sse/stream?channel={CHANNEL}"
         with beside(
             lambda: read_with_curl(f"{nginx.url}{path}", curl, all_heard, random.Random(seed)),

@@ -1,0 +1,101 @@
+"""The origin of the tests' pages: it serves pages/, hears what the pages report, and passes commands to them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from collections import deque
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+from tests.client import target
+from tests.servers import ROOT, free_port, wait_until
+
+PAGES = Path(__file__).parent / "pages"
+
+
+class Report:
+    """What one page has said: its newest state, and its logs, which it tells bit by bit."""
+
+    def __init__(self) -> None:
+        self.state: dict[str, Any] = {}
+        self.logs: dict[str, list[Any]] = {}
+        self.count = 0
+        self.commands: deque[list[Any]] = deque()
+
+    def take(self, told: dict[str, Any]) -> None:
+        self.state = told["state"]
+        for name, (start, items) in told["logs"].items():
+            self.logs.setdefault(name, [])[start:] = items
+        self.count += 1
+
+
+class Origin:
+    """Pages on a port of their own: a browser's six connections to a host are for the host under test."""
+
+    def __init__(self) -> None:
+        self.reports: dict[str, Report] = {}
+        self._server = ThreadingHTTPServer(("127.0.0.1", free_port()), self._handler())
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+
+    def page(self, path: str, name: str, **parameters: Any) -> str:
+        """The address of a page that reports as `name`."""
+        self.reports[name] = Report()
+        return self.url + target(f"/{path}", {"name": name, **parameters})
+
+    def command(self, name: str, command: str, argument: Any = None) -> None:
+        """Have the page do it when it next reports."""
+        self.reports[name].commands.append([command, argument])
+
+    def wait_for_report(self, name: str, timeout: float = 30) -> Report:
+        """A report that is made from now on."""
+        report = self.reports[name]
+        seen = report.count
+        wait_until(lambda: report.count > seen, timeout, what=f"{name} reports")
+        return report
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._thread.join(5)
+        self._server.server_close()
+
+    def _handler(self) -> type[SimpleHTTPRequestHandler]:
+        reports = self.reports
+
+        class Handler(SimpleHTTPRequestHandler):
+            def __init__(self, *args: Any) -> None:
+                super().__init__(*args, directory=str(PAGES))
+
+            def do_GET(self) -> None:
+                if urlsplit(self.path).path != "/sse.js":
+                    super().do_GET()
+                    return
+                self.send_response(200)
+                self.send_header("Content-Type", "text/javascript; charset=utf-8")
+                self.end_headers()
+                with (ROOT / "static/sse.js").open("rb") as script:
+                    shutil.copyfileobj(script, self.wfile)
+
+            def do_POST(self) -> None:
+                told = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                report = reports[told["name"]]
+                report.take(told)
+                answer = json.dumps([report.commands.popleft() for _ in range(len(report.commands))]).encode()
+                self.send_response(200)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(answer)))
+                self.end_headers()
+                self.wfile.write(answer)
+
+            def log_message(self, format: str, *args: Any) -> None:
+                pass
+
+        return Handler
