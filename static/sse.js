@@ -79,6 +79,21 @@
     }
   }
 
+  // The page's own code: an error in it stops nothing here, and is reported as the page's own where a browser can.
+  function call(listener, event, self) {
+    try {
+      if (typeof listener === "function") listener.call(self, event);
+      else listener.handleEvent(event);
+    } catch (error) {
+      if (root.reportError) root.reportError(error);
+      else {
+        root.setTimeout(function () {
+          throw error;
+        }, 0);
+      }
+    }
+  }
+
   function unique() {
     return Math.random().toString(36).slice(2);
   }
@@ -324,7 +339,7 @@
       return pair[1];
     }).map(function (pair) {
       return pair[0] + "=" + encodeURIComponent(pair[1]);
-    }).join("&");
+    }).concat(service.query || []).join("&");
   }
 
   // One poll after these places: done(fault) or done(null, steps, answer).
@@ -628,7 +643,7 @@
   }
 
   function Member(feed, service) {
-    var name = ["sse", VERSION, service.url, service.credentials ? "credentials" : "", identity(service.token)].join(" ");
+    var name = ["sse", VERSION, service.url, service.query, service.credentials, identity(service.token)].join(" ");
     var me = unique(), bus = new root.BroadcastChannel(name), round = 0, closed = false;
     var leader = "", heardAt = now() - SILENT_LEADER + FIRST_WORD, told = map(), joinedAt = 0;
     var line = null, release = noop, members = map(), shown = ["connecting", "taking the lead", ""];
@@ -847,9 +862,10 @@
   /* A feed: what the page holds. Inside, `feed`; the page gets its `face` */
 
   function Feed(url, options) {
-    var link = absolute(url.replace(/\/+$/, "")), credentials = Boolean(options.credentials);
+    var link = absolute(url), credentials = Boolean(options.credentials);
     var service = {
-      url: link.href,
+      url: link.href.replace(/\/*([?#].*)?$/, ""),
+      query: link.search.slice(1),
       token: options.token,
       credentials: credentials,
       heartbeat: options.heartbeat,
@@ -878,13 +894,7 @@
 
     function emit(type, event) {
       (listeners[type] || []).forEach(function (listener) {
-        try {
-          listener(event);
-        } catch (error) { // the page's own, which stops nothing here
-          root.setTimeout(function () {
-            throw error;
-          }, 0);
-        }
+        call(listener, event);
       });
     }
 
@@ -1040,6 +1050,7 @@
   function SSE(url, options) {
     var given = options || {}, channels = given.channels || [], chosen = {}, name;
     if (typeof channels === "string") channels = channels.split(/[\s,]+/);
+    if (!Array.isArray(channels)) throw new TypeError("SSE: the channels are " + channels + ": give a list such as ['news']");
     for (name in given) chosen[name] = given[name];
     chosen.channels = channels.filter(function (channel, index) {
       return channel && channels.indexOf(channel) === index;
@@ -1052,13 +1063,14 @@
   /* The standard interface (WHATWG HTML 9.2.2) */
 
   function Source(url, options) {
-    var source = this, link = absolute(String(url)), listeners = map(), chosen = { channels: [] }, feed;
+    var source = this, link = absolute(String(url)), listeners = map(), chosen = { channels: [] }, rest = [], feed;
     link.search.slice(1).split("&").forEach(function (pair) {
       var at = pair.indexOf("="), name = pair.slice(0, at);
       var value = decodeURIComponent(pair.slice(at + 1).replace(/\+/g, " "));
       if (name === "channel") chosen.channels.push(value);
       else if (name === "last_event_id") chosen.lastEventId = value;
-      else if (at > 0) chosen[name] = value;
+      else if (/^(replay|heartbeat|token|lastEventId)$/.test(name)) chosen[name] = value;
+      else if (pair && !/^(ids|types)$/.test(name)) rest.push(pair);
     });
     chosen.credentials = Boolean(options && options.withCredentials);
     this.url = link.href;
@@ -1076,33 +1088,39 @@
         currentTarget: source
       };
       var handler = type === "open" || type === "message" || type === "error" ? source["on" + type] : null;
-      if (typeof handler === "function") handler.call(source, event);
-      (listeners[type] || []).slice().forEach(function (listener) {
-        if (typeof listener === "function") listener.call(source, event);
-        else listener.handleEvent(event);
+      if (typeof handler === "function") call(handler, event, source);
+      (listeners[type] || []).slice().forEach(function (added) {
+        if (added.once) source.removeEventListener(type, added.listener);
+        call(added.listener, event, source);
       });
     }
 
-    this.addEventListener = function (type, listener) {
+    function without(type, listener) {
+      return (listeners[type] || []).filter(function (added) {
+        return added.listener !== listener;
+      });
+    }
+
+    this.addEventListener = function (type, listener, given) {
       var list = listeners[type] = listeners[type] || [];
-      if (listener && list.indexOf(listener) < 0) list.push(listener);
+      if (!listener || without(type, listener).length < list.length) return;
+      list.push({ listener: listener, once: Boolean(given && given.once) });
     };
     this.removeEventListener = function (type, listener) {
-      listeners[type] = (listeners[type] || []).filter(function (other) {
-        return other !== listener;
-      });
+      listeners[type] = without(type, listener);
     };
     this.close = function () {
       source.readyState = 2;
       feed.close();
     };
 
-    feed = SSE(link.href.split("?")[0].replace(/\/stream$/, ""), chosen);
+    feed = SSE(link.href.replace(/\/stream\/?([?#].*)?$|[?#].*$/, "") + "?" + rest.join("&"), chosen);
     feed.on("sse.event", function (event) {
       if (source.readyState === 0) open();
       fire(event.type, event.data);
     });
     feed.on("sse.reset", function (reset) {
+      if (source.readyState === 0) open();
       fire("sse.reset", JSON.stringify({ channel: reset.channel, reason: reset.reason, missed: reset.missed }));
     });
     feed.on("sse.state", function (told) {
@@ -1150,7 +1168,9 @@
     if (template && template.charAt(0) === "#") {
       source = document.querySelector(template);
       if (!source) return;
-      item = (source.content || source).firstElementChild.cloneNode(true);
+      item = (source.content || source).firstElementChild;
+      if (!item) return;
+      item = item.cloneNode(true);
       walker = document.createTreeWalker(item, 4, null, false); // NodeFilter.SHOW_TEXT
       while (walker.nextNode()) walker.currentNode.nodeValue = fill(walker.currentNode.nodeValue, event);
     } else {
