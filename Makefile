@@ -42,7 +42,7 @@ chaos: .venv/test
 
 browsers: .venv/test
 	@tools/need $(PARTS)
-	BROWSERS=all $(BIN)/python -m pytest -s tests/browser/test_matrix.py
+	BROWSERS=all $(BIN)/python -m pytest -s -m 'browsers or long'
 
 # A former build's folder would lend the wheel files that are gone.
 wheel: .venv/test

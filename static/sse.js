@@ -45,7 +45,7 @@
   var PATIENCE = 3000; // ms for a stream's first message
   var REMEMBERED = 600000; // ms that a host's streams are not tried again
   var LEARNT = 86400000; // ms that what a host's proxies need is remembered
-  var LONGEST_WAIT = 30000; // ms between two tries
+  var LONGEST_WAIT = 20000; // ms between two tries
   var SHORTEST = 3; // seconds, of a heartbeat and of a poll
   var HOLD = 25; // seconds that a poll waits for an event
   var LONGEST_TEXT = 1000000; // characters that one XMLHttpRequest may gather
@@ -647,7 +647,7 @@
     var me = unique(), bus = new root.BroadcastChannel(name), round = 0, closed = false;
     var leader = "", heardAt = now() - SILENT_LEADER + FIRST_WORD, told = map(), joinedAt = 0;
     var line = null, release = noop, members = map(), shown = ["connecting", "taking the lead", ""];
-    var suspicion = 0, asking = null;
+    var suspicion = 0, asking = null, knocking = false;
 
     function post(kind, message) {
       message.kind = kind;
@@ -812,7 +812,10 @@
         else if (kind === "wake") line.tick(now(), 0);
         return;
       }
-      if (kind === "lead" || kind === "steps") heardAt = now();
+      if (kind === "lead" || kind === "steps") {
+        heardAt = now();
+        knocking = false;
+      }
       if (kind === "lead") follow(message);
       else if (kind === "steps") {
         message.steps.forEach(function (step) {
@@ -834,7 +837,8 @@
       // A leader that does not answer now has stopped: some systems halt the pages that are out of sight.
       knock: function () {
         if (line) return;
-        heardAt = now() - SILENT_LEADER + FIRST_WORD;
+        if (!knocking) heardAt = now() - SILENT_LEADER + FIRST_WORD;
+        knocking = true; // until it answers: another knock gives it no more time
         post("knock", {});
       },
       tick: function (time, asleep) {
@@ -844,6 +848,7 @@
         } else if (asleep > 5000) this.knock();
         else if (time - heardAt > SILENT_LEADER) {
           heardAt = time;
+          knocking = false;
           elect({ steal: true });
         } else if (feed.unsteady()) post("wake", {}); // its own timers may be held back
       },

@@ -34,9 +34,18 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.option.hypothesis_seed is None:
         config.option.hypothesis_seed = str(random.SystemRandom().randrange(2**32))
     config.addinivalue_line("markers", "browsers: engines on ways to the service; BROWSERS=all: each on each")
+    config.addinivalue_line("markers", "long: the long forms of some tests, with BROWSERS=all only")
     for name in list(os.environ):
         if name.startswith("SSE_") or name in ("REDIS_URL", "DEMO"):
             del os.environ[name]  # a developer's own settings must not decide
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if os.environ.get("BROWSERS") == "all":
+        return
+    long = [item for item in items if item.get_closest_marker("long")]
+    config.hook.pytest_deselected(items=long)
+    items[:] = [item for item in items if item not in long]
 
 
 def pytest_report_header(config: pytest.Config) -> str:

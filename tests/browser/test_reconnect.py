@@ -1,0 +1,316 @@
+"""Away and back, in a real Chromium: servers that leave, refuse, or say when to come again; a machine that sleeps."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import client
+from tests.browser.tabs import Browser, Front, House, Numbers, Tab, answer, descendants
+from tests.live.conftest import pytest_runtest_makereport
+from tests.servers import RedisServer, wait_until
+
+__all__ = ["pytest_runtest_makereport"]
+A = "public/a"
+RETRY = 200  # ms, the house's
+SLOPPY = 0.25  # seconds that a timer may be late
+
+
+@pytest.fixture(scope="module")
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    with RedisServer(tmp_path_factory.mktemp("redis")) as redis:
+        yield redis
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory, redis: RedisServer) -> Iterator[House]:
+    with House(tmp_path_factory.mktemp("house"), redis, SSE_HEARTBEAT=3, SSE_RETRY=RETRY) as house:
+        yield house
+
+
+@pytest.fixture
+def front(house: House) -> Iterator[Front]:
+    with Front(house.port) as front:
+        yield front
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with Browser(tmp_path_factory.mktemp("chromium")) as browser:
+        yield browser
+
+
+@pytest.fixture
+def browser(chromium: Browser) -> Iterator[Browser]:
+    yield chromium
+    chromium.clear()
+
+
+def assert_complete(tab: Tab, numbers: Numbers, name: str = "feed", timeout: float = 5) -> None:
+    """It has each event once and in order, from the first to the last, and nothing went wrong."""
+    wait_until(lambda: tab.numbers(A, name)[-1:] == [numbers.count - 1], timeout, 0.05, what="the last event")
+    assert tab.numbers(A, name) == list(range(numbers.count)), tab.log("states", name)
+    assert tab.log("resets", name) == []
+    assert tab.run("return errors") == []
+
+
+def states(tab: Tab, name: str = "feed") -> list[str]:
+    """The states one after the other, without repetition."""
+    return [state for state, _ in itertools.groupby(state for _, state, *_ in tab.log("states", name))]
+
+
+def moments(tab: Tab, state: str, name: str = "feed") -> list[tuple[float, str]]:
+    """When it came into this state, and for what reason."""
+    log = tab.log("states", name)
+    return [(at / 1000, reason) for at, told, reason, *_ in log if told == state]
+
+
+def cut(front: Front, tab: Tab, name: str = "feed") -> float:
+    """Cut all that goes through the front; when that was."""
+    moment = time.time()
+    front.cut()
+    wait_until(lambda: moments(tab, "waiting", name)[-1:] > [(moment - 0.1, "")], what="the cut is noticed")
+    return moment
+
+
+def test_a_server_that_was_away_for_six_seconds_is_found_again_and_nothing_is_lost(
+    house: House, browser: Browser
+) -> None:
+    own, shared = browser.tabs(2, house.url)
+    own.start(A, share=False).wait()
+    shared.start(A).wait()
+    with house.publishing(A, every=0.1) as numbers:  # the ring holds what it will miss
+        time.sleep(0.5)
+        house.gunicorn.stop()
+        away = time.time()
+        for tab in (own, shared):
+            tab.wait("waiting")
+            assert tab.get("reason")
+            assert tab.get("transport") == ""
+        time.sleep(6)
+        house.gunicorn.start()
+        for tab in (own, shared):
+            tab.wait("live", timeout=25)
+        time.sleep(0.5)
+    for tab in (own, shared):
+        assert_complete(tab, numbers)
+        assert set(states(tab)) == {"connecting", "waiting", "live"}
+        assert states(tab)[-2:] == ["connecting", "live"]
+        assert all(reason for _, reason in moments(tab, "waiting"))
+        tries = [at for at, _ in moments(tab, "connecting") if at > away]
+        assert 2 <= len(tries) <= 40, tries
+
+
+def test_streams_that_are_refused_again_and_again_are_left_for_polls_until_the_network_is_back(
+    house: House, front: Front, browser: Browser
+) -> None:
+    tab = browser.open(house.other).start(A, url=f"{front.url}/sse").wait()  # on another origin, with no CORS then
+    with house.publishing(A) as numbers:
+        front.answer = lambda target: answer(502) if "/stream" in target else None
+        moment = cut(front, tab)
+        tab.wait("polling", transport="poll", reason="streams are refused")
+        assert 2 <= len(front.since(moment, "/stream")) <= 3
+        time.sleep(1)
+        assert_tail(tab)
+        front.answer = lambda target: None
+        tab.run("dispatchEvent(new Event('online'))")
+        tab.wait("live", transport="eventsource")
+        time.sleep(0.5)
+    assert_complete(tab, numbers)
+
+
+def assert_tail(tab: Tab) -> None:
+    before = tab.count()
+    wait_until(lambda: tab.count() > before + 10, 3, what="events go on")
+
+
+def test_a_stream_that_is_refused_once_is_tried_again(house: House, front: Front, browser: Browser) -> None:
+    tab = browser.open(front.url).start(A).wait()
+    refused: list[str] = []
+
+    def refuse_once(target: str) -> bytes | None:
+        if "/stream" not in target or refused:
+            return None
+        refused.append(target)
+        return answer(503)
+
+    with house.publishing(A) as numbers:
+        front.answer = refuse_once
+        cut(front, tab)
+        wait_until(lambda: refused, what="the refusal")
+        tab.wait("live", transport="eventsource")
+        time.sleep(0.5)
+    assert_complete(tab, numbers)
+    assert "polling" not in states(tab)
+    assert "the stream was refused" in [reason for _, reason in moments(tab, "waiting")]
+
+
+def test_when_everything_is_a_502_it_goes_on_trying_less_and_less(house: House, front: Front, browser: Browser) -> None:
+    tab = browser.open(house.other).start(A, url=f"{front.url}/sse").wait()
+    with house.publishing(A, every=0.1) as numbers:
+        front.answer = lambda target: answer(502)
+        moment = cut(front, tab)
+        time.sleep(2)
+        assert tab.get("state") in ("waiting", "connecting")
+        asked = front.since(moment, "/stream")
+        assert 2 <= len(asked) <= 20
+        front.answer = lambda target: None
+        tab.wait("live", transport="eventsource", timeout=25)
+    assert_complete(tab, numbers)
+
+
+def test_the_wait_after_a_goodbye_is_what_the_goodbye_says(house: House, front: Front, browser: Browser) -> None:
+    tab = browser.open(front.url).start(A).wait()
+    goodbyes = iter([100, 2000, 700])
+    said: list[tuple[float, float]] = []
+
+    def goodbye(target: str) -> bytes | None:
+        retry = next(goodbyes, None) if "/stream" in target else None
+        if retry is None:
+            return None
+        said.append((time.time(), retry / 1000))
+        data = json.dumps({"reason": "lifetime", "retry": retry})
+        return answer(200, "Content-Type: text/event-stream", body=f"event: sse.close\ndata: {data}\n\n")
+
+    with house.publishing(A) as numbers:
+        front.answer = goodbye
+        moment = cut(front, tab)
+        wait_until(lambda: len(said) == 3, what="three goodbyes")
+        tab.wait("live")
+    asked = front.since(moment, "/stream")
+    assert len(asked) == 4
+    for (moment, wait), came in zip(said, asked[1:], strict=True):
+        assert wait - 0.01 <= came - moment <= wait + SLOPPY
+    assert_complete(tab, numbers)
+    assert [reason for _, reason in moments(tab, "waiting")][-3:] == ["lifetime"] * 3
+
+
+def test_streams_that_reach_their_lifetime_and_find_the_worker_full_lose_nothing(
+    tmp_path: Path, redis: RedisServer, browser: Browser
+) -> None:
+    settings = {"SSE_STREAM_LIFETIME": 5, "SSE_MAX_SUBSCRIBERS": 1, "SSE_RETRY": 3000}
+    with House(tmp_path / "small", redis, **settings) as house, house.publishing(A) as numbers:
+        tab = browser.open(house.url).start(A).wait()
+        settled = numbers.count
+        wait_until(lambda: moments(tab, "waiting"), 8, what="the end of its life")
+        assert moments(tab, "waiting")[0][1] == "lifetime"
+        with client.Stream(house.url, {"channel": A}) as other:  # it takes the only place
+            other.until("sse.open")
+            wait_until(lambda: moments(tab, "waiting")[1:], 8, what="it comes again")
+            assert moments(tab, "waiting")[1][1] == "busy"
+        tab.run("dispatchEvent(new Event('online'))")
+        tab.wait()
+        numbers.end()
+        wait_until(lambda: tab.numbers(A)[-1:] == [numbers.count - 1], what="the last event")
+        got = tab.numbers(A)
+        assert got == list(range(got[0], numbers.count))
+        assert got[0] <= settled
+        assert tab.log("resets") == []
+        assert set(states(tab)) == {"connecting", "live", "waiting"}
+
+
+def test_a_poll_that_is_told_when_to_come_again_comes_then(front: Front, browser: Browser) -> None:
+    tab = browser.open(front.url)
+
+    def refuse(target: str) -> bytes | None:
+        status = next((status for status in (429, 503) if f"wait{status}" in target), None)
+        return answer(status, "Retry-After: 2") if status else None
+
+    front.answer = refuse
+    for status in (429, 503):
+        tab.start(f"public/wait{status}", name=str(status), share=False)
+        tab.wait("waiting", name=str(status))
+        assert tab.get("reason", str(status)).startswith(str(status))
+    front.answer = lambda target: None
+    for status in (429, 503):
+        tab.wait("live", name=str(status))
+        first, second = front.since(0, f"/poll?channel=public%2Fwait{status}")
+        assert 1.99 <= second - first <= 3 + SLOPPY
+
+
+def test_what_is_final_closes_it_and_nothing_more_is_asked(house: House, front: Front, browser: Browser) -> None:
+    tab = browser.open(front.url)
+    ways = [(status, when) for status in (204, 400, 401, 403) for when in ("first", "later")]
+    error = json.dumps({"error": {"code": "no", "message": "not for you", "hint": ""}})
+
+    def refuse(target: str) -> bytes | None:
+        for status, when in ways:
+            if f"{status}{when}" in target and (when == "first" or later):
+                return answer(status, "Content-Type: application/json", body="" if status == 204 else error)
+        return None
+
+    later = False
+    front.answer = refuse
+    for status, when in ways:
+        name = f"{status}{when}"
+        tab.start(f"public/{name}", name=name, share=when == "first")
+        if when == "later":
+            tab.wait(name=name)
+    later = True
+    front.cut()
+    for status, when in ways:
+        name = f"{status}{when}"
+        tab.wait("closed", name=name)
+        told = [] if status == 204 else ["not for you"]
+        assert tab.get("reason", name).split(" ", 1) == [str(status), *told] or status == 204, tab.get("reason", name)
+        assert str(status) in tab.get("reason", name)
+        assert tab.get("transport", name) == ""
+    closed = time.time()
+    time.sleep(10)
+    assert front.since(closed) == []
+    for status, when in ways:
+        assert states(tab, f"{status}{when}").count("closed") == 1
+        assert states(tab, f"{status}{when}")[-1] == "closed"
+
+
+LONG = pytest.mark.long
+
+
+@pytest.mark.parametrize("seconds", [10, pytest.param(25, marks=LONG), pytest.param(120, marks=LONG)])
+def test_a_machine_that_slept_is_live_again_at_once_and_from_the_same_place(
+    house: House, browser: Browser, seconds: float
+) -> None:
+    own, shared, other = browser.tabs(3, house.url)
+    own.start(A, share=False).wait()
+    shared.start(A).wait()
+    other.start(A).wait(tabs=2)
+    with house.publishing(A, every=0.1) as numbers:
+        time.sleep(0.5)
+        browser.stop(*descendants(browser.pid))
+        time.sleep(seconds)
+        asleep = numbers.count
+        browser.resume()
+        woken = time.time()
+        for tab in (own, shared, other):
+            wait_until(lambda tab=tab: tab.numbers(A)[-1] >= asleep, 5, what="it has caught up")  # type: ignore[misc]
+            tab.wait()
+        time.sleep(2)  # should it yet be rebuilt, it is so without loss
+    for tab in (own, shared, other):
+        assert_complete(tab, numbers)
+        caught_up = next(at / 1000 for at, _, number, _ in tab.log() if number >= asleep)
+        assert caught_up - woken < 2
+        assert tab.get("state") == "live"
+
+
+def test_the_network_that_is_back_is_used_at_once(house: House, front: Front, browser: Browser) -> None:
+    tab = browser.open(front.url).start(A, name="live").wait(name="live")
+    front.answer = lambda target: answer(503, "Retry-After: 30") if "/sse/" in target else None
+    with house.publishing(A) as numbers:
+        cut(front, tab, "live")
+        wait_until(lambda: front.since(0, "/poll")[1:], what="a poll that is told to wait")
+        tab.start(A, name="new").wait("waiting", name="new")
+        tab.wait("waiting", name="live")
+        front.answer = lambda target: None
+        time.sleep(1)
+        assert (tab.get("state", "live"), tab.get("state", "new")) == ("waiting", "waiting")
+        before = time.time()
+        tab.run("dispatchEvent(new Event('online'))")
+        for name in ("live", "new"):
+            tab.wait(name=name)
+            assert moments(tab, "live", name)[-1][0] - before < 1
+    assert_complete(tab, numbers, "live")

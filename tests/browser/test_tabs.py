@@ -1,0 +1,378 @@
+"""Tabs that share one connection, in a real Chromium: whoever leads and however it ends, none loses an event."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.browser.tabs import Browser, Front, House, Numbers, Tab, largest_gap
+from tests.live.conftest import pytest_runtest_makereport
+from tests.servers import RedisServer, wait_until
+
+__all__ = ["pytest_runtest_makereport"]
+A, B, C = "public/a", "public/b", "public/c"
+LONG = pytest.mark.long
+FAILOVER = 3  # seconds without an event when a leader is lost
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    directory = tmp_path_factory.mktemp("tabs")
+    with RedisServer(directory) as redis, House(directory, redis) as house:
+        yield house
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with Browser(tmp_path_factory.mktemp("chromium")) as browser:
+        yield browser
+
+
+@pytest.fixture
+def browser(chromium: Browser, house: House) -> Iterator[Browser]:
+    yield chromium
+    chromium.clear()
+
+    def is_alone() -> bool:
+        for channel in (A, B, C):
+            house.publish(channel, "over")  # a worker sees that a client has gone when it writes to it, and then again
+        return house.subscribers() == 0
+
+    wait_until(is_alone, interval=0.1, what="all connections of the browser have ended")
+
+
+def sharing(tabs: list[Tab], *channels: str, **options: object) -> list[Tab]:
+    """All of them live on one connection."""
+    for tab in tabs:
+        tab.start(*channels, **options)
+    for tab in tabs:
+        tab.wait(shared=True, tabs=len(tabs))
+    return tabs
+
+
+def leader_of(tabs: list[Tab]) -> Tab:
+    """The one that leads, as soon as there is one."""
+    [leader] = wait_until(lambda: [tab for tab in tabs if tab.leads()], what="a leader")
+    return leader
+
+
+def newest(tab: Tab) -> float:
+    """When its newest event came."""
+    return float(tab.log()[-1][0]) / 1000
+
+
+def without(tabs: list[Tab], *gone: Tab) -> list[Tab]:
+    return [tab for tab in tabs if tab not in gone]
+
+
+def assert_complete(tab: Tab, numbers: Numbers, since: int, channel: str = A, timeout: float = 5) -> None:
+    """It has each event once and in order, from `since` at the latest to the last, and nothing went wrong."""
+    wait_until(lambda: tab.numbers(channel)[-1:] == [numbers.count - 1], timeout, 0.05, what="the last event")
+    got = tab.numbers(channel)
+    assert got == list(range(got[0], numbers.count)), f"{got}\n{tab.log('states')}"
+    assert got[0] <= since
+    assert tab.log("resets") == []
+    assert tab.run("return errors") == []
+
+
+def assert_one_connection(house: House) -> None:
+    wait_until(lambda: house.subscribers() == 1, what="one connection")
+    assert {house.subscribers() for _ in range(10)} == {1}
+
+
+@pytest.mark.parametrize("origins", [1, pytest.param(2, marks=LONG)])
+def test_ten_tabs_have_one_connection_and_the_host_has_room_for_more(
+    house: House, browser: Browser, origins: int
+) -> None:
+    tabs = sharing(browser.tabs(10, house.url if origins == 1 else house.other), A, url=f"{house.url}/sse")
+    assert_one_connection(house)
+    with house.publishing(A) as numbers:
+        time.sleep(1)
+        assert_one_connection(house)
+        for tab in tabs:
+            took = tab.run(
+                "const began = performance.now();"
+                "return fetch(arguments[0], {mode: 'no-cors', cache: 'no-store'})"
+                ".then(() => performance.now() - began)",
+                f"{house.url}/healthz",
+            )
+            assert took < 1000
+    for tab in tabs:
+        assert_complete(tab, numbers, 1)
+        assert tab.get("transport") == "eventsource"
+    assert len([tab for tab in tabs if tab.leads()]) == 1
+
+
+def close_feed(browser: Browser, tab: Tab) -> None:
+    tab.run("feeds.feed.close()")
+
+
+def navigate(browser: Browser, tab: Tab) -> None:
+    tab.go("about:blank")
+
+
+def close_tab(browser: Browser, tab: Tab) -> None:
+    tab.close()
+
+
+def kill(browser: Browser, tab: Tab) -> None:
+    browser.kill(tab)
+
+
+WAYS = {"kill": kill, "close the tab": close_tab, "navigate": navigate, "close the feed": close_feed}
+
+
+@pytest.mark.parametrize("ways", [["navigate", "close the feed", "close the tab", "kill", "kill"]], ids=", ".join)
+def test_whichever_way_the_leader_is_lost_the_others_go_on_at_once_from_the_same_place(
+    house: House, browser: Browser, ways: list[str]
+) -> None:
+    tabs = sharing(browser.tabs(len(ways) + 2, house.url), A)
+    lost: list[float] = []
+    with house.publishing(A) as numbers:
+        time.sleep(0.5)
+        for way in ways:
+            leader = leader_of(tabs)
+            tabs = without(tabs, leader)
+            lost.append(time.time())
+            WAYS[way](browser, leader)
+            for tab in tabs:
+                tab.wait(tabs=len(tabs))
+            time.sleep(0.2)
+    for tab in tabs:
+        assert_complete(tab, numbers, 1)
+        assert largest_gap(tab.log(), lost[0]) < FAILOVER
+    assert_one_connection(house)
+
+
+def test_leaders_that_are_killed_in_quick_succession_leave_no_gap(house: House, browser: Browser) -> None:
+    tabs = sharing(browser.tabs(5, house.url), A)
+    pids = {tab: tab.renderer(browser.pid) for tab in tabs}
+    with house.publishing(A) as numbers:
+        time.sleep(0.5)
+        began = time.time()
+        for _ in range(3):
+            leader = leader_of(tabs)
+            tabs = without(tabs, leader)
+            os.kill(pids[leader], signal.SIGKILL)
+            browser.look_away()
+        for tab in tabs:
+            tab.wait(tabs=2)
+        time.sleep(1)
+    for tab in tabs:
+        assert_complete(tab, numbers, 1)
+        assert largest_gap(tab.log(), began) < FAILOVER
+    assert_one_connection(house)
+
+
+def test_each_tab_has_its_own_of_the_channels_that_one_connection_carries(house: House, browser: Browser) -> None:
+    wanted = [[A], [B], [A, C], [C]]
+    tabs = browser.tabs(4, house.url)
+    with house.publishing(A, B, C) as numbers:
+        for tab, channels in zip(tabs, wanted, strict=True):
+            tab.start(*channels)
+        for tab in tabs:
+            tab.wait(tabs=4)
+        settled = numbers.count
+        assert_one_connection(house)
+        time.sleep(0.5)
+        leader = leader_of(tabs)
+        leader.close()
+        for tab in without(tabs, leader):
+            tab.wait(tabs=3)
+        time.sleep(0.5)
+    for tab, channels in zip(tabs, wanted, strict=True):
+        if tab is not leader:
+            for channel in channels:
+                assert_complete(tab, numbers, settled, channel)
+            assert {channel for _, channel, *_ in tab.log()} == set(channels)
+
+
+def test_a_tab_that_joins_gets_its_replay_and_one_that_leaves_is_no_longer_counted(
+    house: House, browser: Browser
+) -> None:
+    tabs = sharing(browser.tabs(2, house.url), A)
+    for number in range(10):
+        house.publish(A, number)
+    newcomer = browser.open(house.url).start(A, replay=4).wait(shared=True, tabs=3)
+    house.publish(A, 10)
+    wait_until(lambda: newcomer.numbers(A)[-1:] == [10], what="the event after the replay")
+    assert newcomer.numbers(A) == [6, 7, 8, 9, 10]
+    for tab in tabs:
+        assert tab.numbers(A) == list(range(11))
+    assert_one_connection(house)
+
+    newcomer.run("feeds.feed.close()")
+    for tab in tabs:
+        tab.wait(tabs=2)
+    tabs[1].close()
+    tabs[0].wait(tabs=1, shared=True)
+    house.publish(A, 11)
+    wait_until(lambda: tabs[0].numbers(A)[-1] == 11, what="an event to the tab that stayed")
+    assert newcomer.numbers(A) == [6, 7, 8, 9, 10]
+
+
+@pytest.mark.parametrize("refused_leads", [False, True])
+def test_what_is_refused_to_one_tab_disturbs_no_other(house: House, browser: Browser, refused_leads: bool) -> None:
+    private = "user/ann/mail"
+    with Front(house.port) as front, house.publishing(A, private) as numbers:
+        tabs = browser.tabs(3, front.url)
+        tabs[0].run("document.cookie = 'user=ann; path=/'")
+        order = [2, 0, 1] if refused_leads else [0, 1, 2]
+        for index in order:
+            tabs[index].start(A, *([private] if index == 2 else [])).wait()
+        for tab in tabs:
+            tab.wait(tabs=3)
+        assert leader_of(tabs) is tabs[order[0]]
+        settled = numbers.count
+
+        stranger = browser.open(front.url).start(A, "user/bob/mail")
+        stranger.wait("closed")
+        assert stranger.get("reason").startswith("403")
+        assert [state for _, state, *_ in stranger.log("states")] == ["connecting", "closed"]
+        assert [tab.get("tabs") for tab in tabs] == [3, 3, 3]
+
+        tabs[0].run("document.cookie = 'user=; path=/; max-age=0'")  # from now on, private is refused
+        front.cut()
+        tabs[2].wait("closed")
+        assert tabs[2].get("reason").startswith("403")
+        for tab in tabs[:2]:
+            tab.wait(tabs=2)
+        time.sleep(0.5)
+        numbers.end()
+        for tab in tabs[:2]:
+            assert_complete(tab, numbers, settled)
+            assert "closed" not in [state for _, state, *_ in tab.log("states")]
+        assert_one_connection(house)
+
+
+def test_two_users_share_nothing(house: House, browser: Browser) -> None:
+    users = ["ann", "bob"]
+    private = {user: f"user/{user}/mail" for user in users}
+    tabs = {user: browser.open(house.url).start(A, private[user], token=user) for user in users}
+    for tab in tabs.values():
+        tab.wait(shared=True, tabs=1)
+    assert house.subscribers() == 2
+    with house.publishing(A, *private.values()) as numbers:
+        time.sleep(1)
+    for user, tab in tabs.items():
+        assert_complete(tab, numbers, 0)
+        assert_complete(tab, numbers, 0, private[user])
+        assert {channel for _, channel, *_ in tab.log()} == {A, private[user]}
+        assert tab.get("tabs") == 1
+        assert tab.leads()
+
+
+def test_tabs_with_credentials_do_not_share_with_tabs_without(house: House, browser: Browser) -> None:
+    known, unknown = browser.tabs(2, house.other)
+    known.start(A, url=f"{house.url}/sse", credentials=True).wait(shared=True, tabs=1)
+    unknown.start(A, url=f"{house.url}/sse").wait(shared=True, tabs=1)
+    time.sleep(0.5)
+    assert (known.get("tabs"), unknown.get("tabs"), house.subscribers()) == (1, 1, 2)
+
+
+def test_feeds_of_one_page_share_too_unless_one_will_not(house: House, browser: Browser) -> None:
+    tab = browser.open(house.url)
+    tab.start(A, name="one").start(A, B, name="two")
+    for name in ("one", "two"):
+        tab.wait(name=name, shared=True, tabs=2)
+    assert_one_connection(house)
+    tab.start(A, name="alone", share=False).wait(name="alone", shared=False, tabs=1)
+    wait_until(lambda: house.subscribers() == 2, what="a connection of its own")
+    with house.publishing(A, B) as numbers:
+        time.sleep(0.5)
+        tab.run("feeds.one.close()")
+        tab.wait(name="two", tabs=1)
+        time.sleep(0.5)
+    wait_until(lambda: tab.numbers(B, "two")[-1:] == [numbers.count - 1], what="the last event")
+    every = list(range(numbers.count))
+    assert tab.numbers(A, "two") == tab.numbers(B, "two") == tab.numbers(A, "alone") == every
+    closed = tab.numbers(A, "one")
+    assert closed == every[: len(closed)]
+    assert len(closed) < len(every)
+
+
+def join(newcomer: Tab, others: list[Tab]) -> None:
+    newcomer.start(A)
+    time.sleep(7)
+
+
+def look_at_one(newcomer: Tab, others: list[Tab]) -> None:
+    others[0].run("return 0")
+    time.sleep(7)
+
+
+def look_at_all_in_turn(newcomer: Tab, others: list[Tab]) -> None:
+    for _ in range(4):
+        for tab in others:
+            tab.run("return 0")
+            time.sleep(1)
+
+
+def wait(newcomer: Tab, others: list[Tab]) -> None:
+    time.sleep(48)
+
+
+@pytest.mark.parametrize(
+    ("happens", "within"),
+    [
+        (join, 8),
+        pytest.param(look_at_one, 8, marks=LONG),
+        pytest.param(look_at_all_in_turn, 8, marks=LONG),
+        pytest.param(wait, 48, marks=LONG),
+    ],
+)
+def test_a_leader_that_has_stopped_is_replaced_and_follows_when_it_wakes(
+    house: House, browser: Browser, happens: Callable[[Tab, list[Tab]], None], within: float
+) -> None:
+    tabs = sharing(browser.tabs(3, house.url), A)
+    newcomer = browser.open(house.url)
+    leader = leader_of(tabs)
+    others = without(tabs, leader)
+    renderer = leader.renderer(browser.pid)
+    with house.publishing(A) as numbers:
+        time.sleep(0.5)
+        stopped = time.time()
+        browser.stop(renderer)
+        time.sleep(0.2)  # for what was on its way
+        joined = numbers.count
+        happens(newcomer, others)
+        if happens is join:
+            tabs.append(newcomer)
+        caught_up = [newest(tab) > time.time() - 1 for tab in without(tabs, leader)]
+        browser.resume()
+        for tab in tabs:
+            tab.wait(shared=True, tabs=len(tabs))
+        time.sleep(1)
+    assert all(caught_up), [tab.log("states")[-5:] for tab in tabs]
+    for tab in tabs:
+        assert_complete(tab, numbers, joined + 50 if tab is newcomer else 1)
+    for tab in others:
+        assert 2 < largest_gap(tab.log(), stopped) < within, "it was not stopped, or for too long"
+    assert leader_of(tabs) is not leader
+    assert_one_connection(house)
+
+
+@pytest.mark.parametrize("company", [pytest.param(0, marks=LONG), 1])
+def test_a_page_that_comes_back_from_the_browsers_cache_goes_on_from_the_same_place(
+    house: House, browser: Browser, company: int
+) -> None:
+    tabs = sharing(browser.tabs(1 + company, house.url), A)
+    with house.publishing(A) as numbers:
+        time.sleep(0.5)
+        tabs[0].go(f"{house.url}/healthz")
+        time.sleep(1)
+        tabs[0].back()
+        assert tabs[0].run("return shows") == [False, True]
+        for tab in tabs:
+            tab.wait(shared=True, tabs=len(tabs))
+        time.sleep(0.5)
+    for tab in tabs:
+        assert_complete(tab, numbers, 1)
+    moments = [at for at, *_ in tabs[0].log()]
+    assert max(after - before for before, after in itertools.pairwise(moments)) > 500, "it was never away"
+    assert_one_connection(house)
