@@ -48,7 +48,7 @@
   var LONGEST_WAIT = 20000; // ms between two tries
   var SHORTEST = 3; // seconds, of a heartbeat and of a poll
   var HOLD = 25; // seconds that a poll waits for an event
-  var LONGEST_TEXT = 1000000; // characters that one XMLHttpRequest may gather
+  var LONGEST_TEXT = 2000000; // characters that one XMLHttpRequest may gather
   var SILENT_LEADER = 45000; // ms after which another tab takes the lead
   var FIRST_WORD = 5000; // ms for a leader's answer to a newcomer
   var FINAL = { 204: 1, 400: 1, 401: 1, 403: 1 }; // answers after which there is nothing to try again
@@ -94,6 +94,14 @@
     }
   }
 
+  function decode(text) {
+    try {
+      return decodeURIComponent(text.replace(/\+/g, " "));
+    } catch (error) {
+      return text;
+    }
+  }
+
   function unique() {
     return Math.random().toString(36).slice(2);
   }
@@ -107,7 +115,7 @@
 
   // A name for the secret that tells two users apart. A token that is renewed for the same user keeps it.
   function identity(token) {
-    var claims, hash = 5381, index;
+    var claims;
     if (!token) return "";
     try {
       claims = parse(root.atob(token.split(".")[1].replace(/-/g, "+").replace(/_/g, "/")));
@@ -115,8 +123,7 @@
       claims = null;
     }
     if (claims && claims.sub) return "user " + claims.iss + " " + claims.sub;
-    for (index = 0; index < token.length; index += 1) hash = (hash * 33 + token.charCodeAt(index)) % 9007199254740881;
-    return "token " + hash.toString(36);
+    return "token " + token;
   }
 
   function formatId(places, first) {
@@ -412,8 +419,8 @@
   function Line(service, places, heard) {
     var memory = service.memory, crowd = service.crowd, backoff = Backoff();
     var on = false, waiting = false, live = false, refusals = 0;
-    var stream = null, asking = null, timer = 0, restart = 0, action = null, due = 0;
-    var heardAt = 0, period = 15, lastAge = 0, ages = 0, lastQuiet = 0;
+    var stands = null, stream = null, asking = null, timer = 0, restart = 0, action = null, due = 0;
+    var opened = 0, heardAt = 0, period = 15, lastAge = 0, ages = 0, lastQuiet = 0;
 
     // Browsers hold back the timers of pages out of sight: a tick may be sooner.
     function after(delay, act) {
@@ -463,19 +470,22 @@
     }
 
     function move(steps) {
-      steps.forEach(function (step) {
+      var taken = steps.filter(function (step) {
+        if (places[step.channel] !== step.from) return false; // of a channel that has left, or has come back elsewhere
         places[step.channel] = step.to;
+        return true;
       });
-      if (steps.length) heard.steps(steps);
+      if (taken.length) heard.steps(taken);
     }
 
     /* The stream */
 
     function open(why) {
       var transport = root.EventSource ? "eventsource" : "xhr";
-      var opened = now(), first = true, goodbye = null;
+      var first = true;
       var url = address(service, "/stream", places, [["ids", "delta"], ["types", "data"], ["heartbeat", heartbeat()]]);
-      heardAt = opened;
+      opened = heardAt = now();
+      stands = map(places);
       after(PATIENCE, question);
       stream = (root.EventSource ? openEventSource : openXhr)(url, service.credentials, function (type, data, id) {
         heardAt = now();
@@ -486,7 +496,7 @@
           asking = null;
         }
         if (type === "sse.open") begin(parse(data) || {}, transport);
-        else if (type === "sse.close") goodbye = parse(data) || {};
+        else if (type === "sse.close") leave(parse(data) || {});
         else if (type === "sse.heartbeat") heard.beat();
         else receive(type, data, id);
       }, function () {
@@ -494,7 +504,7 @@
         action = null;
         if (first) {
           if (!asking) question();
-        } else cut(now() - opened, now() - heardAt, goodbye);
+        } else cut(now() - opened, now() - heardAt);
       });
       heard.state("connecting", why, transport);
     }
@@ -515,10 +525,11 @@
 
     function receive(type, data, id) {
       var at = id.indexOf("="), channel = id.slice(0, at), to = id.slice(at + 1), end = data.indexOf("\n");
-      if (!(channel in places)) return; // of a member that has left
+      var from = stands[channel];
+      stands[channel] = to;
       move([{
         channel: channel,
-        from: places[channel],
+        from: from,
         to: to,
         items: [type === "sse.reset" ? toReset(parse(data), to)
           : { channel: channel, id: id, type: data.slice(0, end), data: data.slice(end + 1) }]
@@ -543,14 +554,15 @@
       });
     }
 
-    function cut(age, quiet, goodbye) {
-      if (goodbye) {
-        backoff.reset();
-        return wait(goodbye.retry >= 0 ? goodbye.retry : backoff.next(), goodbye.reason);
-      }
+    function leave(goodbye) {
+      backoff.reset();
+      wait(goodbye.retry >= 0 ? goodbye.retry : backoff.next(), goodbye.reason);
+    }
+
+    function cut(age, quiet) {
       learn(age, quiet);
       if (age > PATIENCE) backoff.reset();
-      return wait(backoff.next(), "the stream was cut");
+      wait(backoff.next(), "the stream was cut");
     }
 
     // Cut after the same quiet twice: something on the way wants to hear more often. After the same age three times,
@@ -568,7 +580,7 @@
     /* Polls */
 
     function poll() {
-      var hold = memory.get("hold") || HOLD, began = now(), crowded = crowd && crowd.full();
+      var hold = memory.get("held") > now() ? memory.get("hold") : HOLD, began = now(), crowded = crowd && crowd.full();
       asking = ask(service, places, crowded ? 1 : hold, 0, function (fault, steps, answer) {
         asking = null;
         if (fault) {
@@ -583,7 +595,7 @@
         if (!crowded && !memory.polls()) return open("trying the stream again");
         if (crowded) return after(2000 + Math.random() * 1000, run);
         // What answers at once with nothing to say is perhaps a cache; a burst of events is gathered a little.
-        if (!answer.more && now() - began < (steps.length ? 50 : 500)) return after(steps.length ? 50 : 1000, poll);
+        if (!answer.more && now() - began < (steps.length ? 100 : 500)) return after(steps.length ? 100 : 1000, poll);
         return poll();
       });
       heard.state("polling", crowded ? "more than two tabs" : memory.get("why"), "poll");
@@ -592,7 +604,9 @@
     function shorten(fault, hold) {
       var seconds = Math.floor(0.7 * fault.age / 1000);
       if (fault.age < SHORTEST * 1000 || (fault.status && fault.status !== 200 && fault.status < 500)) return;
-      if (seconds < hold) memory.keep("hold", Math.max(SHORTEST, seconds));
+      if (seconds >= hold) return;
+      memory.keep("hold", Math.max(SHORTEST, seconds));
+      memory.keep("held", now() + REMEMBERED);
     }
 
     return {
@@ -628,7 +642,10 @@
         if (crowd) crowd.tick(time);
         if (action && time > due + 100) fire();
         if (live ? time - heardAt > period * 1500 + 1500 : asleep > 90000 || (asleep > 5000 && waiting)) {
-          this.nudge(live ? "nothing was heard" : "awake again");
+          if (live && asleep < 5000 && heardAt - opened < 1000) { // what is behind the first burst is kept back
+            memory.poll("the stream fell silent");
+            run();
+          } else this.nudge(live ? "nothing was heard" : "awake again");
         }
       }
     };
@@ -639,15 +656,15 @@
    * channels of all, and it tells each step to all. A member that does not stand where a step begins asks for itself.
    */
   function canShare() {
-    return Boolean(root.navigator.locks && root.BroadcastChannel && root.Promise);
+    return Boolean(root.navigator.locks && root.BroadcastChannel && root.AbortController);
   }
 
   function Member(feed, service) {
     var name = ["sse", VERSION, service.url, service.query, service.credentials, identity(service.token)].join(" ");
     var me = unique(), bus = new root.BroadcastChannel(name), round = 0, closed = false;
     var leader = "", heardAt = now() - SILENT_LEADER + FIRST_WORD, told = map(), joinedAt = 0;
-    var line = null, release = noop, members = map(), shown = ["connecting", "taking the lead", ""];
-    var suspicion = 0, asking = null, knocking = false;
+    var line = null, release = noop, members = map(), shown = [];
+    var suspicion = 0, asking = null, knocking = false, patience = new root.AbortController();
 
     function post(kind, message) {
       message.kind = kind;
@@ -657,8 +674,8 @@
 
     /* Leading */
 
-    function elect(options) {
-      var mine = round += 1;
+    function elect(steal) {
+      var mine = round += 1, options = steal ? { steal: true } : { signal: patience.signal };
       root.navigator.locks.request(name, options, function () {
         if (closed || mine !== round) return undefined;
         return new root.Promise(function (resolve) {
@@ -674,7 +691,7 @@
           leader = "";
           heardAt = now();
           join();
-          elect({});
+          elect(false);
         }
       });
     }
@@ -682,6 +699,7 @@
     function lead() {
       leader = me;
       members = map();
+      shown = ["connecting", "taking the lead", ""];
       stopAsking();
       line = Line(service, map(feed.places), {
         steps: function (steps) {
@@ -766,7 +784,8 @@
         if (channel in stands) told[channel] = stands[channel];
         else if (!fresh && now() - joinedAt > 1000) join();
       });
-      feed.show(message.shown[0], message.shown[1], message.shown[2], true, message.tabs);
+      shown = message.shown;
+      feed.show(shown[0], shown[1], shown[2], true, message.tabs);
       suspect();
     }
 
@@ -786,11 +805,11 @@
       suspicion = 0;
       if (!differs()) return;
       before = formatId(told);
-      asking = ask(service, feed.places, 1, 0, function (fault, steps) {
+      asking = ask(service, feed.places, 1, 0, function (fault, steps, answer) {
         asking = null;
         if (!fault) feed.take(steps);
         else if (FINAL[fault.status]) feed.finish(fault);
-        if (!closed && formatId(told) !== before) suspect();
+        if (!closed && ((answer && answer.more) || formatId(told) !== before)) suspect();
       });
     }
 
@@ -829,7 +848,7 @@
     };
 
     join();
-    elect({});
+    elect(false);
     return {
       nudge: function (why) {
         if (line) line.nudge(why);
@@ -849,8 +868,8 @@
         else if (time - heardAt > SILENT_LEADER) {
           heardAt = time;
           knocking = false;
-          elect({ steal: true });
-        } else if (feed.unsteady()) post("wake", {}); // its own timers may be held back
+          elect(true);
+        } else if (shown[0] !== "live" && !document.hidden) post("wake", {}); // the leader's timers may be held back
       },
       stop: function () {
         closed = true;
@@ -859,6 +878,7 @@
         else post("leave", {});
         line = null;
         bus.close();
+        patience.abort(); // a page that waits for a lock is not kept to come back to
         release();
       }
     };
@@ -880,7 +900,7 @@
     var places = map(), listeners = map(), backoff = Backoff(), share = options.share !== false && canShare();
     var keeper = null, asking = null, timer = 0, settled = false, closed = false, tickedAt = now(), shown = "";
     var face = { on: on, off: off, close: close, lastEventId: "" };
-    var feed = { places: places, take: take, show: show, finish: finish, alone: alone, unsteady: unsteady };
+    var feed = { places: places, take: take, show: show, finish: finish, alone: alone };
     var began = parseId(options.lastEventId);
 
     /* What it tells the page */
@@ -911,10 +931,6 @@
       for (name in told) face[name] = told[name];
       told.channels = options.channels;
       emit("sse.state", told);
-    }
-
-    function unsteady() {
-      return face.state !== "live";
     }
 
     // Takes the steps that begin where this feed stands, and no other.
@@ -1030,6 +1046,7 @@
       [root, "online", nudge],
       [root, "pagehide", function () { // it may come back from the browser's cache
         halt();
+        if (service.crowd) service.crowd.leave();
         show("waiting", "the page is hidden", "", false, 1);
       }],
       [root, "pageshow", function (event) {
@@ -1046,8 +1063,9 @@
       event[0].addEventListener(event[1], event[2]);
     });
     options.channels.forEach(function (channel) {
-      places[channel] = began[channel] || "";
+      places[channel] = channel in began ? began[channel] || "-" : ""; // an entry that is empty is told as a reset
     });
+    face.lastEventId = formatId(places);
     timer = root.setTimeout(settle, 0); // whoever made it listens from the start
     return face;
   }
@@ -1070,8 +1088,7 @@
   function Source(url, options) {
     var source = this, link = absolute(String(url)), listeners = map(), chosen = { channels: [] }, rest = [], feed;
     link.search.slice(1).split("&").forEach(function (pair) {
-      var at = pair.indexOf("="), name = pair.slice(0, at);
-      var value = decodeURIComponent(pair.slice(at + 1).replace(/\+/g, " "));
+      var at = pair.indexOf("="), name = pair.slice(0, at), value = decode(pair.slice(at + 1));
       if (name === "channel") chosen.channels.push(value);
       else if (name === "last_event_id") chosen.lastEventId = value;
       else if (/^(replay|heartbeat|token|lastEventId)$/.test(name)) chosen[name] = value;
@@ -1170,14 +1187,18 @@
   function place(event, into, template, keep) {
     var target = document.querySelector(into), source = null, text = event.data, item, walker;
     if (!target) return;
-    if (template && template.charAt(0) === "#") {
+    if (/^#[\w-]+$/.test(template)) {
       source = document.querySelector(template);
       if (!source) return;
       item = (source.content || source).firstElementChild;
       if (!item) return;
       item = item.cloneNode(true);
       walker = document.createTreeWalker(item, 4, null, false); // NodeFilter.SHOW_TEXT
-      while (walker.nextNode()) walker.currentNode.nodeValue = fill(walker.currentNode.nodeValue, event);
+      while (walker.nextNode()) {
+        if (!/^(script|style)$/i.test(walker.currentNode.parentNode.tagName)) {
+          walker.currentNode.nodeValue = fill(walker.currentNode.nodeValue, event);
+        }
+      }
     } else {
       if (template) text = fill(template, event);
       if (!/^[uo]l$/i.test(target.tagName)) {
@@ -1219,7 +1240,7 @@
 
   function start() {
     Array.prototype.forEach.call(document.querySelectorAll("script[data-channels]"), function (tag) {
-      if (!tag.sse) begin(tag);
+      if (!tag.sse) call(begin, tag);
     });
   }
 

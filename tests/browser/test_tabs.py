@@ -376,3 +376,24 @@ def test_a_page_that_comes_back_from_the_browsers_cache_goes_on_from_the_same_pl
     moments = [at for at, *_ in tabs[0].log()]
     assert max(after - before for before, after in itertools.pairwise(moments)) > 500, "it was never away"
     assert_one_connection(house)
+
+
+def test_a_channel_that_leaves_and_comes_back_at_once_is_whole_in_the_tab_that_reloads(
+    house: House, browser: Browser
+) -> None:
+    leader, follower = browser.tabs(2, house.url)
+    leader.start(A).wait()
+    slowly = (  # the leader's stream goes on meanwhile
+        "start('feed', '/sse', {channels: [arguments[0]], replay: 1}); let first = true;"
+        "feeds.feed.on('sse.event', () => { if (first) burn(50); first = false; })"
+    )
+    with house.publishing(B, every=0.005) as numbers:
+        for _ in range(4):
+            follower.go(follower.address)
+            follower.run(slowly, B)
+            follower.wait(tabs=2)
+            wait_until(lambda: follower.count() > 50, what="some events after the reload")
+            got = follower.numbers(B)
+            assert got == list(range(got[0], got[0] + len(got))), got
+    assert_complete(follower, numbers, numbers.count, B)
+    assert leader.log("resets") == leader.log() == []
