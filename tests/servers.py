@@ -177,7 +177,7 @@ class RedisServer(Server):
         ]
 
     def client(self, **options: Any) -> redis.Redis:
-        return redis.Redis(port=self.port, **({"socket_timeout": 10, "decode_responses": True} | options))
+        return redis.Redis("127.0.0.1", self.port, **({"socket_timeout": 10, "decode_responses": True} | options))
 
     def ready(self) -> bool:
         with contextlib.closing(self.client(password=self.config.get("requirepass"))) as connection:
