@@ -420,7 +420,7 @@
     var memory = service.memory, crowd = service.crowd, backoff = Backoff();
     var on = false, waiting = false, live = false, refusals = 0;
     var stands = null, stream = null, asking = null, timer = 0, restart = 0, action = null, due = 0;
-    var opened = 0, heardAt = 0, period = 15, lastAge = 0, ages = 0, lastQuiet = 0;
+    var opened = 0, bursts = 0, heardAt = 0, period = 15, lastAge = 0, ages = 0, lastQuiet = 0;
 
     // Browsers hold back the timers of pages out of sight: a tick may be sooner.
     function after(delay, act) {
@@ -489,6 +489,7 @@
       after(PATIENCE, question);
       stream = (root.EventSource ? openEventSource : openXhr)(url, service.credentials, function (type, data, id) {
         heardAt = now();
+        if (heardAt - opened > 1000) bursts = 0;
         if (first) {
           first = false;
           action = null;
@@ -510,7 +511,8 @@
     }
 
     function heartbeat() {
-      var learnt = memory.get("heartbeat") || Infinity, wanted = Math.min(learnt, service.heartbeat || Infinity);
+      var learnt = bursts ? SHORTEST : memory.get("heartbeat") || Infinity;
+      var wanted = Math.min(learnt, service.heartbeat || Infinity);
       return wanted < Infinity ? wanted : 0;
     }
 
@@ -642,7 +644,9 @@
         if (crowd) crowd.tick(time);
         if (action && time > due + 100) fire();
         if (live ? time - heardAt > period * 1500 + 1500 : asleep > 90000 || (asleep > 5000 && waiting)) {
-          if (live && asleep < 5000 && heardAt - opened < 1000) { // what is behind the first burst is kept back
+          // Twice nothing after the first burst: what is behind it is kept back.
+          bursts = live && asleep < 5000 && heardAt - opened < 1000 ? bursts + 1 : 0;
+          if (bursts > 1) {
             memory.poll("the stream fell silent");
             run();
           } else this.nudge(live ? "nothing was heard" : "awake again");

@@ -96,7 +96,7 @@ def test_good_code_passes_the_check_of_the_language() -> None:
     var a = {Promise: 1, b: function named(c) { return arguments.length + c + named.length; }}, key;
     for (key in a) if (a.hasOwnProperty(key)) try { use(a[key]); } catch (error) { use(error.message); }
     function use(value) { return JSON.stringify(value) + root.setTimeout; }
-    function canShare() { return Boolean(root.Promise); }
+    function canShare() { return Boolean(root.AbortController); }
     canShare();"""
     assert es5_faults(f'(function (root) {{\n"use strict";\n{code}\n}})(window);') == ""
 

@@ -13,7 +13,8 @@ const OLD = new Set(
 const NEW = {
   EventSource: ["open", "openEventSource"],
   BroadcastChannel: ["canShare", "Member"],
-  Promise: ["canShare", "Member", "elect"],
+  AbortController: ["canShare", "Member"],
+  Promise: ["Member", "elect"],
   locks: ["canShare", "Member", "elect"],
   content: ["place"],
   reportError: ["call"],
