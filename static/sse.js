@@ -94,6 +94,11 @@
     }
   }
 
+  // To the page's author, who may have no code that listens.
+  function warn(text) {
+    if (root.console) root.console.warn("SSE: " + text);
+  }
+
   function decode(text) {
     try {
       return decodeURIComponent(text.replace(/\+/g, " "));
@@ -1012,7 +1017,7 @@
 
     function finish(fault) {
       halt();
-      if (root.console) root.console.warn("SSE: " + fault.reason); // for the page's author
+      warn(fault.reason);
       show("closed", fault.reason, "", false, 1);
       close();
     }
@@ -1191,11 +1196,11 @@
   // Text only: what an event brings never becomes markup.
   function place(event, into, template, keep) {
     var target = document.querySelector(into), source = null, text = event.data, item, walker;
-    if (!target) throw new Error("SSE: data-into finds no " + into);
+    if (!target) return warn("data-into finds no " + into);
     if (/^#[\w-]+$/.test(template)) {
       source = document.querySelector(template);
       item = source && (source.content || source).firstElementChild;
-      if (!item) throw new Error("SSE: data-template finds no element in " + template);
+      if (!item) return warn("data-template finds no element in " + template);
       item = item.cloneNode(true);
       walker = document.createTreeWalker(item, 4, null, false); // NodeFilter.SHOW_TEXT
       while (walker.nextNode()) {
