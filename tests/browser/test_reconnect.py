@@ -93,8 +93,9 @@ def test_a_server_that_was_away_for_six_seconds_is_found_again_and_nothing_is_lo
         away = time.time()
         for tab in (own, shared):
             tab.wait("waiting")
-            assert tab.get("reason")
-            assert tab.get("transport") == ""
+            told = [state for state in tab.log("states") if state[1] == "waiting"][-1]
+            assert told[2], "it says why"
+            assert told[3] == "", "over no transport"
         time.sleep(6)
         house.gunicorn.start()
         for tab in (own, shared):
