@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final, Literal
 
 from sse.errors import StoreUnavailable, Unavailable
@@ -20,23 +19,14 @@ _CHUNK_EVENTS: Final = 1000
 _STALLED_AFTER: Final = 20.0
 _RETRY_STORE: Final = 1.0
 
+Reason = Literal["lifetime", "drain", "slow", "busy"]
 
-def stream(
-    hub: Hub,
-    starts: Mapping[str, Start],
-    *,
-    heartbeat: float,
-    lifetime: float,
-    retry: int,
-    delta: bool = False,
-    typed: bool = False,
-    told: Mapping[str, object] | None = None,
-    clock: Callable[[], float] = time.monotonic,
-) -> Iterator[bytes]:
-    """The chunks of a stream's body; each ends at the end of a block.
+
+class Stream:
+    """A subscriber as a body: iterate over it, or drive it by `open`, `step` and `written`, as a loop over many does.
 
     An id never claims more than the blocks up to and including its own have said, so a client that is cut anywhere
-    comes back for the rest. The subscriber is attached at the first chunk, and detached when the iterator is closed.
+    comes back for the rest. The subscriber is attached by `open`, and detached by `close`.
 
     :param heartbeat: seconds of quiet before a heartbeat.
     :param lifetime: seconds until `sse.close`, give or take 20 %, so that clients do not come back all at once.
@@ -45,21 +35,133 @@ def stream(
     :param typed: whether an event's type is told in its data, see `type_in_data`.
     :param told: what else `sse.open` tells.
     """
-    try:
-        subscriber = hub.attach(starts, ATTACH_TIMEOUT)
-    except Unavailable as error:
-        warn("a stream is told that this service is busy: %s", error)
-        yield busy(retry)
-        return
-    try:
-        lifetime *= random.uniform(0.8, 1.2)
-        claims = _claims(subscriber, starts)
-        told = {"heartbeat": heartbeat, "lifetime": round(lifetime), "retry": retry, **(told or {})}
-        yield _opening(subscriber, starts, claims, told, retry)
-        encode = partial(_block, claims=claims, delta=delta, typed=typed)
-        yield from _blocks(subscriber, encode, heartbeat, clock() + lifetime, retry, clock)
-    finally:
-        hub.detach(subscriber)
+
+    __slots__ = (
+        *("closing", "due", "ended", "subscriber", "_claims", "_clock", "_deadline", "_delta", "_heartbeat"),
+        *("_hub", "_lifetime", "_pause", "_retry", "_starts", "_told", "_typed", "_written"),
+    )
+
+    def __init__(
+        self,
+        hub: Hub,
+        starts: Mapping[str, Start],
+        *,
+        heartbeat: float,
+        lifetime: float,
+        retry: int,
+        delta: bool = False,
+        typed: bool = False,
+        told: Mapping[str, object] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.closing: Sequence[Callable[[], object]] = ()
+        """What else to do at the end."""
+        self.due = 0.0
+        """When `step` has something to say by itself, by the clock."""
+        self.ended = False
+        """Whether what was given last is the end of the body."""
+        self.subscriber: Subscriber | None = None
+        self._hub = hub
+        self._starts = starts
+        self._heartbeat = heartbeat
+        self._lifetime = lifetime * random.uniform(0.8, 1.2)
+        self._retry = retry
+        self._delta = delta
+        self._typed = typed
+        self._told = told
+        self._clock = clock
+        self._claims: dict[str, Position | None] = {}
+        self._deadline = self._written = self._pause = 0.0
+
+    def open(self) -> bytes:
+        """Attach, and give the first blocks; or the whole body, if this service is busy."""
+        try:
+            self.subscriber = self._hub.attach(self._starts, ATTACH_TIMEOUT)
+        except Unavailable as error:
+            warn("a stream is told that this service is busy: %s", error)
+            self.ended = True
+            return busy(self._retry)
+        starts, told = self._starts, {"heartbeat": self._heartbeat, "lifetime": round(self._lifetime)}
+        self._claims = _claims(self.subscriber, starts)
+        opening = _opening(
+            self.subscriber, starts, self._claims, {**told, "retry": self._retry, **(self._told or {})}, self._retry
+        )
+        self._starts, self._told = {}, None  # an idle stream is to be small
+        self._deadline = self._clock() + self._lifetime
+        self.written()
+        return opening
+
+    def step(self) -> bytes:
+        """What is to be written now, at the end of a block; perhaps nothing."""
+        assert self.subscriber is not None
+        self._pause = 0.0
+        try:
+            chunk = b"".join(map(self._block, self.subscriber.take(_CHUNK_EVENTS, _CHUNK)))
+        except StoreUnavailable:
+            chunk, self._pause = b"", _RETRY_STORE
+        except Lagging:
+            return self.end("slow")
+        now = self._clock()
+        if now >= self._deadline:
+            return chunk + self.end("lifetime")
+        if not chunk and now - self._written >= self._heartbeat:
+            chunk = HEARTBEAT
+        self._plan(now)
+        return chunk
+
+    def end(self, reason: Reason) -> bytes:
+        """The last block, after which nothing comes."""
+        self.ended = True
+        return _close(reason, random.uniform(0.1, 1) * self._retry)
+
+    def written(self) -> None:
+        """Tell that what was given has gone out: from now on it is quiet."""
+        self._written = self._clock()
+        self._plan(self._written)
+
+    def close(self) -> None:
+        """Detach; a second time does nothing."""
+        if self.subscriber is not None:
+            self._hub.detach(self.subscriber)
+        closing, self.closing = self.closing, ()
+        for done in closing:
+            done()
+
+    def __iter__(self) -> Iterator[bytes]:
+        try:
+            yield self.open()
+            while self.subscriber is not None and not self.ended:
+                chunk = self.step()
+                if chunk:
+                    began = self._clock()
+                    yield chunk
+                    self.written()
+                    if self._written - began > _STALLED_AFTER and not self.ended:
+                        yield self.end("slow")
+                if not self.ended:
+                    self.subscriber.wait(max(self.due - self._clock(), 0))
+        finally:
+            self.close()
+
+    def _plan(self, now: float) -> None:
+        self.due = min(self._written + self._heartbeat, self._deadline)
+        if self._pause:
+            self.due = min(self.due, now + self._pause)
+
+    def _block(self, item: Delivery | Reset) -> bytes:
+        """The bytes of a delivery or a reset; from here on, the ids claim it."""
+        claims = self._claims
+        if isinstance(item, Reset):
+            claims[item.channel] = item.position
+            data = {"channel": item.channel, "reason": item.reason, "missed": item.missed}
+            return encode_control("sse.reset", data, last_event_id=self._id(item.channel))
+        claims[item.channel] = item.entry.position
+        body = type_in_data(item.entry.body) if self._typed else item.entry.body
+        return encode_id(self._id(item.channel)) + body
+
+    def _id(self, channel: str) -> str:
+        claims = {channel: self._claims[channel]} if self._delta else self._claims
+        return format_last_event_id(claims, channel)
 
 
 def busy(retry: int) -> bytes:
@@ -67,7 +169,7 @@ def busy(retry: int) -> bytes:
     return _close("busy", random.uniform(1, 4) * retry)
 
 
-def _close(reason: Literal["lifetime", "slow", "busy"], retry: float) -> bytes:
+def _close(reason: Reason, retry: float) -> bytes:
     # In the data too: an EventSource keeps the `retry:` field to itself.
     return encode_control("sse.close", {"reason": reason, "retry": round(retry)}, retry=round(retry))
 
@@ -95,51 +197,3 @@ def _opening(
     }
     data = {"channels": channels, **told}
     return encode_control("sse.open", data, last_event_id=format_last_event_id(claims), retry=retry) + HEARTBEAT
-
-
-def _blocks(
-    subscriber: Subscriber,
-    encode: Callable[[Delivery | Reset], bytes],
-    heartbeat: float,
-    deadline: float,
-    retry: int,
-    clock: Callable[[], float],
-) -> Iterator[bytes]:
-    written = clock()
-    while True:
-        pause = heartbeat
-        try:
-            chunk = b"".join(map(encode, subscriber.take(_CHUNK_EVENTS, _CHUNK)))
-        except StoreUnavailable:
-            chunk, pause = b"", _RETRY_STORE
-        except Lagging:
-            yield _close("slow", random.uniform(0.1, 1) * retry)
-            return
-        now = clock()
-        if not chunk and now - written >= heartbeat:
-            chunk = HEARTBEAT
-        if chunk:
-            yield chunk
-            written = clock()
-            if written - now > _STALLED_AFTER:
-                yield _close("slow", random.uniform(0.1, 1) * retry)
-                return
-        if written >= deadline or now >= deadline:
-            yield _close("lifetime", random.uniform(0.1, 1) * retry)
-            return
-        subscriber.wait(max(min(written + heartbeat - clock(), deadline - clock(), pause), 0))
-
-
-def _block(item: Delivery | Reset, claims: dict[str, Position | None], delta: bool, typed: bool) -> bytes:
-    """The bytes of a delivery or a reset; from here on, the ids claim it."""
-    if isinstance(item, Reset):
-        claims[item.channel] = item.position
-        data = {"channel": item.channel, "reason": item.reason, "missed": item.missed}
-        return encode_control("sse.reset", data, last_event_id=_id(item.channel, claims, delta))
-    claims[item.channel] = item.entry.position
-    body = type_in_data(item.entry.body) if typed else item.entry.body
-    return encode_id(_id(item.channel, claims, delta)) + body
-
-
-def _id(channel: str, claims: Mapping[str, Position | None], delta: bool) -> str:
-    return format_last_event_id({channel: claims[channel]} if delta else claims, channel)

@@ -94,6 +94,8 @@ class Channel:
 class Subscriber:
     """One listening connection: a place in each channel, and a signal that there may be more."""
 
+    __slots__ = ("_lives", "_lock", "_read", "_signal", "_turn", "_wake", "channels", "places", "resets")
+
     def __init__(self, channels: Mapping[str, Channel], lock: threading.Lock, read: Read) -> None:
         self.channels = channels
         self.places: dict[str, Position] = {}
@@ -102,15 +104,24 @@ class Subscriber:
         self._read = read
         self._lives: dict[str, int] = {}
         self._turn = 0
-        self._signal = threading.Event()
+        self._signal: threading.Event | None = threading.Event()
+        self._wake: Callable[[], None] | None = None
 
     def notify(self) -> None:
         """Wake the subscriber's transport."""
-        if not self._signal.is_set():
+        if self._wake:
+            self._wake()
+        elif self._signal and not self._signal.is_set():
             self._signal.set()
+
+    def wake_by(self, wake: Callable[[], None]) -> None:
+        """Have `wake` called instead of `wait` return, in the hub's own thread and at once."""
+        self._wake, self._signal = wake, None
+        wake()
 
     def wait(self, timeout: float) -> bool:
         """Wait up to `timeout` seconds until there may be something to take."""
+        assert self._signal, "it is woken by a call"
         return self._signal.wait(timeout)
 
     def take(self, max_events: int, max_bytes: int) -> list[Delivery | Reset]:
@@ -121,7 +132,8 @@ class Subscriber:
         :raises Lagging: if a channel's ring has passed the subscriber's place.
         :raises StoreUnavailable: if older entries are needed and cannot be read.
         """
-        self._signal.clear()
+        if self._signal:
+            self._signal.clear()
         taken: list[Delivery | Reset] = list(self.resets)
         self.resets.clear()
         names = list(self.places)
@@ -133,7 +145,7 @@ class Subscriber:
                     for entry in entries:
                         size += len(entry.body)
                         if events and (events >= max_events or size > max_bytes):
-                            self._signal.set()
+                            self.notify()
                             return taken
                         events += 1
                         taken.append(Delivery(name, entry))
@@ -142,7 +154,7 @@ class Subscriber:
             # What was taken before must still be told; the fault will be met again.
             if not taken:
                 raise
-            self._signal.set()
+            self.notify()
         return taken
 
     def is_behind(self) -> bool:

@@ -14,7 +14,7 @@ from sse.errors import StoreUnavailable
 from sse.event import Event, Position
 from sse.hub import Hub
 from sse.stores import MemoryStore, Page, Publication
-from sse.stream import busy, stream
+from sse.stream import Stream, busy
 from sse.subscriber import Start
 from tests import client
 from tests.servers import wait_until
@@ -85,7 +85,7 @@ def open_stream(hub: Hub) -> Iterator[OpenStream]:
 
     def open(starts: Mapping[str, Start] | None = None, **options: Any) -> Body:
         settings = {"heartbeat": 15, "lifetime": 900, "retry": RETRY} | options
-        opened.append(stream(hub, starts or {"a": Start()}, **settings))
+        opened.append(iter(Stream(hub, starts or {"a": Start()}, **settings)))
         return Body(opened[-1])
 
     yield open
