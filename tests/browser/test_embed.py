@@ -340,6 +340,34 @@ def test_tags_that_are_added_later_begin_with_start(page: Page, service: Gunicor
     page.wait("seen.events.length === 2")
 
 
+def test_a_tag_that_is_wrong_stops_no_other(page: Page, service: Gunicorn, channel: str) -> None:
+    page.show(script(service, channels="") + script(service, channel))
+    page.wait("tags()[1].sse && tags()[1].sse.state === 'live'")
+    publish(service, channel, "hello")
+    page.wait("seen.events.length === 1")
+    assert page.value("tags()[0].sse === undefined && seen.errors.length > 0")
+
+
+def test_a_text_may_begin_with_a_hash_and_code_in_a_template_is_left_alone(
+    page: Page, service: Gunicorn, channel: str
+) -> None:
+    page.show(
+        "<p id=words></p><div id=rows></div>"
+        '<template id=row><div><style>{name}</style><script>ran = "{name}"</script><b>{name}</b></div></template>'
+        + script(service, channel, into="#words", template="#{id}: {name}")
+        + script(service, channel, into="#rows", template="#row")
+    )
+    page.wait("allLive()")
+    name = '"; ran = "by an event'
+    publish(service, channel, {"id": 7, "name": name})
+    page.wait("document.querySelector('#rows b')")
+    page.wait("document.querySelector('#words').textContent")
+    assert page.text("#words") == f"#7: {name}"
+    assert page.text("#rows b") == name
+    assert page.text("#rows style") == "{name}"
+    assert page.value("[ran, seen.errors]") == ["{name}", []]
+
+
 # From other origins
 
 
@@ -533,6 +561,26 @@ def test_an_eventsource_that_is_refused_is_closed_as_a_native_one(page: Page, gu
     assert logs["native"][-2:] == ["error 2", "listener of error"]
 
 
+# Addresses with parameters
+
+
+@pytest.mark.parametrize("make", ["SSE(URL + QUERY, {channels: [CHANNEL]})",
+                                  "new SSE.EventSource(URL + '/stream' + QUERY + '&channel=' + CHANNEL)"])  # fmt: skip
+def test_further_parameters_of_an_address_go_with_every_request(
+    page: Page, service: Gunicorn, channel: str, make: str
+) -> None:
+    by_hand(page, service)
+    page.new_requests(service.url)
+    code = make.replace("URL", "service").replace("QUERY", "arguments[0]").replace("CHANNEL", "arguments[1]")
+    page.run(f"window.feed = {code}", "?tenant=7&odd=%zz", channel)  # which is no escape
+    page.wait("feed.state === 'live' || feed.readyState === 1")
+    asked = [urlsplit(url) for url in page.new_requests(service.url)]
+    assert [url.path for url in asked] == ["/sse/poll", "/sse/stream"]
+    for url in asked:
+        assert f"channel={quote(channel, safe='')}&" in url.query
+        assert {"tenant=7", "odd=%zz"} <= set(url.query.split("&"))
+
+
 # By hand
 
 
@@ -623,6 +671,32 @@ def test_it_goes_on_from_a_last_event_id_that_is_given(page: Page, service: Guni
     (reset,) = page.value("log")
     assert (reset["channel"], reset["reason"], reset["missed"]) == (channel, "diverged", None)
     assert reset["id"] == page.value("feed.lastEventId")
+
+
+def test_the_last_event_id_is_the_given_one_until_there_is_news_and_an_empty_entry_is_a_reset(
+    page: Page, service: Gunicorn, channel: str
+) -> None:
+    other = f"{channel}/other"
+    start, start_of_other = publish(service, channel, "a"), publish(service, other, "b")
+    publish(service, other, "c")
+    by_hand(page, service)
+    at_once = page.run(
+        """
+        var channels = arguments[0];
+        window.feeds = arguments[1].map(function (id, index) {
+          var feed = SSE(service, {channels: channels, lastEventId: id, share: false});
+          feed.on("sse.event", function (event) { log.push([index, event.data]); });
+          feed.on("sse.reset", function (reset) { log.push([index, reset.channel, reset.reason]); });
+          return feed;
+        });
+        return feeds.map(function (feed) {return feed.lastEventId});""",
+        [channel, other],
+        [f"{start}~{start_of_other}", f"{channel}=~{start_of_other}"],
+    )
+    assert at_once[0] == f"{start}~{start_of_other}"
+    assert start_of_other in at_once[1]
+    page.wait("feeds.every(function (feed) {return feed.state === 'live'})")
+    assert sorted(page.value("log")) == [[0, "c"], [1, "c"], [1, channel, "invalid"]]
 
 
 @pytest.mark.parametrize(

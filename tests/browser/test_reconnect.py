@@ -7,16 +7,19 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 
 from tests import client
 from tests.browser.tabs import Browser, Front, House, Numbers, Tab, answer, descendants
 from tests.live.conftest import pytest_runtest_makereport
+from tests.proxy import Connection
 from tests.servers import RedisServer, wait_until
 
 __all__ = ["pytest_runtest_makereport"]
 A = "public/a"
+LONG = pytest.mark.long
 RETRY = 200  # ms, the house's
 SLOPPY = 0.25  # seconds that a timer may be late
 
@@ -268,9 +271,6 @@ def test_what_is_final_closes_it_and_nothing_more_is_asked(house: House, front: 
         assert states(tab, f"{status}{when}")[-1] == "closed"
 
 
-LONG = pytest.mark.long
-
-
 @pytest.mark.parametrize("seconds", [10, pytest.param(25, marks=LONG), pytest.param(120, marks=LONG)])
 def test_a_machine_that_slept_is_live_again_at_once_and_from_the_same_place(
     house: House, browser: Browser, seconds: float
@@ -314,3 +314,124 @@ def test_the_network_that_is_back_is_used_at_once(house: House, front: Front, br
             tab.wait(name=name)
             assert moments(tab, "live", name)[-1][0] - before < 1
     assert_complete(tab, numbers, "live")
+
+
+class Dam(Front):
+    """Holds back what is behind the opening of streams, or behind what it says in their place; all stay connected."""
+
+    def __init__(self, upstream: int) -> None:
+        super().__init__(upstream)
+        self.openings = 0  # how many more are all that comes of their streams
+        self.instead: list[bytes] = []
+
+    def passes(self, connection: Connection, data: bytes, upward: bool) -> bool:
+        if upward and self.instead and data.startswith(b"GET /sse/stream?"):
+            connection.near.write(self.instead.pop())
+            connection.far.transport.pause_reading()
+        elif not upward and self.openings and b"event: sse.open\n" in data:
+            self.openings -= 1
+            connection.far.transport.pause_reading()
+        return super().passes(connection, data, upward)
+
+
+@pytest.fixture
+def dam(house: House) -> Iterator[Dam]:
+    with Dam(house.port) as dam:
+        yield dam
+
+
+def test_streams_that_fall_silent_behind_their_opening_twice_give_way_to_polls(
+    house: House, dam: Dam, browser: Browser
+) -> None:
+    with Dam(house.port) as brief:
+        dam.openings, brief.openings = 2, 1
+        once = browser.open(brief.url).start(A).wait()
+        twice = browser.open(dam.url).start(A).wait()
+        live = time.time()
+        with house.publishing(A, every=0.1) as numbers:
+            twice.wait("polling", timeout=20, transport="poll", reason="the stream fell silent")
+            assert time.time() - live > 2 * 4.5  # one and a half heartbeats each
+            assert_tail(twice)
+        for tab in (once, twice):
+            assert_complete(tab, numbers)
+        assert [parameters(target).get("heartbeat") for _, target in dam.requests if "/stream" in target] == [None, "3"]
+        assert len(brief.since(0, "/stream")) == 2
+        assert states(once) == ["connecting", "live"] * 2
+
+
+def test_a_goodbye_on_a_connection_that_stays_open_is_followed(house: House, dam: Dam, browser: Browser) -> None:
+    data = json.dumps({"reason": "busy", "retry": 300})
+    head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
+    dam.instead.append(f"{head}event: sse.close\ndata: {data}\n\n".encode())
+    tab = browser.open(dam.url).start(A).wait()
+    first, second = dam.since(0, "/stream")
+    assert 0.29 <= second - first <= 0.3 + 2 * SLOPPY
+    assert [reason for _, reason in moments(tab, "waiting")] == ["busy"]
+    with house.publishing(A) as numbers:
+        assert_tail(tab)
+    assert_complete(tab, numbers)
+
+
+def parameters(target: str) -> dict[str, str]:
+    return dict(parse_qsl(urlsplit(target).query))
+
+
+def timeouts(front: Front, moment: float) -> list[str]:
+    """How many seconds each poll since then was to last."""
+    return [parameters(target)["timeout"] for at, target in front.requests if at >= moment and "/poll" in target]
+
+
+def test_polls_that_a_cut_has_shortened_get_long_again_ten_minutes_later(
+    house: House, front: Front, browser: Browser
+) -> None:
+    tab = browser.open(front.url)
+    know = (
+        "const key = 'sse:' + location.host, known = JSON.parse(localStorage.getItem(key)) || {};"
+        "localStorage.setItem(key, JSON.stringify(Object.assign(known, {at: Date.now()}, arguments[0])));"
+        "return [known.hold, (known.held - Date.now()) / 60000]"
+    )
+    tab.run(know, {"until": (time.time() + 60) * 1000, "why": "a test"})
+    tab.start(A, share=False).wait("polling")
+    began = time.time() - 0.5
+    time.sleep(3.1)
+    front.cut()
+    time.sleep(0.1)
+    front.cut()  # a browser sends what was cut once more by itself
+    wait_until(lambda: timeouts(front, began)[-1:] == ["3"], 8, what="a shorter poll")
+    assert set(timeouts(front, began)[:-1]) <= {"1", "25"}
+    hold, minutes = tab.run(know, {})
+    assert hold == 3
+    assert 9 < minutes <= 10
+    shortened = time.time()
+    tab.run(know, {"held": (time.time() - 1) * 1000})
+    house.publish(A, 0)
+    wait_until(lambda: timeouts(front, shortened)[-1:] == ["25"], 5, what="a long poll")
+    assert tab.numbers(A) == [0]
+
+
+@pytest.mark.parametrize(("killed", "within"), [(False, 10), pytest.param(True, 25, marks=LONG)])
+def test_of_tabs_that_cannot_share_two_stream_and_a_third_takes_the_place_of_one_that_leaves(
+    house: House, front: Front, browser: Browser, killed: bool, within: float
+) -> None:
+    first, second, third = tabs = [browser.open(front.url, "/pages/crowd.html") for _ in range(3)]
+    for tab in tabs[:2]:
+        tab.start(A).wait(transport="eventsource", shared=False, tabs=1)
+    third.start(A).wait("polling", transport="poll", reason="more than two tabs", shared=False, tabs=1)
+    with house.publishing(A) as numbers:
+        crowded = time.time()
+        wait_until(lambda: front.since(crowded, "/poll")[1:], 8, what="two polls")
+        assert set(timeouts(front, crowded)) == {"1"}
+        before, after = front.since(crowded, "/poll")[:2]
+        assert 1.9 < after - before < 4.5
+        assert front.since(crowded, "/stream") == []
+        assert (first.get("state"), second.get("state")) == ("live", "live")
+        if killed:
+            browser.kill(first)
+        else:
+            first.go("about:blank")
+        third.wait(transport="eventsource", timeout=within)
+        assert len(front.since(crowded, "/stream")) == 1
+        time.sleep(0.3)
+    for tab in (second, third):
+        assert_complete(tab, numbers)
+        assert "waiting" not in states(tab)
