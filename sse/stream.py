@@ -5,12 +5,14 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Final, Literal
+from functools import lru_cache
+from typing import Final, Literal, NamedTuple
 
 from sse.errors import StoreUnavailable, Unavailable
 from sse.event import Position, format_last_event_id
 from sse.hub import ATTACH_TIMEOUT, Hub
 from sse.log import warn
+from sse.stores import PAGE
 from sse.subscriber import Delivery, Lagging, Reset, Start, Subscriber
 from sse.wire import HEARTBEAT, encode_control, encode_id, type_in_data
 
@@ -22,8 +24,34 @@ _RETRY_STORE: Final = 1.0
 Reason = Literal["lifetime", "drain", "slow", "busy"]
 
 
+class Manner(NamedTuple):
+    """How a stream is told, the same for very many."""
+
+    heartbeat: float
+    retry: int
+    delta: bool
+    typed: bool
+
+
+class Segment(NamedTuple):
+    """Blocks of one channel that many streams go on with: as a whole, where ids have this channel only, or piece by
+    piece around the ids' other entries; where they lead to, and whether there is more at hand.
+    """
+
+    whole: bytes
+    pieces: Sequence[tuple[bytes, bytes]]
+    place: Position
+    more: bool
+
+
+Shared = dict[tuple[str, Position, bool], Segment | None]
+"""Segments by channel, place and form, for one round."""
+
+_manner = lru_cache(maxsize=1024)(Manner)
+
+
 class Stream:
-    """A subscriber as a body: iterate over it, or drive it by `open`, `step` and `written`, as a loop over many does.
+    """A subscriber as a body: iterate over it; or drive it by `open`, `step` and `written`, as a loop over many does.
 
     An id never claims more than the blocks up to and including its own have said, so a client that is cut anywhere
     comes back for the rest. The subscriber is attached by `open`, and detached by `close`.
@@ -36,10 +64,12 @@ class Stream:
     :param told: what else `sse.open` tells.
     """
 
+    # An idle stream is to be small.
     __slots__ = (
-        *("closing", "due", "ended", "subscriber", "_claims", "_clock", "_deadline", "_delta", "_heartbeat"),
-        *("_hub", "_lifetime", "_pause", "_retry", "_starts", "_told", "_typed", "_written"),
+        *("_again", "_claims", "_clock", "_deadline", "_hub", "_manner", "_starts", "_told", "_written"),
+        *("closing", "ended", "subscriber"),
     )
+    subscriber: Subscriber
 
     def __init__(
         self,
@@ -56,72 +86,105 @@ class Stream:
     ) -> None:
         self.closing: Sequence[Callable[[], object]] = ()
         """What else to do at the end."""
-        self.due = 0.0
-        """When `step` has something to say by itself, by the clock."""
         self.ended = False
         """Whether what was given last is the end of the body."""
-        self.subscriber: Subscriber | None = None
         self._hub = hub
-        self._starts = starts
-        self._heartbeat = heartbeat
-        self._lifetime = lifetime * random.uniform(0.8, 1.2)
-        self._retry = retry
-        self._delta = delta
-        self._typed = typed
+        self._starts: Mapping[str, Start] | None = starts
+        self._manner = _manner(heartbeat, retry, delta, typed)
         self._told = told
         self._clock = clock
-        self._claims: dict[str, Position | None] = {}
-        self._deadline = self._written = self._pause = 0.0
+        # What the client may say that it has, where that is not what it was given: see _claims.
+        self._claims: dict[str, Position | None] | None = None
+        self._deadline = lifetime * random.uniform(0.8, 1.2)  # seconds from the opening on, and then by the clock
+        self._written = self._again = 0.0
+
+    @property
+    def due(self) -> float:
+        """When there is something to say, by the clock, if no event comes."""
+        due = min(self._written + self._manner.heartbeat, self._deadline)
+        return min(due, self._again) if self._again else due
+
+    @property
+    def waits(self) -> bool:
+        """Whether the store did not answer, so that there is nothing to say before it is `due`."""
+        return self._again > 0
 
     def open(self) -> bytes:
         """Attach, and give the first blocks; or the whole body, if this service is busy."""
+        assert self._starts is not None, "a stream is opened once"
+        starts, manner = self._starts, self._manner
         try:
-            self.subscriber = self._hub.attach(self._starts, ATTACH_TIMEOUT)
+            self.subscriber = self._hub.attach(starts, ATTACH_TIMEOUT)
         except Unavailable as error:
             warn("a stream is told that this service is busy: %s", error)
             self.ended = True
-            return busy(self._retry)
-        starts, told = self._starts, {"heartbeat": self._heartbeat, "lifetime": round(self._lifetime)}
-        self._claims = _claims(self.subscriber, starts)
-        opening = _opening(
-            self.subscriber, starts, self._claims, {**told, "retry": self._retry, **(self._told or {})}, self._retry
-        )
-        self._starts, self._told = {}, None  # an idle stream is to be small
-        self._deadline = self._clock() + self._lifetime
-        self.written()
+            return busy(manner.retry)
+        self._starts = None
+        claims = _claims(self.subscriber, starts)
+        if self.subscriber.resets:
+            self._claims = claims
+        told = {"heartbeat": manner.heartbeat, "lifetime": round(self._deadline), "retry": manner.retry}
+        opening = _opening(self.subscriber, starts, claims, {**told, **(self._told or {})}, manner.retry)
+        self._told = None
+        now = self._clock()
+        self._deadline += now
+        self.written(now)
         return opening
 
     def step(self) -> bytes:
         """What is to be written now, at the end of a block; perhaps nothing."""
-        assert self.subscriber is not None
-        self._pause = 0.0
+        self._again = 0.0
+        claims: dict[str, Position | None] = {**self.subscriber.places} if self._claims is None else self._claims
         try:
-            chunk = b"".join(map(self._block, self.subscriber.take(_CHUNK_EVENTS, _CHUNK)))
+            taken = self.subscriber.take(_CHUNK_EVENTS, _CHUNK)
         except StoreUnavailable:
-            chunk, self._pause = b"", _RETRY_STORE
+            self._again = self._clock() + _RETRY_STORE
+            return self._or_heartbeat(b"")
         except Lagging:
             return self.end("slow")
-        now = self._clock()
-        if now >= self._deadline:
-            return chunk + self.end("lifetime")
-        if not chunk and now - self._written >= self._heartbeat:
-            chunk = HEARTBEAT
-        self._plan(now)
-        return chunk
+        self._claims = None  # it is given all that it takes
+        return self._or_heartbeat(b"".join(_block(item, claims, self._manner) for item in taken))
+
+    def quick(self, shared: Shared) -> bytes | None:
+        """As `step`, but with what the hub has at hand and for many at once; None if that does not do."""
+        subscriber, manner = self.subscriber, self._manner
+        if subscriber.resets or self._claims is not None or self._again:
+            return None
+        places = subscriber.places
+        parts: list[bytes] = []
+        size = 0
+        for name in places:
+            key = (name, places[name], manner.typed)
+            if key in shared:
+                segment = shared[key]
+            else:
+                segment = shared[key] = _segment(subscriber, name, manner.typed)
+            if segment is None:
+                if not parts:
+                    return None
+                subscriber.notify()
+                break
+            if segment.whole:
+                parts.append(segment.whole if manner.delta or len(places) == 1 else _around(segment, name, places))
+                places[name] = segment.place
+                size += len(segment.whole)
+                if segment.more or size > _CHUNK:
+                    subscriber.notify()
+                    break
+        return self._or_heartbeat(b"".join(parts) if len(parts) > 1 else parts[0] if parts else b"")
 
     def end(self, reason: Reason) -> bytes:
         """The last block, after which nothing comes."""
         self.ended = True
-        return _close(reason, random.uniform(0.1, 1) * self._retry)
+        return _close(reason, random.uniform(0.1, 1) * self._manner.retry)
 
-    def written(self) -> None:
+    def written(self, now: float) -> None:
         """Tell that what was given has gone out: from now on it is quiet."""
-        self._written = self._clock()
-        self._plan(self._written)
+        self._written = now
 
     def close(self) -> None:
         """Detach; a second time does nothing."""
-        if self.subscriber is not None:
+        if self._starts is None:
             self._hub.detach(self.subscriber)
         closing, self.closing = self.closing, ()
         for done in closing:
@@ -130,38 +193,51 @@ class Stream:
     def __iter__(self) -> Iterator[bytes]:
         try:
             yield self.open()
-            while self.subscriber is not None and not self.ended:
+            while not self.ended:
                 chunk = self.step()
                 if chunk:
                     began = self._clock()
                     yield chunk
-                    self.written()
-                    if self._written - began > _STALLED_AFTER and not self.ended:
+                    now = self._clock()
+                    self.written(now)
+                    if now - began > _STALLED_AFTER and not self.ended:
                         yield self.end("slow")
                 if not self.ended:
                     self.subscriber.wait(max(self.due - self._clock(), 0))
         finally:
             self.close()
 
-    def _plan(self, now: float) -> None:
-        self.due = min(self._written + self._heartbeat, self._deadline)
-        if self._pause:
-            self.due = min(self.due, now + self._pause)
+    def _or_heartbeat(self, chunk: bytes) -> bytes:
+        now = self._clock()
+        if now >= self._deadline:
+            return chunk + self.end("lifetime")
+        if not chunk and now - self._written >= self._manner.heartbeat:
+            return HEARTBEAT
+        return chunk
 
-    def _block(self, item: Delivery | Reset) -> bytes:
-        """The bytes of a delivery or a reset; from here on, the ids claim it."""
-        claims = self._claims
-        if isinstance(item, Reset):
-            claims[item.channel] = item.position
-            data = {"channel": item.channel, "reason": item.reason, "missed": item.missed}
-            return encode_control("sse.reset", data, last_event_id=self._id(item.channel))
-        claims[item.channel] = item.entry.position
-        body = type_in_data(item.entry.body) if self._typed else item.entry.body
-        return encode_id(self._id(item.channel)) + body
 
-    def _id(self, channel: str) -> str:
-        claims = {channel: self._claims[channel]} if self._delta else self._claims
-        return format_last_event_id(claims, channel)
+def _segment(subscriber: Subscriber, name: str, typed: bool) -> Segment | None:
+    entries = subscriber.at_hand(name)
+    if entries is None:
+        return None
+    pieces: list[tuple[bytes, bytes]] = []
+    size = 0
+    place = subscriber.places[name]
+    for entry in entries:
+        size += len(entry.body)
+        if pieces and size > _CHUNK:
+            break
+        body = type_in_data(entry.body) if typed else entry.body
+        place = entry.position
+        pieces.append((f"id: {name}={place}".encode(), b"\n" + body))
+    more = len(pieces) < len(entries) or len(entries) >= PAGE
+    return Segment(b"".join(part for piece in pieces for part in piece), pieces, place, more)
+
+
+def _around(segment: Segment, name: str, places: Mapping[str, Position]) -> bytes:
+    """The segment with full ids: the other channels' entries stand after its own."""
+    others = "".join(f"~{other}={place}" for other, place in places.items() if other != name).encode()
+    return b"".join(head + others + body for head, body in segment.pieces)
 
 
 def busy(retry: int) -> bytes:
@@ -197,3 +273,18 @@ def _opening(
     }
     data = {"channels": channels, **told}
     return encode_control("sse.open", data, last_event_id=format_last_event_id(claims), retry=retry) + HEARTBEAT
+
+
+def _block(item: Delivery | Reset, claims: dict[str, Position | None], manner: Manner) -> bytes:
+    """The bytes of a delivery or a reset; from here on, the ids claim it."""
+    if isinstance(item, Reset):
+        claims[item.channel] = item.position
+        data = {"channel": item.channel, "reason": item.reason, "missed": item.missed}
+        return encode_control("sse.reset", data, last_event_id=_id(item.channel, claims, manner.delta))
+    claims[item.channel] = item.entry.position
+    body = type_in_data(item.entry.body) if manner.typed else item.entry.body
+    return encode_id(_id(item.channel, claims, manner.delta)) + body
+
+
+def _id(channel: str, claims: Mapping[str, Position | None], delta: bool) -> str:
+    return format_last_event_id({channel: claims[channel]} if delta else claims, channel)

@@ -89,6 +89,7 @@ class Channel:
         self.lives = 0  # how often its ring was begun anew, after a reset
         self.reset_reason: Reason = "diverged"
         self.idle_since: float | None = None
+        self.alone = {name: self}  # for all who listen to it alone
 
 
 class Subscriber:
@@ -99,10 +100,10 @@ class Subscriber:
     def __init__(self, channels: Mapping[str, Channel], lock: threading.Lock, read: Read) -> None:
         self.channels = channels
         self.places: dict[str, Position] = {}
-        self.resets: list[Reset] = []
+        self.resets: Sequence[Reset] = ()
         self._lock = lock
         self._read = read
-        self._lives: dict[str, int] = {}
+        self._lives: dict[str, int] | None = None
         self._turn = 0
         self._signal: threading.Event | None = threading.Event()
         self._wake: Callable[[], None] | None = None
@@ -135,7 +136,7 @@ class Subscriber:
         if self._signal:
             self._signal.clear()
         taken: list[Delivery | Reset] = list(self.resets)
-        self.resets.clear()
+        self.resets = ()
         names = list(self.places)
         self._turn = (self._turn + 1) % len(names)  # so that no channel starves another
         events = size = 0
@@ -157,6 +158,13 @@ class Subscriber:
             self.notify()
         return taken
 
+    def at_hand(self, name: str) -> Sequence[Entry] | None:
+        """What has come since in a channel, not taken yet, a page at the most; None if the hub's ring has passed it."""
+        channel = self.channels[name]
+        with self._lock:
+            assert channel.ring is not None
+            return channel.ring.after(self.places[name], PAGE)
+
     def is_behind(self) -> bool:
         """Whether any of its channels has moved on since."""
         with self._lock:
@@ -172,24 +180,31 @@ class Subscriber:
             entries = channel.ring.after(place, PAGE)
             lives, top = channel.lives, channel.ring.newest
         if entries is not None:
-            self._lives[name] = lives
+            self._live(name, lives)
             return entries
         page = self._read([(name, place)])[0]
         if not page.reason:
             return [encoded(entry) for entry in page.entries]
-        if lives == self._lives[name]:
+        if lives == (self._lives or {}).get(name, 0):
             raise Lagging(name)
         taken.append(reset_at(name, channel.reset_reason, place, top))
-        self._lives[name] = lives
+        self._live(name, lives)
         self.places[name] = top
         return []
+
+    def _live(self, name: str, lives: int) -> None:
+        if self._lives is None:
+            if not lives:
+                return  # a channel is seldom reset, and an idle subscriber is to be small
+            self._lives = {}
+        self._lives[name] = lives
 
     def join(self, name: str, place: Position, reset: Reset | None = None) -> None:
         """Set the place from which the subscriber goes on in a channel."""
         self.places[name] = place
-        self._lives[name] = self.channels[name].lives
+        self._live(name, self.channels[name].lives)
         if reset:
-            self.resets.append(reset)
+            self.resets = [*self.resets, reset]
 
 
 def reset_at(channel: str, reason: Reason, place: Position, top: Position) -> Reset:

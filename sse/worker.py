@@ -13,16 +13,16 @@ import ssl
 import time
 from collections.abc import Iterable
 from datetime import datetime
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import gevent
 from gevent.event import Event
 from gevent.monkey import get_original
+from gevent.queue import SimpleQueue
 from gunicorn.workers.ggevent import GeventWorker  # type: ignore[import-untyped]
 
 if TYPE_CHECKING:
-    from sse.stream import Stream
+    from sse.stream import Shared, Stream
 
 _epoll = get_original("select", "epoll")
 _EPOLLIN, _EPOLLOUT, _EPOLLRDHUP = 0x001, 0x004, 0x2000
@@ -30,21 +30,28 @@ _TURN: Final = 256  # streams served before others have their turn
 _PAUSE: Final = 0.0005  # a real timer: gevent.sleep(0) lets no input in
 _TICK: Final = 0.25
 _STALLED_AFTER: Final = 20.0
+_ASKING: Final = 32  # streams for which the store is asked at the same time
 _LAST_CHUNK: Final = b"0\r\n\r\n"
 
 
 class Seat:
     """A stream that was handed off: its connection, and what of its last write has not gone out yet."""
 
-    __slots__ = ("chunked", "fd", "rest", "since", "stream", "timed")
+    __slots__ = ("busy", "chunked", "fd", "floor", "rest", "since", "stream", "timed")
 
-    def __init__(self, fd: int, stream: Stream, *, chunked: bool) -> None:
+    def __init__(self, floor: Floor, fd: int, stream: Stream, *, chunked: bool) -> None:
+        self.floor = floor
+        self.busy = False  # a greenlet asks the store for it
         self.fd = fd
         self.stream = stream
         self.chunked = chunked
         self.rest = b""
         self.since = 0.0  # when it began not to take more
         self.timed = 0.0  # the moment that its timer stands at
+
+    def __call__(self) -> None:
+        """There may be something to take."""
+        self.floor.call(self)
 
 
 class Floor:
@@ -58,19 +65,20 @@ class Floor:
         self._wheel: dict[int, list[Seat]] = {}
         self._turned = int(time.monotonic() / _TICK)
         self._wake = Event()
+        self._asking: SimpleQueue = SimpleQueue()
         self._poller = _epoll()
         self._watcher = gevent.get_hub().loop.io(self._poller.fileno(), 1)
         self._watcher.start(self._heard)
-        self._greenlets = [gevent.spawn(self._run), gevent.spawn(self._turn_wheel)]
+        for loop in (self._run, self._turn_wheel, *[self._ask] * _ASKING):
+            gevent.spawn(loop)
 
     def seat(self, fd: int, stream: Stream, *, chunked: bool) -> None:
         """Take a connection over, from now on the only one to write to it and to close it."""
         os.set_blocking(fd, False)
-        seat = self.seats[fd] = Seat(fd, stream, chunked=chunked)
+        seat = self.seats[fd] = Seat(self, fd, stream, chunked=chunked)
         self._poller.register(fd, _EPOLLIN | _EPOLLRDHUP)
-        assert stream.subscriber is not None
         self._set_timer(seat)
-        stream.subscriber.wake_by(partial(self._call, seat))
+        stream.subscriber.wake_by(seat)
 
     def drain(self) -> None:
         """Say goodbye to all, and close."""
@@ -82,7 +90,8 @@ class Floor:
                 gevent.sleep(_PAUSE)
         self._bury()
 
-    def _call(self, seat: Seat) -> None:
+    def call(self, seat: Seat) -> None:
+        """Have this seat served in the next round."""
         self._ready.add(seat)
         if not self._wake.is_set():
             self._wake.set()
@@ -92,27 +101,49 @@ class Floor:
             self._wake.wait()
             self._wake.clear()
             ready, self._ready = self._ready, set()
+            shared: Shared = {}
             for number, seat in enumerate(ready):
-                self._serve(seat)
+                self._serve(seat, shared)
                 if number % _TURN == _TURN - 1:
                     gevent.sleep(_PAUSE)
             self._bury()
 
-    def _serve(self, seat: Seat) -> None:
-        stream = seat.stream
-        if seat.rest or seat.fd < 0:
-            return  # it goes on when the rest is out
+    def _serve(self, seat: Seat, shared: Shared) -> None:
+        if seat.rest or seat.busy or seat.fd not in self.seats:
+            return  # it goes on when the rest is out, or the store has answered
+        chunk = seat.stream.quick(shared)
+        if chunk is None:
+            seat.busy = True
+            self._asking.put(seat)
+        else:
+            self._give(seat, chunk)
+
+    def _ask(self) -> None:
+        """Serve those that need more than what is at hand, one after the other."""
+        while True:
+            self._serve_slowly(self._asking.get())
+            if self._doomed:
+                self._wake.set()
+
+    def _serve_slowly(self, seat: Seat) -> None:
         try:
-            chunk = stream.step()
+            chunk = seat.stream.step()
         except Exception:  # noqa: BLE001 - logged; one stream's fault is not the others'
             self._log.exception("a stream could not go on")
             self._end(seat)
-            return
+        else:
+            seat.busy = False
+            if seat.fd in self.seats:
+                self._give(seat, chunk)
+                if not seat.stream.waits:
+                    self.call(seat)  # for what came meanwhile
+
+    def _give(self, seat: Seat, chunk: bytes) -> None:
         if chunk:
             self._write(seat, chunk)
-        if stream.ended and not seat.rest:
+        if seat.stream.ended and not seat.rest:
             self._end(seat)
-        elif stream.due < seat.timed:
+        elif seat.stream.due < seat.timed:
             self._set_timer(seat)
 
     def _write(self, seat: Seat, chunk: bytes) -> None:
@@ -132,7 +163,7 @@ class Floor:
             if seat.rest:
                 self._poller.modify(seat.fd, _EPOLLIN | _EPOLLRDHUP)
                 seat.rest = b""
-            seat.stream.written()
+            seat.stream.written(time.monotonic())
             return
         if not seat.rest:
             self._poller.modify(seat.fd, _EPOLLIN | _EPOLLOUT | _EPOLLRDHUP)
@@ -153,7 +184,7 @@ class Floor:
                     if seat.stream.ended:
                         self._end(seat)
                     else:
-                        self._call(seat)
+                        self.call(seat)
         if self._doomed:
             self._wake.set()
 
@@ -204,7 +235,7 @@ class Floor:
             self._wake.set()
             return
         if seat.stream.due <= now and not seat.rest:
-            self._call(seat)
+            self.call(seat)
         self._set_timer(seat)
 
 
@@ -221,10 +252,11 @@ class Worker(GeventWorker):  # type: ignore[misc]
     """gunicorn's gevent worker, and a floor for streams."""
 
     floor: Floor
+    wsgi: Any
 
     def load_wsgi(self) -> None:
         super().load_wsgi()
-        app = self.wsgi
+        app: Any = self.wsgi
         self.floor = Floor(self.log)
 
         def wsgi(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
