@@ -192,6 +192,10 @@ def tail(channels: list[str], last_event_id: str, replay: int, as_json: bool, ur
 def embed(channels: list[str], url: str | None) -> None:
     """Print the tag that puts the script into a page, at this version and held to its hash."""
     click.echo(embed_tag(url or _app_service().config.prefix, list(dict.fromkeys(channels))))
+    if not channels:
+        click.echo(
+            "this tag follows no channel by itself: give --channel, or call SSE(url, {channels}) in the page", err=True
+        )
 
 
 @cli.command(with_appcontext=False)

@@ -141,7 +141,8 @@
   // With the first event after it is back: whether any is missing shows in its place.
   function judge() {
     if (!breaking || !delivers()) return;
-    const unnoticed = breaking.name === "cut" && !breaking.broke && performance.now() - breaking.at > 5000;
+    const inPolls = breaking.name === "cut" || (breaking.name === "sleep" && feed.state === "polling");
+    const unnoticed = inPolls && !breaking.broke && performance.now() - breaking.at > 5000;
     if (!breaking.back && !unnoticed) return;
     const missed = counts.missed - breaking.missed, resets = counts.resets - breaking.resets;
     const how = feed.state === "polling" ? "Polls" : "Back";

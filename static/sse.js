@@ -75,7 +75,7 @@
     try {
       return JSON.parse(text);
     } catch (error) {
-      return undefined;
+      return;
     }
   }
 
@@ -92,6 +92,11 @@
         }, 0);
       }
     }
+  }
+
+  // To the page's author, who may have no code that listens.
+  function warn(text) {
+    if (root.console) root.console.warn("SSE: " + text);
   }
 
   function decode(text) {
@@ -196,11 +201,12 @@
 
   // Browsers that cannot share allow six connections a host to all tabs together: two may stream, the rest polls.
   function Crowd(host) {
-    var key = "sse:tabs:" + host, me = now().toString(36) + unique(), before = 0;
+    var key = "sse:tabs:" + host, me = now().toString(36) + unique(), before = 0, countedAt = 0;
 
     function count(leaving) {
       var tabs = load(key), kept = {};
       before = 0;
+      countedAt = now();
       Object.keys(tabs).forEach(function (tab) {
         if (tab === me || !(tabs[tab] > now() - 15000)) return;
         kept[tab] = tabs[tab];
@@ -213,7 +219,7 @@
     count();
     return {
       tick: function (time) {
-        if (Math.floor(time / 1000) % 4 === 0) count();
+        if (time - countedAt > 4000) count();
       },
       full: function () {
         return before >= 2;
@@ -547,7 +553,7 @@
         halt();
         move(steps);
         refusals += 1;
-        if (!on) return undefined;
+        if (!on) return;
         if (mute || refusals >= 2) {
           memory.poll(mute ? "the stream was mute" : "streams are refused");
           return poll();
@@ -593,7 +599,7 @@
         backoff.base = answer.retry || backoff.base;
         if (!steps.length) heard.beat();
         move(steps);
-        if (!on || asking || stream) return undefined; // whoever heard it has changed the line
+        if (!on || asking || stream) return; // whoever heard it has changed the line
         if (!crowded && !memory.polls()) return open("trying the stream again");
         if (crowded) return after(2000 + Math.random() * 1000, run);
         // What answers at once with nothing to say is perhaps a cache; a burst of events is gathered a little.
@@ -681,7 +687,7 @@
     function elect(steal) {
       var mine = round += 1, options = steal ? { steal: true } : { signal: patience.signal };
       root.navigator.locks.request(name, options, function () {
-        if (closed || mine !== round) return undefined;
+        if (closed || mine !== round) return;
         return new root.Promise(function (resolve) {
           release = resolve;
           lead();
@@ -964,7 +970,7 @@
         if (fault) return unsettled(fault);
         backoff.reset();
         take(steps);
-        if (closed || asking) return undefined;
+        if (closed || asking) return;
         if (answer.more) return settle();
         settled = true;
         return begin();
@@ -986,7 +992,6 @@
       } catch (error) { // a page without an origin of its own
         alone();
       }
-      return undefined;
     }
 
     function alone() {
@@ -1012,6 +1017,7 @@
 
     function finish(fault) {
       halt();
+      warn(fault.reason);
       show("closed", fault.reason, "", false, 1);
       close();
     }
@@ -1190,12 +1196,11 @@
   // Text only: what an event brings never becomes markup.
   function place(event, into, template, keep) {
     var target = document.querySelector(into), source = null, text = event.data, item, walker;
-    if (!target) return;
+    if (!target) return warn("data-into finds no " + into);
     if (/^#[\w-]+$/.test(template)) {
       source = document.querySelector(template);
-      if (!source) return;
-      item = (source.content || source).firstElementChild;
-      if (!item) return;
+      item = source && (source.content || source).firstElementChild;
+      if (!item) return warn("data-template finds no element in " + template);
       item = item.cloneNode(true);
       walker = document.createTreeWalker(item, 4, null, false); // NodeFilter.SHOW_TEXT
       while (walker.nextNode()) {

@@ -283,6 +283,7 @@ def test_markup_in_an_event_is_text_wherever_it_is_put(page: Page, service: Guni
 def test_a_list_keeps_the_newest_items(page: Page, service: Gunicorn, channel: str) -> None:
     row = "<template id=row><p>{data}</p></template><p id=one hidden>{data}!</p>"
     page.show(
+        "<script>var warnings = []; console.warn = function (text) { warnings.push(text); };</script>"
         f"<ul id=list></ul><div id=box></div><div id=other></div><ol id=long></ol>{row}"
         + script(service, channel, into="#list", keep="3")
         + script(service, channel, into="#box", template="#row", keep="2")
@@ -304,6 +305,8 @@ def test_a_list_keeps_the_newest_items(page: Page, service: Gunicorn, channel: s
     wait_until(lambda: texts("#box > p") == ["103", "104"], what="the last two")
     wait_until(lambda: texts("#other > p") == ["104"], what="the last one")
     assert page.value("seen.errors") == []
+    faults = ["SSE: data-into finds no #nowhere", "SSE: data-template finds no element in #nothing"]
+    assert sorted(page.value("warnings")) == [fault for fault in faults for _ in range(105)]
 
 
 def test_tags_that_are_added_later_begin_with_start(page: Page, service: Gunicorn, channel: str) -> None:
@@ -803,11 +806,14 @@ def test_a_refusal_is_final_and_says_which(page: Page, guarded: Gunicorn, status
     by_hand(page, guarded)
     page.run(
         """
+        window.warnings = [];
+        console.warn = function (text) { warnings.push(text); };
         window.feed = SSE(service, {channels: ["answer/" + arguments[0]]});
         feed.on("sse.state", function (told) { log.push([told.state, told.reason]); });""",
         status,
     )
     page.wait("feed.state === 'closed'")
+    assert page.value("warnings") == [f"SSE: {page.value('feed.reason')}"]
     page.new_requests(guarded.url)
     time.sleep(1.5)
     assert (page.new_requests(guarded.url), page.requests) == ([], {})
