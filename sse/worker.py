@@ -1,7 +1,8 @@
-"""The gunicorn worker that takes streams over: a stream's head is written by a greenlet, the rest by one loop for all.
+"""The gunicorn worker that takes streams over: a greenlet writes a stream's head, one loop for all writes the rest.
 
-What a stream says and when is `Stream`'s; here is only how it gets out. A handed-off stream is a file descriptor and a
-place, no greenlet. The only module that knows gevent or gunicorn.
+What a stream says, and when, is `Stream`'s; here is only how it gets out. A stream that was handed off is a file
+descriptor and a place, and no greenlet. The only module that knows gevent or gunicorn; it imports nothing of the app,
+which has to find the standard library patched.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import os
 import socket
 import ssl
 import time
-from collections.abc import Iterable
+from collections.abc import Callable
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
@@ -26,221 +27,249 @@ if TYPE_CHECKING:
 
 _epoll = get_original("select", "epoll")
 _EPOLLIN, _EPOLLOUT, _EPOLLRDHUP = 0x001, 0x004, 0x2000
-_TURN: Final = 256  # streams served before others have their turn
+_TURN: Final = 256  # streams written to before others have their turn
 _PAUSE: Final = 0.0005  # a real timer: gevent.sleep(0) lets no input in
 _TICK: Final = 0.25
 _STALLED_AFTER: Final = 20.0
 _ASKING: Final = 32  # streams for which the store is asked at the same time
-_LAST_CHUNK: Final = b"0\r\n\r\n"
+_LAST_CHUNK: Final = b"0\r\n\r\n"  # RFC 9112, 7.1
 
 
-class Seat:
-    """A stream that was handed off: its connection, and what of its last write has not gone out yet."""
+class Connection:
+    """A stream that was handed off, and what of its last write has not gone out yet."""
 
-    __slots__ = ("busy", "chunked", "fd", "floor", "rest", "since", "stream", "timed")
+    __slots__ = ("_fanout", "asks", "chunked", "fd", "rest", "stalled_at", "stream", "timed")
 
-    def __init__(self, floor: Floor, fd: int, stream: Stream, *, chunked: bool) -> None:
-        self.floor = floor
-        self.busy = False  # a greenlet asks the store for it
+    def __init__(self, fanout: Fanout, fd: int, stream: Stream, *, chunked: bool) -> None:
+        self._fanout = fanout
         self.fd = fd
         self.stream = stream
         self.chunked = chunked
+        self.asks = False  # a greenlet asks the store for it
         self.rest = b""
-        self.since = 0.0  # when it began not to take more
+        self.stalled_at = 0.0
         self.timed = 0.0  # the moment that its timer stands at
 
     def __call__(self) -> None:
         """There may be something to take."""
-        self.floor.call(self)
+        self._fanout.call(self)
 
 
-class Floor:
-    """All seats of this worker, and the loop that serves them."""
+class Fanout:
+    """All streams of this worker that were handed off, and the loop that writes to them."""
 
     def __init__(self, log: Any) -> None:
         self._log = log
-        self.seats: dict[int, Seat] = {}
-        self._ready: set[Seat] = set()
-        self._doomed: list[Seat] = []
-        self._wheel: dict[int, list[Seat]] = {}
+        self._connections: dict[int, Connection] = {}
+        self._ready: set[Connection] = set()
+        self._doomed: list[Connection] = []
+        self._wheel: dict[int, list[Connection]] = {}
         self._turned = int(time.monotonic() / _TICK)
         self._wake = Event()
         self._asking: SimpleQueue = SimpleQueue()
+        self._draining = False
         self._poller = _epoll()
         self._watcher = gevent.get_hub().loop.io(self._poller.fileno(), 1)
         self._watcher.start(self._heard)
-        for loop in (self._run, self._turn_wheel, *[self._ask] * _ASKING):
-            gevent.spawn(loop)
+        for step in (self._round, self._turn, *[self._ask] * _ASKING):
+            gevent.spawn(self._keep_on, step)
 
-    def seat(self, fd: int, stream: Stream, *, chunked: bool) -> None:
-        """Take a connection over, from now on the only one to write to it and to close it."""
+    def take_over(self, fd: int, stream: Stream, *, chunked: bool) -> None:
+        """From now on, nobody else writes to this connection or closes it."""
         os.set_blocking(fd, False)
-        seat = self.seats[fd] = Seat(self, fd, stream, chunked=chunked)
+        connection = self._connections[fd] = Connection(self, fd, stream, chunked=chunked)
         self._poller.register(fd, _EPOLLIN | _EPOLLRDHUP)
-        self._set_timer(seat)
-        stream.subscriber.wake_by(seat)
+        if self._draining:
+            self._goodbye(connection)
+            self._wake.set()
+            return
+        self._set_timer(connection)
+        stream.subscriber.wake_by(connection)
 
     def drain(self) -> None:
-        """Say goodbye to all, and close."""
-        for number, seat in enumerate(list(self.seats.values())):
-            if not seat.rest:
-                self._write(seat, seat.stream.end("drain"))
-            self._end(seat)
+        """Say goodbye to all, and to whoever still comes."""
+        self._draining = True
+        for number, connection in enumerate(list(self._connections.values())):
+            self._goodbye(connection)
             if number % _TURN == _TURN - 1:
                 gevent.sleep(_PAUSE)
         self._bury()
 
-    def call(self, seat: Seat) -> None:
-        """Have this seat served in the next round."""
-        self._ready.add(seat)
+    def call(self, connection: Connection) -> None:
+        """Have it looked at in the next round."""
+        self._ready.add(connection)
         if not self._wake.is_set():
             self._wake.set()
 
-    def _run(self) -> None:
+    def _keep_on(self, step: Callable[[], None]) -> None:
         while True:
-            self._wake.wait()
-            self._wake.clear()
-            ready, self._ready = self._ready, set()
-            shared: Shared = {}
-            for number, seat in enumerate(ready):
-                self._serve(seat, shared)
-                if number % _TURN == _TURN - 1:
-                    gevent.sleep(_PAUSE)
-            self._bury()
+            try:
+                step()
+            except Exception:  # noqa: BLE001 - logged; all streams of this worker depend on it
+                self._log.exception("the fan-out goes on after a fault")
 
-    def _serve(self, seat: Seat, shared: Shared) -> None:
-        if seat.rest or seat.busy or seat.fd not in self.seats:
-            return  # it goes on when the rest is out, or the store has answered
-        chunk = seat.stream.quick(shared)
+    # Rounds
+
+    def _round(self) -> None:
+        self._wake.wait()
+        self._wake.clear()
+        ready, self._ready = self._ready, set()
+        shared: Shared = {}
+        for number, connection in enumerate(ready):
+            if not (connection.rest or connection.asks) and self._has(connection):
+                self._serve(connection, shared)
+            if number % _TURN == _TURN - 1:
+                gevent.sleep(_PAUSE)
+        self._bury()
+
+    def _serve(self, connection: Connection, shared: Shared) -> None:
+        try:
+            chunk = connection.stream.quick(shared)
+        except Exception:  # noqa: BLE001 - logged; one stream's fault is not the others'
+            self._log.exception("a stream is cut after a fault")
+            self._end(connection)
+            return
         if chunk is None:
-            seat.busy = True
-            self._asking.put(seat)
+            connection.asks = True
+            self._asking.put(connection)
         else:
-            self._give(seat, chunk)
+            self._give(connection, chunk)
 
     def _ask(self) -> None:
-        """Serve those that need more than what is at hand, one after the other."""
-        while True:
-            self._serve_slowly(self._asking.get())
-            if self._doomed:
-                self._wake.set()
-
-    def _serve_slowly(self, seat: Seat) -> None:
+        """Serve one that needs more than what the hub has at hand, which may take its time."""
+        connection = self._asking.get()
         try:
-            chunk = seat.stream.step()
-        except Exception:  # noqa: BLE001 - logged; one stream's fault is not the others'
-            self._log.exception("a stream could not go on")
-            self._end(seat)
-        else:
-            seat.busy = False
-            if seat.fd in self.seats:
-                self._give(seat, chunk)
-                if not seat.stream.waits:
-                    self.call(seat)  # for what came meanwhile
+            chunk = connection.stream.step() if self._has(connection) else b""
+        except BaseException:
+            self._end(connection)
+            self._wake.set()
+            raise
+        connection.asks = False
+        if self._has(connection):
+            self._give(connection, chunk)
+            if not connection.stream.waits:
+                self.call(connection)  # for what has come meanwhile
+        self._wake.set()
 
-    def _give(self, seat: Seat, chunk: bytes) -> None:
+    def _give(self, connection: Connection, chunk: bytes) -> None:
+        stream = connection.stream
         if chunk:
-            self._write(seat, chunk)
-        if seat.stream.ended and not seat.rest:
-            self._end(seat)
-        elif seat.stream.due < seat.timed:
-            self._set_timer(seat)
+            if connection.chunked:
+                chunk = b"%x\r\n%b\r\n%b" % (len(chunk), chunk, _LAST_CHUNK if stream.ended else b"")
+            self._write(connection, chunk)
+        if not connection.rest and stream.ended:
+            self._end(connection)
+        elif stream.due < connection.timed:
+            self._set_timer(connection)
 
-    def _write(self, seat: Seat, chunk: bytes) -> None:
-        if seat.chunked:
-            chunk = b"%x\r\n%b\r\n%b" % (len(chunk), chunk, _LAST_CHUNK if seat.stream.ended else b"")
-        self._push(seat, chunk)
+    def _goodbye(self, connection: Connection) -> None:
+        if not connection.rest:
+            self._give(connection, connection.stream.end("drain"))
+        self._end(connection)
 
-    def _push(self, seat: Seat, data: bytes) -> None:
+    # The connections
+
+    def _write(self, connection: Connection, data: bytes) -> None:
         try:
-            sent = os.write(seat.fd, data)
+            sent = os.write(connection.fd, data)
         except BlockingIOError:
             sent = 0
         except OSError:
-            self._end(seat)
+            self._end(connection)
             return
-        if sent == len(data):
-            if seat.rest:
-                self._poller.modify(seat.fd, _EPOLLIN | _EPOLLRDHUP)
-                seat.rest = b""
-            seat.stream.written(time.monotonic())
-            return
-        if not seat.rest:
-            self._poller.modify(seat.fd, _EPOLLIN | _EPOLLOUT | _EPOLLRDHUP)
-            seat.since = time.monotonic()
-        seat.rest = data[sent:]
+        try:
+            if sent == len(data):
+                if connection.rest:
+                    self._poller.modify(connection.fd, _EPOLLIN | _EPOLLRDHUP)
+                connection.rest = b""
+                connection.stream.written(time.monotonic())
+                return
+            if not connection.rest:
+                self._poller.modify(connection.fd, _EPOLLIN | _EPOLLOUT | _EPOLLRDHUP)
+                connection.stalled_at = time.monotonic()
+            connection.rest = data[sent:]
+        except OSError:
+            self._end(connection)
 
     def _heard(self) -> None:
-        """The loop's callback: peers that have gone, and those that take more again."""
+        """The event loop's callback, which must not wait: peers that have gone, and those that take more again."""
         for fd, events in self._poller.poll(0, 1024):
-            seat = self.seats.get(fd)
-            if seat is None:
+            connection = self._connections.get(fd)
+            if connection is None:
                 continue
-            if events & ~(_EPOLLIN | _EPOLLOUT) or (events & _EPOLLIN and not self._drink(fd)):
-                self._end(seat)
-            elif events & _EPOLLOUT and seat.rest:
-                self._push(seat, seat.rest)
-                if not seat.rest:
-                    if seat.stream.ended:
-                        self._end(seat)
-                    else:
-                        self.call(seat)
+            if events & ~(_EPOLLIN | _EPOLLOUT) or (events & _EPOLLIN and not _listens(fd)):
+                self._end(connection)
+            elif connection.rest:
+                self._write(connection, connection.rest)
+                if not connection.rest and connection.stream.ended:
+                    self._end(connection)
+                elif not connection.rest:
+                    self.call(connection)
         if self._doomed:
             self._wake.set()
 
-    def _drink(self, fd: int) -> bool:
-        """Whether the peer is there still; what it says now is not listened to."""
-        try:
-            return bool(os.read(fd, 4096))
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
+    def _has(self, connection: Connection) -> bool:
+        return self._connections.get(connection.fd) is connection
 
-    # Ends and timers
-
-    def _end(self, seat: Seat) -> None:
-        """Forget a seat. Its number is free only at the end of a round: another client could get what is for it."""
-        if self.seats.pop(seat.fd, None) is None:
-            return
-        self._doomed.append(seat)
-        seat.stream.close()
+    def _end(self, connection: Connection) -> None:
+        """Forget it. Its number becomes free only at the end of a round: else another client could get its bytes."""
+        if self._has(connection):
+            del self._connections[connection.fd]
+            with contextlib.suppress(OSError):
+                self._poller.unregister(connection.fd)
+            self._doomed.append(connection)
 
     def _bury(self) -> None:
         doomed, self._doomed = self._doomed, []
-        for seat in doomed:
-            fd, seat.fd = seat.fd, -1
-            with contextlib.suppress(OSError):
-                os.close(fd)
+        for connection in doomed:
+            if connection.stream.closing:
+                gevent.spawn(_close, connection)  # the app's own, which may wait
+            else:
+                _close(connection)
 
-    def _set_timer(self, seat: Seat) -> None:
-        seat.timed = seat.stream.due
-        self._wheel.setdefault(max(int(seat.timed / _TICK), self._turned) + 1, []).append(seat)
+    # Time
 
-    def _turn_wheel(self) -> None:
-        while True:
-            gevent.sleep(_TICK)
-            now = time.monotonic()
-            upto = int(now / _TICK)
-            for slot in range(self._turned + 1, upto + 1):
-                for seat in self._wheel.pop(slot, ()):
-                    self._time(seat, now)
-            self._turned = upto
+    def _set_timer(self, connection: Connection) -> None:
+        connection.timed = connection.stream.due
+        self._wheel.setdefault(max(int(connection.timed / _TICK), self._turned) + 1, []).append(connection)
 
-    def _time(self, seat: Seat, now: float) -> None:
-        if seat.fd < 0 or seat.fd not in self.seats:
-            return
-        if seat.rest and now - seat.since > _STALLED_AFTER:
-            self._end(seat)
-            self._wake.set()
-            return
-        if seat.stream.due <= now and not seat.rest:
-            self.call(seat)
-        self._set_timer(seat)
+    def _turn(self) -> None:
+        gevent.sleep(_TICK)
+        now = time.monotonic()
+        while self._turned < int(now / _TICK):
+            self._turned += 1
+            for connection in self._wheel.pop(self._turned, ()):
+                if not self._has(connection):
+                    continue
+                if connection.rest and now - connection.stalled_at > _STALLED_AFTER:
+                    self._end(connection)
+                    self._wake.set()
+                    continue
+                if connection.stream.due <= now:
+                    self.call(connection)
+                self._set_timer(connection)
 
 
-class _Handed:
-    """A stream on its way from the app to the floor."""
+def _listens(fd: int) -> bool:
+    """Whether the peer is there still; what it says now is passed over."""
+    try:
+        return bool(os.read(fd, 4096))
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+
+
+def _close(connection: Connection) -> None:
+    try:
+        connection.stream.close()
+    finally:
+        with contextlib.suppress(OSError):
+            os.close(connection.fd)
+
+
+class _Ready:
+    """What the app gave for a request, where that is a stream which can be handed off."""
 
     def __init__(self, stream: Stream, environ: dict[str, Any], response: Any) -> None:
         self.stream = stream
@@ -249,52 +278,51 @@ class _Handed:
 
 
 class Worker(GeventWorker):  # type: ignore[misc]
-    """gunicorn's gevent worker, and a floor for streams."""
+    """gunicorn's gevent worker, which hands streams off; one that TLS, or the app, has wrapped keeps its greenlet."""
 
-    floor: Floor
     wsgi: Any
+    _fanout: Fanout
 
     def load_wsgi(self) -> None:
         super().load_wsgi()
-        app: Any = self.wsgi
-        self.floor = Floor(self.log)
+        app = self.wsgi
+        self._fanout = Fanout(self.log)
 
-        def wsgi(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        def wsgi(environ: dict[str, Any], start_response: Any) -> Any:
             body = app(environ, start_response)
             stream = environ.get("sse.stream")
             if stream is None or body is not stream or isinstance(environ["gunicorn.socket"], ssl.SSLSocket):
-                return body  # type: ignore[no-any-return]
-            return _Handed(stream, environ, start_response.__self__)  # type: ignore[return-value]
+                return body
+            return _Ready(stream, environ, start_response.__self__)
 
         self.wsgi = wsgi
 
     def is_already_handled(self, respiter: Any) -> bool:
-        if not isinstance(respiter, _Handed):
+        """Between the app and its body, by gunicorn's own hook."""
+        if not isinstance(respiter, _Ready):
             return False
-        self._hand_off(respiter.stream, respiter.environ, respiter.response)
-        raise StopIteration
-
-    def _hand_off(self, stream: Stream, environ: dict[str, Any], response: Any) -> None:
         began = datetime.now()
-        connection: socket.socket = environ["gunicorn.socket"]
+        stream, response = respiter.stream, respiter.response
         try:
             response.write(stream.open())
-            self.log.access(response, response.req, environ, datetime.now() - began)
-            if stream.ended:
-                response.close()
-                stream.close()
-                return
+            self.log.access(response, response.req, respiter.environ, datetime.now() - began)
         except BaseException:
             stream.close()
             raise
-        self.floor.seat(connection.detach(), stream, chunked=response.chunked)
+        if stream.ended:
+            response.close()
+            stream.close()
+        else:
+            connection: socket.socket = respiter.environ["gunicorn.socket"]
+            self._fanout.take_over(connection.detach(), stream, chunked=response.chunked)
+        raise StopIteration  # which ends the connection's greenlet
 
     def run(self) -> None:
-        drain = gevent.spawn(self._drain)
+        draining = gevent.spawn(self._drain)
         super().run()
-        drain.join(2)
+        draining.join(2)
 
     def _drain(self) -> None:
         while self.alive:
             gevent.sleep(0.1)
-        self.floor.drain()
+        self._fanout.drain()

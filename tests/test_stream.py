@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -79,13 +80,33 @@ def hub(store: FaultyStore) -> Iterator[Hub]:
     hub.close()
 
 
-@pytest.fixture
-def open_stream(hub: Hub) -> Iterator[OpenStream]:
+def driven(stream: Stream) -> Iterator[bytes]:
+    """The chunks of a stream as a loop over many gives them, see sse/worker.py."""
+    woken = threading.Event()
+    try:
+        yield stream.open()
+        if not stream.ended:
+            stream.subscriber.wake_by(woken.set)
+        while not stream.ended:
+            woken.clear()
+            chunk = stream.quick({})
+            chunk = stream.step() if chunk is None else chunk
+            if chunk:
+                yield chunk
+                stream.written(time.monotonic())
+            if not stream.ended:
+                woken.wait(max(stream.due - time.monotonic(), 0))
+    finally:
+        stream.close()
+
+
+@pytest.fixture(params=[iter, driven], ids=["iterated", "driven"])
+def open_stream(hub: Hub, request: pytest.FixtureRequest) -> Iterator[OpenStream]:
     opened: list[Any] = []
 
     def open(starts: Mapping[str, Start] | None = None, **options: Any) -> Body:
         settings = {"heartbeat": 15, "lifetime": 900, "retry": RETRY} | options
-        opened.append(iter(Stream(hub, starts or {"a": Start()}, **settings)))
+        opened.append(request.param(Stream(hub, starts or {"a": Start()}, **settings)))
         return Body(opened[-1])
 
     yield open
@@ -216,6 +237,7 @@ def test_who_cannot_keep_up_is_closed_as_slow_and_can_come_back(
     assert again.take(3)[2].json() == {"channel": "a", "reason": "trimmed", "missed": 10}
 
 
+@pytest.mark.parametrize("open_stream", [iter], indirect=True)  # whoever drives one watches its writing
 def test_a_writer_that_stalls_for_twenty_seconds_is_closed_as_slow(store: FaultyStore, open_stream: OpenStream) -> None:
     now = 0.0
     body = open_stream(clock=lambda: now)
