@@ -15,7 +15,7 @@ from gunicorn.http import message  # type: ignore[import-untyped]
 # BIND is host:port or unix:/path. A platform that gives a PORT expects all interfaces.
 _port = os.environ.get("PORT")
 bind = os.environ.get("BIND") or (f"0.0.0.0:{_port}" if _port else "127.0.0.1:8000")
-worker_class = "sse.worker.Worker"
+worker_class = "sse.worker.Worker"  # gevent's, with streams handed off; it imports nothing of the app either
 # The memory store is for one process; with several workers on it the app refuses, and says why.
 _shared = os.environ.get("SSE_REDIS_URL") or os.environ.get("REDIS_URL")
 workers = int(os.environ.get("WEB_CONCURRENCY") or (_shared and os.cpu_count()) or 1)

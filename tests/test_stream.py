@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -18,6 +17,7 @@ from sse.stores import MemoryStore, Page, Publication
 from sse.stream import Stream, busy
 from sse.subscriber import Start
 from tests import client
+from tests.drive import driven
 from tests.servers import wait_until
 
 RETRY = 1000
@@ -78,26 +78,6 @@ def hub(store: FaultyStore) -> Iterator[Hub]:
     hub = Hub(store, max_subscribers=3)
     yield hub
     hub.close()
-
-
-def driven(stream: Stream) -> Iterator[bytes]:
-    """The chunks of a stream as a loop over many gives them, see sse/worker.py."""
-    woken = threading.Event()
-    try:
-        yield stream.open()
-        if not stream.ended:
-            stream.subscriber.wake_by(woken.set)
-        while not stream.ended:
-            woken.clear()
-            chunk = stream.quick({})
-            chunk = stream.step() if chunk is None else chunk
-            if chunk:
-                yield chunk
-                stream.written(time.monotonic())
-            if not stream.ended:
-                woken.wait(max(stream.due - time.monotonic(), 0))
-    finally:
-        stream.close()
 
 
 @pytest.fixture(params=[iter, driven], ids=["iterated", "driven"])
