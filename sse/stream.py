@@ -153,7 +153,7 @@ class Stream:
         places = subscriber.places
         parts: list[bytes] = []
         size = 0
-        for name in places:
+        for name in subscriber.order():
             key = (name, places[name], manner.typed)
             if key in shared:
                 segment = shared[key]

@@ -137,11 +137,9 @@ class Subscriber:
             self._signal.clear()
         taken: list[Delivery | Reset] = list(self.resets)
         self.resets = ()
-        names = list(self.places)
-        self._turn = (self._turn + 1) % len(names)  # so that no channel starves another
         events = size = 0
         try:
-            for name in names[self._turn :] + names[: self._turn]:
+            for name in self.order():
                 while entries := self._next(name, taken):
                     for entry in entries:
                         size += len(entry.body)
@@ -157,6 +155,12 @@ class Subscriber:
                 raise
             self.notify()
         return taken
+
+    def order(self) -> list[str]:
+        """Its channels, each time beginning with the next one, so that none starves another."""
+        names = list(self.places)
+        self._turn = (self._turn + 1) % len(names)
+        return names[self._turn :] + names[: self._turn]
 
     def at_hand(self, name: str) -> Sequence[Entry] | None:
         """What has come since in a channel, not taken yet, a page at the most; None if the hub's ring has passed it."""

@@ -38,7 +38,7 @@ _LAST_CHUNK: Final = b"0\r\n\r\n"  # RFC 9112, 7.1
 class Connection:
     """A stream that was handed off, and what of its last write has not gone out yet."""
 
-    __slots__ = ("_fanout", "asks", "chunked", "fd", "rest", "stalled_at", "stream", "timed")
+    __slots__ = ("_fanout", "asks", "chunked", "fd", "rest", "slot", "stalled_at", "stream")
 
     def __init__(self, fanout: Fanout, fd: int, stream: Stream, *, chunked: bool) -> None:
         self._fanout = fanout
@@ -48,7 +48,7 @@ class Connection:
         self.asks = False  # a greenlet asks the store for it
         self.rest = b""
         self.stalled_at = 0.0
-        self.timed = 0.0  # the moment that its timer stands at
+        self.slot = 0  # of the wheel, in which it is looked at next
 
     def __call__(self) -> None:
         """There may be something to take."""
@@ -142,14 +142,14 @@ class Fanout:
             chunk = connection.stream.step() if self._has(connection) else b""
         except BaseException:
             self._end(connection)
-            self._wake.set()
             raise
-        connection.asks = False
+        finally:
+            connection.asks = False
+            self._wake.set()
         if self._has(connection):
             self._give(connection, chunk)
             if not connection.stream.waits:
                 self.call(connection)  # for what has come meanwhile
-        self._wake.set()
 
     def _give(self, connection: Connection, chunk: bytes) -> None:
         stream = connection.stream
@@ -159,7 +159,7 @@ class Fanout:
             self._write(connection, chunk)
         if not connection.rest and stream.ended:
             self._end(connection)
-        elif stream.due < connection.timed:
+        elif _slot(stream.due) < connection.slot:
             self._set_timer(connection)
 
     def _goodbye(self, connection: Connection) -> None:
@@ -222,7 +222,9 @@ class Fanout:
     def _bury(self) -> None:
         doomed, self._doomed = self._doomed, []
         for connection in doomed:
-            if connection.stream.closing:
+            if connection.asks:
+                self._doomed.append(connection)  # until the store has answered
+            elif connection.stream.closing:
                 gevent.spawn(_close, connection)  # the app's own, which may wait
             else:
                 _close(connection)
@@ -230,8 +232,8 @@ class Fanout:
     # Time
 
     def _set_timer(self, connection: Connection) -> None:
-        connection.timed = connection.stream.due
-        self._wheel.setdefault(max(int(connection.timed / _TICK), self._turned) + 1, []).append(connection)
+        connection.slot = max(_slot(connection.stream.due), self._turned + 1)
+        self._wheel.setdefault(connection.slot, []).append(connection)
 
     def _turn(self) -> None:
         gevent.sleep(_TICK)
@@ -239,8 +241,8 @@ class Fanout:
         while self._turned < int(now / _TICK):
             self._turned += 1
             for connection in self._wheel.pop(self._turned, ()):
-                if not self._has(connection):
-                    continue
+                if connection.slot != self._turned or not self._has(connection):
+                    continue  # it has another timer, or needs none
                 if connection.rest and now - connection.stalled_at > _STALLED_AFTER:
                     self._end(connection)
                     self._wake.set()
@@ -248,6 +250,10 @@ class Fanout:
                 if connection.stream.due <= now:
                     self.call(connection)
                 self._set_timer(connection)
+
+
+def _slot(moment: float) -> int:
+    return int(moment / _TICK) + 1
 
 
 def _listens(fd: int) -> bool:
