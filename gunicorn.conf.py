@@ -15,7 +15,7 @@ from gunicorn.http import message  # type: ignore[import-untyped]
 # BIND is host:port or unix:/path. A platform that gives a PORT expects all interfaces.
 _port = os.environ.get("PORT")
 bind = os.environ.get("BIND") or (f"0.0.0.0:{_port}" if _port else "127.0.0.1:8000")
-worker_class = "gevent"
+worker_class = "sse.worker.Worker"  # gevent's, with streams handed off; it imports nothing of the app either
 # The memory store is for one process; with several workers on it the app refuses, and says why.
 _shared = os.environ.get("SSE_REDIS_URL") or os.environ.get("REDIS_URL")
 workers = int(os.environ.get("WEB_CONCURRENCY") or (_shared and os.cpu_count()) or 1)
@@ -52,7 +52,7 @@ def nworkers_changed(server: Any, workers: int, before: int | None) -> None:
 
 def post_worker_init(worker: Any) -> None:
     """Leave room above the limit that the app answers for, so that health and publishing get through at it."""
-    service = worker.wsgi.extensions["sse"]
+    service = worker.app.wsgi().extensions["sse"]
     if service.shared:
         service.hub.start()  # the log tells at once what ails Redis, not first when someone subscribes
     subscribers = service.config.max_subscribers

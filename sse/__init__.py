@@ -1,18 +1,24 @@
 """Throughline: server push that gets through, for Flask."""
 
-from sse.errors import (
-    Busy,
-    ConfigError,
-    IdempotencyConflict,
-    InvalidEvent,
-    SSEError,
-    StoreUnavailable,
-    TooLarge,
-    Unavailable,
-)
-from sse.event import Event
-from sse.extension import SSE
-from sse.version import __version__ as __version__
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sse.errors import (
+        Busy,
+        ConfigError,
+        IdempotencyConflict,
+        InvalidEvent,
+        SSEError,
+        StoreUnavailable,
+        TooLarge,
+        Unavailable,
+    )
+    from sse.event import Event
+    from sse.extension import SSE
+    from sse.version import __version__ as __version__
 
 __all__ = [
     "SSE",
@@ -26,3 +32,16 @@ __all__ = [
     "TooLarge",
     "Unavailable",
 ]
+_HOMES = {"SSE": "sse.extension", "Event": "sse.event", "__version__": "sse.version"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: `sse.worker` has to patch the standard library before the rest."""
+    if name not in __all__ and name not in _HOMES:
+        raise AttributeError(f"module 'sse' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_HOMES.get(name, "sse.errors")), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_HOMES})

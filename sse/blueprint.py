@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Callable, Sequence
-from typing import Final
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Final
 
 from flask import Blueprint, Response, request
 from flask.sansio.app import App
@@ -32,10 +32,13 @@ from sse.log import warn
 from sse.poll import poll
 from sse.service import Service
 from sse.stores import Publication
-from sse.stream import busy, stream
+from sse.stream import Stream, busy
 from sse.subscriber import Start, starting_points
 from sse.version import __version__
 from sse.wire import parse_publish
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIEnvironment
 
 _log = logging.getLogger("sse")
 
@@ -73,6 +76,18 @@ def make_blueprint(service: Service, authorize: Callable[[], access.Authorize | 
     return blueprint
 
 
+class StreamResponse(Response):
+    """Gives the server the stream itself, so that one that knows how can take it over; others iterate over it."""
+
+    def get_app_iter(self, environ: WSGIEnvironment) -> Iterable[bytes]:
+        body = self.response
+        if not isinstance(body, Stream):
+            return super().get_app_iter(environ)  # the app has put another in its place
+        body.closing = self._on_close  # what the app wants done at the end
+        environ["sse.stream"] = body  # for a server that can tell it by that
+        return body
+
+
 class _Routes:
     def __init__(self, service: Service, authorize: Callable[[], access.Authorize | None]) -> None:
         self._service = service
@@ -90,7 +105,7 @@ class _Routes:
             return Response(busy(self._config.retry), headers=_STREAM_HEADERS)
         if request.method == "HEAD":
             return Response(iter(()), headers=_STREAM_HEADERS)  # as for GET, with no Content-Length
-        body = stream(
+        body = Stream(
             self._service.hub,
             starts,
             heartbeat=heartbeat,
@@ -100,7 +115,7 @@ class _Routes:
             typed=typed,
             told={"replay": replay} if "replay" in request.args else None,
         )
-        return Response(body, headers=_STREAM_HEADERS)
+        return StreamResponse(body, headers=_STREAM_HEADERS)
 
     def poll(self) -> Response:
         _check_query("last_event_id", "lastEventId", "replay", "timeout", "token")

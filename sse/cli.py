@@ -27,7 +27,7 @@ from sse.event import DEFAULT_TYPE, RESERVED_PREFIX, Event, LastEventId, check_c
 from sse.script import embed_tag
 from sse.service import Service
 from sse.stores import Publication
-from sse.stream import stream
+from sse.stream import Stream
 from sse.subscriber import starting_points
 from sse.wire import MAX_BATCH, Block, Parser
 
@@ -380,7 +380,7 @@ def _stream_here(service: Service, channels: Sequence[str], given: str, replay: 
     position = LastEventId.parse(last or given) if last or given else None
     starts = starting_points(channels, position, from_header=bool(last), replay=replay)
     lifetime = service.config.stream_lifetime
-    yield from stream(service.hub, starts, heartbeat=service.config.heartbeat, lifetime=lifetime, retry=_SOON)
+    yield from Stream(service.hub, starts, heartbeat=service.config.heartbeat, lifetime=lifetime, retry=_SOON)
 
 
 def _stream_over_http(remote: _Remote, channels: Sequence[str], given: str, replay: int, last: str) -> Generator[bytes]:

@@ -202,6 +202,8 @@ class Hub:
                 if name not in self._channels:
                     self._channels[name] = Channel(name)
             channels = {name: self._channels[name] for name in names}
+            if len(channels) == 1:
+                channels = next(iter(channels.values())).alone
             subscriber = Subscriber(channels, self.lock, self.read)
             for channel in channels.values():
                 channel.subscribers.add(subscriber)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
-from typing import Final, Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from typing import Final, Literal, NamedTuple
 
 from sse.errors import StoreUnavailable, Unavailable
 from sse.event import Position, format_last_event_id
 from sse.hub import ATTACH_TIMEOUT, Hub
 from sse.log import warn
+from sse.stores import PAGE
 from sse.subscriber import Delivery, Lagging, Reset, Start, Subscriber
 from sse.wire import HEARTBEAT, encode_control, encode_id, type_in_data
 
@@ -20,23 +21,40 @@ _CHUNK_EVENTS: Final = 1000
 _STALLED_AFTER: Final = 20.0
 _RETRY_STORE: Final = 1.0
 
+Reason = Literal["lifetime", "drain", "slow", "busy"]
 
-def stream(
-    hub: Hub,
-    starts: Mapping[str, Start],
-    *,
-    heartbeat: float,
-    lifetime: float,
-    retry: int,
-    delta: bool = False,
-    typed: bool = False,
-    told: Mapping[str, object] | None = None,
-    clock: Callable[[], float] = time.monotonic,
-) -> Iterator[bytes]:
-    """The chunks of a stream's body; each ends at the end of a block.
+
+class Manner(NamedTuple):
+    """How a stream is told, the same for very many."""
+
+    heartbeat: float
+    retry: int
+    delta: bool
+    typed: bool
+
+
+class Segment(NamedTuple):
+    """Blocks of one channel that many streams go on with: as a whole, where ids have this channel only, or piece by
+    piece around the ids' other entries; where they lead to, and whether there is more at hand.
+    """
+
+    whole: bytes
+    pieces: Sequence[tuple[bytes, bytes]]
+    place: Position
+    more: bool
+
+
+Shared = dict[tuple[str, Position, bool], Segment | None]
+"""Segments by channel, place and form, for one round."""
+
+_manner = lru_cache(maxsize=1024)(Manner)
+
+
+class Stream:
+    """A subscriber as a body: iterate over it; or drive it by `open`, `step` and `written`, as a loop over many does.
 
     An id never claims more than the blocks up to and including its own have said, so a client that is cut anywhere
-    comes back for the rest. The subscriber is attached at the first chunk, and detached when the iterator is closed.
+    comes back for the rest. The subscriber is attached by `open`, and detached by `close`.
 
     :param heartbeat: seconds of quiet before a heartbeat.
     :param lifetime: seconds until `sse.close`, give or take 20 %, so that clients do not come back all at once.
@@ -45,21 +63,181 @@ def stream(
     :param typed: whether an event's type is told in its data, see `type_in_data`.
     :param told: what else `sse.open` tells.
     """
-    try:
-        subscriber = hub.attach(starts, ATTACH_TIMEOUT)
-    except Unavailable as error:
-        warn("a stream is told that this service is busy: %s", error)
-        yield busy(retry)
-        return
-    try:
-        lifetime *= random.uniform(0.8, 1.2)
-        claims = _claims(subscriber, starts)
-        told = {"heartbeat": heartbeat, "lifetime": round(lifetime), "retry": retry, **(told or {})}
-        yield _opening(subscriber, starts, claims, told, retry)
-        encode = partial(_block, claims=claims, delta=delta, typed=typed)
-        yield from _blocks(subscriber, encode, heartbeat, clock() + lifetime, retry, clock)
-    finally:
-        hub.detach(subscriber)
+
+    # An idle stream is to be small.
+    __slots__ = (
+        *("_again", "_claims", "_clock", "_deadline", "_hub", "_manner", "_starts", "_told", "_written"),
+        *("closing", "ended", "subscriber"),
+    )
+    subscriber: Subscriber
+
+    def __init__(
+        self,
+        hub: Hub,
+        starts: Mapping[str, Start],
+        *,
+        heartbeat: float,
+        lifetime: float,
+        retry: int,
+        delta: bool = False,
+        typed: bool = False,
+        told: Mapping[str, object] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.closing: Sequence[Callable[[], object]] = ()
+        """What else to do at the end."""
+        self.ended = False
+        """Whether what was given last is the end of the body."""
+        self._hub = hub
+        self._starts: Mapping[str, Start] | None = starts
+        self._manner = _manner(heartbeat, retry, delta, typed)
+        self._told = told
+        self._clock = clock
+        # What the client may say that it has, where that is not what it was given: see _claims.
+        self._claims: dict[str, Position | None] | None = None
+        self._deadline = lifetime * random.uniform(0.8, 1.2)  # seconds from the opening on, and then by the clock
+        self._written = self._again = 0.0
+
+    @property
+    def due(self) -> float:
+        """When there is something to say, by the clock, if no event comes."""
+        due = min(self._written + self._manner.heartbeat, self._deadline)
+        return min(due, self._again) if self._again else due
+
+    @property
+    def waits(self) -> bool:
+        """Whether the store did not answer, so that there is nothing to say before it is `due`."""
+        return self._again > 0
+
+    def open(self) -> bytes:
+        """Attach, and give the first blocks; or the whole body, if this service is busy."""
+        assert self._starts is not None, "a stream is opened once"
+        starts, manner = self._starts, self._manner
+        try:
+            self.subscriber = self._hub.attach(starts, ATTACH_TIMEOUT)
+        except Unavailable as error:
+            warn("a stream is told that this service is busy: %s", error)
+            self.ended = True
+            return busy(manner.retry)
+        self._starts = None
+        claims = _claims(self.subscriber, starts)
+        if self.subscriber.resets:
+            self._claims = claims
+        told = {"heartbeat": manner.heartbeat, "lifetime": round(self._deadline), "retry": manner.retry}
+        opening = _opening(self.subscriber, starts, claims, {**told, **(self._told or {})}, manner.retry)
+        self._told = None
+        now = self._clock()
+        self._deadline += now
+        self.written(now)
+        return opening
+
+    def step(self) -> bytes:
+        """What is to be written now, at the end of a block; perhaps nothing."""
+        self._again = 0.0
+        claims: dict[str, Position | None] = {**self.subscriber.places} if self._claims is None else self._claims
+        try:
+            taken = self.subscriber.take(_CHUNK_EVENTS, _CHUNK)
+        except StoreUnavailable:
+            self._again = self._clock() + _RETRY_STORE
+            return self._or_heartbeat(b"")
+        except Lagging:
+            return self.end("slow")
+        self._claims = None  # it is given all that it takes
+        return self._or_heartbeat(b"".join(_block(item, claims, self._manner) for item in taken))
+
+    def quick(self, shared: Shared) -> bytes | None:
+        """As `step`, but with what the hub has at hand and for many at once; None if that does not do."""
+        subscriber, manner = self.subscriber, self._manner
+        if subscriber.resets or self._claims is not None or self._again:
+            return None
+        places = subscriber.places
+        parts: list[bytes] = []
+        size = 0
+        for name in subscriber.order():
+            key = (name, places[name], manner.typed)
+            if key in shared:
+                segment = shared[key]
+            else:
+                segment = shared[key] = _segment(subscriber, name, manner.typed)
+            if segment is None:
+                if not parts:
+                    return None
+                subscriber.notify()
+                break
+            if segment.whole:
+                parts.append(segment.whole if manner.delta or len(places) == 1 else _around(segment, name, places))
+                places[name] = segment.place
+                size += len(segment.whole)
+                if segment.more or size > _CHUNK:
+                    subscriber.notify()
+                    break
+        return self._or_heartbeat(b"".join(parts) if len(parts) > 1 else parts[0] if parts else b"")
+
+    def end(self, reason: Reason) -> bytes:
+        """The last block, after which nothing comes."""
+        self.ended = True
+        return _close(reason, random.uniform(0.1, 1) * self._manner.retry)
+
+    def written(self, now: float) -> None:
+        """Tell that what was given has gone out: from now on it is quiet."""
+        self._written = now
+
+    def close(self) -> None:
+        """Detach; a second time does nothing."""
+        if self._starts is None:
+            self._hub.detach(self.subscriber)
+        closing, self.closing = self.closing, ()
+        for done in closing:
+            done()
+
+    def __iter__(self) -> Iterator[bytes]:
+        try:
+            yield self.open()
+            while not self.ended:
+                chunk = self.step()
+                if chunk:
+                    began = self._clock()
+                    yield chunk
+                    now = self._clock()
+                    self.written(now)
+                    if now - began > _STALLED_AFTER and not self.ended:
+                        yield self.end("slow")
+                if not self.ended:
+                    self.subscriber.wait(max(self.due - self._clock(), 0))
+        finally:
+            self.close()
+
+    def _or_heartbeat(self, chunk: bytes) -> bytes:
+        now = self._clock()
+        if now >= self._deadline:
+            return chunk + self.end("lifetime")
+        if not chunk and now - self._written >= self._manner.heartbeat:
+            return HEARTBEAT
+        return chunk
+
+
+def _segment(subscriber: Subscriber, name: str, typed: bool) -> Segment | None:
+    entries = subscriber.at_hand(name)
+    if entries is None:
+        return None
+    pieces: list[tuple[bytes, bytes]] = []
+    size = 0
+    place = subscriber.places[name]
+    for entry in entries:
+        size += len(entry.body)
+        if pieces and size > _CHUNK:
+            break
+        body = type_in_data(entry.body) if typed else entry.body
+        place = entry.position
+        pieces.append((f"id: {name}={place}".encode(), b"\n" + body))
+    more = len(pieces) < len(entries) or len(entries) >= PAGE
+    return Segment(b"".join(part for piece in pieces for part in piece), pieces, place, more)
+
+
+def _around(segment: Segment, name: str, places: Mapping[str, Position]) -> bytes:
+    """The segment with full ids: the other channels' entries stand after its own."""
+    others = "".join(f"~{other}={place}" for other, place in places.items() if other != name).encode()
+    return b"".join(head + others + body for head, body in segment.pieces)
 
 
 def busy(retry: int) -> bytes:
@@ -67,7 +245,7 @@ def busy(retry: int) -> bytes:
     return _close("busy", random.uniform(1, 4) * retry)
 
 
-def _close(reason: Literal["lifetime", "slow", "busy"], retry: float) -> bytes:
+def _close(reason: Reason, retry: float) -> bytes:
     # In the data too: an EventSource keeps the `retry:` field to itself.
     return encode_control("sse.close", {"reason": reason, "retry": round(retry)}, retry=round(retry))
 
@@ -97,48 +275,15 @@ def _opening(
     return encode_control("sse.open", data, last_event_id=format_last_event_id(claims), retry=retry) + HEARTBEAT
 
 
-def _blocks(
-    subscriber: Subscriber,
-    encode: Callable[[Delivery | Reset], bytes],
-    heartbeat: float,
-    deadline: float,
-    retry: int,
-    clock: Callable[[], float],
-) -> Iterator[bytes]:
-    written = clock()
-    while True:
-        pause = heartbeat
-        try:
-            chunk = b"".join(map(encode, subscriber.take(_CHUNK_EVENTS, _CHUNK)))
-        except StoreUnavailable:
-            chunk, pause = b"", _RETRY_STORE
-        except Lagging:
-            yield _close("slow", random.uniform(0.1, 1) * retry)
-            return
-        now = clock()
-        if not chunk and now - written >= heartbeat:
-            chunk = HEARTBEAT
-        if chunk:
-            yield chunk
-            written = clock()
-            if written - now > _STALLED_AFTER:
-                yield _close("slow", random.uniform(0.1, 1) * retry)
-                return
-        if written >= deadline or now >= deadline:
-            yield _close("lifetime", random.uniform(0.1, 1) * retry)
-            return
-        subscriber.wait(max(min(written + heartbeat - clock(), deadline - clock(), pause), 0))
-
-
-def _block(item: Delivery | Reset, claims: dict[str, Position | None], delta: bool, typed: bool) -> bytes:
+def _block(item: Delivery | Reset, claims: dict[str, Position | None], manner: Manner) -> bytes:
     """The bytes of a delivery or a reset; from here on, the ids claim it."""
     if isinstance(item, Reset):
         claims[item.channel] = item.position
         data = {"channel": item.channel, "reason": item.reason, "missed": item.missed}
-        return encode_control("sse.reset", data, last_event_id=_id(item.channel, claims, delta))
+        return encode_control("sse.reset", data, last_event_id=_id(item.channel, claims, manner.delta))
     claims[item.channel] = item.entry.position
-    body = type_in_data(item.entry.body) if typed else item.entry.body
-    return encode_id(_id(item.channel, claims, delta)) + body
+    body = type_in_data(item.entry.body) if manner.typed else item.entry.body
+    return encode_id(_id(item.channel, claims, manner.delta)) + body
 
 
 def _id(channel: str, claims: Mapping[str, Position | None], delta: bool) -> str:

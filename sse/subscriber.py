@@ -89,28 +89,40 @@ class Channel:
         self.lives = 0  # how often its ring was begun anew, after a reset
         self.reset_reason: Reason = "diverged"
         self.idle_since: float | None = None
+        self.alone = {name: self}  # for all who listen to it alone
 
 
 class Subscriber:
     """One listening connection: a place in each channel, and a signal that there may be more."""
 
+    __slots__ = ("_lives", "_lock", "_read", "_signal", "_turn", "_wake", "channels", "places", "resets")
+
     def __init__(self, channels: Mapping[str, Channel], lock: threading.Lock, read: Read) -> None:
         self.channels = channels
         self.places: dict[str, Position] = {}
-        self.resets: list[Reset] = []
+        self.resets: Sequence[Reset] = ()
         self._lock = lock
         self._read = read
-        self._lives: dict[str, int] = {}
+        self._lives: dict[str, int] | None = None
         self._turn = 0
-        self._signal = threading.Event()
+        self._signal: threading.Event | None = threading.Event()
+        self._wake: Callable[[], None] | None = None
 
     def notify(self) -> None:
         """Wake the subscriber's transport."""
-        if not self._signal.is_set():
+        if self._wake:
+            self._wake()
+        elif self._signal and not self._signal.is_set():
             self._signal.set()
+
+    def wake_by(self, wake: Callable[[], None]) -> None:
+        """Have `wake` called instead of `wait` return, in the hub's own thread and at once."""
+        self._wake, self._signal = wake, None
+        wake()
 
     def wait(self, timeout: float) -> bool:
         """Wait up to `timeout` seconds until there may be something to take."""
+        assert self._signal, "it is woken by a call"
         return self._signal.wait(timeout)
 
     def take(self, max_events: int, max_bytes: int) -> list[Delivery | Reset]:
@@ -121,19 +133,18 @@ class Subscriber:
         :raises Lagging: if a channel's ring has passed the subscriber's place.
         :raises StoreUnavailable: if older entries are needed and cannot be read.
         """
-        self._signal.clear()
+        if self._signal:
+            self._signal.clear()
         taken: list[Delivery | Reset] = list(self.resets)
-        self.resets.clear()
-        names = list(self.places)
-        self._turn = (self._turn + 1) % len(names)  # so that no channel starves another
+        self.resets = ()
         events = size = 0
         try:
-            for name in names[self._turn :] + names[: self._turn]:
+            for name in self.order():
                 while entries := self._next(name, taken):
                     for entry in entries:
                         size += len(entry.body)
                         if events and (events >= max_events or size > max_bytes):
-                            self._signal.set()
+                            self.notify()
                             return taken
                         events += 1
                         taken.append(Delivery(name, entry))
@@ -142,8 +153,21 @@ class Subscriber:
             # What was taken before must still be told; the fault will be met again.
             if not taken:
                 raise
-            self._signal.set()
+            self.notify()
         return taken
+
+    def order(self) -> list[str]:
+        """Its channels, each time beginning with the next one, so that none starves another."""
+        names = list(self.places)
+        self._turn = (self._turn + 1) % len(names)
+        return names[self._turn :] + names[: self._turn]
+
+    def at_hand(self, name: str) -> Sequence[Entry] | None:
+        """What has come since in a channel, not taken yet, a page at the most; None if the hub's ring has passed it."""
+        channel = self.channels[name]
+        with self._lock:
+            assert channel.ring is not None
+            return channel.ring.after(self.places[name], PAGE)
 
     def is_behind(self) -> bool:
         """Whether any of its channels has moved on since."""
@@ -160,24 +184,31 @@ class Subscriber:
             entries = channel.ring.after(place, PAGE)
             lives, top = channel.lives, channel.ring.newest
         if entries is not None:
-            self._lives[name] = lives
+            self._live(name, lives)
             return entries
         page = self._read([(name, place)])[0]
         if not page.reason:
             return [encoded(entry) for entry in page.entries]
-        if lives == self._lives[name]:
+        if lives == (self._lives or {}).get(name, 0):
             raise Lagging(name)
         taken.append(reset_at(name, channel.reset_reason, place, top))
-        self._lives[name] = lives
+        self._live(name, lives)
         self.places[name] = top
         return []
+
+    def _live(self, name: str, lives: int) -> None:
+        if self._lives is None:
+            if not lives:
+                return  # a channel is seldom reset, and an idle subscriber is to be small
+            self._lives = {}
+        self._lives[name] = lives
 
     def join(self, name: str, place: Position, reset: Reset | None = None) -> None:
         """Set the place from which the subscriber goes on in a channel."""
         self.places[name] = place
-        self._lives[name] = self.channels[name].lives
+        self._live(name, self.channels[name].lives)
         if reset:
-            self.resets.append(reset)
+            self.resets = [*self.resets, reset]
 
 
 def reset_at(channel: str, reason: Reason, place: Position, top: Position) -> Reset:

@@ -30,6 +30,7 @@ FLOORS = {
     "sse.blueprint": 5,
     "sse.extension": 6,
     "sse.cli": 6,
+    "sse.worker": 6,
     "sse": 7,
 }
 FOR_SIBLINGS = {"sse.errors": {"sse.event", "sse.wire", "sse.config", "sse.ring"}}

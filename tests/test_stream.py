@@ -14,9 +14,10 @@ from sse.errors import StoreUnavailable
 from sse.event import Event, Position
 from sse.hub import Hub
 from sse.stores import MemoryStore, Page, Publication
-from sse.stream import busy, stream
+from sse.stream import Stream, busy
 from sse.subscriber import Start
 from tests import client
+from tests.drive import driven
 from tests.servers import wait_until
 
 RETRY = 1000
@@ -79,13 +80,13 @@ def hub(store: FaultyStore) -> Iterator[Hub]:
     hub.close()
 
 
-@pytest.fixture
-def open_stream(hub: Hub) -> Iterator[OpenStream]:
+@pytest.fixture(params=[iter, driven], ids=["iterated", "driven"])
+def open_stream(hub: Hub, request: pytest.FixtureRequest) -> Iterator[OpenStream]:
     opened: list[Any] = []
 
     def open(starts: Mapping[str, Start] | None = None, **options: Any) -> Body:
         settings = {"heartbeat": 15, "lifetime": 900, "retry": RETRY} | options
-        opened.append(stream(hub, starts or {"a": Start()}, **settings))
+        opened.append(request.param(Stream(hub, starts or {"a": Start()}, **settings)))
         return Body(opened[-1])
 
     yield open
@@ -216,6 +217,7 @@ def test_who_cannot_keep_up_is_closed_as_slow_and_can_come_back(
     assert again.take(3)[2].json() == {"channel": "a", "reason": "trimmed", "missed": 10}
 
 
+@pytest.mark.parametrize("open_stream", [iter], indirect=True)  # whoever drives one watches its writing
 def test_a_writer_that_stalls_for_twenty_seconds_is_closed_as_slow(store: FaultyStore, open_stream: OpenStream) -> None:
     now = 0.0
     body = open_stream(clock=lambda: now)

@@ -22,9 +22,10 @@ from sse.hub import Hub
 from sse.poll import poll
 from sse.service import Service
 from sse.stores import Publication, Store
-from sse.stream import stream
+from sse.stream import Stream
 from sse.subscriber import starting_points
 from tests import client as wire
+from tests.drive import driven
 from tests.servers import RedisServer, wait_until
 
 TRIES = 200  # of one publication
@@ -227,7 +228,8 @@ class Client(threading.Thread):
 
     def _stream(self, hub: Hub) -> None:
         parser = wire.Parser(self.last_event_id)
-        body = stream(hub, self._starts(), heartbeat=self.heartbeat, lifetime=600, retry=20)
+        way = self.rng.choice((iter, driven)) if self.rng else iter
+        body = way(Stream(hub, self._starts(), heartbeat=self.heartbeat, lifetime=600, retry=20))
         rng = None if self._calm else self.rng
         chunks = rng.randint(1, 40) if rng else None
         try:
@@ -242,7 +244,7 @@ class Client(threading.Thread):
                 if rng and rng.random() < 0.05:
                     time.sleep(rng.uniform(0, 0.3))
         finally:
-            body.close()  # type: ignore[attr-defined]
+            body.close()  # type: ignore[union-attr]
 
     def _hear(self, event: wire.Event) -> None:
         if event.event == "sse.open":

@@ -17,7 +17,7 @@ from werkzeug.test import TestResponse
 from sse.errors import StoreUnavailable
 from sse.event import Entry, LastEventId
 from sse.poll import poll
-from sse.stream import stream
+from sse.stream import Stream
 from sse.subscriber import Delivery, Reset, Start, Subscriber, starting_points
 from tests import client as wire
 from tests.chaos.house import Client, CrashingRedis, House
@@ -276,7 +276,7 @@ def test_a_key_of_a_wrong_type_is_named_never_deleted_and_harms_no_other_channel
 def test_a_new_stream_on_a_key_of_a_wrong_type_is_told_that_it_is_busy(house: House) -> None:
     house.redis.ask("SET", "sse:{a}", "mistaken")
     blocks = wire.Parser().feed(
-        b"".join(stream(house.services[0].hub, {"a": Start()}, heartbeat=15, lifetime=600, retry=20))
+        b"".join(Stream(house.services[0].hub, {"a": Start()}, heartbeat=15, lifetime=600, retry=20))
     )
     assert [(block.event, block.json()["reason"]) for block in blocks] == [("sse.close", "busy")]
     house.redis.ask("DEL", "sse:{a}")

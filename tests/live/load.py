@@ -20,6 +20,7 @@ KEY = "a-publishing-key-for-these-tests"
 ORIGIN = "https://a.example"
 APP = "tests.live.apps.inspected:application"
 ENV = {"SSE_PUBLIC": "*", "SSE_PUBLISH_KEYS": KEY, "SSE_HEARTBEAT": "3", "SSE_ORIGINS": ORIGIN}
+GREENLETS = ("-k", "gevent")  # gunicorn's own worker, in which each stream keeps its greenlet
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER
 
 

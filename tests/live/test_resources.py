@@ -14,7 +14,7 @@ import pytest
 
 from tests import client
 from tests.client import Stream
-from tests.live.load import APP, ENV, KEY, ORIGIN, RESET_ON_CLOSE, Crowd, Storm, address
+from tests.live.load import APP, ENV, GREENLETS, KEY, ORIGIN, RESET_ON_CLOSE, Crowd, Storm, address
 from tests.servers import Gunicorn, Nginx, RedisServer, wait_until
 
 HEARTBEAT = 3
@@ -26,10 +26,13 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
         yield server
 
 
-@pytest.fixture(scope="module")
-def worker(store: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gunicorn]:
+@pytest.fixture(scope="module", params=[(), GREENLETS], ids=["handed off", "greenlets"])
+def worker(
+    store: RedisServer, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Gunicorn]:
     """One worker on Redis, which has served streams before."""
-    with Gunicorn(tmp_path_factory.mktemp("gunicorn"), APP, ENV | {"SSE_REDIS_URL": store.url}) as server:
+    environment = ENV | {"SSE_REDIS_URL": store.url}
+    with Gunicorn(tmp_path_factory.mktemp("gunicorn"), APP, environment, arguments=request.param) as server:
         with Crowd(server.url) as crowd:
             crowd.open(5, lambda: "warm")
             crowd.settle()
@@ -126,7 +129,7 @@ def test_a_client_that_has_gone_is_noticed_within_two_heartbeats_directly_and_th
 ) -> None:
     base = idle(worker)
     with Nginx(tmp_path, worker.bind) as nginx, store.client() as redis, contextlib.ExitStack() as streams:
-        # nginx takes a client's half-close for its leave; to gunicorn it is a client that still reads.
+        # To nginx, and where streams are handed off, a half-close is a leave; to a greenlet, a client that still reads.
         cases = [(worker.url, "close"), (worker.url, "reset")] + [
             (nginx.url, how) for how in ("close", "reset", "half")
         ]
@@ -138,15 +141,18 @@ def test_a_client_that_has_gone_is_noticed_within_two_heartbeats_directly_and_th
             stream.until("sse.heartbeat")
         half = streams.enter_context(Stream(worker.url, {"channel": "gone/half"}))
         half.until("sse.heartbeat")
-        half.sock.shutdown(socket.SHUT_WR)
         assert inspect(worker)["subscribers"] == len(cases) + 1
         assert len(redis.pubsub_channels()) == len(cases) + 1
+        half.sock.shutdown(socket.SHUT_WR)
 
         for stream, how in gone:
             vanish(stream, how)
-        wait_until(lambda: inspect(worker)["subscribers"] == 1, 2 * HEARTBEAT + 1)
-        publish(worker.url, "gone/half", "still there?")
-        assert half.take(1)[0].data == "still there?"
+        if worker.arguments == GREENLETS:
+            wait_until(lambda: inspect(worker)["subscribers"] == 1, 2 * HEARTBEAT + 1)
+            publish(worker.url, "gone/half", "still there?")
+            assert half.take(1)[0].data == "still there?"
+        else:
+            wait_until(lambda: inspect(worker)["subscribers"] == 0, 1)
         half.close()
         with Storm(worker.url, ["gone/half"]):
             wait_until(lambda: inspect(worker)["subscribers"] == 0)

@@ -19,7 +19,7 @@ import redis
 from app import create_app
 from tests import client
 from tests.client import Parser, Stream
-from tests.live.load import APP, ENV, KEY, ORIGIN, Follower, Storm, address
+from tests.live.load import APP, ENV, GREENLETS, KEY, ORIGIN, Follower, Storm, address
 from tests.servers import Gunicorn, RedisServer, wait_until
 
 LOOK_ALIKES = ("null", "https://a.example.evil.net", "https://xa.example", "http://a.example", "https://a.example:8443")
@@ -48,12 +48,16 @@ def four_workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gunicorn]
         yield server
 
 
-@pytest.fixture(scope="module", params=["gunicorn, memory", "gunicorn, Redis, 2 workers", "flask run, memory"])
+@pytest.fixture(
+    scope="module", params=["gunicorn, memory", "gunicorn, Redis, 2 workers", "greenlets, memory", "flask run, memory"]
+)
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gunicorn]:
     directory = tmp_path_factory.mktemp("server")
     with contextlib.ExitStack() as stack:
         if request.param == "gunicorn, memory":
             yield stack.enter_context(Gunicorn(directory, APP, ENV))
+        elif request.param == "greenlets, memory":
+            yield stack.enter_context(Gunicorn(directory, APP, ENV, arguments=GREENLETS))
         elif request.param == "flask run, memory":
             yield stack.enter_context(FlaskRun(directory, APP, ENV))
         else:
