@@ -20,6 +20,7 @@ import gevent
 from gevent.event import Event
 from gevent.monkey import get_original
 from gevent.queue import SimpleQueue
+from gunicorn.http.wsgi import Response  # type: ignore[import-untyped]
 from gunicorn.workers.ggevent import GeventWorker  # type: ignore[import-untyped]
 
 if TYPE_CHECKING:
@@ -296,10 +297,12 @@ class Worker(GeventWorker):  # type: ignore[misc]
 
         def wsgi(environ: dict[str, Any], start_response: Any) -> Any:
             body = app(environ, start_response)
-            stream = environ.get("sse.stream")
-            if stream is None or body is not stream or isinstance(environ["gunicorn.socket"], ssl.SSLSocket):
+            stream, response = environ.get("sse.stream"), start_response.__self__
+            if stream is None or body is not stream:
                 return body
-            return _Ready(stream, environ, start_response.__self__)
+            if type(response) is not Response or isinstance(environ["gunicorn.socket"], ssl.SSLSocket):
+                return body  # HTTP/2 and TLS put more than bytes on the connection
+            return _Ready(stream, environ, response)
 
         self.wsgi = wsgi
 
