@@ -23,6 +23,7 @@ ATTACH_TIMEOUT: Final = 5.0
 """Seconds that a new subscriber waits for a store that is away."""
 
 _log = logging.getLogger("sse")
+_chance: Final = random.SystemRandom()  # a thread of ours leaves the app's own random numbers as they are
 
 _CHECK_EVERY: Final = 5.0
 _FOUNDINGS_PER_SECOND: Final = 200
@@ -278,7 +279,7 @@ class Hub:
                 self._apply(self._feed.read(max(wait, 0.001)))
                 self._settle()
                 if self._clock() >= self._next_check:
-                    self._next_check = self._clock() + _CHECK_EVERY * random.uniform(0.9, 1.1)
+                    self._next_check = self._clock() + _CHECK_EVERY * _chance.uniform(0.9, 1.1)
                     self._check()
                 if away:
                     _log.warning("the store is back")
@@ -288,7 +289,7 @@ class Hub:
                 if str(error) != trouble:
                     trouble = str(error)
                     _log.warning("the store is away, streams stay open: %s", trouble)
-                self._closed.wait(random.uniform(0.5, 1) * min(0.05 * 2**away, 1.0))
+                self._closed.wait(_chance.uniform(0.5, 1) * min(0.05 * 2**away, 1.0))
             except Exception:  # noqa: BLE001 - logged; subscribers must not be left without a hub
                 _log.exception("the hub could not go on with a channel; trying again")
                 self._closed.wait(1.0)

@@ -656,6 +656,7 @@ def test_a_shell_pipe_feeds_lines(redis_url: str, shared_redis: RedisServer, tmp
         child.stdin.write(b"one\n")
         child.stdin.flush()
         wait_until(lambda: stored(shared_redis, "log") == ["one"])
+        time.sleep(1)  # it has yet to hear that it is stored
         child.send_signal(signal.SIGINT)
         output, told = child.communicate(timeout=15)
     assert (child.returncode, output, told) == (0, b"", b"lines: 1 published\n")
