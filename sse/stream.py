@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Final, Literal, NamedTuple
 
 from sse.errors import StoreUnavailable, Unavailable
-from sse.event import Position, format_last_event_id
+from sse.event import Entry, Position, format_last_event_id
 from sse.hub import ATTACH_TIMEOUT, Hub
 from sse.log import warn
 from sse.stores import PAGE
@@ -227,9 +227,8 @@ def _segment(subscriber: Subscriber, name: str, typed: bool) -> Segment | None:
         size += len(entry.body)
         if pieces and size > _CHUNK:
             break
-        body = type_in_data(entry.body) if typed else entry.body
         place = entry.position
-        pieces.append((f"id: {name}={place}".encode(), b"\n" + body))
+        pieces.append((f"id: {name}={place}".encode(), b"\n" + _body(entry, typed)))
     more = len(pieces) < len(entries) or len(entries) >= PAGE
     return Segment(b"".join(part for piece in pieces for part in piece), pieces, place, more)
 
@@ -282,9 +281,12 @@ def _block(item: Delivery | Reset, claims: dict[str, Position | None], manner: M
         data = {"channel": item.channel, "reason": item.reason, "missed": item.missed}
         return encode_control("sse.reset", data, last_event_id=_id(item.channel, claims, manner.delta))
     claims[item.channel] = item.entry.position
-    body = type_in_data(item.entry.body) if manner.typed else item.entry.body
-    return encode_id(_id(item.channel, claims, manner.delta)) + body
+    return encode_id(_id(item.channel, claims, manner.delta)) + _body(item.entry, manner.typed)
 
 
 def _id(channel: str, claims: Mapping[str, Position | None], delta: bool) -> str:
     return format_last_event_id({channel: claims[channel]} if delta else claims, channel)
+
+
+def _body(entry: Entry, typed: bool) -> bytes:
+    return type_in_data(entry.body) if typed else entry.body
