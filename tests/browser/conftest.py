@@ -7,31 +7,31 @@ from pathlib import Path
 
 import pytest
 from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
 
+from tests.browser.driver import start_chromium
 from tests.browser.origin import Origin
+from tests.browser.tabs import Browser
 from tests.live.conftest import pytest_runtest_makereport
 
 __all__ = ["pytest_runtest_makereport"]
-FLAGS = (
-    "--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --disable-background-networking "
-    "--disable-component-update --disable-sync --no-first-run"
-)
 
 
 @pytest.fixture
 def chromium(tmp_path: Path) -> Iterator[webdriver.Chrome]:
     options = webdriver.ChromeOptions()
-    options.binary_location = "/usr/bin/chromium"
     options.accept_insecure_certs = True
-    for flag in [*FLAGS.split(), f"--user-data-dir={tmp_path}/chromium"]:
-        options.add_argument(flag)
-    driver = webdriver.Chrome(options, Service("/usr/bin/chromedriver", log_output=str(tmp_path / "chromedriver.log")))
-    driver.set_script_timeout(10)
+    driver = start_chromium(tmp_path, options=options)
     try:
         yield driver
     finally:
         driver.quit()
+
+
+@pytest.fixture(scope="module")
+def tabbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """One for all tests of a module, to open tabs in."""
+    with Browser(tmp_path_factory.mktemp("chromium")) as browser:
+        yield browser
 
 
 @pytest.fixture

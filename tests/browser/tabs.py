@@ -15,11 +15,10 @@ from typing import Any, Self
 from flask import Flask
 from selenium import webdriver
 from selenium.common.exceptions import WebDriverException
-from selenium.webdriver.chrome.service import Service
 
 from sse import SSE
 from tests import client
-from tests.browser.conftest import FLAGS
+from tests.browser.driver import start_chromium
 from tests.proxy import Connection, Cutter
 from tests.servers import Gunicorn, RedisServer, free_port, wait_until
 
@@ -172,15 +171,9 @@ class Browser:
     """Chromium with an empty profile, a renderer for each tab; the tab that was asked last is in sight."""
 
     def __init__(self, directory: Path) -> None:
-        options = webdriver.ChromeOptions()
-        options.binary_location = "/usr/bin/chromium"
-        for flag in [*FLAGS.split(), f"--user-data-dir={directory}/chromium", "--renderer-process-limit=50"]:
-            options.add_argument(flag)
-        service = Service("/usr/bin/chromedriver", log_output=str(directory / "chromedriver.log"))
-        self.driver = webdriver.Chrome(options, service)
-        self.driver.set_script_timeout(10)
+        self.driver = start_chromium(directory, "--renderer-process-limit=50")
         self.driver.set_page_load_timeout(15)
-        self.pid = descendants(service.process.pid)[1]
+        self.pid = descendants(self.driver.service.process.pid)[1]
         self._first = self.driver.current_window_handle
         self._stopped: set[int] = set()
 

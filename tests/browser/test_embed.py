@@ -12,11 +12,10 @@ from urllib.parse import quote, urlsplit
 
 import pytest
 from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
 
 from sse.cli import cli
 from tests import client
-from tests.browser.conftest import FLAGS
+from tests.browser.driver import start_chromium
 from tests.browser.origin import Origin
 from tests.conftest import MakeApp
 from tests.proxy import Cutter
@@ -61,14 +60,9 @@ class Pages(Origin):
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
-    folder = tmp_path_factory.mktemp("chromium")
     options = webdriver.ChromeOptions()
-    options.binary_location = "/usr/bin/chromium"
     options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
-    for flag in [*FLAGS.split(), f"--user-data-dir={folder}/profile"]:
-        options.add_argument(flag)
-    driver = webdriver.Chrome(options, Service("/usr/bin/chromedriver", log_output=str(folder / "chromedriver.log")))
-    driver.set_script_timeout(10)
+    driver = start_chromium(tmp_path_factory.mktemp("chromium"), options=options)
     try:
         yield driver
     finally:

@@ -42,16 +42,10 @@ def front(house: House) -> Iterator[Front]:
         yield front
 
 
-@pytest.fixture(scope="module")
-def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with Browser(tmp_path_factory.mktemp("chromium")) as browser:
-        yield browser
-
-
 @pytest.fixture
-def browser(chromium: Browser) -> Iterator[Browser]:
-    yield chromium
-    chromium.clear()
+def browser(tabbed: Browser) -> Iterator[Browser]:
+    yield tabbed
+    tabbed.clear()
 
 
 def assert_complete(tab: Tab, numbers: Numbers, name: str = "feed", timeout: float = 5) -> None:

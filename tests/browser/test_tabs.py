@@ -27,16 +27,10 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
         yield house
 
 
-@pytest.fixture(scope="module")
-def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with Browser(tmp_path_factory.mktemp("chromium")) as browser:
-        yield browser
-
-
 @pytest.fixture
-def browser(chromium: Browser, house: House) -> Iterator[Browser]:
-    yield chromium
-    chromium.clear()
+def browser(tabbed: Browser, house: House) -> Iterator[Browser]:
+    yield tabbed
+    tabbed.clear()
 
     def is_alone() -> bool:
         for channel in (A, B, C):
