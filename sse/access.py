@@ -1,55 +1,205 @@
-"""Who may read a channel, and who may publish."""
+"""Who may read a channel, and who may publish on it: one decision, whatever the way in."""
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, NamedTuple
 
 from sse.config import Config, matches
 from sse.errors import Forbidden, NotFound, Unauthorized
+from sse.keys import PublishKeys
+from sse.permit import Permit, Revocations
+from sse.token import Grant, Tokens
 
 Authorize = Callable[[str], bool]
 """The app's own rule: whether the current request may read a channel."""
 
+Way = Literal["public", "token", "ticket", "rule", "key"]
+"""What lets a request through to a channel."""
 
-def check_read(channels: Sequence[str], config: Config, authorize: Authorize | None) -> None:
-    """Let the request pass if every channel is public or the app's rule agrees.
 
-    :raises Forbidden: naming the channels that are refused, and nothing about whether they exist.
-    """
-    refused = tuple(
-        channel
-        for channel in channels
-        if not any(matches(pattern, channel) for pattern in config.public) and not (authorize and authorize(channel))
-    )
-    if refused:
-        rule = "@sse.authorize refuses" if authorize else "there is no @sse.authorize function that allows"
+class Brought(NamedTuple):
+    """What a request brings to show who it is; the cookie only where it may count, see `cookie_counts`."""
+
+    authorization: str = ""
+    cookie: str = ""
+    query: str = ""
+
+
+class Publisher(NamedTuple):
+    """Who publishes: the patterns of the channels that are theirs, and the scope of their idempotency keys."""
+
+    way: Way
+    scope: str
+    patterns: Sequence[str]
+    grant: Grant | None = None
+
+
+class Access:
+    """The decisions of one service."""
+
+    def __init__(
+        self, config: Config, tokens: Tokens, keys: PublishKeys, revocations: Callable[[], Revocations]
+    ) -> None:
+        self._config = config
+        self._tokens = tokens
+        self._keys = keys
+        self._revocations = revocations
+
+    def read(self, channels: Sequence[str], brought: Brought, rule: Authorize | None = None) -> Permit | None:
+        """Let a stream, poll or replay pass; what it stands on from then on, None where all is public.
+
+        :raises Unauthorized: if tokens are configured, and what was brought is not valid, or missing where needed.
+        :raises Forbidden: naming the channels that are refused, and nothing about whether they exist.
+        """
+        grant, fault = self._who(brought)
+        ways = self.decide(channels, grant, rule, fault)
+        if set(ways.values()) == {"public"}:
+            return None
+        used = grant if {"token", "ticket"} & set(ways.values()) else None
+        return Permit(self._revocations(), channels, used)
+
+    def decide(
+        self, channels: Sequence[str], grant: Grant | None, rule: Authorize | None, fault: Unauthorized | None = None
+    ) -> Mapping[str, Way]:
+        """The way that each channel may be read by, for one who has this grant.
+
+        :raises Unauthorized: the fault, or for one who has no grant where there are tokens.
+        :raises Forbidden: naming the channels that are refused.
+        """
+        ways = {channel: self._way(channel, grant, rule) for channel in channels}
+        refused = tuple(channel for channel, way in ways.items() if way is None)
+        if not refused:
+            return {channel: way for channel, way in ways.items() if way}
+        if fault:
+            raise fault
+        asked = "@sse.authorize refuses" if rule else "there is no @sse.authorize function that allows"
+        if self._tokens.configured and grant is None:
+            raise Unauthorized(
+                f"not allowed to read without a token: {', '.join(refused)}",
+                f"SSE_PUBLIC does not match, and {asked} them; send a token, as docs/security.md says",
+            )
+        by_token = "the token does not grant, " if grant else ""
         raise Forbidden(
             f"not allowed to read: {', '.join(refused)}",
-            f"SSE_PUBLIC does not match, and {rule} them",
+            f"SSE_PUBLIC does not match, {by_token}and {asked} them",
             channels=refused,
         )
 
+    def ticket(self, channels: Sequence[str], authorization: str, rule: Authorize | None = None) -> str:
+        """A ticket for the bearer of a token, who may read these channels.
 
-def check_publish(authorization: str | None, config: Config) -> str:
-    """Give the scope of the publishing key in an Authorization header (RFC 6750, 2.1): a name that reveals no key.
+        :raises Unauthorized: without a token in the Authorization header, or for one that is not valid.
+        :raises Forbidden: naming the channels that are refused.
+        :raises NotFound: without SSE_SECRET, by which tickets are signed.
+        """
+        if not self._config.secret:
+            raise NotFound("no tickets are made here", "that begins with SSE_SECRET")
+        grant = self._bearer(authorization)
+        if grant is None or grant.is_ticket:
+            raise Unauthorized("a ticket is for the bearer of a token", "send Authorization: Bearer TOKEN")
+        self.decide(channels, grant, rule)
+        return self._tokens.make_ticket(channels, grant)
 
-    :raises NotFound: if no key is configured, so that publishing over HTTP does not exist.
-    :raises Unauthorized: if the header has no key, or one that is unknown.
-    """
-    if not config.publish_keys:
-        raise NotFound("there is nothing here", "publishing over HTTP begins with SSE_PUBLISH_KEYS")
-    scheme, _, credential = (authorization or "").partition(" ")
-    given = _digest(credential.strip())
-    # Every key is compared, each in constant time, so that time tells nothing of which one was near.
-    known = [hmac.compare_digest(given, _digest(key)) for key in config.publish_keys]
-    if scheme.lower() != "bearer" or not any(known):
+    def publisher(self, authorization: str) -> Publisher:
+        """Who publishes, by the Authorization header alone (RFC 6750, 2.1).
+
+        :raises NotFound: if neither keys nor tokens are configured, so that publishing over HTTP does not exist.
+        :raises Unauthorized: if the header has no key or token that is valid.
+        """
+        if not (self._keys.configured or self._tokens.configured):
+            raise NotFound("there is nothing here", "publishing over HTTP begins with SSE_PUBLISH_KEYS")
+        given = _bearer(authorization)
+        key = self._keys.find(given) if given else None
+        if key:
+            return Publisher("key", key.scope, key.patterns)
+        # A key has no dots at all or is no token; either way the answer is the same.
+        if self._tokens.configured and given.count(".") == 2:
+            grant = self._verified(given)
+            if not grant.is_ticket:
+                return Publisher("token", grant.scope, grant.publish, grant)
         raise Unauthorized(
-            "no publishing key, or an unknown one", "send Authorization: Bearer KEY, with one of SSE_PUBLISH_KEYS"
+            "no publishing key, or an unknown one",
+            "send Authorization: Bearer KEY, with one of SSE_PUBLISH_KEYS" + (" or a token" * self._tokens.configured),
         )
-    return given.hex()[:16]
+
+    def publish(self, channels: Sequence[str], publisher: Publisher) -> None:
+        """Let a publication pass.
+
+        :raises Forbidden: naming the channels that are not the publisher's.
+        """
+        refused = tuple(
+            channel
+            for channel in dict.fromkeys(channels)
+            if not any(matches(pattern, channel) for pattern in publisher.patterns)
+            or (publisher.grant and self._revocations().refuses(publisher.grant, [channel]))
+        )
+        if refused:
+            raise Forbidden(
+                f"not allowed to publish on: {', '.join(refused)}",
+                f"the {publisher.way} is for others",
+                channels=refused,
+            )
+
+    def _who(self, brought: Brought) -> tuple[Grant | None, Unauthorized | None]:
+        """What a reader's credential gives. A cookie is sent unasked: one at fault counts only where one is needed."""
+        if not self._tokens.configured:
+            return None, None
+        if grant := self._bearer(brought.authorization):
+            return grant, None
+        fault = None
+        if brought.cookie:
+            try:
+                grant = self._verified(brought.cookie)
+                if not grant.is_ticket:
+                    return grant, None
+            except Unauthorized as error:
+                fault = error
+        if brought.query:
+            grant = self._verified(brought.query)
+            if grant.is_ticket or self._config.query_tokens:
+                return grant, None
+            raise Unauthorized(
+                "a whole token in a query would end in logs",
+                f"send it in a header, or exchange it at {self._config.prefix}/ticket; or set SSE_QUERY_TOKENS",
+                code="token_in_query",
+            )
+        return None, fault
+
+    def _bearer(self, authorization: str) -> Grant | None:
+        given = _bearer(authorization)
+        return self._verified(given) if given else None
+
+    def _verified(self, text: str) -> Grant:
+        grant = self._tokens.verify(text)
+        if self._revocations().refuses(grant):
+            raise Unauthorized("the token has been revoked", "fetch a new one", code="token_revoked")
+        return grant
+
+    def _way(self, channel: str, grant: Grant | None, rule: Authorize | None) -> Way | None:
+        if any(matches(pattern, channel) for pattern in self._config.public):
+            return "public"
+        granted = grant and any(matches(pattern, channel) for pattern in grant.subscribe)
+        if grant and granted and not self._revocations().refuses(grant, [channel]):
+            return "ticket" if grant.is_ticket else "token"
+        return "rule" if rule and rule(channel) else None
 
 
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode(errors="surrogateescape")).digest()
+def cookie_counts(origin: str | None, site: str | None, own: str, origins: Sequence[str]) -> bool:
+    """Whether a page may have its cookie counted: one of this site, or of an origin in SSE_ORIGINS.
+
+    :param origin: the Origin header (RFC 6454, 7).
+    :param site: the Sec-Fetch-Site header; neither of both comes from old browsers only, and for them CORS alone
+        keeps other pages from reading the answer.
+    :param own: this service's own origin, as the request names it.
+    """
+    if origin is not None and (origin == own or origin in origins):
+        return True
+    if site is not None:
+        return site in ("same-origin", "same-site", "none") and origin != "null"
+    return origin is None
+
+
+def _bearer(authorization: str) -> str:
+    scheme, _, credential = authorization.partition(" ")
+    return credential.strip() if scheme.lower() == "bearer" else ""

@@ -28,12 +28,15 @@ from sse.errors import (
     WrongMethod,
 )
 from sse.event import DEFAULT_TYPE, Event, LastEventId, check_channel, check_idempotency_key, data_url, id_size
+from sse.limits import Limits, client_address
 from sse.log import warn
+from sse.permit import Permit
 from sse.poll import poll
 from sse.service import Service
 from sse.stores import Publication
 from sse.stream import Stream, busy
 from sse.subscriber import Start, starting_points
+from sse.token import TICKET_LIFE
 from sse.version import __version__
 from sse.wire import parse_publish
 
@@ -63,7 +66,7 @@ class _Rest(PathConverter):
     part_isolating = False
 
 
-def make_blueprint(service: Service, authorize: Callable[[], access.Authorize | None]) -> Blueprint:
+def make_blueprint(service: Service, limits: Limits, authorize: Callable[[], access.Authorize | None]) -> Blueprint:
     """The routes of one app, all under SSE_PREFIX. `authorize` gives the app's rule for reading."""
     blueprint = Blueprint("sse", __name__)
     # Registered before flask-cors, so that it runs after it and tidies its headers too.
@@ -72,7 +75,7 @@ def make_blueprint(service: Service, authorize: Callable[[], access.Authorize | 
         _allow_origins(blueprint, service.config)
     blueprint.register_error_handler(SSEError, _error)
     blueprint.register_error_handler(HTTPException, _http_error)
-    blueprint.record(lambda state: _add_rules(state.app, _Routes(service, authorize), service.config.prefix))
+    blueprint.record(lambda state: _add_rules(state.app, _Routes(service, limits, authorize), service.config.prefix))
     return blueprint
 
 
@@ -89,17 +92,19 @@ class StreamResponse(Response):
 
 
 class _Routes:
-    def __init__(self, service: Service, authorize: Callable[[], access.Authorize | None]) -> None:
+    def __init__(self, service: Service, limits: Limits, authorize: Callable[[], access.Authorize | None]) -> None:
         self._service = service
+        self._limits = limits
         self._config = service.config
         self._authorize = authorize
+        self._access = access.Access(service.config, service.tokens, service.keys, lambda: service.revocations)
 
     def stream(self) -> Response:
         _check_query("last_event_id", "lastEventId", "ids", "types", "replay", "heartbeat", "token")
         delta, typed = _switch("ids", "delta"), _switch("types", "data")
         heartbeat = _integer("heartbeat", self._config.heartbeat, _MIN_HEARTBEAT, self._config.heartbeat)
         try:
-            starts, replay = self._starts()
+            starts, replay, permit = self._starts()
         except Unavailable as error:
             warn("a stream is told that this service is busy: %s", error)
             return Response(busy(self._config.retry), headers=_STREAM_HEADERS)
@@ -114,37 +119,45 @@ class _Routes:
             delta=delta,
             typed=typed,
             told={"replay": replay} if "replay" in request.args else None,
+            permit=permit,
         )
         return StreamResponse(body, headers=_STREAM_HEADERS)
 
     def poll(self) -> Response:
         _check_query("last_event_id", "lastEventId", "replay", "timeout", "token")
         timeout = _integer("timeout", self._config.poll_timeout, 0, _MAX_POLL)
-        starts, _ = self._starts()
+        starts, _, permit = self._starts()
         if request.method == "HEAD":
             return Response(iter(()), content_type="application/json")
         try:
-            return _json(poll(self._service.hub, starts, timeout=timeout, retry=self._config.retry))
+            return _json(poll(self._service.hub, starts, timeout=timeout, retry=self._config.retry, permit=permit))
         except StoreUnavailable as error:
             # What ails the store is for the log, not for whoever may read.
             warn("a poll is told to come again: %s", error)
             raise StoreUnavailable("the store does not answer", "ask again with the same last event id") from error
 
     def publish(self) -> Response:
-        scope = access.check_publish(request.headers.get("Authorization"), self._config)
+        publisher = self._access.publisher(request.headers.get("Authorization", ""))
         _check_query()
         if request.mimetype != "application/json":
             raise UnsupportedMedia(
                 f"Content-Type is {request.mimetype[:60]!a}",
                 f"send application/json here, or any type to {self._config.prefix}/publish/CHANNEL",
             )
-        return self._publish(scope, parse_publish(_body()))
+        return self._publish(publisher, parse_publish(_body()))
 
     def publish_raw(self, channel: str) -> Response:
-        scope = access.check_publish(request.headers.get("Authorization"), self._config)
+        publisher = self._access.publisher(request.headers.get("Authorization", ""))
         _check_query("type")
         event = Event(_raw_data(_body()), request.args.get("type", DEFAULT_TYPE))
-        return self._publish(scope, [(check_channel(channel), event)])
+        return self._publish(publisher, [(check_channel(channel), event)])
+
+    def ticket(self) -> Response:
+        channels = _channels(self._config)
+        self._limits.subscribe(self._address())
+        rule = _guarded(self._authorize())
+        text = self._access.ticket(channels, request.headers.get("Authorization", ""), rule)
+        return _json({"ticket": text, "expires": TICKET_LIFE}, 201)
 
     def script(self) -> Response:
         return _script("public, max-age=300")
@@ -158,25 +171,47 @@ class _Routes:
     def nothing_here(self, **_: str) -> Response:
         raise NotFound("there is nothing here", f"see {self._config.prefix}/stream and {self._config.prefix}/poll")
 
-    def _starts(self) -> tuple[dict[str, Start], int]:
-        """Where the request wants to go on in each channel, once it may; and the replay that is used."""
+    def _starts(self) -> tuple[dict[str, Start], int, Permit | None]:
+        """Where the request wants to go on in each channel, once it may; the replay that is used; and its permit."""
         channels = _channels(self._config)
         text, from_header = _last_event_id()
         asked = _integer("replay", 0, 0, self._config.ring)
         replay = 0 if text else asked
         authorize = self._authorize()
-        if "token" in request.args and authorize is None:
+        if "token" in request.args and authorize is None and not self._service.tokens.configured:
             raise RequestError("token is not taken here", "leave it out: no @sse.authorize function reads it")
-        access.check_read(channels, self._config, _guarded(authorize))
+        self._limits.subscribe(self._address())
+        permit = self._access.read(channels, self._brought(), _guarded(authorize))
         self._service.check_workers(request.is_multiprocess)
         last = LastEventId.parse(text) if text else None
-        return starting_points(channels, last, from_header=from_header, replay=replay), replay
+        return starting_points(channels, last, from_header=from_header, replay=replay), replay, permit
 
-    def _publish(self, scope: str, events: Sequence[tuple[str, Event]]) -> Response:
+    def _address(self) -> str | None:
+        proxies = self._config.proxies
+        forwarded = ",".join(request.headers.getlist("X-Forwarded-For")) if proxies else ""
+        return client_address(request.remote_addr, forwarded, proxies)
+
+    def _brought(self) -> access.Brought:
+        """What the request brings to show who it is."""
+        if not self._service.tokens.configured:
+            return access.Brought()
+        authorization = request.headers.get("Authorization", "")
+        cookie = request.cookies.get(self._config.cookie, "")
+        origin, site = request.headers.get("Origin"), request.headers.get("Sec-Fetch-Site")
+        if cookie and not access.cookie_counts(origin, site, request.host_url[:-1], self._config.origins):
+            cookie = ""
+        return access.Brought(authorization, cookie, request.args.get("token", ""))
+
+    def _publish(self, publisher: access.Publisher, events: Sequence[tuple[str, Event]]) -> Response:
+        channels = [channel for channel, _ in events]
+        self._access.publish(channels, publisher)
+        self._limits.publish(publisher.scope, channels)
         self._service.check_workers(request.is_multiprocess)
         key = _idempotency_key()
         publications = [
-            Publication(channel, self._service.check(event), None if key is None else f"{scope}:{place}:{key}")
+            Publication(
+                channel, self._service.check(event), None if key is None else f"{publisher.scope}:{place}:{key}"
+            )
             for place, (channel, event) in enumerate(events)
         ]
         try:
@@ -195,6 +230,7 @@ def _add_rules(app: App, routes: _Routes, prefix: str) -> None:
         ("/poll", routes.poll, ("GET", "HEAD", "OPTIONS")),
         ("/sse.js", routes.script, ("GET", "HEAD", "OPTIONS")),
         ("/sse.<version>.js", routes.script_of, ("GET", "HEAD", "OPTIONS")),
+        ("/ticket", routes.ticket, ("POST", "OPTIONS")),
         ("/publish", routes.publish, ("POST", "OPTIONS")),
         ("/publish/<sse_rest:channel>", routes.publish_raw, ("POST", "OPTIONS")),
         ("", routes.nothing_here, ()),

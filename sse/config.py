@@ -15,7 +15,10 @@ from sse.errors import ConfigError, InvalidEvent
 from sse.event import check_channel
 
 _PREFIX: Final = "SSE_"
-_KEY = re.compile(r"[!-+\--~]{22,}")  # visible ASCII without the comma that separates keys
+KEY = re.compile(r"[!-+\--~]{22,}")  # visible ASCII without the comma that separates keys
+_SECRET_BYTES: Final = 32  # RFC 7518, 3.2
+_COOKIE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_RATE = re.compile(r"[1-9][0-9]{0,8}/(second|minute|hour|day)")
 _NAMESPACE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _PATH = re.compile(r"(/[A-Za-z0-9_.~-]+)+")
 _REDIS_HOST = re.compile(r"[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*\.?|[0-9a-f:]*:[0-9a-f:]*")
@@ -101,11 +104,79 @@ def _origins(value: object) -> tuple[str, ...]:
 def _keys(value: object) -> tuple[str, ...]:
     keys = _items(value)
     for number, key in enumerate(keys, 1):
-        if not _KEY.fullmatch(key):
+        if not KEY.fullmatch(key):
             raise ValueError(
                 f"key {number} is not at least 22 visible ASCII characters; make one with `openssl rand -hex 24`"
             )
     return keys
+
+
+def _secrets(value: object) -> tuple[str, ...]:
+    secrets = _items(value)
+    if any(len(secret.encode(errors="replace")) < _SECRET_BYTES for secret in secrets):
+        raise ValueError(f"give at least {_SECRET_BYTES} bytes; make one with `openssl rand -hex 32`")
+    return secrets
+
+
+def _jwks(value: object) -> str | None:
+    if value is None or value == "":
+        return None
+    if not isinstance(value, str) or not value.isprintable():
+        raise ValueError("give the https:// address of a JWK set, or the path of a file with one")
+    if "://" not in value:
+        return value
+    try:
+        parts = urlsplit(value)
+        local = parts.hostname in ("127.0.0.1", "::1", "localhost")
+        good = parts.hostname and parts.port != 0 and not parts.username and not parts.fragment
+    except ValueError:
+        good = local = False
+    # Whoever could change the answer on its way could make tokens.
+    if not good or not (parts.scheme == "https" or (parts.scheme == "http" and local)):
+        raise ValueError("give an https:// address without a user (http:// only to loopback), or a path")
+    return value
+
+
+def _text(low: int) -> Callable[[object], str]:
+    def check(value: object) -> str:
+        if isinstance(value, str) and low <= len(value) <= 256 and value.isprintable():
+            return value
+        raise ValueError(f"give {low} to 256 printable characters")
+
+    return check
+
+
+def _name(value: object) -> str:
+    if isinstance(value, str) and _COOKIE.fullmatch(value):
+        return value
+    raise ValueError("give 1 to 64 of A-Z a-z 0-9 _ . -")
+
+
+def _optional_path(value: object) -> str | None:
+    if value is None or value == "":
+        return None
+    if isinstance(value, str) and value.isprintable():
+        return value
+    raise ValueError("give the path of a file, or leave it out")
+
+
+def _yes(value: object) -> bool:
+    yes = {"1": True, "0": False}.get(str(int(value)) if isinstance(value, bool | int) else str(value).strip())
+    if yes is None:
+        raise ValueError("give 1 or 0")
+    return yes
+
+
+def _rate(value: object) -> str | None:
+    if value is None or value == "":
+        return None
+    if isinstance(value, str) and _RATE.fullmatch(value):
+        return value
+    raise ValueError("give a number and its time, such as 600/minute, or leave it empty for no limit")
+
+
+def _counter_url(value: object) -> str | None:
+    return None if value == "memory://" else _redis_url(value)
 
 
 def _redis_url(value: object) -> str | None:
@@ -187,6 +258,38 @@ class Config:
     publish_keys: tuple[str, ...] = _setting(
         (), "keys for publishing over HTTP, 22 characters or more each; none: no such route", _keys, secret=True
     )
+    publish_keys_file: str | None = _setting(
+        None,
+        "file of further publishing keys, a line each: NAME KEY PATTERN…; read again when it changes",
+        _optional_path,
+    )
+    secret: tuple[str, ...] = _setting(
+        (), "secret of tokens (HS256) and tickets, 32 bytes or more; of several, the first signs", _secrets, secret=True
+    )
+    jwks: str | None = _setting(
+        None, "JWK set for tokens of others (RS256, ES256, EdDSA): https:// address or file", _jwks
+    )
+    issuer: str = _setting("", "what a token's iss has to be; empty: not looked at", _text(0))
+    audience: str = _setting("sse", "what a token's aud has to be, or to list", _text(1))
+    token_lifetime: int = _setting(
+        604_800, "seconds to its exp that a token may have, and that a revocation is kept", _whole(60, 10**8, "seconds")
+    )
+    cookie: str = _setting("sse_token", "name of the cookie that a token may come in, for reading", _name)
+    query_tokens: bool = _setting(False, "1: whole tokens are taken in queries too, not only tickets", _yes)
+    proxies: int = _setting(
+        0, "trusted proxies in front, whose X-Forwarded-For tells the client's address", _whole(0, 10, "proxies")
+    )
+    limit_subscribe: str | None = _setting(
+        "3000/minute", "new streams and polls of one client address, a worker; not for loopback without proxies", _rate
+    )
+    limit_publish: str | None = _setting("100000/minute", "events published with one key or token, a worker", _rate)
+    limit_channel: str | None = _setting("100000/minute", "events published on one channel, a worker", _rate)
+    limits_url: str | None = _setting(
+        None,
+        "Redis that counts for the limits of all workers together; none: each in its memory",
+        _counter_url,
+        secret=True,
+    )
     ring: int = _setting(1000, "events kept for each channel", _whole(1, 100_000, "events"))
     ring_ttl: int = _setting(
         86_400, "seconds that a channel's ring outlives its last event", _whole(60, 10**9, "seconds")
@@ -256,6 +359,8 @@ def setting_name(item: dataclasses.Field[Any]) -> str:
 
 
 def _plain(value: object) -> str:
-    if value is None or value == ():
+    if value is None or value in ((), ""):
         return "-"
+    if isinstance(value, bool):
+        return str(int(value))
     return ", ".join(value) if isinstance(value, tuple) else str(value)

@@ -59,7 +59,7 @@ class Unauthorized(SSEError):
 
 
 class Forbidden(SSEError):
-    """The right to read is missing: ask for other channels, or have these opened."""
+    """The right to read or publish is missing: ask for other channels, or have these opened."""
 
     status = 403
     default_code = "forbidden"
@@ -147,3 +147,17 @@ class Busy(Unavailable):
     """A limit of this worker is reached: try again later."""
 
     default_code = "busy"
+
+
+class TooMany(Unavailable):
+    """A limit on how often is reached: try again after `retry_after` seconds."""
+
+    status = 429
+    default_code = "too_many_requests"
+
+    def __init__(self, message: str, hint: str = "", *, retry_after: int, limit: str) -> None:
+        super().__init__(message, hint, retry_after=retry_after)
+        self.limit = limit
+
+    def to_json(self) -> dict[str, object]:
+        return {**super().to_json(), "limit": self.limit}

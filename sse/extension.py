@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable
+import secrets
+import time
+from collections.abc import Callable, Iterable
 from typing import cast
 
 from flask import Flask, current_app, has_request_context, request
@@ -12,8 +15,11 @@ from sse.access import Authorize
 from sse.blueprint import make_blueprint
 from sse.config import Config
 from sse.event import DEFAULT_TYPE, Event, check_channel, check_idempotency_key
+from sse.limits import Limits
+from sse.permit import one_revoked
 from sse.service import Service
 from sse.stores import Publication
+from sse.token import Grant
 
 
 class SSE:
@@ -34,7 +40,7 @@ class SSE:
         """
         service = Service(Config.load(os.environ, app.config))
         app.extensions["sse"] = service
-        app.register_blueprint(make_blueprint(service, lambda: self._authorize))
+        app.register_blueprint(make_blueprint(service, Limits(service.config), lambda: self._authorize))
 
     def authorize(self, rule: Callable[[str], bool]) -> Callable[[str], bool]:
         """Decorate the function that decides whether the current request may read a channel.
@@ -65,6 +71,36 @@ class SSE:
         key = None if idempotency_key is None else f"app:{check_idempotency_key(idempotency_key)}"
         position = service.publish([Publication(check_channel(channel), event, key)])[0]
         return f"{channel}={position}"
+
+    def ticket(self, channels: Iterable[str], sub: str = "", *, lifetime: int | None = None) -> str:
+        """A ticket for a page of the current app: for 60 s, as the query parameter `token`, it opens streams and polls.
+
+        It is for reading these channels only. `sub` is whom it speaks for, to be named in `revoke`. The streams that
+        it opens end after `lifetime` seconds; without one, as all others do.
+
+        :raises InvalidEvent: if a channel is not one.
+        :raises NotFound: without SSE_SECRET, by which tickets are signed.
+        """
+        service = get_service()
+        now = time.time()
+        grant = Grant(
+            sub, id=secrets.token_hex(8), issued_at=now, ends_at=math.inf if lifetime is None else now + lifetime
+        )
+        return service.tokens.make_ticket([check_channel(channel) for channel in channels], grant)
+
+    def revoke(self, *, sub: str | None = None, channel: str | None = None, token: str | None = None) -> None:
+        """End the streams and waiting polls of a subject, on a channel, or of a token (its `jti`), on every worker.
+
+        What was issued to the subject, or for the channel, until now is refused from then on; a token for good.
+        Who reads the channel by the app's rule is asked anew.
+
+        :raises ValueError: unless exactly one is given.
+        :raises StoreUnavailable: if it may not have been stored: revoke again.
+        """
+        service = get_service()
+        if has_request_context():
+            service.check_workers(request.is_multiprocess)
+        service.revocations.revoke(*one_revoked(sub=sub, channel=channel, token=token))
 
 
 def get_service() -> Service:

@@ -6,9 +6,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from sse.errors import Busy
+from sse.errors import Busy, Unauthorized
 from sse.event import Position, format_last_event_id
 from sse.hub import ATTACH_TIMEOUT, Hub
+from sse.permit import Permit
 from sse.subscriber import Delivery, Lagging, Reset, Start
 
 _MAX_EVENTS: Final = 1000
@@ -22,6 +23,7 @@ def poll(
     *,
     timeout: float,
     retry: int,
+    permit: Permit | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> dict[str, Any]:
     """What has come since, as the JSON object of a poll's answer.
@@ -31,6 +33,8 @@ def poll(
 
     :param timeout: seconds to wait at the most; with 0 no ring is founded, and a channel that has none stands at `0-0`.
     :param retry: milliseconds that the client is to wait after a failure.
+    :param permit: what it stands on, where not all of its channels are public.
+    :raises Unauthorized: if that ends meanwhile.
     :raises Unavailable: if there is no room for another subscriber, or the store is away.
     """
     if timeout == 0:
@@ -39,16 +43,25 @@ def poll(
     deadline = clock() + timeout
     subscriber = hub.attach(starts, max(timeout, ATTACH_TIMEOUT))
     try:
+        if permit:
+            permit.begin(subscriber.notify)
+            deadline = min(deadline, clock() + permit.ends_in)
         taken = subscriber.take(_MAX_EVENTS, _MAX_BYTES)
         settled = all(start.position for start in starts.values())
         while settled and not taken and subscriber.wait(max(deadline - clock(), 0)):
             time.sleep(_GATHER)
             taken = subscriber.take(_MAX_EVENTS, _MAX_BYTES)
+            if permit and permit.ended:
+                break
+        if permit and permit.is_over:
+            raise Unauthorized("the token has expired or has been revoked", "fetch a new one", code="token_expired")
         return _answer(taken, subscriber.places, subscriber.is_behind(), retry)
     except Lagging as error:
         raise Busy(error.message, "ask again with the same last event id") from None
     finally:
         hub.detach(subscriber)
+        if permit:
+            permit.end()
 
 
 def _answer(

@@ -10,18 +10,25 @@ from sse.config import Config
 from sse.errors import StoreUnavailable, TooLarge, Unavailable
 from sse.event import Event, Position
 from sse.hub import Hub
+from sse.keys import PublishKeys
+from sse.permit import Revocations
 from sse.stores import Publication, Store, connect
+from sse.token import Tokens
 
 
 class Service:
     """The store and hub of this process, made when they are first asked for.
 
     Not earlier: a server may fork, or replace the standard library's locks, after the app has been made.
+
+    :raises ConfigError: if a file that the settings name is at fault.
     """
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self._made: tuple[int, Store, Hub] | None = None
+        self.tokens = Tokens(config)
+        self.keys = PublishKeys(config)
+        self._made: tuple[int, Store, Hub, Revocations] | None = None
         self._lock = threading.Lock()  # held while nothing waits, so one from before a patch or a fork will do
 
     @property
@@ -31,6 +38,10 @@ class Service:
     @property
     def hub(self) -> Hub:
         return self._make()[2]
+
+    @property
+    def revocations(self) -> Revocations:
+        return self._make()[3]
 
     @property
     def shared(self) -> bool:
@@ -78,12 +89,13 @@ class Service:
     def close(self) -> None:
         """End this process's hub and let go of its store; the next use makes new ones."""
         if self._made and self._made[0] == os.getpid():
-            _, store, hub = self._made
+            _, store, hub, revocations = self._made
             self._made = None
+            revocations.close()
             hub.close()
             store.close()
 
-    def _make(self) -> tuple[int, Store, Hub]:
+    def _make(self) -> tuple[int, Store, Hub, Revocations]:
         made = self._made
         if made is None or made[0] != os.getpid():
             with self._lock:
@@ -96,5 +108,6 @@ class Service:
                         namespace=self.config.namespace,
                     )
                     hub = Hub(store, max_subscribers=self.config.max_subscribers)
-                    made = self._made = (os.getpid(), store, hub)
+                    revocations = Revocations(store, self.config.token_lifetime)
+                    made = self._made = (os.getpid(), store, hub, revocations)
         return made

@@ -12,6 +12,7 @@ from sse.errors import StoreUnavailable, Unavailable
 from sse.event import Entry, Position, format_last_event_id
 from sse.hub import ATTACH_TIMEOUT, Hub
 from sse.log import warn
+from sse.permit import Permit
 from sse.stores import PAGE
 from sse.subscriber import Delivery, Lagging, Reset, Start, Subscriber
 from sse.wire import HEARTBEAT, encode_control, encode_id, type_in_data
@@ -21,7 +22,7 @@ _CHUNK_EVENTS: Final = 1000
 _STALLED_AFTER: Final = 20.0
 _RETRY_STORE: Final = 1.0
 
-Reason = Literal["lifetime", "drain", "slow", "busy"]
+Reason = Literal["lifetime", "drain", "expired", "slow", "busy"]
 
 
 class Manner(NamedTuple):
@@ -62,11 +63,12 @@ class Stream:
     :param delta: whether an event's id has the position of its own channel only.
     :param typed: whether an event's type is told in its data, see `type_in_data`.
     :param told: what else `sse.open` tells.
+    :param permit: what it stands on, where not all of its channels are public.
     """
 
     # An idle stream is to be small.
     __slots__ = (
-        *("_again", "_claims", "_clock", "_deadline", "_hub", "_manner", "_starts", "_told", "_written"),
+        *("_again", "_claims", "_clock", "_deadline", "_hub", "_manner", "_permit", "_starts", "_told", "_written"),
         *("closing", "ended", "subscriber"),
     )
     subscriber: Subscriber
@@ -82,6 +84,7 @@ class Stream:
         delta: bool = False,
         typed: bool = False,
         told: Mapping[str, object] | None = None,
+        permit: Permit | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.closing: Sequence[Callable[[], object]] = ()
@@ -92,6 +95,7 @@ class Stream:
         self._starts: Mapping[str, Start] | None = starts
         self._manner = _manner(heartbeat, retry, delta, typed)
         self._told = told
+        self._permit = permit
         self._clock = clock
         # What the client may say that it has, where that is not what it was given: see _claims.
         self._claims: dict[str, Position | None] | None = None
@@ -102,6 +106,8 @@ class Stream:
     def due(self) -> float:
         """When there is something to say, by the clock, if no event comes."""
         due = min(self._written + self._manner.heartbeat, self._deadline)
+        if self._permit:
+            due = min(due, self._clock() + self._permit.due_in)
         return min(due, self._again) if self._again else due
 
     @property
@@ -120,6 +126,8 @@ class Stream:
             self.ended = True
             return busy(manner.retry)
         self._starts = None
+        if self._permit:
+            self._permit.begin(self.subscriber.notify)
         claims = _claims(self.subscriber, starts)
         if self.subscriber.resets:
             self._claims = claims
@@ -186,6 +194,8 @@ class Stream:
         """Detach; a second time does nothing."""
         if self._starts is None:
             self._hub.detach(self.subscriber)
+            if self._permit:
+                self._permit.end()
         closing, self.closing = self.closing, ()
         for done in closing:
             done()
@@ -209,6 +219,12 @@ class Stream:
 
     def _or_heartbeat(self, chunk: bytes) -> bytes:
         now = self._clock()
+        if self._permit:
+            if self._permit.is_over:
+                return self.end("expired")  # without what came at the same time: nobody says whether before
+            left = self._permit.warning()
+            if left is not None:
+                chunk += encode_control("sse.auth", {"expires": left})
         if now >= self._deadline:
             return chunk + self.end("lifetime")
         if not chunk and now - self._written >= self._manner.heartbeat:

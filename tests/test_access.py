@@ -9,9 +9,13 @@ from flask import Response, abort, request
 from werkzeug.test import TestResponse
 
 from sse import SSE, InvalidEvent
-from sse.access import check_publish, check_read
+from sse.access import Access, Brought, cookie_counts
 from sse.config import Config
 from sse.errors import Forbidden, NotFound, Unauthorized
+from sse.keys import PublishKeys
+from sse.permit import Revocations
+from sse.stores import MemoryStore
+from sse.token import Tokens
 from tests.conftest import MakeApp
 
 KEYS = ("k" * 22, "another-key-of-length-28-abc")
@@ -164,27 +168,64 @@ def test_a_token_is_for_the_app_s_rule_and_refused_where_there_is_none(make_app:
     assert client.get(f"/sse/{path}?channel=a&token=").status_code == 400
 
 
+def make_access(config: Config) -> Access:
+    revocations = Revocations(MemoryStore(ring=1, ring_ttl=60), 60)
+    revocations.close()  # no thread
+    return Access(config, Tokens(config), PublishKeys(config), lambda: revocations)
+
+
 def test_reading_by_the_function_itself() -> None:
-    config = Config(public=("a/*",))
-    check_read(["a/b"], config, None)
-    check_read(["a/b", "c"], config, lambda channel: True)
+    access = make_access(Config(public=("a/*",)))
+    assert access.read(["a/b"], Brought()) is None
+    assert access.read(["a/b", "c"], Brought(), lambda channel: True)
     with pytest.raises(Forbidden) as refusal:
-        check_read(["a/b", "c", "d"], config, lambda channel: channel == "c")
+        access.read(["a/b", "c", "d"], Brought(), lambda channel: channel == "c")
     assert refusal.value.channels == ("d",)
+
+
+@pytest.mark.parametrize(
+    ("origin", "site", "counts"),
+    [
+        (None, None, True),
+        (None, "same-origin", True),
+        (None, "same-site", True),
+        (None, "none", True),
+        (None, "cross-site", False),
+        ("https://push.example", None, True),
+        ("https://push.example", "same-origin", True),
+        ("http://push.example", None, False),
+        ("https://push.example:8443", None, False),
+        ("https://a.example", None, True),
+        ("https://a.example", "cross-site", True),
+        ("https://a.example.evil.net", "cross-site", False),
+        ("https://evil.net", None, False),
+        ("https://evil.net", "cross-site", False),
+        ("https://www.push.example", "same-site", True),
+        ("null", None, False),
+        ("null", "cross-site", False),
+        ("null", "same-origin", False),
+        ("", None, False),
+        ("*", "cross-site", False),
+    ],
+)
+def test_a_cookie_counts_for_this_site_and_for_listed_origins(
+    origin: str | None, site: str | None, counts: bool
+) -> None:
+    assert cookie_counts(origin, site, "https://push.example", ["https://a.example"]) is counts
 
 
 def test_without_a_publishing_key_there_is_no_publishing() -> None:
     for header in (None, "Bearer ", f"Bearer {KEYS[0]}"):
         with pytest.raises(NotFound):
-            check_publish(header, Config())
+            make_access(Config()).publisher(header or "")
 
 
 @pytest.mark.parametrize("form", ["Bearer {}", "bearer {}", "BEARER  {} "])
 def test_each_key_publishes_under_a_scope_of_its_own(form: str) -> None:
-    config = Config(publish_keys=KEYS)
-    scopes = [check_publish(form.format(key), config) for key in KEYS]
+    access = make_access(Config(publish_keys=KEYS))
+    scopes = [access.publisher(form.format(key)).scope for key in KEYS]
     assert len(set(scopes)) == 2
-    assert scopes == [check_publish(form.format(key), config) for key in KEYS]
+    assert scopes == [access.publisher(form.format(key)).scope for key in KEYS]
     assert not any(key in scope for key in KEYS for scope in scopes)
 
 
@@ -203,6 +244,6 @@ def test_each_key_publishes_under_a_scope_of_its_own(form: str) -> None:
 )
 def test_whoever_has_no_key_is_told_to_bring_one(header: str | None) -> None:
     with pytest.raises(Unauthorized) as refusal:
-        check_publish(header, Config(publish_keys=KEYS))
+        make_access(Config(publish_keys=KEYS)).publisher(header or "")
     assert "Authorization: Bearer KEY" in refusal.value.hint
     assert KEYS[0] not in str(refusal.value)

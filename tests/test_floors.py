@@ -20,12 +20,18 @@ FLOORS = {
     "sse.stores.base": 2,
     "sse.stores.memory": 2,
     "sse.stores.redis": 2,
+    "sse.reload": 2,
+    "sse.jwks": 2,
+    "sse.token": 2,
+    "sse.keys": 2,
+    "sse.permit": 3,
     "sse.subscriber": 3,
     "sse.hub": 3,
     "sse.stream": 4,
     "sse.poll": 4,
     "sse.service": 4,
     "sse.script": 4,
+    "sse.limits": 5,
     "sse.access": 5,
     "sse.blueprint": 5,
     "sse.extension": 6,
@@ -36,6 +42,9 @@ FLOORS = {
 FOR_SIBLINGS = {"sse.errors": {"sse.event", "sse.wire", "sse.config", "sse.ring"}}
 FOR_SIBLINGS["sse.event"] = {"sse.wire", "sse.config", "sse.ring"}
 FOR_SIBLINGS["sse.subscriber"] = {"sse.hub"}
+FOR_SIBLINGS["sse.reload"] = {"sse.jwks", "sse.keys"}
+FOR_SIBLINGS["sse.jwks"] = {"sse.token"}
+FOR_SIBLINGS["sse.limits"] = {"sse.blueprint"}
 FOR_SIBLINGS["sse.access"] = {"sse.blueprint"}
 FOR_SIBLINGS["sse.cli"] = {"sse.extension"}  # which may register the commands
 MODULES = {

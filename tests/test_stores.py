@@ -102,6 +102,25 @@ def test_both_stores_have_the_methods_of_the_contract_and_no_others_of_note() ->
     assert extra == {"check", "announcements"}
 
 
+def test_what_is_revoked_is_listed_in_order_with_its_time(world: World) -> None:
+    assert world.store.revoked() == []
+    for number in range(3):
+        world.store.revoke(f"item {number}", 60)
+    first, *rest = world.store.revoked()
+    assert [first.what, *(item.what for item in rest)] == ["item 0", "item 1", "item 2"]
+    assert abs(first.at - time.time()) < 5
+    assert world.store.revoked(first.id) == rest
+    assert world.store.revoked(rest[-1].id) == []
+    world.store.revoke("item 3", 60)
+    assert [item.what for item in world.store.revoked(rest[-1].id)] == ["item 3"]
+
+
+def test_a_long_list_of_what_is_revoked_is_read_whole(world: World) -> None:
+    for number in range(600):
+        world.store.revoke(str(number), 60)
+    assert [item.what for item in world.store.revoked()] == [str(number) for number in range(600)]
+
+
 def test_positions_count_from_one_and_carry_a_tag(world: World) -> None:
     positions = world.publish("x", "y", "z")
     assert [position.offset for position in positions] == [1, 2, 3]

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
-from sse.stores.base import PAGE, Feed, Notice, Page, Publication, Receipt, Store
+from sse.stores.base import PAGE, Feed, Notice, Page, Publication, Receipt, Revocation, Store
 from sse.stores.memory import MemoryStore
 from sse.stores.redis import RedisStore
 
-__all__ = ["PAGE", "Feed", "MemoryStore", "Notice", "Page", "Publication", "Receipt", "RedisStore", "Store", "connect"]
+__all__ = [
+    "PAGE",
+    "Feed",
+    "MemoryStore",
+    "Notice",
+    "Page",
+    "Publication",
+    "Receipt",
+    "RedisStore",
+    "Revocation",
+    "Store",
+    "connect",
+]
 
 
 def connect(url: str | None, *, ring: int, ring_ttl: int, namespace: str = "sse") -> Store:

@@ -54,6 +54,14 @@ class Notice(NamedTuple):
     entry: Entry | None = None
 
 
+class Revocation(NamedTuple):
+    """An item of the list of what is revoked; `at` is seconds since 1970."""
+
+    id: str
+    at: float
+    what: str
+
+
 class Feed(ABC):
     """Announcements of new entries, for one hub.
 
@@ -115,6 +123,14 @@ class Store(ABC):
     @abstractmethod
     def before(self, channels: Sequence[tuple[str, int]]) -> list[Position | StoreUnavailable | None]:
         """For each (channel, count), the position just before its newest `count` entries; None where it has no ring."""
+
+    @abstractmethod
+    def revoke(self, what: str, keep: int) -> None:
+        """Add to the list of what is revoked, for `keep` seconds or longer, with the store's own time."""
+
+    @abstractmethod
+    def revoked(self, after: str = "") -> list[Revocation]:
+        """What the list has, oldest first; with the id of one, what came after it."""
 
     @abstractmethod
     def feed(self) -> Feed:

@@ -12,7 +12,19 @@ from collections.abc import Callable, Iterable, Sequence
 from sse.errors import StoreUnavailable
 from sse.event import Entry, Event, Position, Reason
 from sse.ring import Ring
-from sse.stores.base import ONCE_TTL, PAGE, UNBORN_TTL, Feed, Notice, Page, Publication, Receipt, Store, conflict
+from sse.stores.base import (
+    ONCE_TTL,
+    PAGE,
+    UNBORN_TTL,
+    Feed,
+    Notice,
+    Page,
+    Publication,
+    Receipt,
+    Revocation,
+    Store,
+    conflict,
+)
 
 _FEED_LENGTH = 1024  # a feed that is read too late loses the oldest; its hub then reads the ring
 _SWEEP_SECONDS = 30.0
@@ -30,6 +42,8 @@ class MemoryStore(Store):
         self._expiry: dict[str, float] = {}
         self._once: dict[tuple[str, str], tuple[Entry, float]] = {}
         self._feeds: list[_MemoryFeed] = []
+        self._revoked: list[tuple[Revocation, float]] = []
+        self._revocations = 0
         self._next_sweep = clock() + _SWEEP_SECONDS
 
     def publish(self, publications: Sequence[Publication]) -> list[Receipt | StoreUnavailable]:
@@ -60,6 +74,17 @@ class MemoryStore(Store):
         with self._lock:
             rings = [(self._ring(channel), count) for channel, count in channels]
             return [ring.before(count) if ring is not None else None for ring, count in rings]
+
+    def revoke(self, what: str, keep: int) -> None:
+        with self._lock:
+            now = self._clock()
+            self._revocations += 1
+            item = Revocation(f"{self._revocations:016}", time.time(), what)
+            self._revoked = [(item, end) for item, end in self._revoked if end > now] + [(item, now + keep)]
+
+    def revoked(self, after: str = "") -> list[Revocation]:
+        with self._lock:
+            return [item for item, _ in self._revoked if item.id > after]
 
     def feed(self) -> Feed:
         feed = _MemoryFeed()

@@ -24,7 +24,19 @@ from redis.retry import Retry
 
 from sse.errors import StoreUnavailable
 from sse.event import Entry, Event, Position
-from sse.stores.base import ONCE_TTL, PAGE, UNBORN_TTL, Feed, Notice, Page, Publication, Receipt, Store, conflict
+from sse.stores.base import (
+    ONCE_TTL,
+    PAGE,
+    UNBORN_TTL,
+    Feed,
+    Notice,
+    Page,
+    Publication,
+    Receipt,
+    Revocation,
+    Store,
+    conflict,
+)
 from sse.wire import decode_payload, encode_payload
 
 _log = logging.getLogger("sse")
@@ -36,6 +48,7 @@ _PING_AFTER: Final = 5.0
 _LOST_AFTER: Final = 12.0
 _READ_AT_ONCE: Final = 512
 _NO_CHANNEL: Final = "sse.check"  # no channel starts so
+_REVOKED: Final = "sse.revoked"
 
 
 class RedisStore(Store):
@@ -143,6 +156,27 @@ class RedisStore(Store):
         for index, reply in zip(born, replies, strict=True):
             places[index] = _first(reply, channels[index][0])
         return places
+
+    def revoke(self, what: str, keep: int) -> None:
+        key = self._key(_REVOKED)
+        oldest = int((time.time() - keep - 60) * 1000)  # an entry's id is Redis' own time
+        commands = [("XADD", key, "MINID", "~", oldest, "*", "d", what), ("EXPIRE", key, keep + 60)]
+        for reply in self._execute(commands):
+            if isinstance(reply, Exception):
+                raise _refusal(reply, _REVOKED)
+
+    def revoked(self, after: str = "") -> list[Revocation]:
+        found: list[Revocation] = []
+        while True:
+            start = f"({after}" if after else "-"
+            [reply] = self._execute([("XRANGE", self._key(_REVOKED), start, "+", "COUNT", _READ_AT_ONCE)])
+            if isinstance(reply, Exception):
+                raise _refusal(reply, _REVOKED)
+            for id, fields in reply:
+                after = id.decode()
+                found.append(Revocation(after, int(after.partition("-")[0]) / 1000, fields.get(b"d", b"").decode()))
+            if len(reply) < _READ_AT_ONCE:
+                return found
 
     def feed(self) -> Feed:
         pool = self._redis.connection_pool

@@ -1,0 +1,91 @@
+"""How often: events by publishing key and channel, streams and polls by client address. Flask-Limiter counts."""
+
+from __future__ import annotations
+
+import ipaddress
+import time
+from collections import Counter
+from collections.abc import Sequence
+from functools import lru_cache
+
+from flask import Flask
+from flask_limiter import Limiter
+from limits import RateLimitItem, parse
+
+from sse.config import Config
+from sse.errors import TooMany
+from sse.log import warn
+
+
+class Limits:
+    """The limits of one service, counted in this process's memory or in the Redis of SSE_LIMITS_URL.
+
+    While that Redis is away, nothing is limited: a count is not worth an outage.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._subscribe, self._publish, self._channel = (
+            parse(rate) if rate else None
+            for rate in (config.limit_subscribe, config.limit_publish, config.limit_channel)
+        )
+        # With an app of its own: its hooks would cost each request of the real one 100 µs, and are not needed.
+        self._limiter = Limiter(
+            lambda: "",
+            app=Flask(__name__),
+            storage_uri=config.limits_url or "memory://",
+            strategy="fixed-window",
+            key_prefix=f"{config.namespace}.limits",
+            headers_enabled=False,
+        )
+
+    def subscribe(self, address: str | None) -> None:
+        """Count a new stream or poll of a client; nobody's address is not limited.
+
+        :raises TooMany: if there were too many.
+        """
+        if address:
+            self._count("SSE_LIMIT_SUBSCRIBE", self._subscribe, address, 1)
+
+    def publish(self, publisher: str, channels: Sequence[str]) -> None:
+        """Count events on these channels.
+
+        :raises TooMany: if there were too many.
+        """
+        self._count("SSE_LIMIT_PUBLISH", self._publish, publisher, len(channels))
+        for channel, events in Counter(channels).items():
+            self._count("SSE_LIMIT_CHANNEL", self._channel, channel, events)
+
+    def _count(self, name: str, rate: RateLimitItem | None, whose: str, cost: int) -> None:
+        if rate is None:
+            return
+        try:
+            if self._limiter.limiter.hit(rate, name, whose, cost=cost):
+                return
+            after = self._limiter.limiter.get_window_stats(rate, name, whose).reset_time
+        except self._limiter.storage.base_exceptions as error:
+            warn("nothing is limited, the counts cannot be reached: %s", error)
+            return
+        wait = max(round(after - time.time()), 1)
+        raise TooMany(f"more than {rate}, by {name}", f"try again in {wait} s", retry_after=wait, limit=name)
+
+
+@lru_cache(maxsize=4096)
+def client_address(remote: str | None, forwarded: str, proxies: int) -> str | None:
+    """Whose address a request comes from: the one that the outermost of the trusted proxies saw; None if nobody's.
+
+    Without proxies, loopback and unix sockets are a local proxy's that was not told of, and all clients' at once. Of an
+    IPv6 address, its /64: anybody has a whole one.
+
+    :param forwarded: the X-Forwarded-For header, to which each proxy adds at the end.
+    """
+    hops = [hop.strip() for hop in forwarded.split(",")] if proxies else []
+    text = hops[-proxies] if 0 < proxies <= len(hops) else remote or ""
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return None
+    if address.is_loopback and not proxies:
+        return None
+    if address.version == 6 and not address.ipv4_mapped:
+        return str(ipaddress.ip_network((address, 64), strict=False))
+    return str(address)

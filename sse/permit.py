@@ -1,0 +1,195 @@
+"""What streams and waiting polls stand on: the time of their token, and that nothing of it has been revoked."""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final, Literal, cast
+
+from sse.errors import StoreUnavailable
+from sse.log import warn
+from sse.stores import Store
+from sse.token import LEEWAY, Grant
+
+WARNING: Final = 60
+"""Seconds before a token's exp at which its streams tell their pages."""
+
+_LOOK_EVERY: Final = 1.0
+
+Kind = Literal["sub", "channel", "token"]
+
+
+class Permit:
+    """The right of one stream or poll: to these channels, by a token until that ends, or by the app's rule."""
+
+    __slots__ = ("_revocations", "channels", "ended", "ends_at", "grant", "since", "wake", "warn_at")
+
+    def __init__(self, revocations: Revocations, channels: Sequence[str], grant: Grant | None) -> None:
+        self._revocations = revocations
+        self.channels = channels
+        self.grant = grant
+        self.since = grant.issued_at if grant else time.time()
+        self.ends_at = grant.ends_at if grant else math.inf
+        """When it ends, in seconds since 1970."""
+        self.warn_at = self.ends_at - LEEWAY - WARNING
+        """When its client is to be told that it will end; infinity once that is done."""
+        self.ended = False
+        self.wake: Callable[[], None] | None = None
+
+    @property
+    def due_in(self) -> float:
+        """Seconds until there is something to say or to end."""
+        return min(self.warn_at, self.ends_at) - time.time()
+
+    @property
+    def ends_in(self) -> float:
+        """Seconds until it ends."""
+        return self.ends_at - time.time()
+
+    @property
+    def is_over(self) -> bool:
+        return self.ended or time.time() >= self.ends_at
+
+    def begin(self, wake: Callable[[], None]) -> None:
+        """From now on, have `wake` called when it is revoked; `end` has to follow."""
+        self.wake = wake
+        self._revocations.hold(self)
+
+    def warning(self) -> int | None:
+        """The seconds that the token has left, once, when it is time to say so."""
+        now = time.time()
+        if now < self.warn_at:
+            return None
+        self.warn_at = math.inf
+        return max(round(self.ends_at - LEEWAY - now), 0)
+
+    def revoke(self) -> None:
+        self.ended = True
+        if self.wake:
+            self.wake()
+
+    def end(self) -> None:
+        self._revocations.let_go(self)
+
+
+class Revocations:
+    """What is revoked, as all processes that share the store know within about a second.
+
+    A subject or channel is revoked for whatever was issued until then; a token by its id (`jti`).
+    """
+
+    def __init__(self, store: Store, keep: int) -> None:
+        self._store = store
+        self._keep = keep
+        self._lock = threading.Lock()
+        self._look_lock = threading.Lock()
+        self._last = ""
+        self._known = False
+        self._since: dict[tuple[str, str], float] = {}  # by kind and value: when it was last revoked
+        self._permits: set[Permit] = set()
+        self._closed = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def revoke(self, kind: Kind, value: str) -> None:
+        """Refuse and end what was issued until now.
+
+        :raises StoreUnavailable: if it may not be known to all.
+        """
+        self._store.revoke(json.dumps({kind: value}, ensure_ascii=True, separators=(",", ":")), self._keep)
+        self._look()
+
+    def refuses(self, grant: Grant, channels: Iterable[str] = ()) -> bool:
+        """Whether the grant is revoked as a whole, or for one of these channels.
+
+        :raises StoreUnavailable: if what is revoked has never been read.
+        """
+        self._start()
+        if not self._known:
+            self._look()
+        return bool(self._since) and self._is_revoked(Permit(self, tuple(channels), grant))
+
+    def hold(self, permit: Permit) -> None:
+        self._start()
+        with self._lock:
+            self._permits.add(permit)
+        if permit.grant and self._is_revoked(permit):  # since it was decided on
+            permit.revoke()
+
+    def let_go(self, permit: Permit) -> None:
+        with self._lock:
+            self._permits.discard(permit)
+
+    def close(self) -> None:
+        """End the thread that looks for news."""
+        self._closed.set()
+        if self._thread:
+            self._thread.join(5)
+
+    def _is_revoked(self, permit: Permit) -> bool:
+        since, grant = self._since, permit.grant
+        if not since:
+            return False
+        named = [("channel", channel) for channel in permit.channels] + ([("sub", grant.sub)] if grant else [])
+        return bool(grant and grant.id and ("token", grant.id) in since) or any(
+            permit.since <= since.get(item, -math.inf) + LEEWAY for item in named
+        )
+
+    def _start(self) -> None:
+        if self._thread is None:
+            with self._lock:
+                if self._thread is None and not self._closed.is_set():
+                    self._thread = threading.Thread(target=self._run, name="sse-revocations", daemon=True)
+                    self._thread.start()
+
+    def _run(self) -> None:
+        while not self._closed.wait(_LOOK_EVERY):
+            try:
+                self._look()
+            except StoreUnavailable as error:
+                warn("what is revoked meanwhile is known only when the store is back: %s", error)
+                self._last = ""  # after a failover, its list may have another end
+
+    def _look(self) -> None:
+        with self._look_lock:
+            before = dict(self._since)
+            for id, at, text in self._store.revoked(self._last):
+                self._last = id
+                item = _item(text)
+                if item and at > self._since.get(item, -math.inf):
+                    self._since = {**self._since, item: at}
+            self._known = True
+            if self._since == before:
+                return
+            self._forget()
+        with self._lock:
+            permits = list(self._permits)
+        for permit in permits:
+            if self._is_revoked(permit):
+                permit.revoke()
+
+    def _forget(self) -> None:
+        oldest = time.time() - self._keep - 2 * LEEWAY
+        self._since = {item: at for item, at in self._since.items() if at > oldest}
+
+
+def one_revoked(**given: str | None) -> tuple[Kind, str]:
+    """The kind and the value of what is to be revoked.
+
+    :raises ValueError: unless exactly one is given, and not empty.
+    """
+    ((kind, value), *more) = [(kind, value) for kind, value in given.items() if value is not None] or [("", "")]
+    if more or not value:
+        raise ValueError(f"give one of {', '.join(given)}")
+    return cast("Kind", kind), value
+
+
+def _item(text: str) -> tuple[str, str] | None:
+    try:
+        value: Any = json.loads(text)
+        ((kind, name),) = value.items()
+    except (ValueError, AttributeError):
+        return None
+    return (kind, name) if kind in ("sub", "channel", "token") and isinstance(name, str) else None

@@ -1,0 +1,230 @@
+"""Tokens and tickets: who speaks, and what they may read and publish (RFC 7519, RFC 8725)."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import math
+import secrets
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import jwt
+from jwt.exceptions import (
+    ExpiredSignatureError,
+    InvalidAudienceError,
+    InvalidIssuerError,
+    InvalidSignatureError,
+    MissingRequiredClaimError,
+    PyJWTError,
+)
+
+from sse import jwks
+from sse.config import Config, check_pattern
+from sse.errors import InvalidEvent, NotFound, Unauthorized
+
+LEEWAY: Final = 5
+"""Seconds that two clocks may differ."""
+
+TICKET_LIFE: Final = 60
+"""Seconds in which a ticket opens streams and polls."""
+
+_MAX_LENGTH: Final = 8192
+_KEPT: Final = 4096
+_TICKET: Final = "ticket"
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What a token, ticket or publishing key gives; times are seconds since 1970.
+
+    `taken_until` is when it can no longer be used, and `ends_at` when the streams that it opened end.
+    """
+
+    sub: str
+    subscribe: tuple[str, ...] = ()
+    publish: tuple[str, ...] = ()
+    id: str = ""
+    issued_at: float = 0.0
+    taken_until: float = math.inf
+    ends_at: float = math.inf
+    is_ticket: bool = False
+
+    @property
+    def scope(self) -> str:
+        """What tells this publisher's idempotency keys from others', and shows nothing of it."""
+        return hashlib.sha256(f"sub {self.sub}".encode(errors="surrogatepass")).hexdigest()[:16]
+
+
+class Tokens:
+    """Makes and verifies tokens, as the settings say. `clock` gives seconds since 1970."""
+
+    def __init__(self, config: Config, clock: Callable[[], float] = time.time) -> None:
+        self._config = config
+        self._clock = clock
+        self._secrets = tuple(secret.encode() for secret in config.secret)
+        # Keys of their own: no ticket can be taken for a token, whatever it says.
+        self._ticket_keys = tuple(hmac.digest(secret, b"throughline ticket", "sha256") for secret in self._secrets)
+        self._jwks = jwks.connect(config.jwks) if config.jwks else None
+        self._kept: dict[bytes, Grant] = {}  # verified before, by their hash
+        self._lock = threading.Lock()
+        self._generation = 0
+
+    @property
+    def configured(self) -> bool:
+        """Whether any token can be valid here."""
+        return bool(self._secrets or self._jwks)
+
+    def make(self, sub: str, subscribe: Sequence[str], publish: Sequence[str], lifetime: int) -> str:
+        """A token, signed by SSE_SECRET, that is good for `lifetime` seconds.
+
+        :raises InvalidEvent: for a bad pattern.
+        :raises NotFound: without SSE_SECRET.
+        """
+        claims = {
+            "sub": sub,
+            "aud": self._config.audience,
+            "exp": int(self._clock()) + lifetime,
+            "subscribe": [check_pattern(pattern) for pattern in subscribe],
+            "publish": [check_pattern(pattern) for pattern in publish],
+            **({"iss": self._config.issuer} if self._config.issuer else {}),
+        }
+        return self._sign(claims, self._secrets)
+
+    def make_ticket(self, channels: Sequence[str], grant: Grant) -> str:
+        """A ticket for these channels, good for 60 s; the streams that it opens end when the grant does."""
+        claims: dict[str, Any] = {
+            "sub": grant.sub,
+            "aud": self._config.audience,
+            "exp": int(self._clock()) + TICKET_LIFE,
+            "subscribe": list(channels),
+            "jti": grant.id,
+            "iat": grant.issued_at,
+            **({"ends": grant.ends_at} if grant.ends_at < math.inf else {}),
+        }
+        return self._sign(claims, self._ticket_keys, _TICKET)
+
+    def verify(self, text: str) -> Grant:
+        """What a token or ticket gives.
+
+        :raises Unauthorized: if it gives nothing. Why is told of those alone that are truly signed.
+        :raises Unavailable: if the keys to verify it by cannot be had.
+        """
+        if len(text) > _MAX_LENGTH:
+            raise _invalid()
+        digest = hashlib.sha256(text.encode(errors="surrogateescape")).digest()
+        if self._jwks is not None and self._generation != self._jwks.generation:
+            with self._lock:
+                self._kept.clear()  # a key may be gone
+                self._generation = self._jwks.generation
+        grant = self._kept.get(digest)
+        if grant is None:
+            grant = self._verify(text)
+            with self._lock:
+                if len(self._kept) >= _KEPT:
+                    del self._kept[next(iter(self._kept))]
+                self._kept[digest] = grant
+        if self._clock() >= grant.taken_until:
+            raise _expired(grant.is_ticket)
+        return grant
+
+    def _sign(self, claims: dict[str, Any], keys: Sequence[bytes], kind: str = "JWT") -> str:
+        if not keys:
+            raise NotFound("no tokens or tickets are made here", "that begins with SSE_SECRET")
+        own = {"iat": int(self._clock()), "jti": secrets.token_hex(8)}
+        return jwt.encode({**own, **claims}, keys[0], "HS256", headers={"typ": kind})
+
+    def _verify(self, text: str) -> Grant:
+        try:
+            header = jwt.get_unverified_header(text)
+            algorithm, kind = header["alg"], header.get("typ")
+            keys: Sequence[Any] = ()
+            if algorithm == "HS256":
+                keys = self._ticket_keys if kind == _TICKET else self._secrets
+            elif self._jwks is not None and algorithm in jwks.ALGORITHMS.values() and kind != _TICKET:
+                keys = self._jwks.find(algorithm, header.get("kid", ""))
+            for key in keys:
+                try:
+                    return self._grant(self._decode(text, key, algorithm, kind), kind == _TICKET)
+                except InvalidSignatureError:
+                    continue
+        except (PyJWTError, ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
+            raise _fault(error, self._config) from None
+        raise _invalid()
+
+    def _decode(self, text: str, key: Any, algorithm: str, kind: object) -> dict[str, Any]:
+        required = ["exp", "aud", *(["iss"] if self._config.issuer and kind != _TICKET else [])]
+        claims: dict[str, Any] = jwt.decode(
+            text,
+            key,
+            algorithms=[algorithm],
+            audience=self._config.audience,
+            issuer=self._config.issuer if "iss" in required else None,
+            leeway=0 if kind == _TICKET else LEEWAY,
+            options={"require": required, "verify_iat": kind != _TICKET},
+        )
+        return claims
+
+    def _grant(self, claims: dict[str, Any], is_ticket: bool) -> Grant:
+        exp, now = _moment(claims["exp"], "exp"), self._clock()
+        if exp - now > self._config.token_lifetime + LEEWAY:
+            raise Unauthorized(
+                "the token's exp is too far away",
+                f"SSE_TOKEN_LIFETIME is {self._config.token_lifetime} s",
+                code="token_lifetime",
+            )
+        return Grant(
+            str(claims.get("sub", "")),
+            _patterns(claims, "subscribe"),
+            () if is_ticket else _patterns(claims, "publish"),
+            str(claims.get("jti", "")),
+            _moment(claims.get("iat", 0), "iat"),
+            exp if is_ticket else exp + LEEWAY,
+            _moment(claims["ends"], "ends") if "ends" in claims else math.inf if is_ticket else exp + LEEWAY,
+            is_ticket,
+        )
+
+
+def _moment(value: object, claim: str) -> float:
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    raise Unauthorized(f"the token's {claim} is not a time", "give seconds since 1970", code="token_claims")
+
+
+def _patterns(claims: dict[str, Any], claim: str) -> tuple[str, ...]:
+    patterns = claims.get(claim, [])
+    try:
+        if isinstance(patterns, list) and all(isinstance(pattern, str) for pattern in patterns):
+            return tuple(map(check_pattern, patterns))
+        fault = "not a list of strings"
+    except InvalidEvent as error:
+        fault = error.message
+    raise Unauthorized(
+        f"the token's {claim}: {fault}", 'give channels, "*", or patterns such as "news/*"', code="token_claims"
+    )
+
+
+def _invalid() -> Unauthorized:
+    return Unauthorized("the token is not valid here", "fetch a new one", code="token_invalid")
+
+
+def _expired(is_ticket: bool) -> Unauthorized:
+    return Unauthorized(f"the {_TICKET if is_ticket else 'token'} has expired", "fetch a new one", code="token_expired")
+
+
+def _fault(error: Exception, config: Config) -> Unauthorized:
+    """What a token's bearer is told. PyJWT looks at claims only after the signature."""
+    if isinstance(error, ExpiredSignatureError):
+        return _expired(False)
+    if isinstance(error, InvalidAudienceError):
+        return Unauthorized(
+            "the token is for another audience", f"its aud has to be {config.audience!a}", code="token_audience"
+        )
+    if isinstance(error, InvalidIssuerError):
+        return Unauthorized("the token has another issuer", "see SSE_ISSUER", code="token_issuer")
+    if isinstance(error, MissingRequiredClaimError):
+        return Unauthorized(f"the token has no {error.claim}", "put it in", code="token_claims")
+    return _invalid()

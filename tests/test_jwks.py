@@ -1,0 +1,127 @@
+"""Keys from an address: fetched when needed, kept while it is away, and not asked for by whoever makes up ids."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import jwt
+import pytest
+
+from sse.config import Config
+from sse.errors import Unauthorized, Unavailable
+from sse.jwks import Fetched, parse_keys
+from sse.token import Tokens
+from tests.tokens import EC, by_key, claims, jwk_set
+
+
+class Issuer(ThreadingHTTPServer):
+    """An address with keys, on loopback."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        self.status, self.body, self.asked = 200, jwk_set("RS256"), 0
+        super().__init__(("127.0.0.1", 0), Answer)
+        self.url = f"http://127.0.0.1:{self.server_address[1]}/keys"
+
+
+class Answer(BaseHTTPRequestHandler):
+    server: Issuer
+
+    def do_GET(self) -> None:
+        self.server.asked += 1
+        body = self.server.body.encode()
+        self.send_response(self.server.status)
+        self.send_header("Location", "/keys")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def issuer() -> Iterator[Issuer]:
+    with Issuer() as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join(5)
+
+
+def test_they_are_fetched_when_a_token_needs_them(issuer: Issuer) -> None:
+    made = Tokens(Config(jwks=issuer.url))
+    for _ in range(3):
+        assert made.verify(by_key(claims(), "RS256")).sub == "ann"
+    assert issuer.asked == 1
+
+
+def test_an_unknown_id_fetches_them_anew_but_seldom(issuer: Issuer) -> None:
+    now = [1000.0]
+    keys = Fetched(issuer.url, clock=lambda: now[0])
+    assert keys.find("RS256", "RS256")
+    for number in range(50):
+        assert not keys.find("RS256", f"made-up-{number}")
+    assert issuer.asked == 1
+    issuer.body = jwk_set("RS256", "ES256")
+    now[0] += 31
+    assert keys.find("ES256", "ES256")
+    assert (issuer.asked, keys.generation) == (2, 2)
+
+
+def test_a_key_that_is_withdrawn_is_forgotten_in_time(issuer: Issuer) -> None:
+    now = [1000.0]
+    keys = Fetched(issuer.url, clock=lambda: now[0])
+    assert keys.find("RS256", "RS256")
+    before = keys.generation
+    issuer.body = jwk_set("ES256")
+    now[0] += 301
+    assert keys.generation != before
+    assert not keys.find("RS256", "RS256")
+
+
+@pytest.mark.parametrize(("status", "body"), [(500, ""), (200, "{}"), (302, ""), (200, " " * (1 << 20) + "{}")])
+def test_while_the_address_fails_the_known_keys_stay(issuer: Issuer, status: int, body: str) -> None:
+    now = [1000.0]
+    keys = Fetched(issuer.url, clock=lambda: now[0])
+    assert keys.find("RS256", "RS256")
+    issuer.status, issuer.body = status, body
+    now[0] += 10_000
+    _ = keys.generation
+    assert keys.find("RS256", "RS256")
+    assert issuer.asked == 2
+
+
+def test_without_any_key_yet_one_is_to_come_again(issuer: Issuer) -> None:
+    issuer.status = 503
+    made = Tokens(Config(jwks=issuer.url))
+    began = time.monotonic()
+    for _ in range(5):
+        with pytest.raises(Unavailable):
+            made.verify(by_key(claims(), "RS256"))
+    assert issuer.asked == 1
+    assert time.monotonic() - began < 30
+
+
+def test_without_an_id_a_token_is_verified_by_the_only_key_of_its_algorithm(issuer: Issuer) -> None:
+    text = jwt.encode(claims(), EC, "ES256")
+    issuer.body = jwk_set("ES256", "RS256")
+    assert Tokens(Config(jwks=issuer.url)).verify(text)
+    two = [{**json.loads(jwk_set("ES256"))["keys"][0], "kid": kid} for kid in ("one", "two")]
+    issuer.body = json.dumps({"keys": two})
+    with pytest.raises(Unauthorized):
+        Tokens(Config(jwks=issuer.url)).verify(text)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"use": "enc"}, {"alg": "RS512"}, {"key_ops": ["sign"]}, {"d": "x"}, {"n": "AQAB"}, {"kid": 5}]
+)
+def test_a_key_for_something_else_verifies_nothing(changes: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="no key"):
+        parse_keys(jwk_set("RS256", **changes))
