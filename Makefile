@@ -12,12 +12,13 @@ COMPILE := $(BIN)/uv pip compile --quiet --generate-hashes --universal --python-
 # What the tests with browsers run.
 PARTS := redis-server nginx lighttpd caddy haproxy openssl chromium firefox-esr MiniBrowser Xvfb
 
-.PHONY: help run test check check-here check-live chaos browsers wheel format lock clean
+.PHONY: help run test check check-here check-live chaos browsers audit wheel format lock clean
 help:
 	@echo 'make run      set up and serve http://127.0.0.1:$(PORT)/ (REDIS=1: with Redis, on all cores)'
 	@echo 'make test     every check: lint, types, tests with real parts, coverage, the wheel'
 	@echo 'make chaos    500 seeds of random faults (CHAOS_SEEDS=N)'
 	@echo 'make browsers every browser on every way through proxies, and a table of what came of it'
+	@echo 'make audit    what is known against the packages that we pin'
 	@echo 'make format   lay the code out'
 	@echo 'make lock     compile requirements*.txt anew (LOCK=--upgrade: with the newest versions)'
 	@echo 'make clean    remove what was set up'
@@ -49,6 +50,10 @@ chaos: .venv/test
 browsers: .venv/test
 	@tools/need $(PARTS)
 	BROWSERS=all $(BIN)/python -m pytest -s -m 'browsers or long'
+
+# Not in `make test`: it asks the network, and may find tomorrow what it does not find today.
+audit: .venv/test
+	$(BIN)/pip-audit --strict --require-hashes --disable-pip -r requirements.txt -r requirements-dev.txt
 
 # A former build's folder would lend the wheel files that are gone.
 wheel: .venv/test

@@ -66,7 +66,7 @@ class _Rest(PathConverter):
     part_isolating = False
 
 
-def make_blueprint(service: Service, limits: Limits, authorize: Callable[[], access.Authorize | None]) -> Blueprint:
+def make_blueprint(service: Service, authorize: Callable[[], access.Authorize | None]) -> Blueprint:
     """The routes of one app, all under SSE_PREFIX. `authorize` gives the app's rule for reading."""
     blueprint = Blueprint("sse", __name__)
     # Registered before flask-cors, so that it runs after it and tidies its headers too.
@@ -75,7 +75,7 @@ def make_blueprint(service: Service, limits: Limits, authorize: Callable[[], acc
         _allow_origins(blueprint, service.config)
     blueprint.register_error_handler(SSEError, _error)
     blueprint.register_error_handler(HTTPException, _http_error)
-    blueprint.record(lambda state: _add_rules(state.app, _Routes(service, limits, authorize), service.config.prefix))
+    blueprint.record(lambda state: _add_rules(state.app, _Routes(service, authorize), service.config.prefix))
     return blueprint
 
 
@@ -92,9 +92,9 @@ class StreamResponse(Response):
 
 
 class _Routes:
-    def __init__(self, service: Service, limits: Limits, authorize: Callable[[], access.Authorize | None]) -> None:
+    def __init__(self, service: Service, authorize: Callable[[], access.Authorize | None]) -> None:
         self._service = service
-        self._limits = limits
+        self._limits = Limits(service.config)
         self._config = service.config
         self._authorize = authorize
         self._access = access.Access(service.config, service.tokens, service.keys, lambda: service.revocations)
@@ -442,6 +442,7 @@ def _finish(response: Response) -> Response:
     response.headers["X-Content-Type-Options"] = "nosniff"
     if response.cache_control.public:
         return response  # the same for everybody
+    response.headers["Referrer-Policy"] = "no-referrer"
     response.headers.setdefault("Cache-Control", "no-store")
     others = [name for name in response.vary if name.lower() not in {ours.lower() for ours in _VARY}]
     response.headers["Vary"] = ", ".join([*_VARY, *others])

@@ -1,4 +1,4 @@
-"""`flask sse publish | tail | embed | config`, over the shared store or, with --url, over HTTP."""
+"""`flask sse publish | tail | embed | token | revoke | config`, over the shared store or, with --url, over HTTP."""
 
 from __future__ import annotations
 
@@ -22,8 +22,10 @@ from urllib.parse import urlencode, urlsplit
 import click
 from flask.cli import AppGroup, ScriptInfo
 
+from sse.config import check_pattern
 from sse.errors import InvalidEvent, SSEError, TooLarge, Unavailable
 from sse.event import DEFAULT_TYPE, RESERVED_PREFIX, Event, LastEventId, check_channel, check_type
+from sse.permit import one_revoked
 from sse.script import embed_tag
 from sse.service import Service
 from sse.stores import Publication
@@ -53,7 +55,9 @@ class _Group(AppGroup):
             raise click.ClickException(str(error)) from None
 
 
-cli = _Group("sse", help="Publish events, follow channels, embed the script, show the settings.")
+cli = _Group(
+    "sse", help="Publish events, follow channels, embed the script, make and revoke tokens, show the settings."
+)
 
 
 def _checked(check: Callable[[str], T]) -> Callable[[click.Context, click.Parameter, Any], Any]:
@@ -199,12 +203,47 @@ def embed(channels: list[str], url: str | None) -> None:
 
 
 @cli.command(with_appcontext=False)
+@click.option("--sub", required=True, metavar="NAME", help="Whom it is for.")
+@click.option(
+    "--subscribe", multiple=True, metavar="PATTERN", callback=_checked(check_pattern), help="To read; once for each."
+)
+@click.option(
+    "--publish", "to_publish", multiple=True, metavar="PATTERN", callback=_checked(check_pattern), help="To publish on."
+)
+@click.option("--lifetime", metavar="S", type=click.IntRange(1), default=3600, show_default=True, help="Seconds.")
+def token(sub: str, subscribe: list[str], to_publish: list[str], lifetime: int) -> None:
+    """Print a token, signed by SSE_SECRET. It is a secret itself."""
+    service = _app_service()
+    if lifetime > service.config.token_lifetime:
+        raise click.UsageError(f"SSE_TOKEN_LIFETIME is {service.config.token_lifetime}: no longer one is taken")
+    click.echo(service.tokens.make(sub, subscribe, to_publish, lifetime))
+
+
+@cli.command(with_appcontext=False)
+@click.option("--sub", metavar="NAME", help="Of a subject: all that was issued to it until now.")
+@click.option("--channel", metavar="CHANNEL", callback=_checked(check_channel), help="For a channel: the same.")
+@click.option("--token", "token_id", metavar="ID", help="A token, by its id (the claim jti).")
+def revoke(sub: str | None, channel: str | None, token_id: str | None) -> None:
+    """End streams and waiting polls on every worker, and refuse their tokens from now on."""
+    try:
+        kind, value = one_revoked(sub=sub, channel=channel, token=token_id)
+    except ValueError:
+        raise click.UsageError("give one of --sub, --channel and --token") from None
+    with _service() as service:
+        service.revocations.revoke(kind, value)
+
+
+@cli.command(with_appcontext=False)
 def config() -> None:
     """List the settings: name, value, default, help. Secrets are shown as a hash."""
-    rows = [("NAME", "VALUE", "DEFAULT", "HELP"), *_app_service().config.table()]
+    service = _app_service()
+    rows = [("NAME", "VALUE", "DEFAULT", "HELP"), *service.config.table()]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         click.echo("  ".join(map(str.ljust, row, widths)).rstrip())
+    for key in service.keys:
+        if key.name:
+            click.echo(f"publishing key {key.name}  {key.shown}  {' '.join(key.patterns)}")
 
 
 def _app_service() -> Service:

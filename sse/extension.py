@@ -15,7 +15,6 @@ from sse.access import Authorize
 from sse.blueprint import make_blueprint
 from sse.config import Config
 from sse.event import DEFAULT_TYPE, Event, check_channel, check_idempotency_key
-from sse.limits import Limits
 from sse.permit import one_revoked
 from sse.service import Service
 from sse.stores import Publication
@@ -40,7 +39,7 @@ class SSE:
         """
         service = Service(Config.load(os.environ, app.config))
         app.extensions["sse"] = service
-        app.register_blueprint(make_blueprint(service, Limits(service.config), lambda: self._authorize))
+        app.register_blueprint(make_blueprint(service, lambda: self._authorize))
 
     def authorize(self, rule: Callable[[str], bool]) -> Callable[[str], bool]:
         """Decorate the function that decides whether the current request may read a channel.

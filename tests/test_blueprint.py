@@ -32,6 +32,7 @@ STREAM_HEADERS = {
     "Cache-Control": "no-cache, no-store, no-transform",
     "X-Accel-Buffering": "no",
     "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
     "Vary": VARY,
 }
 
@@ -474,6 +475,7 @@ def test_a_poll_s_answer_is_exactly_this(app: Flask) -> None:
         "Content-Length": str(len(response.data)),
         "Cache-Control": "no-store",
         "X-Content-Type-Options": "nosniff",
+        "Referrer-Policy": "no-referrer",
         "Vary": VARY,
     }
     answer = response.get_json()

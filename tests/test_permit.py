@@ -1,0 +1,185 @@
+"""Revocation and expiry: known to all workers, ending what runs, and refusing what was issued before."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from sse.errors import StoreUnavailable
+from sse.permit import WARNING, Kind, Permit, Revocations, one_revoked
+from sse.stores import Store, connect
+from sse.token import LEEWAY, Grant
+from tests.servers import RedisServer, wait_until
+
+
+@pytest.fixture
+def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
+    with RedisServer(tmp_path) as server:
+        yield server
+
+
+MakeRevocations = Callable[[], Revocations]
+
+
+@pytest.fixture
+def store(store_url: str | None) -> Iterator[Store]:
+    store = connect(store_url, ring=5, ring_ttl=60)
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def make(store: Store) -> Iterator[MakeRevocations]:
+    """Revocations as those of one worker each, over one store."""
+    made: list[Revocations] = []
+
+    def one() -> Revocations:
+        made.append(Revocations(store, 3600))
+        return made[-1]
+
+    yield one
+    for revocations in made:
+        revocations.close()
+
+
+def grant(sub: str = "ann", id: str = "1", ago: float = 60) -> Grant:
+    return Grant(sub, ("a",), (), id, time.time() - ago, time.time() + 600, time.time() + 600)
+
+
+@pytest.mark.parametrize(("kind", "value"), [("sub", "ann"), ("token", "1"), ("channel", "a")])
+def test_another_worker_ends_what_is_revoked_within_two_seconds(make: MakeRevocations, kind: Kind, value: str) -> None:
+    here, there = make(), make()
+    permit, other = Permit(there, ["a"], grant()), Permit(there, ["b"], grant("bob", "2"))
+    woken: list[str] = []
+    permit.begin(lambda: woken.append("ann"))
+    other.begin(lambda: woken.append("bob"))
+    here.revoke(kind, value)
+    wait_until(lambda: permit.is_over, 2)
+    assert woken == ["ann"]
+    assert not other.is_over
+
+
+@pytest.mark.parametrize(("kind", "value"), [("sub", "ann"), ("token", "1"), ("channel", "a")])
+def test_what_was_issued_before_is_refused_from_then_on(make: MakeRevocations, kind: Kind, value: str) -> None:
+    make().revoke(kind, value)
+    revocations = make()  # a worker that starts later
+    assert revocations.refuses(grant(), ["a"])
+    assert not revocations.refuses(grant("bob", "2"), ["b"])
+    again = grant(id="1" if kind != "token" else "3", ago=-LEEWAY - 1)
+    assert not revocations.refuses(again, ["a"])
+
+
+def test_a_token_without_an_id_or_a_time_is_refused_with_its_subject(make: MakeRevocations) -> None:
+    revocations = make()
+    revocations.revoke("sub", "ann")
+    assert revocations.refuses(Grant("ann"))
+    assert not revocations.refuses(Grant(""))
+
+
+def test_a_token_is_refused_for_good_whenever_it_says_it_was_issued(make: MakeRevocations) -> None:
+    revocations = make()
+    revocations.revoke("token", "1")
+    assert revocations.refuses(grant(ago=-1000))
+
+
+def test_a_stream_that_began_while_its_token_was_revoked_is_ended_at_once(make: MakeRevocations) -> None:
+    revocations = make()
+    permit = Permit(revocations, ["a"], grant(id=""))
+    revocations.revoke("sub", "ann")
+    permit.begin(lambda: None)
+    assert permit.is_over
+
+
+def test_who_reads_by_the_rule_is_ended_with_the_channel_and_may_come_back(make: MakeRevocations) -> None:
+    revocations = make()
+    permit = Permit(revocations, ["a"], None)
+    permit.begin(lambda: None)
+    revocations.revoke("channel", "a")
+    assert permit.is_over
+    again = Permit(revocations, ["a"], None)
+    again.begin(lambda: None)
+    assert not again.is_over
+
+
+def test_what_has_ended_is_let_go(make: MakeRevocations) -> None:
+    revocations = make()
+    permit = Permit(revocations, ["a"], grant())
+    permit.begin(lambda: None)
+    permit.end()
+    permit.end()
+    assert not revocations._permits
+    revocations.revoke("sub", "ann")
+    assert not permit.ended
+
+
+def test_a_list_that_others_wrote_into_is_read_as_far_as_it_makes_sense(make: MakeRevocations, store: Store) -> None:
+    for text in ("", "x", "[]", "{}", '{"sub": 5}', '{"role": "x"}', '{"sub": "x", "token": "y"}', "null"):
+        store.revoke(text, 60)
+    store.revoke(json.dumps({"sub": "ann"}), 60)
+    revocations = make()
+    assert revocations.refuses(grant())
+    assert not revocations.refuses(grant("x", "y"))
+
+
+def test_a_revocation_is_forgotten_when_no_token_from_before_it_can_live(store: Store) -> None:
+    revocations = Revocations(store, -100)
+    try:
+        revocations.revoke("sub", "ann")
+        assert not revocations.refuses(grant())
+    finally:
+        revocations.close()
+
+
+def test_what_is_revoked_while_redis_was_away_is_known_when_it_is_back(redis_server: RedisServer) -> None:
+    stores = [connect(redis_server.url, ring=5, ring_ttl=60) for _ in range(2)]
+    here, there = (Revocations(store, 3600) for store in stores)
+    try:
+        permit = Permit(there, ["a"], grant())
+        assert not there.refuses(grant())
+        permit.begin(lambda: None)
+        redis_server.kill()
+        with pytest.raises(StoreUnavailable):
+            here.revoke("sub", "ann")
+        time.sleep(1.5)
+        redis_server.start()
+        here.revoke("sub", "ann")
+        wait_until(lambda: permit.is_over, 4)
+    finally:
+        for revocations, store in zip((here, there), stores, strict=True):
+            revocations.close()
+            store.close()
+
+
+def test_a_worker_that_cannot_read_the_list_lets_nobody_in(redis_server: RedisServer) -> None:
+    redis_server.kill()
+    store = connect(redis_server.url, ring=5, ring_ttl=60)
+    revocations = Revocations(store, 3600)
+    try:
+        with pytest.raises(StoreUnavailable):
+            revocations.refuses(grant())
+    finally:
+        revocations.close()
+        store.close()
+
+
+def test_the_client_is_warned_once_and_in_time(make: MakeRevocations) -> None:
+    now = time.time()
+    for left, due in ((WARNING + 30, 30), (20, 0)):
+        permit = Permit(make(), ["a"], Grant("ann", ends_at=now + left + LEEWAY))
+        assert max(permit.due_in, 0) == pytest.approx(due, abs=1)
+        warned = permit.warning()
+        assert warned == (None if due else pytest.approx(left, abs=1))
+    assert permit.warning() is None
+    assert permit.due_in == pytest.approx(20 + LEEWAY, abs=1)
+    assert Permit(make(), ["a"], None).due_in > 10**9
+
+
+def test_one_thing_is_revoked_at_a_time() -> None:
+    assert one_revoked(sub="ann", channel=None) == ("sub", "ann")
+    for given in ({}, {"sub": None}, {"sub": ""}, {"sub": "a", "channel": "b"}):
+        with pytest.raises(ValueError, match="give one of"):
+            one_revoked(**given)
