@@ -78,14 +78,14 @@ def client_address(remote: str | None, forwarded: str, proxies: int) -> str | No
 
     :param forwarded: the X-Forwarded-For header, to which each proxy adds at the end.
     """
-    hops = [hop.strip() for hop in forwarded.split(",")] if proxies else []
+    hops = [hop.strip() for hop in forwarded.split(",") if hop.strip()] if proxies else []
     text = hops[-proxies] if 0 < proxies <= len(hops) else remote or ""
     try:
         address = ipaddress.ip_address(text)
     except ValueError:
         return None
+    if address.version == 6:
+        address = address.ipv4_mapped or address
     if address.is_loopback and not proxies:
         return None
-    if address.version == 6 and not address.ipv4_mapped:
-        return str(ipaddress.ip_network((address, 64), strict=False))
-    return str(address)
+    return str(address) if address.version == 4 else str(ipaddress.ip_network((address, 64), strict=False))

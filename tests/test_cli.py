@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from sse.script import load
 from sse.stores import Publication
 from tests.conftest import MakeApp
 from tests.servers import ROOT, Gunicorn, RedisServer, free_port, wait_until
+from tests.tokens import SECRET, claims, signed
 
 KEY = "a-publishing-key-for-these-tests"
 DURABLE = {"appendonly": "yes", "appendfsync": "always"}
@@ -731,6 +733,73 @@ def test_config_lists_every_setting_and_no_secret(make_app: MakeApp) -> None:
     assert KEY not in result.output
     column = result.stdout.splitlines()[0].index("HELP")
     assert all(line[column - 1] == " " != line[column] for line in result.stdout.splitlines())
+
+
+def test_config_lists_the_keys_of_the_file_by_name_and_hash(make_app: MakeApp, tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text(f"billing {KEY} invoices/* orders\n")
+    result = run(make_app(SSE_PUBLISH_KEYS_FILE=str(tmp_path / "keys")), "config")
+    assert re.search(r"^publishing key billing  sha256:[0-9a-f]{12}  invoices/\* orders$", result.stdout, re.MULTILINE)
+    assert KEY not in result.output
+
+
+def test_a_token_that_is_printed_is_taken(make_app: MakeApp) -> None:
+    app = make_app(SSE_SECRET=SECRET, SSE_PUBLIC="", SSE_TOKEN_LIFETIME=3600)
+    result = run(app, "token", "--sub", "ann", "--subscribe", "a/*", "--publish", "b")
+    assert result.exit_code == 0
+    headers = {"Authorization": f"Bearer {result.stdout.strip()}"}
+    statuses = [
+        app.test_client().get(f"/sse/poll?timeout=0&channel={c}", headers=headers).status_code for c in ("a/b", "b")
+    ]
+    assert statuses == [200, 403]
+    statuses = [
+        app.test_client().post(f"/sse/publish/{c}", data="x", headers=headers).status_code for c in ("b", "a/b")
+    ]
+    assert statuses == [201, 403]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--sub", "a", "--lifetime", "3601"), "SSE_TOKEN_LIFETIME"),
+        (("--sub", "a", "--subscribe", "a*"), "a*"),
+        ((), "--sub"),
+    ],
+)
+def test_a_token_that_would_not_be_taken_is_not_made(make_app: MakeApp, arguments: tuple[str, ...], told: str) -> None:
+    result = run(make_app(SSE_SECRET=SECRET, SSE_TOKEN_LIFETIME=3600), "token", *arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert told in result.stderr
+
+
+def test_no_token_is_made_without_a_secret(make_app: MakeApp) -> None:
+    result = run(make_app(), "token", "--sub", "a")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "SSE_SECRET" in result.stderr
+
+
+def test_what_the_command_revokes_is_refused_by_the_service(make_app: MakeApp, redis_url: str) -> None:
+    settings = {"SSE_SECRET": SECRET, "SSE_PUBLIC": "", "SSE_REDIS_URL": redis_url}
+    serving, shell = make_app(**settings), make_app(**settings)
+
+    def status(sub: str) -> int:
+        headers = {"Authorization": f"Bearer {signed(claims(sub=sub, jti=sub))}"}
+        return serving.test_client().get("/sse/poll?timeout=0&channel=a", headers=headers).status_code
+
+    assert [status(sub) for sub in ("ann", "bob", "eve")] == [200] * 3
+    assert run(shell, "revoke", "--sub", "ann").exit_code == 0
+    assert run(shell, "revoke", "--token", "bob").exit_code == 0
+    wait_until(lambda: [status(sub) for sub in ("ann", "bob", "eve")] == [401, 401, 200], 2)
+    assert run(shell, "revoke", "--channel", "a").exit_code == 0
+    wait_until(lambda: status("eve") == 403, 2)
+
+
+@pytest.mark.parametrize("arguments", [(), ("--sub", "a", "--channel", "b"), ("--sub", ""), ("--channel", "a*")])
+def test_one_thing_is_revoked_by_a_command(make_app: MakeApp, redis_url: str, arguments: tuple[str, ...]) -> None:
+    assert run(make_app(SSE_REDIS_URL=redis_url), "revoke", *arguments).exit_code == 2
+
+
+def test_nothing_is_revoked_in_a_memory_that_is_not_the_service_s(make_app: MakeApp) -> None:
+    assert run(make_app(), "revoke", "--sub", "ann").exit_code == 2
 
 
 def test_config_needs_an_app() -> None:

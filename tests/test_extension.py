@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from sse.extension import get_service
 from sse.service import Service
 from tests.conftest import MakeApp
 from tests.servers import RedisServer
+from tests.tokens import SECRET, claims, signed
 
 
 def test_the_public_names() -> None:
@@ -232,3 +234,77 @@ def test_threads_that_come_first_together_share_one_store(make_app: MakeApp) -> 
         for _ in range(50):
             service.close()
             assert len(set(threads.map(first, range(8)))) == 1
+
+
+def test_a_ticket_of_the_app_opens_its_channels_for_reading(make_app: MakeApp) -> None:
+    sse = SSE()
+    app = make_app(sse, SSE_PUBLIC="", SSE_SECRET=SECRET)
+    client = app.test_client()
+    with app.app_context():
+        ticket = sse.ticket(["a", "b"], "ann")
+        with pytest.raises(InvalidEvent):
+            sse.ticket(["a*"])
+    for channels, status in (("channel=a", 200), ("channel=a&channel=b", 200), ("channel=a&channel=c", 403)):
+        assert client.get(f"/sse/poll?timeout=0&token={ticket}&{channels}").status_code == status
+    assert client.get("/sse/poll?timeout=0&channel=a").status_code == 401
+    headers = {"Authorization": f"Bearer {ticket}"}
+    assert client.post("/sse/publish/a", data="x", headers=headers).status_code == 401
+
+
+def test_the_streams_of_a_ticket_live_as_long_as_the_app_says(make_app: MakeApp) -> None:
+    sse = SSE()
+    app = make_app(sse, SSE_PUBLIC="", SSE_SECRET=SECRET)
+    with app.app_context():
+        ticket = sse.ticket(["a"], lifetime=1)
+    began = time.monotonic()
+    with app.test_client().get(f"/sse/stream?channel=a&token={ticket}") as answer:
+        body = answer.get_data(as_text=True)
+    assert body.count("event: sse.auth") == 1
+    assert '"reason":"expired"' in body
+    assert 0.5 < time.monotonic() - began < 2.5
+
+
+def test_without_a_secret_there_are_no_tickets(make_app: MakeApp) -> None:
+    sse = SSE()
+    app = make_app(sse)
+    with app.app_context(), pytest.raises(SSEError, match="SSE_SECRET"):
+        sse.ticket(["a"])
+    assert app.test_client().post("/sse/ticket?channel=a").status_code == 404
+
+
+@pytest.mark.parametrize("given", [{"sub": "ann"}, {"channel": "a"}, {"token": "id"}])
+def test_what_is_revoked_is_refused(make_app: MakeApp, given: dict[str, str], store_url: str | None) -> None:
+    sse = SSE()
+    app = make_app(sse, SSE_PUBLIC="", SSE_SECRET=SECRET, SSE_REDIS_URL=store_url)
+    headers = {"Authorization": f"Bearer {signed(claims(jti='id'))}"}
+    client = app.test_client()
+    assert client.get("/sse/poll?timeout=0&channel=a", headers=headers).status_code == 200
+    assert client.post("/sse/publish/a", data="x", headers=headers).status_code == 201
+    with app.app_context():
+        sse.revoke(**given)
+    assert client.get("/sse/poll?timeout=0&channel=a", headers=headers).status_code in (401, 403)
+    assert client.post("/sse/publish/a", data="x", headers=headers).status_code in (401, 403)
+    assert client.post("/sse/ticket?channel=a", headers=headers).status_code in (401, 403)
+
+
+def test_exactly_one_thing_is_revoked(make_app: MakeApp) -> None:
+    sse = SSE()
+    with make_app(sse).app_context():
+        for given in ({}, {"sub": "a", "channel": "b"}, {"token": ""}):
+            with pytest.raises(ValueError, match="give one of sub, channel, token"):
+                sse.revoke(**given)
+
+
+def test_one_who_reads_by_the_app_s_rule_is_asked_again_when_the_channel_is_revoked(make_app: MakeApp) -> None:
+    sse, allowed = SSE(), [True]
+    sse.authorize(lambda channel: allowed[0])
+    app = make_app(sse, SSE_PUBLIC="")
+    with app.test_client().get("/sse/stream?channel=a") as answer:
+        body = iter(answer.response)
+        assert b"sse.open" in next(body)
+        allowed[0] = False
+        with app.app_context():
+            sse.revoke(channel="a")
+        assert b'"reason":"expired"' in next(body)
+        assert list(body) == []
+    assert app.test_client().get("/sse/stream?channel=a").status_code == 403

@@ -1,0 +1,131 @@
+"""Limits on how often: told by name to polls and publishers, as `busy` to streams, and counted where it is set."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+from werkzeug.test import TestResponse
+
+from sse.limits import client_address
+from tests.conftest import MakeApp
+from tests.servers import free_port
+
+KEYS = ("first-key-of-the-tests", "second-key-of-the-tests")
+
+
+def poll(client: FlaskClient, address: str = "192.0.2.1", **headers: str) -> TestResponse:
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return client.get("/sse/poll?channel=a&timeout=0", headers=named, environ_base={"REMOTE_ADDR": address})
+
+
+def publish(client: FlaskClient, channels: list[str], key: str = KEYS[0]) -> TestResponse:
+    return client.post(
+        "/sse/publish", json={"channel": channels, "data": 1}, headers={"Authorization": f"Bearer {key}"}
+    )
+
+
+def refused(answer: TestResponse, limit: str) -> None:
+    assert answer.status_code == 429
+    assert 1 <= int(answer.headers["Retry-After"]) <= 3600
+    error = answer.get_json()["error"]
+    assert (error["code"], error["limit"]) == ("too_many_requests", limit)
+    assert limit in error["message"]
+
+
+def test_each_client_address_has_its_own_count(make_app: MakeApp) -> None:
+    client = make_app(SSE_LIMIT_SUBSCRIBE="3/hour").test_client()
+    assert [poll(client).status_code for _ in range(3)] == [200] * 3
+    refused(poll(client), "SSE_LIMIT_SUBSCRIBE")
+    assert poll(client, "192.0.2.2").status_code == 200
+
+
+def test_a_stream_over_the_limit_is_told_busy(make_app: MakeApp) -> None:
+    client = make_app(SSE_LIMIT_SUBSCRIBE="1/hour").test_client()
+    assert poll(client).status_code == 200
+    answer = client.get("/sse/stream?channel=a", environ_base={"REMOTE_ADDR": "192.0.2.1"})
+    assert (answer.status_code, answer.mimetype) == (200, "text/event-stream")
+    assert '{"reason":"busy",' in answer.text
+
+
+def test_a_key_s_and_a_channel_s_events_are_counted_each(make_app: MakeApp) -> None:
+    client = make_app(SSE_PUBLISH_KEYS=KEYS, SSE_LIMIT_PUBLISH="4/hour", SSE_LIMIT_CHANNEL="3/hour").test_client()
+    assert publish(client, ["a", "b", "c"]).status_code == 201
+    refused(publish(client, ["d", "e"]), "SSE_LIMIT_PUBLISH")
+    assert publish(client, ["a", "b", "b"], KEYS[1]).status_code == 201
+    refused(publish(client, ["b"], KEYS[1]), "SSE_LIMIT_CHANNEL")
+
+
+def test_what_is_over_a_limit_is_not_stored(make_app: MakeApp) -> None:
+    app = make_app(SSE_PUBLISH_KEYS=KEYS, SSE_LIMIT_CHANNEL="1/hour")
+    client = app.test_client()
+    refused(publish(client, ["a", "a"]), "SSE_LIMIT_CHANNEL")
+    assert app.extensions["sse"].store.newest(["a"]) == [None]
+
+
+def test_without_limits_there_are_none(make_app: MakeApp) -> None:
+    app = make_app(SSE_LIMIT_SUBSCRIBE="", SSE_LIMIT_PUBLISH=None, SSE_LIMIT_CHANNEL="", SSE_PUBLISH_KEYS=KEYS)
+    client = app.test_client()
+    assert {poll(client).status_code for _ in range(50)} == {200}
+    assert {publish(client, ["a"] * 100).status_code for _ in range(3)} == {201}
+
+
+def test_the_workers_count_together_where_redis_counts(make_app: MakeApp, redis_url: str) -> None:
+    workers = [make_app(SSE_LIMIT_SUBSCRIBE="4/hour", SSE_LIMITS_URL=redis_url).test_client() for _ in range(2)]
+    assert [poll(worker).status_code for worker in workers * 2] == [200] * 4
+    for worker in workers:
+        refused(poll(worker), "SSE_LIMIT_SUBSCRIBE")
+
+
+def test_nothing_is_limited_while_that_redis_is_away(make_app: MakeApp, caplog: pytest.LogCaptureFixture) -> None:
+    app = make_app(SSE_LIMIT_SUBSCRIBE="1/hour", SSE_LIMITS_URL=f"redis://:hush@127.0.0.1:{free_port()}")
+    client = app.test_client()
+    assert [poll(client).status_code for _ in range(3)] == [200] * 3
+    assert "nothing is limited" in caplog.text
+    assert "hush" not in caplog.text
+
+
+def test_a_host_app_is_left_alone(make_app: MakeApp) -> None:
+    app: Flask = make_app()
+    assert "limiter" not in app.extensions
+    assert not [name for name in app.config if name.startswith("RATELIMIT")]
+
+
+@pytest.mark.parametrize(
+    ("remote", "forwarded", "proxies", "address"),
+    [
+        ("192.0.2.1", "", 0, "192.0.2.1"),
+        ("192.0.2.1", "198.51.100.1", 0, "192.0.2.1"),
+        ("192.0.2.1", "198.51.100.1", 1, "198.51.100.1"),
+        ("192.0.2.1", "203.0.113.9, 198.51.100.1", 1, "198.51.100.1"),
+        ("192.0.2.1", "203.0.113.9, 198.51.100.1 , 192.0.2.7", 2, "198.51.100.1"),
+        ("192.0.2.1", "", 1, "192.0.2.1"),
+        ("127.0.0.1", "198.51.100.1", 1, "198.51.100.1"),
+        ("127.0.0.1", "", 0, None),
+        ("::1", "", 0, None),
+        ("", "", 0, None),
+        (None, "", 0, None),
+        ("192.0.2.1", "nonsense", 1, None),
+        ("2001:db8:1:2:3:4:5:6", "", 0, "2001:db8:1:2::/64"),
+        ("::ffff:192.0.2.1", "", 0, "192.0.2.1"),
+        ("::ffff:127.0.0.1", "", 0, None),
+    ],
+)
+def test_whose_address_it_is(remote: str | None, forwarded: str, proxies: int, address: str | None) -> None:
+    assert client_address(remote, forwarded, proxies) == address
+
+
+def test_a_client_cannot_choose_its_address(make_app: MakeApp) -> None:
+    client = make_app(SSE_LIMIT_SUBSCRIBE="2/hour", SSE_PROXIES=1).test_client()
+    for number in range(2):
+        assert poll(client, "127.0.0.1", X_Forwarded_For=f"10.0.0.{number}, 198.51.100.1").status_code == 200
+    refused(poll(client, "127.0.0.1", X_Forwarded_For="10.0.0.9, 198.51.100.1"), "SSE_LIMIT_SUBSCRIBE")
+    assert poll(client, "127.0.0.1", X_Forwarded_For="10.0.0.9, 198.51.100.2").status_code == 200
+
+
+def test_the_answer_is_json_as_all_errors_are(make_app: MakeApp) -> None:
+    client = make_app(SSE_LIMIT_SUBSCRIBE="1/hour").test_client()
+    poll(client)
+    assert json.loads(poll(client).data)["error"]["hint"].startswith("try again in ")
