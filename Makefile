@@ -27,7 +27,7 @@ run: .venv/run
 	@tools/serve $(if $(REDIS),--redis)
 
 test: .venv/test tests/node_modules/.package-lock.json
-	@tools/need $(PARTS) chromedriver curl
+	@tools/need $(PARTS) chromedriver curl squid varnishd
 	@$(MAKE) --no-print-directory check wheel
 
 check:
