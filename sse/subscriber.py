@@ -93,14 +93,22 @@ class Channel:
 
 
 class Subscriber:
-    """One listening connection: a place in each channel, and a signal that there may be more."""
+    """One listening connection: a place in each channel, and a signal that there may be more.
 
-    __slots__ = ("_lives", "_lock", "_read", "_signal", "_turn", "_wake", "channels", "places", "resets")
+    Or `seats` of them that stand at the same place.
+    """
+
+    __slots__ = (
+        *("_lives", "_lock", "_read", "_signal", "_turn", "_wake"),
+        *("channels", "draining", "places", "resets", "seats"),
+    )
 
     def __init__(self, channels: Mapping[str, Channel], lock: threading.Lock, read: Read) -> None:
         self.channels = channels
         self.places: dict[str, Position] = {}
         self.resets: Sequence[Reset] = ()
+        self.seats = 1
+        self.draining = False  # this process is about to end: say goodbye
         self._lock = lock
         self._read = read
         self._lives: dict[str, int] | None = None
@@ -124,6 +132,19 @@ class Subscriber:
         """Wait up to `timeout` seconds until there may be something to take."""
         assert self._signal, "it is woken by a call"
         return self._signal.wait(timeout)
+
+    def twin(self) -> Subscriber:
+        """Another at the same place, to be woken in its own way."""
+        twin = Subscriber(self.channels, self._lock, self._read)
+        twin.places = {**self.places}
+        twin._lives = self._lives and {**self._lives}
+        return twin
+
+    def drain(self) -> None:
+        """Have it end soon, unless it is woken by a call: then that is for the one who called `wake_by`."""
+        if self._signal:
+            self.draining = True
+            self._signal.set()
 
     def take(self, max_events: int, max_bytes: int) -> list[Delivery | Reset]:
         """What has come since, each channel's in order: up to `max_bytes` of bodies, but at least one event if any.

@@ -13,9 +13,9 @@ import pytest
 from sse.errors import Busy, StoreUnavailable
 from sse.event import Event, LastEventId, Position
 from sse.hub import Hub
-from sse.poll import poll
 from sse.stores import MemoryStore, Publication, Store, connect
 from sse.subscriber import Start, starting_points
+from tests.drive import poll
 from tests.servers import wait_until
 
 RETRY = 1000
