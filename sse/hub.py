@@ -61,6 +61,8 @@ class Hub:
 
     def __init__(self, store: Store, *, max_subscribers: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.lock = threading.Lock()
+        self.answered: tuple[object, bytes] = None, b""
+        """What was answered last, to a poll that stood so: very many come back from the same place at the same time."""
         self._store = store
         self.max_subscribers = max_subscribers
         self._clock = clock

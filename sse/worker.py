@@ -94,27 +94,30 @@ class Streams(Row):
     @property
     def alike(self) -> Hashable:
         """Equal for rows that can become one where they stand at the same place; None for one that is not at rest."""
-        stream = None if self.rest or self.asks or self.chunk else self.stream.alike
+        stream = None if self.rest or self.asks or self.chunk is not None else self.stream.alike
         return None if stream is None else (stream, self.chunked)
 
     def serve(self) -> None:
         if self.rest:
             if time.monotonic() >= self.due:
                 self._end_all()
-        elif not self.asks:
-            chunk, self.chunk = self.chunk, None
-            if chunk is None:
-                chunk = self.stream.quick(self.fanout.shared)
-            if chunk is None:
-                self.asks = True
-                self.fanout.ask(self)
-            elif self.stream.ended:
-                for fd in list(self.fds):  # each with a pause of its own before it comes back
-                    self._say_goodbye(fd, "slow")
-            else:
-                if chunk:
-                    self._tell(chunk)
-                self.fanout.settle(self)
+            return
+        if self.asks or (self.chunk is None and self.fanout.join(self)):
+            return
+        chunk, self.chunk = self.chunk, None
+        if chunk is None:
+            chunk = self.stream.quick(self.fanout.shared)
+        if chunk is None:
+            self.asks = True
+            self.fanout.ask(self)
+        elif self.stream.ended:
+            for fd in list(self.fds):  # each with a pause of its own before it comes back
+                self._say_goodbye(fd, "slow")
+        else:
+            if chunk:
+                self._tell(chunk)
+            if self.fds and not self.fanout.join(self):
+                self.fanout.set_timer(self)
 
     def step(self) -> None:
         """Get what needs more than the hub has at hand, which may take its time. The next round tells it."""
@@ -245,7 +248,9 @@ class Polls(Row):
                     self._reply(fd, data)
                 self.fanout.pause(1)
         self.asks = False
-        if not self.fds:
+        if self.fds:
+            self.fanout.call(self)  # for what has come meanwhile
+        else:
             self.poll.leave()
 
     def _whole(self, body: bytes) -> bytes:
@@ -360,20 +365,20 @@ class Fanout:
             self._written = 0
             gevent.sleep(_PAUSE)
 
-    def settle(self, row: Streams) -> None:
-        """Have a row become part of another one, where that stands at the same place."""
-        if not row.fds:
-            return
+    def join(self, row: Streams) -> bool:
+        """Have a row become part of the one for all that are alike, where that stands at the same place."""
         alike = row.alike if row.key is None else None
-        if alike is not None:
-            other = self._rows.setdefault(alike, row)
-            if other is row:
-                row.key = alike
-            elif isinstance(other, Streams) and other.alike == alike and other.stream.absorb(row.stream):
-                for fd in list(row.fds):
-                    self.move(fd, row, other)
-                return
-        self.set_timer(row)
+        if alike is None:
+            return False
+        other = self._rows.setdefault(alike, row)
+        if other is row:
+            row.key = alike
+            return False
+        if not (isinstance(other, Streams) and other.alike == alike and other.stream.absorb(row.stream)):
+            return False
+        for fd in list(row.fds):
+            self.move(fd, row, other)
+        return True
 
     def move(self, fd: int, row: Row, other: Row) -> None:
         other.fds[fd] = row.fds.pop(fd)
@@ -445,7 +450,8 @@ class Fanout:
             self.pause(1)
         ready, self._ready = self._ready, set()
         self.shared = {}
-        for row in ready:
+        # Who stands alone comes first: were the others told first, for a while, it would never be where they are.
+        for row in sorted(ready, key=lambda row: row.key is not None):
             try:
                 if row.fds:
                     row.serve()
@@ -490,11 +496,11 @@ class Fanout:
     # The connections
 
     def _admit(self, fd: int, row: Row, end: float, closing: Sequence[Callable[[], object]]) -> None:
+        self._poller.register(fd, row.events)
         self._row_of[fd] = row
         self.set_end(fd, end)
         if closing:
             self._closing[fd] = closing
-        self._poller.register(fd, row.events)
         if self.draining:
             self._make_due(fd)
 
@@ -569,7 +575,7 @@ def _head(response: Any) -> bytes:
 class _Held:
     """What the app gave for a request, where that can be handed off."""
 
-    def __init__(self, body: Stream | Poll, environ: dict[str, Any], response: Any) -> None:
+    def __init__(self, body: Any, environ: dict[str, Any], response: Any) -> None:
         self.body = body
         self.environ = environ
         self.response = response
@@ -610,10 +616,8 @@ class Worker(GeventWorker):  # type: ignore[misc]
         began = datetime.now()
         body, environ, response = respiter.body, respiter.environ, respiter.response
         try:
-            if hasattr(body, "step"):
-                self._hand_off_stream(body, environ["gunicorn.socket"], response)
-            else:
-                self._hand_off_poll(body, environ["gunicorn.socket"], response)
+            hand_off = self._hand_off_stream if hasattr(body, "step") else self._hand_off_poll
+            hand_off(body, environ["gunicorn.socket"], response)
             self.log.access(response, response.req, environ, datetime.now() - began)
         except BaseException:
             body.close()
@@ -630,11 +634,13 @@ class Worker(GeventWorker):  # type: ignore[misc]
         if stream.ended:
             stream.close()
         else:
-            self._fanout.take_over(connection.detach(), stream, chunked=response.chunked)
+            self._fanout.take_over(connection.fileno(), stream, chunked=response.chunked)
+            connection.detach()
 
     def _hand_off_poll(self, poll: Poll, connection: socket.socket, response: Any) -> None:
         response.chunked, response.response_length = False, 0  # its length is told when it is known
-        self._fanout.hold(connection.detach(), poll, _same(_head(response)))
+        self._fanout.hold(connection.fileno(), poll, _same(_head(response)))
+        connection.detach()
 
     def _give_back(self, fd: int, data: bytes, closes: bool) -> None:
         gevent.spawn(self._go_on, fd, data, closes)
