@@ -58,7 +58,6 @@ _STREAM_HEADERS: Final = {
 _Query = dict[str, list[str]]
 _encode: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode  # one for all: it costs to make
 _VARY: Final = ("Origin", "Cookie", "Authorization", "Last-Event-ID")
-_OURS: Final = {name.lower() for name in _VARY}
 
 
 class _Rest(PathConverter):
@@ -408,19 +407,26 @@ def _finisher(blueprint: Blueprint, config: Config) -> Callable[[Response], Resp
 
     def finish(response: Response) -> Response:
         headers = response.headers
-        if allow and "HTTP_ORIGIN" in request.environ and "Access-Control-Allow-Origin" not in headers:
-            allow(response)
-        headers["X-Content-Type-Options"] = "nosniff"
-        if "public" in headers.setdefault("Cache-Control", "no-store"):
+        given = {name.lower() for name, _ in headers}  # once: each look into them goes through them all
+        if allow and "access-control-allow-origin" not in given:
+            allow(response, request.environ)
+        if "x-content-type-options" not in given:
+            headers.add("X-Content-Type-Options", "nosniff")
+        if "cache-control" not in given:
+            headers.add("Cache-Control", "no-store")
+        elif "public" in headers["Cache-Control"]:
             return response  # the same for everybody
-        others = [name for name in response.vary if name.lower() not in _OURS] if "Vary" in headers else []
-        headers["Vary"] = ", ".join([*_VARY, *others])
+        if "vary" not in given:
+            headers.add("Vary", ", ".join(_VARY))
+        else:
+            ours = {name.lower() for name in _VARY}
+            headers["Vary"] = ", ".join([*_VARY, *(name for name in response.vary if name.lower() not in ours)])
         return response
 
     return finish
 
 
-def _cors(blueprint: Blueprint, config: Config) -> Callable[[Response], object]:
+def _cors(blueprint: Blueprint, config: Config) -> Callable[[Response, WSGIEnvironment], None]:
     """What adds flask-cors' headers: worked out once for each origin, but for preflights."""
     anybody = config.origins == ("*",)
     options = get_cors_options(
@@ -444,10 +450,11 @@ def _cors(blueprint: Blueprint, config: Config) -> Callable[[Response], object]:
         asked = EnvironHeaders({"HTTP_ORIGIN": origin})
         return [(name, str(value)) for name, value in get_cors_headers(options, asked, "GET").items()]
 
-    def allow(response: Response) -> None:
-        if request.method == "OPTIONS":
+    def allow(response: Response, environ: WSGIEnvironment) -> None:
+        origin = environ.get("HTTP_ORIGIN")
+        if origin and environ["REQUEST_METHOD"] == "OPTIONS":
             set_cors_headers(response, options)
-        else:
-            response.headers.extend(known(request.environ["HTTP_ORIGIN"]))
+        elif origin:
+            response.headers.extend(known(origin))
 
     return allow

@@ -206,7 +206,7 @@ class Config:
     )
     send_buffer: int = _setting(
         16_384,
-        "bytes of a client's that the kernel takes before it can send them; from the environment alone",
+        "bytes for a client that the kernel takes before it can send them; from the environment alone",
         _whole(4096, 16_777_216, "bytes"),
     )
     drain: int = _setting(

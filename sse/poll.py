@@ -97,8 +97,9 @@ class Poll:
         """
         # A position commits to all before it, so what lies between two is always the same.
         stands = self._retry, tuple(self.subscriber.places.items()), self.subscriber.tops()
-        if self.hub.answered[0] == stands:
-            return self.hub.answered[1]
+        stood, answer = self.hub.answered
+        if stood == stands and not self.subscriber.resets:
+            return answer
         try:
             taken = self.subscriber.take(_MAX_EVENTS, _MAX_BYTES)
         except Lagging as error:

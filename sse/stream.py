@@ -108,11 +108,6 @@ class Stream:
         return min(due, self._again) if self._again else due
 
     @property
-    def waits(self) -> bool:
-        """Whether the store did not answer, so that there is nothing to say before it is `due`."""
-        return self._again > 0
-
-    @property
     def alike(self) -> Hashable:
         """Equal for streams that may be told by one another; None for one that is not at rest."""
         if self.subscriber.resets or self._claims is not None or self._again or self.ended:
@@ -181,6 +176,8 @@ class Stream:
                 if segment.more or size > _CHUNK:
                     subscriber.notify()
                     break
+        if parts:
+            subscriber.turn()
         return self._or_heartbeat(b"".join(parts) if len(parts) > 1 else parts[0] if parts else b"")
 
     def end(self, reason: Reason) -> bytes:
@@ -197,7 +194,10 @@ class Stream:
 
         Both have to be at rest, and alike.
         """
-        return self.hub.merge(self.subscriber, other.subscriber)
+        merged = self.hub.merge(self.subscriber, other.subscriber)
+        if merged:
+            self._written = min(self._written, other._written)  # for nobody is it quiet too long
+        return merged
 
     def split(self) -> Stream:
         """A stream of its own for one of those that this one tells."""
@@ -233,7 +233,7 @@ class Stream:
                     self.written(now)
                     if now - began > _STALLED_AFTER and not self.ended:
                         yield self.end("slow")
-                if not self.ended:
+                if not self.ended and not self.subscriber.draining:
                     self.subscriber.wait(max(self.due - self._clock(), 0))
                 if self.subscriber.draining and not self.ended:
                     yield self.end("drain")

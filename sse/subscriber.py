@@ -159,8 +159,10 @@ class Subscriber:
         taken: list[Delivery | Reset] = list(self.resets)
         self.resets = ()
         events = size = 0
+        order = self.order()
+        self.turn()
         try:
-            for name in self.order():
+            for name in order:
                 while entries := self._next(name, taken):
                     for entry in entries:
                         size += len(entry.body)
@@ -178,10 +180,14 @@ class Subscriber:
         return taken
 
     def order(self) -> list[str]:
-        """Its channels, each time beginning with the next one, so that none starves another."""
+        """Its channels, beginning with the one whose turn it is, so that none starves another."""
         names = list(self.places)
-        self._turn = (self._turn + 1) % len(names)
-        return names[self._turn :] + names[: self._turn]
+        start = (self._turn + 1) % len(names)
+        return names[start:] + names[:start]
+
+    def turn(self) -> None:
+        """The next channel has its turn."""
+        self._turn = (self._turn + 1) % len(self.places)
 
     def at_hand(self, name: str) -> Sequence[Entry] | None:
         """What has come since in a channel, not taken yet, a page at the most; None if the hub's ring has passed it."""

@@ -54,7 +54,7 @@ def encode_control(
     lines = [] if retry is None else [f"retry: {retry}\n"]
     if last_event_id is not None:
         lines.append(f"id: {last_event_id}\n")
-    lines.append(f"event: {type}\ndata: {json.dumps(data, separators=(',', ':'))}\n\n")
+    lines.append(f"event: {type}\ndata: {_encode(data)}\n\n")
     return "".join(lines).encode()
 
 

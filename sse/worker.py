@@ -13,7 +13,7 @@ import os
 import socket
 import ssl
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from datetime import datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 import gevent
 from gevent.event import Event
 from gevent.monkey import get_original
+from gevent.pool import Group
 from gevent.queue import SimpleQueue
 from gunicorn import util  # type: ignore[import-untyped]
 from gunicorn.http.wsgi import Response  # type: ignore[import-untyped]
@@ -139,7 +140,8 @@ class Streams(Row):
             self.fanout.end(fd)
         elif self.rest:
             sent = _send(fd, self.rest)
-            self.rest = self.rest[max(sent, 0) :]
+            if sent > 0:
+                self.rest, self.stalled_at = self.rest[sent:], time.monotonic()
             if sent < 0 or (self.ends and not self.rest):
                 self.fanout.end(fd)
             elif not self.rest:
@@ -240,8 +242,8 @@ class Polls(Row):
         except Exception as error:  # noqa: BLE001 - told by the log, and to the client when it asks again
             self.fanout.log.warning("polls are to ask again: %s", error)
             answer = self.poll.nothing
+        self.fanout.forget(self)  # who comes now waits for the next
         if answer is not None:
-            self.fanout.forget(self)  # who comes now waits for the next
             data = self._whole(answer)
             for fd in list(self.fds):
                 if fd in self.fds:
@@ -386,9 +388,9 @@ class Fanout:
 
     def forget(self, row: Row) -> None:
         """Nobody is to join it any more."""
-        if row.key is not None:
+        if self._rows.get(row.key) is row:
             del self._rows[row.key]
-            row.key = None
+        row.key = None
 
     def watch(self, fd: int, events: int) -> None:
         with contextlib.suppress(OSError):
@@ -588,6 +590,12 @@ class Worker(GeventWorker):  # type: ignore[misc]
     _fanout: Fanout
     _service: Any
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._given_back = Group()  # greenlets that gunicorn's pool does not know
+        self._clients: dict[Any, socket.socket] = {}  # by greenlet
+        self._between: set[Any] = set()  # greenlets that wait for a request
+
     def load_wsgi(self) -> None:
         super().load_wsgi()
         app = self.wsgi
@@ -596,11 +604,14 @@ class Worker(GeventWorker):  # type: ignore[misc]
 
         def wsgi(environ: dict[str, Any], start_response: Any) -> Any:
             response = start_response.__self__
-            # HTTP/2 and TLS put more than bytes on the connection; a request that has come early would be lost.
+            # HTTP/2 and TLS put more than bytes on the connection; a request that has come early would be lost, and a
+            # body that comes late be taken for the next one.
             if (
                 type(response) is not Response
                 or isinstance(environ["gunicorn.socket"], ssl.SSLSocket)
                 or response.req.unreader.buf.getvalue()
+                or environ.get("CONTENT_LENGTH", "0") != "0"
+                or "HTTP_TRANSFER_ENCODING" in environ
             ):
                 return app(environ, start_response)
             environ["sse.holds"] = True
@@ -643,7 +654,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
         connection.detach()
 
     def _give_back(self, fd: int, data: bytes, closes: bool) -> None:
-        gevent.spawn(self._go_on, fd, data, closes)
+        self._given_back.spawn(self._go_on, fd, data, closes)
 
     def _go_on(self, fd: int, data: bytes, closes: bool) -> None:
         """Serve what comes next on a connection whose poll is answered."""
@@ -654,10 +665,30 @@ class Worker(GeventWorker):  # type: ignore[misc]
             if not closes:
                 self.handle(connection, connection, connection.getpeername())
 
+    def handle(self, listener: Any, client: socket.socket, addr: Any) -> None:
+        greenlet = gevent.getcurrent()
+        self._clients[greenlet] = client
+        try:
+            super().handle(listener, client, addr)
+        finally:
+            del self._clients[greenlet]
+
+    @contextlib.contextmanager
+    def timeout_ctx(self) -> Iterator[None]:
+        """Around gunicorn's wait for a request."""
+        greenlet = gevent.getcurrent()
+        self._between.add(greenlet)
+        try:
+            with super().timeout_ctx():
+                yield
+        finally:
+            self._between.discard(greenlet)
+
     def run(self) -> None:
         draining = gevent.spawn(self._drain)
         super().run()
         draining.join()
+        self._given_back.join(self.cfg.graceful_timeout)
 
     def _drain(self) -> None:
         while self.alive:
@@ -667,3 +698,8 @@ class Worker(GeventWorker):  # type: ignore[misc]
         if self._service:
             waiting.append(gevent.spawn(self._service.hub.drain, window))
         gevent.joinall(waiting)
+        for greenlet in self._between:
+            client = self._clients[greenlet]
+            if not isinstance(client, ssl.SSLSocket):
+                with contextlib.suppress(OSError):
+                    client.shutdown(socket.SHUT_RD)  # a request that has come is served; none comes any more

@@ -236,3 +236,13 @@ def test_a_position_that_was_polled_is_the_one_that_was_published(hub: Hub, stor
     last = LastEventId.parse(answer["last_event_id"])
     assert last.positions["a"] == Position.parse(ids[1].removeprefix("a="))
     assert set(last.positions) == {"a", "b"}
+
+
+def test_a_reset_is_told_though_another_poll_at_the_same_place_was_answered_without(hub: Hub, store: Store) -> None:
+    first, second = publish(store, "1", "2")
+    (b,) = publish(store, "x", channel="b")
+    assert ask(hub, f"{first}~{b}", "ab", 1)["resets"] == []
+    answer = ask(hub, f"{first}~b=soon", "ab", 1)
+    assert answer["resets"] == [{"channel": "b", "reason": "invalid", "missed": None}]
+    assert data(answer) == ["2"]
+    assert {*answer["last_event_id"].split("~")} == {second, b}
