@@ -6,11 +6,13 @@ import json
 import logging
 import re
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from flask import Blueprint, Response, request
 from flask.sansio.app import App
-from flask_cors import CORS
+from flask_cors.core import get_cors_headers, get_cors_options, set_cors_headers
+from werkzeug.datastructures import EnvironHeaders, Headers
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 from werkzeug.routing import PathConverter, Rule
 
@@ -31,7 +33,7 @@ from sse.event import DEFAULT_TYPE, Event, LastEventId, check_channel, check_ide
 from sse.limits import Limits, client_address
 from sse.log import warn
 from sse.permit import Permit
-from sse.poll import poll
+from sse.poll import Poll
 from sse.service import Service
 from sse.stores import Publication
 from sse.stream import Stream, busy
@@ -56,6 +58,8 @@ _STREAM_HEADERS: Final = {
     "Cache-Control": "no-cache, no-store, no-transform",
     "X-Accel-Buffering": "no",
 }
+_Query = dict[str, list[str]]
+_encode: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode  # one for all: it costs to make
 _VARY: Final = ("Origin", "Cookie", "Authorization", "Last-Event-ID")
 
 
@@ -69,25 +73,29 @@ class _Rest(PathConverter):
 def make_blueprint(service: Service, authorize: Callable[[], access.Authorize | None]) -> Blueprint:
     """The routes of one app, all under SSE_PREFIX. `authorize` gives the app's rule for reading."""
     blueprint = Blueprint("sse", __name__)
-    # Registered before flask-cors, so that it runs after it and tidies its headers too.
-    blueprint.after_request(_finish)
-    if service.config.origins:
-        _allow_origins(blueprint, service.config)
+    blueprint.after_request(_finisher(blueprint, service.config))
     blueprint.register_error_handler(SSEError, _error)
     blueprint.register_error_handler(HTTPException, _http_error)
     blueprint.record(lambda state: _add_rules(state.app, _Routes(service, authorize), service.config.prefix))
     return blueprint
 
 
-class StreamResponse(Response):
-    """Gives the server the stream itself, so that one that knows how can take it over; others iterate over it."""
+class _Answer(Response):
+    """A response that has all its headers, so that nothing has to be found out about them when it is sent."""
+
+    def get_wsgi_headers(self, environ: WSGIEnvironment) -> Headers:  # noqa: ARG002
+        return self.headers
+
+
+class WaitingResponse(_Answer):
+    """Gives the server the stream or poll itself: one that knows how can hold it, others iterate over it."""
 
     def get_app_iter(self, environ: WSGIEnvironment) -> Iterable[bytes]:
         body = self.response
-        if not isinstance(body, Stream):
+        if not isinstance(body, Stream | Poll):
             return super().get_app_iter(environ)  # the app has put another in its place
         body.closing = self._on_close  # what the app wants done at the end
-        environ["sse.stream"] = body  # for a server that can tell it by that
+        environ["sse.body"] = body  # for a server that can tell it by that
         return body
 
 
@@ -100,11 +108,11 @@ class _Routes:
         self._access = access.Access(service.config, service.tokens, service.keys, lambda: service.revocations)
 
     def stream(self) -> Response:
-        _check_query("last_event_id", "lastEventId", "ids", "types", "replay", "heartbeat", "token")
-        delta, typed = _switch("ids", "delta"), _switch("types", "data")
-        heartbeat = _integer("heartbeat", self._config.heartbeat, _MIN_HEARTBEAT, self._config.heartbeat)
+        query = _query("last_event_id", "lastEventId", "ids", "types", "replay", "heartbeat", "token")
+        delta, typed = _switch(query, "ids", "delta"), _switch(query, "types", "data")
+        heartbeat = _integer(query, "heartbeat", self._config.heartbeat, _MIN_HEARTBEAT, self._config.heartbeat)
         try:
-            starts, replay, permit = self._starts()
+            starts, replay, permit = self._starts(query)
         except Unavailable as error:
             warn("a stream is told that this service is busy: %s", error)
             return Response(busy(self._config.retry), headers=_STREAM_HEADERS)
@@ -118,27 +126,30 @@ class _Routes:
             retry=self._config.retry,
             delta=delta,
             typed=typed,
-            told={"replay": replay} if "replay" in request.args else None,
+            told={"replay": replay} if "replay" in query else None,
             permit=permit,
         )
-        return StreamResponse(body, headers=_STREAM_HEADERS)
+        return WaitingResponse(body, headers=_STREAM_HEADERS)
 
     def poll(self) -> Response:
-        _check_query("last_event_id", "lastEventId", "replay", "timeout", "token")
-        timeout = _integer("timeout", self._config.poll_timeout, 0, _MAX_POLL)
-        starts, _, permit = self._starts()
+        query = _query("last_event_id", "lastEventId", "replay", "timeout", "token")
+        timeout = _integer(query, "timeout", self._config.poll_timeout, 0, _MAX_POLL)
+        starts, _, permit = self._starts(query)
         if request.method == "HEAD":
             return Response(iter(()), content_type="application/json")
+        body = Poll(self._service.hub, starts, timeout=timeout, retry=self._config.retry, permit=permit)
         try:
-            return _json(poll(self._service.hub, starts, timeout=timeout, retry=self._config.retry, permit=permit))
+            answer = body.open()
+            if answer is None and "sse.holds" in request.environ:  # the server has one loop for all that wait
+                return WaitingResponse(body, content_type="application/json")
+            return _Answer(answer or body.wait(), content_type="application/json")
         except StoreUnavailable as error:
             # What ails the store is for the log, not for whoever may read.
             warn("a poll is told to come again: %s", error)
             raise StoreUnavailable("the store does not answer", "ask again with the same last event id") from error
 
     def publish(self) -> Response:
-        publisher = self._access.publisher(request.headers.get("Authorization", ""))
-        _check_query()
+        publisher = self._access.publisher(request.environ.get("HTTP_AUTHORIZATION", ""))
         if request.mimetype != "application/json":
             raise UnsupportedMedia(
                 f"Content-Type is {request.mimetype[:60]!a}",
@@ -147,16 +158,16 @@ class _Routes:
         return self._publish(publisher, parse_publish(_body()))
 
     def publish_raw(self, channel: str) -> Response:
-        publisher = self._access.publisher(request.headers.get("Authorization", ""))
-        _check_query("type")
-        event = Event(_raw_data(_body()), request.args.get("type", DEFAULT_TYPE))
+        publisher = self._access.publisher(request.environ.get("HTTP_AUTHORIZATION", ""))
+        type = _query("type").get("type", [DEFAULT_TYPE])[0]
+        event = Event(_raw_data(_body()), type)
         return self._publish(publisher, [(check_channel(channel), event)])
 
     def ticket(self) -> Response:
-        channels = _channels(self._config)
+        channels = _channels(_query(), self._config)
         self._limits.subscribe(self._address())
-        rule = _guarded(self._authorize())
-        text = self._access.ticket(channels, request.headers.get("Authorization", ""), rule)
+        authorization = request.environ.get("HTTP_AUTHORIZATION", "")
+        text = self._access.ticket(channels, authorization, _guarded(self._authorize()))
         return _json({"ticket": text, "expires": TICKET_LIFE}, 201)
 
     def script(self) -> Response:
@@ -171,47 +182,47 @@ class _Routes:
     def nothing_here(self, **_: str) -> Response:
         raise NotFound("there is nothing here", f"see {self._config.prefix}/stream and {self._config.prefix}/poll")
 
-    def _starts(self) -> tuple[dict[str, Start], int, Permit | None]:
+    def _starts(self, query: _Query) -> tuple[dict[str, Start], int, Permit | None]:
         """Where the request wants to go on in each channel, once it may; the replay that is used; and its permit."""
-        channels = _channels(self._config)
-        text, from_header = _last_event_id()
-        asked = _integer("replay", 0, 0, self._config.ring)
+        channels = _channels(query, self._config)
+        text, from_header = _last_event_id(query)
+        asked = _integer(query, "replay", 0, 0, self._config.ring)
         replay = 0 if text else asked
         authorize = self._authorize()
-        if "token" in request.args and authorize is None and not self._service.tokens.configured:
+        if "token" in query and authorize is None and not self._service.tokens.configured:
             raise RequestError("token is not taken here", "leave it out: no @sse.authorize function reads it")
         self._limits.subscribe(self._address())
-        permit = self._access.read(channels, self._brought(), _guarded(authorize))
+        permit = self._access.read(channels, self._brought(query), _guarded(authorize))
         self._service.check_workers(request.is_multiprocess)
         last = LastEventId.parse(text) if text else None
         return starting_points(channels, last, from_header=from_header, replay=replay), replay, permit
 
     def _address(self) -> str | None:
-        proxies = self._config.proxies
-        forwarded = ",".join(request.headers.getlist("X-Forwarded-For")) if proxies else ""
-        return client_address(request.remote_addr, forwarded, proxies)
+        environ, proxies = request.environ, self._config.proxies
+        return client_address(
+            environ.get("REMOTE_ADDR"), environ.get("HTTP_X_FORWARDED_FOR", "") if proxies else "", proxies
+        )
 
-    def _brought(self) -> access.Brought:
+    def _brought(self, query: _Query) -> access.Brought:
         """What the request brings to show who it is."""
         if not self._service.tokens.configured:
             return access.Brought()
-        authorization = request.headers.get("Authorization", "")
-        cookie = request.cookies.get(self._config.cookie, "")
-        origin, site = request.headers.get("Origin"), request.headers.get("Sec-Fetch-Site")
+        environ = request.environ
+        cookie = request.cookies.get(self._config.cookie, "") if "HTTP_COOKIE" in environ else ""
+        origin, site = environ.get("HTTP_ORIGIN"), environ.get("HTTP_SEC_FETCH_SITE")
         if cookie and not access.cookie_counts(origin, site, request.host_url[:-1], self._config.origins):
             cookie = ""
-        return access.Brought(authorization, cookie, request.args.get("token", ""))
+        return access.Brought(environ.get("HTTP_AUTHORIZATION", ""), cookie, query.get("token", [""])[0])
 
     def _publish(self, publisher: access.Publisher, events: Sequence[tuple[str, Event]]) -> Response:
         channels = [channel for channel, _ in events]
         self._access.publish(channels, publisher)
         self._limits.publish(publisher.scope, channels)
+        scope = publisher.scope
         self._service.check_workers(request.is_multiprocess)
         key = _idempotency_key()
         publications = [
-            Publication(
-                channel, self._service.check(event), None if key is None else f"{publisher.scope}:{place}:{key}"
-            )
+            Publication(channel, self._service.check(event), None if key is None else f"{scope}:{place}:{key}")
             for place, (channel, event) in enumerate(events)
         ]
         try:
@@ -247,54 +258,42 @@ def _for_methods(view: Callable[..., Response], methods: tuple[str, ...]) -> Cal
     """The view, for these methods only; for all where none is given."""
 
     def dispatch(**values: str) -> Response:
-        if request.method == "OPTIONS":  # before all else: a preflight asks no more than this (Fetch, 4.8)
+        method = request.method
+        if method == "OPTIONS":  # before all else: a preflight asks no more than this (Fetch, 4.8)
             return Response(headers={"Allow": ", ".join(methods or ("OPTIONS",))})
-        if methods and request.method not in methods:
-            raise WrongMethod(f"{request.method[:60]!a} is not for this address", f"use {methods[0]}", allowed=methods)
+        if methods and method not in methods:
+            raise WrongMethod(f"{method[:60]!a} is not for this address", f"use {methods[0]}", allowed=methods)
         return view(**values)
 
     return dispatch
 
 
-def _allow_origins(blueprint: Blueprint, config: Config) -> None:
-    anybody = config.origins == ("*",)
-    # flask-cors would read the brackets of an IPv6 address as a regular expression, so exact ones are given.
-    exact = [re.compile(rf"{re.escape(origin)}\Z") for origin in config.origins]
-    CORS(
-        blueprint,
-        origins="*" if anybody else exact,
-        supports_credentials=not anybody,
-        send_wildcard=anybody,
-        always_send=False,
-        methods=["GET", "HEAD", "POST", "OPTIONS"],
-        allow_headers=["Authorization", "Cache-Control", "Content-Type", "Idempotency-Key", "Last-Event-ID"],
-        expose_headers=["Retry-After"],
-        max_age=600,
-    )
-
-
 # Reading the request
 
 
-def _check_query(*single: str) -> None:
-    """Refuse a parameter that is given twice. Unknown ones are passed over."""
-    for name in single:
-        if len(request.args.getlist(name)) > 1:
+def _query(*single: str) -> _Query:
+    """The request's parameters; of those in `single`, one that is given twice is refused."""
+    query = dict(request.args.lists())
+    for name, values in query.items():
+        if len(values) > 1 and name in single:
             raise RequestError(f"{name} is given more than once", "give it once")
+    return query
 
 
-def _switch(name: str, value: str) -> bool:
+def _switch(query: _Query, name: str, value: str) -> bool:
     """Whether a parameter is given, which can have one value only."""
-    text = request.args.get(name)
-    if text not in (None, value):
+    if name not in query:
+        return False
+    text = query[name][0]
+    if text != value:
         raise RequestError(f"{name} is {text[:60]!a}", f"leave it out, or give {name}={value}")
-    return text is not None
+    return True
 
 
-def _integer(name: str, default: int, low: int, high: int) -> int:
-    text = request.args.get(name)
-    if text is None:
+def _integer(query: _Query, name: str, default: int, low: int, high: int) -> int:
+    if name not in query:
         return default
+    text = query[name][0]
     if not re.fullmatch(r"[+-]?[0-9]+", text):
         raise RequestError(f"{name} is {text[:60]!a}", f"give a whole number from {low} to {high}")
     # A number of over 18 digits is far out of range; converting thousands of them is refused by Python.
@@ -302,8 +301,8 @@ def _integer(name: str, default: int, low: int, high: int) -> int:
     return min(max(number, low), high)
 
 
-def _channels(config: Config) -> list[str]:
-    names = list(dict.fromkeys(request.args.getlist("channel")))
+def _channels(query: _Query, config: Config) -> list[str]:
+    names = dict.fromkeys(query.get("channel", ()))
     if not names:
         raise RequestError("no channel is named", "add ?channel=NAME, once for each channel")
     try:
@@ -322,12 +321,12 @@ def _channels(config: Config) -> list[str]:
     return channels
 
 
-def _last_event_id() -> tuple[str, bool]:
+def _last_event_id(query: _Query) -> tuple[str, bool]:
     """The last event id, and whether it came in the header, which wins unless it is empty (WHATWG HTML 9.2.3)."""
-    if "last_event_id" in request.args and "lastEventId" in request.args:
+    if "last_event_id" in query and "lastEventId" in query:
         raise RequestError("last_event_id and lastEventId are the same parameter", "give one of them")
-    header = request.headers.get("Last-Event-ID", "")
-    return header or request.args.get("last_event_id") or request.args.get("lastEventId") or "", bool(header)
+    header: str = request.environ.get("HTTP_LAST_EVENT_ID", "")
+    return header or (query.get("last_event_id") or query.get("lastEventId") or [""])[0], bool(header)
 
 
 def _guarded(authorize: access.Authorize | None) -> access.Authorize | None:
@@ -355,7 +354,7 @@ def _status(error: Exception) -> int:
 
 
 def _body() -> bytes:
-    encoding = request.headers.get("Content-Encoding", "identity")
+    encoding: str = request.environ.get("HTTP_CONTENT_ENCODING", "identity")
     if encoding.lower() != "identity":
         raise UnsupportedMedia(f"Content-Encoding is {encoding[:60]!a}", "send the body as it is")
     charset = request.mimetype_params.get("charset", "utf-8")
@@ -377,7 +376,7 @@ def _discard_body() -> None:
 
 
 def _idempotency_key() -> str | None:
-    key = request.headers.get("Idempotency-Key")
+    key: str | None = request.environ.get("HTTP_IDEMPOTENCY_KEY")
     try:
         return None if key is None else check_idempotency_key(key)
     except InvalidEvent as error:
@@ -401,7 +400,7 @@ def _raw_data(body: bytes) -> str:
 
 
 def _json(value: object, status: int = 200) -> Response:
-    return Response(json.dumps(value, ensure_ascii=False), status, content_type="application/json")
+    return _Answer(_encode(value), status, content_type="application/json")
 
 
 def _script(cache_control: str) -> Response:
@@ -438,12 +437,61 @@ def _http_error(error: HTTPException) -> Response:
     return response
 
 
-def _finish(response: Response) -> Response:
-    response.headers["X-Content-Type-Options"] = "nosniff"
-    if response.cache_control.public:
-        return response  # the same for everybody
-    response.headers["Referrer-Policy"] = "no-referrer"
-    response.headers.setdefault("Cache-Control", "no-store")
-    others = [name for name in response.vary if name.lower() not in {ours.lower() for ours in _VARY}]
-    response.headers["Vary"] = ", ".join([*_VARY, *others])
-    return response
+def _finisher(blueprint: Blueprint, config: Config) -> Callable[[Response], Response]:
+    """What gives each answer, errors too, the headers that all have, and those of CORS."""
+    allow = _cors(blueprint, config) if config.origins else None
+
+    def finish(response: Response) -> Response:
+        headers = response.headers
+        given = {name.lower() for name, _ in headers}  # once: each look into them goes through them all
+        if allow and "access-control-allow-origin" not in given:
+            allow(response, request.environ)
+        if "x-content-type-options" not in given:
+            headers.add("X-Content-Type-Options", "nosniff")
+        if "cache-control" not in given:
+            headers.add("Cache-Control", "no-store")
+        elif "public" in headers["Cache-Control"]:
+            return response  # the same for everybody
+        headers.set("Referrer-Policy", "no-referrer")
+        if "vary" not in given:
+            headers.add("Vary", ", ".join(_VARY))
+        else:
+            ours = {name.lower() for name in _VARY}
+            headers["Vary"] = ", ".join([*_VARY, *(name for name in response.vary if name.lower() not in ours)])
+        return response
+
+    return finish
+
+
+def _cors(blueprint: Blueprint, config: Config) -> Callable[[Response, WSGIEnvironment], None]:
+    """What adds flask-cors' headers: worked out once for each origin, but for preflights."""
+    anybody = config.origins == ("*",)
+    options = get_cors_options(
+        blueprint,
+        {
+            # flask-cors would read the brackets of an IPv6 address as a regular expression, so exact ones are given.
+            "origins": "*" if anybody else [re.compile(rf"{re.escape(origin)}\Z") for origin in config.origins],
+            "supports_credentials": not anybody,
+            "send_wildcard": anybody,
+            "always_send": False,
+            "vary_header": False,
+            "methods": ["GET", "HEAD", "POST", "OPTIONS"],
+            "allow_headers": ["Authorization", "Cache-Control", "Content-Type", "Idempotency-Key", "Last-Event-ID"],
+            "expose_headers": ["Retry-After"],
+            "max_age": 600,
+        },
+    )
+
+    @lru_cache(maxsize=64)
+    def known(origin: str) -> list[tuple[str, str]]:
+        asked = EnvironHeaders({"HTTP_ORIGIN": origin})
+        return [(name, str(value)) for name, value in get_cors_headers(options, asked, "GET").items()]
+
+    def allow(response: Response, environ: WSGIEnvironment) -> None:
+        origin = environ.get("HTTP_ORIGIN")
+        if origin and environ["REQUEST_METHOD"] == "OPTIONS":
+            set_cors_headers(response, options)
+        elif origin:
+            response.headers.extend(known(origin))
+
+    return allow

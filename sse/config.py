@@ -307,6 +307,16 @@ class Config:
     max_subscribers: int = _setting(
         10_000, "streams and waiting polls of one worker", _whole(1, 1_000_000, "subscribers")
     )
+    send_buffer: int = _setting(
+        16_384,
+        "bytes for a client that the kernel takes before it can send them; from the environment alone",
+        _whole(4096, 16_777_216, "bytes"),
+    )
+    drain: int = _setting(
+        0,
+        "seconds over which a worker that stops closes its streams; from the environment alone",
+        _whole(0, 3600, "seconds"),
+    )
     prefix: str = _setting("/sse", "path that all routes stand under", _path)
 
     @classmethod

@@ -56,13 +56,15 @@ class _Flight:
 class Hub:
     """The fan-out of one process. It starts with the first subscriber, or by `start`; `close` ends it.
 
-    `clock` gives seconds, monotonic. `max_subscribers` bounds streams and waiting polls together.
+    `clock` gives seconds, monotonic. `max_subscribers` bounds streams and waiting polls together; it may be lowered.
     """
 
     def __init__(self, store: Store, *, max_subscribers: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.lock = threading.Lock()
+        self.answered: tuple[object, bytes] = None, b""
+        """What was answered last, to a poll that stood so: very many come back from the same place at the same time."""
         self._store = store
-        self._max_subscribers = max_subscribers
+        self.max_subscribers = max_subscribers
         self._clock = clock
         self._channels: dict[str, Channel] = {}
         self._subscribers = 0
@@ -71,6 +73,7 @@ class Hub:
         self._feed_lock = threading.Lock()  # keeps the feed, and what it listens to, in step with `_channels`
         self._thread: threading.Thread | None = None
         self._closed = threading.Event()
+        self._draining = False
         self._next_check = 0.0
         self._foundings = float(_FOUNDINGS_PER_SECOND)
         self._foundings_at = clock()
@@ -117,15 +120,42 @@ class Hub:
         return subscriber
 
     def detach(self, subscriber: Subscriber) -> None:
-        """End a subscriber; a second time does nothing."""
+        """End a subscriber, all its seats; a second time does nothing."""
         with self.lock:
-            channels, subscriber.channels = subscriber.channels, {}
-            if channels:
-                self._subscribers -= 1
-            for channel in channels.values():
-                channel.subscribers.discard(subscriber)
-                if not channel.subscribers:
-                    channel.idle_since = self._clock()
+            self._vacate(subscriber, subscriber.seats)
+
+    def leave(self, subscriber: Subscriber) -> None:
+        """End one seat of a subscriber, and with its last one the subscriber."""
+        with self.lock:
+            self._vacate(subscriber, 1)
+
+    def merge(self, subscriber: Subscriber, other: Subscriber) -> bool:
+        """Have one subscriber stand for another as well, which ends; False if they are not at the same place."""
+        with self.lock:
+            if subscriber.places != other.places or subscriber.channels != other.channels:
+                return False
+            subscriber.seats += other.seats
+            self._subscribers += other.seats
+            self._vacate(other, other.seats)
+            return True
+
+    def split(self, subscriber: Subscriber) -> Subscriber:
+        """Take one seat out of a subscriber, as one of its own at the same place."""
+        with self.lock:
+            twin = subscriber.twin()
+            subscriber.seats -= 1
+            for channel in twin.channels.values():
+                channel.subscribers.add(twin)
+            return twin
+
+    def drain(self, window: float) -> None:
+        """Have all who wait here end, spread over `window` seconds, and whoever still comes at once."""
+        with self.lock:
+            self._draining = True
+            subscribers = {one for channel in self._channels.values() for one in channel.subscribers}
+        for subscriber in subscribers:
+            subscriber.drain()
+            time.sleep(window / len(subscribers))
 
     def read(self, places: Sequence[tuple[str, Position]]) -> list[Page]:
         """The store's page after each place. Equal readings at the same time are one.
@@ -193,9 +223,9 @@ class Hub:
         with self.lock:
             if self._closed.is_set():
                 raise Busy("this worker is closing", "try again")
-            if self._subscribers >= self._max_subscribers:
+            if self._subscribers >= self.max_subscribers:
                 raise Busy(
-                    f"this worker has its {self._max_subscribers} subscribers",
+                    f"this worker has its {self.max_subscribers} subscribers",
                     "try again, or raise SSE_MAX_SUBSCRIBERS",
                 )
             self._subscribers += 1
@@ -206,10 +236,23 @@ class Hub:
             if len(channels) == 1:
                 channels = next(iter(channels.values())).alone
             subscriber = Subscriber(channels, self.lock, self.read)
+            subscriber.draining = self._draining
             for channel in channels.values():
                 channel.subscribers.add(subscriber)
                 channel.idle_since = None
         return subscriber
+
+    def _vacate(self, subscriber: Subscriber, seats: int) -> None:
+        if not subscriber.seats:
+            return
+        subscriber.seats -= seats
+        self._subscribers -= seats
+        if not subscriber.seats:
+            channels, subscriber.channels = subscriber.channels, {}
+            for channel in channels.values():
+                channel.subscribers.discard(subscriber)
+                if not channel.subscribers:
+                    channel.idle_since = self._clock()
 
     def _listen(self, subscriber: Subscriber) -> None:
         unheard = [channel for channel in subscriber.channels.values() if not channel.listened]

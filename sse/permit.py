@@ -13,6 +13,7 @@ from sse.errors import StoreUnavailable
 from sse.log import warn
 from sse.stores import Store
 from sse.token import LEEWAY, Grant
+from sse.wire import encode_control
 
 WARNING: Final = 60
 """Seconds before a token's exp at which its streams tell their pages."""
@@ -58,13 +59,13 @@ class Permit:
         self.wake = wake
         self._revocations.hold(self)
 
-    def warning(self) -> int | None:
-        """The seconds that the token has left, once, when it is time to say so."""
+    def notice(self) -> bytes:
+        """The block of a stream that tells of its end, once, when it is time for that."""
         now = time.time()
         if now < self.warn_at:
-            return None
+            return b""
         self.warn_at = math.inf
-        return max(round(self.ends_at - LEEWAY - now), 0)
+        return encode_control("sse.auth", {"expires": max(round(self.ends_at - LEEWAY - now), 0)})
 
     def revoke(self) -> None:
         self.ended = True
@@ -72,6 +73,7 @@ class Permit:
             self.wake()
 
     def end(self) -> None:
+        self.wake = None
         self._revocations.let_go(self)
 
 

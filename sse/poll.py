@@ -2,74 +2,170 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from typing import Final
 
-from sse.errors import Busy, Unauthorized
+from sse.errors import Busy, StoreUnavailable
 from sse.event import Position, format_last_event_id
 from sse.hub import ATTACH_TIMEOUT, Hub
 from sse.permit import Permit
-from sse.subscriber import Delivery, Lagging, Reset, Start
+from sse.subscriber import Delivery, Lagging, Reset, Start, Subscriber
+
+GATHER: Final = 0.01
+"""Seconds that a waiting poll gives further events after the first."""
 
 _MAX_EVENTS: Final = 1000
 _MAX_BYTES: Final = 1 << 20
-_GATHER: Final = 0.01
 
 
-def poll(
-    hub: Hub,
-    starts: Mapping[str, Start],
-    *,
-    timeout: float,
-    retry: int,
-    permit: Permit | None = None,
-    clock: Callable[[], float] = time.monotonic,
-) -> dict[str, Any]:
-    """What has come since, as the JSON object of a poll's answer.
+class Poll:
+    """What has come since, as the JSON of a poll's answer: iterate over it; or drive it by `open` and `answer`.
 
     It comes at once when there is something to tell or a channel has no position yet; else with the first event and
     those that come within some milliseconds of it, or empty after `timeout` seconds. Asked twice, it answers twice.
 
     :param timeout: seconds to wait at the most; with 0 no ring is founded, and a channel that has none stands at `0-0`.
     :param retry: milliseconds that the client is to wait after a failure.
-    :param permit: what it stands on, where not all of its channels are public.
-    :raises Unauthorized: if that ends meanwhile.
-    :raises Unavailable: if there is no room for another subscriber, or the store is away.
+    :param permit: what it stands on, where not all of its channels are public. When that ends, so does the wait, and
+        nothing is told.
     """
-    if timeout == 0:
-        look = hub.look(starts, _MAX_EVENTS, _MAX_BYTES)
-        return _answer(look.taken, look.places, look.more, retry)
-    deadline = clock() + timeout
-    subscriber = hub.attach(starts, max(timeout, ATTACH_TIMEOUT))
-    try:
-        if permit:
-            permit.begin(subscriber.notify)
-            deadline = min(deadline, clock() + permit.ends_in)
-        taken = subscriber.take(_MAX_EVENTS, _MAX_BYTES)
-        settled = all(start.position for start in starts.values())
-        while settled and not taken and subscriber.wait(max(deadline - clock(), 0)):
-            time.sleep(_GATHER)
-            taken = subscriber.take(_MAX_EVENTS, _MAX_BYTES)
-            if permit and permit.ended:
-                break
-        if permit and permit.is_over:
-            raise Unauthorized("the token has expired or has been revoked", "fetch a new one", code="token_expired")
-        return _answer(taken, subscriber.places, subscriber.is_behind(), retry)
-    except Lagging as error:
-        raise Busy(error.message, "ask again with the same last event id") from None
-    finally:
-        hub.detach(subscriber)
-        if permit:
-            permit.end()
+
+    __slots__ = (
+        *("_clock", "_opened", "_retry", "_starts", "_timeout"),
+        *("closing", "deadline", "hub", "nothing", "permit", "subscriber"),
+    )
+    subscriber: Subscriber
+    nothing: bytes
+    """The answer that nothing has come since it began."""
+
+    def __init__(
+        self,
+        hub: Hub,
+        starts: Mapping[str, Start],
+        *,
+        timeout: float,
+        retry: int,
+        permit: Permit | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.closing: Sequence[Callable[[], object]] = ()
+        """What else to do at the end."""
+        self.permit = permit
+        self.hub = hub
+        self._starts = starts
+        self._timeout = timeout
+        self._retry = retry
+        self._clock = clock
+        self._opened = False
+        self.deadline = clock() + (min(timeout, permit.ends_in) if permit else timeout)
+        """When it is answered even if nothing comes."""
+
+    @property
+    def alike(self) -> Hashable:
+        """Equal for polls that wait for the same."""
+        return self.hub, self._retry, tuple(self.subscriber.places.items())
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether something has come, or can no longer be continued."""
+        return any(self.subscriber.at_hand(name) != [] for name in self.subscriber.places)
+
+    def open(self) -> bytes | None:
+        """The answer, if it comes at once; else it waits, until `close`.
+
+        :raises Unavailable: if there is no room for another subscriber, or the store is away.
+        """
+        if self._timeout == 0:
+            look = self.hub.look(self._starts, _MAX_EVENTS, _MAX_BYTES)
+            return _encode(look.taken, look.places, self._retry, more=look.more)
+        self.subscriber = self.hub.attach(self._starts, max(self._timeout, ATTACH_TIMEOUT))
+        self._opened = True
+        try:
+            self.nothing = _encode((), self.subscriber.places, self._retry, more=False)
+            answer = self.answer()
+            if answer is None and not all(start.position for start in self._starts.values()):
+                answer = self.nothing
+        except BaseException:
+            self.close()
+            raise
+        if answer is not None:
+            self.close()
+        return answer
+
+    def answer(self) -> bytes | None:
+        """What has come since, if anything.
+
+        :raises Busy: if it cannot be given, because too much has come at once.
+        :raises StoreUnavailable: if older entries are needed and cannot be read.
+        """
+        # A position commits to all before it, so what lies between two is always the same.
+        stands = self._retry, tuple(self.subscriber.places.items()), self.subscriber.tops()
+        stood, answer = self.hub.answered
+        if stood == stands and not self.subscriber.resets:
+            return answer
+        try:
+            taken = self.subscriber.take(_MAX_EVENTS, _MAX_BYTES)
+        except Lagging as error:
+            raise Busy(error.message, "ask again with the same last event id") from None
+        if not taken:
+            return None
+        answer = _encode(taken, self.subscriber.places, self._retry, more=self.subscriber.is_behind())
+        if not any(isinstance(item, Reset) for item in taken):
+            self.hub.answered = stands, answer
+        return answer
+
+    def absorb(self, other: Poll) -> bool:
+        """Wait for another too from now on, and end that; False if they are not at the same place."""
+        return self.hub.merge(self.subscriber, other.subscriber)
+
+    def leave(self) -> None:
+        """Forget one of those that it waits for."""
+        self.hub.leave(self.subscriber)
+
+    def wait(self) -> bytes:
+        """The answer of a poll that was opened, as soon as there is one, and `close`.
+
+        :raises Unavailable: as `answer` does.
+        """
+        try:
+            answer = None
+            if self.permit:
+                self.permit.begin(self.subscriber.notify)
+            while answer is None and not self.subscriber.draining:
+                if not self.subscriber.wait(max(self.deadline - self._clock(), 0)):
+                    break
+                time.sleep(GATHER)
+                if self.permit and self.permit.is_over:
+                    break
+                answer = self.answer()
+            return answer or self.nothing
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Detach; a second time does nothing."""
+        if self._opened:
+            self.hub.detach(self.subscriber)
+        if self.permit:
+            self.permit.end()
+        closing, self.closing = self.closing, ()
+        for done in closing:
+            done()
+
+    def __iter__(self) -> Iterator[bytes]:
+        # One that was opened and has to wait; what cannot be given is asked for again.
+        try:
+            yield self.wait()
+        except (Busy, StoreUnavailable):
+            yield self.nothing
 
 
-def _answer(
-    taken: Sequence[Delivery | Reset], places: Mapping[str, Position], more: bool, retry: int
-) -> dict[str, Any]:
+def _encode(taken: Sequence[Delivery | Reset], places: Mapping[str, Position], retry: int, *, more: bool) -> bytes:
     # The answer lists resets apart from events: those before a reset are of a state that the client is to give up.
     resets = {item.channel: index for index, item in enumerate(taken) if isinstance(item, Reset)}
-    return {
+    answer = {
         "last_event_id": format_last_event_id(places),
         "events": [
             {
@@ -89,3 +185,4 @@ def _answer(
         "more": more,
         "retry": retry,
     }
+    return json.dumps(answer, ensure_ascii=False).encode()

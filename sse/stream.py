@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from copy import copy
 from functools import lru_cache
 from typing import Final, Literal, NamedTuple
 
@@ -55,7 +56,8 @@ class Stream:
     """A subscriber as a body: iterate over it; or drive it by `open`, `step` and `written`, as a loop over many does.
 
     An id never claims more than the blocks up to and including its own have said, so a client that is cut anywhere
-    comes back for the rest. The subscriber is attached by `open`, and detached by `close`.
+    comes back for the rest. The subscriber is attached by `open`, and detached by `close`. Driven, one stream can tell
+    many clients at once: see `alike`, `absorb`, `split` and `leave`.
 
     :param heartbeat: seconds of quiet before a heartbeat.
     :param lifetime: seconds until `sse.close`, give or take 20 %, so that clients do not come back all at once.
@@ -68,8 +70,8 @@ class Stream:
 
     # An idle stream is to be small.
     __slots__ = (
-        *("_again", "_claims", "_clock", "_deadline", "_hub", "_manner", "_permit", "_starts", "_told", "_written"),
-        *("closing", "ended", "subscriber"),
+        *("_again", "_claims", "_clock", "_manner", "_starts", "_told", "_written"),
+        *("closing", "deadline", "ended", "hub", "permit", "subscriber"),
     )
     subscriber: Subscriber
 
@@ -91,51 +93,55 @@ class Stream:
         """What else to do at the end."""
         self.ended = False
         """Whether what was given last is the end of the body."""
-        self._hub = hub
+        self.deadline = lifetime * random.uniform(0.8, 1.2)
+        """When it ends: in seconds from the opening on, and then by the clock."""
+        self.permit = permit
+        """What it stands on; None also once that is looked after by others."""
+        self.hub = hub
         self._starts: Mapping[str, Start] | None = starts
         self._manner = _manner(heartbeat, retry, delta, typed)
         self._told = told
-        self._permit = permit
         self._clock = clock
         # What the client may say that it has, where that is not what it was given: see _claims.
         self._claims: dict[str, Position | None] | None = None
-        self._deadline = lifetime * random.uniform(0.8, 1.2)  # seconds from the opening on, and then by the clock
         self._written = self._again = 0.0
 
     @property
     def due(self) -> float:
         """When there is something to say, by the clock, if no event comes."""
-        due = min(self._written + self._manner.heartbeat, self._deadline)
-        if self._permit:
-            due = min(due, self._clock() + self._permit.due_in)
+        due = min(self._written + self._manner.heartbeat, self.deadline)
+        if self.permit:
+            due = min(due, self._clock() + self.permit.due_in)
         return min(due, self._again) if self._again else due
 
     @property
-    def waits(self) -> bool:
-        """Whether the store did not answer, so that there is nothing to say before it is `due`."""
-        return self._again > 0
+    def alike(self) -> Hashable:
+        """Equal for streams that may be told by one another; None for one that is not at rest."""
+        if self.subscriber.resets or self._claims is not None or self._again or self.ended:
+            return None
+        return self.hub, self._manner, *self.subscriber.places
 
     def open(self) -> bytes:
         """Attach, and give the first blocks; or the whole body, if this service is busy."""
         assert self._starts is not None, "a stream is opened once"
         starts, manner = self._starts, self._manner
         try:
-            self.subscriber = self._hub.attach(starts, ATTACH_TIMEOUT)
+            self.subscriber = self.hub.attach(starts, ATTACH_TIMEOUT)
         except Unavailable as error:
             warn("a stream is told that this service is busy: %s", error)
             self.ended = True
             return busy(manner.retry)
         self._starts = None
-        if self._permit:
-            self._permit.begin(self.subscriber.notify)
+        if self.permit:
+            self.permit.begin(self.subscriber.notify)
         claims = _claims(self.subscriber, starts)
         if self.subscriber.resets:
             self._claims = claims
-        told = {"heartbeat": manner.heartbeat, "lifetime": round(self._deadline), "retry": manner.retry}
+        told = {"heartbeat": manner.heartbeat, "lifetime": round(self.deadline), "retry": manner.retry}
         opening = _opening(self.subscriber, starts, claims, {**told, **(self._told or {})}, manner.retry)
         self._told = None
         now = self._clock()
-        self._deadline += now
+        self.deadline += now
         self.written(now)
         return opening
 
@@ -179,12 +185,38 @@ class Stream:
                 if segment.more or size > _CHUNK:
                     subscriber.notify()
                     break
+        if parts:
+            subscriber.turn()
         return self._or_heartbeat(b"".join(parts) if len(parts) > 1 else parts[0] if parts else b"")
 
     def end(self, reason: Reason) -> bytes:
         """The last block, after which nothing comes."""
         self.ended = True
+        return self.goodbye(reason)
+
+    def goodbye(self, reason: Reason) -> bytes:
+        """The last block, for one of those that it tells; the others go on."""
         return _close(reason, random.uniform(0.1, 1) * self._manner.retry)
+
+    def absorb(self, other: Stream) -> bool:
+        """Tell the client of another stream too from now on, and end that; False if they are not at the same place.
+
+        Both have to be at rest, and alike.
+        """
+        merged = self.hub.merge(self.subscriber, other.subscriber)
+        if merged:
+            self._written = min(self._written, other._written)  # for nobody is it quiet too long
+        return merged
+
+    def split(self) -> Stream:
+        """A stream of its own for one of those that this one tells."""
+        one = copy(self)
+        one.subscriber = self.hub.split(self.subscriber)
+        return one
+
+    def leave(self) -> None:
+        """Forget one of those that it tells."""
+        self.hub.leave(self.subscriber)
 
     def written(self, now: float) -> None:
         """Tell that what was given has gone out: from now on it is quiet."""
@@ -193,9 +225,9 @@ class Stream:
     def close(self) -> None:
         """Detach; a second time does nothing."""
         if self._starts is None:
-            self._hub.detach(self.subscriber)
-            if self._permit:
-                self._permit.end()
+            self.hub.detach(self.subscriber)
+        if self.permit:
+            self.permit.end()
         closing, self.closing = self.closing, ()
         for done in closing:
             done()
@@ -212,20 +244,20 @@ class Stream:
                     self.written(now)
                     if now - began > _STALLED_AFTER and not self.ended:
                         yield self.end("slow")
-                if not self.ended:
+                if not self.ended and not self.subscriber.draining:
                     self.subscriber.wait(max(self.due - self._clock(), 0))
+                if self.subscriber.draining and not self.ended:
+                    yield self.end("drain")
         finally:
             self.close()
 
     def _or_heartbeat(self, chunk: bytes) -> bytes:
         now = self._clock()
-        if self._permit:
-            if self._permit.is_over:
-                return self.end("expired")  # without what came at the same time: nobody says whether before
-            left = self._permit.warning()
-            if left is not None:
-                chunk += encode_control("sse.auth", {"expires": left})
-        if now >= self._deadline:
+        if self.permit:
+            if self.permit.is_over:
+                return self.end("expired")  # without the chunk: who knows which was first
+            chunk += self.permit.notice()
+        if now >= self.deadline:
             return chunk + self.end("lifetime")
         if not chunk and now - self._written >= self._manner.heartbeat:
             return HEARTBEAT

@@ -93,14 +93,22 @@ class Channel:
 
 
 class Subscriber:
-    """One listening connection: a place in each channel, and a signal that there may be more."""
+    """One listening connection: a place in each channel, and a signal that there may be more.
 
-    __slots__ = ("_lives", "_lock", "_read", "_signal", "_turn", "_wake", "channels", "places", "resets")
+    Or `seats` of them that stand at the same place.
+    """
+
+    __slots__ = (
+        *("_lives", "_lock", "_read", "_signal", "_turn", "_wake"),
+        *("channels", "draining", "places", "resets", "seats"),
+    )
 
     def __init__(self, channels: Mapping[str, Channel], lock: threading.Lock, read: Read) -> None:
         self.channels = channels
         self.places: dict[str, Position] = {}
         self.resets: Sequence[Reset] = ()
+        self.seats = 1
+        self.draining = False  # this process is about to end: say goodbye
         self._lock = lock
         self._read = read
         self._lives: dict[str, int] | None = None
@@ -125,6 +133,19 @@ class Subscriber:
         assert self._signal, "it is woken by a call"
         return self._signal.wait(timeout)
 
+    def twin(self) -> Subscriber:
+        """Another at the same place, to be woken in its own way."""
+        twin = Subscriber(self.channels, self._lock, self._read)
+        twin.places = {**self.places}
+        twin._lives = self._lives and {**self._lives}
+        return twin
+
+    def drain(self) -> None:
+        """Have it end soon, unless it is woken by a call: then that is for the one who called `wake_by`."""
+        if self._signal:
+            self.draining = True
+            self._signal.set()
+
     def take(self, max_events: int, max_bytes: int) -> list[Delivery | Reset]:
         """What has come since, each channel's in order: up to `max_bytes` of bodies, but at least one event if any.
 
@@ -138,8 +159,10 @@ class Subscriber:
         taken: list[Delivery | Reset] = list(self.resets)
         self.resets = ()
         events = size = 0
+        order = self.order()
+        self.turn()
         try:
-            for name in self.order():
+            for name in order:
                 while entries := self._next(name, taken):
                     for entry in entries:
                         size += len(entry.body)
@@ -157,10 +180,14 @@ class Subscriber:
         return taken
 
     def order(self) -> list[str]:
-        """Its channels, each time beginning with the next one, so that none starves another."""
+        """Its channels, beginning with the one whose turn it is, so that none starves another."""
         names = list(self.places)
-        self._turn = (self._turn + 1) % len(names)
-        return names[self._turn :] + names[: self._turn]
+        start = (self._turn + 1) % len(names)
+        return names[start:] + names[:start]
+
+    def turn(self) -> None:
+        """The next channel has its turn."""
+        self._turn = (self._turn + 1) % len(self.places)
 
     def at_hand(self, name: str) -> Sequence[Entry] | None:
         """What has come since in a channel, not taken yet, a page at the most; None if the hub's ring has passed it."""
@@ -168,6 +195,11 @@ class Subscriber:
         with self._lock:
             assert channel.ring is not None
             return channel.ring.after(self.places[name], PAGE)
+
+    def tops(self) -> tuple[Position, ...]:
+        """The newest position of each of its channels."""
+        with self._lock:
+            return tuple(channel.ring.newest for channel in self.channels.values() if channel.ring is not None)
 
     def is_behind(self) -> bool:
         """Whether any of its channels has moved on since."""

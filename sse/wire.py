@@ -22,6 +22,8 @@ HEARTBEAT = b"event: sse.heartbeat\ndata:\n\n"
 
 _EVENT: Final = b"event: "
 _LINE_END = re.compile(rb"\r\n|\r|\n")
+# Made once: `json.dumps` and `json.loads` make another each time, unless they are asked for no more than the usual.
+_encode: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 def encode_body(event: Event) -> bytes:
@@ -52,7 +54,7 @@ def encode_control(
     lines = [] if retry is None else [f"retry: {retry}\n"]
     if last_event_id is not None:
         lines.append(f"id: {last_event_id}\n")
-    lines.append(f"event: {type}\ndata: {json.dumps(data, separators=(',', ':'))}\n\n")
+    lines.append(f"event: {type}\ndata: {_encode(data)}\n\n")
     return "".join(lines).encode()
 
 
@@ -120,7 +122,7 @@ class Parser:
 
 def encode_payload(event: Event) -> bytes:
     """The event as the store keeps it: compact JSON `{"type", "data"}`."""
-    return json.dumps({"type": event.type, "data": event.data}, ensure_ascii=False, separators=(",", ":")).encode()
+    return _encode({"type": event.type, "data": event.data}).encode()
 
 
 def decode_payload(payload: bytes) -> Event:
@@ -134,23 +136,27 @@ def decode_payload(payload: bytes) -> Event:
     return Event(members["data"], members.get("type", DEFAULT_TYPE))
 
 
+def _constant(name: str) -> None:
+    raise RequestError(f"{name} is not JSON", "send null, or a string", code="bad_json")
+
+
+def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise RequestError("an object has the same name twice", "send each name once", code="bad_json")
+    return found
+
+
+_decode: Final = json.JSONDecoder(parse_constant=_constant, object_pairs_hook=_members).decode
+
+
 def parse_json(body: bytes) -> Any:
     """The JSON value (RFC 8259) in `body`, which is UTF-8.
 
     :raises RequestError: for anything else: NaN, an equal name twice in an object, nesting or numbers beyond reason.
     """
-
-    def constant(name: str) -> None:
-        raise RequestError(f"{name} is not JSON", "send null, or a string", code="bad_json")
-
-    def members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            raise RequestError("an object has the same name twice", "send each name once", code="bad_json")
-        return found
-
     try:
-        return json.loads(body.decode(), parse_constant=constant, object_pairs_hook=members)
+        return _decode(body.decode())
     except RecursionError:
         raise RequestError("the body is nested too deeply", "send flatter JSON", code="bad_json") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:

@@ -1,260 +1,583 @@
-"""The gunicorn worker that takes streams over: a greenlet writes a stream's head, one loop for all writes the rest.
+"""The gunicorn worker that takes over what waits: a greenlet begins a stream or a poll, one loop for all goes on.
 
-What a stream says, and when, is `Stream`'s; here is only how it gets out. A stream that was handed off is a file
-descriptor and a place, and no greenlet. The only module that knows gevent or gunicorn; it imports nothing of the app,
-which has to find the standard library patched.
+What a stream or a poll says, and when, is `Stream`'s and `Poll`'s; here is only how it gets out. What was handed off is
+a file descriptor in a row, and no greenlet. The only module that knows gevent or gunicorn; it imports nothing of the
+app before that has found the standard library patched.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import socket
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from datetime import datetime
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Final
 
 import gevent
 from gevent.event import Event
 from gevent.monkey import get_original
+from gevent.pool import Group
 from gevent.queue import SimpleQueue
+from gunicorn import util  # type: ignore[import-untyped]
 from gunicorn.http.wsgi import Response  # type: ignore[import-untyped]
 from gunicorn.workers.ggevent import GeventWorker  # type: ignore[import-untyped]
 
 if TYPE_CHECKING:
-    from sse.stream import Shared, Stream
+    from sse.permit import Permit
+    from sse.poll import Poll
+    from sse.stream import Reason, Shared, Stream
 
 _epoll = get_original("select", "epoll")
 _EPOLLIN, _EPOLLOUT, _EPOLLRDHUP = 0x001, 0x004, 0x2000
-_TURN: Final = 256  # streams written to before others have their turn
-_PAUSE: Final = 0.0005  # a real timer: gevent.sleep(0) lets no input in
-_TICK: Final = 0.25
+_TURN: Final = 128  # connections written to before others have their turn
+_PAUSE: Final = 1e-6  # a real timer: gevent.sleep(0) lets no input in
+_TICK: Final = 0.1
 _STALLED_AFTER: Final = 20.0
-_ASKING: Final = 32  # streams for which the store is asked at the same time
+_ASKING: Final = 32  # rows for which the store is asked at the same time
+_GATHER: Final = 0.01  # a poll's answer gives further events so long after the first
 _LAST_CHUNK: Final = b"0\r\n\r\n"  # RFC 9112, 7.1
 
 
-class Connection:
-    """A stream that was handed off, and what of its last write has not gone out yet."""
+class Row:
+    """Connections that wait for the same: of each no more than its number, and the slot of the wheel when it is due."""
 
-    __slots__ = ("_fanout", "asks", "chunked", "fd", "rest", "slot", "stalled_at", "stream")
+    __slots__ = ("asks", "fanout", "fds", "key")
+    events = _EPOLLRDHUP
 
-    def __init__(self, fanout: Fanout, fd: int, stream: Stream, *, chunked: bool) -> None:
-        self._fanout = fanout
-        self.fd = fd
-        self.stream = stream
-        self.chunked = chunked
-        self.asks = False  # a greenlet asks the store for it
-        self.rest = b""
-        self.stalled_at = 0.0
-        self.slot = 0  # of the wheel, in which it is looked at next
+    def __init__(self, fanout: Fanout) -> None:
+        self.fanout = fanout
+        self.fds: dict[int, int] = {}
+        self.key: Hashable = None  # under which others find it, to join it
+        self.asks = False  # a greenlet takes what has come, and may be waiting for the store
 
     def __call__(self) -> None:
-        """There may be something to take."""
-        self._fanout.call(self)
+        """There may be something to tell."""
+        self.fanout.call(self)
+
+    def serve(self) -> None:
+        """Tell what there is to tell."""
+
+    def heard(self, fd: int) -> None:
+        """Its peer has said something, or takes more again. This must not wait."""
+
+    def dismiss(self, fd: int) -> None:
+        """Its time is over."""
+
+    def left(self) -> None:
+        """One of `fds` is gone from here, and is in no other row."""
+
+
+class Streams(Row):
+    """Streams that have been told the same: a push is encoded once, and costs one write for each."""
+
+    __slots__ = ("chunk", "chunked", "ends", "rest", "slot", "stalled_at", "stream")
+    events = _EPOLLIN | _EPOLLRDHUP
+
+    def __init__(self, fanout: Fanout, stream: Stream, *, chunked: bool) -> None:
+        super().__init__(fanout)
+        self.stream = stream
+        self.chunked = chunked
+        self.chunk: bytes | None = None  # from the store
+        # What of the last write has not gone out: then this row is of one, until that has caught up.
+        self.rest = memoryview(b"")
+        self.stalled_at = 0.0
+        self.ends = False  # it is not told more than the rest
+        self.slot = 0  # of the wheel, in which it is looked at next
+
+    @property
+    def due(self) -> float:
+        return self.stalled_at + _STALLED_AFTER if self.rest else self.stream.due
+
+    @property
+    def alike(self) -> Hashable:
+        """Equal for rows that can become one where they stand at the same place; None for one that is not at rest."""
+        stream = None if self.rest or self.asks or self.chunk is not None else self.stream.alike
+        return None if stream is None else (stream, self.chunked)
+
+    def serve(self) -> None:
+        if self.rest:
+            if time.monotonic() >= self.due:
+                self._end_all()
+            return
+        if self.asks or (self.chunk is None and self.fanout.join(self)):
+            return
+        chunk, self.chunk = self.chunk, None
+        if chunk is None:
+            chunk = self.stream.quick(self.fanout.shared)
+        if chunk is None:
+            self.asks = True
+            self.fanout.ask(self)
+        elif self.stream.ended:
+            for fd in list(self.fds):  # each with a pause of its own before it comes back
+                self._say_goodbye(fd, "slow")
+        else:
+            if chunk:
+                self._tell(chunk)
+            if self.fds and not self.fanout.join(self):
+                self.fanout.set_timer(self)
+
+    def step(self) -> None:
+        """Get what needs more than the hub has at hand, which may take its time. The next round tells it."""
+        try:
+            if self.fds:
+                self.chunk = self.stream.step()
+        except BaseException:
+            self._end_all()
+            raise
+        finally:
+            self.asks = False
+            if self.fds:
+                self.fanout.call(self)
+            else:
+                self.stream.leave()
+
+    def heard(self, fd: int) -> None:
+        if not _listens(fd):
+            self.fanout.end(fd)
+        elif self.rest:
+            sent = _send(fd, self.rest)
+            if sent > 0:
+                self.rest, self.stalled_at = self.rest[sent:], time.monotonic()
+            if sent < 0 or (self.ends and not self.rest):
+                self.fanout.end(fd)
+            elif not self.rest:
+                self.fanout.watch(fd, self.events)
+                self.stream.written(time.monotonic())
+                self.fanout.call(self)
+
+    def dismiss(self, fd: int) -> None:
+        if self.fanout.is_over(fd):
+            if self.rest:
+                self.fanout.end(fd)
+            else:
+                self._say_goodbye(fd, "expired")
+        elif not self.fanout.draining and not self.fanout.is_time(fd):
+            if not self.rest and (notice := self.fanout.permits[fd][0].notice()):
+                self._tell_one(fd, notice)
+            self.fanout.keep(fd)
+        elif not self.rest:
+            self._say_goodbye(fd, "drain" if self.fanout.draining else "lifetime")
+        elif self.fanout.draining:
+            self.fanout.end(fd)
+        else:
+            self.fanout.set_end(fd, time.monotonic() + 1)
+
+    def left(self) -> None:
+        if self.fds or not self.asks:  # else it is needed a little longer
+            self.stream.leave()
+
+    def _tell(self, chunk: bytes) -> None:
+        # What a push costs: as little as can be for each.
+        data = _framed(chunk) if self.chunked else chunk
+        size = len(data)
+        write = os.write
+        fds = list(self.fds)
+        for start in range(0, len(fds), _TURN):
+            turn = fds[start : start + _TURN]
+            for fd in turn:
+                try:
+                    sent = write(fd, data)
+                except BlockingIOError:
+                    sent = 0
+                except OSError:
+                    self.fanout.end(fd)
+                    continue
+                if sent != size and fd in self.fds:
+                    self._stall(fd, memoryview(data)[sent:])
+            self.fanout.pause(len(turn))
+        self.stream.written(time.monotonic())
+
+    def _say_goodbye(self, fd: int, reason: Reason) -> None:
+        self._tell_one(fd, self.stream.goodbye(reason), last=True)
+
+    def _tell_one(self, fd: int, data: bytes, *, last: bool = False) -> None:
+        if self.chunked:
+            data = _framed(data, _LAST_CHUNK if last else b"")
+        sent = _send(fd, data)
+        if 0 <= sent < len(data):
+            self._stall(fd, memoryview(data)[sent:]).ends = last
+        elif sent < 0 or last:
+            self.fanout.end(fd)
+
+    def _stall(self, fd: int, rest: memoryview) -> Streams:
+        """Have one that takes no more stand apart, with what it has not got yet."""
+        row = self
+        if len(self.fds) > 1:
+            row = Streams(self.fanout, self.stream.split(), chunked=self.chunked)
+            self.fanout.move(fd, self, row)
+            row.stream.subscriber.wake_by(row)
+        self.fanout.forget(row)
+        row.rest, row.stalled_at = rest, time.monotonic()
+        self.fanout.watch(fd, self.events | _EPOLLOUT)
+        self.fanout.set_timer(row)
+        return row
+
+    def _end_all(self) -> None:
+        for fd in list(self.fds):
+            self.fanout.end(fd)
+
+
+class Polls(Row):
+    """Polls that wait at the same place, and have the same head: they get the same answer."""
+
+    __slots__ = ("head", "poll")
+
+    def __init__(self, fanout: Fanout, poll: Poll, head: bytes) -> None:
+        super().__init__(fanout)
+        self.poll = poll
+        self.head = head
+
+    def serve(self) -> None:
+        if not self.asks and self.poll.is_behind:
+            self.asks = True
+            gevent.spawn_later(_GATHER, self._answer)
+
+    def dismiss(self, fd: int) -> None:
+        if self.asks and not self.fanout.draining and not self.fanout.is_over(fd):
+            self.fanout.set_end(fd, time.monotonic() + 1)
+        else:
+            # It says the place where the poll began, and asked from there again, it is told all the rest.
+            self._reply(fd, self._whole(self.poll.nothing))
+
+    def left(self) -> None:
+        if self.fds or not self.asks:
+            self.poll.leave()
+
+    def _answer(self) -> None:
+        try:
+            answer = self.poll.answer() if self.fds else None
+        except Exception as error:  # noqa: BLE001 - told by the log, and to the client when it asks again
+            self.fanout.log.warning("polls are to ask again: %s", error)
+            answer = self.poll.nothing
+        self.fanout.forget(self)  # who comes now waits for the next
+        if answer is not None:
+            data = self._whole(answer)
+            for fd in list(self.fds):
+                if fd in self.fds:
+                    self._reply(fd, self._whole(self.poll.nothing) if self.fanout.is_over(fd) else data)
+                self.fanout.pause(1)
+        self.asks = False
+        if self.fds:
+            self.fanout.call(self)  # for what has come meanwhile
+        else:
+            self.poll.leave()
+
+    def _whole(self, body: bytes) -> bytes:
+        return b"%bDate: %b\r\nContent-Length: %d\r\n\r\n%b" % (self.head, _date(), len(body), body)
+
+    def _reply(self, fd: int, data: bytes) -> None:
+        closes = b"\r\nConnection: close\r\n" in self.head
+        if self.fanout.draining and not closes:
+            closes, data = True, data.replace(b"\r\nConnection: keep-alive\r\n", b"\r\nConnection: close\r\n", 1)
+        sent = _send(fd, data)
+        if sent < 0 or (closes and sent == len(data)):
+            self.fanout.end(fd)
+        elif sent == len(data):
+            self.fanout.rest(fd)
+        else:
+            self.fanout.give_back(fd, data[sent:], closes=closes)
+
+
+class Resting(Row):
+    """Connections whose poll was answered, until the next request comes."""
+
+    __slots__ = ()
+    events = _EPOLLIN | _EPOLLRDHUP
+
+    def heard(self, fd: int) -> None:
+        self.fanout.give_back(fd)
+
+    def dismiss(self, fd: int) -> None:
+        self.fanout.end(fd)
 
 
 class Fanout:
-    """All streams of this worker that were handed off, and the loop that writes to them."""
+    """All connections of this worker that were handed off, and the loop that writes to them.
 
-    def __init__(self, log: Any) -> None:
-        self._log = log
-        self._connections: dict[int, Connection] = {}
-        self._ready: set[Connection] = set()
-        self._doomed: list[Connection] = []
-        self._wheel: dict[int, list[Connection]] = {}
+    `give_back` is how a connection gets a greenlet again: called with its number, what it is to be sent first, and
+    whether it ends then.
+    """
+
+    def __init__(self, log: Any, keepalive: float, give_back: Callable[[int, bytes, bool], None]) -> None:
+        self.log = log
+        self.draining = False
+        self.shared: Shared = {}  # what is encoded in this round
+        self._keepalive = keepalive
+        self._give_back = give_back
+        self._row_of: dict[int, Row] = {}
+        self._rows: dict[Hashable, Row] = {}
+        self._resting = Resting(self)
+        self.permits: dict[int, tuple[Permit, float]] = {}
+        """What connections stand on, where not all of their channels are public; and their end otherwise."""
+        self._closing: dict[int, Sequence[Callable[[], object]]] = {}  # what the app wants done at the end
+        self._ready: set[Row] = set()
+        self._due: list[int] = []
+        self._doomed: list[int] = []
+        self._wheel: dict[int, list[Streams | int]] = {}
         self._turned = int(time.monotonic() / _TICK)
         self._wake = Event()
+        self._written = 0
         self._asking: SimpleQueue = SimpleQueue()
-        self._draining = False
         self._poller = _epoll()
         self._watcher = gevent.get_hub().loop.io(self._poller.fileno(), 1)
         self._watcher.start(self._heard)
         for step in (self._round, self._turn, *[self._ask] * _ASKING):
             gevent.spawn(self._keep_on, step)
 
+    # From now on, nobody else writes to the connection or closes it.
+
     def take_over(self, fd: int, stream: Stream, *, chunked: bool) -> None:
-        """From now on, nobody else writes to this connection or closes it."""
-        os.set_blocking(fd, False)
-        connection = self._connections[fd] = Connection(self, fd, stream, chunked=chunked)
-        self._poller.register(fd, _EPOLLIN | _EPOLLRDHUP)
-        if self._draining:
-            self._goodbye(connection)
-            self._wake.set()
-            return
-        self._set_timer(connection)
-        stream.subscriber.wake_by(connection)
+        row = Streams(self, stream, chunked=chunked)
+        self._admit(fd, row, stream.deadline, stream.closing, stream.permit)
+        if stream.permit:
+            self.keep(fd)
+        stream.deadline, stream.permit = math.inf, None  # each has its own, and the wheel tells
+        stream.subscriber.wake_by(row)
 
-    def drain(self) -> None:
-        """Say goodbye to all, and to whoever still comes."""
-        self._draining = True
-        for number, connection in enumerate(list(self._connections.values())):
-            self._goodbye(connection)
-            if number % _TURN == _TURN - 1:
+    def hold(self, fd: int, poll: Poll, head: bytes) -> None:
+        key = poll.alike, head
+        row = self._rows.get(key)
+        if not (isinstance(row, Polls) and not row.asks and row.poll.absorb(poll)):
+            row = self._rows[key] = Polls(self, poll, head)
+            row.key = key
+        self._admit(fd, row, poll.deadline, poll.closing, poll.permit)
+        if row.poll is poll:
+            poll.subscriber.wake_by(row)
+
+    def drain(self, window: float) -> None:
+        """Say goodbye to all, spread over `window` seconds, and to whoever still comes."""
+        self.draining = True
+        fds = list(self._row_of)
+        for number, fd in enumerate(fds):
+            self._make_due(fd)
+            if window:
+                gevent.sleep(window / len(fds))
+            elif number % _TURN == 0:
                 gevent.sleep(_PAUSE)
-        self._bury()
+        for _ in range(100):
+            if not self._row_of and not self._doomed:
+                break
+            gevent.sleep(0.02)
 
-    def call(self, connection: Connection) -> None:
-        """Have it looked at in the next round."""
-        self._ready.add(connection)
+    # For the rows
+
+    def call(self, row: Row) -> None:
+        """Have it served in the next round."""
+        self._ready.add(row)
         if not self._wake.is_set():
             self._wake.set()
+
+    def ask(self, row: Streams) -> None:
+        """Have its `step` called where waiting does no harm."""
+        self._asking.put(row)
+
+    def pause(self, written: int) -> None:
+        """Let others have their turn, when it is time."""
+        self._written += written
+        if self._written >= _TURN:
+            self._written = 0
+            gevent.sleep(_PAUSE)
+
+    def join(self, row: Streams) -> bool:
+        """Have a row become part of the one for all that are alike, where that stands at the same place."""
+        alike = row.alike if row.key is None else None
+        if alike is None:
+            return False
+        other = self._rows.setdefault(alike, row)
+        if other is row:
+            row.key = alike
+            return False
+        if not (isinstance(other, Streams) and other.alike == alike and other.stream.absorb(row.stream)):
+            return False
+        for fd in list(row.fds):
+            self.move(fd, row, other)
+        return True
+
+    def move(self, fd: int, row: Row, other: Row) -> None:
+        other.fds[fd] = row.fds.pop(fd)
+        self._row_of[fd] = other
+
+    def forget(self, row: Row) -> None:
+        """Nobody is to join it any more."""
+        if self._rows.get(row.key) is row:
+            del self._rows[row.key]
+        row.key = None
+
+    def is_over(self, fd: int) -> bool:
+        """Whether it may be told nothing more, because its permit has ended."""
+        return fd in self.permits and self.permits[fd][0].is_over
+
+    def is_time(self, fd: int) -> bool:
+        """Whether its end has come, whatever its permit says."""
+        return fd not in self.permits or time.monotonic() >= self.permits[fd][1]
+
+    def keep(self, fd: int) -> None:
+        """Have it dismissed at its end, or when there is something to say of its permit."""
+        if fd in self.permits:
+            permit, end = self.permits[fd]
+            self.set_end(fd, min(end, time.monotonic() + permit.due_in))
+
+    def watch(self, fd: int, events: int) -> None:
+        with contextlib.suppress(OSError):
+            self._poller.modify(fd, events)
+
+    def rest(self, fd: int) -> None:
+        """Its poll is answered: wait for what comes next."""
+        self._leave(fd)
+        self._row_of[fd] = self._resting
+        self.set_end(fd, time.monotonic() + self._keepalive)
+        self.watch(fd, Resting.events)
+        self._run(self._closing.pop(fd, ()))
+
+    def give_back(self, fd: int, data: bytes = b"", *, closes: bool = False) -> None:
+        """Let a greenlet go on with the connection, after `data`."""
+        self._leave(fd)
+        self._unwatch(fd)
+        self._run(self._closing.pop(fd, ()))
+        self._give_back(fd, data, closes)
+
+    def end(self, fd: int) -> None:
+        """Close it. Its number becomes free only between rounds: else another client could get its bytes."""
+        if fd in self._row_of:
+            self._leave(fd)
+            self._unwatch(fd)
+            self._doomed.append(fd)
+            self._wake.set()
+
+    def set_end(self, fd: int, moment: float) -> None:
+        """Have it dismissed then."""
+        slot = max(_slot(moment), self._turned + 1)
+        self._row_of[fd].fds[fd] = slot
+        self._wheel.setdefault(slot, []).append(fd)
+
+    def set_timer(self, row: Streams) -> None:
+        """Have it served when it is due, if it is not to be looked at before that."""
+        slot = max(_slot(row.due), self._turned + 1)
+        if row.slot <= self._turned or slot < row.slot:
+            row.slot = slot
+            self._wheel.setdefault(slot, []).append(row)
+
+    # The loop
 
     def _keep_on(self, step: Callable[[], None]) -> None:
         while True:
             try:
                 step()
-            except Exception:  # noqa: BLE001 - logged; all streams of this worker depend on it
-                self._log.exception("the fan-out goes on after a fault")
-
-    # Rounds
+            except Exception:
+                self.log.exception("the fan-out goes on after a fault")
 
     def _round(self) -> None:
         self._wake.wait()
         self._wake.clear()
+        due, self._due = self._due, []
+        for fd in due:
+            row = self._row_of.get(fd)
+            if row is not None and row.fds[fd] <= self._turned:
+                row.dismiss(fd)
+            self.pause(1)
         ready, self._ready = self._ready, set()
-        shared: Shared = {}
-        for number, connection in enumerate(ready):
-            if not (connection.rest or connection.asks) and self._has(connection):
-                self._serve(connection, shared)
-            if number % _TURN == _TURN - 1:
-                gevent.sleep(_PAUSE)
-        self._bury()
-
-    def _serve(self, connection: Connection, shared: Shared) -> None:
-        try:
-            chunk = connection.stream.quick(shared)
-        except Exception:  # noqa: BLE001 - logged; one stream's fault is not the others'
-            self._log.exception("a stream is cut after a fault")
-            self._end(connection)
-            return
-        if chunk is None:
-            connection.asks = True
-            self._asking.put(connection)
-        else:
-            self._give(connection, chunk)
+        self.shared = {}
+        # Who stands alone comes first: were the others told first, for a while, it would never be where they are.
+        for row in sorted(ready, key=lambda row: row.key is not None):
+            try:
+                if row.fds:
+                    row.serve()
+            except Exception:
+                self.log.exception("streams are cut after a fault")
+                for fd in list(row.fds):
+                    self.end(fd)
+        doomed, self._doomed = self._doomed, []
+        for fd in doomed:
+            os.close(fd)
+            self._run(self._closing.pop(fd, ()))
 
     def _ask(self) -> None:
-        """Serve one that needs more than what the hub has at hand, which may take its time."""
-        connection = self._asking.get()
-        try:
-            chunk = connection.stream.step() if self._has(connection) else b""
-        except BaseException:
-            self._end(connection)
-            raise
-        finally:
-            connection.asks = False
-            self._wake.set()
-        if self._has(connection):
-            self._give(connection, chunk)
-            if not connection.stream.waits:
-                self.call(connection)  # for what has come meanwhile
-
-    def _give(self, connection: Connection, chunk: bytes) -> None:
-        stream = connection.stream
-        if chunk:
-            if connection.chunked:
-                chunk = b"%x\r\n%b\r\n%b" % (len(chunk), chunk, _LAST_CHUNK if stream.ended else b"")
-            self._write(connection, chunk)
-        if not connection.rest and stream.ended:
-            self._end(connection)
-        elif _slot(stream.due) < connection.slot:
-            self._set_timer(connection)
-
-    def _goodbye(self, connection: Connection) -> None:
-        if not connection.rest:
-            self._give(connection, connection.stream.end("drain"))
-        self._end(connection)
-
-    # The connections
-
-    def _write(self, connection: Connection, data: bytes) -> None:
-        try:
-            sent = os.write(connection.fd, data)
-        except BlockingIOError:
-            sent = 0
-        except OSError:
-            self._end(connection)
-            return
-        try:
-            if sent == len(data):
-                if connection.rest:
-                    self._poller.modify(connection.fd, _EPOLLIN | _EPOLLRDHUP)
-                connection.rest = b""
-                connection.stream.written(time.monotonic())
-                return
-            if not connection.rest:
-                self._poller.modify(connection.fd, _EPOLLIN | _EPOLLOUT | _EPOLLRDHUP)
-                connection.stalled_at = time.monotonic()
-            connection.rest = data[sent:]
-        except OSError:
-            self._end(connection)
-
-    def _heard(self) -> None:
-        """The event loop's callback, which must not wait: peers that have gone, and those that take more again."""
-        for fd, events in self._poller.poll(0, 1024):
-            connection = self._connections.get(fd)
-            if connection is None:
-                continue
-            if events & ~(_EPOLLIN | _EPOLLOUT) or (events & _EPOLLIN and not _listens(fd)):
-                self._end(connection)
-            elif connection.rest:
-                self._write(connection, connection.rest)
-                if not connection.rest and connection.stream.ended:
-                    self._end(connection)
-                elif not connection.rest:
-                    self.call(connection)
-        if self._doomed:
-            self._wake.set()
-
-    def _has(self, connection: Connection) -> bool:
-        return self._connections.get(connection.fd) is connection
-
-    def _end(self, connection: Connection) -> None:
-        """Forget it. Its number becomes free only at the end of a round: else another client could get its bytes."""
-        if self._has(connection):
-            del self._connections[connection.fd]
-            with contextlib.suppress(OSError):
-                self._poller.unregister(connection.fd)
-            self._doomed.append(connection)
-
-    def _bury(self) -> None:
-        doomed, self._doomed = self._doomed, []
-        for connection in doomed:
-            if connection.asks:
-                self._doomed.append(connection)  # until the store has answered
-            elif connection.stream.closing:
-                gevent.spawn(_close, connection)  # the app's own, which may wait
-            else:
-                _close(connection)
-
-    # Time
-
-    def _set_timer(self, connection: Connection) -> None:
-        connection.slot = max(_slot(connection.stream.due), self._turned + 1)
-        self._wheel.setdefault(connection.slot, []).append(connection)
+        self._asking.get().step()
 
     def _turn(self) -> None:
         gevent.sleep(_TICK)
         now = time.monotonic()
         while self._turned < int(now / _TICK):
             self._turned += 1
-            for connection in self._wheel.pop(self._turned, ()):
-                if connection.slot != self._turned or not self._has(connection):
-                    continue  # it has another timer, or needs none
-                if connection.rest and now - connection.stalled_at > _STALLED_AFTER:
-                    self._end(connection)
-                    self._wake.set()
-                    continue
-                if connection.stream.due <= now:
-                    self.call(connection)
-                self._set_timer(connection)
+            for item in self._wheel.pop(self._turned, ()):
+                if isinstance(item, int):
+                    row = self._row_of.get(item)
+                    if row is not None and row.fds[item] == self._turned:
+                        self._make_due(item)
+                elif item.fds and item.slot == self._turned:
+                    if item.due <= now:
+                        self.call(item)
+                    self.set_timer(item)
+
+    def _heard(self) -> None:
+        """The event loop's callback, which must not wait."""
+        for fd, events in self._poller.poll(0, 1024):
+            row = self._row_of.get(fd)
+            if row is None:
+                continue
+            if events & ~(_EPOLLIN | _EPOLLOUT):
+                self.end(fd)
+            else:
+                row.heard(fd)
+
+    # The connections
+
+    def _admit(
+        self, fd: int, row: Row, end: float, closing: Sequence[Callable[[], object]], permit: Permit | None
+    ) -> None:
+        self._poller.register(fd, row.events)
+        self._row_of[fd] = row
+        self.set_end(fd, end)
+        if closing:
+            self._closing[fd] = closing
+        if permit:
+            self.permits[fd] = permit, end
+            permit.begin(partial(self._make_due, fd))
+        if self.draining or (permit and permit.is_over):
+            self._make_due(fd)
+
+    def _leave(self, fd: int) -> None:
+        if fd in self.permits:
+            self.permits.pop(fd)[0].end()
+        row = self._row_of.pop(fd)
+        del row.fds[fd]
+        if not row.fds:
+            self.forget(row)
+        row.left()
+
+    def _make_due(self, fd: int) -> None:
+        row = self._row_of.get(fd)
+        if row is not None:
+            row.fds[fd] = 0
+            self._due.append(fd)
+            self._wake.set()
+
+    def _unwatch(self, fd: int) -> None:
+        with contextlib.suppress(OSError):
+            self._poller.unregister(fd)
+
+    def _run(self, closing: Sequence[Callable[[], object]]) -> None:
+        for done in closing:
+            gevent.spawn(done)  # the app's own, which may wait
 
 
 def _slot(moment: float) -> int:
     return int(moment / _TICK) + 1
+
+
+def _send(fd: int, data: bytes | memoryview) -> int:
+    """How much of it the connection takes now; -1 where it is broken."""
+    try:
+        return os.write(fd, data)
+    except BlockingIOError:
+        return 0
+    except OSError:
+        return -1
 
 
 def _listens(fd: int) -> bool:
@@ -267,71 +590,153 @@ def _listens(fd: int) -> bool:
         return False
 
 
-def _close(connection: Connection) -> None:
-    try:
-        connection.stream.close()
-    finally:
-        with contextlib.suppress(OSError):
-            os.close(connection.fd)
+def _framed(chunk: bytes, last: bytes = b"") -> bytes:
+    """A chunk of a chunked body (RFC 9112, 7.1)."""
+    return b"%x\r\n%b\r\n%b" % (len(chunk), chunk, last)
 
 
-class _Ready:
-    """What the app gave for a request, where that is a stream which can be handed off."""
+def _date() -> bytes:
+    date: str = util.http_date()
+    return date.encode()
 
-    def __init__(self, stream: Stream, environ: dict[str, Any], response: Any) -> None:
-        self.stream = stream
+
+_same = lru_cache(maxsize=1024)(lambda head: head)  # one object for equal ones: very many wait with the same
+
+
+def _head(response: Any) -> bytes:
+    """The head that gunicorn would write, but for the date and the end."""
+    lines = [line for line in response.default_headers() if not line.startswith("Date:")]
+    lines += [f"{name}: {value}\r\n" for name, value in response.headers]
+    head: bytes = "".join(lines).encode("latin-1")
+    return head
+
+
+class _Held:
+    """What the app gave for a request, where that can be handed off."""
+
+    def __init__(self, body: Any, environ: dict[str, Any], response: Any) -> None:
+        self.body = body
         self.environ = environ
         self.response = response
 
 
 class Worker(GeventWorker):  # type: ignore[misc]
-    """gunicorn's gevent worker, which hands streams off; one that TLS, or the app, has wrapped keeps its greenlet."""
+    """gunicorn's gevent worker, which hands off what waits; what TLS, or the app, has wrapped keeps its greenlet."""
 
     wsgi: Any
     _fanout: Fanout
+    _service: Any
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._given_back = Group()  # greenlets that gunicorn's pool does not know
+        self._clients: dict[Any, socket.socket] = {}  # by greenlet
+        self._between: set[Any] = set()  # greenlets that wait for a request
 
     def load_wsgi(self) -> None:
         super().load_wsgi()
         app = self.wsgi
-        self._fanout = Fanout(self.log)
+        self._service = getattr(app, "extensions", {}).get("sse")
+        self._fanout = Fanout(self.log, self.cfg.keepalive, self._give_back)
 
         def wsgi(environ: dict[str, Any], start_response: Any) -> Any:
+            response = start_response.__self__
+            # HTTP/2 and TLS put more than bytes on the connection; a request that has come early would be lost, and a
+            # body that comes late be taken for the next one.
+            if (
+                type(response) is not Response
+                or isinstance(environ["gunicorn.socket"], ssl.SSLSocket)
+                or response.req.unreader.buf.getvalue()
+                or environ.get("CONTENT_LENGTH", "0") != "0"
+                or "HTTP_TRANSFER_ENCODING" in environ
+            ):
+                return app(environ, start_response)
+            environ["sse.holds"] = True
             body = app(environ, start_response)
-            stream, response = environ.get("sse.stream"), start_response.__self__
-            if stream is None or body is not stream:
-                return body
-            if type(response) is not Response or isinstance(environ["gunicorn.socket"], ssl.SSLSocket):
-                return body  # HTTP/2 and TLS put more than bytes on the connection
-            return _Ready(stream, environ, response)
+            return _Held(body, environ, response) if body is environ.get("sse.body", self) else body
 
         self.wsgi = wsgi
 
     def is_already_handled(self, respiter: Any) -> bool:
         """Between the app and its body, by gunicorn's own hook."""
-        if not isinstance(respiter, _Ready):
+        if not isinstance(respiter, _Held):
             return False
         began = datetime.now()
-        stream, response = respiter.stream, respiter.response
+        body, environ, response = respiter.body, respiter.environ, respiter.response
         try:
-            response.write(stream.open())
-            self.log.access(response, response.req, respiter.environ, datetime.now() - began)
+            hand_off = self._hand_off_stream if hasattr(body, "step") else self._hand_off_poll
+            hand_off(body, environ["gunicorn.socket"], response)
+            self.log.access(response, response.req, environ, datetime.now() - began)
         except BaseException:
-            stream.close()
+            body.close()
             raise
+        raise StopIteration  # which ends the connection's greenlet
+
+    def _hand_off_stream(self, stream: Stream, connection: socket.socket, response: Any) -> None:
+        opening = stream.open()
+        response.sent = len(opening)
+        if response.chunked:
+            opening = _framed(opening, _LAST_CHUNK if stream.ended else b"")
+        response.headers_sent = True
+        connection.sendall(b"%bDate: %b\r\n\r\n%b" % (_head(response), _date(), opening))
         if stream.ended:
-            response.close()
             stream.close()
         else:
-            connection: socket.socket = respiter.environ["gunicorn.socket"]
-            self._fanout.take_over(connection.detach(), stream, chunked=response.chunked)
-        raise StopIteration  # which ends the connection's greenlet
+            self._fanout.take_over(connection.fileno(), stream, chunked=response.chunked)
+            connection.detach()
+
+    def _hand_off_poll(self, poll: Poll, connection: socket.socket, response: Any) -> None:
+        response.chunked, response.response_length = False, 0  # its length is told when it is known
+        self._fanout.hold(connection.fileno(), poll, _same(_head(response)))
+        connection.detach()
+
+    def _give_back(self, fd: int, data: bytes, closes: bool) -> None:
+        self._given_back.spawn(self._go_on, fd, data, closes)
+
+    def _go_on(self, fd: int, data: bytes, closes: bool) -> None:
+        """Serve what comes next on a connection whose poll is answered."""
+        with socket.socket(fileno=fd) as connection, contextlib.suppress(OSError):
+            if data:
+                connection.settimeout(_STALLED_AFTER)
+                connection.sendall(data)
+            if not closes:
+                self.handle(connection, connection, connection.getpeername())
+
+    def handle(self, listener: Any, client: socket.socket, addr: Any) -> None:
+        greenlet = gevent.getcurrent()
+        self._clients[greenlet] = client
+        try:
+            super().handle(listener, client, addr)
+        finally:
+            del self._clients[greenlet]
+
+    @contextlib.contextmanager
+    def timeout_ctx(self) -> Iterator[None]:
+        """Around gunicorn's wait for a request."""
+        greenlet = gevent.getcurrent()
+        self._between.add(greenlet)
+        try:
+            with super().timeout_ctx():
+                yield
+        finally:
+            self._between.discard(greenlet)
 
     def run(self) -> None:
         draining = gevent.spawn(self._drain)
         super().run()
-        draining.join(2)
+        draining.join()
+        self._given_back.join(self.cfg.graceful_timeout)
 
     def _drain(self) -> None:
         while self.alive:
             gevent.sleep(0.1)
-        self._fanout.drain()
+        window = self._service.config.drain if self._service else 0
+        waiting = [gevent.spawn(self._fanout.drain, window)]
+        if self._service:
+            waiting.append(gevent.spawn(self._service.hub.drain, window))
+        gevent.joinall(waiting)
+        for greenlet in self._between:
+            client = self._clients[greenlet]
+            if not isinstance(client, ssl.SSLSocket):
+                with contextlib.suppress(OSError):
+                    client.shutdown(socket.SHUT_RD)  # a request that has come is served; none comes any more

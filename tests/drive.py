@@ -1,12 +1,24 @@
-"""The other way to have a stream: driven, as by the worker that hands streams off."""
+"""Streams and polls without a server: a stream driven, as by the worker that hands it off, and a poll answered."""
 
 from __future__ import annotations
 
+import json
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
+from typing import Any
 
+from sse.hub import Hub
+from sse.poll import Poll
 from sse.stream import Stream
+from sse.subscriber import Start
+
+
+def poll(hub: Hub, starts: Mapping[str, Start], *, timeout: float, retry: int) -> dict[str, Any]:
+    """A poll's answer."""
+    body = Poll(hub, starts, timeout=timeout, retry=retry)
+    answer: dict[str, Any] = json.loads(body.open() or body.wait())
+    return answer
 
 
 def driven(stream: Stream) -> Generator[bytes]:

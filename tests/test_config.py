@@ -44,6 +44,8 @@ def test_the_defaults_are_those_of_the_documentation() -> None:
             "SSE_MAX_CHANNELS": "50",
             "SSE_MAX_EVENT_BYTES": "65536",
             "SSE_MAX_SUBSCRIBERS": "10000",
+            "SSE_SEND_BUFFER": "16384",
+            "SSE_DRAIN": "0",
             "SSE_PREFIX": "/sse",
         }.items()
     }
@@ -113,6 +115,8 @@ def test_a_value_that_is_taken(name: str, value: object, taken: object) -> None:
         ("POLL_TIMEOUT", [61, -1]),
         ("MAX_CHANNELS", [0, 101]),
         ("MAX_EVENT_BYTES", [2**20 + 1]),
+        ("SEND_BUFFER", [0, 4095, 2**24 + 1, "16k"]),
+        ("DRAIN", [-1, 3601, 0.5, "soon"]),
         ("PUBLIC", ["a/", "/*", "a*", "*/a", "a/*/b", "**", "a/**", "sse.x", "a b=c", 5, None, [5]]),
         ("ORIGINS", ["a.example", "https://a.example/", "https://a.example/x", "https://*.a.example", "HTTPS://a.example",
                      "https://A.example", "null", "https://", "https://u@a.example", "https://a.example:99999",

@@ -13,6 +13,7 @@ from sse.errors import StoreUnavailable
 from sse.permit import WARNING, Kind, Permit, Revocations, one_revoked
 from sse.stores import Store, connect
 from sse.token import LEEWAY, Grant
+from sse.wire import encode_control
 from tests.servers import RedisServer, wait_until
 
 
@@ -171,9 +172,9 @@ def test_the_client_is_warned_once_and_in_time(make: MakeRevocations) -> None:
     for left, due in ((WARNING + 30, 30), (20, 0)):
         permit = Permit(make(), ["a"], Grant("ann", ends_at=now + left + LEEWAY))
         assert max(permit.due_in, 0) == pytest.approx(due, abs=1)
-        warned = permit.warning()
-        assert warned == (None if due else pytest.approx(left, abs=1))
-    assert permit.warning() is None
+        notice = permit.notice()
+        assert notice in ([b""] if due else [encode_control("sse.auth", {"expires": n}) for n in (left - 1, left)])
+    assert permit.notice() == b""
     assert permit.due_in == pytest.approx(20 + LEEWAY, abs=1)
     assert Permit(make(), ["a"], None).due_in > 10**9
 

@@ -13,9 +13,9 @@ import pytest
 from sse.errors import Busy, StoreUnavailable
 from sse.event import Event, LastEventId, Position
 from sse.hub import Hub
-from sse.poll import poll
 from sse.stores import MemoryStore, Publication, Store, connect
 from sse.subscriber import Start, starting_points
+from tests.drive import poll
 from tests.servers import wait_until
 
 RETRY = 1000
@@ -236,3 +236,13 @@ def test_a_position_that_was_polled_is_the_one_that_was_published(hub: Hub, stor
     last = LastEventId.parse(answer["last_event_id"])
     assert last.positions["a"] == Position.parse(ids[1].removeprefix("a="))
     assert set(last.positions) == {"a", "b"}
+
+
+def test_a_reset_is_told_though_another_poll_at_the_same_place_was_answered_without(hub: Hub, store: Store) -> None:
+    first, second = publish(store, "1", "2")
+    (b,) = publish(store, "x", channel="b")
+    assert ask(hub, f"{first}~{b}", "ab", 1)["resets"] == []
+    answer = ask(hub, f"{first}~b=soon", "ab", 1)
+    assert answer["resets"] == [{"channel": "b", "reason": "invalid", "missed": None}]
+    assert data(answer) == ["2"]
+    assert {*answer["last_event_id"].split("~")} == {second, b}

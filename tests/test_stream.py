@@ -6,6 +6,7 @@ import itertools
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -85,14 +86,17 @@ def open_stream(hub: Hub, request: pytest.FixtureRequest) -> Iterator[OpenStream
     opened: list[Any] = []
 
     def open(starts: Mapping[str, Start] | None = None, **options: Any) -> Body:
-        settings = {"heartbeat": 15, "lifetime": 900, "retry": RETRY} | options
-        opened.append(request.param(Stream(hub, starts or {"a": Start()}, **settings)))
+        opened.append(request.param(make_stream(hub, starts, **options)))
         return Body(opened[-1])
 
     yield open
     for chunks in opened:
         chunks.close()
     assert hub.subscribers == 0
+
+
+def make_stream(hub: Hub, starts: Mapping[str, Start] | None = None, **options: Any) -> Stream:
+    return Stream(hub, starts or {"a": Start()}, **({"heartbeat": 15, "lifetime": 900, "retry": RETRY} | options))
 
 
 def publish(store: MemoryStore, *data: object, channel: str = "a") -> None:
@@ -297,3 +301,39 @@ def test_a_typed_stream_tells_each_event_s_type_in_its_data_and_its_own_blocks_a
         ("sse.event", "message\n"),
     ]
     assert [(event.event, event.data) for event in plain.take(2)] == [("created", "x\n\ny"), ("message", "")]
+
+
+# Ending together
+
+
+def test_a_drain_ends_every_stream_with_a_notice_and_newcomers_at_once(hub: Hub, store: FaultyStore) -> None:
+    def read(stream: Stream) -> list[client.Event]:
+        return Body(iter(stream)).rest()
+
+    with ThreadPoolExecutor(4) as pool:
+        waiting = [pool.submit(read, make_stream(hub)) for _ in range(2)]
+        wait_until(lambda: hub.subscribers == 2, 3)
+        begun = time.monotonic()
+        hub.drain(0)
+        waiting.append(pool.submit(read, make_stream(hub)))
+        for told in waiting:
+            *_, close = told.result(20)
+            assert (close.event, close.json()) == ("sse.close", {"reason": "drain", "retry": close.retry})
+        assert time.monotonic() - begun < 2
+    assert hub.subscribers == 0
+
+
+# Rows: one stream that tells many clients
+
+
+def test_who_joins_another_hears_a_heartbeat_no_later_than_it_would_have(hub: Hub, store: FaultyStore) -> None:
+    now = 0.0
+    one, other = (make_stream(hub, clock=lambda: now) for _ in range(2))
+    for stream in (one, other):
+        stream.open()
+        assert stream.step() == b""
+    one.written(10)
+    assert one.absorb(other)
+    assert one.due == 15
+    one.leave()
+    one.leave()

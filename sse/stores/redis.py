@@ -238,11 +238,12 @@ class RedisStore(Store):
         """The script's arguments: made once, so that a repetition after a lost reply is known for what it is."""
         channel, event, once = publication
         key = self._key(channel)
-        keys = [key, f"{key}:once:{once or secrets.token_hex(16)}", *([before] if before else [])]
+        nonce = secrets.token_hex(16)
+        keys = [key, f"{key}:once:{once or nonce}", *([before] if before else [])]
         return (
             len(keys),
             *keys,
-            _nonce(),
+            nonce,
             self._max_events + 1,
             self._ttl,
             ONCE_TTL if once else _RANDOM_ONCE_TTL,

@@ -19,13 +19,12 @@ from sse.config import Config
 from sse.errors import StoreUnavailable, Unavailable
 from sse.event import UNBORN, Event, LastEventId, Position
 from sse.hub import Hub
-from sse.poll import poll
 from sse.service import Service
 from sse.stores import Publication, Store
 from sse.stream import Stream
 from sse.subscriber import starting_points
 from tests import client as wire
-from tests.drive import driven
+from tests.drive import driven, poll
 from tests.servers import RedisServer, wait_until
 
 TRIES = 200  # of one publication

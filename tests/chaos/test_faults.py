@@ -16,12 +16,12 @@ from werkzeug.test import TestResponse
 
 from sse.errors import StoreUnavailable
 from sse.event import Entry, LastEventId
-from sse.poll import poll
 from sse.stream import Stream
 from sse.subscriber import Delivery, Reset, Start, Subscriber, starting_points
 from tests import client as wire
 from tests.chaos.house import Client, CrashingRedis, House
 from tests.chaos.proxy import LosingProxy
+from tests.drive import poll
 from tests.servers import Gunicorn, wait_until
 
 KEY = "a-publishing-key-for-these-tests"
