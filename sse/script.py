@@ -1,4 +1,4 @@
-"""The embed script as it is served: static/sse.js without its comments."""
+"""The embed script as it is served: static/sse.js without its comments and indentation."""
 
 from __future__ import annotations
 
@@ -40,12 +40,17 @@ class Script:
 @cache
 def load() -> Script:
     """The script of this version, read once."""
-    body = f"/* Throughline {__version__}, MIT licence */\n{strip_comments(_source())}".encode()
+    body = f"/* Throughline {__version__}, MIT licence */\n{strip(_source())}".encode()
     return Script(
         _variant(body),
         _variant(gzip.compress(body, 9, mtime=0)),
         f"sha384-{base64.b64encode(hashlib.sha384(body).digest()).decode()}",
     )
+
+
+def strip(source: str) -> str:
+    """The source without its comments, blank lines and indentation."""
+    return re.sub(r"^\s+", "", strip_comments(source), flags=re.MULTILINE)
 
 
 def strip_comments(source: str) -> str:

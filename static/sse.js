@@ -8,6 +8,8 @@
  *   data-channels     the channels, separated by spaces
  *   data-url          the service, such as https://push.example/sse; by default where this script comes from
  *   data-token        sent with each request as the parameter `token`
+ *   data-token-url    where to get a token or ticket, as text or as the member `token` or `ticket` of JSON, before a
+ *                     connection and again when it is about to expire
  *   data-replay       how many of the newest events of each channel to begin with
  *   data-credentials  send cookies to the service on another origin too
  *   data-share        "off": a connection of its own, instead of one for all tabs
@@ -18,13 +20,15 @@
  *   data-keep         how many items to keep there (100)
  *
  *   On `document`: "sse:TYPE" for each event, detail {channel, id, type, data, json};
- *   "sse-state", detail {state, reason, transport, shared, tabs, channels}; "sse-reset", detail {channel, reason, missed, id}.
+ *   "sse-state", detail {state, reason, transport, shared, tabs, channels}; "sse-reset", detail {channel, reason, missed, id};
+ *   "sse-auth", detail {expires}: the seconds that the token is still good for.
  *
  * By hand:
  *
- *   var feed = SSE("/sse", {channels: ["orders"], token, replay, credentials, share, heartbeat, lastEventId});
+ *   var feed = SSE("/sse", {channels: ["orders"], token, tokenUrl, replay, credentials, share, heartbeat, lastEventId});
+ *   token may be function (use) { … use(token); }: called for a new one, as data-token-url is asked
  *   feed.on("created", function (event) { show(event.json); });    // also off(type, fn), close()
- *   feed.on("sse.event" | "sse.state" | "sse.reset", …);           // each event; our own notices
+ *   feed.on("sse.event" | "sse.state" | "sse.reset" | "sse.auth", …);           // each event; our own notices
  *   feed.state       connecting | live | polling | waiting | closed; beside it reason, transport, shared, tabs, lastEventId
  *   new SSE.EventSource(url, {withCredentials})                    // the standard interface
  *
@@ -51,8 +55,9 @@
   var LONGEST_TEXT = 2000000; // characters that one XMLHttpRequest may gather
   var SILENT_LEADER = 45000; // ms after which another tab takes the lead
   var FIRST_WORD = 5000; // ms for a leader's answer to a newcomer
+  var FRESH = 30000; // ms that a token is used for new connections: a ticket lives 60 s
   var FINAL = { 204: 1, 400: 1, 401: 1, 403: 1 }; // answers after which there is nothing to try again
-  var OWN_TYPES = ["sse.open", "sse.heartbeat", "sse.event", "sse.reset", "sse.close"];
+  var OWN_TYPES = ["sse.open", "sse.heartbeat", "sse.event", "sse.reset", "sse.auth", "sse.close"];
 
   var document = root.document;
 
@@ -355,13 +360,46 @@
     }).concat(service.query || []).join("&");
   }
 
+  // Connects with a token that is fresh, or tells `failed` why there is none: never without. Returns what ends it.
+  function authorized(service, connect, failed) {
+    var stop = null, ended = false, asking;
+    if (!service.renew || now() - service.renewedAt < FRESH) return connect();
+    asking = service.renew(function (token, fault) {
+      if (ended || stop) return;
+      if (token) {
+        service.token = token;
+        service.renewedAt = now();
+        stop = connect();
+      } else failed(fault || { status: 401, reason: "no token", after: 0, age: 0 });
+    });
+    return function () {
+      ended = true;
+      (stop || asking || noop)();
+    };
+  }
+
+  function fetchToken(url, use) {
+    return get(url, true, 10000, function (status, text, after) {
+      var given = parse(text) || { token: text };
+      if (status === 200) use(given.token || given.ticket);
+      else use("", { status: status, reason: "no token: " + status, after: after, age: 0 });
+    });
+  }
+
   // One poll after these places: done(fault) or done(null, steps, answer).
-  function ask(service, places, seconds, replay, done) {
-    var asked = map(places), began = now();
-    var url = address(service, "/poll", asked, [["timeout", seconds], ["replay", replay]]);
-    return get(url, service.credentials, (seconds + 10) * 1000, function (status, text, after) {
+  function ask(service, places, seconds, replay, done, again) {
+    var asked = map(places), began = now(), stop = authorized(service, function () {
+      return get(address(service, "/poll", asked, [["timeout", seconds], ["replay", replay]]), service.credentials,
+        (seconds + 10) * 1000, answered);
+    }, done);
+
+    function answered(status, text, after) {
       var answer = parse(text) || {}, error = answer.error || {};
       if (status === 200 && answer.events) done(null, toSteps(asked, answer), answer);
+      else if (status === 401 && service.renew && !again) {
+        service.renewedAt = 0;
+        stop = ask(service, places, seconds, replay, done, true);
+      }
       else {
         done({
           status: status,
@@ -372,7 +410,11 @@
           age: now() - began
         });
       }
-    });
+    }
+
+    return function () {
+      stop();
+    };
   }
 
   function toSteps(asked, answer) {
@@ -489,11 +531,16 @@
     function open(why) {
       var transport = root.EventSource ? "eventsource" : "xhr";
       var first = true;
-      var url = address(service, "/stream", places, [["ids", "delta"], ["types", "data"], ["heartbeat", heartbeat()]]);
-      opened = heardAt = now();
-      stands = map(places);
-      after(PATIENCE, question);
-      stream = (root.EventSource ? openEventSource : openXhr)(url, service.credentials, function (type, data, id) {
+
+      function connect() {
+        opened = heardAt = now();
+        stands = map(places);
+        after(PATIENCE, question);
+        return (root.EventSource ? openEventSource : openXhr)(address(service, "/stream", places,
+          [["ids", "delta"], ["types", "data"], ["heartbeat", heartbeat()]]), service.credentials, message, ended);
+      }
+
+      function message(type, data, id) {
         heardAt = now();
         if (heardAt - opened > 1000) bursts = 0;
         if (first) {
@@ -505,15 +552,28 @@
         if (type === "sse.open") begin(parse(data) || {}, transport);
         else if (type === "sse.close") leave(parse(data) || {});
         else if (type === "sse.heartbeat") heard.beat();
+        else if (type === "sse.auth") expire(parse(data));
         else receive(type, data, id);
-      }, function () {
+      }
+
+      function ended() {
         stream = null;
         action = null;
         if (first) {
           if (!asking) question();
         } else cut(now() - opened, now() - heardAt);
-      });
+      }
+
+      stream = authorized(service, connect, failed);
       heard.state("connecting", why, transport);
+    }
+
+    // The token is about to end. One that was fetched just now lives no longer: the next is fetched when it has ended.
+    function expire(told) {
+      heard.auth(told);
+      if (now() - service.renewedAt < FRESH) return;
+      service.renewedAt = 0;
+      if (service.renew) restart = root.setTimeout(run, Math.random() * told.expires * 200, "a new token");
     }
 
     function heartbeat() {
@@ -563,6 +623,7 @@
     }
 
     function leave(goodbye) {
+      if (goodbye.reason === "expired") service.renewedAt = 0;
       backoff.reset();
       wait(goodbye.retry >= 0 ? goodbye.retry : backoff.next(), goodbye.reason);
     }
@@ -721,6 +782,10 @@
           tell();
         },
         beat: tell,
+        auth: function (told) {
+          post("auth", { told: told });
+          feed.auth(told);
+        },
         refused: refused
       });
       tell();
@@ -846,6 +911,7 @@
         knocking = false;
       }
       if (kind === "lead") follow(message);
+      else if (kind === "auth") feed.auth(message.told);
       else if (kind === "steps") {
         message.steps.forEach(function (step) {
           if (step.channel in feed.places) told[step.channel] = step.to;
@@ -902,6 +968,8 @@
       url: link.href.replace(/\/*([?#].*)?$/, ""),
       query: link.search.slice(1),
       token: options.token,
+      renew: null, // gets a new token, for a callback
+      renewedAt: 0,
       credentials: credentials,
       heartbeat: options.heartbeat,
       memory: Memory(link.host),
@@ -910,7 +978,7 @@
     var places = map(), listeners = map(), backoff = Backoff(), share = options.share !== false && canShare();
     var keeper = null, asking = null, timer = 0, settled = false, closed = false, tickedAt = now(), shown = "";
     var face = { on: on, off: off, close: close, lastEventId: "" };
-    var feed = { places: places, take: take, show: show, finish: finish, alone: alone };
+    var feed = { places: places, take: take, show: show, finish: finish, alone: alone, auth: auth };
     var began = parseId(options.lastEventId);
 
     /* What it tells the page */
@@ -931,6 +999,10 @@
       (listeners[type] || []).forEach(function (listener) {
         call(listener, event);
       });
+    }
+
+    function auth(told) {
+      emit("sse.auth", told);
     }
 
     function show(state, reason, transport, shared, tabs) {
@@ -1000,6 +1072,7 @@
       keeper = Line(service, map(places), {
         steps: take,
         beat: noop,
+        auth: auth,
         refused: finish,
         state: function (state, reason, transport) {
           show(state, reason, transport, false, 1);
@@ -1049,6 +1122,17 @@
       tickedAt = time;
       if (keeper) keeper.tick(time, asleep);
       else if (asleep > 5000) retry();
+    }
+
+    if (typeof options.token === "function") {
+      service.token = "";
+      service.renew = function (use) {
+        call(options.token, use);
+      };
+    } else if (options.tokenUrl) {
+      service.renew = function (use) {
+        return fetchToken(options.tokenUrl, use);
+      };
     }
 
     var ticker = root.setInterval(tick, 1000);
@@ -1230,6 +1314,7 @@
     tag.sse = SSE(data("url") || tag.src.replace(/[^\/]*$/, ""), {
       channels: data("channels"),
       token: data("token"),
+      tokenUrl: data("token-url"),
       replay: data("replay"),
       heartbeat: data("heartbeat"),
       credentials: credentials !== null && credentials !== "off" && credentials !== "omit",
@@ -1244,6 +1329,9 @@
     });
     tag.sse.on("sse.reset", function (reset) {
       announce("sse-reset", reset);
+    });
+    tag.sse.on("sse.auth", function (told) {
+      announce("sse-auth", told);
     });
   }
 

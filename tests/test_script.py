@@ -66,16 +66,16 @@ def test_comments_are_stripped_and_nothing_else(source: str, stripped: str) -> N
     assert strip_comments(source) == stripped
 
 
-def test_of_the_script_every_line_of_code_is_served_as_it_stands() -> None:
+def test_of_the_script_every_line_of_code_is_served_without_its_indentation() -> None:
     code, inside = [], False
     for line in SOURCE.read_text().split("\n"):
         text = line.strip()
         inside = inside or text.startswith("/*")
-        if not inside and not text.startswith("//"):
-            code.append(re.sub(r"([;,{}]) // [^\"]*$", r"\1", line))
+        if text and not inside and not text.startswith("//"):
+            code.append(re.sub(r"([;,{}]) // [^\"]*$", r"\1", text))
         inside = inside and not text.endswith("*/")
     served = load().plain.body.decode()
-    assert served == f"/* Throughline {sse.__version__}, MIT licence */\n" + "\n".join(code)
+    assert served == f"/* Throughline {sse.__version__}, MIT licence */\n" + "\n".join(code) + "\n"
     assert len(code) > 100
 
 
