@@ -34,7 +34,7 @@ class Limits:
             app=Flask(__name__),
             storage_uri=config.limits_url or "memory://",
             strategy="fixed-window",
-            key_prefix=f"{config.namespace}.limits",
+            storage_options={"key_prefix": f"{config.namespace}.limits"} if config.limits_url else {},
             headers_enabled=False,
         )
 

@@ -216,7 +216,12 @@ def test_a_redis_url_that_could_only_fail_later_is_refused_and_its_password_not_
 def test_all_faults_are_told_together_and_no_secret_with_them() -> None:
     with pytest.raises(ConfigError) as refusal:
         Config.load(
-            {"SSE_RING": "x", "SSE_HARTBEAT": 5, "SSE_ZZZ": 1, "SSE_PUBLISH_KEYS": "hush", "SSE_REDIS_URL": "hush"}
+            {
+                "SSE_RING": "x",
+                "SSE_HARTBEAT": 5,
+                "SSE_ZZZ": 1,
+                **dict.fromkeys(("SSE_PUBLISH_KEYS", "SSE_REDIS_URL", "SSE_SECRET", "SSE_LIMITS_URL"), "hush"),
+            }
         )
     told = str(refusal.value)
     assert "SSE_RING is 'x'" in told

@@ -197,7 +197,8 @@ class Fuzzer:
     def send(self, environ: dict[str, Any]) -> tuple[int, bytes]:
         """The status and the body; of a stream, what it begins with."""
         told: list[str] = []
-        body: Any = self.app.wsgi_app(environ, lambda status, headers, fault=None: told.append(status))
+        wsgi: Any = self.app.wsgi_app
+        body = wsgi(environ, lambda status, headers, fault=None: told.append(status))
         with contextlib.closing(body):
             endless = (
                 environ["PATH_INFO"] == "/sse/stream"
@@ -261,7 +262,7 @@ def test_what_is_published_is_one_frame_whatever_it_holds(fuzzed: Flask) -> None
                              headers={"Authorization": f"Bearer {KEY}"})  # fmt: skip
         assert answer.status_code == 201
         with client.get(f"/sse/stream?channel={channel}&replay=1", headers=reader) as stream:
-            chunks = iter(stream.response)
+            chunks: Iterator[Any] = iter(stream.response)
             parser = Parser()
             blocks = [block for block in parser.feed(next(chunks) + next(chunks)) if not block.event.startswith("sse.")]
         expected = text.replace("\r\n", "\n").replace("\r", "\n")

@@ -77,6 +77,8 @@ def test_the_workers_count_together_where_redis_counts(make_app: MakeApp, redis_
     assert [poll(worker).status_code for worker in workers * 2] == [200] * 4
     for worker in workers:
         refused(poll(worker), "SSE_LIMIT_SUBSCRIBE")
+    other = make_app(SSE_LIMIT_SUBSCRIBE="4/hour", SSE_LIMITS_URL=redis_url, SSE_NAMESPACE="other").test_client()
+    assert poll(other).status_code == 200
 
 
 def test_nothing_is_limited_while_that_redis_is_away(make_app: MakeApp, caplog: pytest.LogCaptureFixture) -> None:
