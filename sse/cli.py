@@ -153,7 +153,16 @@ def publish(
 @click.option("--replay", metavar="N", type=click.IntRange(0), default=0, help="Without an ID: the newest N first.")
 @click.option("--json", "as_json", is_flag=True, help='One line each: {"channel", "id", "type", "data"}.')
 @_url
-def tail(channels: list[str], last_event_id: str, replay: int, as_json: bool, url: str | None) -> None:
+@click.option(
+    "--token",
+    metavar="TOKEN",
+    envvar="THROUGHLINE_TOKEN",
+    callback=_checked(_check_key),
+    help="For --url, where channels are not public. Better in THROUGHLINE_TOKEN, where no process list shows it.",
+)
+def tail(
+    channels: list[str], last_event_id: str, replay: int, as_json: bool, url: str | None, token: str | None
+) -> None:
     """Print the data of each event on these channels as it comes; goes on by itself after any interruption.
 
     Resets, which say that events may have been missed, are told on standard error. So is, at the end (Ctrl-C), the
@@ -162,7 +171,7 @@ def tail(channels: list[str], last_event_id: str, replay: int, as_json: bool, ur
     channels = list(dict.fromkeys(channels))
     with contextlib.ExitStack() as stack:
         if url:
-            connect = partial(_stream_over_http, _Remote(url), channels, last_event_id, replay)
+            connect = partial(_stream_over_http, _Remote(url, token), channels, last_event_id, replay)
         else:
             connect = partial(_stream_here, stack.enter_context(_service()), channels, last_event_id, replay)
         last = last_event_id

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import threading
 import time
@@ -14,6 +15,8 @@ from sse.log import warn
 from sse.stores import Store
 from sse.token import LEEWAY, Grant
 from sse.wire import encode_control
+
+_log = logging.getLogger("sse")
 
 WARNING: Final = 60
 """Seconds before a token's exp at which its streams tell their pages."""
@@ -88,6 +91,8 @@ class Revocations:
         self._keep = keep
         self._lock = threading.Lock()
         self._look_lock = threading.Lock()
+        self._know_lock = threading.Lock()
+        self._failed_at = -math.inf
         self._last = ""
         self._known = False
         self._since: dict[tuple[str, str], float] = {}  # by kind and value: when it was last revoked
@@ -110,7 +115,7 @@ class Revocations:
         """
         self._start()
         if not self._known:
-            self._look()
+            self._know()
         return bool(self._since) and self._is_revoked(Permit(self, tuple(channels), grant))
 
     def hold(self, permit: Permit) -> None:
@@ -153,28 +158,39 @@ class Revocations:
             except StoreUnavailable as error:
                 warn("what is revoked meanwhile is known only when the store is back: %s", error)
                 self._last = ""  # after a failover, its list may have another end
+            except Exception:  # noqa: BLE001 - logged; what is revoked has to be known for as long as this process runs
+                _log.exception("what is revoked could not be read; trying again")
+
+    def _know(self) -> None:
+        """Read the list for the first time. One tries at a time; who has waited for that does not try again at once."""
+        with self._know_lock:
+            if not self._known:
+                if time.monotonic() - self._failed_at < _LOOK_EVERY:
+                    raise StoreUnavailable("the store has not told yet what is revoked", "try again")
+                try:
+                    self._look()
+                except StoreUnavailable:
+                    self._failed_at = time.monotonic()
+                    raise
 
     def _look(self) -> None:
         with self._look_lock:
-            before = dict(self._since)
+            since = dict(self._since)
             for id, at, text in self._store.revoked(self._last):
                 self._last = id
                 item = _item(text)
-                if item and at > self._since.get(item, -math.inf):
-                    self._since = {**self._since, item: at}
+                if item:
+                    since[item] = max(at, since.get(item, -math.inf))
             self._known = True
-            if self._since == before:
+            if since == self._since:
                 return
-            self._forget()
+            oldest = time.time() - self._keep - 2 * LEEWAY
+            self._since = {item: at for item, at in since.items() if at > oldest}
         with self._lock:
             permits = list(self._permits)
         for permit in permits:
             if self._is_revoked(permit):
                 permit.revoke()
-
-    def _forget(self) -> None:
-        oldest = time.time() - self._keep - 2 * LEEWAY
-        self._since = {item: at for item, at in self._since.items() if at > oldest}
 
 
 def one_revoked(**given: str | None) -> tuple[Kind, str]:

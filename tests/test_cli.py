@@ -28,6 +28,7 @@ from sse import Event, __version__
 from sse.cli import _Ending, cli
 from sse.script import load
 from sse.stores import Publication
+from tests import client
 from tests.conftest import MakeApp
 from tests.servers import ROOT, Gunicorn, RedisServer, free_port, wait_until
 from tests.tokens import SECRET, claims, signed
@@ -775,6 +776,25 @@ def test_no_token_is_made_without_a_secret(make_app: MakeApp) -> None:
     result = run(make_app(), "token", "--sub", "a")
     assert (result.exit_code, result.stdout) == (1, "")
     assert "SSE_SECRET" in result.stderr
+
+
+def test_with_a_token_one_follows_what_is_not_public(redis_url: str, tmp_path: Path) -> None:
+    environment = {"SSE_REDIS_URL": redis_url, "SSE_SECRET": SECRET, "SSE_PUBLISH_KEYS": KEY}
+    with Gunicorn(tmp_path, env=environment) as server:
+        assert client.publish(server.url, "a", "private", key=KEY).status == 201
+        arguments = [sys.executable, "-m", "flask", "sse", "tail", "a", "--replay", "1", *over(server)]
+        command = subprocess.Popen(
+            arguments, cwd=ROOT, stdout=subprocess.PIPE, env={**os.environ, "THROUGHLINE_TOKEN": signed(claims())}
+        )
+        with command:
+            try:
+                assert command.stdout is not None
+                assert command.stdout.readline() == b"private\n"
+            finally:
+                command.send_signal(signal.SIGINT)
+        bare = subprocess.run(arguments, cwd=ROOT, capture_output=True, timeout=20, check=False)
+        assert (bare.returncode, bare.stdout) == (1, b"")
+        assert b"without a token: a" in bare.stderr
 
 
 def test_what_the_command_revokes_is_refused_by_the_service(make_app: MakeApp, redis_url: str) -> None:

@@ -174,7 +174,11 @@ class RedisStore(Store):
                 raise _refusal(reply, _REVOKED)
             for id, fields in reply:
                 after = id.decode()
-                found.append(Revocation(after, int(after.partition("-")[0]) / 1000, fields.get(b"d", b"").decode()))
+                found.append(
+                    Revocation(
+                        after, int(after.partition("-")[0]) / 1000, fields.get(b"d", b"").decode(errors="replace")
+                    )
+                )
             if len(reply) < _READ_AT_ONCE:
                 return found
 
