@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import pytest
 from flask import Response, abort, request
@@ -17,6 +18,8 @@ from sse.permit import Revocations
 from sse.stores import MemoryStore
 from sse.token import Tokens
 from tests.conftest import MakeApp
+from tests.servers import wait_until
+from tests.tokens import SECRET, claims, signed
 
 KEYS = ("k" * 22, "another-key-of-length-28-abc")
 
@@ -247,3 +250,66 @@ def test_whoever_has_no_key_is_told_to_bring_one(header: str | None) -> None:
         make_access(Config(publish_keys=KEYS)).publisher(header or "")
     assert "Authorization: Bearer KEY" in refusal.value.hint
     assert KEYS[0] not in str(refusal.value)
+
+
+def test_a_named_key_publishes_on_its_channels_only(make_app: MakeApp, tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text(f"billing {KEYS[0]} invoices/* orders\n")
+    app = make_app(SSE_PUBLISH_KEYS_FILE=str(tmp_path / "keys"))
+    client = app.test_client()
+    headers = {"Authorization": f"Bearer {KEYS[0]}"}
+    assert client.post("/sse/publish/orders", data="x", headers=headers).status_code == 201
+    events = [{"channel": ["invoices/1", "orders"], "data": 1}, {"channel": ["news", "invoices"], "data": 2}]
+    answer = client.post("/sse/publish", json=events, headers=headers)
+    assert (answer.status_code, answer.get_json()["error"]["channels"]) == (403, ["news", "invoices"])
+    assert app.extensions["sse"].store.newest(["invoices/1", "news"]) == [None, None], "nothing of it is stored"
+
+
+def test_a_key_is_rotated_without_a_restart_and_its_repeats_are_known_after_that(
+    make_app: MakeApp, tmp_path: Path
+) -> None:
+    file = tmp_path / "keys"
+    file.write_text(f"billing {KEYS[0]} *\n")
+    client = make_app(SSE_PUBLISH_KEYS_FILE=str(file)).test_client()
+
+    def publish(key: str) -> tuple[int, str]:
+        headers = {"Authorization": f"Bearer {key}", "Idempotency-Key": "once"}
+        answer = client.post("/sse/publish/a", data="x", headers=headers)
+        return answer.status_code, answer.text
+
+    first = publish(KEYS[0])
+    assert (first[0], publish(KEYS[1])[0]) == (201, 401)
+    file.write_text(f"billing {KEYS[0]} *\nbilling {KEYS[1]} *\n")
+    wait_until(lambda: publish(KEYS[1])[0] == 201, 3)
+    assert publish(KEYS[0]) == publish(KEYS[1]) == first
+    file.write_text(f"billing {KEYS[1]} *\n")
+    wait_until(lambda: publish(KEYS[0])[0] == 401, 3)
+    assert publish(KEYS[1]) == first
+
+
+def test_nothing_is_published_by_cookie_or_query(make_app: MakeApp) -> None:
+    client = make_app(SSE_PUBLISH_KEYS=KEYS, SSE_SECRET=SECRET, SSE_QUERY_TOKENS="1").test_client()
+    token = signed(claims())
+    client.set_cookie("sse_token", token)
+    assert client.post(f"/sse/publish/a?token={token}", data="x").status_code == 401
+    assert client.post(f"/sse/publish/a?token={KEYS[0]}", data="x").status_code == 401
+    assert client.get(f"/sse/poll?channel=a&timeout=0&token={token}").status_code == 200
+
+
+def test_whole_tokens_are_taken_in_queries_only_where_that_is_set(make_app: MakeApp) -> None:
+    token = signed(claims())
+    for setting, status in (("0", 401), ("1", 200)):
+        client = make_app(SSE_PUBLIC="", SSE_SECRET=SECRET, SSE_QUERY_TOKENS=setting).test_client()
+        assert client.get(f"/sse/poll?channel=a&timeout=0&token={token}").status_code == status
+
+
+def test_a_token_and_the_app_s_rule_open_what_either_allows(make_app: MakeApp) -> None:
+    sse = SSE()
+    sse.authorize(lambda channel: channel == "ruled")
+    client = make_app(sse, SSE_PUBLIC="open", SSE_SECRET=SECRET).test_client()
+    headers = {"Authorization": f"Bearer {signed(claims())}"}
+    query = "/sse/poll?timeout=0&channel=open&channel=ruled"
+    assert client.get(query).status_code == 200
+    assert client.get(f"{query}&channel=a").status_code == 401
+    assert client.get(f"{query}&channel=a", headers=headers).status_code == 200
+    answer = client.get(f"{query}&channel=b", headers=headers)
+    assert (answer.status_code, answer.get_json()["error"]["channels"]) == (403, ["b"])
