@@ -13,7 +13,8 @@ from flask import Flask
 from hypothesis import HealthCheck, settings
 
 from sse import SSE
-from tests.servers import RedisServer, open_fds, wait_until
+from tests.servers import RedisServer, logs, open_fds, wait_until
+from tests.tokens import SECRET
 
 MakeApp = Callable[..., Flask]
 
@@ -56,6 +57,18 @@ def pytest_report_header(config: pytest.Config) -> str:
 def fresh_log(monkeypatch: pytest.MonkeyPatch) -> None:
     """What one test has warned of is said again in the next."""
     monkeypatch.setattr("sse.log._told", {})
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_secret_in_a_log() -> Iterator[None]:
+    """At the end, whatever the servers of all tests have logged is searched for tokens, tickets, keys and secrets."""
+    yield
+    for log in logs:
+        # squid's own log shows the cookies that it keeps answers apart by.
+        if log.exists() and not log.name.startswith("squid"):
+            text = log.read_text(errors="replace")
+            told = [secret for secret in ("eyJ", SECRET, "a-publishing-key-for-these-tests") if secret in text]
+            assert not told, f"{log} tells a secret: {told}"
 
 
 @pytest.fixture(scope="session")

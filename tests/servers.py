@@ -23,6 +23,7 @@ from tests import client
 T = TypeVar("T")
 ROOT = Path(__file__).resolve().parent.parent
 running: weakref.WeakSet[Server] = weakref.WeakSet()  # whose logs a failing test shows
+logs: set[Path] = set()  # that may tell no secret
 
 
 def free_port() -> int:
@@ -96,6 +97,7 @@ class Server:
 
     def start(self, timeout: float = 15) -> Self:
         assert self.process is None, f"{self.name} is running"
+        logs.add(self.log)
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 self.command(), cwd=ROOT, env=self.environment(), stdin=subprocess.DEVNULL, stdout=log, stderr=log
@@ -273,6 +275,7 @@ class Nginx(Server):
         self.url = f"https://127.0.0.1:{self.https_port}"
         self.http_url = f"http://127.0.0.1:{self.http_port}"
         self.access_log, self.error_log = self.dir / "access.log", self.dir / "error.log"
+        logs.update((self.access_log, self.error_log))
         self.config = self.dir / "nginx.conf"
         temporary = "".join(
             f"    {kind}_temp_path {self.dir}/{kind};\n"
