@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -40,7 +39,7 @@ from sse.stream import Stream, busy
 from sse.subscriber import Start, starting_points
 from sse.token import TICKET_LIFE
 from sse.version import __version__
-from sse.wire import parse_publish
+from sse.wire import encode_json, parse_publish
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -59,7 +58,6 @@ _STREAM_HEADERS: Final = {
     "X-Accel-Buffering": "no",
 }
 _Query = dict[str, list[str]]
-_encode: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode  # one for all: it costs to make
 _VARY: Final = ("Origin", "Cookie", "Authorization", "Last-Event-ID")
 
 
@@ -400,7 +398,7 @@ def _raw_data(body: bytes) -> str:
 
 
 def _json(value: object, status: int = 200) -> Response:
-    return _Answer(_encode(value), status, content_type="application/json")
+    return _Answer(encode_json(value), status, content_type="application/json")
 
 
 def _script(cache_control: str) -> Response:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Final
@@ -12,6 +11,7 @@ from sse.event import Position, format_last_event_id
 from sse.hub import ATTACH_TIMEOUT, Hub
 from sse.permit import Permit
 from sse.subscriber import Delivery, Lagging, Reset, Start, Subscriber
+from sse.wire import encode_json
 
 GATHER: Final = 0.01
 """Seconds that a waiting poll gives further events after the first."""
@@ -185,4 +185,4 @@ def _encode(taken: Sequence[Delivery | Reset], places: Mapping[str, Position], r
         "more": more,
         "retry": retry,
     }
-    return json.dumps(answer, ensure_ascii=False).encode()
+    return encode_json(answer).encode()

@@ -22,8 +22,9 @@ HEARTBEAT = b"event: sse.heartbeat\ndata:\n\n"
 
 _EVENT: Final = b"event: "
 _LINE_END = re.compile(rb"\r\n|\r|\n")
-# Made once: `json.dumps` and `json.loads` make another each time, unless they are asked for no more than the usual.
-_encode: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+encode_json: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+"""Compact JSON. Made once, for `json.dumps` would make an encoder each time; the same goes for what decodes."""
 
 
 def encode_body(event: Event) -> bytes:
@@ -54,7 +55,7 @@ def encode_control(
     lines = [] if retry is None else [f"retry: {retry}\n"]
     if last_event_id is not None:
         lines.append(f"id: {last_event_id}\n")
-    lines.append(f"event: {type}\ndata: {_encode(data)}\n\n")
+    lines.append(f"event: {type}\ndata: {encode_json(data)}\n\n")
     return "".join(lines).encode()
 
 
@@ -122,7 +123,7 @@ class Parser:
 
 def encode_payload(event: Event) -> bytes:
     """The event as the store keeps it: compact JSON `{"type", "data"}`."""
-    return _encode({"type": event.type, "data": event.data}).encode()
+    return encode_json({"type": event.type, "data": event.data}).encode()
 
 
 def decode_payload(payload: bytes) -> Event:

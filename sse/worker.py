@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from datetime import datetime
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import gevent
 from gevent.event import Event
@@ -40,6 +40,7 @@ _TICK: Final = 0.1
 _STALLED_AFTER: Final = 20.0
 _ASKING: Final = 32  # rows for which the store is asked at the same time
 _GATHER: Final = 0.01  # a poll's answer gives further events so long after the first
+_SMALL: Final = 65_536  # answers that go out in one write
 _LAST_CHUNK: Final = b"0\r\n\r\n"  # RFC 9112, 7.1
 
 
@@ -595,29 +596,63 @@ def _framed(chunk: bytes, last: bytes = b"") -> bytes:
     return b"%x\r\n%b\r\n%b" % (len(chunk), chunk, last)
 
 
-def _date() -> bytes:
-    date: str = util.http_date()
+@lru_cache(maxsize=1)
+def _date_of(second: int) -> bytes:
+    date: str = util.http_date(second)
     return date.encode()
+
+
+def _date() -> bytes:
+    return _date_of(int(time.time()))
 
 
 _same = lru_cache(maxsize=1024)(lambda head: head)  # one object for equal ones: very many wait with the same
 
 
+def _answer(body: Any, connection: socket.socket, response: Any) -> None:
+    """Head and body in one write: a system call is a large part of what a request costs."""
+    data = b"".join(body)[: response.response_length]
+    response.sent, response.headers_sent = len(data), True
+    connection.sendall(b"%bDate: %b\r\n\r\n%b" % (_head(response), _date(), data))
+
+
+def _is_small(response: Any) -> bool:
+    return (
+        not response.headers_sent
+        and response.response_length is not None
+        and response.response_length <= _SMALL
+        and response.status_code not in (204, 304)
+        and response.req.method != "HEAD"
+        and not response.upgrade
+    )
+
+
 def _head(response: Any) -> bytes:
-    """The head that gunicorn would write, but for the date and the end."""
-    lines = [line for line in response.default_headers() if not line.startswith("Date:")]
-    lines += [f"{name}: {value}\r\n" for name, value in response.headers]
+    """The head of gunicorn's response, as it would write it itself, but for the date and the end."""
+    connection = "close" if response.should_close() else "keep-alive"
+    major, minor = response.req.version
+    lines = [
+        f"HTTP/{major}.{minor} {response.status}\r\nServer: {response.version}\r\nConnection: {connection}\r\n",
+        *[f"{name}: {value}\r\n" for name, value in response.headers],
+    ]
+    if response.chunked:
+        lines.append("Transfer-Encoding: chunked\r\n")
     head: bytes = "".join(lines).encode("latin-1")
     return head
 
 
-class _Held:
-    """What the app gave for a request, where that can be handed off."""
+class _Taken(NamedTuple):
+    """What the app gave for a request, where this worker and not gunicorn is to write it."""
 
-    def __init__(self, body: Any, environ: dict[str, Any], response: Any) -> None:
-        self.body = body
-        self.environ = environ
-        self.response = response
+    body: Any
+    write: Callable[[Any, socket.socket, Any], None]
+    environ: dict[str, Any]
+    response: Any
+    began: datetime
+
+    def close(self) -> None:
+        if hasattr(self.body, "close"):
+            self.body.close()
 
 
 class Worker(GeventWorker):  # type: ignore[misc]
@@ -641,36 +676,47 @@ class Worker(GeventWorker):  # type: ignore[misc]
 
         def wsgi(environ: dict[str, Any], start_response: Any) -> Any:
             response = start_response.__self__
-            # HTTP/2 and TLS put more than bytes on the connection; a request that has come early would be lost, and a
-            # body that comes late be taken for the next one.
-            if (
-                type(response) is not Response
-                or isinstance(environ["gunicorn.socket"], ssl.SSLSocket)
+            if type(response) is not Response:
+                return app(environ, start_response)  # HTTP/2 puts more than bytes on the connection
+            # So does TLS; a request that has come early would be lost, and a body that comes late be taken for one.
+            if not (
+                isinstance(environ["gunicorn.socket"], ssl.SSLSocket)
                 or response.req.unreader.buf.getvalue()
                 or environ.get("CONTENT_LENGTH", "0") != "0"
                 or "HTTP_TRANSFER_ENCODING" in environ
             ):
-                return app(environ, start_response)
-            environ["sse.holds"] = True
+                environ["sse.holds"] = True
+            began = datetime.now()
             body = app(environ, start_response)
-            return _Held(body, environ, response) if body is environ.get("sse.body", self) else body
+            write: Callable[[Any, socket.socket, Any], None]
+            if body is environ.get("sse.body", self) and "sse.holds" in environ:
+                write = self._hand_off_stream if hasattr(body, "step") else self._hand_off_poll
+            elif _is_small(response) and not isinstance(body, environ["wsgi.file_wrapper"]):
+                write = _answer
+            else:
+                return body
+            return _Taken(body, write, environ, response, began)
 
         self.wsgi = wsgi
 
     def is_already_handled(self, respiter: Any) -> bool:
         """Between the app and its body, by gunicorn's own hook."""
-        if not isinstance(respiter, _Held):
+        if not isinstance(respiter, _Taken):
             return False
-        began = datetime.now()
-        body, environ, response = respiter.body, respiter.environ, respiter.response
+        body, write, environ, response, began = respiter
+        connection = environ["gunicorn.socket"]
         try:
-            hand_off = self._hand_off_stream if hasattr(body, "step") else self._hand_off_poll
-            hand_off(body, environ["gunicorn.socket"], response)
+            write(body, connection, response)
             self.log.access(response, response.req, environ, datetime.now() - began)
         except BaseException:
-            body.close()
+            respiter.close()
             raise
-        raise StopIteration  # which ends the connection's greenlet
+        if connection.fileno() < 0:
+            raise StopIteration  # which ends the connection's greenlet
+        respiter.close()
+        if response.should_close():
+            raise StopIteration
+        return True
 
     def _hand_off_stream(self, stream: Stream, connection: socket.socket, response: Any) -> None:
         opening = stream.open()
@@ -679,9 +725,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
             opening = _framed(opening, _LAST_CHUNK if stream.ended else b"")
         response.headers_sent = True
         connection.sendall(b"%bDate: %b\r\n\r\n%b" % (_head(response), _date(), opening))
-        if stream.ended:
-            stream.close()
-        else:
+        if not stream.ended:
             self._fanout.take_over(connection.fileno(), stream, chunked=response.chunked)
             connection.detach()
 

@@ -800,6 +800,15 @@ def test_any_other_origin_is_told_nothing(small: Flask, method: str, path: str, 
         assert response.headers["Vary"] == VARY
 
 
+def test_an_origin_is_told_the_same_whoever_asked_before(small: Flask) -> None:
+    client = small.test_client()
+    first, second = ORIGIN, "http://[::1]:8000"
+    strangers = [f"https://{number}.example" for number in range(100)]
+    for origin in (first, "null", second, first, "null", *strangers, first):
+        told = cors(client.get("/sse/poll?channel=a&timeout=0", headers={"Origin": origin}))
+        assert told == (ALLOWED | {"Allow-Origin": origin} if origin in (first, second) else {})
+
+
 def test_without_an_origin_nothing_is_told(small: Flask) -> None:
     assert cors(small.test_client().head("/sse/stream?channel=a")) == {}
 
