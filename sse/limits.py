@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import time
 from collections import Counter
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from typing import Any, Final
 
 from flask import Flask
 from flask_limiter import Limiter
 from limits import RateLimitItem, parse
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from sse.config import Config
 from sse.errors import TooMany
 from sse.log import warn
+
+_PATIENCE: Final = 0.5
+_TRY_AGAIN: Final = 5.0
 
 
 class Limits:
@@ -28,13 +35,26 @@ class Limits:
             parse(rate) if rate else None
             for rate in (config.limit_subscribe, config.limit_publish, config.limit_channel)
         )
-        # With an app of its own: its hooks would cost each request of the real one 100 µs, and are not needed.
-        self._limiter = Limiter(
+        self._url = config.limits_url
+        self._prefix = f"{config.namespace}.limits"
+        self._away_until = 0.0
+
+    @cached_property
+    def _limiter(self) -> Limiter:
+        # Not before it is used: it starts a thread. With an app of its own: its hooks would cost each request of the
+        # real one 100 µs, and are not needed.
+        options: dict[str, Any] = {
+            "key_prefix": self._prefix,
+            "socket_timeout": _PATIENCE,
+            "socket_connect_timeout": _PATIENCE,
+            "retry": Retry(NoBackoff(), 0),
+        }
+        return Limiter(
             lambda: "",
             app=Flask(__name__),
-            storage_uri=config.limits_url or "memory://",
+            storage_uri=re.sub("^unix:", "redis+unix:", self._url) if self._url else "memory://",
+            storage_options=options if self._url else {},
             strategy="fixed-window",
-            storage_options={"key_prefix": f"{config.namespace}.limits"} if config.limits_url else {},
             headers_enabled=False,
         )
 
@@ -56,13 +76,14 @@ class Limits:
             self._count("SSE_LIMIT_CHANNEL", self._channel, channel, events)
 
     def _count(self, name: str, rate: RateLimitItem | None, whose: str, cost: int) -> None:
-        if rate is None:
+        if rate is None or time.monotonic() < self._away_until:
             return
         try:
             if self._limiter.limiter.hit(rate, name, whose, cost=cost):
                 return
             after = self._limiter.limiter.get_window_stats(rate, name, whose).reset_time
         except self._limiter.storage.base_exceptions as error:
+            self._away_until = time.monotonic() + _TRY_AGAIN
             warn("nothing is limited, the counts cannot be reached: %s", error)
             return
         wait = max(round(after - time.time()), 1)

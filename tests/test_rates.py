@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import socket
+import time
+from pathlib import Path
 
 import pytest
 from flask import Flask
@@ -11,7 +14,7 @@ from werkzeug.test import TestResponse
 
 from sse.limits import client_address
 from tests.conftest import MakeApp
-from tests.servers import free_port
+from tests.servers import RedisServer, free_port
 
 KEYS = ("first-key-of-the-tests", "second-key-of-the-tests")
 
@@ -87,6 +90,23 @@ def test_nothing_is_limited_while_that_redis_is_away(make_app: MakeApp, caplog: 
     assert [poll(client).status_code for _ in range(3)] == [200] * 3
     assert "nothing is limited" in caplog.text
     assert "hush" not in caplog.text
+
+
+def test_the_counts_may_be_kept_behind_a_unix_socket(make_app: MakeApp, tmp_path: Path) -> None:
+    path = tmp_path / "redis.sock"
+    with RedisServer(tmp_path, unixsocket=path):
+        workers = [make_app(SSE_LIMIT_SUBSCRIBE="2/hour", SSE_LIMITS_URL=f"unix://{path}?db=1") for _ in range(2)]
+        assert [poll(worker.test_client()).status_code for worker in workers] == [200, 200]
+        refused(poll(workers[0].test_client()), "SSE_LIMIT_SUBSCRIBE")
+
+
+def test_a_redis_for_counts_that_does_not_answer_holds_up_nobody_for_long(make_app: MakeApp) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        url = f"redis://127.0.0.1:{mute.getsockname()[1]}"
+        client = make_app(SSE_LIMIT_SUBSCRIBE="1/hour", SSE_LIMITS_URL=url).test_client()
+        began = time.monotonic()
+        assert {poll(client).status_code for _ in range(50)} == {200}
+        assert time.monotonic() - began < 5
 
 
 def test_a_host_app_is_left_alone(make_app: MakeApp) -> None:
