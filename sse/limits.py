@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from typing import Any, Final
 from flask import Flask
 from flask_limiter import Limiter
 from limits import RateLimitItem, parse
+from limits.storage import Storage
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
@@ -22,6 +24,8 @@ from sse.log import warn
 
 _PATIENCE: Final = 0.5
 _TRY_AGAIN: Final = 5.0
+_SWEEP_EVERY: Final = 60.0
+_MEMORY: Final = "throughline-memory"
 
 
 class Limits:
@@ -41,8 +45,7 @@ class Limits:
 
     @cached_property
     def _limiter(self) -> Limiter:
-        # Not before it is used: it starts a thread. With an app of its own: its hooks would cost each request of the
-        # real one 100 µs, and are not needed.
+        # With an app of its own: its hooks would cost each request of the real one 100 µs, and are not needed.
         options: dict[str, Any] = {
             "key_prefix": self._prefix,
             "socket_timeout": _PATIENCE,
@@ -52,7 +55,7 @@ class Limits:
         return Limiter(
             lambda: "",
             app=Flask(__name__),
-            storage_uri=re.sub("^unix:", "redis+unix:", self._url) if self._url else "memory://",
+            storage_uri=re.sub("^unix:", "redis+unix:", self._url) if self._url else f"{_MEMORY}://",
             storage_options=options if self._url else {},
             strategy="fixed-window",
             headers_enabled=False,
@@ -88,6 +91,52 @@ class Limits:
             return
         wait = max(round(after - time.time()), 1)
         raise TooMany(f"more than {rate}, by {name}", f"try again in {wait} s", retry_after=wait, limit=name)
+
+
+class Counts(Storage):
+    """Fixed windows in this process's memory. The library's own begins a thread for every event or so, to sweep."""
+
+    STORAGE_SCHEME = [_MEMORY]  # noqa: RUF012 - as the library asks for it
+
+    def __init__(self, uri: str | None = None, wrap_exceptions: bool = False, **options: Any) -> None:
+        super().__init__(uri, wrap_exceptions=wrap_exceptions, **options)
+        self._lock = threading.Lock()
+        self._windows: dict[str, tuple[int, float]] = {}  # the count, and when it begins anew
+        self._next_sweep = time.time() + _SWEEP_EVERY
+
+    @property
+    def base_exceptions(self) -> type[Exception]:
+        return ValueError
+
+    def incr(self, key: str, expiry: int, amount: int = 1) -> int:
+        now = time.time()
+        with self._lock:
+            if now >= self._next_sweep:
+                self._next_sweep = now + _SWEEP_EVERY
+                self._windows = {name: window for name, window in self._windows.items() if window[1] > now}
+            count, end = self._window(key, now)
+            self._windows[key] = count + amount, end or now + expiry
+        return count + amount
+
+    def get(self, key: str) -> int:
+        return self._window(key, time.time())[0]
+
+    def get_expiry(self, key: str) -> float:
+        return self._window(key, time.time())[1] or time.time()
+
+    def check(self) -> bool:
+        return True
+
+    def reset(self) -> int | None:
+        self._windows = {}
+        return None
+
+    def clear(self, key: str) -> None:
+        self._windows.pop(key, None)
+
+    def _window(self, key: str, now: float) -> tuple[int, float]:
+        count, end = self._windows.get(key, (0, 0.0))
+        return (count, end) if end > now else (0, 0.0)
 
 
 @lru_cache(maxsize=4096)

@@ -12,7 +12,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
-from sse.limits import client_address
+from sse.limits import Counts, client_address
 from tests.conftest import MakeApp
 from tests.servers import RedisServer, free_port
 
@@ -90,6 +90,23 @@ def test_nothing_is_limited_while_that_redis_is_away(make_app: MakeApp, caplog: 
     assert [poll(client).status_code for _ in range(3)] == [200] * 3
     assert "nothing is limited" in caplog.text
     assert "hush" not in caplog.text
+
+
+def test_a_window_begins_anew_and_those_that_are_over_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr("sse.limits.time.time", lambda: now[0])
+    counts = Counts()
+    assert [counts.incr("a", 10), counts.incr("a", 10, 5), counts.get("a")] == [1, 6, 6]
+    assert (counts.get_expiry("a"), counts.get("b")) == (1010, 0)
+    now[0] += 10
+    assert (counts.get("a"), counts.incr("a", 10)) == (0, 1)
+    now[0] += 61
+    counts.incr("b", 10)
+    assert counts._windows.keys() == {"b"}
+    counts.clear("b")
+    counts.reset()
+    assert not counts._windows
+    assert counts.check()
 
 
 def test_the_counts_may_be_kept_behind_a_unix_socket(make_app: MakeApp, tmp_path: Path) -> None:
