@@ -10,14 +10,15 @@ COMPILE := $(BIN)/uv pip compile --quiet --generate-hashes --universal --python-
   --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock"
 
 # What the tests with browsers run.
-PARTS := redis-server nginx lighttpd caddy haproxy openssl chromium firefox-esr MiniBrowser Xvfb
+PARTS := g++ redis-server nginx lighttpd caddy haproxy openssl chromium firefox-esr MiniBrowser Xvfb
 
-.PHONY: help run test check check-here check-live chaos browsers audit wheel format lock clean
+.PHONY: help run test check check-here check-live chaos browsers bench bench-more audit wheel format lock clean
 help:
 	@echo 'make run      set up and serve http://127.0.0.1:$(PORT)/ (REDIS=1: with Redis, on all cores)'
 	@echo 'make test     every check: lint, types, tests with real parts, coverage, the wheel'
 	@echo 'make chaos    500 seeds of random faults (CHAOS_SEEDS=N)'
 	@echo 'make browsers every browser on every way through proxies, and a table of what came of it'
+	@echo 'make bench    measure, beside others of its kind, and write docs/benchmarks.md (bench-more: those in Go too)'
 	@echo 'make audit    what is known against the packages that we pin'
 	@echo 'make format   lay the code out'
 	@echo 'make lock     compile requirements*.txt anew (LOCK=--upgrade: with the newest versions)'
@@ -55,6 +56,14 @@ browsers: .venv/test
 audit: .venv/test
 	$(BIN)/pip-audit --strict --require-hashes --disable-pip -r requirements.txt -r requirements-dev.txt
 
+# g++ brings a C compiler together with its headers.
+bench: .venv/bench
+	@tools/need g++ redis-server nginx
+	$(BIN)/python -m bench --docs $(BENCH)
+bench-more: .venv/bench
+	@tools/need g++ redis-server nginx
+	$(BIN)/python -m bench --docs --more $(BENCH)
+
 # A former build's folder would lend the wheel files that are gone.
 wheel: .venv/test
 	@rm -rf build dist
@@ -67,9 +76,10 @@ format: .venv/test
 lock: .venv/test
 	$(COMPILE) $(LOCK) requirements.in -o requirements.txt
 	$(COMPILE) $(LOCK) requirements-dev.in -c requirements.txt -o requirements-dev.txt
+	$(COMPILE) $(LOCK) requirements-bench.in -c requirements.txt -o requirements-bench.txt
 
 clean:
-	rm -rf .venv tests/node_modules build dist *.egg-info .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv tests/node_modules bench/build build dist *.egg-info .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 .venv/run: requirements.txt
 	@tools/need python3-venv
@@ -80,6 +90,10 @@ clean:
 
 .venv/test: requirements-dev.txt .venv/run
 	$(INSTALL) requirements-dev.txt
+	@touch $@
+
+.venv/bench: requirements-bench.txt .venv/run
+	$(INSTALL) requirements-bench.txt
 	@touch $@
 
 tests/node_modules/.package-lock.json: tests/package-lock.json

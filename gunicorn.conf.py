@@ -6,8 +6,10 @@ Nothing of the app is imported here: the worker patches the standard library fir
 import errno
 import logging
 import os
+import re
 import resource
 import socket
+import sys
 from typing import Any
 
 from gunicorn.http import message  # type: ignore[import-untyped]
@@ -22,8 +24,18 @@ workers = int(os.environ.get("WEB_CONCURRENCY") or (_shared and os.cpu_count()) 
 # Longer than nginx keeps an idle upstream connection, so that it is never nginx that finds one closed. It also bounds
 # the wait for a request's head: 0 would be no bound.
 keepalive = 75
-# Streams would hold a stopping worker for as long as it lets them. Their clients go on elsewhere, from the same place.
-graceful_timeout = 2
+
+
+def _whole(name: str, default: int) -> int:
+    """A setting of the service that is needed here already; the app refuses a bad one, and says why."""
+    given = os.environ.get(name, "").strip()
+    return int(given) if re.fullmatch("[0-9]{1,9}", given) else default
+
+
+send_buffer = _whole("SSE_SEND_BUFFER", 16_384)
+drain = _whole("SSE_DRAIN", 0)
+# For streams to be closed, and for requests to end; what is left is cut, and its clients go on elsewhere.
+graceful_timeout = drain + 2
 max_requests = 0  # it would cut streams
 control_socket_disable = True
 
@@ -34,13 +46,18 @@ message.MAX_REQUEST_LINE = limit_request_line = 32_768
 limit_request_field_size = 32_768
 
 
+_OWN_FILES = 50  # at most: listeners, logs, Redis, the event loop, and what the app has open for a moment
+
+
 def when_ready(server: Any) -> None:
-    """Have the kernel cut peers that never read or have vanished."""
+    """Have the kernel bound what a peer that does not read may leave with us, and cut those that have vanished."""
     server.log.error_log.addFilter(_is_news)
     for listener in server.LISTENERS:
-        # Accepted sockets inherit it: one whose peer acknowledges nothing for so long is closed, a stream's too.
-        if listener.sock.family != socket.AF_UNIX and hasattr(socket, "TCP_USER_TIMEOUT"):
-            listener.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 20_000)
+        if listener.sock.family != socket.AF_UNIX:
+            # Accepted sockets inherit both. What is unsent is bounded, not what is on its way, as SO_SNDBUF would.
+            listener.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, send_buffer)
+            if hasattr(socket, "TCP_USER_TIMEOUT"):
+                listener.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 20_000)
 
 
 def nworkers_changed(server: Any, workers: int, before: int | None) -> None:
@@ -51,20 +68,28 @@ def nworkers_changed(server: Any, workers: int, before: int | None) -> None:
 
 
 def post_worker_init(worker: Any) -> None:
-    """Leave room above the limit that the app answers for, so that health and publishing get through at it."""
+    """Let in as many subscribers as there are files for, and always the requests of others."""
     service = worker.app.wsgi().extensions["sse"]
     if service.shared:
         service.hub.start()  # the log tells at once what ails Redis, not first when someone subscribes
-    subscribers = service.config.max_subscribers
-    worker.worker_connections = subscribers + 1000
-    allowed = _allow_files(worker.worker_connections + 100)
+    wanted = service.config.max_subscribers
+    files = _allow_files()
+    connections = max(files - _OWN_FILES, 10)
+    others = min(1000, connections // 5)  # with a greenlet, and as many again between one poll and the next
+    allowed = service.hub.max_subscribers = min(wanted, connections - 2 * others)
+    # What was handed off is not counted by gunicorn, what stays with a greenlet is.
+    greenlets = worker.cfg.is_ssl or type(worker).__module__ != "sse.worker"
+    worker.worker_connections = min(allowed + 1000, connections if greenlets else (connections - allowed) // 2)
     first = worker.age == 1  # once, not for every worker and its successors
-    if first and allowed <= subscribers:
+    if first and allowed < wanted:
         worker.log.warning(
-            "%d open files are allowed, SSE_MAX_SUBSCRIBERS is %d: raise LimitNOFILE or `ulimit -Hn`, or lower it",
-            allowed,
-            subscribers,
+            "%d open files: only %d subscribers a worker, not %d: raise LimitNOFILE, `ulimit -Hn` or the like",
+            *(files, allowed, wanted),
         )
+    elif first:
+        worker.log.info("%d open files: up to %d subscribers a worker", files, allowed)
+    if first and (service.config.send_buffer, service.config.drain) != (send_buffer, drain):
+        worker.log.warning("SSE_SEND_BUFFER and SSE_DRAIN count in the environment alone: gunicorn has to know them")
     key = os.environ.get("FIRST_LOOK_KEY")  # from `make run`: made for this run alone, so that it may be shown
     if first and key:
         url = f"http://{bind}"
@@ -82,10 +107,10 @@ def _is_news(record: logging.LogRecord) -> bool:
     return not (isinstance(error, OSError) and error.errno == errno.ETIMEDOUT)
 
 
-def _allow_files(wanted: int) -> int:
+def _allow_files() -> int:
     """Raise this process's limit on open files, as far as that goes; the limit that holds."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if resource.RLIM_INFINITY not in (soft, hard):
-        soft = max(soft, min(wanted, hard))
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    return wanted if soft == resource.RLIM_INFINITY else soft
+    if resource.RLIM_INFINITY in (soft, hard):  # never so on Linux
+        return sys.maxsize if soft == hard else soft
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard

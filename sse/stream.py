@@ -18,7 +18,7 @@ from sse.stores import PAGE
 from sse.subscriber import Delivery, Lagging, Reset, Start, Subscriber
 from sse.wire import HEARTBEAT, encode_control, encode_id, type_in_data
 
-_CHUNK: Final = 65_536
+_CHUNK: Final = 16_384
 _CHUNK_EVENTS: Final = 1000
 _STALLED_AFTER: Final = 20.0
 _RETRY_STORE: Final = 1.0
@@ -105,6 +105,11 @@ class Stream:
         # What the client may say that it has, where that is not what it was given: see _claims.
         self._claims: dict[str, Position | None] | None = None
         self._written = self._again = 0.0
+
+    @property
+    def waits(self) -> bool:
+        """Whether the store did not answer, so that there is nothing to say before it is `due`."""
+        return self._again > 0
 
     @property
     def due(self) -> float:

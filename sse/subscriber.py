@@ -164,7 +164,8 @@ class Subscriber:
         try:
             for name in order:
                 while entries := self._next(name, taken):
-                    for entry in entries:
+                    for one in entries:
+                        entry = one if one.body else encoded(one)  # of a whole page, only what is taken
                         size += len(entry.body)
                         if events and (events >= max_events or size > max_bytes):
                             self.notify()
@@ -220,7 +221,7 @@ class Subscriber:
             return entries
         page = self._read([(name, place)])[0]
         if not page.reason:
-            return [encoded(entry) for entry in page.entries]
+            return page.entries
         if lives == (self._lives or {}).get(name, 0):
             raise Lagging(name)
         taken.append(reset_at(name, channel.reset_reason, place, top))

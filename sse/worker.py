@@ -108,6 +108,7 @@ class Streams(Row):
         if self.asks or (self.chunk is None and self.fanout.join(self)):
             return
         chunk, self.chunk = self.chunk, None
+        asked = chunk is not None
         if chunk is None:
             chunk = self.stream.quick(self.fanout.shared)
         if chunk is None:
@@ -119,7 +120,9 @@ class Streams(Row):
         else:
             if chunk:
                 self._tell(chunk)
-            if self.fds and not self.fanout.join(self):
+            if asked and not self.stream.waits:
+                self.fanout.call(self)  # there may be more: a call that came while it asked was passed over
+            elif self.fds and not self.fanout.join(self):
                 self.fanout.set_timer(self)
 
     def step(self) -> None:
@@ -301,11 +304,12 @@ class Fanout:
     """All connections of this worker that were handed off, and the loop that writes to them.
 
     `give_back` is how a connection gets a greenlet again: called with its number, what it is to be sent first, and
-    whether it ends then.
+    whether it ends then; it tells whether there is room for one more.
     """
 
-    def __init__(self, log: Any, keepalive: float, give_back: Callable[[int, bytes, bool], None]) -> None:
+    def __init__(self, log: Any, keepalive: float, give_back: Callable[[int, bytes, bool], bool]) -> None:
         self.log = log
+        self.room: float = math.inf  # connections that may be here
         self.draining = False
         self.shared: Shared = {}  # what is encoded in this round
         self._keepalive = keepalive
@@ -440,7 +444,9 @@ class Fanout:
         self._leave(fd)
         self._unwatch(fd)
         self._run(self._closing.pop(fd, ()))
-        self._give_back(fd, data, closes)
+        if not self._give_back(fd, data, closes):
+            self._doomed.append(fd)
+            self._wake.set()
 
     def end(self, fd: int) -> None:
         """Close it. Its number becomes free only between rounds: else another client could get its bytes."""
@@ -536,6 +542,8 @@ class Fanout:
         self.set_end(fd, end)
         if closing:
             self._closing[fd] = closing
+        if len(self._row_of) > self.room and self._resting.fds:
+            self.end(next(iter(self._resting.fds)))  # has rested longest; there are files for so many
         if permit:
             self.permits[fd] = permit, end
             permit.begin(partial(self._make_due, fd))
@@ -734,8 +742,11 @@ class Worker(GeventWorker):  # type: ignore[misc]
         self._fanout.hold(connection.fileno(), poll, _same(_head(response)))
         connection.detach()
 
-    def _give_back(self, fd: int, data: bytes, closes: bool) -> None:
+    def _give_back(self, fd: int, data: bytes, closes: bool) -> bool:
+        if len(self._given_back) >= self.worker_connections:
+            return False
         self._given_back.spawn(self._go_on, fd, data, closes)
+        return True
 
     def _go_on(self, fd: int, data: bytes, closes: bool) -> None:
         """Serve what comes next on a connection whose poll is answered."""
@@ -766,6 +777,8 @@ class Worker(GeventWorker):  # type: ignore[misc]
             self._between.discard(greenlet)
 
     def run(self) -> None:
+        if self._service:
+            self._fanout.room = self._service.hub.max_subscribers
         draining = gevent.spawn(self._drain)
         super().run()
         draining.join()

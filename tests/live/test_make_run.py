@@ -103,6 +103,7 @@ def test_what_make_run_prints_works_and_ctrl_c_ends_it_all(
     with run:
         printed = THREE_LINES.search(run.logs())
         assert printed
+        assert len(re.findall(r"open files: (?:up to|only) \d+ subscribers a worker", run.logs())) == 1
         page, follow, publish = printed[1], shlex.split(printed[2]), shlex.split(printed[3])
         base = f"http://127.0.0.1:{run.port}"
         assert page == f"{base}/"

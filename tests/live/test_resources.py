@@ -14,7 +14,7 @@ import pytest
 
 from tests import client
 from tests.client import Stream
-from tests.live.load import APP, ENV, GREENLETS, KEY, ORIGIN, RESET_ON_CLOSE, Crowd, Storm, address
+from tests.live.load import APP, ENV, GREENLETS, KEY, ORIGIN, RESET_ON_CLOSE, Crowd, Storm
 from tests.servers import Gunicorn, Nginx, RedisServer, wait_until
 
 HEARTBEAT = 3
@@ -42,18 +42,17 @@ def worker(
 
 
 @pytest.fixture(scope="module", autouse=True)
-def deaf(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gunicorn]:
+def deaf(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Gunicorn, Stream]]:
     """A worker that is writing to a client that does not read. The kernel gives it up after 20 s: the others' time."""
-    with Gunicorn(tmp_path_factory.mktemp("deaf"), APP, ENV) as server, socket.socket() as sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        sock.settimeout(10)
-        sock.connect(address(server.url))
-        sock.sendall(b"GET /sse/stream?channel=deaf HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    with (
+        Gunicorn(tmp_path_factory.mktemp("deaf"), APP, ENV) as server,
+        Stream(server.url, {"channel": "deaf"}) as stream,
+    ):
         wait_until(lambda: inspect(server)["subscribers"] == 1)
         for _ in range(100):  # more than the kernels' buffers hold
             publish(server.url, "deaf", "x" * 60_000)
         assert inspect(server)["subscribers"] == 1
-        yield server
+        yield server, stream
 
 
 def inspect(server: Gunicorn) -> dict[str, int]:
@@ -227,5 +226,17 @@ def test_a_full_worker_still_answers_health_and_publishing_and_says_that_it_is_b
         assert inspect(server)["subscribers"] == 200
 
 
-def test_a_client_that_never_reads_is_cut(deaf: Gunicorn) -> None:
-    wait_until(lambda: inspect(deaf)["subscribers"] == 0, 40, 0.2)
+def test_a_client_that_never_reads_is_cut_and_comes_back_for_the_rest(deaf: tuple[Gunicorn, Stream]) -> None:
+    server, stream = deaf
+    wait_until(lambda: inspect(server)["subscribers"] == 0, 40, 0.2)
+    ids = [event.id for event in stream.events() if not event.event.startswith("sse.")]
+    assert 0 < len(ids) < 100
+    assert not stream.complete
+    more = True
+    while more and len(ids) <= 100:
+        batch = client.poll(server.url, ["deaf"], ids[-1], timeout=0).json()
+        assert batch["events"]
+        assert not batch["resets"]
+        ids += [event["id"] for event in batch["events"]]
+        more = batch["more"]
+    assert [int(id.removeprefix("deaf=").partition("-")[0]) for id in ids] == list(range(1, 101))

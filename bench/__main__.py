@@ -1,0 +1,105 @@
+"""Run the benchmark: `make bench`, or `python -m bench --help`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from bench import report
+from bench.load import BUILD, Load, LoadError
+from bench.more import MORE
+from bench.peers import PEERS, CannotRun, Peer
+from bench.scenarios import FULL, QUICK, SCENARIOS, Record, Session, Size
+
+Results = dict[str, dict[str, list[Record]]]
+
+
+def measure(peer: Peer, scenario: str, size: Size, measures: dict[str, list[Record]]) -> str:
+    """Run one scenario on a fresh server; why it did not come to its end, where it did not."""
+    known = {name: list(records) for name, records in measures.items()}
+    with ExitStack() as stack:
+        try:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
+            target = peer.start(stack, folder)
+            load = stack.enter_context(Load("127.0.0.1", target.port))
+            session = Session(peer, target, load, size, lambda name: known.get(name, []))
+            session.prepare()
+            for name, record in SCENARIOS[scenario](session):
+                measures[name].append(record)
+                told = f"   server's core {record['server']:.0%}" if "server" in record else ""
+                told += "" if record["valid"] else f"   does not count: {json.dumps(record)}"
+                print(f"  {peer.name:20} {name:18} {record['value']:14,.1f}{told}", flush=True)
+        except (LoadError, AssertionError, OSError, subprocess.SubprocessError) as error:
+            why = str(error).splitlines()[0] if str(error) else type(error).__name__
+            print(f"  {peer.name:20} {scenario:18} not run: {why}", flush=True)
+            return why
+    return ""
+
+
+def run(peers: Sequence[Peer], scenarios: Sequence[str], size: Size, rounds: int) -> tuple[Results, dict[str, str]]:
+    """All peers in each round, one after the other, so that what else the machine does meets them alike."""
+    results: Results = {peer.name: defaultdict(list) for peer in peers}
+    faults: dict[str, str] = {}
+    for number in range(rounds):
+        for scenario in scenarios:
+            for peer in peers:
+                once = not peer.every_round or scenario == "parked"
+                if scenario not in peer.scenarios or (number and once) or peer.label in faults:
+                    continue
+                print(f"round {number + 1} of {rounds}, {scenario}: {peer.label}", flush=True)
+                start = time.monotonic()
+                try:
+                    if why := measure(peer, scenario, size, results[peer.name]):
+                        faults[f"{peer.label}, {scenario}"] = why
+                except CannotRun as error:
+                    faults[peer.label] = str(error)
+                    print(f"  {peer.name:20} not run: {error}", flush=True)
+                print(f"  {'':20} {time.monotonic() - start:.0f} s", flush=True)
+    return results, faults
+
+
+def main(words: Sequence[str]) -> int:
+    """Measure, print the tables, and write what came of it."""
+    parser = argparse.ArgumentParser("bench", description="Throughline and its peers, side by side.")
+    parser.add_argument("--peers", help=f"some of: {', '.join(peer.name for peer in PEERS + MORE)}")
+    parser.add_argument("--more", action="store_true", help="those too that have to be built with Go")
+    parser.add_argument("--only", help=f"some of: {', '.join(SCENARIOS)}")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--streams", help="such as 100,1000,10000")
+    parser.add_argument("--quick", action="store_true", help="tiny, to see that everything works")
+    parser.add_argument("--results", type=Path, default=BUILD / "results.json", help="where all records go")
+    parser.add_argument("--docs", action="store_true", help="write docs/benchmarks.md and its chart")
+    args = parser.parse_args(words)
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    size = QUICK if args.quick else FULL
+    if args.streams:
+        size = Size(tuple(sorted(int(count) for count in args.streams.split(","))), size.seconds, size.trials)
+    wanted = args.peers.split(",") if args.peers else [peer.name for peer in (PEERS + MORE if args.more else PEERS)]
+    scenarios = args.only.split(",") if args.only else list(SCENARIOS)
+    if unknown := {*wanted} - {peer.name for peer in PEERS + MORE} | {*scenarios} - SCENARIOS.keys():
+        parser.error(f"not known: {', '.join(sorted(unknown))}")
+    peers = [peer for peer in PEERS + MORE if peer.name in wanted]
+    began = time.time()
+    results, faults = run(peers, scenarios, size, 1 if args.quick else args.rounds)
+    print(f"{(time.time() - began) / 60:.1f} minutes\n")
+    outcome = report.Outcome(results, faults, {peer.name: peer.label for peer in peers}, size.streams)
+    BUILD.mkdir(exist_ok=True)
+    args.results.write_text(json.dumps(outcome.as_json(), indent=1))
+    print(report.tables(outcome))
+    if args.docs:
+        report.write(outcome)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,46 @@
+"""sse-starlette with a queue for each client."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from sse_starlette.sse import EventSourceResponse
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+clients: set[asyncio.Queue[str]] = set()
+
+
+async def stream(_: Request) -> EventSourceResponse:
+    async def body() -> AsyncIterator[dict[str, str]]:
+        mine: asyncio.Queue[str] = asyncio.Queue()
+        clients.add(mine)
+        try:
+            yield {"comment": "open"}
+            while True:
+                yield {"data": await mine.get()}
+        finally:
+            clients.discard(mine)
+
+    return EventSourceResponse(body(), headers={"Access-Control-Allow-Origin": "*"})
+
+
+async def publish(request: Request) -> Response:
+    for data in await request.json():
+        for client in clients:
+            client.put_nowait(data)
+    return Response(status_code=201)
+
+
+async def healthz(_: Request) -> Response:
+    return Response("ok")
+
+
+app = Starlette(
+    routes=[
+        Route("/stream", stream),
+        Route("/publish", publish, methods=["POST"]),
+        Route("/healthz", healthz),
+    ]
+)

@@ -1,0 +1,40 @@
+"""Round trips of the publish script from as many greenlets as there are clients: what Redis itself costs.
+
+python -m bench.evalsha REDIS_URL GREENLETS SECONDS
+"""
+
+from gevent import monkey
+
+monkey.patch_all()
+
+import secrets  # noqa: E402
+import sys  # noqa: E402
+import time  # noqa: E402
+from importlib import resources  # noqa: E402
+
+import gevent  # noqa: E402
+import redis  # noqa: E402
+
+PAYLOAD = '{"type":"message","data":"' + "x" * 128 + '"}'
+
+
+def main(url: str, greenlets: int, seconds: float) -> None:
+    """Print how many round trips there were each second."""
+    client = redis.Redis.from_url(url)
+    sha = client.script_load(resources.files("sse.stores").joinpath("publish.lua").read_text())
+    counts = [0] * greenlets
+    end = time.monotonic() + seconds
+
+    def publish(number: int) -> None:
+        while time.monotonic() < end:
+            once = f"sse:{{bare}}:once:{secrets.token_hex(12)}"
+            nonce = secrets.token_hex(8)
+            client.evalsha(sha, 2, "sse:{bare}", once, nonce, 1001, 86400, 30, "PUBLISH", "sse:0:{bare}", PAYLOAD)
+            counts[number] += 1
+
+    gevent.joinall([gevent.spawn(publish, number) for number in range(greenlets)], raise_error=True)
+    print(round(sum(counts) / seconds))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]))

@@ -1,0 +1,700 @@
+/* The load generator: subscribers, publisher and clients in one thread, on one epoll.
+ *
+ *   load HOST PORT      or, to a unix socket,      load unix PATH
+ *
+ * Commands come on stdin, one a line; each is answered by one line of JSON on stdout. It knows no server: requests are
+ * templates that are given to it.
+ *
+ *   set NAME TEXT                  a template; \r \n \\ are escapes. Names: stream publish body item between after,
+ *                                  check, and those that `ask` and `probe` are given
+ *   channels N                     events go to so many channels in turn
+ *   each 0|1                       whether each event needs a request of its own (they are pipelined)
+ *   size BYTES                     of an event's data
+ *   open N AT_ONCE HEAD            open N streams more; HEAD 0: with no answer, as parked polls; `check` is asked between
+ *   close                          close all streams
+ *   fanout RATE BATCH SECONDS GRACE   publish at RATE events/s to all open streams
+ *   single SECONDS                 publish an event when all streams have had the one before it
+ *   ask NAME CONNECTIONS SECONDS   the request again and again on kept-alive connections
+ *   connect AT_ONCE SECONDS        open streams, each closed when its first block has come
+ *   probe NAME EVERY_MS RATE SECONDS  time the request on new connections while RATE events/s are published
+ *
+ * An event's data is `@`, a digit for its channel, nine digits that count its channel's events, and filling. Each stream
+ * checks that these are contiguous; what is not is told as lost or doubled.
+ */
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { MARK = 11, CHANNELS = 8, MAX_FD = 1 << 16, EVENTS = 1 << 20, BUFFER = 1 << 18, REPLY = 1 << 16, SAMPLES = 1 << 20 };
+static const double BATCH_TIME = 0.02;  /* events that fall due within it share a request */
+enum kind { NONE, STREAM, PUBLISHER, CLIENT };
+enum framing { HEAD, PLAIN, CHUNK_SIZE, CHUNK, CHUNK_END, LAST };
+
+struct connection {
+    enum kind kind;
+    enum framing framing;
+    bool joined;               /* a stream that is counted as open */
+    uint32_t chunk;            /* bytes of the chunk that are still to come */
+    uint32_t next[CHANNELS];   /* number of the next event; 0 before the first */
+    char tail[MARK];           /* of a mark that a read has cut */
+    int tail_length;
+    char *reply;               /* a stream's head, or what has come of an answer */
+    int reply_length;
+    int64_t asked_at;
+    const char *request;       /* what a client asks again and again */
+};
+
+static struct connection connections[MAX_FD];
+static struct { char name[16]; char *text; } templates[32];
+static struct sockaddr_storage server;
+static socklen_t server_length;
+static int poller, channel_count = 1, data_size = 128;
+static bool one_each;
+static char buffer[BUFFER];
+
+static int open_streams, waiting, failed, ended, early;   /* waiting: without its first block; early: answered unasked */
+static bool keep_connecting, want_head = true;
+
+static uint32_t numbers[CHANNELS];                        /* of the newest event of each channel */
+static uint32_t first_number[CHANNELS];                   /* of this run */
+static int64_t published_at[EVENTS];
+static int64_t last_at[EVENTS];
+static int32_t receipts[EVENTS];
+static int64_t published, completed, delivered, lost, doubled, last_receipt, now;
+
+static int publisher = -1, unanswered;
+static int64_t answers, refused, samples_taken;
+static int64_t samples[SAMPLES];                          /* nanoseconds that requests took */
+static bool asking;
+
+static int64_t clock_now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec * 1000000000LL + t.tv_nsec;
+}
+
+static double cpu_seconds(void) {
+    struct rusage u;
+    getrusage(RUSAGE_SELF, &u);
+    return u.ru_utime.tv_sec + u.ru_stime.tv_sec + (u.ru_utime.tv_usec + u.ru_stime.tv_usec) / 1e6;
+}
+
+static void die(const char *why) {
+    fprintf(stderr, "load: %s: %s\n", why, strerror(errno));
+    exit(1);
+}
+
+static const char *template(const char *name) {
+    for (int i = 0; i < 32 && templates[i].text; i++)
+        if (!strcmp(templates[i].name, name)) return templates[i].text;
+    fprintf(stderr, "load: no template %s\n", name);
+    exit(1);
+}
+
+static void set_template(const char *name, const char *text) {
+    int i = 0;
+    while (templates[i].text && strcmp(templates[i].name, name))
+        if (++i == 32) die("too many templates");
+    char *out = malloc(strlen(text) + 1), *o = out;
+    for (; *text; text++) {
+        if (*text == '\\' && text[1]) {
+            text++;
+            *o++ = *text == 'r' ? '\r' : *text == 'n' ? '\n' : *text;
+        } else *o++ = *text;
+    }
+    *o = 0;
+    snprintf(templates[i].name, sizeof templates[i].name, "%s", name);
+    free(templates[i].text);
+    templates[i].text = out;
+}
+
+/* Connections */
+
+static int connect_to_server(enum kind kind) {
+    static unsigned source;
+    int fd = socket(server.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0), on = 1;
+    if (fd < 0) die("socket");
+    if (fd >= MAX_FD) die("too many connections");
+    if (server.ss_family == AF_INET) {
+        /* From a hundred addresses, so that ports do not run out, and limits for each address are as in real life. */
+        struct sockaddr_in from = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(0x7f000002 + source++ % 100)};
+        setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &on, sizeof on);
+        if (bind(fd, (struct sockaddr *)&from, sizeof from)) die("bind");
+        setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+    }
+    if (connect(fd, (struct sockaddr *)&server, server_length) && errno != EINPROGRESS) {
+        close(fd);
+        return -1;
+    }
+    memset(&connections[fd], 0, sizeof connections[fd]);
+    connections[fd].kind = kind;
+    struct epoll_event e = {.events = EPOLLIN, .data.fd = fd};
+    if (epoll_ctl(poller, EPOLL_CTL_ADD, fd, &e)) die("epoll_ctl");
+    return fd;
+}
+
+static void hang_up(int fd) {
+    struct connection *c = &connections[fd];
+    free(c->reply);
+    memset(c, 0, sizeof *c);
+    close(fd);
+}
+
+/* Loopback has room for what is sent here; where it has not, everything waits. */
+static bool send_all(int fd, const char *data, size_t length) {
+    while (length) {
+        ssize_t n = send(fd, data, length, MSG_NOSIGNAL);
+        if (n < 0) {
+            struct pollfd p = {.fd = fd, .events = POLLOUT};
+            if ((errno != EAGAIN && errno != ENOTCONN) || poll(&p, 1, 10000) <= 0) return false;
+            continue;
+        }
+        data += n;
+        length -= n;
+    }
+    return true;
+}
+
+/* What a subscriber reads */
+
+static void take_mark(struct connection *c, const char *mark) {
+    unsigned channel = mark[1] - '0';
+    uint32_t number = 0;
+    for (int i = 2; i < MARK; i++) number = number * 10 + (mark[i] - '0');
+    if (channel >= CHANNELS || number > numbers[channel]) {
+        refused++;
+        return;
+    }
+    uint32_t expected = c->next[channel];
+    if (expected && number < expected) {
+        doubled++;
+        return;
+    }
+    if (expected) lost += number - expected;
+    c->next[channel] = number + 1;
+    if (number < first_number[channel]) return;
+    int64_t event = (int64_t)(number - first_number[channel]) * channel_count + channel;
+    delivered++;
+    last_receipt = last_at[event] = now;
+    if (++receipts[event] == open_streams) completed++;
+}
+
+static void scan(struct connection *c, const char *p, size_t length) {
+    if (c->tail_length) {
+        size_t n = MARK - c->tail_length;
+        if (n > length) n = length;
+        memcpy(c->tail + c->tail_length, p, n);
+        c->tail_length += n;
+        p += n;
+        length -= n;
+        if (c->tail_length < MARK) return;
+        c->tail_length = 0;
+        take_mark(c, c->tail);
+    }
+    const char *mark;
+    while (length && (mark = memchr(p, '@', length))) {
+        length -= mark - p;
+        if (length < MARK) {
+            memcpy(c->tail, mark, length);
+            c->tail_length = length;
+            return;
+        }
+        take_mark(c, mark);
+        p = mark + MARK;
+        length -= MARK;
+    }
+}
+
+static void take_body(struct connection *c, const char *p, size_t length) {
+    while (length) {
+        char b;
+        switch (c->framing) {
+        case PLAIN:
+            scan(c, p, length);
+            return;
+        case CHUNK_SIZE:
+            b = *p++;
+            length--;
+            if (b >= '0' && b <= '9') c->chunk = c->chunk * 16 + (b - '0');
+            else if ((b | 32) >= 'a' && (b | 32) <= 'f') c->chunk = c->chunk * 16 + ((b | 32) - 'a' + 10);
+            else if (b == '\n') c->framing = c->chunk ? CHUNK : LAST;
+            break;
+        case CHUNK: {
+            size_t n = length < c->chunk ? length : c->chunk;
+            scan(c, p, n);
+            p += n;
+            length -= n;
+            c->chunk -= n;
+            if (!c->chunk) c->framing = CHUNK_END;
+            break;
+        }
+        case CHUNK_END:
+            if (*p == '\n') c->framing = CHUNK_SIZE;
+            p++;
+            length--;
+            break;
+        default:
+            return;
+        }
+    }
+}
+
+/* The head, which may come in pieces; true when the body has begun, or never will. */
+static bool take_head(struct connection *c, const char *data, size_t length) {
+    c->reply = realloc(c->reply, c->reply_length + length + 1);
+    memcpy(c->reply + c->reply_length, data, length);
+    c->reply_length += length;
+    c->reply[c->reply_length] = 0;
+    char *end = strstr(c->reply, "\r\n\r\n");
+    if (!end) return false;
+    *end = 0;
+    if (strncmp(c->reply + 8, " 200", 4)) {
+        if (!failed++) fprintf(stderr, "load: a stream was answered: %.300s\n", c->reply);
+    }
+    c->framing = strcasestr(c->reply, "\r\nTransfer-Encoding: chunked") ? CHUNK_SIZE : PLAIN;
+    take_body(c, end + 4, c->reply_length - (end + 4 - c->reply));
+    free(c->reply);
+    c->reply = NULL;
+    return true;
+}
+
+static void start_stream(void);
+
+static void read_stream(int fd) {
+    struct connection *c = &connections[fd];
+    ssize_t n = recv(fd, buffer, BUFFER, 0);
+    if (n < 0 && errno == EAGAIN) return;
+    bool first = c->framing == HEAD;
+    if (n > 0 && !first) {
+        take_body(c, buffer, n);
+        return;
+    }
+    if (n > 0 && !take_head(c, buffer, n)) return;
+    if (n <= 0) {
+        ended++;
+        if (first) failed++;
+        if (c->joined) open_streams--;
+    }
+    if (first && !c->joined) {
+        waiting--;
+        if (n > 0) {
+            open_streams++;
+            c->joined = true;
+        }
+    } else if (first) early++;
+    if (keep_connecting) {
+        answers++;
+        open_streams -= c->joined;
+        hang_up(fd);
+        start_stream();
+    } else if (n <= 0) hang_up(fd);
+}
+
+static void start_stream(void) {
+    int fd = connect_to_server(STREAM);
+    const char *request = template("stream");
+    if (fd < 0 || !send_all(fd, request, strlen(request))) {
+        failed++;
+        if (fd >= 0) hang_up(fd);
+        return;
+    }
+    if (want_head) waiting++;
+    else {
+        open_streams++;
+        connections[fd].joined = true;
+    }
+}
+
+/* Answers to requests */
+
+static void ask(int fd) {
+    struct connection *c = &connections[fd];
+    c->asked_at = clock_now();
+    if (!send_all(fd, c->request, strlen(c->request))) refused++;
+}
+
+/* The length of the first whole answer in `reply`, or 0. */
+static int answer_length(const char *reply, int length) {
+    const char *end = memmem(reply, length, "\r\n\r\n", 4), *field;
+    if (!end) return 0;
+    int head = end + 4 - reply;
+    if ((field = strcasestr(reply, "\r\nContent-Length:")) && field < end) {
+        int whole = head + atoi(field + 17);
+        return whole <= length ? whole : 0;
+    }
+    if (!strncmp(reply + 9, "204", 3)) return head;
+    const char *last = memmem(reply + head - 2, length - head + 2, "\r\n0\r\n\r\n", 7);
+    return last ? last + 7 - reply : 0;
+}
+
+static void read_answers(int fd) {
+    struct connection *c = &connections[fd];
+    if (!c->reply) c->reply = malloc(REPLY + 1);
+    ssize_t n = recv(fd, c->reply + c->reply_length, REPLY - c->reply_length, 0);
+    if (n < 0 && errno == EAGAIN) return;
+    if (n <= 0) {
+        if (c->kind == PUBLISHER) publisher = -1, unanswered = 0, refused++;
+        else refused++;
+        hang_up(fd);
+        return;
+    }
+    c->reply_length += n;
+    c->reply[c->reply_length] = 0;
+    int length, done = 0;
+    while ((length = answer_length(c->reply + done, c->reply_length - done))) {
+        if (c->reply[done + 9] != '2' && !refused++) fprintf(stderr, "load: answered: %.300s\n", c->reply + done);
+        done += length;
+        if (c->kind == PUBLISHER) {
+            unanswered--;
+            continue;
+        }
+        answers++;
+        if (samples_taken < SAMPLES) samples[samples_taken++] = clock_now() - c->asked_at;
+    }
+    c->reply_length -= done;
+    memmove(c->reply, c->reply + done, c->reply_length);
+    if (done && c->kind == CLIENT) {
+        if (asking) ask(fd);
+        else hang_up(fd);
+    }
+}
+
+/* Publishing: one connection, so that the order is told; what falls due while it waits for its answer goes together. */
+
+static size_t put(char *out, const char *text, unsigned channel, uint32_t number, size_t body_length) {
+    char *o = out;
+    for (; *text; text++) {
+        if (*text != '%') {
+            *o++ = *text;
+            continue;
+        }
+        switch (*++text) {
+        case 'L': o += sprintf(o, "%zu", body_length); break;
+        case 'C': o += sprintf(o, "%u", channel); break;
+        case 'N': o += sprintf(o, "%u", number); break;
+        case 'D':
+            o += sprintf(o, "@%u%09u ", channel, number);
+            memset(o, 'x', data_size - MARK - 1);
+            o += data_size - MARK - 1;
+            break;
+        default: *o++ = *text;
+        }
+    }
+    return o - out;
+}
+
+static void publish(int count, int64_t due, int64_t every) {
+    static char body[1 << 20], request[1 << 21];
+    size_t length = 0, body_length = 0;
+    if (publisher < 0 && (publisher = connect_to_server(PUBLISHER)) < 0) {
+        refused++;
+        return;
+    }
+    if (!one_each) body_length += put(body, template("body"), 0, 0, 0);
+    for (int i = 0; i < count && published < EVENTS; i++, due += every) {
+        unsigned channel = published % channel_count;
+        uint32_t number = ++numbers[channel];
+        published_at[published++] = due;
+        if (!one_each) {
+            if (i) body_length += put(body + body_length, template("between"), 0, 0, 0);
+            body_length += put(body + body_length, template("item"), channel, number, 0);
+            continue;
+        }
+        body_length = put(body, template("item"), channel, number, 0);
+        length += put(request + length, template("publish"), channel, number, body_length);
+        memcpy(request + length, body, body_length);
+        length += body_length;
+        unanswered++;
+    }
+    if (!one_each) {
+        body_length += put(body + body_length, template("after"), 0, 0, 0);
+        length = put(request, template("publish"), 0, 0, body_length);
+        memcpy(request + length, body, body_length);
+        length += body_length;
+        unanswered++;
+    }
+    if (!send_all(publisher, request, length)) refused++;
+}
+
+static void step(int64_t until) {
+    static struct epoll_event ready[512];
+    now = clock_now();
+    int64_t left = until - now;
+    struct timespec wait = {.tv_sec = left > 0 ? left / 1000000000 : 0, .tv_nsec = left > 0 ? left % 1000000000 : 0};
+    int n = epoll_pwait2(poller, ready, 512, &wait, NULL);
+    for (int i = 0; i < n; i++) {
+        int fd = ready[i].data.fd;
+        if (i % 32 == 0) now = clock_now();
+        if (connections[fd].kind == STREAM) read_stream(fd);
+        else if (connections[fd].kind != NONE) read_answers(fd);
+    }
+}
+
+/* Runs */
+
+static int64_t seconds(double s) { return (int64_t)(s * 1e9); }
+
+static int compare(const void *a, const void *b) {
+    int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
+    return (x > y) - (x < y);
+}
+
+static double percentile(int64_t *values, int64_t count, double p) {
+    if (!count) return 0;
+    qsort(values, count, sizeof *values, compare);
+    int64_t place = (int64_t)(count * p);
+    return values[place < count ? place : count - 1] / 1e6;
+}
+
+static void begin_run(void) {
+    for (int i = 0; i < channel_count; i++) first_number[i] = numbers[i] + 1;
+    memset(receipts, 0, sizeof receipts);
+    published = completed = delivered = lost = doubled = refused = answers = samples_taken = ended = 0;
+}
+
+/* Until each stream has had an event of each channel: those that open without an answer are known to listen then. */
+static void begin_listening(void) {
+    int64_t end = clock_now() + seconds(30), again = 0;
+    begin_run();
+    while (open_streams && (now = clock_now()) < end) {
+        if (!unanswered) {
+            if (published && completed == published) return begin_run();
+            if (now >= again) {
+                begin_run();
+                publish(channel_count, now, 0);
+                again = now + seconds(2);
+            }
+        }
+        step(unanswered || again > end ? end : again);
+    }
+    begin_run();
+    refused++;
+}
+
+static void tell_events(double took, double cpu, bool late) {
+    static int64_t latency[EVENTS];
+    int64_t whole = 0;
+    for (int64_t i = 0; i < published; i++)
+        if (receipts[i] >= open_streams && open_streams) latency[whole++] = last_at[i] - published_at[i];
+    printf("{\"streams\": %d, \"published\": %lld, \"delivered\": %lld, \"lost\": %lld, \"doubled\": %lld, "
+           "\"refused\": %lld, \"ended\": %d, \"late\": %s, \"seconds\": %.4f, \"p50\": %.3f, \"p99\": %.3f, \"max\": %.3f, "
+           "\"cpu\": %.3f}\n",
+           open_streams, (long long)published, (long long)delivered,
+           (long long)(published * open_streams - delivered > lost ? published * open_streams - delivered : lost),
+           (long long)doubled, (long long)refused, ended, late ? "true" : "false", took, percentile(latency, whole, 0.5),
+           percentile(latency, whole, 0.99), percentile(latency, whole, 1), cpu);
+}
+
+static void fan_out(double rate, int batch, double length, double grace) {
+    begin_listening();
+    double cpu = cpu_seconds();
+    int64_t start = clock_now(), end = start + seconds(length), limit = end + seconds(grace);
+    int64_t every = (int64_t)(1e9 / rate), due = start, next = start, offered = (end - start) / every;
+    last_receipt = start;
+    while ((now = clock_now()) < limit && open_streams && !refused) {
+        if (completed == published && published == offered && !unanswered) break;
+        if (!unanswered && published < offered && now >= next && now >= due) {
+            int64_t count = (now - due) / every + 1;
+            if (count > offered - published) count = offered - published;
+            next = count > batch ? now : now + seconds(BATCH_TIME);
+            if (count > batch) count = batch;
+            publish(count, due, every);
+            due += every * count;
+        }
+        step(unanswered || published == offered ? limit : next > due ? next : due);
+    }
+    double used = (cpu_seconds() - cpu) / ((clock_now() - start) / 1e9);
+    bool late = completed < offered;
+    /* Late is not lost: what comes now is counted, but the run was too fast for the server. */
+    limit = clock_now() + seconds(3);
+    while (completed < published && open_streams && clock_now() < limit) step(limit);
+    tell_events((last_receipt - start) / 1e9, used, late);
+}
+
+static void single(double length) {
+    begin_listening();
+    double cpu = cpu_seconds();
+    int64_t start = clock_now(), end = start + seconds(length), limit = end + seconds(10);
+    while ((now = clock_now()) < limit && open_streams) {
+        if (completed == published && !unanswered) {
+            if (now >= end) break;
+            publish(1, now, 0);
+        }
+        step(limit);
+    }
+    double took = (clock_now() - start) / 1e9;
+    tell_events(took, (cpu_seconds() - cpu) / took, completed < published);
+}
+
+/* A request that is answered: what was sent before it has been accepted by then. */
+static void check(void) {
+    int64_t limit = clock_now() + seconds(10);
+    int fd = connect_to_server(CLIENT);
+    if (fd < 0) return;
+    connections[fd].request = template("check");
+    ask(fd);
+    while (connections[fd].kind == CLIENT && clock_now() < limit) step(limit);
+    if (connections[fd].kind == CLIENT) hang_up(fd);
+}
+
+static void open_many(int count, int at_once) {
+    int64_t start = clock_now(), limit = start + seconds(60);
+    failed = waiting = early = 0;
+    while ((count || waiting > 0) && clock_now() < limit && failed < 100) {
+        if (count && waiting < at_once) {
+            start_stream();
+            if (--count % at_once == 0 && !want_head) check();
+        } else step(limit);
+    }
+    printf("{\"open\": %d, \"failed\": %d, \"early\": %d, \"seconds\": %.4f}\n", open_streams, failed + count, early,
+           (clock_now() - start) / 1e9);
+}
+
+static void close_kind(enum kind kind) {
+    for (int fd = 0; fd < MAX_FD; fd++)
+        if (connections[fd].kind == kind) hang_up(fd);
+    if (kind == STREAM) open_streams = waiting = 0;
+    if (kind == PUBLISHER) publisher = -1, unanswered = 0;
+}
+
+static void tell_answers(double took, double cpu) {
+    printf("{\"answers\": %lld, \"refused\": %lld, \"failed\": %d, \"delivered\": %lld, \"seconds\": %.4f, "
+           "\"p50\": %.3f, \"p99\": %.3f, \"cpu\": %.3f}\n",
+           (long long)answers, (long long)refused, failed, (long long)delivered, took, percentile(samples, samples_taken, 0.5),
+           percentile(samples, samples_taken, 0.99), cpu / took);
+}
+
+static void ask_all(const char *name, int count, double length) {
+    begin_run();
+    failed = 0;
+    asking = true;
+    double cpu = cpu_seconds();
+    int64_t start = clock_now(), end = start + seconds(length);
+    for (int i = 0; i < count; i++) {
+        int fd = connect_to_server(CLIENT);
+        if (fd < 0) die("connect");
+        connections[fd].request = template(name);
+        ask(fd);
+    }
+    while (clock_now() < end) step(end);
+    asking = false;
+    tell_answers((clock_now() - start) / 1e9, cpu_seconds() - cpu);
+    close_kind(CLIENT);
+}
+
+static void connect_all(int at_once, double length) {
+    begin_run();
+    failed = waiting = 0;
+    keep_connecting = true;
+    double cpu = cpu_seconds();
+    int64_t start = clock_now(), end = start + seconds(length);
+    for (int i = 0; i < at_once; i++) start_stream();
+    while (clock_now() < end) step(end);
+    keep_connecting = false;
+    tell_answers((clock_now() - start) / 1e9, cpu_seconds() - cpu);
+    close_kind(STREAM);
+}
+
+static void probe(const char *name, double every_ms, double rate, double length) {
+    if (rate) begin_listening();
+    else begin_run();
+    failed = 0;
+    double cpu = cpu_seconds();
+    int64_t start = clock_now(), end = start + seconds(length), next_probe = start, next_event = start;
+    while ((now = clock_now()) < end) {
+        if (now >= next_probe) {
+            int fd = connect_to_server(CLIENT);
+            if (fd < 0) die("connect");
+            connections[fd].request = template(name);
+            ask(fd);
+            next_probe += seconds(every_ms / 1e3);
+        }
+        if (rate && now >= next_event && !unanswered) {
+            publish(1, now, 0);
+            next_event += seconds(1 / rate);
+        }
+        int64_t until = next_probe < end ? next_probe : end;
+        if (rate && !unanswered && next_event < until) until = next_event;
+        step(until);
+    }
+    int64_t limit = clock_now() + seconds(5);
+    double took = (clock_now() - start) / 1e9, used = cpu_seconds() - cpu;
+    for (bool some = true; some && clock_now() < limit;) {      /* the slowest answers count too */
+        some = false;
+        for (int fd = 0; fd < MAX_FD && !some; fd++) some = connections[fd].kind == CLIENT;
+        if (some) step(clock_now() + seconds(0.01));
+    }
+    tell_answers(took, used);
+    close_kind(CLIENT);
+}
+
+static bool obey(char *line) {
+    char name[16], text[2];
+    int count, at_once, used = 0;
+    double a, b, c;
+    line[strcspn(line, "\n")] = 0;
+    if (sscanf(line, "set %15s %n%1c", name, &used, text) >= 1 && used) {
+        set_template(name, line + used);
+        printf("{}\n");
+    } else if (sscanf(line, "channels %d", &channel_count) == 1 && channel_count <= CHANNELS) printf("{}\n");
+    else if (sscanf(line, "size %d", &data_size) == 1 && data_size > MARK && data_size < 1000) printf("{}\n");
+    else if (sscanf(line, "each %d", &count) == 1) {
+        one_each = count;
+        printf("{}\n");
+    } else if (sscanf(line, "open %d %d %d", &count, &at_once, &used) == 3) {
+        want_head = used;
+        open_many(count, at_once);
+    } else if (!strcmp(line, "close")) {
+        close_kind(STREAM);
+        close_kind(PUBLISHER);
+        printf("{}\n");
+    } else if (sscanf(line, "fanout %lf %d %lf %lf", &a, &count, &b, &c) == 4 && count <= 1000) fan_out(a, count, b, c);
+    else if (sscanf(line, "single %lf", &a) == 1) single(a);
+    else if (sscanf(line, "ask %15s %d %lf", name, &count, &a) == 3) ask_all(name, count, a);
+    else if (sscanf(line, "connect %d %lf", &at_once, &a) == 2) {
+        want_head = true;
+        connect_all(at_once, a);
+    } else if (sscanf(line, "probe %15s %lf %lf %lf", name, &a, &b, &c) == 4) probe(name, a, b, c);
+    else return false;
+    return !fflush(stdout);
+}
+
+int main(int argc, char **argv) {
+    if (argc != 3) return fprintf(stderr, "usage: load HOST PORT | load unix PATH\n"), 2;
+    if (!strcmp(argv[1], "unix")) {
+        struct sockaddr_un *to = (void *)&server;
+        to->sun_family = AF_UNIX;
+        snprintf(to->sun_path, sizeof to->sun_path, "%s", argv[2]);
+        server_length = sizeof *to;
+    } else {
+        struct sockaddr_in *to = (void *)&server;
+        to->sin_family = AF_INET;
+        to->sin_port = htons(atoi(argv[2]));
+        if (!inet_pton(AF_INET, argv[1], &to->sin_addr)) die("address");
+        server_length = sizeof *to;
+    }
+    struct rlimit files;
+    getrlimit(RLIMIT_NOFILE, &files);
+    files.rlim_cur = files.rlim_max;
+    setrlimit(RLIMIT_NOFILE, &files);
+    poller = epoll_create1(EPOLL_CLOEXEC);
+    static char line[1 << 16];
+    while (fgets(line, sizeof line, stdin))
+        if (!obey(line)) return fprintf(stderr, "load: not a command: %.60s\n", line), 2;
+    return 0;
+}

@@ -1,0 +1,336 @@
+"""What came of a run: tables, goals, a page of the docs and its chart."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import re
+import shutil
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from html import escape
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from bench.peers import PEERS
+from bench.scenarios import BATCH, CLIENTS, GRACE
+from tests.servers import ROOT
+
+PAGE = ROOT / "docs" / "benchmarks.md"
+TIMES = ("alone", "busy")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """All records: by peer, by measure, one for each round."""
+
+    results: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]
+    faults: Mapping[str, str]
+    labels: Mapping[str, str]
+    streams: Sequence[int]
+
+    def get(self, peer: str, measure: str, field: str = "value") -> float | None:
+        """The median of the rounds that count."""
+        values = [record[field] for record in self.results.get(peer, {}).get(measure, ()) if record["valid"]]
+        return statistics.median(values) if values else None
+
+    def failed(self, peer: str, measure: str) -> bool:
+        """Whether it was tried, and no round counts."""
+        return bool(self.results.get(peer, {}).get(measure)) and self.get(peer, measure) is None
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "machine": machine(),
+            "goals": [asdict(goal) for goal in goals(self)],
+            "results": self.results,
+            "faults": self.faults,
+        }
+
+
+@dataclass(frozen=True)
+class Goal:
+    """One thing that a run has to show."""
+
+    what: str
+    value: float | None
+    wanted: str
+    met: bool
+
+
+# Numbers
+
+
+def count(value: float | None) -> str:
+    return "–" if value is None else f"{value:,.0f}"
+
+
+def milliseconds(value: float | None) -> str:
+    return "–" if value is None else f"{value:,.1f}" if value < 100 else f"{value:,.0f}"
+
+
+def kilobytes(value: float | None) -> str:
+    return "–" if value is None else f"{value / 1024:.2f}" if value < 10240 else f"{value / 1024:.1f}"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table that reads well as text too; rows with nothing to tell are left out."""
+    rows = [row for row in rows if any(cell != "–" for cell in row[1:])]
+    if not rows:
+        return "not run"
+    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
+
+    def line(cells: Sequence[str]) -> str:
+        first, *rest = zip(cells, widths, strict=True)
+        return f"| {' | '.join([first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in rest)])} |"
+
+    rule = [("-" * w if not at else "-" * (w - 1) + ":") for at, w in enumerate(widths)]
+    return "\n".join([line(head), line(rule), *map(line, rows)])
+
+
+def tables(outcome: Outcome) -> str:
+    """All tables, as Markdown."""
+    most = outcome.streams[-1]
+    get, labels = outcome.get, outcome.labels
+
+    def rows(*columns: tuple[str, str, Any]) -> list[list[str]]:
+        return [
+            [label, *("✗" if outcome.failed(peer, m) else show(get(peer, m, field)) for m, field, show in columns)]
+            for peer, label in labels.items()
+        ]
+
+    def of_all(measure: str, field: str, show: Any) -> list[tuple[str, str, Any]]:
+        return [(f"{measure}-{number}", field, show) for number in outcome.streams]
+
+    sizes = [f"{number:,}" for number in outcome.streams]
+    parts = [
+        "## Deliveries a second, sustained, with nothing lost\n",
+        table(["streams", *sizes], rows(*of_all("fanout", "value", count))),
+        "\n## One event at a time: deliveries a second\n",
+        table(["streams", *sizes], rows(*of_all("single", "value", count))),
+        "\n## One event at a time: when the last stream has it, ms, p50 and p99\n",
+        table(
+            ["streams", *(f"{number} {p}" for number in sizes for p in ("p50", "p99"))],
+            rows(*((f"single-{n}", p, milliseconds) for n in outcome.streams for p in ("p50", "p99"))),
+        ),
+        "\n## Memory, KB of RSS\n",
+        table(
+            ["", "an idle stream", "a parked poll"],
+            rows((f"idle-{most}", "value", kilobytes), (f"parked-{most}", "value", kilobytes)),
+        ),
+        "\n## Requests a second\n",
+        table(
+            ["", "new streams", "polls", "publishes", "bare EVALSHA"],
+            rows(*((name, "value", count) for name in ("connects", "polls", "publishes", "evalsha"))),
+        ),
+        f"\n## A request on a new connection, p99 in ms: alone, and while {most:,} streams get 20 events/s\n",
+        table(
+            ["", *(f"{what}, {when}" for what in ("/healthz", "a poll") for when in TIMES)],
+            rows(*((f"{name}-{when}", "p99", milliseconds) for name in ("health", "poll") for when in TIMES)),
+        ),
+        "\n## What it has to show\n",
+        table(
+            ["", "measured", "goal", "met"],
+            [[g.what, "–" if g.value is None else f"{g.value:,.2f}", g.wanted, verdict(g)] for g in goals(outcome)],
+        ),
+        *(f"\nNot run: {where}: {why}" for where, why in outcome.faults.items()),
+        f"\nThe load generator's core was busy for {busiest(outcome):.0%} at the most in a run that counts.",
+    ]  # fmt: skip
+    return "\n".join(parts)
+
+
+def verdict(goal: Goal) -> str:
+    return "not run" if goal.value is None else "yes" if goal.met else "**no**"
+
+
+def busiest(outcome: Outcome) -> float:
+    records = [r for measures in outcome.results.values() for rounds in measures.values() for r in rounds]
+    return max((record["cpu"] for record in records if record["valid"] and "cpu" in record), default=0)
+
+
+def goals(outcome: Outcome) -> Iterator[Goal]:
+    """What is asked of Throughline, most of it as ratios to others in the same run."""
+    get, most = outcome.get, outcome.streams[-1]
+
+    def ratio(peer: str, other: str, measure: str, field: str = "value", base: str = "") -> float | None:
+        ours, theirs = get(peer, measure, field), get(other, base or measure, field)
+        return None if ours is None or not theirs else ours / theirs
+
+    def at_least(what: str, value: float | None, least: float) -> Goal:
+        return Goal(what, value, f"≥ {least:g}", value is not None and value >= least)
+
+    def at_most(what: str, value: float | None, limit: float) -> Goal:
+        return Goal(what, value, f"≤ {limit:g}", value is not None and value <= limit)
+
+    for number in outcome.streams[-2:]:
+        name = f"fanout-{number}"
+        yield at_least(f"fan-out to {number:,}: times nchan", ratio("throughline", "nchan", name), 4)
+        yield at_least(f"fan-out to {number:,}, Redis: times nchan", ratio("throughline-redis", "nchan-redis", name), 3)
+    single = f"single-{most}"
+    yield at_least(f"one at a time to {most:,}: times nchan", ratio("throughline", "nchan", single), 1.2)
+    yield at_least(f"one at a time to {most:,}: times the raw C loop", ratio("throughline", "raw", single), 0.8)
+    yield at_most(f"one at a time to {most:,}: p99 to nchan's", ratio("throughline", "nchan", single, "p99"), 1)
+    for what, name, limit in (("idle stream", f"idle-{most}", 0.5), ("parked poll", f"parked-{most}", 1)):
+        value = get("throughline", name)
+        yield at_most(f"KB of RSS for each {what}", None if value is None else value / 1024, limit)
+    for what, name in (("/healthz", "health"), ("a poll", "poll")):
+        limit = max(2 * (get("throughline", f"{name}-alone") or 0), 10)
+        yield at_most(f"p99 of {what} while busy, ms", get("throughline", f"{name}-busy"), round(limit, 1))
+    for what, name, least in (("new streams/s", "connects", 2500), ("polls/s", "polls", 3500)):
+        value, share = get("throughline", name), ratio("throughline", "bare", name)
+        met = value is not None and (value >= least or (share or 0) >= 0.85)
+        yield Goal(f"{what} on one core", value, f"≥ {least:,}, or 0.85 of bare Flask ({share or 0:.2f})", met)
+    both = ratio("throughline-redis", "throughline-redis", "publishes", base="evalsha")
+    yield at_least("publishes/s into Redis: times bare EVALSHA", both, 0.5)
+
+
+# The page
+
+
+def machine() -> dict[str, str]:
+    cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    nginx = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+    return {
+        "CPU": f"{cpu[1] if cpu else platform.processor()}, {os.cpu_count()} cores",
+        "kernel": platform.release().partition("-")[0],
+        "Python": platform.python_version(),
+        **{name: metadata.version(name) for name in ("gevent", "gunicorn", "flask", "redis")},
+        **{name: installed(name) for name in ("flask-sse", "sse-starlette", "uvicorn")},
+        "nginx": first_number([nginx, "-v"]) if nginx else "none",
+        "nchan": first_number(["apt-cache", "policy", "libnginx-mod-nchan"]) if shutil.which("apt-cache") else "none",
+        "Redis": first_number(["redis-server", "--version"]) if shutil.which("redis-server") else "none",
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def installed(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "none"
+
+
+def first_number(words: Sequence[str]) -> str:
+    done = subprocess.run(words, capture_output=True, text=True, timeout=10, check=False)
+    found = re.search(r"\d+\.\d+(\.\d+)?", (done.stdout + done.stderr).replace("1:", ""))
+    return found[0] if found else "none"
+
+
+INTRO = """# Benchmarks
+
+`make bench` wrote this page. All servers ran one after another in one run, round by round, on one machine; figures are
+medians of the rounds. Read them as ratios to each other: another machine has other figures.
+
+![Deliveries a second]({chart})
+
+{machine}
+
+How it is measured:
+
+- A server has one core with all its processes; the load generator and Redis, where there is one, have the other.
+- Real HTTP: Throughline runs under its own gunicorn.conf.py, with public patterns, origins (each request has an Origin
+  header), limits and resumable ids. "Five channels" is a native EventSource's stream on five, where each id names all
+  of them. "Behind nginx" is the bundled nginx.conf without TLS. A stream through nginx takes two files, one of
+  flask-sse a file and a Redis connection: they are measured with {nginx_most:,} and {flask_sse_most:,} streams at the
+  most, because a process may have 20,000 files here.
+- Each event is 128 bytes, numbered. Each stream checks that no number is missing, double, or out of order; ✗ is a
+  figure that did not come about without that.
+- Sustained: events are published at a rate, those of 20 ms in one request ({batch} at the most; nchan takes one event
+  a request, so its requests are pipelined). The highest rate counts at which everything has arrived {grace} s after
+  the end.
+- One event at a time: the next is published when all streams have the one before it, so there is nothing to join.
+- Memory is what nine tenths of the streams have added to the RSS of all the server's processes, after its first
+  requests; the kernel's own for each connection comes on top, the same for all.
+- The raw C loop ([bench/raw.c](../bench/raw.c)) does one write for each event and stream and nothing else: the limit of
+  a server that joins nothing. The load generator's limit is the same loop with all events of a request in one write.
+- A poll is answered at once with one event. Publishes are one event a request from {clients} connections; bare EVALSHA
+  is the same script from as many greenlets and no HTTP.
+
+"""
+
+
+def write(outcome: Outcome) -> None:
+    """Write docs/benchmarks.md, its chart as SVG, and as PNG where there is a Chromium."""
+    most = {peer.name: peer.most for peer in PEERS}
+    drawing = PAGE.with_suffix(".svg")
+    drawing.write_text(chart(outcome))
+    picture = paint(drawing)
+    text = INTRO.format(
+        chart=drawing.name,
+        machine="; ".join(f"{name} {value}" for name, value in machine().items()) + ".",
+        nginx_most=most["throughline-nginx"],
+        flask_sse_most=most["flask-sse"],
+        batch=BATCH,
+        grace=GRACE,
+        clients=CLIENTS,
+    )
+    PAGE.write_text(text + tables(outcome) + "\n")
+    print(f"wrote {PAGE.relative_to(ROOT)}, {drawing.name}{' and its PNG' if picture else ''}")
+
+
+COLORS = ("#c7d7f5", "#7ea3e8", "#2b5fc1")
+WIDTH, LEFT, BAR, GAP, TOP = 900, 210, 13, 14, 64
+
+
+def chart(outcome: Outcome) -> str:
+    """Sustained deliveries a second as bars, one group a peer, one bar for each number of streams."""
+    peers = [
+        (label, [outcome.get(peer, f"fanout-{number}") for number in outcome.streams])
+        for peer, label in outcome.labels.items()
+        if peer != "raw-joined"
+    ]
+    peers = [(label, values) for label, values in peers if any(values)]
+    top = max((value or 0 for _, values in peers for value in values), default=1)
+    step = 10 ** math.floor(math.log10(max(top, 1)))
+    step = step / 5 if top / step < 2 else step / 2 if top / step < 5 else step
+    scale = (WIDTH - LEFT - 90) / max(top, 1)
+    group = len(outcome.streams) * BAR + GAP
+    height = TOP + len(peers) * group + 28
+    out = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}" '
+        'font-family="system-ui, sans-serif" font-size="12" fill="#222">',
+        f'<rect width="{WIDTH}" height="{height}" fill="#fff"/>',
+        '<text x="16" y="24" font-size="16" font-weight="600">Deliveries a second, one core, nothing lost</text>',
+    ]
+    for at, (number, color) in enumerate(zip(outcome.streams, COLORS, strict=False)):
+        x = LEFT + at * 130
+        out.append(f'<rect x="{x}" y="37" width="11" height="11" fill="{color}"/>')
+        out.append(f'<text x="{x + 17}" y="47">{number:,} streams</text>')
+    for tick in range(int(top / step) + 1):
+        x = LEFT + tick * step * scale
+        out.append(f'<path d="M{x:.1f} {TOP - 6}V{height - 26}" stroke="#e3e3e3"/>')
+        out.append(f'<text x="{x:.1f}" y="{height - 10}" text-anchor="middle" fill="#666">{tick * step:,.0f}</text>')
+    for row, (label, values) in enumerate(peers):
+        y = TOP + row * group
+        out.append(f'<text x="{LEFT - 10}" y="{y + group / 2 - 3:.1f}" text-anchor="end">{escape(label)}</text>')
+        for at, (value, color) in enumerate(zip(values, COLORS, strict=False)):
+            if value:
+                place = y + at * BAR
+                out.append(
+                    f'<rect x="{LEFT}" y="{place}" width="{value * scale:.1f}" height="{BAR - 1}" fill="{color}"/>'
+                )
+                out.append(
+                    f'<text x="{LEFT + value * scale + 5:.1f}" y="{place + 10}" font-size="11">{value:,.0f}</text>'
+                )
+    return "\n".join([*out, "</svg>", ""])
+
+
+def paint(drawing: Path) -> bool:
+    """Make the PNG beside an SVG; whether there was a Chromium to do it."""
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if not chromium:
+        return False
+    height = re.search(r'height="(\d+)"', drawing.read_text())
+    assert height, "a chart has a height"
+    with tempfile.TemporaryDirectory() as profile:
+        quiet = ["--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+        words = [chromium, "--headless=new", "--no-sandbox", "--no-first-run", f"--user-data-dir={profile}", *quiet]
+        words += ["--hide-scrollbars", f"--window-size={WIDTH},{height[1]}"]
+        words += [f"--screenshot={drawing.with_suffix('.png')}", drawing.as_uri()]
+        subprocess.run(words, capture_output=True, timeout=60, check=True)
+    return True

@@ -1,0 +1,221 @@
+"""What is measured. A scenario is given a fresh server and yields measures: a name, and the record of the run."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.load import SERVER_CORE, Load, on_core
+from bench.peers import Peer, Target
+from tests.servers import ROOT, children
+
+Record = dict[str, Any]
+Measures = Iterator[tuple[str, Record]]
+BATCH = 50  # events that a busy site publishes in one request, at the most
+GRACE = 0.5  # seconds after its end in which all that a run offered must have arrived
+CLIENTS = 32
+BUSY = 20  # events a second, for the requests that are timed meanwhile
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much: the full form, or one that only shows that everything works."""
+
+    streams: tuple[int, ...] = (100, 1_000, 10_000)
+    seconds: float = 2.0
+    trials: int = 2  # of a rate, once one was too high
+
+
+FULL, QUICK = Size(), Size((20, 100), 0.3, 1)
+
+
+@dataclass
+class Session:
+    """One peer's fresh server, what loads it, and what earlier rounds have found."""
+
+    peer: Peer
+    target: Target
+    load: Load
+    size: Size
+    before: Callable[[str], list[Record]]
+
+    def prepare(self) -> None:
+        """Tell the load generator how this server is asked."""
+        target, load = self.target, self.load
+        load.set("stream", target.stream)
+        load.set("publish", target.publish)
+        load.set("item", target.item)
+        for name, text in zip(("body", "between", "after"), target.around, strict=True):
+            load.set(name, text)
+        load("each", int(target.each))
+        load("channels", target.channels)
+        if target.health:
+            load.set("check", target.health)
+
+
+def requests(session: Session) -> Measures:
+    """New streams, polls and publishes each second, and how long a request takes while nothing else goes on."""
+    load, target, seconds = session.load, session.target, session.size.seconds
+    if target.answers_first:
+        yield "connects", per_second(load("connect", CLIENTS, seconds))
+        time.sleep(0.5)  # the last ones' ends
+    if target.poll:
+        load.set("poll", target.poll())
+        yield "polls", per_second(load("ask", "poll", CLIENTS, seconds))
+    if target.publish:
+        load.set("one", one_publish(target))
+        yield "publishes", per_second(load("ask", "one", CLIENTS, seconds))
+    if target.redis and target.scripts:
+        yield "evalsha", evalsha(target.redis.url, seconds)
+
+
+def parked(session: Session) -> Measures:
+    """What a poll that waits takes."""
+    if session.target.parked:
+        count = min(session.size.streams[-1], session.peer.most)
+        session.load("ask", "check", CLIENTS, 0.3)  # a server's first requests make it grow
+        session.load.set("stream", session.target.parked())
+        yield f"parked-{count}", open_all(session, count, head=False)
+
+
+def streams(session: Session) -> Measures:
+    """What open streams take and are given; the most first, for their memory."""
+    load, target, size = session.load, session.target, session.size
+    if target.answers_first:
+        load("connect", CLIENTS, 0.3)  # as above
+    yield from probes(session, "alone", 0, 0)
+    for count in reversed(size.streams):
+        name = f"-{count}"
+        if count not in size.streams[-2:] and session.before("fanout" + name):
+            continue  # no goal is about it: one round will do
+        count = min(count, session.peer.most)
+        opened = open_all(session, count, head=target.answers_first)
+        if count >= size.streams[-1] // 2:
+            yield "idle" + name, opened
+        single = deliveries(session, "single", size.seconds)
+        yield "single" + name, single
+        yield "fanout" + name, search(session, count, name, 2 * single["value"] / count)
+        if count >= size.streams[-1] // 2:
+            yield from probes(session, "busy", BUSY, count)
+        load("close")
+        time.sleep(0.5)
+
+
+def probes(session: Session, when: str, rate: int, count: int) -> Measures:
+    """How long a request on a new connection takes, while `count` streams get `rate` events a second."""
+    for name, request in (("health", session.target.health), ("poll", session.target.empty_poll)):
+        if request:
+            session.load.set("probe", request)
+            run = session.load("probe", "probe", 10, rate, session.size.seconds)
+            enough = run["delivered"] >= 0.8 * rate * count * run["seconds"]
+            good = enough and run["answers"] and not run["refused"]
+            yield f"{name}-{when}", run | {"value": run["p99"], "valid": bool(good)}
+
+
+SCENARIOS: dict[str, Callable[[Session], Measures]] = {"requests": requests, "parked": parked, "streams": streams}
+
+
+# How
+
+
+def open_all(session: Session, count: int, *, head: bool) -> Record:
+    """Open `count` streams; what nine tenths of them have added to the memory of all the server's processes."""
+    load = session.load
+    few = load("open", count // 10, CLIENTS, int(head))
+    time.sleep(0.5)
+    before = memory(session.target)
+    many = load("open", count - count // 10, CLIENTS, int(head))
+    time.sleep(0.5 if head else 1.5)
+    failed = few["failed"] + many["failed"] + few["early"] + many["early"]  # early: a parked poll that was answered
+    grown = memory(session.target) - before
+    return {"value": grown / (count - count // 10), "valid": not failed, "failed": failed, "streams": count}
+
+
+def search(session: Session, count: int, name: str, guess: float) -> Record:
+    """Find the highest rate at which all that was offered arrives in time.
+
+    From below, the rate is raised by a step; once it was too high, what came through then is tried.
+    """
+    known = [record["rate"] for record in session.before("fanout" + name) if record["valid"]]
+    rate, step, trials = (known[-1], 1.3, 1) if known else (max(guess, 1), 4.0, session.size.trials)
+    best, low, high = None, 0.0, math.inf
+    for _ in range(10):
+        run = deliveries(session, "fanout", f"{rate:.3f}", BATCH, session.size.seconds, GRACE) | {"rate": rate}
+        if run["ended"]:  # too much for the server, which has closed streams
+            session.load("close")
+            time.sleep(0.5)
+            session.load("open", count, CLIENTS, int(session.target.answers_first))
+        if run["valid"] and not run["late"]:
+            low, best = rate, run
+        else:
+            high = rate
+        if high < math.inf:
+            trials -= 1
+            if low and (trials < 0 or high < 1.08 * low):
+                break
+            managed = 0.95 * run["value"] / count if run["valid"] else 0  # events a second
+            rate = managed if rate == high and low < managed < high else math.sqrt(low * high) if low else high / 2
+        else:
+            rate *= step
+    return best or run | {"value": 0, "valid": False}
+
+
+def deliveries(session: Session, *words: object) -> Record:
+    """A run counts where nothing was lost, doubled or refused, and the load generator kept up.
+
+    `server` is how much of its core the server had.
+    """
+    cpu, began = cpu_seconds(session.target), time.monotonic()
+    run = session.load(*words)
+    server = (cpu_seconds(session.target) - cpu) / (time.monotonic() - began)
+    whole = not (run["lost"] or run["doubled"] or run["refused"] or run["ended"])
+    value = run["delivered"] / max(run["seconds"], 0.001)
+    return run | {"value": value, "valid": whole and run["cpu"] < 0.9, "server": server}
+
+
+def per_second(run: Record) -> Record:
+    bad = run["failed"] + run["refused"]
+    return run | {"value": run["answers"] / run["seconds"], "valid": not bad and run["cpu"] < 0.9}
+
+
+def one_publish(target: Target) -> str:
+    """A request that publishes one event, always the same."""
+    fill = {"%D": "x" * 128, "%C": "0", "%N": "1"}
+    first, _, last = target.around if not target.each else ("", "", "")
+    body = first + re.sub("%[DCN]", lambda found: fill[found[0]], target.item) + last
+    return re.sub("%[CN]", lambda found: fill[found[0]], target.publish).replace("%L", str(len(body))) + body
+
+
+def evalsha(url: str, seconds: float) -> Record:
+    words = [sys.executable, "-m", "bench.evalsha", url, str(CLIENTS), str(seconds)]
+    with on_core(SERVER_CORE):
+        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=seconds + 30, check=True)
+    return {"value": float(done.stdout), "valid": True}
+
+
+def processes(target: Target) -> list[int]:
+    """All that the server consists of."""
+    pids = [server.pid for server in target.servers]
+    for pid in pids:
+        pids += children(pid)
+    return pids
+
+
+def memory(target: Target) -> int:
+    """RSS of all the server's processes, in bytes."""
+    texts = (Path(f"/proc/{pid}/status").read_text() for pid in processes(target))
+    return sum(int(found[1]) * 1024 for text in texts if (found := re.search(r"VmRSS:\s+(\d+)", text)))
+
+
+def cpu_seconds(target: Target) -> float:
+    """What all the server's processes have used."""
+    stats = (Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in processes(target))
+    return sum(int(stat[11]) + int(stat[12]) for stat in stats) / os.sysconf("SC_CLK_TCK")
