@@ -127,7 +127,7 @@ class Tokens:
                 if len(self._kept) >= _KEPT:
                     del self._kept[next(iter(self._kept))]
                 self._kept[digest] = grant
-        if self._clock() >= grant.taken_until:
+        if self._clock() >= min(grant.taken_until, grant.ends_at):
             raise _expired(grant.is_ticket)
         return grant
 
@@ -156,7 +156,7 @@ class Tokens:
         raise _invalid()
 
     def _decode(self, text: str, key: Any, algorithm: str, kind: object) -> dict[str, Any]:
-        required = ["exp", "aud", *(["iss"] if self._config.issuer and kind != _TICKET else [])]
+        required = ["exp", "aud", "iat", *(["iss"] if self._config.issuer and kind != _TICKET else [])]
         claims: dict[str, Any] = jwt.decode(
             text,
             key,
@@ -169,21 +169,25 @@ class Tokens:
         return claims
 
     def _grant(self, claims: dict[str, Any], is_ticket: bool) -> Grant:
-        exp, now = _moment(claims["exp"], "exp"), self._clock()
-        if exp - now > self._config.token_lifetime + LEEWAY:
+        exp, issued_at = _moment(claims["exp"], "exp"), _moment(claims["iat"], "iat")
+        # From its own iat, not from now: refused today, it must not be taken when its revocation is forgotten.
+        if not is_ticket and exp - issued_at > self._config.token_lifetime:
             raise Unauthorized(
-                "the token's exp is too far away",
-                f"SSE_TOKEN_LIFETIME is {self._config.token_lifetime} s",
+                "the token lives too long",
+                f"its exp may be {self._config.token_lifetime} s after its iat, by SSE_TOKEN_LIFETIME",
                 code="token_lifetime",
             )
+        ends_at = exp + LEEWAY
+        if is_ticket:
+            ends_at = _moment(claims["ends"], "ends") if "ends" in claims else math.inf
         return Grant(
             str(claims.get("sub", "")),
             _patterns(claims, "subscribe"),
             () if is_ticket else _patterns(claims, "publish"),
             str(claims.get("jti", "")),
-            _moment(claims.get("iat", 0), "iat"),
+            issued_at,
             exp if is_ticket else exp + LEEWAY,
-            _moment(claims["ends"], "ends") if "ends" in claims else math.inf if is_ticket else exp + LEEWAY,
+            ends_at,
             is_ticket,
         )
 

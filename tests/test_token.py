@@ -46,14 +46,12 @@ def test_a_token_gives_what_its_claims_say() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    "changes", [{"subscribe": None}, {"publish": None}, {"sub": None}, {"jti": None}, {"iat": None}]
-)
+@pytest.mark.parametrize("changes", [{"subscribe": None}, {"publish": None}, {"sub": None}, {"jti": None}])
 def test_a_claim_that_is_left_out_gives_nothing(changes: dict[str, Any]) -> None:
     grant = tokens().verify(signed(claims(**changes)))
-    empty = {"subscribe": (), "publish": (), "sub": "", "jti": "", "iat": 0}
+    empty = {"subscribe": (), "publish": (), "sub": "", "jti": ""}
     for name in changes:
-        assert getattr(grant, {"jti": "id", "iat": "issued_at"}.get(name, name)) == empty[name]
+        assert getattr(grant, {"jti": "id"}.get(name, name)) == empty[name]
 
 
 @pytest.mark.parametrize(
@@ -67,6 +65,8 @@ def test_a_claim_that_is_left_out_gives_nothing(changes: dict[str, Any]) -> None
         ({"exp": math.nan}, "token_invalid"),
         ({"exp": True}, "token_expired"),
         ({"exp": lambda now: now + 10**7}, "token_lifetime"),
+        ({"iat": lambda now: now - 10**7}, "token_lifetime"),
+        ({"iat": None}, "token_claims"),
         ({"exp": lambda now: str(now + 60)}, "token_claims"),
         ({"aud": None}, "token_claims"),
         ({"aud": "other"}, "token_audience"),
@@ -210,6 +210,31 @@ def test_a_file_without_a_usable_key_is_refused_at_start(text: str, tmp_path: Pa
         tokens(jwks=str(path))
     with pytest.raises(ConfigError, match="SSE_JWKS"):
         tokens(jwks=str(tmp_path / "none"))
+
+
+def test_a_token_that_lives_too_long_is_refused_at_its_end_too() -> None:
+    now = [time.time()]
+    made = Tokens(Config(secret=(SECRET,), token_lifetime=3600), clock=lambda: now[0])
+    text = signed(claims(exp=int(now[0]) + 7200))
+    for _ in range(2):
+        assert fault(text, made) == "token_lifetime"
+        now[0] += 7100
+
+
+def test_a_ticket_is_worth_nothing_after_the_end_of_its_token() -> None:
+    now = [time.time()]
+    made = Tokens(Config(secret=(SECRET,)), clock=lambda: now[0])
+    ends = int(now[0]) + 10
+    text = made.make_ticket(["a"], made.verify(signed(claims(exp=ends))))
+    now[0] = ends + LEEWAY - 1
+    assert made.verify(text)
+    now[0] = ends + LEEWAY
+    assert fault(text, made) == "token_expired"
+
+
+def test_what_a_ticket_says_of_its_end_means_nothing_in_a_token() -> None:
+    grant = tokens().verify(signed(claims(ends=2e9, exp=int(time.time()) + 60)))
+    assert grant.ends_at == grant.taken_until < time.time() + 70
 
 
 def test_a_token_that_was_verified_is_still_refused_after_its_time() -> None:
