@@ -52,12 +52,15 @@ class Access:
         :raises Unauthorized: if tokens are configured, and what was brought is not valid, or missing where needed.
         :raises Forbidden: naming the channels that are refused, and nothing about whether they exist.
         """
+        revocations = self._revocations()
+        decided = revocations.newest  # what is revoked while the rule thinks counts
         grant, fault = self._who(brought)
         ways = self.decide(channels, grant, rule, fault)
-        if set(ways.values()) == {"public"}:
+        granted = [channel for channel, way in ways.items() if way in ("token", "ticket")]
+        ruled = [channel for channel, way in ways.items() if way == "rule"]
+        if not granted and not ruled:
             return None
-        used = grant if {"token", "ticket"} & set(ways.values()) else None
-        return Permit(self._revocations(), channels, used)
+        return Permit(revocations, grant if granted else None, granted, ruled, decided)
 
     def decide(
         self, channels: Sequence[str], grant: Grant | None, rule: Authorize | None, fault: Unauthorized | None = None

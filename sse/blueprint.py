@@ -138,6 +138,8 @@ class _Routes:
         body = Poll(self._service.hub, starts, timeout=timeout, retry=self._config.retry, permit=permit)
         try:
             answer = body.open()
+            if answer and permit and permit.is_over:
+                raise Unavailable("the right to read has ended meanwhile", "ask again")
             if answer is None and "sse.holds" in request.environ:  # the server has one loop for all that wait
                 return WaitingResponse(body, content_type="application/json")
             return _Answer(answer or body.wait(), content_type="application/json")

@@ -7,7 +7,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, Literal, cast
 
 from sse.errors import StoreUnavailable
@@ -25,17 +25,32 @@ _LOOK_EVERY: Final = 1.0
 
 Kind = Literal["sub", "channel", "token"]
 
+Since = Mapping[tuple[str, str], float]
+"""By kind and value: when it was last revoked."""
+
 
 class Permit:
-    """The right of one stream or poll: to these channels, by a token until that ends, or by the app's rule."""
+    """The right of one stream or poll: to `granted` channels by a token until that ends, to `ruled` by the app's rule.
 
-    __slots__ = ("_revocations", "channels", "ended", "ends_at", "grant", "since", "wake", "warn_at")
+    :param grant: the token's, where a channel is read by it.
+    :param decided: how far revocations were known when the rule was asked.
+    """
 
-    def __init__(self, revocations: Revocations, channels: Sequence[str], grant: Grant | None) -> None:
+    __slots__ = ("_revocations", "decided", "ended", "ends_at", "grant", "granted", "ruled", "wake", "warn_at")
+
+    def __init__(
+        self,
+        revocations: Revocations,
+        grant: Grant | None,
+        granted: Sequence[str],
+        ruled: Sequence[str] = (),
+        decided: float = math.inf,
+    ) -> None:
         self._revocations = revocations
-        self.channels = channels
         self.grant = grant
-        self.since = grant.issued_at if grant else time.time()
+        self.granted = granted
+        self.ruled = ruled
+        self.decided = decided
         self.ends_at = grant.ends_at if grant else math.inf
         """When it ends, in seconds since 1970."""
         self.warn_at = self.ends_at - LEEWAY - WARNING
@@ -55,7 +70,7 @@ class Permit:
 
     @property
     def is_over(self) -> bool:
-        return self.ended or time.time() >= self.ends_at
+        return self.ended or time.time() >= self.ends_at or self._revocations.has_ended(self)
 
     def begin(self, wake: Callable[[], None]) -> None:
         """From now on, have `wake` called when it is revoked; `end` has to follow."""
@@ -72,8 +87,9 @@ class Permit:
 
     def revoke(self) -> None:
         self.ended = True
-        if self.wake:
-            self.wake()
+        wake = self.wake  # once: `end` may come in between
+        if wake:
+            wake()
 
     def end(self) -> None:
         self.wake = None
@@ -90,12 +106,13 @@ class Revocations:
         self._store = store
         self._keep = keep
         self._lock = threading.Lock()
-        self._look_lock = threading.Lock()
-        self._know_lock = threading.Lock()
+        self._look_lock = threading.RLock()
         self._failed_at = -math.inf
         self._last = ""
         self._known = False
-        self._since: dict[tuple[str, str], float] = {}  # by kind and value: when it was last revoked
+        self._since: Since = {}
+        self.newest = 0.0
+        """The time of the last revocation that is known."""
         self._permits: set[Permit] = set()
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
@@ -116,13 +133,20 @@ class Revocations:
         self._start()
         if not self._known:
             self._know()
-        return bool(self._since) and self._is_revoked(Permit(self, tuple(channels), grant))
+        return is_revoked(grant, channels, self._since)
+
+    def has_ended(self, permit: Permit) -> bool:
+        """Whether what a permit stands on has been revoked since it was decided on."""
+        since = self._since
+        return any(since.get(("channel", channel), 0) > permit.decided for channel in permit.ruled) or (
+            permit.grant is not None and is_revoked(permit.grant, permit.granted, since)
+        )
 
     def hold(self, permit: Permit) -> None:
         self._start()
         with self._lock:
             self._permits.add(permit)
-        if permit.grant and self._is_revoked(permit):  # since it was decided on
+        if self.has_ended(permit):
             permit.revoke()
 
     def let_go(self, permit: Permit) -> None:
@@ -134,15 +158,6 @@ class Revocations:
         self._closed.set()
         if self._thread:
             self._thread.join(5)
-
-    def _is_revoked(self, permit: Permit) -> bool:
-        since, grant = self._since, permit.grant
-        if not since:
-            return False
-        named = [("channel", channel) for channel in permit.channels] + ([("sub", grant.sub)] if grant else [])
-        return bool(grant and grant.id and ("token", grant.id) in since) or any(
-            permit.since <= since.get(item, -math.inf) + LEEWAY for item in named
-        )
 
     def _start(self) -> None:
         if self._thread is None:
@@ -163,34 +178,41 @@ class Revocations:
 
     def _know(self) -> None:
         """Read the list for the first time. One tries at a time; who has waited for that does not try again at once."""
-        with self._know_lock:
+        with self._look_lock:
             if not self._known:
                 if time.monotonic() - self._failed_at < _LOOK_EVERY:
                     raise StoreUnavailable("the store has not told yet what is revoked", "try again")
-                try:
-                    self._look()
-                except StoreUnavailable:
-                    self._failed_at = time.monotonic()
-                    raise
+                self._look()
 
     def _look(self) -> None:
         with self._look_lock:
-            since = dict(self._since)
-            for id, at, text in self._store.revoked(self._last):
-                self._last = id
-                item = _item(text)
-                if item:
-                    since[item] = max(at, since.get(item, -math.inf))
+            try:
+                news = self._store.revoked(self._last)
+            except StoreUnavailable:
+                self._failed_at = time.monotonic()
+                raise
+            if news:
+                oldest = time.time() - self._keep - 2 * LEEWAY
+                since = {item: at for item, at in self._since.items() if at > oldest}
+                for _, at, text in news:
+                    item = _item(text)
+                    if item and at > oldest:
+                        since[item] = max(at, since.get(item, 0))
+                self._since, self._last = since, news[-1].id
+                self.newest = max(self.newest, *(at for _, at, _ in news))
             self._known = True
-            if since == self._since:
-                return
-            oldest = time.time() - self._keep - 2 * LEEWAY
-            self._since = {item: at for item, at in since.items() if at > oldest}
+        if news:
+            self._end_revoked()
+
+    def _end_revoked(self) -> None:
         with self._lock:
             permits = list(self._permits)
         for permit in permits:
-            if self._is_revoked(permit):
-                permit.revoke()
+            try:
+                if self.has_ended(permit):
+                    permit.revoke()
+            except Exception:  # noqa: BLE001 - logged; one that cannot be woken is in nobody's way
+                _log.exception("a reader whose right has been revoked could not be woken")
 
 
 def one_revoked(**given: str | None) -> tuple[Kind, str]:
@@ -204,10 +226,20 @@ def one_revoked(**given: str | None) -> tuple[Kind, str]:
     return cast("Kind", kind), value
 
 
+def is_revoked(grant: Grant, channels: Iterable[str], since: Since) -> bool:
+    """Whether a grant is revoked as a whole, or for one of these channels."""
+    if not since:
+        return False
+    named = [("sub", grant.sub), *(("channel", channel) for channel in channels)]
+    return bool(grant.id and ("token", grant.id) in since) or any(
+        grant.issued_at <= since[item] + LEEWAY for item in named if item in since
+    )
+
+
 def _item(text: str) -> tuple[str, str] | None:
     try:
         value: Any = json.loads(text)
         ((kind, name),) = value.items()
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         return None
-    return (kind, name) if kind in ("sub", "channel", "token") and isinstance(name, str) else None
+    return (kind, name) if kind in ("sub", "channel", "token") and name and isinstance(name, str) else None

@@ -339,8 +339,6 @@ class Fanout:
     def take_over(self, fd: int, stream: Stream, *, chunked: bool) -> None:
         row = Streams(self, stream, chunked=chunked)
         self._admit(fd, row, stream.deadline, stream.closing, stream.permit)
-        if stream.permit:
-            self.keep(fd)
         stream.deadline, stream.permit = math.inf, None  # each has its own, and the wheel tells
         stream.subscriber.wake_by(row)
 
@@ -546,6 +544,8 @@ class Fanout:
             self.end(next(iter(self._resting.fds)))  # has rested longest; there are files for so many
         if permit:
             self.permits[fd] = permit, end
+            if isinstance(row, Streams):
+                self.keep(fd)  # before it begins: that may have it dismissed at once
             permit.begin(partial(self._make_due, fd))
         if self.draining or (permit and permit.is_over):
             self._make_due(fd)

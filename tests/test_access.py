@@ -13,9 +13,11 @@ from sse import SSE, InvalidEvent
 from sse.access import Access, Brought, cookie_counts
 from sse.config import Config
 from sse.errors import Forbidden, NotFound, Unauthorized
+from sse.event import Event
 from sse.keys import PublishKeys
 from sse.permit import Revocations
-from sse.stores import MemoryStore
+from sse.poll import Poll
+from sse.stores import MemoryStore, Publication
 from sse.token import Tokens
 from tests.conftest import MakeApp
 from tests.servers import wait_until
@@ -171,10 +173,50 @@ def test_a_token_is_for_the_app_s_rule_and_refused_where_there_is_none(make_app:
     assert client.get(f"/sse/{path}?channel=a&token=").status_code == 400
 
 
-def make_access(config: Config) -> Access:
+def make_access(config: Config, revoked: str = "") -> Access:
     revocations = Revocations(MemoryStore(ring=1, ring_ttl=60), 60)
     revocations.close()  # no thread
+    if revoked:
+        revocations.revoke("channel", revoked)
     return Access(config, Tokens(config), PublishKeys(config), lambda: revocations)
+
+
+def test_a_revoked_channel_that_is_read_otherwise_ends_no_reader_with_a_token() -> None:
+    token = Brought(f"Bearer {signed(claims())}")
+    access = make_access(Config(public=("open",), secret=(SECRET,)), revoked="open")
+    by_rule = make_access(Config(secret=(SECRET,)), revoked="ruled")
+    for permit in (
+        access.read(["a", "open"], token),
+        by_rule.read(["a", "ruled"], token, lambda name: name == "ruled"),
+    ):
+        assert permit
+        permit.begin(lambda: None)
+        assert not permit.is_over
+        permit.end()
+    with pytest.raises(Forbidden):
+        make_access(Config(secret=(SECRET,)), revoked="a").read(["a"], token)
+
+
+@pytest.mark.parametrize("timeout", [0, 5])
+def test_a_poll_that_is_revoked_while_it_is_opened_is_told_nothing(
+    make_app: MakeApp, monkeypatch: pytest.MonkeyPatch, timeout: int
+) -> None:
+    app = make_app(SSE_PUBLIC="", SSE_SECRET=SECRET)
+    service = app.extensions["sse"]
+    service.publish([Publication("a", Event("secret news"))])
+    open_it = Poll.open
+
+    def revoked_meanwhile(self: Poll) -> bytes | None:
+        service.revocations.revoke("sub", "ann")
+        return open_it(self)
+
+    headers = {"Authorization": f"Bearer {signed(claims())}"}
+    query = f"/sse/poll?channel=a&replay=1&timeout={timeout}"
+    assert "secret news" in app.test_client().get(query, headers=headers).text
+    monkeypatch.setattr(Poll, "open", revoked_meanwhile)
+    answer = app.test_client().get(query, headers=headers)
+    assert (answer.status_code, "secret news" in answer.text) == (503, False)
+    assert app.test_client().get(query, headers=headers).get_json()["error"]["code"] == "token_revoked"
 
 
 def test_reading_by_the_function_itself() -> None:

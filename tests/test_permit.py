@@ -54,7 +54,7 @@ def grant(sub: str = "ann", id: str = "1", ago: float = 60) -> Grant:
 @pytest.mark.parametrize(("kind", "value"), [("sub", "ann"), ("token", "1"), ("channel", "a")])
 def test_another_worker_ends_what_is_revoked_within_two_seconds(make: MakeRevocations, kind: Kind, value: str) -> None:
     here, there = make(), make()
-    permit, other = Permit(there, ["a"], grant()), Permit(there, ["b"], grant("bob", "2"))
+    permit, other = Permit(there, grant(), ["a"]), Permit(there, grant("bob", "2"), ["b"])
     woken: list[str] = []
     permit.begin(lambda: woken.append("ann"))
     other.begin(lambda: woken.append("bob"))
@@ -89,7 +89,7 @@ def test_a_token_is_refused_for_good_whenever_it_says_it_was_issued(make: MakeRe
 
 def test_a_stream_that_began_while_its_token_was_revoked_is_ended_at_once(make: MakeRevocations) -> None:
     revocations = make()
-    permit = Permit(revocations, ["a"], grant(id=""))
+    permit = Permit(revocations, grant(id=""), ["a"])
     revocations.revoke("sub", "ann")
     permit.begin(lambda: None)
     assert permit.is_over
@@ -97,18 +97,46 @@ def test_a_stream_that_began_while_its_token_was_revoked_is_ended_at_once(make: 
 
 def test_who_reads_by_the_rule_is_ended_with_the_channel_and_may_come_back(make: MakeRevocations) -> None:
     revocations = make()
-    permit = Permit(revocations, ["a"], None)
+    permit = Permit(revocations, None, [], ["a"], revocations.newest)
     permit.begin(lambda: None)
     revocations.revoke("channel", "a")
     assert permit.is_over
-    again = Permit(revocations, ["a"], None)
+    again = Permit(revocations, None, [], ["a"], revocations.newest)
     again.begin(lambda: None)
     assert not again.is_over
 
 
+def test_who_reads_by_the_rule_is_ended_also_by_what_came_while_the_rule_was_asked(make: MakeRevocations) -> None:
+    here, there = make(), make()
+    here.revoke("channel", "b")
+    decided = there.newest
+    assert not there.refuses(grant())
+    here.revoke("channel", "a")
+    permit = Permit(there, None, [], ["a"], decided)
+    permit.begin(lambda: None)
+    wait_until(lambda: permit.is_over, 2)
+
+
+def test_one_that_cannot_be_woken_is_in_nobody_s_way(
+    make: MakeRevocations, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    here, there = make(), make()
+    permits = [Permit(there, grant(), ["a"]) for _ in range(20)]
+    for permit in permits[:10] + permits[11:]:
+        permit.begin(lambda: None)
+
+    def fail() -> None:
+        raise TypeError
+
+    permits[10].begin(fail)
+    here.revoke("sub", "ann")
+    wait_until(lambda: all(permit.ended for permit in permits), 3)
+    assert "could not be woken" in caplog.text
+
+
 def test_what_has_ended_is_let_go(make: MakeRevocations) -> None:
     revocations = make()
-    permit = Permit(revocations, ["a"], grant())
+    permit = Permit(revocations, grant(), ["a"])
     permit.begin(lambda: None)
     permit.end()
     permit.end()
@@ -118,7 +146,17 @@ def test_what_has_ended_is_let_go(make: MakeRevocations) -> None:
 
 
 def test_a_list_that_others_wrote_into_is_read_as_far_as_it_makes_sense(make: MakeRevocations, store: Store) -> None:
-    for text in ("", "x", "[]", "{}", '{"sub": 5}', '{"role": "x"}', '{"sub": "x", "token": "y"}', "null"):
+    for text in (
+        "",
+        "x",
+        "[]",
+        "{}",
+        '{"sub": 5}',
+        '{"role": "x"}',
+        '{"sub": "x", "token": "y"}',
+        "null",
+        "[" * 100_000,
+    ):
         store.revoke(text, 60)
     store.revoke(json.dumps({"sub": "ann"}), 60)
     revocations = make()
@@ -139,7 +177,7 @@ def test_what_is_revoked_while_redis_was_away_is_known_when_it_is_back(redis_ser
     stores = [connect(redis_server.url, ring=5, ring_ttl=60) for _ in range(2)]
     here, there = (Revocations(store, 3600) for store in stores)
     try:
-        permit = Permit(there, ["a"], grant())
+        permit = Permit(there, grant(), ["a"])
         assert not there.refuses(grant())
         permit.begin(lambda: None)
         redis_server.kill()
@@ -180,13 +218,13 @@ def refuses_or_fails(revocations: Revocations) -> bool:
 def test_the_client_is_warned_once_and_in_time(make: MakeRevocations) -> None:
     now = time.time()
     for left, due in ((WARNING + 30, 30), (20, 0)):
-        permit = Permit(make(), ["a"], Grant("ann", ends_at=now + left + LEEWAY))
+        permit = Permit(make(), Grant("ann", ends_at=now + left + LEEWAY), ["a"])
         assert max(permit.due_in, 0) == pytest.approx(due, abs=1)
         notice = permit.notice()
         assert notice in ([b""] if due else [encode_control("sse.auth", {"expires": n}) for n in (left - 1, left)])
     assert permit.notice() == b""
     assert permit.due_in == pytest.approx(20 + LEEWAY, abs=1)
-    assert Permit(make(), ["a"], None).due_in > 10**9
+    assert Permit(make(), None, [], ["a"]).due_in > 10**9
 
 
 def test_one_thing_is_revoked_at_a_time() -> None:
