@@ -16,7 +16,7 @@ from sse.errors import Busy, SSEError, StoreUnavailable
 from sse.event import UNBORN, Entry, Position, Reason
 from sse.log import warn
 from sse.ring import Ring
-from sse.stores import Feed, Notice, Page, Store
+from sse.stores import PAGE, Feed, Notice, Page, Store
 from sse.subscriber import Channel, Delivery, Reset, Start, Subscriber, encoded, reset_at
 
 ATTACH_TIMEOUT: Final = 5.0
@@ -78,7 +78,7 @@ class Hub:
         self._foundings = float(_FOUNDINGS_PER_SECOND)
         self._foundings_at = clock()
         self._bytes = 0
-        self._flights: dict[tuple[str, Position], _Flight] = {}
+        self._flights: dict[tuple[str, Position, int], _Flight] = {}
 
     @property
     def subscribers(self) -> int:
@@ -153,26 +153,27 @@ class Hub:
         with self.lock:
             self._draining = True
             subscribers = {one for channel in self._channels.values() for one in channel.subscribers}
-        for subscriber in subscribers:
+        begun = time.monotonic()
+        for number, subscriber in enumerate(subscribers, 1):
             subscriber.drain()
-            time.sleep(window / len(subscribers))
+            time.sleep(max(begun + window * number / len(subscribers) - time.monotonic(), 0))
 
-    def read(self, places: Sequence[tuple[str, Position]]) -> list[Page]:
-        """The store's page after each place. Equal readings at the same time are one.
+    def read(self, places: Sequence[tuple[str, Position]], limit: int = PAGE) -> list[Page]:
+        """The store's page after each place, of `limit` entries at the most. Equal readings at the same time are one.
 
         :raises StoreUnavailable: if any of them cannot be read.
         """
         with self.lock:
-            flights = {place: self._flights.get(place) for place in places}
+            flights = {place: self._flights.get((*place, limit)) for place in places}
             mine = {place: _Flight() for place, flight in flights.items() if flight is None}
-            self._flights.update(mine)
+            self._flights.update({(*place, limit): flight for place, flight in mine.items()})
         try:
-            for flight, page in zip(mine.values(), self._store.read(list(mine)), strict=True):
+            for flight, page in zip(mine.values(), self._store.read(list(mine), limit), strict=True):
                 flight.page = page
         finally:
             with self.lock:
                 for place, flight in mine.items():
-                    del self._flights[place]
+                    del self._flights[*place, limit]
                     flight.landed.set()
         return [_good((flights[place] or mine[place]).wait()) for place in places]
 

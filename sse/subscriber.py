@@ -16,8 +16,8 @@ from sse.ring import Ring
 from sse.stores import PAGE, Page
 from sse.wire import encode_body
 
-Read = Callable[[Sequence[tuple[str, Position]]], list[Page]]
-"""Gives the store's page after each (channel, position)."""
+Read = Callable[[Sequence[tuple[str, Position]], int], list[Page]]
+"""Gives the store's page after each (channel, position), of so many entries at the most."""
 
 
 class Start(NamedTuple):
@@ -99,7 +99,7 @@ class Subscriber:
     """
 
     __slots__ = (
-        *("_lives", "_lock", "_read", "_signal", "_turn", "_wake"),
+        *("_lives", "_lock", "_page", "_read", "_signal", "_turn", "_wake"),
         *("channels", "draining", "places", "resets", "seats"),
     )
 
@@ -111,6 +111,7 @@ class Subscriber:
         self.draining = False  # this process is about to end: say goodbye
         self._lock = lock
         self._read = read
+        self._page = PAGE  # entries to ask the store for: no more than will be taken, where they are large
         self._lives: dict[str, int] | None = None
         self._turn = 0
         self._signal: threading.Event | None = threading.Event()
@@ -168,11 +169,13 @@ class Subscriber:
                         entry = one if one.body else encoded(one)  # of a whole page, only what is taken
                         size += len(entry.body)
                         if events and (events >= max_events or size > max_bytes):
+                            self._page = min(events + 1, PAGE)
                             self.notify()
                             return taken
                         events += 1
                         taken.append(Delivery(name, entry))
                         self.places[name] = entry.position
+            self._page = PAGE
         except (Lagging, StoreUnavailable):
             # What was taken before must still be told; the fault will be met again.
             if not taken:
@@ -195,7 +198,10 @@ class Subscriber:
         channel = self.channels[name]
         with self._lock:
             assert channel.ring is not None
-            return channel.ring.after(self.places[name], PAGE)
+            entries = channel.ring.after(self.places[name], PAGE)
+            if entries is not None:
+                self._live(name, channel.lives)
+            return entries
 
     def tops(self) -> tuple[Position, ...]:
         """The newest position of each of its channels."""
@@ -219,7 +225,7 @@ class Subscriber:
         if entries is not None:
             self._live(name, lives)
             return entries
-        page = self._read([(name, place)])[0]
+        page = self._read([(name, place)], self._page)[0]
         if not page.reason:
             return page.entries
         if lives == (self._lives or {}).get(name, 0):

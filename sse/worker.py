@@ -356,12 +356,12 @@ class Fanout:
         """Say goodbye to all, spread over `window` seconds, and to whoever still comes."""
         self.draining = True
         fds = list(self._row_of)
+        begun = time.monotonic()
         for number, fd in enumerate(fds):
             self._make_due(fd)
-            if window:
-                gevent.sleep(window / len(fds))
-            elif number % _TURN == 0:
-                gevent.sleep(_PAUSE)
+            ahead = begun + window * number / len(fds) - time.monotonic()
+            if ahead > 0 or number % _TURN == 0:  # a short sleep takes longer than it says
+                gevent.sleep(max(ahead, _PAUSE))
         for _ in range(100):
             if not self._row_of and not self._doomed:
                 break
@@ -399,6 +399,7 @@ class Fanout:
             return False
         for fd in list(row.fds):
             self.move(fd, row, other)
+        self.set_timer(other)  # which may be due sooner now
         return True
 
     def move(self, fd: int, row: Row, other: Row) -> None:
@@ -770,6 +771,8 @@ class Worker(GeventWorker):  # type: ignore[misc]
         """Around gunicorn's wait for a request."""
         greenlet = gevent.getcurrent()
         self._between.add(greenlet)
+        if not self.alive:
+            self._stop_reading(greenlet)
         try:
             with super().timeout_ctx():
                 yield
@@ -793,7 +796,12 @@ class Worker(GeventWorker):  # type: ignore[misc]
             waiting.append(gevent.spawn(self._service.hub.drain, window))
         gevent.joinall(waiting)
         for greenlet in self._between:
-            client = self._clients[greenlet]
-            if not isinstance(client, ssl.SSLSocket):
-                with contextlib.suppress(OSError):
-                    client.shutdown(socket.SHUT_RD)  # a request that has come is served; none comes any more
+            self._stop_reading(greenlet)
+
+    def _stop_reading(self, greenlet: Any) -> None:
+        """What has come from its client is served, and then the connection ends."""
+        client = self._clients[greenlet]
+        if not isinstance(client, ssl.SSLSocket):
+            with contextlib.suppress(OSError):
+                # Not gevent's own: that would throw an error at who waits, and what has come would be lost.
+                client._sock.shutdown(socket.SHUT_RD)  # type: ignore[attr-defined]

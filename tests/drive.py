@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import random
 import threading
 import time
 from collections.abc import Generator, Mapping
 from typing import Any
 
+from sse.errors import Unavailable
 from sse.hub import Hub
 from sse.poll import Poll
 from sse.stream import Stream
@@ -21,21 +24,72 @@ def poll(hub: Hub, starts: Mapping[str, Start], *, timeout: float, retry: int) -
     return answer
 
 
-def driven(stream: Stream) -> Generator[bytes]:
-    """The chunks of a stream as a loop over many gives them, see sse/worker.py."""
+def driven(stream: Stream, rng: random.Random | None = None) -> Generator[bytes]:
+    """The chunks of a stream as a loop over many gives them, see sse/worker.py; with `rng`, amid others' comings."""
     woken = threading.Event()
+    row = _Row(stream)
     try:
         yield stream.open()
         if not stream.ended:
             stream.subscriber.wake_by(woken.set)
-        while not stream.ended:
+        while not row.stream.ended:
             woken.clear()
-            chunk = stream.quick({})
-            chunk = stream.step() if chunk is None else chunk
+            if rng and row.changes(rng):
+                row.stream.subscriber.wake_by(woken.set)
+            chunk = _next(row.stream)
             if chunk:
                 yield chunk
-                stream.written(time.monotonic())
-            if not stream.ended:
-                woken.wait(max(stream.due - time.monotonic(), 0))
+                row.stream.written(time.monotonic())
+            if not row.stream.ended:
+                woken.wait(max(row.stream.due - time.monotonic(), 0))
     finally:
-        stream.close()
+        row.close()
+
+
+def _next(stream: Stream) -> bytes:
+    chunk = stream.quick({})
+    return stream.step() if chunk is None else chunk
+
+
+class _Row:
+    """A stream that another, of nobody, joins and leaves."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+        self._other: Stream | None = None  # that has left
+
+    def changes(self, rng: random.Random) -> bool:
+        """Perhaps the other comes or goes; whether the stream is another now."""
+        if rng.random() < 0.5 or self.stream.alike is None:
+            return False
+        if self._other:
+            self._meet(self._other)
+        elif self.stream.subscriber.seats == 1:
+            self._join()
+        else:
+            self._other = self.stream.split()
+            if rng.random() < 0.5:
+                self.stream, self._other = self._other, self.stream
+                self.stream.closing, self._other.closing = self._other.closing, ()
+                return True
+        return False
+
+    def close(self) -> None:
+        self.stream.close()
+        if self._other:
+            self._other.close()
+
+    def _join(self) -> None:
+        hub, subscriber = self.stream.hub, self.stream.subscriber
+        with contextlib.suppress(Unavailable):
+            other = hub.attach({name: Start(place) for name, place in subscriber.places.items()}, 0.5)
+            if other.resets or not hub.merge(subscriber, other):
+                hub.detach(other)
+
+    def _meet(self, other: Stream) -> None:
+        _next(other)
+        if other.ended:
+            other.close()
+            self._other = None
+        elif other.alike == self.stream.alike and self.stream.absorb(other):
+            self._other = None

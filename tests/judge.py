@@ -5,6 +5,7 @@ They share no code with `sse/` but the app that they ask.
 
 from __future__ import annotations
 
+import random
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
@@ -14,9 +15,11 @@ from flask import Flask
 
 from sse.blueprint import make_blueprint
 from sse.service import Service
+from sse.stream import Stream
 from sse.wire import HEARTBEAT
 from tests.client import Event as Block
 from tests.client import Parser
+from tests.drive import driven
 
 LOST = "lost"  # the client's place in a channel that it must be told the loss of
 
@@ -44,18 +47,26 @@ def entries(last_event_id: str) -> dict[str, str]:
 
 
 class Site:
-    """The routes of a service, asked within this process."""
+    """The routes of a service, asked within this process. With `rng`, streams are driven, amid others."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, rng: random.Random | None = None) -> None:
         self.service = service
-        app = Flask("tests")
-        app.register_blueprint(make_blueprint(service, lambda: None))
-        self._browser = app.test_client()
+        self._rng = rng
+        self._app = Flask("tests")
+        self._app.register_blueprint(make_blueprint(service, lambda: None))
+        self._browser = self._app.test_client()
 
     def stream(self, request: Request) -> Iterator[bytes]:
         """The chunks of a stream; it is connected at the first."""
         headers = {} if request.header is None else {"Last-Event-ID": request.header}
-        response = self._browser.get("/sse/stream", query_string=list(request.query), headers=headers)
+        query = list(request.query)
+        if self._rng:
+            with self._app.test_request_context("/sse/stream", query_string=query, headers=headers):
+                body = self._app.full_dispatch_request().response
+            assert isinstance(body, Stream)
+            yield from driven(body, self._rng)
+            return
+        response = self._browser.get("/sse/stream", query_string=query, headers=headers)
         assert response.status_code == 200, response.get_data()
         try:
             yield from response.iter_encoded()

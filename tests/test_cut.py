@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import random
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -39,9 +40,9 @@ QUIET = 0.002  # seconds; a heartbeat after so short a pause tells that a stream
 class World(Site, Rings):
     """A service over one store, and all that was ever published there."""
 
-    def __init__(self, redis_url: str | None, *, ring: int, **settings: Any) -> None:
+    def __init__(self, redis_url: str | None, *, ring: int, rng: random.Random | None = None, **settings: Any) -> None:
         config = Config.load({"SSE_PUBLIC": "*", "SSE_RING": ring, "SSE_REDIS_URL": redis_url})
-        super().__init__(Service(dataclasses.replace(config, heartbeat=QUIET, **settings)))
+        super().__init__(Service(dataclasses.replace(config, heartbeat=QUIET, **settings)), rng)
         self.ring = ring
         self.positions: dict[str, list[str]] = {channel: [] for channel in CHANNELS}
         self.opened: dict[str, int] = {}  # how many positions there were when the first connection was made
@@ -149,9 +150,12 @@ def make_world(redis_url: str | None, ring: int = 4, **settings: Any) -> Iterato
     assert left == 0
 
 
-@pytest.fixture
-def world(store_url: str | None) -> Iterator[World]:
-    with make_world(store_url) as world:
+@pytest.fixture(params=["memory", "redis", "driven"])
+def world(request: pytest.FixtureRequest) -> Iterator[World]:
+    """Over each store; and driven, as by a worker that hands streams off."""
+    url = request.getfixturevalue("redis_url") if request.param == "redis" else None
+    seed = request.config.getoption("hypothesis_seed")
+    with make_world(url, rng=random.Random(seed) if request.param == "driven" else None) as world:
         yield world
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from sse.event import UNBORN, Event, LastEventId, Position
 from sse.hub import Hub
 from sse.stores import Feed, MemoryStore, Notice, Page, Publication, Store, connect
 from sse.stores.memory import _MemoryFeed
-from sse.subscriber import Delivery, Lagging, Reset, Start, Subscriber, starting_points
+from sse.subscriber import Channel, Delivery, Lagging, Reset, Start, Subscriber, starting_points
 from tests.servers import RedisServer, wait_until
 
 RING = 50
@@ -794,3 +795,217 @@ def test_subscribers_stay_while_redis_is_away_and_go_on_or_are_told(
         assert heard in (["3"], ["2", "3"] if lost_writes else [])  # a reset may come before 2, or count it in
         hub.detach(subscriber)
         assert "the store is away" in caplog.text
+
+
+# Seats: one subscriber for many who stand at the same place
+
+
+def seats(hub: Hub, name: str = "a") -> list[int]:
+    """Of each subscriber of a channel."""
+    return sorted(one.seats for one in hub._channels[name].subscribers)
+
+
+def test_those_at_the_same_place_merge_into_seats_of_one_and_each_seat_counts(hub: Hub, store: Store) -> None:
+    publish(store, "before")
+    one, *others = [attach(hub) for _ in range(5)]
+    for number, other in enumerate(others, 2):
+        assert hub.merge(one, other)
+        assert (one.seats, other.seats, hub.subscribers) == (number, 0, 5)
+    assert seats(hub) == [5]
+    pair = [attach(hub), attach(hub)]
+    assert hub.merge(*pair)
+    assert hub.merge(pair[0], one)  # a row of many joins another
+    assert (seats(hub), hub.subscribers) == ([7], 7)
+    for other in (one, *others, pair[1]):
+        hub.detach(other)  # which has ended already
+        hub.leave(other)
+    assert hub.subscribers == 7
+    publish(store, "after")
+    assert data(collect(pair[0], 1)) == ["after"]
+    hub.leave(pair[0])
+    assert hub.subscribers == 6
+    hub.detach(pair[0])
+    hub.leave(pair[0])
+    assert (seats(hub), hub.subscribers) == ([], 0)
+
+
+def test_those_at_other_places_or_of_other_channels_do_not_merge(hub: Hub, store: Store) -> None:
+    first, _ = publish(store, "1", "2")
+    here, behind = attach(hub), attach(hub, {"a": Start(first)})
+    both = attach(hub, {"a": Start(), "b": Start()})
+    for one, other in ((here, behind), (here, both), (both, here), (behind, here)):
+        assert not hub.merge(one, other)
+    assert (here.seats, behind.seats, both.seats, hub.subscribers) == (1, 1, 1, 3)
+    assert data(collect(behind, 1)) == ["2"]
+    assert hub.merge(here, behind)
+    assert hub.subscribers == 3
+
+
+def test_a_channel_that_was_dropped_and_begun_anew_is_another(make_hub: MakeHub) -> None:
+    """Who listens to the one is not woken by the other, though both are at the same place."""
+    store = MemoryStore(ring=RING, ring_ttl=TTL)
+    hub = make_hub(store)
+    publish(store, "x")
+    old, new = attach(hub), attach(hub)
+    old.channels = {"a": Channel("a")}
+    assert not hub.merge(old, new)
+
+
+def test_a_seat_that_is_taken_out_goes_its_own_way(hub: Hub, store: Store) -> None:
+    places = publish(store, "before")
+    row, other = attach(hub), attach(hub)
+    assert hub.merge(row, other)
+    one = hub.split(row)
+    assert (row.seats, one.seats, hub.subscribers, seats(hub)) == (1, 1, 2, [1, 1])
+    assert one.places == row.places == {"a": places[0]}
+    publish(store, "1", "2")
+    assert data(collect(one, 2)) == ["1", "2"]
+    assert row.places == {"a": places[0]}
+    assert data(collect(row, 2)) == ["1", "2"]
+    assert hub.merge(row, one)
+    assert (seats(hub), hub.subscribers) == ([2], 2)
+    hub.leave(row)
+    hub.leave(row)
+    assert hub.subscribers == 0
+
+
+def test_a_seat_that_is_taken_out_is_reset_and_told_that_it_lags_as_the_others_are(make_hub: MakeHub) -> None:
+    store = MemoryStore(ring=3, ring_ttl=TTL)
+    hub = make_hub(store)
+    row, other = attach(hub), attach(hub)
+    hub.merge(row, other)
+    publish(store, *["x" * 300_000] * 5)  # the hub's ring holds one, the store's three
+    wait_until(lambda: row.tops()[0].offset == 5, 5)
+    for lagging in (hub.split(row), row):
+        with pytest.raises(Lagging):
+            lagging.take(1000, 1 << 20)
+
+    store = MemoryStore(ring=50, ring_ttl=TTL)
+    hub = make_hub(store)
+    row, other = attach(hub), attach(hub)
+    hub.merge(row, other)
+    store._rings.clear()
+    (top,) = publish(store, "another life")
+    one = hub.split(row)
+    for lost in (one, row):
+        taken = collect(lost, 1, 8)
+        assert taken == [Reset("a", taken[0].reason, None, top)]  # type: ignore[union-attr]
+
+
+def test_seats_count_against_the_limit(make_hub: MakeHub, store: Store) -> None:
+    hub = make_hub(store, max_subscribers=3)
+    row, *others = [attach(hub) for _ in range(3)]
+    for other in others:
+        assert hub.merge(row, other)
+    with pytest.raises(Busy):
+        attach(hub)
+    one = hub.split(row)
+    with pytest.raises(Busy):
+        attach(hub)
+    hub.leave(row)
+    third = attach(hub)
+    with pytest.raises(Busy):
+        attach(hub)
+    for left in (one, row, third):
+        hub.detach(left)
+    assert hub.subscribers == 0
+
+
+def test_a_channel_is_dropped_only_when_its_last_seat_has_gone(make_hub: MakeHub) -> None:
+    store = MemoryStore(ring=RING, ring_ttl=TTL)
+    clock = Clock()
+    hub = make_hub(store, clock=clock)
+    row, other = attach(hub), attach(hub)
+    assert hub.merge(row, other)
+    one = hub.split(row)
+
+    def let_time_pass() -> None:
+        for _ in range(3):
+            clock.now += 6
+            hub._check()
+
+    for leaves in (one, row):
+        let_time_pass()
+        assert (hub.channels, hub._channels["a"].idle_since) == (1, None)
+        publish(store, "still heard")
+        wait_until(lambda row=row: row.is_behind(), 3)
+        row.take(1000, 1 << 20)
+        hub.leave(leaves)
+    assert hub._channels["a"].idle_since is not None
+    let_time_pass()
+    assert hub.channels == 0
+
+
+def test_seats_merge_and_part_in_a_storm_and_none_misses_anything(
+    make_hub: MakeHub, store: Store, pytestconfig: pytest.Config
+) -> None:
+    """As the worker has them: by one thread, while the hub's own goes on."""
+    hub = make_hub(store)
+    rng = random.Random(pytestconfig.getoption("hypothesis_seed"))
+    rows: list[tuple[Subscriber, list[list[str]]]] = []  # what each seat has heard
+    wanted = 12
+    for _ in range(wanted):
+        rows.append((attach(hub), [[]]))
+    published = 0
+    deadline = time.monotonic() + 20
+    while rows and time.monotonic() < deadline:
+        if published < 300 and rng.random() < 0.5:
+            publish(store, str(published))
+            published += 1
+        row, heard = rng.choice(rows)
+        told = data(row.take(rng.choice((1, 2, 1000)), 1 << 20))
+        for one in heard:
+            one += told
+        if len(heard) > 1 and rng.random() < 0.3:
+            rows.append((hub.split(row), [heard.pop()]))
+        for other, others in list(rows):
+            if other is not row and rng.random() < 0.5 and hub.merge(row, other):
+                heard += others
+                rows = [entry for entry in rows if entry[0] is not other]
+        assert sum(row.seats for row, _ in rows) == hub.subscribers == wanted
+        assert all(row.seats == len(heard) for row, heard in rows)
+        if published == 300 and all(len(one) == 300 for _, heard in rows for one in heard):
+            break
+    assert [one for _, heard in rows for one in heard] == [[str(number) for number in range(300)]] * wanted
+    for row, heard in rows:
+        for _ in heard:
+            hub.leave(row)
+    assert hub.subscribers == 0
+
+
+# Draining
+
+
+def test_a_drain_is_spread_over_its_window_and_newcomers_are_told_at_once(make_hub: MakeHub, store: Store) -> None:
+    hub = make_hub(store)
+    waiting = [attach(hub, {"a": Start(), "b": Start()}) for _ in range(6)]
+    for one in waiting:
+        one.take(1000, 1 << 20)
+    told: list[float] = []
+    begun = time.monotonic()
+    with ThreadPoolExecutor(7) as pool:
+        results = [pool.submit(lambda one=one: (one.wait(10), time.monotonic() - begun)) for one in waiting]
+        hub.drain(0.6)
+        assert time.monotonic() - begun > 0.55
+        for result in results:
+            woken, after = result.result(10)
+            assert woken
+            told.append(after)
+    told.sort()
+    assert all(one.draining for one in waiting)
+    assert told[0] < 0.35
+    assert told[-1] > 0.4
+    newcomer = attach(hub)
+    assert newcomer.draining
+    for one in (newcomer, *waiting):
+        hub.detach(one)
+
+
+def test_who_is_woken_by_a_call_is_not_drained_by_the_hub(hub: Hub) -> None:
+    woken = []
+    one = attach(hub)
+    one.wake_by(lambda: woken.append(1))
+    hub.drain(0)
+    assert not one.draining
+    assert woken == [1]  # by `wake_by` itself
+    hub.detach(one)

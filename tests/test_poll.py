@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import pytest
 from sse.errors import Busy, StoreUnavailable
 from sse.event import Event, LastEventId, Position
 from sse.hub import Hub
+from sse.poll import Poll
 from sse.stores import MemoryStore, Publication, Store, connect
 from sse.subscriber import Start, starting_points
 from tests.drive import poll
@@ -246,3 +248,104 @@ def test_a_reset_is_told_though_another_poll_at_the_same_place_was_answered_with
     assert answer["resets"] == [{"channel": "b", "reason": "invalid", "missed": None}]
     assert data(answer) == ["2"]
     assert {*answer["last_event_id"].split("~")} == {second, b}
+
+
+# Waiting together, and iterated
+
+
+def waiting(hub: Hub, place: str, channels: str = "a", timeout: float = 10) -> Poll:
+    """One that was opened and has to wait."""
+    one = Poll(hub, starting_points(channels, LastEventId.parse(place)), timeout=timeout, retry=RETRY)
+    assert one.open() is None
+    return one
+
+
+def test_polls_at_the_same_place_wait_as_one_and_get_the_same_answer(hub: Hub, store: Store) -> None:
+    ids = publish(store, "before")
+    (b,) = publish(store, "x", channel="b")
+    place = f"{ids[0]}~{b}"
+    row, *others = [waiting(hub, place, "ab", timeout) for timeout in (10, 20, 30)]
+    for number, other in enumerate(others, 2):
+        assert other.alike == row.alike
+        assert other.nothing == row.nothing
+        assert row.absorb(other)
+        assert (hub.subscribers, row.subscriber.seats) == (3, number)
+    assert not row.is_behind
+    assert row.answer() is None
+    ids += publish(store, "1", "2")
+    wait_until(lambda: row.is_behind, 3)
+    wait_until(lambda: row.subscriber.tops()[0].offset == 3, 3)
+    answer = row.answer()
+    assert answer
+    assert data(json.loads(answer)) == ["1", "2"]
+    assert json.loads(row.nothing)["last_event_id"] == place  # asked again from there, all of it is told
+    assert ask(hub, place, "ab", 1) == json.loads(answer)
+    for left in (2, 1, 0):
+        row.leave()
+        assert hub.subscribers == left
+
+
+def test_polls_at_different_places_or_of_different_channels_do_not_wait_as_one(hub: Hub, store: Store) -> None:
+    first, top = publish(store, "1", "2")
+    (b,) = publish(store, "x", channel="b")
+    one = waiting(hub, top)
+    behind = Poll(hub, starting_points("a", LastEventId.parse(first)), timeout=10, retry=RETRY)
+    behind.subscriber = hub.attach(behind._starts, 3)
+    both = waiting(hub, f"{top}~{b}", "ab")
+    turned = waiting(hub, f"{b}~{top}", "ba")
+    assert len({one.alike, behind.alike, both.alike, turned.alike}) == 4  # an answer's id is in its poll's own order
+    assert not one.absorb(behind)
+    assert not one.absorb(both)
+    hub.detach(behind.subscriber)
+    for other in (one, both, turned):
+        other.close()
+        other.close()
+
+
+def test_iterated_it_is_one_answer_and_detached(hub: Hub, store: Store) -> None:
+    (top,) = publish(store, "before")
+    done = list[str]()
+    one = waiting(hub, top)
+    one.closing = [lambda: done.append("closed")]
+    publish(store, "after")
+    (answer,) = one
+    assert data(json.loads(answer)) == ["after"]
+    assert (hub.subscribers, done) == (0, ["closed"])
+
+    one = waiting(hub, top := json.loads(answer)["last_event_id"], timeout=0.3)
+    assert [json.loads(part) for part in one] == [json.loads(one.nothing)]
+    assert json.loads(one.nothing)["last_event_id"] == top
+
+
+@pytest.mark.parametrize("fault", [Busy("too much", "again"), StoreUnavailable("away")])
+def test_iterated_what_cannot_be_given_is_to_be_asked_for_again(
+    hub: Hub, store: Store, fault: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (top,) = publish(store, "before")
+    one = waiting(hub, top)
+
+    def fail(*_: object) -> None:
+        raise fault
+
+    monkeypatch.setattr(type(one.subscriber), "take", fail)
+    publish(store, "after")
+    assert list(one) == [one.nothing]
+    assert hub.subscribers == 0
+    monkeypatch.undo()
+    assert data(ask(hub, top, timeout=1)) == ["after"]
+
+
+def test_at_a_drain_those_that_wait_are_answered_and_newcomers_at_once(hub: Hub, store: Store) -> None:
+    (top,) = publish(store, "before")
+    with ThreadPoolExecutor(4) as pool:
+        begun = time.monotonic()
+        waiting = [pool.submit(ask, hub, top, timeout=20) for _ in range(3)]
+        wait_until(lambda: hub.subscribers == 3, 3)
+        hub.drain(0.3)
+        waiting.append(pool.submit(ask, hub, top, timeout=20))
+        for one in waiting:
+            answer = one.result(5)
+            assert (data(answer), answer["last_event_id"], answer["more"]) == ([], top, False)
+        assert time.monotonic() - begun < 3
+        publish(store, "after")
+        wait_until(lambda: data(ask(hub, top, timeout=20)) == ["after"], 3)

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import itertools
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sse.errors import StoreUnavailable
 from sse.event import Event, Position
 from sse.hub import Hub
 from sse.stores import MemoryStore, Page, Publication
-from sse.stream import Stream, busy
+from sse.stream import Shared, Stream, busy
 from sse.subscriber import Start
 from tests import client
 from tests.drive import driven
@@ -323,7 +326,229 @@ def test_a_drain_ends_every_stream_with_a_notice_and_newcomers_at_once(hub: Hub,
     assert hub.subscribers == 0
 
 
+@pytest.mark.parametrize("other", [0, 1])
+def test_a_drain_is_spread_over_its_window(hub: Hub, other: int) -> None:
+    """Whether a stream is quiet or busy."""
+    ends = []
+    begun = 0.0
+
+    def read(stream: Stream) -> None:
+        *_, close = Body(iter(stream)).rest(100_000)
+        assert close.json()["reason"] == "drain"
+        ends.append(time.monotonic() - begun)
+
+    with ThreadPoolExecutor(3) as pool:
+        waiting = [pool.submit(read, make_stream(hub)) for _ in range(3)]
+        wait_until(lambda: hub.subscribers == 3, 3)
+        begun = time.monotonic()
+        draining = threading.Thread(target=hub.drain, args=(0.9,))
+        draining.start()
+        while draining.is_alive():
+            if other:
+                publish(hub._store, "busy")  # type: ignore[arg-type]
+            time.sleep(0.005)
+        for one in waiting:
+            one.result(5)
+        draining.join()
+    ends.sort()
+    assert ends[0] < 0.3
+    assert ends[-1] > 0.5
+
+
 # Rows: one stream that tells many clients
+
+
+def row_of(*streams: Stream) -> Stream:
+    """Streams that are opened and told what there is, as one."""
+    for stream in streams:
+        stream.open()
+        assert stream.step() == b""
+    row, *others = streams
+    for other in others:
+        assert row.alike == other.alike is not None
+        assert row.absorb(other)
+    return row
+
+
+def tell(stream: Stream) -> bytes:
+    """What comes next, as `driven`."""
+    wait_until(stream.subscriber.is_behind, 3)
+    chunk = stream.quick({})
+    return stream.step() if chunk is None else chunk
+
+
+def test_one_that_parts_from_its_row_goes_on_by_itself_and_can_come_back(hub: Hub, store: FaultyStore) -> None:
+    row = row_of(*(make_stream(hub, delta=True) for _ in range(3)))
+    assert (hub.subscribers, row.subscriber.seats) == (3, 3)
+    one = row.split()
+    assert (hub.subscribers, row.subscriber.seats, one.subscriber.seats) == (3, 2, 1)
+    publish(store, "1")
+    told = tell(row)
+    assert b"data: 1" in told
+    assert not row.absorb(one)  # which has not been told that
+    assert one.alike == row.alike
+    assert (row.due, one.due) == (row.due, row.due)
+    assert tell(one) == told
+    assert row.absorb(one)
+    assert (hub.subscribers, row.subscriber.seats, one.subscriber.seats) == (3, 3, 0)
+    for left in (2, 1, 0):
+        row.leave()
+        assert hub.subscribers == left
+    row.leave()
+    row.close()
+    assert hub.subscribers == 0
+
+
+def test_only_streams_that_are_told_in_the_same_manner_are_alike(hub: Hub, store: FaultyStore) -> None:
+    hub.max_subscribers = 20
+    other = Hub(store, max_subscribers=3)
+    manners: list[dict[str, Any]] = [
+        {},
+        {"heartbeat": 16},
+        {"retry": 1},
+        {"delta": True},
+        {"typed": True},
+        {"starts": {"a": Start(), "b": Start()}},
+        {"starts": {"b": Start(), "a": Start()}},
+    ]
+    streams = [make_stream(hub, **manner) for manner in manners] + [make_stream(other)]
+    for stream in streams:
+        stream.open()
+    assert len({stream.alike for stream in streams}) == len(streams)
+    twin = make_stream(hub, lifetime=5, told={"replay": 3})  # each client's own end, and what it was told already
+    twin.open()
+    assert twin.alike == streams[0].alike
+    for stream in (twin, *streams):
+        stream.close()
+    other.close()
+
+
+def test_one_that_is_not_at_rest_is_like_none(hub: Hub, store: FaultyStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sse.hub._CHANNEL_BYTES", 10_000)
+    lost = make_stream(hub, {"a": Start(Position(7, 7))})
+    lost.open()
+    assert lost.alike is None
+    assert lost.quick({}) is None
+    assert b"event: sse.reset" in lost.step()
+    assert lost.alike
+    publish(store, *["x" * 1000] * 5)  # more than the hub keeps
+    wait_until(lambda: newest(hub) == 5, 3)
+    store.away = True
+    assert lost.quick({}) is None
+    assert lost.step() == b""
+    assert lost.alike is None
+    store.away = False
+    while lost.subscriber.is_behind():
+        assert lost.step()
+    assert lost.alike
+    lost.end("lifetime")
+    assert lost.alike is None
+    lost.close()
+
+
+def test_a_row_is_reset_as_one_and_who_parts_before_hears_of_it_too(hub: Hub, store: FaultyStore) -> None:
+    row = row_of(*(make_stream(hub) for _ in range(3)))
+    early = row.split()
+    store._rings.clear()
+    publish(store, "another life")
+    wait_until(lambda: hub._channels["a"].lives, 8)
+    told = row.step()
+    late = row.split()
+    assert b"event: sse.reset" in told
+    assert tell_until_level(early) == told
+    assert late.step() == b""
+    assert row.absorb(late)
+    assert row.absorb(early)
+    assert hub.subscribers == row.subscriber.seats == 3
+    row.close()
+
+
+def tell_until_level(stream: Stream) -> bytes:
+    told = b""
+    while not told or stream.subscriber.is_behind():
+        chunk = stream.quick({})
+        told += stream.step() if chunk is None else chunk
+        assert not stream.ended
+    return told
+
+
+def test_a_goodbye_is_one_client_s_and_the_row_goes_on(hub: Hub, store: FaultyStore) -> None:
+    row = row_of(make_stream(hub), make_stream(hub))
+    (close,) = client.Parser().feed(row.goodbye("lifetime"))
+    assert close.json()["reason"] == "lifetime"
+    row.leave()
+    assert not row.ended
+    publish(store, "on")
+    assert b"data: on" in tell(row)
+    row.close()
+    assert hub.subscribers == 0
+
+
+published = st.lists(
+    st.tuples(
+        st.sampled_from("abc"),
+        st.sampled_from(["message", "note", "été"]),
+        st.text("a\n\r: \0\ufeffé🎈", max_size=6) | st.integers(1, 70_000).map("x".__mul__) | st.none(),
+    ),
+    max_size=8,
+)
+
+
+@given(
+    names=st.permutations("abc").flatmap(lambda names: st.integers(1, 3).map(lambda count: names[:count])),
+    delta=st.booleans(),
+    typed=st.booleans(),
+    rounds=st.lists(published, min_size=1, max_size=5),
+)
+def test_what_is_shared_is_byte_for_byte_what_one_alone_gets(
+    names: list[str], delta: bool, typed: bool, rounds: list[list[tuple[str, str, str | None]]]
+) -> None:
+    store = MemoryStore(ring=100, ring_ttl=3600)
+    hub = Hub(store, max_subscribers=3)
+    alone, one, other = streams = [
+        make_stream(hub, {name: Start() for name in names}, delta=delta, typed=typed) for _ in range(3)
+    ]
+    try:
+        assert len({stream.open().partition(b"lifetime")[0] for stream in streams}) == 1
+        for batch in rounds:
+            store.publish([Publication(channel, Event(text, type)) for channel, type, text in batch])
+            tops = tuple(store.newest(list(names)))
+            wait_until(lambda tops=tops: alone.subscriber.tops() == tops, 5, 0.001)
+            bodies = [200 + 10 * len(text or "") for channel, _, text in batch if channel in names]
+            if not bodies:
+                continue
+            shared: Shared = {}
+            if sum(bodies) < 16_000:  # at once
+                told = alone.step()
+                assert told
+                assert one.quick(shared) == other.quick(shared) == told
+            else:
+                heard = [whole(alone, None), whole(one, shared), whole(other, shared)]
+                assert heard[0] == heard[1] == heard[2]
+                for stream in streams:  # in how many chunks may differ, and so whose turn it is
+                    stream.subscriber._turn = 0
+            assert one.subscriber.places == other.subscriber.places == alone.subscriber.places
+        assert one.absorb(other)
+    finally:
+        for stream in (alone, one, other):
+            stream.close()
+        assert hub.subscribers == 0
+        hub.close()
+        store.close()
+
+
+def whole(stream: Stream, shared: Shared | None) -> dict[str, list[tuple[str, str | None]]]:
+    """All that is told in several chunks, each channel's events in order: which channel comes first may differ."""
+    heard: dict[str, list[tuple[str, str | None]]] = {}
+    parser = client.Parser()
+    for _ in range(100):
+        chunk = stream.quick(shared) if shared is not None else None
+        for block in parser.feed(stream.step() if chunk is None else chunk):
+            assert block.own_id
+            heard.setdefault(block.own_id.partition("=")[0], []).append((block.event, block.data))
+        if not stream.subscriber.is_behind():
+            break
+    return heard
 
 
 def test_who_joins_another_hears_a_heartbeat_no_later_than_it_would_have(hub: Hub, store: FaultyStore) -> None:

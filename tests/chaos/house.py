@@ -227,8 +227,8 @@ class Client(threading.Thread):
 
     def _stream(self, hub: Hub) -> None:
         parser = wire.Parser(self.last_event_id)
-        way = self.rng.choice((iter, driven)) if self.rng else iter
-        body = way(Stream(hub, self._starts(), heartbeat=self.heartbeat, lifetime=600, retry=20))
+        stream = Stream(hub, self._starts(), heartbeat=self.heartbeat, lifetime=600, retry=20)
+        body = driven(stream, self.rng) if self.rng and self.rng.random() < 0.7 else iter(stream)
         rng = None if self._calm else self.rng
         chunks = rng.randint(1, 40) if rng else None
         try:

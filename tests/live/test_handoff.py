@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-import selectors
 import signal
 import socket
 import time
@@ -13,7 +11,7 @@ import pytest
 
 from tests import client
 from tests.client import Stream
-from tests.live.load import APP, ENV, KEY, Storm, address
+from tests.live.load import APP, ENV, KEY, address
 from tests.live.test_resources import inspect
 from tests.servers import Gunicorn, wait_until
 
@@ -86,44 +84,3 @@ def test_a_stream_holds_no_greenlet_unless_the_app_is_wrapped(tmp_path: Path) ->
                 assert warm.take(1)[0].data == "hello"
                 for sock in socks:
                     sock.close()
-
-
-def test_in_a_storm_of_comings_and_goings_each_gets_its_own_bytes_only(
-    worker: Gunicorn, pytestconfig: pytest.Config
-) -> None:
-    rng = random.Random(pytestconfig.getoption("hypothesis_seed"))
-    channels = [f"own/{number}" for number in range(10)]
-    with worker, selectors.DefaultSelector() as selector:
-        wait_until(lambda: inspect(worker)["subscribers"] == 0)
-        base = inspect(worker)["fds"]
-        opened = heard = 0
-        with Storm(worker.url, channels, 0.002):
-            deadline = time.monotonic() + 8
-            while time.monotonic() < deadline:
-                while len(selector.get_map()) < 60:
-                    channel = rng.choice(channels)
-                    sock = connect(worker, channel)
-                    sock.setblocking(False)
-                    selector.register(sock, selectors.EVENT_READ, [channel, client.Parser(), b""])
-                    opened += 1
-                for key, _ in selector.select(0.05):
-                    sock, held = key.fileobj, key.data
-                    assert isinstance(sock, socket.socket)
-                    data = sock.recv(65536)
-                    assert data, "nobody ends these"
-                    held[2] += data
-                    for block in held[2].split(b"\n\n")[:-1]:
-                        ids = [line for line in block.splitlines() if line.startswith(b"id: ")]
-                        assert all(line.startswith(f"id: {held[0]}=".encode()) for line in ids), (held[0], block)
-                        heard += len(ids)
-                    held[2] = held[2].rpartition(b"\n\n")[2]
-                    if rng.random() < 0.2:
-                        selector.unregister(sock)
-                        sock.close()
-            for key in list(selector.get_map().values()):
-                selector.unregister(key.fileobj)
-                key.fileobj.close()  # type: ignore[union-attr]
-        assert opened > 500
-        assert heard > opened
-        wait_until(lambda: inspect(worker)["subscribers"] == 0)
-        wait_until(lambda: inspect(worker)["fds"] <= base + 2, 15, 0.2, "the files are closed")

@@ -1,8 +1,12 @@
-"""The inspected service in an app that takes its time: `?linger=S` holds an answer up, as a session's store would."""
+"""The inspected service in an app that takes its time.
+
+`?linger=S` holds an answer up, as a session's store would; after `/hold?seconds=S`, so is each reading of the store.
+"""
 
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from flask import Response, request
 
@@ -15,6 +19,20 @@ __all__ = ["application"]
 def slow() -> str:
     time.sleep(float(request.args["seconds"]))
     return "done"
+
+
+@application.get("/hold")
+def hold() -> str:
+    seconds = float(request.args["seconds"])
+    store = application.extensions["sse"].hub._store
+    read = store.read
+
+    def read_slowly(*args: Any) -> Any:
+        time.sleep(seconds)
+        return read(*args)
+
+    store.read = read_slowly
+    return "held"
 
 
 @application.after_request
