@@ -26,6 +26,7 @@ Keys = Mapping[tuple[str, str], Sequence[PyJWK]]
 _FRESH: Final = 300.0
 _AGAIN: Final = 30.0  # the shortest time between two requests, whatever key ids are asked for
 _TIMEOUT: Final = 5.0
+_MIN_RSA: Final = 2048  # bits (RFC 7518, 3.3)
 _MAX_BYTES: Final = 1 << 20
 
 
@@ -67,7 +68,9 @@ def parse_keys(text: str) -> Keys:
             continue
         try:
             key = PyJWK(item, algorithm)
-        except (PyJWTError, ValueError, TypeError, KeyError):
+        except (PyJWTError, ValueError, TypeError, KeyError, AttributeError):
+            continue
+        if algorithm == "RS256" and key.key.key_size < _MIN_RSA:
             continue
         keys.setdefault((algorithm, item.get("kid", "")), []).append(key)
     if not keys:
@@ -82,11 +85,9 @@ def _algorithm(item: Any) -> str | None:
     kind, curve = item.get("kty"), item.get("crv")
     algorithm = ALGORITHMS.get((kind, curve)) if isinstance(kind, str) and isinstance(curve, str | None) else None
     operations = item.get("key_ops", ["verify"])
-    if item.get("alg", algorithm) != algorithm or item.get("use", "sig") != "sig" or "verify" not in operations:
+    if item.get("alg", algorithm) != algorithm or item.get("use", "sig") != "sig":
         return None
-    if kind == "RSA" and len(str(item.get("n", ""))) < 342:  # base64 of 256 bytes (RFC 7518, 3.3)
-        return None
-    return algorithm
+    return algorithm if isinstance(operations, list) and "verify" in operations else None
 
 
 def _find(keys: Keys, algorithm: str, key_id: str) -> Sequence[PyJWK]:
@@ -112,13 +113,16 @@ class _File:
 class Fetched:
     """The keys at an address: fetched when first needed, and again after 300 s or for an id that is unknown.
 
-    Never more often than every 30 s. While the address does not answer, the keys that are known stay in force.
+    Never more often than every 30 s. While the address does not answer, the keys that are known stay in force, and only
+    who needs another waits a little.
     """
 
     def __init__(self, url: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._url = url
         self._clock = clock
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # held while nothing waits, so one from before a patch or a fork will do
+        self._done = threading.Event()
+        self._done.set()
         self._keys: Keys = {}
         self._text = ""
         self._fetched_at = self._tried_at = float("-inf")
@@ -134,28 +138,32 @@ class Fetched:
         found = _find(self._keys, algorithm, key_id)
         if not found:
             self._refresh()
+            self._done.wait(_TIMEOUT)
             found = _find(self._keys, algorithm, key_id)
         if not self._keys:
             raise Unavailable("tokens cannot be verified now", "try again", code="no_keys")
         return found
 
     def _refresh(self) -> None:
-        # One asks; the others go on with what is known, or wait if nothing is.
-        if not self._lock.acquire(blocking=not self._keys):
-            return
+        """Have the keys fetched, unless that was tried a moment ago."""
+        with self._lock:
+            is_time = self._clock() - self._tried_at >= _AGAIN
+            if is_time:
+                self._tried_at, self._done = self._clock(), threading.Event()
+        if is_time:
+            threading.Thread(target=self._fetch, args=(self._done,), name="sse-jwks", daemon=True).start()
+
+    def _fetch(self, done: threading.Event) -> None:
         try:
-            if self._clock() - self._tried_at < _AGAIN:
-                return
-            self._tried_at = self._clock()
             text = _fetch(self._url)
             if text != self._text:
                 self._keys, self._text = parse_keys(text), text
                 self._generation += 1
-            self._fetched_at = self._tried_at
+            self._fetched_at = self._clock()
         except (OSError, ValueError, HTTPException) as error:
             warn("SSE_JWKS: %s", error)
         finally:
-            self._lock.release()
+            done.set()
 
 
 class _Stay(urllib.request.HTTPRedirectHandler):
@@ -165,8 +173,13 @@ class _Stay(urllib.request.HTTPRedirectHandler):
 
 def _fetch(url: str) -> str:
     request = urllib.request.Request(url, headers={"Accept": "application/json"})  # noqa: S310 - checked by the setting
+    deadline = time.monotonic() + _AGAIN
+    body = b""
     with urllib.request.build_opener(_Stay).open(request, timeout=_TIMEOUT) as response:
-        body = response.read(_MAX_BYTES + 1)
-    if len(body) > _MAX_BYTES:
-        raise ValueError(f"the answer is over {_MAX_BYTES} bytes")
+        while more := response.read1(65_536):
+            body += more
+            if len(body) > _MAX_BYTES:
+                raise ValueError(f"the answer is over {_MAX_BYTES} bytes")
+            if time.monotonic() > deadline:
+                raise ValueError(f"the answer takes over {_AGAIN:.0f} s")
     return str(body, "utf-8")

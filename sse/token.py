@@ -69,9 +69,9 @@ class Tokens:
         # Keys of their own: no ticket can be taken for a token, whatever it says.
         self._ticket_keys = tuple(hmac.digest(secret, b"throughline ticket", "sha256") for secret in self._secrets)
         self._jwks = jwks.connect(config.jwks) if config.jwks else None
-        self._kept: dict[bytes, Grant] = {}  # verified before, by their hash
+        # Verified before, by their hash; with the generation of the public keys, where it was by one of them.
+        self._kept: dict[bytes, tuple[Grant, int | None]] = {}
         self._lock = threading.Lock()
-        self._generation = 0
 
     @property
     def configured(self) -> bool:
@@ -116,17 +116,13 @@ class Tokens:
         if len(text) > _MAX_LENGTH:
             raise _invalid()
         digest = hashlib.sha256(text.encode(errors="surrogateescape")).digest()
-        if self._jwks is not None and self._generation != self._jwks.generation:
-            with self._lock:
-                self._kept.clear()  # a key may be gone
-                self._generation = self._jwks.generation
-        grant = self._kept.get(digest)
-        if grant is None:
-            grant = self._verify(text)
+        grant, generation = self._kept.get(digest, (None, None))
+        if grant is None or (self._jwks and generation not in (None, self._jwks.generation)):  # a key may be gone
+            grant, generation = self._verify(text)
             with self._lock:
                 if len(self._kept) >= _KEPT:
                     del self._kept[next(iter(self._kept))]
-                self._kept[digest] = grant
+                self._kept[digest] = grant, generation
         if self._clock() >= min(grant.taken_until, grant.ends_at):
             raise _expired(grant.is_ticket)
         return grant
@@ -137,18 +133,20 @@ class Tokens:
         own = {"iat": int(self._clock()), "jti": secrets.token_hex(8)}
         return jwt.encode({**own, **claims}, keys[0], "HS256", headers={"typ": kind})
 
-    def _verify(self, text: str) -> Grant:
+    def _verify(self, text: str) -> tuple[Grant, int | None]:
         try:
             header = jwt.get_unverified_header(text)
             algorithm, kind = header["alg"], header.get("typ")
             keys: Sequence[Any] = ()
+            generation = None
             if algorithm == "HS256":
                 keys = self._ticket_keys if kind == _TICKET else self._secrets
             elif self._jwks is not None and algorithm in jwks.ALGORITHMS.values() and kind != _TICKET:
+                generation = self._jwks.generation
                 keys = self._jwks.find(algorithm, header.get("kid", ""))
             for key in keys:
                 try:
-                    return self._grant(self._decode(text, key, algorithm, kind), kind == _TICKET)
+                    return self._grant(self._decode(text, key, algorithm, kind), kind == _TICKET), generation
                 except InvalidSignatureError:
                     continue
         except (PyJWTError, ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:

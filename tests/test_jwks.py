@@ -15,7 +15,8 @@ from sse.config import Config
 from sse.errors import Unauthorized, Unavailable
 from sse.jwks import Fetched, parse_keys
 from sse.token import Tokens
-from tests.tokens import EC, by_key, claims, jwk_set
+from tests.servers import wait_until
+from tests.tokens import EC, SECRET, by_key, claims, jwk_set, signed
 
 
 class Issuer(ThreadingHTTPServer):
@@ -25,6 +26,8 @@ class Issuer(ThreadingHTTPServer):
 
     def __init__(self) -> None:
         self.status, self.body, self.asked = 200, jwk_set("RS256"), 0
+        self.go_on = threading.Event()
+        self.go_on.set()
         super().__init__(("127.0.0.1", 0), Answer)
         self.url = f"http://127.0.0.1:{self.server_address[1]}/keys"
 
@@ -39,6 +42,7 @@ class Answer(BaseHTTPRequestHandler):
         self.send_header("Location", "/keys")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
+        self.server.go_on.wait(20)
         self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
@@ -51,6 +55,7 @@ def issuer() -> Iterator[Issuer]:
         thread = threading.Thread(target=server.serve_forever, args=(0.05,))
         thread.start()
         yield server
+        server.go_on.set()
         server.shutdown()
         thread.join(5)
 
@@ -82,7 +87,7 @@ def test_a_key_that_is_withdrawn_is_forgotten_in_time(issuer: Issuer) -> None:
     before = keys.generation
     issuer.body = jwk_set("ES256")
     now[0] += 301
-    assert keys.generation != before
+    wait_until(lambda: keys.generation != before, 5)
     assert not keys.find("RS256", "RS256")
 
 
@@ -94,6 +99,9 @@ def test_while_the_address_fails_the_known_keys_stay(issuer: Issuer, status: int
     issuer.status, issuer.body = status, body
     now[0] += 10_000
     _ = keys.generation
+    assert keys.find("RS256", "RS256")
+    wait_until(lambda: issuer.asked == 2, 5)
+    assert not keys.find("RS256", "made-up")  # which waits for that
     assert keys.find("RS256", "RS256")
     assert issuer.asked == 2
 
@@ -109,6 +117,30 @@ def test_without_any_key_yet_one_is_to_come_again(issuer: Issuer) -> None:
     assert time.monotonic() - began < 30
 
 
+def test_who_needs_none_of_them_does_not_wait_for_an_address_that_is_mute(issuer: Issuer) -> None:
+    issuer.go_on.clear()
+    made = Tokens(Config(jwks=issuer.url, secret=(SECRET,)))
+    assert made.verify(signed(claims())).sub == "ann"
+    with pytest.raises(Unauthorized):
+        made.verify("x.y.z")
+    assert issuer.asked == 0
+    # Those that are known are taken while newer ones are on their way.
+    now = [1000.0]
+    keys = Fetched(issuer.url, clock=lambda: now[0])
+    issuer.go_on.set()
+    assert keys.find("RS256", "RS256")
+    issuer.go_on.clear()
+    issuer.body = jwk_set("ES256")
+    now[0] += 301
+    assert keys.generation == 1
+    wait_until(lambda: issuer.asked == 2, 5)
+    assert keys.find("RS256", "RS256")
+    assert keys.generation == 1
+    issuer.go_on.set()
+    wait_until(lambda: keys.generation == 2, 5)
+    assert not keys.find("RS256", "RS256")
+
+
 def test_without_an_id_a_token_is_verified_by_the_only_key_of_its_algorithm(issuer: Issuer) -> None:
     text = jwt.encode(claims(), EC, "ES256")
     issuer.body = jwk_set("ES256", "RS256")
@@ -120,7 +152,21 @@ def test_without_an_id_a_token_is_verified_by_the_only_key_of_its_algorithm(issu
 
 
 @pytest.mark.parametrize(
-    "changes", [{"use": "enc"}, {"alg": "RS512"}, {"key_ops": ["sign"]}, {"d": "x"}, {"n": "AQAB"}, {"kid": 5}]
+    "changes",
+    [
+        {"use": "enc"},
+        {"alg": "RS512"},
+        {"key_ops": ["sign"]},
+        {"key_ops": None},
+        {"key_ops": 5},
+        {"key_ops": "verify"},
+        {"d": "x"},
+        {"n": "AQAB"},
+        {"n": "A" * 300 + json.loads(jwk_set("RS256"))["keys"][0]["n"][:200]},
+        {"n": 5},
+        {"e": None},
+        {"kid": 5},
+    ],
 )
 def test_a_key_for_something_else_verifies_nothing(changes: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="no key"):
