@@ -38,6 +38,8 @@ drain = _whole("SSE_DRAIN", 0)
 graceful_timeout = drain + 2
 max_requests = 0  # it would cut streams
 control_socket_disable = True
+# For who turns the access log on: as usual, but for the query and the Referer, which may have a ticket.
+access_log_format = '%(h)s %(l)s %(u)s %(t)s "%(m)s %(U)s %(H)s" %(s)s %(b)s "%(a)s"'
 
 # A last event id of 4 KB and its channels, percent-encoded in a query, make a request line of up to 24 KB. gunicorn
 # stops at 8,190 whatever is set, or, set to 0, nowhere; so its own ceiling is moved to what nginx.conf allows.
@@ -46,12 +48,14 @@ message.MAX_REQUEST_LINE = limit_request_line = 32_768
 limit_request_field_size = 32_768
 
 
+# Queries, tokens and tickets, and keys: gunicorn quotes requests that it cannot read.
+_SECRETS = re.compile(r"\?\S*|\beyJ[\w.-]+|\bbearer\s.*", re.IGNORECASE)
 _OWN_FILES = 50  # at most: listeners, logs, Redis, the event loop, and what the app has open for a moment
 
 
 def when_ready(server: Any) -> None:
     """Have the kernel bound what a peer that does not read may leave with us, and cut those that have vanished."""
-    server.log.error_log.addFilter(_is_news)
+    server.log.error_log.addFilter(_is_news)  # the workers', which are its forks, too
     for listener in server.LISTENERS:
         if listener.sock.family != socket.AF_UNIX:
             # Accepted sockets inherit both. What is unsent is bounded, not what is on its way, as SO_SNDBUF would.
@@ -102,9 +106,14 @@ def post_worker_init(worker: Any) -> None:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Drop the traceback that gunicorn logs for each peer that the kernel has cut."""
+    """Drop the traceback that gunicorn logs for each peer that the kernel has cut; blank what a request may hide."""
     error = record.exc_info[1] if record.exc_info else None
-    return not (isinstance(error, OSError) and error.errno == errno.ETIMEDOUT)
+    if isinstance(error, OSError) and error.errno == errno.ETIMEDOUT:
+        return False
+    record.msg, record.args = _SECRETS.sub("[…]", record.getMessage()), ()
+    if record.exc_info:
+        record.exc_text = _SECRETS.sub("[…]", logging.Formatter().formatException(record.exc_info))
+    return True
 
 
 def _allow_files() -> int:

@@ -366,6 +366,10 @@ def _body() -> bytes:
     except RequestEntityTooLarge:
         _discard_body()
         raise TooLarge(f"the body is over {_MAX_BODY} bytes", "send less, or in several requests") from None
+    except HTTPException:
+        raise
+    except Exception as error:  # each server has its own for a body that is malformed or breaks off
+        raise RequestError("the body cannot be read to its end", "see RFC 9112, 7.1, if it is chunked") from error
 
 
 def _discard_body() -> None:

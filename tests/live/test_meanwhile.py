@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import redis
@@ -16,8 +17,9 @@ import redis
 from tests import client
 from tests.client import Stream
 from tests.live.load import GREENLETS, KEY
-from tests.servers import Gunicorn, RedisServer
-from tests.tokens import SECRET, claims, signed
+from tests.servers import Gunicorn, RedisServer, wait_until
+from tests.test_jwks import Issuer
+from tests.tokens import SECRET, by_key, claims, signed
 
 APP = "tests.live.apps.slow:application"
 
@@ -100,3 +102,23 @@ def test_a_revoked_channel_that_is_public_ends_nobody_who_reads_it_beside_anothe
     began = time.monotonic()
     assert client.poll(server.url, ["a", "open"], last, headers=headers, timeout=2).status == 200
     assert time.monotonic() - began > 1.5
+
+
+@pytest.mark.parametrize("arguments", [(), ("--preload",)])
+def test_while_public_keys_are_fetched_others_are_served(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    headers = {"Authorization": f"Bearer {by_key(claims(), 'RS256')}"}
+    with Issuer() as issuer, ThreadPoolExecutor(4) as threads:
+        threads.submit(issuer.serve_forever, 0.05)
+        issuer.go_on.clear()
+        env = {"SSE_JWKS": issuer.url, "SSE_PUBLIC": "open"}
+        try:
+            with Gunicorn(tmp_path, env=env, arguments=arguments) as server:
+                asked = [threads.submit(client.poll, server.url, ["a"], headers=headers, timeout=0) for _ in range(3)]
+                wait_until(lambda: issuer.asked, 5)
+                assert client.poll(server.url, ["open"], timeout=0).status == 200
+                issuer.go_on.set()
+                assert [answer.result().status for answer in asked] == [200] * 3
+                assert issuer.asked == 1
+        finally:
+            issuer.go_on.set()
+            issuer.shutdown()
