@@ -217,7 +217,6 @@ class _Routes:
     def _publish(self, publisher: access.Publisher, events: Sequence[tuple[str, Event]]) -> Response:
         channels = [channel for channel, _ in events]
         self._access.publish(channels, publisher)
-        self._limits.publish(publisher.scope, channels)
         scope = publisher.scope
         self._service.check_workers(request.is_multiprocess)
         key = _idempotency_key()
@@ -225,6 +224,7 @@ class _Routes:
             Publication(channel, self._service.check(event), None if key is None else f"{scope}:{place}:{key}")
             for place, (channel, event) in enumerate(events)
         ]
+        self._limits.publish(scope, channels)
         try:
             positions = self._service.publish(publications)
         except StoreUnavailable as error:

@@ -78,6 +78,7 @@ class SSE:
         it opens end after `lifetime` seconds; without one, as all others do.
 
         :raises InvalidEvent: if a channel is not one.
+        :raises TooLarge: for more channels than a ticket can name.
         :raises NotFound: without SSE_SECRET, by which tickets are signed.
         """
         service = get_service()
@@ -94,12 +95,14 @@ class SSE:
         Who reads the channel by the app's rule is asked anew.
 
         :raises ValueError: unless exactly one is given.
+        :raises InvalidEvent: if the channel is not one; a pattern is not.
         :raises StoreUnavailable: if it may not have been stored: revoke again.
         """
         service = get_service()
         if has_request_context():
             service.check_workers(request.is_multiprocess)
-        service.revocations.revoke(*one_revoked(sub=sub, channel=channel, token=token))
+        kind, value = one_revoked(sub=sub, channel=channel, token=token)
+        service.revocations.revoke(kind, check_channel(value) if kind == "channel" else value)
 
 
 def get_service() -> Service:

@@ -25,6 +25,7 @@ from sse.log import warn
 _PATIENCE: Final = 0.5
 _TRY_AGAIN: Final = 5.0
 _SWEEP_EVERY: Final = 60.0
+_WITH_PORT: Final = re.compile(r"\[([^]]*)\](?::\d+)?|([\d.]+):\d+")  # some proxies add it (RFC 7239, 6)
 _MEMORY: Final = "throughline-memory"
 
 
@@ -102,14 +103,14 @@ class Counts(Storage):
         super().__init__(uri, wrap_exceptions=wrap_exceptions, **options)
         self._lock = threading.Lock()
         self._windows: dict[str, tuple[int, float]] = {}  # the count, and when it begins anew
-        self._next_sweep = time.time() + _SWEEP_EVERY
+        self._next_sweep = time.monotonic() + _SWEEP_EVERY
 
     @property
     def base_exceptions(self) -> type[Exception]:
         return ValueError
 
     def incr(self, key: str, expiry: int, amount: int = 1) -> int:
-        now = time.time()
+        now = time.monotonic()
         with self._lock:
             if now >= self._next_sweep:
                 self._next_sweep = now + _SWEEP_EVERY
@@ -119,10 +120,11 @@ class Counts(Storage):
         return count + amount
 
     def get(self, key: str) -> int:
-        return self._window(key, time.time())[0]
+        return self._window(key, time.monotonic())[0]
 
     def get_expiry(self, key: str) -> float:
-        return self._window(key, time.time())[1] or time.time()
+        now = time.monotonic()
+        return time.time() + max(self._window(key, now)[1] - now, 0)
 
     def check(self) -> bool:
         return True
@@ -150,6 +152,8 @@ def client_address(remote: str | None, forwarded: str, proxies: int) -> str | No
     """
     hops = [hop.strip() for hop in forwarded.split(",") if hop.strip()] if proxies else []
     text = hops[-proxies] if 0 < proxies <= len(hops) else remote or ""
+    if with_port := _WITH_PORT.fullmatch(text):
+        text = with_port[1] or with_port[2]
     try:
         address = ipaddress.ip_address(text)
     except ValueError:

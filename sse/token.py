@@ -15,16 +15,20 @@ from typing import Any, Final
 import jwt
 from jwt.exceptions import (
     ExpiredSignatureError,
+    ImmatureSignatureError,
     InvalidAudienceError,
+    InvalidIssuedAtError,
     InvalidIssuerError,
+    InvalidJTIError,
     InvalidSignatureError,
+    InvalidSubjectError,
     MissingRequiredClaimError,
     PyJWTError,
 )
 
 from sse import jwks
 from sse.config import Config, check_pattern
-from sse.errors import InvalidEvent, NotFound, Unauthorized
+from sse.errors import InvalidEvent, NotFound, TooLarge, Unauthorized
 
 LEEWAY: Final = 5
 """Seconds that two clocks may differ."""
@@ -56,7 +60,8 @@ class Grant:
     @property
     def scope(self) -> str:
         """What tells this publisher's idempotency keys from others', and shows nothing of it."""
-        return hashlib.sha256(f"sub {self.sub}".encode(errors="surrogatepass")).hexdigest()[:16]
+        who = f"sub {self.sub}" if self.sub else f"token {self.id}"
+        return hashlib.sha256(who.encode(errors="surrogatepass")).hexdigest()[:16]
 
 
 class Tokens:
@@ -95,7 +100,10 @@ class Tokens:
         return self._sign(claims, self._secrets)
 
     def make_ticket(self, channels: Sequence[str], grant: Grant) -> str:
-        """A ticket for these channels, good for 60 s; the streams that it opens end when the grant does."""
+        """A ticket for these channels, good for 60 s; the streams that it opens end when the grant does.
+
+        :raises TooLarge: if none so long would be taken.
+        """
         claims: dict[str, Any] = {
             "sub": grant.sub,
             "aud": self._config.audience,
@@ -105,7 +113,12 @@ class Tokens:
             "iat": grant.issued_at,
             **({"ends": grant.ends_at} if grant.ends_at < math.inf else {}),
         }
-        return self._sign(claims, self._ticket_keys, _TICKET)
+        text = self._sign(claims, self._ticket_keys, _TICKET)
+        if len(text) > _MAX_LENGTH:
+            raise TooLarge(
+                f"the ticket would have {len(text)} characters", f"{_MAX_LENGTH} are taken: name fewer channels"
+            )
+        return text
 
     def verify(self, text: str) -> Grant:
         """What a token or ticket gives.
@@ -229,4 +242,12 @@ def _fault(error: Exception, config: Config) -> Unauthorized:
         return Unauthorized("the token has another issuer", "see SSE_ISSUER", code="token_issuer")
     if isinstance(error, MissingRequiredClaimError):
         return Unauthorized(f"the token has no {error.claim}", "put it in", code="token_claims")
+    if isinstance(error, ImmatureSignatureError):
+        return Unauthorized(
+            "the token is not valid yet",
+            f"its iat or nbf is over {LEEWAY} s ahead of the clock here",
+            code="token_early",
+        )
+    if isinstance(error, InvalidSubjectError | InvalidJTIError | InvalidIssuedAtError):
+        return Unauthorized(f"the token's claims: {error}", "see RFC 7519, 4.1", code="token_claims")
     return _invalid()

@@ -293,6 +293,8 @@ def test_exactly_one_thing_is_revoked(make_app: MakeApp) -> None:
         for given in ({}, {"sub": "a", "channel": "b"}, {"token": ""}):
             with pytest.raises(ValueError, match="give one of sub, channel, token"):
                 sse.revoke(**given)
+        with pytest.raises(InvalidEvent):
+            sse.revoke(channel="news/*")
 
 
 def test_one_who_reads_by_the_app_s_rule_is_asked_again_when_the_channel_is_revoked(make_app: MakeApp) -> None:

@@ -94,7 +94,8 @@ def test_nothing_is_limited_while_that_redis_is_away(make_app: MakeApp, caplog: 
 
 def test_a_window_begins_anew_and_those_that_are_over_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1000.0]
-    monkeypatch.setattr("sse.limits.time.time", lambda: now[0])
+    for clock in ("time", "monotonic"):
+        monkeypatch.setattr(f"sse.limits.time.{clock}", lambda: now[0])
     counts = Counts()
     assert [counts.incr("a", 10), counts.incr("a", 10, 5), counts.get("a")] == [1, 6, 6]
     assert (counts.get_expiry("a"), counts.get("b")) == (1010, 0)
@@ -146,6 +147,9 @@ def test_a_host_app_is_left_alone(make_app: MakeApp) -> None:
         ("::1", "", 0, None),
         ("", "", 0, None),
         (None, "", 0, None),
+        ("192.0.2.1", "198.51.100.1:4711", 1, "198.51.100.1"),
+        ("192.0.2.1", "[2001:db8:1:2::7]:4711", 1, "2001:db8:1:2::/64"),
+        ("192.0.2.1", "[2001:db8:1:2::7]", 1, "2001:db8:1:2::/64"),
         ("192.0.2.1", "nonsense", 1, None),
         ("2001:db8:1:2:3:4:5:6", "", 0, "2001:db8:1:2::/64"),
         ("::ffff:192.0.2.1", "", 0, "192.0.2.1"),
@@ -154,6 +158,15 @@ def test_a_host_app_is_left_alone(make_app: MakeApp) -> None:
 )
 def test_whose_address_it_is(remote: str | None, forwarded: str, proxies: int, address: str | None) -> None:
     assert client_address(remote, forwarded, proxies) == address
+
+
+def test_what_is_too_large_is_not_counted(make_app: MakeApp) -> None:
+    client = make_app(SSE_PUBLISH_KEYS=KEYS, SSE_LIMIT_PUBLISH="1/hour", SSE_MAX_EVENT_BYTES=1024).test_client()
+    headers = {"Authorization": f"Bearer {KEYS[0]}"}
+    for _ in range(3):
+        assert client.post("/sse/publish/a", data="x" * 1025, headers=headers).status_code == 413
+    assert publish(client, ["a"]).status_code == 201
+    refused(publish(client, ["a"]), "SSE_LIMIT_PUBLISH")
 
 
 def test_a_client_cannot_choose_its_address(make_app: MakeApp) -> None:

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from sse.config import Config
-from sse.errors import ConfigError, InvalidEvent, NotFound, Unauthorized
+from sse.errors import ConfigError, InvalidEvent, NotFound, TooLarge, Unauthorized
 from sse.token import LEEWAY, TICKET_LIFE, Grant, Tokens
 from tests.tokens import EC, RSA, SECRET, by_key, claims, jwk_set, part, signed, unsigned
 
@@ -72,9 +72,11 @@ def test_a_claim_that_is_left_out_gives_nothing(changes: dict[str, Any]) -> None
         ({"aud": "other"}, "token_audience"),
         ({"aud": ["other"]}, "token_audience"),
         ({"aud": 5}, "token_audience"),
-        ({"nbf": lambda now: now + 60}, "token_invalid"),
-        ({"iat": lambda now: now + 60}, "token_invalid"),
-        ({"sub": 5}, "token_invalid"),
+        ({"nbf": lambda now: now + 60}, "token_early"),
+        ({"iat": lambda now: now + 60}, "token_early"),
+        ({"iat": "today"}, "token_claims"),
+        ({"sub": 5}, "token_claims"),
+        ({"jti": 5}, "token_claims"),
         ({"subscribe": "a"}, "token_claims"),
         ({"subscribe": [5]}, "token_claims"),
         ({"subscribe": ["a*"]}, "token_claims"),
@@ -230,6 +232,19 @@ def test_a_ticket_is_worth_nothing_after_the_end_of_its_token() -> None:
     assert made.verify(text)
     now[0] = ends + LEEWAY
     assert fault(text, made) == "token_expired"
+
+
+def test_a_ticket_that_would_be_too_long_to_be_taken_is_not_made() -> None:
+    made = tokens()
+    text = made.make_ticket([f"{number:02}{'x' * 100}" for number in range(50)], Grant("ann"))
+    assert made.verify(text).sub == "ann"
+    with pytest.raises(TooLarge, match="name fewer channels"):
+        made.make_ticket([f"{number:02}{'x' * 100}" for number in range(60)], Grant("ann"))
+
+
+def test_those_who_have_no_subject_are_told_apart_by_their_tokens() -> None:
+    grants = [Grant("", id="1"), Grant("", id="2"), Grant("1"), Grant("2", id="1"), Grant("2", id="2")]
+    assert len({grant.scope for grant in grants}) == 4
 
 
 def test_what_a_ticket_says_of_its_end_means_nothing_in_a_token() -> None:
