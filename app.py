@@ -38,11 +38,19 @@ def create_app(config: Mapping[str, object] | None = None) -> Flask:
     sse.init_app(app)
     app.cli.add_command(cli)
     app.add_url_rule("/healthz", "healthz", healthz)
+    app.url_map.merge_slashes = False  # no redirection, which would repeat a ticket in the query
+    app.after_request(add_page_headers)
     if is_on(app.config.get("DEMO", os.environ.get("DEMO", ""))):
         add_demo(app, sse)
     else:
         app.add_url_rule("/", "index", lambda: plain("Throughline is running. DEMO=1 shows a page here.\n"))
     return app
+
+
+def add_page_headers(response: Response) -> Response:
+    if request.blueprint != "sse":  # which has its own
+        response.headers.update(PAGE_HEADERS)
+    return response
 
 
 def healthz() -> Response:
@@ -68,12 +76,6 @@ def add_demo(app: Flask, sse: SSE) -> None:
     @app.before_request
     def start_sampler() -> None:
         sampler.start()
-
-    @app.after_request
-    def add_page_headers(response: Response) -> Response:
-        if request.endpoint in {"index", "static"}:
-            response.headers.update(PAGE_HEADERS)
-        return response
 
     app.add_url_rule("/", "index", lambda: breaker.know(app.send_static_file("index.html")))
 

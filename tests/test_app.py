@@ -113,6 +113,18 @@ def test_the_page_allows_only_its_own_scripts_and_styles(make_app: MakeApp) -> N
     assert response.headers["Referrer-Policy"] == "no-referrer"
 
 
+@pytest.mark.parametrize("is_demo", [True, False])
+@pytest.mark.parametrize("path", ["/", "/healthz", "/nothing?token=x", "/static//demo.css?token=x", "/sse//poll"])
+def test_every_answer_is_closed_to_frames_and_none_repeats_a_query(make_app: MakeApp, path: str, is_demo: bool) -> None:
+    with make_app(DEMO=is_demo).test_client().get(path) as response:
+        assert response.status_code in (200, 404)
+        assert "Location" not in response.headers
+        assert response.headers["X-Content-Type-Options"] == "nosniff"
+        assert response.headers["Referrer-Policy"] == "no-referrer"
+        if "sse" not in path:
+            assert "frame-ancestors 'none'" in response.headers["Content-Security-Policy"]
+
+
 def test_the_page_has_nothing_inline_and_its_files_are_served(make_app: MakeApp) -> None:
     client = make_app(DEMO=True).test_client()
     with client.get("/") as response:
