@@ -272,7 +272,9 @@ class Config:
     issuer: str = _setting("", "what a token's iss has to be; empty: not looked at", _text(0))
     audience: str = _setting("sse", "what a token's aud has to be, or to list", _text(1))
     token_lifetime: int = _setting(
-        604_800, "seconds to its exp that a token may have, and that a revocation is kept", _whole(60, 10**8, "seconds")
+        604_800,
+        "seconds from iat to exp that a token may have, and that a revocation is kept",
+        _whole(60, 10**8, "seconds"),
     )
     cookie: str = _setting("sse_token", "name of the cookie that a token may come in, for reading", _name)
     query_tokens: bool = _setting(False, "1: whole tokens are taken in queries too, not only tickets", _yes)

@@ -24,12 +24,13 @@ from tests.tokens import RSA, SECRET, by_key, claims, jwk_set, signed, unsigned
 PEM = RSA.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 PAGES: dict[str, dict[str, str]] = {
     "same origin": {"Sec-Fetch-Site": "same-origin"},
+    "same site": {"Sec-Fetch-Site": "same-site", "Origin": "https://sibling.example"},
     "old browser": {},
     "listed": {"Sec-Fetch-Site": "cross-site", "Origin": ORIGIN},
     "unlisted": {"Sec-Fetch-Site": "cross-site", "Origin": "https://evil.example"},
     "null": {"Sec-Fetch-Site": "cross-site", "Origin": "null"},
 }
-OWN = ("same origin", "old browser", "listed")
+OWN = ("same origin", "same site", "old browser", "listed")
 
 
 def stale_ticket() -> str:
