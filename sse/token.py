@@ -74,7 +74,7 @@ class Tokens:
         # Keys of their own: no ticket can be taken for a token, whatever it says.
         self._ticket_keys = tuple(hmac.digest(secret, b"throughline ticket", "sha256") for secret in self._secrets)
         self._jwks = jwks.connect(config.jwks) if config.jwks else None
-        # Verified before, by their hash; with the generation of the public keys, where it was by one of them.
+        # Verified before, by their hash; with the generation of the public keys, where one did it: it may be gone.
         self._kept: dict[bytes, tuple[Grant, int | None]] = {}
         self._lock = threading.Lock()
 
@@ -130,7 +130,7 @@ class Tokens:
             raise _invalid()
         digest = hashlib.sha256(text.encode(errors="surrogateescape")).digest()
         grant, generation = self._kept.get(digest, (None, None))
-        if grant is None or (self._jwks and generation not in (None, self._jwks.generation)):  # a key may be gone
+        if grant is None or (generation is not None and self._jwks and generation != self._jwks.generation):
             grant, generation = self._verify(text)
             with self._lock:
                 if len(self._kept) >= _KEPT:

@@ -26,6 +26,7 @@ class Issuer(ThreadingHTTPServer):
 
     def __init__(self) -> None:
         self.status, self.body, self.asked = 200, jwk_set("RS256"), 0
+        self.drips = False
         self.go_on = threading.Event()
         self.go_on.set()
         super().__init__(("127.0.0.1", 0), Answer)
@@ -43,6 +44,10 @@ class Answer(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.server.go_on.wait(20)
+        while body and self.server.drips:
+            self.wfile.write(body[:1])
+            body = body[1:]
+            time.sleep(0.1)
         self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
@@ -55,6 +60,7 @@ def issuer() -> Iterator[Issuer]:
         thread = threading.Thread(target=server.serve_forever, args=(0.05,))
         thread.start()
         yield server
+        server.drips = False
         server.go_on.set()
         server.shutdown()
         thread.join(5)
@@ -120,7 +126,8 @@ def test_without_any_key_yet_one_is_to_come_again(issuer: Issuer) -> None:
 def test_who_needs_none_of_them_does_not_wait_for_an_address_that_is_mute(issuer: Issuer) -> None:
     issuer.go_on.clear()
     made = Tokens(Config(jwks=issuer.url, secret=(SECRET,)))
-    assert made.verify(signed(claims())).sub == "ann"
+    text = signed(claims())
+    assert made.verify(text).sub == made.verify(text).sub == "ann"
     with pytest.raises(Unauthorized):
         made.verify("x.y.z")
     assert issuer.asked == 0
@@ -139,6 +146,21 @@ def test_who_needs_none_of_them_does_not_wait_for_an_address_that_is_mute(issuer
     issuer.go_on.set()
     wait_until(lambda: keys.generation == 2, 5)
     assert not keys.find("RS256", "RS256")
+
+
+def test_an_address_that_answers_byte_by_byte_holds_nobody_for_long(
+    issuer: Issuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sse.jwks._TIMEOUT", 0.3)
+    issuer.drips = True
+    keys = Fetched(issuer.url)
+    began = time.monotonic()
+    with pytest.raises(Unavailable):
+        keys.find("RS256", "RS256")
+    assert time.monotonic() - began < 3
+    issuer.drips = False
+    wait_until(lambda: keys.generation == 1, 5)
+    assert keys.find("RS256", "RS256")
 
 
 def test_without_an_id_a_token_is_verified_by_the_only_key_of_its_algorithm(issuer: Issuer) -> None:
