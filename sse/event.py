@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Final, Literal, NamedTuple
 
 from sse.errors import InvalidEvent
@@ -196,6 +197,7 @@ class LastEventId:
     damaged: bool = False
 
     @classmethod
+    @lru_cache(maxsize=256)  # very many come back from the same place at once
     def parse(cls, text: str) -> LastEventId:
         """Read what `format_last_event_id` wrote. Never raises: what cannot be read is reported in the result."""
         positions: dict[str, Position] = {}

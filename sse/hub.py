@@ -62,7 +62,7 @@ class Hub:
     def __init__(self, store: Store, *, max_subscribers: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.lock = threading.Lock()
         self.answered: tuple[object, bytes] = None, b""
-        """What was answered last, to a poll that stood so: very many come back from the same place at the same time."""
+        """What was answered last, to a poll that stood so."""
         self._store = store
         self.max_subscribers = max_subscribers
         self._clock = clock
@@ -157,6 +157,14 @@ class Hub:
         for number, subscriber in enumerate(subscribers, 1):
             subscriber.drain()
             time.sleep(max(begun + window * number / len(subscribers) - time.monotonic(), 0))
+
+    def tops(self, names: Iterable[str]) -> frozenset[tuple[str, Position | None]]:
+        """The newest position of each channel, as far as this hub knows."""
+        with self.lock:
+            channels = [(name, self._channels.get(name)) for name in names]
+            return frozenset(
+                (name, channel.ring.newest if channel and channel.ring else None) for name, channel in channels
+            )
 
     def read(self, places: Sequence[tuple[str, Position]], limit: int = PAGE) -> list[Page]:
         """The store's page after each place, of `limit` entries at the most. Equal readings at the same time are one.

@@ -33,12 +33,10 @@ class Poll:
     """
 
     __slots__ = (
-        *("_clock", "_opened", "_retry", "_starts", "_timeout"),
-        *("closing", "deadline", "hub", "nothing", "permit", "subscriber"),
+        *("_began", "_clock", "_opened", "_retry", "_starts", "_timeout"),
+        *("closing", "deadline", "hub", "permit", "subscriber"),
     )
     subscriber: Subscriber
-    nothing: bytes
-    """The answer that nothing has come since it began."""
 
     def __init__(
         self,
@@ -68,6 +66,11 @@ class Poll:
         return self.hub, self._retry, tuple(self.subscriber.places.items())
 
     @property
+    def nothing(self) -> bytes:
+        """The answer that nothing has come since it began."""
+        return _encode((), self._began, self._retry, more=False)
+
+    @property
     def is_behind(self) -> bool:
         """Whether something has come, or can no longer be continued."""
         return any(self.subscriber.at_hand(name) != [] for name in self.subscriber.places)
@@ -80,10 +83,13 @@ class Poll:
         if self._timeout == 0:
             look = self.hub.look(self._starts, _MAX_EVENTS, _MAX_BYTES)
             return _encode(look.taken, look.places, self._retry, more=look.more)
+        places = {name: start.position for name, start in self._starts.items() if not start.fault}
+        if len(places) == len(self._starts) and (answer := self._known(places)):
+            return answer
         self.subscriber = self.hub.attach(self._starts, max(self._timeout, ATTACH_TIMEOUT))
         self._opened = True
+        self._began = {**self.subscriber.places}
         try:
-            self.nothing = _encode((), self.subscriber.places, self._retry, more=False)
             answer = self.answer()
             if answer is None and not all(start.position for start in self._starts.values()):
                 answer = self.nothing
@@ -100,18 +106,17 @@ class Poll:
         :raises Busy: if it cannot be given, because too much has come at once.
         :raises StoreUnavailable: if older entries are needed and cannot be read.
         """
-        # A position commits to all before it, so what lies between two is always the same.
-        stands = self._retry, tuple(self.subscriber.places.items()), self.subscriber.tops()
-        stood, answer = self.hub.answered
-        if stood == stands and not self.subscriber.resets:
+        subscriber = self.subscriber
+        if not subscriber.resets and (answer := self._known(subscriber.places)):
             return answer
+        stands = self._stands(subscriber.places)
         try:
-            taken = self.subscriber.take(_MAX_EVENTS, _MAX_BYTES)
+            taken = subscriber.take(_MAX_EVENTS, _MAX_BYTES)
         except Lagging as error:
             raise Busy(error.message, "ask again with the same last event id") from None
         if not taken:
             return None
-        answer = _encode(taken, self.subscriber.places, self._retry, more=self.subscriber.is_behind())
+        answer = _encode(taken, subscriber.places, self._retry, more=subscriber.is_behind())
         if not any(isinstance(item, Reset) for item in taken):
             self.hub.answered = stands, answer
         return answer
@@ -153,6 +158,15 @@ class Poll:
         closing, self.closing = self.closing, ()
         for done in closing:
             done()
+
+    def _stands(self, places: Mapping[str, Position | None]) -> Hashable:
+        # A position commits to all before it, so what lies between two is always the same.
+        return self._retry, frozenset(places.items()), self.hub.tops(places)
+
+    def _known(self, places: Mapping[str, Position | None]) -> bytes | None:
+        """The answer, if it is the one that was given last: very many come back from the same place at once."""
+        stood, answer = self.hub.answered
+        return answer if stood is not None and stood == self._stands(places) else None
 
     def __iter__(self) -> Iterator[bytes]:
         # One that was opened and has to wait; what cannot be given is asked for again.

@@ -203,11 +203,6 @@ class Subscriber:
                 self._live(name, channel.lives)
             return entries
 
-    def tops(self) -> tuple[Position, ...]:
-        """The newest position of each of its channels."""
-        with self._lock:
-            return tuple(channel.ring.newest for channel in self.channels.values() if channel.ring is not None)
-
     def is_behind(self) -> bool:
         """Whether any of its channels has moved on since."""
         with self._lock:

@@ -13,7 +13,7 @@ import os
 import socket
 import ssl
 import time
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from datetime import datetime
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -622,7 +622,10 @@ def _answer(body: Any, connection: socket.socket, response: Any) -> None:
     """Head and body in one write: a system call is a large part of what a request costs."""
     data = b"".join(body)[: response.response_length]
     response.sent, response.headers_sent = len(data), True
-    connection.sendall(b"%bDate: %b\r\n\r\n%b" % (_head(response), _date(), data))
+    data = b"%bDate: %b\r\n\r\n%b" % (_head(response), _date(), data)
+    sent = 0 if isinstance(connection, ssl.SSLSocket) else max(_send(connection.fileno(), data), 0)
+    if sent < len(data):
+        connection.sendall(data[sent:])  # which waits, or tells what is wrong
 
 
 def _is_small(response: Any) -> bool:
@@ -664,6 +667,25 @@ class _Taken(NamedTuple):
             self.body.close()
 
 
+class _Between(gevent.Timeout):  # type: ignore[misc]
+    """A connection's time between two requests: then it may be ended, and nothing is lost."""
+
+    def __init__(self, worker: Worker) -> None:
+        super().__init__(worker.cfg.keepalive, False)
+        self._worker = worker
+        self._greenlet = gevent.getcurrent()
+
+    def __enter__(self) -> Any:
+        self._worker.between.add(self._greenlet)
+        if not self._worker.alive:
+            self._worker.stop_reading(self._greenlet)
+        return super().__enter__()
+
+    def __exit__(self, *error: object) -> Any:
+        self._worker.between.discard(self._greenlet)
+        return super().__exit__(*error)
+
+
 class Worker(GeventWorker):  # type: ignore[misc]
     """gunicorn's gevent worker, which hands off what waits; what TLS, or the app, has wrapped keeps its greenlet."""
 
@@ -675,7 +697,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
         super().__init__(*args, **options)
         self._given_back = Group()  # greenlets that gunicorn's pool does not know
         self._clients: dict[Any, socket.socket] = {}  # by greenlet
-        self._between: set[Any] = set()  # greenlets that wait for a request
+        self.between: set[Any] = set()  # greenlets that wait for a request
 
     def load_wsgi(self) -> None:
         super().load_wsgi()
@@ -766,18 +788,9 @@ class Worker(GeventWorker):  # type: ignore[misc]
         finally:
             del self._clients[greenlet]
 
-    @contextlib.contextmanager
-    def timeout_ctx(self) -> Iterator[None]:
+    def timeout_ctx(self) -> gevent.Timeout:
         """Around gunicorn's wait for a request."""
-        greenlet = gevent.getcurrent()
-        self._between.add(greenlet)
-        if not self.alive:
-            self._stop_reading(greenlet)
-        try:
-            with super().timeout_ctx():
-                yield
-        finally:
-            self._between.discard(greenlet)
+        return _Between(self)
 
     def run(self) -> None:
         if self._service:
@@ -795,10 +808,10 @@ class Worker(GeventWorker):  # type: ignore[misc]
         if self._service:
             waiting.append(gevent.spawn(self._service.hub.drain, window))
         gevent.joinall(waiting)
-        for greenlet in self._between:
-            self._stop_reading(greenlet)
+        for greenlet in self.between:
+            self.stop_reading(greenlet)
 
-    def _stop_reading(self, greenlet: Any) -> None:
+    def stop_reading(self, greenlet: Any) -> None:
         """What has come from its client is served, and then the connection ends."""
         client = self._clients[greenlet]
         if not isinstance(client, ssl.SSLSocket):

@@ -512,8 +512,8 @@ def test_what_is_shared_is_byte_for_byte_what_one_alone_gets(
         assert len({stream.open().partition(b"lifetime")[0] for stream in streams}) == 1
         for batch in rounds:
             store.publish([Publication(channel, Event(text, type)) for channel, type, text in batch])
-            tops = tuple(store.newest(list(names)))
-            wait_until(lambda tops=tops: alone.subscriber.tops() == tops, 5, 0.001)
+            tops = set(zip(names, store.newest(names), strict=True))
+            wait_until(lambda tops=tops: hub.tops(names) == tops, 5, 0.001)
             bodies = [200 + 10 * len(text or "") for channel, _, text in batch if channel in names]
             if not bodies:
                 continue
