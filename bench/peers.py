@@ -125,6 +125,9 @@ def throughline(
         "SSE_PUBLISH_KEYS": KEY,
         "SSE_RING": str(RING),
         "SSE_MAX_SUBSCRIBERS": "12000",
+        # On, and out of the way.
+        "SSE_LIMIT_PUBLISH": "1000000/second",
+        "SSE_LIMIT_CHANNEL": "1000000/second",
         **({"SSE_REDIS_URL": store.url} if store else {}),
     }
     server = Gunicorn(folder, env=env, bind=f"unix:{folder}/throughline.sock" if nginx else None)
