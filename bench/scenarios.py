@@ -153,8 +153,9 @@ def search(session: Session, count: int, name: str, guess: float) -> Record:
             session.load("close")
             time.sleep(0.5)
             session.load("open", count, CLIENTS, int(session.target.answers_first))
-        if run["valid"] and not run["late"]:
-            low, best = rate, run
+        if run["whole"] and not run["late"]:
+            low = rate
+            best = run if run["valid"] else best  # many small reads may keep the generator busy; more at once do not
         else:
             high = rate
         if high < math.inf:
@@ -178,7 +179,7 @@ def deliveries(session: Session, *words: object) -> Record:
     server = (cpu_seconds(session.target) - cpu) / (time.monotonic() - began)
     whole = not (run["lost"] or run["doubled"] or run["refused"] or run["ended"])
     value = run["delivered"] / max(run["seconds"], 0.001)
-    return run | {"value": value, "valid": whole and run["cpu"] < 0.9, "server": server}
+    return run | {"value": value, "whole": whole, "valid": whole and run["cpu"] < 0.9, "server": server}
 
 
 def per_second(run: Record) -> Record:
