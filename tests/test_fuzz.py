@@ -1,4 +1,7 @@
-"""Whatever is sent, by whatever credential: no 5xx, nobody in, no forged frame. FUZZ=1000000 for the long form."""
+"""Whatever is sent, by whatever credential: no 5xx, nobody in, no forged frame.
+
+The long form: FUZZ=1000000 pytest -o faulthandler_timeout=3600 tests/test_fuzz.py
+"""
 
 from __future__ import annotations
 
