@@ -13,9 +13,6 @@ from sse.permit import Permit
 from sse.subscriber import Delivery, Lagging, Reset, Start, Subscriber
 from sse.wire import encode_json
 
-GATHER: Final = 0.01
-"""Seconds that a waiting poll gives further events after the first."""
-
 _MAX_EVENTS: Final = 1000
 _MAX_BYTES: Final = 1 << 20
 
@@ -36,6 +33,8 @@ class Poll:
         *("_began", "_clock", "_opened", "_retry", "_starts", "_timeout"),
         *("closing", "deadline", "hub", "permit", "subscriber"),
     )
+    GATHER: Final = 0.01
+    """Seconds that one that waits gives further events after the first."""
     subscriber: Subscriber
 
     def __init__(
@@ -141,7 +140,7 @@ class Poll:
             while answer is None and not self.subscriber.draining:
                 if not self.subscriber.wait(max(self.deadline - self._clock(), 0)):
                     break
-                time.sleep(GATHER)
+                time.sleep(self.GATHER)
                 if self.permit and self.permit.is_over:
                     break
                 answer = self.answer()

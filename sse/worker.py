@@ -39,7 +39,6 @@ _PAUSE: Final = 1e-6  # a real timer: gevent.sleep(0) lets no input in
 _TICK: Final = 0.1
 _STALLED_AFTER: Final = 20.0
 _ASKING: Final = 32  # rows for which the store is asked at the same time
-_GATHER: Final = 0.01  # a poll's answer gives further events so long after the first
 _SMALL: Final = 65_536  # answers that go out in one write
 _LAST_CHUNK: Final = b"0\r\n\r\n"  # RFC 9112, 7.1
 
@@ -239,7 +238,7 @@ class Polls(Row):
     def serve(self) -> None:
         if not self.asks and self.poll.is_behind:
             self.asks = True
-            gevent.spawn_later(_GATHER, self._answer)
+            gevent.spawn_later(self.poll.GATHER, self._answer)
 
     def dismiss(self, fd: int) -> None:
         if self.asks and not self.fanout.draining and not self.fanout.is_over(fd):
