@@ -96,8 +96,13 @@ class Streams(Row):
     @property
     def alike(self) -> Hashable:
         """Equal for rows that can become one where they stand at the same place; None for one that is not at rest."""
-        stream = None if self.rest or self.asks or self.chunk is not None else self.stream.alike
+        stream = self.stream.alike if self._is_told else None
         return None if stream is None else (stream, self.chunked)
+
+    @property
+    def _is_told(self) -> bool:
+        """Whether all that was taken has gone out."""
+        return not (self.rest or self.asks or self.chunk is not None)
 
     def serve(self) -> None:
         if self.rest:
@@ -160,7 +165,8 @@ class Streams(Row):
             else:
                 self._say_goodbye(fd, "expired")
         elif not self.fanout.draining and not self.fanout.is_time(fd):
-            if not self.rest and (notice := self.fanout.permits[fd][0].notice()):
+            # While the row is ahead of what it has told, one that stalls would take along a place it was not given.
+            if self._is_told and (notice := self.fanout.permits[fd][0].notice()):
                 self._tell_one(fd, notice)
             self.fanout.keep(fd)
         elif not self.rest:
