@@ -118,23 +118,29 @@ def _secrets(value: object) -> tuple[str, ...]:
     return secrets
 
 
-def _jwks(value: object) -> str | None:
-    if value is None or value == "":
-        return None
-    if not isinstance(value, str) or not value.isprintable():
-        raise ValueError("give the https:// address of a JWK set, or the path of a file with one")
-    if "://" not in value:
-        return value
-    try:
-        parts = urlsplit(value)
-        local = parts.hostname in ("127.0.0.1", "::1", "localhost")
-        good = parts.hostname and parts.port != 0 and not parts.username and not parts.fragment
-    except ValueError:
-        good = local = False
-    # Whoever could change the answer on its way could make tokens.
-    if not good or not (parts.scheme == "https" or (parts.scheme == "http" and local)):
-        raise ValueError("give an https:// address without a user (http:// only to loopback), or a path")
-    return value
+def _printable(value: object) -> tuple[str, ...]:
+    items = _items(value)
+    for item in items:
+        if not item.isprintable():
+            raise ValueError(f"{item!a} has a character that cannot be printed; give it without")
+    return items
+
+
+def _jwks(value: object) -> tuple[str, ...]:
+    places = () if value is None else _printable(value)
+    for place in places:
+        if "://" not in place:
+            continue
+        try:
+            parts = urlsplit(place)
+            local = parts.hostname in ("127.0.0.1", "::1", "localhost")
+            good = parts.hostname and parts.port != 0 and not parts.username and not parts.fragment
+        except ValueError:
+            good = local = False
+        # Whoever could change the answer on its way could make tokens.
+        if not good or not (parts.scheme == "https" or (parts.scheme == "http" and local)):
+            raise ValueError("give an https:// address without a user (http:// only to loopback), or a path")
+    return places
 
 
 def _text(low: int) -> Callable[[object], str]:
@@ -266,10 +272,14 @@ class Config:
     secret: tuple[str, ...] = _setting(
         (), "secret of tokens (HS256) and tickets, 32 bytes or more; of several, the first signs", _secrets, secret=True
     )
-    jwks: str | None = _setting(
-        None, "JWK set for tokens of others (RS256, ES256, EdDSA): https:// address or file", _jwks
+    jwks: tuple[str, ...] = _setting(
+        (),
+        "JWK set for tokens of others (RS256, ES256, EdDSA): https:// address or file; of several, one an issuer",
+        _jwks,
     )
-    issuer: str = _setting("", "what a token's iss has to be; empty: not looked at", _text(0))
+    issuer: tuple[str, ...] = _setting(
+        (), "what a token's iss has to be, one of these; none: not looked at; in the order of SSE_JWKS", _printable
+    )
     audience: str = _setting("sse", "what a token's aud has to be, or to list", _text(1))
     token_lifetime: int = _setting(
         604_800,

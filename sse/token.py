@@ -28,7 +28,7 @@ from jwt.exceptions import (
 
 from sse import jwks
 from sse.config import Config, check_pattern
-from sse.errors import InvalidEvent, NotFound, TooLarge, Unauthorized
+from sse.errors import ConfigError, InvalidEvent, NotFound, TooLarge, Unauthorized
 
 LEEWAY: Final = 5
 """Seconds that two clocks may differ."""
@@ -65,7 +65,10 @@ class Grant:
 
 
 class Tokens:
-    """Makes and verifies tokens, as the settings say. `clock` gives seconds since 1970."""
+    """Makes and verifies tokens, as the settings say. `clock` gives seconds since 1970.
+
+    :raises ConfigError: if a file of SSE_JWKS is at fault, or a set of several has no issuer.
+    """
 
     def __init__(self, config: Config, clock: Callable[[], float] = time.time) -> None:
         self._config = config
@@ -73,9 +76,17 @@ class Tokens:
         self._secrets = tuple(secret.encode() for secret in config.secret)
         # Keys of their own: no ticket can be taken for a token, whatever it says.
         self._ticket_keys = tuple(hmac.digest(secret, b"throughline ticket", "sha256") for secret in self._secrets)
-        self._jwks = jwks.connect(config.jwks) if config.jwks else None
-        # Verified before, by their hash; with the generation of the public keys, where one did it: it may be gone.
-        self._kept: dict[bytes, tuple[Grant, int | None]] = {}
+        if len(config.jwks) > len(set(config.issuer) or {""}):
+            raise ConfigError(
+                f"SSE_JWKS has {len(config.jwks)} sets, SSE_ISSUER {len(set(config.issuer))} names",
+                "name the issuer of each, in the same order",
+            )
+        # By the only iss that each one verifies; "" where none is looked at.
+        self._jwks = {
+            issuer: jwks.connect(place) for issuer, place in zip(config.issuer or ("",), config.jwks, strict=False)
+        }
+        # Verified before, by their hash; with the set that one of its keys did it for, and its generation then.
+        self._kept: dict[bytes, tuple[Grant, jwks.KeySet | None, int]] = {}
         self._lock = threading.Lock()
 
     @property
@@ -95,7 +106,7 @@ class Tokens:
             "exp": int(self._clock()) + lifetime,
             "subscribe": [check_pattern(pattern) for pattern in subscribe],
             "publish": [check_pattern(pattern) for pattern in publish],
-            **({"iss": self._config.issuer} if self._config.issuer else {}),
+            **({"iss": self._config.issuer[0]} if self._config.issuer else {}),
         }
         return self._sign(claims, self._secrets)
 
@@ -129,13 +140,14 @@ class Tokens:
         if len(text) > _MAX_LENGTH:
             raise _invalid()
         digest = hashlib.sha256(text.encode(errors="surrogateescape")).digest()
-        grant, generation = self._kept.get(digest, (None, None))
-        if grant is None or (generation is not None and self._jwks and generation != self._jwks.generation):
-            grant, generation = self._verify(text)
+        grant, keys, generation = self._kept.get(digest, (None, None, 0))
+        if grant is None or (keys and keys.generation != generation):
+            kept = self._verify(text)
+            grant = kept[0]
             with self._lock:
                 if len(self._kept) >= _KEPT:
                     del self._kept[next(iter(self._kept))]
-                self._kept[digest] = grant, generation
+                self._kept[digest] = kept
         if self._clock() >= min(grant.taken_until, grant.ends_at):
             raise _expired(grant.is_ticket)
         return grant
@@ -146,36 +158,48 @@ class Tokens:
         own = {"iat": int(self._clock()), "jti": secrets.token_hex(8)}
         return jwt.encode({**own, **claims}, keys[0], "HS256", headers={"typ": kind})
 
-    def _verify(self, text: str) -> tuple[Grant, int | None]:
+    def _verify(self, text: str) -> tuple[Grant, jwks.KeySet | None, int]:
         try:
             header = jwt.get_unverified_header(text)
-            algorithm, kind = header["alg"], header.get("typ")
+            algorithm, is_ticket = header["alg"], header.get("typ") == _TICKET
+            issuers, key_set, generation = self._config.issuer, None, 0
             keys: Sequence[Any] = ()
-            generation = None
-            if algorithm == "HS256":
-                keys = self._ticket_keys if kind == _TICKET else self._secrets
-            elif self._jwks is not None and algorithm in jwks.ALGORITHMS.values() and kind != _TICKET:
-                generation = self._jwks.generation
-                keys = self._jwks.find(algorithm, header.get("kid", ""))
+            if is_ticket or algorithm == "HS256":
+                keys = self._ticket_keys if is_ticket else self._secrets
+            elif self._jwks and algorithm in jwks.ALGORITHMS.values():
+                issuer = self._issuer(text)
+                issuers, key_set = (issuer,) if issuer else (), self._jwks[issuer]
+                generation = key_set.generation
+                keys = key_set.find(algorithm, header.get("kid", ""))
             for key in keys:
                 try:
-                    return self._grant(self._decode(text, key, algorithm, kind), kind == _TICKET), generation
+                    claims = self._decode(text, key, "HS256" if is_ticket else algorithm, issuers, is_ticket)
+                    return self._grant(claims, is_ticket), key_set, generation
                 except InvalidSignatureError:
                     continue
         except (PyJWTError, ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             raise _fault(error, self._config) from None
         raise _invalid()
 
-    def _decode(self, text: str, key: Any, algorithm: str, kind: object) -> dict[str, Any]:
-        required = ["exp", "aud", "iat", *(["iss"] if self._config.issuer and kind != _TICKET else [])]
+    def _issuer(self, text: str) -> str:
+        """Whose keys a token is to be verified by: of several, those of the iss that it names, and has to have.
+
+        :raises KeyError: if it names none of them.
+        """
+        if len(self._jwks) == 1:
+            return next(iter(self._jwks))
+        return str(jwt.decode(text, options={"verify_signature": False})["iss"])
+
+    def _decode(self, text: str, key: Any, algorithm: str, issuers: Sequence[str], is_ticket: bool) -> dict[str, Any]:
+        issuers = () if is_ticket else issuers
         claims: dict[str, Any] = jwt.decode(
             text,
             key,
             algorithms=[algorithm],
             audience=self._config.audience,
-            issuer=self._config.issuer if "iss" in required else None,
-            leeway=0 if kind == _TICKET else LEEWAY,
-            options={"require": required, "verify_iat": kind != _TICKET},
+            issuer=issuers or None,
+            leeway=0 if is_ticket else LEEWAY,
+            options={"require": ["exp", "aud", "iat", *(["iss"] if issuers else [])], "verify_iat": not is_ticket},
         )
         return claims
 

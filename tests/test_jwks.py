@@ -67,7 +67,7 @@ def issuer() -> Iterator[Issuer]:
 
 
 def test_they_are_fetched_when_a_token_needs_them(issuer: Issuer) -> None:
-    made = Tokens(Config(jwks=issuer.url))
+    made = Tokens(Config(jwks=(issuer.url,)))
     for _ in range(3):
         assert made.verify(by_key(claims(), "RS256")).sub == "ann"
     assert issuer.asked == 1
@@ -114,7 +114,7 @@ def test_while_the_address_fails_the_known_keys_stay(issuer: Issuer, status: int
 
 def test_without_any_key_yet_one_is_to_come_again(issuer: Issuer) -> None:
     issuer.status = 503
-    made = Tokens(Config(jwks=issuer.url))
+    made = Tokens(Config(jwks=(issuer.url,)))
     began = time.monotonic()
     for _ in range(5):
         with pytest.raises(Unavailable):
@@ -125,7 +125,7 @@ def test_without_any_key_yet_one_is_to_come_again(issuer: Issuer) -> None:
 
 def test_who_needs_none_of_them_does_not_wait_for_an_address_that_is_mute(issuer: Issuer) -> None:
     issuer.go_on.clear()
-    made = Tokens(Config(jwks=issuer.url, secret=(SECRET,)))
+    made = Tokens(Config(jwks=(issuer.url,), secret=(SECRET,)))
     text = signed(claims())
     assert made.verify(text).sub == made.verify(text).sub == "ann"
     with pytest.raises(Unauthorized):
@@ -166,11 +166,11 @@ def test_an_address_that_answers_byte_by_byte_holds_nobody_for_long(
 def test_without_an_id_a_token_is_verified_by_the_only_key_of_its_algorithm(issuer: Issuer) -> None:
     text = jwt.encode(claims(), EC, "ES256")
     issuer.body = jwk_set("ES256", "RS256")
-    assert Tokens(Config(jwks=issuer.url)).verify(text)
+    assert Tokens(Config(jwks=(issuer.url,))).verify(text)
     two = [{**json.loads(jwk_set("ES256"))["keys"][0], "kid": kid} for kid in ("one", "two")]
     issuer.body = json.dumps({"keys": two})
     with pytest.raises(Unauthorized):
-        Tokens(Config(jwks=issuer.url)).verify(text)
+        Tokens(Config(jwks=(issuer.url,))).verify(text)
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ def test_one_of_several_audiences_will_do_and_so_does_the_leeway() -> None:
 
 
 def test_an_issuer_is_required_where_one_is_set() -> None:
-    made = tokens(issuer="https://id.example")
+    made = tokens(issuer=("https://id.example",))
     assert made.verify(signed(claims(iss="https://id.example")))
     assert fault(signed(claims(iss="https://other.example")), made) == "token_issuer"
     assert fault(signed(claims()), made) == "token_claims"
@@ -148,7 +148,7 @@ def test_secrets_are_rotated_by_having_two() -> None:
 
 @pytest.mark.parametrize("alg", ["RS256", "ES256", "EdDSA"])
 def test_public_keys_verify_the_tokens_of_others(alg: str, key_file: Path) -> None:
-    made = tokens(secret=(), jwks=str(key_file))
+    made = tokens(secret=(), jwks=(str(key_file),))
     assert made.configured
     assert made.verify(by_key(claims(), alg)).sub == "ann"
     assert fault(by_key(claims(aud="x"), alg), made) == "token_audience"
@@ -157,7 +157,7 @@ def test_public_keys_verify_the_tokens_of_others(alg: str, key_file: Path) -> No
 
 
 def test_a_public_key_is_never_taken_for_a_secret(key_file: Path) -> None:
-    made = tokens(jwks=str(key_file))
+    made = tokens(jwks=(str(key_file),))
     key = RSA.public_key()
     for encoding, form in (
         (Encoding.PEM, PublicFormat.SubjectPublicKeyInfo),
@@ -171,7 +171,7 @@ def test_a_public_key_is_never_taken_for_a_secret(key_file: Path) -> None:
 
 
 def test_a_key_has_one_algorithm_whatever_the_token_says(key_file: Path) -> None:
-    made = tokens(jwks=str(key_file))
+    made = tokens(jwks=(str(key_file),))
     other = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     assert fault(by_key(claims(), "RS256", key=other), made) == "token_invalid"
     for text in (by_key(claims(), "RS512", "RS256", RSA), by_key(claims(), "PS256", "RS256", RSA)):
@@ -183,11 +183,30 @@ def test_a_token_brings_no_key_of_its_own(key_file: Path) -> None:
     own = {"jwk": json.loads(jwk_set("RS256"))["keys"][0], "jku": "http://127.0.0.1:1/", "x5u": "http://127.0.0.1:1/"}
     other = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     text = jwt.encode(claims(), other, "RS256", headers={"kid": "RS256", **own})
-    assert fault(text, tokens(jwks=str(key_file))) == "token_invalid"
+    assert fault(text, tokens(jwks=(str(key_file),))) == "token_invalid"
+
+
+def test_each_of_several_issuers_is_verified_by_its_own_keys(tmp_path: Path) -> None:
+    for name, alg in (("one", "RS256"), ("two", "ES256")):
+        (tmp_path / name).write_text(jwk_set(alg, kid="k"))
+    made = tokens(jwks=(str(tmp_path / "one"), str(tmp_path / "two")), issuer=("https://one", "https://two", "own"))
+    for iss, alg, other in (("https://one", "RS256", "ES256"), ("https://two", "ES256", "RS256")):
+        assert made.verify(by_key(claims(iss=iss), alg, "k")).sub == "ann"
+        assert fault(by_key(claims(iss=iss), other, "k"), made) == "token_invalid"
+    for iss in ("https://three", "own", "", None):
+        assert fault(by_key(claims(iss=iss), "RS256", "k"), made) == "token_invalid"
+    assert made.verify(signed(claims(iss="own"))).sub == "ann"
+    assert fault(signed(claims(iss="https://three")), made) == "token_issuer"
+
+
+@pytest.mark.parametrize("issuers", [(), ("https://one",), ("https://one", "https://one")])
+def test_of_several_sets_each_needs_an_issuer(issuers: tuple[str, ...], key_file: Path) -> None:
+    with pytest.raises(ConfigError, match="SSE_ISSUER"):
+        tokens(jwks=(str(key_file), str(key_file)), issuer=issuers)
 
 
 def test_a_key_that_is_taken_from_the_file_verifies_nothing_more(key_file: Path) -> None:
-    made = tokens(secret=(), jwks=str(key_file))
+    made = tokens(secret=(), jwks=(str(key_file),))
     text = by_key(claims(), "ES256")
     assert made.verify(text)
     key_file.write_text(jwk_set("RS256"))
@@ -209,9 +228,9 @@ def test_a_file_without_a_usable_key_is_refused_at_start(text: str, tmp_path: Pa
     path = tmp_path / "k"
     path.write_text(text)
     with pytest.raises(ConfigError, match="SSE_JWKS"):
-        tokens(jwks=str(path))
+        tokens(jwks=(str(path),))
     with pytest.raises(ConfigError, match="SSE_JWKS"):
-        tokens(jwks=str(tmp_path / "none"))
+        tokens(jwks=(str(tmp_path / "none"),))
 
 
 def test_a_token_that_lives_too_long_is_refused_at_its_end_too() -> None:
@@ -262,7 +281,7 @@ def test_a_token_that_was_verified_is_still_refused_after_its_time() -> None:
 
 
 def test_tokens_that_are_made_are_taken() -> None:
-    made = tokens(audience="x", issuer="y")
+    made = tokens(audience="x", issuer=("y",))
     grant = made.verify(made.make("bob", ["a/*"], ["b"], 60))
     assert (grant.sub, grant.subscribe, grant.publish) == ("bob", ("a/*",), ("b",))
     assert grant.id
