@@ -14,6 +14,7 @@ from flask import Flask, current_app, has_request_context, request
 from sse.access import Authorize
 from sse.blueprint import make_blueprint
 from sse.config import Config
+from sse.errors import InvalidEvent
 from sse.event import DEFAULT_TYPE, Event, check_channel, check_idempotency_key
 from sse.permit import one_revoked
 from sse.service import Service
@@ -77,10 +78,12 @@ class SSE:
         It is for reading these channels only. `sub` is whom it speaks for, to be named in `revoke`. The streams that
         it opens end after `lifetime` seconds; without one, as all others do.
 
-        :raises InvalidEvent: if a channel is not one.
+        :raises InvalidEvent: if a channel is not one, or a string stands where they are to be listed.
         :raises TooLarge: for more channels than a ticket can name.
         :raises NotFound: without SSE_SECRET, by which tickets are signed.
         """
+        if isinstance(channels, str):
+            raise InvalidEvent(f"channels is the string {channels[:60]!a}", "give a list of channels")
         service = get_service()
         now = time.time()
         grant = Grant(

@@ -19,7 +19,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from sse.config import Config
-from sse.errors import TooMany
+from sse.errors import TooLarge, TooMany
 from sse.log import warn
 
 _PATIENCE: Final = 0.5
@@ -74,6 +74,7 @@ class Limits:
         """Count events on these channels.
 
         :raises TooMany: if there were too many.
+        :raises TooLarge: if so many at once will always be.
         """
         self._count("SSE_LIMIT_PUBLISH", self._publish, publisher, len(channels))
         for channel, events in Counter(channels).items():
@@ -82,6 +83,8 @@ class Limits:
     def _count(self, name: str, rate: RateLimitItem | None, whose: str, cost: int) -> None:
         if rate is None or time.monotonic() < self._away_until:
             return
+        if cost > rate.amount:
+            raise TooLarge(f"{cost} events at once, and no more than {rate}, by {name}", "send them in smaller batches")
         try:
             if self._limiter.limiter.hit(rate, name, whose, cost=cost):
                 return

@@ -63,9 +63,21 @@ def test_a_key_s_and_a_channel_s_events_are_counted_each(make_app: MakeApp) -> N
 
 def test_what_is_over_a_limit_is_not_stored(make_app: MakeApp) -> None:
     app = make_app(SSE_PUBLISH_KEYS=KEYS, SSE_LIMIT_CHANNEL="1/hour")
-    client = app.test_client()
-    refused(publish(client, ["a", "a"]), "SSE_LIMIT_CHANNEL")
-    assert app.extensions["sse"].store.newest(["a"]) == [None]
+    client, store = app.test_client(), app.extensions["sse"].store
+    assert publish(client, ["a"]).status_code == 201
+    before = store.newest(["a"])
+    refused(publish(client, ["b", "a"]), "SSE_LIMIT_CHANNEL")
+    assert store.newest(["a", "b"]) == [*before, None]
+
+
+@pytest.mark.parametrize("limit", ["SSE_LIMIT_PUBLISH", "SSE_LIMIT_CHANNEL"])
+def test_a_batch_that_no_window_has_room_for_is_not_told_to_try_again(make_app: MakeApp, limit: str) -> None:
+    client = make_app(SSE_PUBLISH_KEYS=KEYS, **{limit: "3/hour"}).test_client()
+    answer = publish(client, ["a"] * 4)
+    assert answer.status_code == 413
+    assert "Retry-After" not in answer.headers
+    assert limit in answer.get_json()["error"]["message"]
+    assert publish(client, ["a"] * 3).status_code == 201
 
 
 def test_without_limits_there_are_none(make_app: MakeApp) -> None:
