@@ -25,7 +25,7 @@ def poll(hub: Hub, starts: Mapping[str, Start], *, timeout: float, retry: int) -
 
 
 def driven(stream: Stream, rng: random.Random | None = None) -> Generator[bytes]:
-    """The chunks of a stream as a loop over many gives them, see sse/worker.py; with `rng`, amid others' comings."""
+    """The chunks of a stream as a loop over many gives them, see sse/fanout.py; with `rng`, amid others' comings."""
     woken = threading.Event()
     row = _Row(stream)
     try:

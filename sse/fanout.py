@@ -1,0 +1,621 @@
+"""What was handed off: rows of connections that wait for the same, and the one loop that writes to them.
+
+What a stream or a poll says, and when, is `Stream`'s and `Poll`'s; here is only how it gets out. A connection is a file
+descriptor in a row, and no greenlet.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import time
+from collections.abc import Callable, Hashable, Sequence
+from functools import lru_cache, partial
+from select import EPOLLIN, EPOLLOUT, EPOLLRDHUP
+from typing import TYPE_CHECKING, Any, Final
+
+import gevent
+from gevent.event import Event
+from gevent.monkey import get_original
+from gevent.queue import SimpleQueue
+from gunicorn.util import http_date  # type: ignore[import-untyped]
+
+if TYPE_CHECKING:
+    from sse.permit import Permit
+    from sse.poll import Poll
+    from sse.stream import Reason, Shared, Stream
+
+STALLED_AFTER: Final = 20.0
+"""Seconds that one who takes nothing more is waited for."""
+
+LAST_CHUNK: Final = b"0\r\n\r\n"
+"""The end of a chunked body (RFC 9112, 7.1)."""
+
+_TURN: Final = 128  # connections written to before others have their turn
+_PAUSE: Final = 1e-6  # a real timer: gevent.sleep(0) lets no input in
+_TICK: Final = 0.1
+_ASKING: Final = 32  # rows for which the store is asked at the same time
+
+_epoll = get_original("select", "epoll")
+
+
+class Row:
+    """Connections that wait for the same: of each no more than its number, and the slot of the wheel when it is due."""
+
+    __slots__ = ("asks", "fanout", "fds", "key")
+    events = EPOLLRDHUP
+
+    def __init__(self, fanout: Fanout) -> None:
+        self.fanout = fanout
+        self.fds: dict[int, int] = {}
+        self.key: Hashable = None  # under which others find it, to join it
+        self.asks = False  # a greenlet takes what has come, and may be waiting for the store
+
+    def __call__(self) -> None:
+        """There may be something to tell."""
+        self.fanout.call(self)
+
+    def serve(self) -> None:
+        """Tell what there is to tell."""
+
+    def heard(self, fd: int) -> None:
+        """Its peer has said something, or takes more again. This must not wait."""
+
+    def dismiss(self, fd: int) -> None:
+        """Its time is over."""
+
+    def left(self) -> None:
+        """One of `fds` is gone from here, and is in no other row."""
+        if self.fds or not self.asks:  # else it is needed a little longer
+            self.leave()
+
+    def asked(self) -> None:
+        """What it had to wait for is there."""
+        self.asks = False
+        if self.fds:
+            self.fanout.call(self)  # for what has come meanwhile, too
+        else:
+            self.leave()
+
+    def leave(self) -> None:
+        """Let the hub know that one fewer is here."""
+
+
+class Streams(Row):
+    """Streams that have been told the same: a push is encoded once, and costs one write for each."""
+
+    __slots__ = ("chunk", "chunked", "ends", "rest", "slot", "stalled_at", "stream")
+    events = EPOLLIN | EPOLLRDHUP
+
+    def __init__(self, fanout: Fanout, stream: Stream, *, chunked: bool) -> None:
+        super().__init__(fanout)
+        self.stream = stream
+        self.chunked = chunked
+        self.chunk: bytes | None = None  # from the store
+        # What of the last write has not gone out: then this row is of one, until that has caught up.
+        self.rest = memoryview(b"")
+        self.stalled_at = 0.0
+        self.ends = False  # it is not told more than the rest
+        self.slot = 0  # of the wheel, in which it is looked at next
+
+    @property
+    def due(self) -> float:
+        return self.stalled_at + STALLED_AFTER if self.rest else self.stream.due
+
+    @property
+    def alike(self) -> Hashable:
+        """Equal for rows that can become one where they stand at the same place; None for one that is not at rest."""
+        stream = self.stream.alike if self._is_told else None
+        return None if stream is None else (stream, self.chunked)
+
+    @property
+    def _is_told(self) -> bool:
+        """Whether all that was taken has gone out."""
+        return not (self.rest or self.asks or self.chunk is not None)
+
+    def serve(self) -> None:
+        if self.rest:
+            if time.monotonic() >= self.due:
+                self._end_all()
+            return
+        if self.asks or (self.chunk is None and self.fanout.join(self)):
+            return
+        chunk, self.chunk = self.chunk, None
+        asked = chunk is not None
+        if chunk is None:
+            chunk = self.stream.quick(self.fanout.shared)
+        if chunk is None:
+            self.asks = True
+            self.fanout.ask(self)
+        elif self.stream.ended:
+            for fd in list(self.fds):  # each with a pause of its own before it comes back
+                self._say_goodbye(fd, "slow")
+        else:
+            if chunk:
+                self._tell(chunk)
+            if asked and not self.stream.waits:
+                self.fanout.call(self)  # there may be more: a call that came while it asked was passed over
+            elif self.fds and not self.fanout.join(self):
+                self.fanout.set_timer(self)
+
+    def step(self) -> None:
+        """Get what needs more than the hub has at hand, which may take its time. The next round tells it."""
+        try:
+            if self.fds:
+                self.chunk = self.stream.step()
+        except BaseException:
+            self._end_all()
+            raise
+        finally:
+            self.asked()
+
+    def heard(self, fd: int) -> None:
+        if not _listens(fd):
+            self.fanout.end(fd)
+        elif self.rest:
+            sent = send(fd, self.rest)
+            if sent > 0:
+                self.rest, self.stalled_at = self.rest[sent:], time.monotonic()
+            if sent < 0 or (self.ends and not self.rest):
+                self.fanout.end(fd)
+            elif not self.rest:
+                self.fanout.watch(fd, self.events)
+                self.stream.written(time.monotonic())
+                self.fanout.call(self)
+
+    def dismiss(self, fd: int) -> None:
+        if self.fanout.is_over(fd):
+            if self.rest:
+                self.fanout.end(fd)
+            else:
+                self._say_goodbye(fd, "expired")
+        elif not self.fanout.draining and not self.fanout.is_time(fd):
+            # While the row is ahead of what it has told, one that stalls would take along a place it was not given.
+            if self._is_told and (notice := self.fanout.permits[fd][0].notice()):
+                self._tell_one(fd, notice)
+            self.fanout.keep(fd)
+        elif not self.rest:
+            self._say_goodbye(fd, "drain" if self.fanout.draining else "lifetime")
+        elif self.fanout.draining:
+            self.fanout.end(fd)
+        else:
+            self.fanout.set_end(fd, time.monotonic() + 1)
+
+    def leave(self) -> None:
+        self.stream.leave()
+
+    def _tell(self, chunk: bytes) -> None:
+        # What a push costs: as little as can be for each.
+        data = framed(chunk) if self.chunked else chunk
+        size = len(data)
+        write = os.write
+        fds = list(self.fds)
+        for start in range(0, len(fds), _TURN):
+            turn = fds[start : start + _TURN]
+            for fd in turn:
+                try:
+                    sent = write(fd, data)
+                except BlockingIOError:
+                    sent = 0
+                except OSError:
+                    self.fanout.end(fd)
+                    continue
+                if sent != size and fd in self.fds:
+                    self._stall(fd, memoryview(data)[sent:])
+            self.fanout.pause(len(turn))
+        self.stream.written(time.monotonic())
+
+    def _say_goodbye(self, fd: int, reason: Reason) -> None:
+        self._tell_one(fd, self.stream.goodbye(reason), last=True)
+
+    def _tell_one(self, fd: int, data: bytes, *, last: bool = False) -> None:
+        if self.chunked:
+            data = framed(data, LAST_CHUNK if last else b"")
+        sent = send(fd, data)
+        if 0 <= sent < len(data):
+            self._stall(fd, memoryview(data)[sent:]).ends = last
+        elif sent < 0 or last:
+            self.fanout.end(fd)
+
+    def _stall(self, fd: int, rest: memoryview) -> Streams:
+        """Have one that takes no more stand apart, with what it has not got yet."""
+        row = self
+        if len(self.fds) > 1:
+            row = Streams(self.fanout, self.stream.split(), chunked=self.chunked)
+            self.fanout.move(fd, self, row)
+            row.stream.subscriber.wake_by(row)
+        self.fanout.forget(row)
+        row.rest, row.stalled_at = rest, time.monotonic()
+        self.fanout.watch(fd, self.events | EPOLLOUT)
+        self.fanout.set_timer(row)
+        return row
+
+    def _end_all(self) -> None:
+        for fd in list(self.fds):
+            self.fanout.end(fd)
+
+
+class Polls(Row):
+    """Polls that wait at the same place, and have the same head: they get the same answer."""
+
+    __slots__ = ("head", "poll")
+
+    def __init__(self, fanout: Fanout, poll: Poll, head: bytes) -> None:
+        super().__init__(fanout)
+        self.poll = poll
+        self.head = head
+
+    def serve(self) -> None:
+        if not self.asks and self.poll.is_behind:
+            self.asks = True
+            gevent.spawn_later(self.poll.GATHER, self._answer)
+
+    def dismiss(self, fd: int) -> None:
+        if self.asks and not self.fanout.draining and not self.fanout.is_over(fd):
+            self.fanout.set_end(fd, time.monotonic() + 1)
+        else:
+            # It says the place where the poll began, and asked from there again, it is told all the rest.
+            self._reply(fd, self._whole(self.poll.nothing))
+
+    def leave(self) -> None:
+        self.poll.leave()
+
+    def _answer(self) -> None:
+        try:
+            answer = self.poll.answer() if self.fds else None
+        except Exception as error:  # noqa: BLE001 - told by the log, and to the client when it asks again
+            self.fanout.log.warning("polls are to ask again: %s", error)
+            answer = self.poll.nothing
+        self.fanout.forget(self)  # who comes now waits for the next
+        if answer is not None:
+            data = self._whole(answer)
+            for fd in list(self.fds):
+                if fd in self.fds:
+                    self._reply(fd, self._whole(self.poll.nothing) if self.fanout.is_over(fd) else data)
+                self.fanout.pause(1)
+        self.asked()
+
+    def _whole(self, body: bytes) -> bytes:
+        return b"%bDate: %b\r\nContent-Length: %d\r\n\r\n%b" % (self.head, date(), len(body), body)
+
+    def _reply(self, fd: int, data: bytes) -> None:
+        closes = b"\r\nConnection: close\r\n" in self.head
+        if self.fanout.draining and not closes:
+            closes, data = True, data.replace(b"\r\nConnection: keep-alive\r\n", b"\r\nConnection: close\r\n", 1)
+        sent = send(fd, data)
+        if sent < 0 or (closes and sent == len(data)):
+            self.fanout.end(fd)
+        elif sent == len(data):
+            self.fanout.rest(fd)
+        else:
+            self.fanout.give_back(fd, data[sent:], closes=closes)
+
+
+class Resting(Row):
+    """Connections whose poll was answered, until the next request comes."""
+
+    __slots__ = ()
+    events = EPOLLIN | EPOLLRDHUP
+
+    def heard(self, fd: int) -> None:
+        self.fanout.give_back(fd)
+
+    def dismiss(self, fd: int) -> None:
+        self.fanout.end(fd)
+
+
+class Fanout:
+    """All connections of this worker that were handed off, and the loop that writes to them.
+
+    `give_back` is how a connection gets a greenlet again: called with its number, what it is to be sent first, and
+    whether it ends then; it tells whether there is room for one more.
+    """
+
+    def __init__(self, log: Any, keepalive: float, give_back: Callable[[int, bytes, bool], bool]) -> None:
+        self.log = log
+        self.room: float = math.inf  # connections that may be here
+        self.draining = False
+        self.shared: Shared = {}  # what is encoded in this round
+        self._keepalive = keepalive
+        self._give_back = give_back
+        self._row_of: dict[int, Row] = {}
+        self._rows: dict[Hashable, Row] = {}
+        self._resting = Resting(self)
+        self.permits: dict[int, tuple[Permit, float]] = {}
+        """What connections stand on, where not all of their channels are public; and their end otherwise."""
+        self._closing: dict[int, Sequence[Callable[[], object]]] = {}  # what the app wants done at the end
+        self._ready: set[Row] = set()
+        self._due: list[int] = []
+        self._doomed: list[int] = []
+        self._wheel: dict[int, list[Streams | int]] = {}
+        self._turned = int(time.monotonic() / _TICK)
+        self._wake = Event()
+        self._written = 0
+        self._asking: SimpleQueue = SimpleQueue()
+        self._poller = _epoll()
+        self._watcher = gevent.get_hub().loop.io(self._poller.fileno(), 1)
+        self._watcher.start(self._heard)
+        for step in (self._round, self._turn, *[self._ask] * _ASKING):
+            gevent.spawn(self._keep_on, step)
+
+    # From now on, nobody else writes to the connection or closes it.
+
+    def take_over(self, fd: int, stream: Stream, *, chunked: bool) -> None:
+        row = Streams(self, stream, chunked=chunked)
+        self._admit(fd, row, stream.deadline, stream.closing, stream.permit)
+        stream.deadline, stream.permit = math.inf, None  # each has its own, and the wheel tells
+        stream.subscriber.wake_by(row)
+
+    def hold(self, fd: int, poll: Poll, head: bytes) -> None:
+        key = poll.alike, head
+        row = self._rows.get(key)
+        if not (isinstance(row, Polls) and not row.asks and row.poll.absorb(poll)):
+            row = self._rows[key] = Polls(self, poll, head)
+            row.key = key
+        self._admit(fd, row, poll.deadline, poll.closing, poll.permit)
+        if row.poll is poll:
+            poll.subscriber.wake_by(row)
+
+    def drain(self, window: float) -> None:
+        """Say goodbye to all, spread over `window` seconds, and to whoever still comes."""
+        self.draining = True
+        fds = list(self._row_of)
+        begun = time.monotonic()
+        for number, fd in enumerate(fds):
+            self._make_due(fd)
+            ahead = begun + window * number / len(fds) - time.monotonic()
+            if ahead > 0 or number % _TURN == 0:  # a short sleep takes longer than it says
+                gevent.sleep(max(ahead, _PAUSE))
+        for _ in range(100):
+            if not self._row_of and not self._doomed:
+                break
+            gevent.sleep(0.02)
+
+    # For the rows
+
+    def call(self, row: Row) -> None:
+        """Have it served in the next round."""
+        self._ready.add(row)
+        if not self._wake.is_set():
+            self._wake.set()
+
+    def ask(self, row: Streams) -> None:
+        """Have its `step` called where waiting does no harm."""
+        self._asking.put(row)
+
+    def pause(self, written: int) -> None:
+        """Let others have their turn, when it is time."""
+        self._written += written
+        if self._written >= _TURN:
+            self._written = 0
+            gevent.sleep(_PAUSE)
+
+    def join(self, row: Streams) -> bool:
+        """Have a row become part of the one for all that are alike, where that stands at the same place."""
+        alike = row.alike if row.key is None else None
+        if alike is None:
+            return False
+        other = self._rows.setdefault(alike, row)
+        if other is row:
+            row.key = alike
+            return False
+        if not (isinstance(other, Streams) and other.alike == alike and other.stream.absorb(row.stream)):
+            return False
+        for fd in list(row.fds):
+            self.move(fd, row, other)
+        self.set_timer(other)  # which may be due sooner now
+        return True
+
+    def move(self, fd: int, row: Row, other: Row) -> None:
+        other.fds[fd] = row.fds.pop(fd)
+        self._row_of[fd] = other
+
+    def forget(self, row: Row) -> None:
+        """Nobody is to join it any more."""
+        if self._rows.get(row.key) is row:
+            del self._rows[row.key]
+        row.key = None
+
+    def is_over(self, fd: int) -> bool:
+        """Whether it may be told nothing more, because its permit has ended."""
+        return fd in self.permits and self.permits[fd][0].is_over
+
+    def is_time(self, fd: int) -> bool:
+        """Whether its end has come, whatever its permit says."""
+        return fd not in self.permits or time.monotonic() >= self.permits[fd][1]
+
+    def keep(self, fd: int) -> None:
+        """Have it dismissed at its end, or when there is something to say of its permit."""
+        if fd in self.permits:
+            permit, end = self.permits[fd]
+            self.set_end(fd, min(end, time.monotonic() + permit.due_in))
+
+    def watch(self, fd: int, events: int) -> None:
+        with contextlib.suppress(OSError):
+            self._poller.modify(fd, events)
+
+    def rest(self, fd: int) -> None:
+        """Its poll is answered: wait for what comes next."""
+        self._leave(fd)
+        self._row_of[fd] = self._resting
+        self.set_end(fd, time.monotonic() + self._keepalive)
+        self.watch(fd, Resting.events)
+        self._run(self._closing.pop(fd, ()))
+
+    def give_back(self, fd: int, data: bytes = b"", *, closes: bool = False) -> None:
+        """Let a greenlet go on with the connection, after `data`."""
+        self._leave(fd)
+        self._unwatch(fd)
+        self._run(self._closing.pop(fd, ()))
+        if not self._give_back(fd, data, closes):
+            self._doomed.append(fd)
+            self._wake.set()
+
+    def end(self, fd: int) -> None:
+        """Close it. Its number becomes free only between rounds: else another client could get its bytes."""
+        if fd in self._row_of:
+            self._leave(fd)
+            self._unwatch(fd)
+            self._doomed.append(fd)
+            self._wake.set()
+
+    def set_end(self, fd: int, moment: float) -> None:
+        """Have it dismissed then."""
+        slot = max(_slot(moment), self._turned + 1)
+        self._row_of[fd].fds[fd] = slot
+        self._wheel.setdefault(slot, []).append(fd)
+
+    def set_timer(self, row: Streams) -> None:
+        """Have it served when it is due, if it is not to be looked at before that."""
+        slot = max(_slot(row.due), self._turned + 1)
+        if row.slot <= self._turned or slot < row.slot:
+            row.slot = slot
+            self._wheel.setdefault(slot, []).append(row)
+
+    # The loop
+
+    def _keep_on(self, step: Callable[[], None]) -> None:
+        while True:
+            try:
+                step()
+            except Exception:
+                self.log.exception("the fan-out goes on after a fault")
+
+    def _round(self) -> None:
+        self._wake.wait()
+        self._wake.clear()
+        due, self._due = self._due, []
+        for fd in due:
+            row = self._row_of.get(fd)
+            if row is not None and row.fds[fd] <= self._turned:
+                row.dismiss(fd)
+            self.pause(1)
+        ready, self._ready = self._ready, set()
+        self.shared = {}
+        # Who stands alone comes first: were the others told first, for a while, it would never be where they are.
+        for row in sorted(ready, key=lambda row: row.key is not None):
+            try:
+                if row.fds:
+                    row.serve()
+            except Exception:
+                self.log.exception("streams are cut after a fault")
+                for fd in list(row.fds):
+                    self.end(fd)
+        doomed, self._doomed = self._doomed, []
+        for fd in doomed:
+            os.close(fd)
+            self._run(self._closing.pop(fd, ()))
+
+    def _ask(self) -> None:
+        self._asking.get().step()
+
+    def _turn(self) -> None:
+        gevent.sleep(_TICK)
+        now = time.monotonic()
+        while self._turned < int(now / _TICK):
+            self._turned += 1
+            for item in self._wheel.pop(self._turned, ()):
+                if isinstance(item, int):
+                    row = self._row_of.get(item)
+                    if row is not None and row.fds[item] == self._turned:
+                        self._make_due(item)
+                elif item.fds and item.slot == self._turned:
+                    if item.due <= now:
+                        self.call(item)
+                    self.set_timer(item)
+
+    def _heard(self) -> None:
+        """The event loop's callback, which must not wait."""
+        for fd, events in self._poller.poll(0, 1024):
+            row = self._row_of.get(fd)
+            if row is None:
+                continue
+            if events & ~(EPOLLIN | EPOLLOUT):
+                self.end(fd)
+            else:
+                row.heard(fd)
+
+    # The connections
+
+    def _admit(
+        self, fd: int, row: Row, end: float, closing: Sequence[Callable[[], object]], permit: Permit | None
+    ) -> None:
+        self._poller.register(fd, row.events)
+        self._row_of[fd] = row
+        self.set_end(fd, end)
+        if closing:
+            self._closing[fd] = closing
+        if len(self._row_of) > self.room and self._resting.fds:
+            self.end(next(iter(self._resting.fds)))  # has rested longest; there are files for so many
+        if permit:
+            self.permits[fd] = permit, end
+            if isinstance(row, Streams):
+                self.keep(fd)  # before it begins: that may have it dismissed at once
+            permit.begin(partial(self._make_due, fd))
+        if self.draining or (permit and permit.is_over):
+            self._make_due(fd)
+
+    def _leave(self, fd: int) -> None:
+        if fd in self.permits:
+            self.permits.pop(fd)[0].end()
+        row = self._row_of.pop(fd)
+        del row.fds[fd]
+        if not row.fds:
+            self.forget(row)
+        row.left()
+
+    def _make_due(self, fd: int) -> None:
+        row = self._row_of.get(fd)
+        if row is not None:
+            row.fds[fd] = 0
+            self._due.append(fd)
+            self._wake.set()
+
+    def _unwatch(self, fd: int) -> None:
+        with contextlib.suppress(OSError):
+            self._poller.unregister(fd)
+
+    def _run(self, closing: Sequence[Callable[[], object]]) -> None:
+        for done in closing:
+            gevent.spawn(done)  # the app's own, which may wait
+
+
+def _slot(moment: float) -> int:
+    return int(moment / _TICK) + 1
+
+
+def send(fd: int, data: bytes | memoryview) -> int:
+    """How much of it the connection takes now; -1 where it is broken."""
+    try:
+        return os.write(fd, data)
+    except BlockingIOError:
+        return 0
+    except OSError:
+        return -1
+
+
+def _listens(fd: int) -> bool:
+    """Whether the peer is there still; what it says now is passed over."""
+    try:
+        return bool(os.read(fd, 4096))
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+
+
+def framed(chunk: bytes, last: bytes = b"") -> bytes:
+    """A chunk of a chunked body (RFC 9112, 7.1)."""
+    return b"%x\r\n%b\r\n%b" % (len(chunk), chunk, last)
+
+
+@lru_cache(maxsize=1)
+def _date_of(second: int) -> bytes:
+    date: str = http_date(second)
+    return date.encode()
+
+
+def date() -> bytes:
+    """The value of a Date header."""
+    return _date_of(int(time.time()))
