@@ -48,8 +48,9 @@ message.MAX_REQUEST_LINE = limit_request_line = 32_768
 limit_request_field_size = 32_768
 
 
-# Queries, tokens and tickets, and keys: gunicorn quotes requests that it cannot read.
+# Queries, tokens and tickets, and keys; and what gunicorn quotes of a request that it cannot read.
 _SECRETS = re.compile(r"\?\S*|\beyJ[\w.-]+|\bbearer\s.*", re.IGNORECASE)
+_QUOTED = re.compile(r"(?<=^Invalid request from )([^'\"]*)['\"].*", re.DOTALL)
 _OWN_FILES = 50  # at most: listeners, logs, Redis, the event loop, and what the app has open for a moment
 
 
@@ -110,7 +111,7 @@ def _is_news(record: logging.LogRecord) -> bool:
     error = record.exc_info[1] if record.exc_info else None
     if isinstance(error, OSError) and error.errno == errno.ETIMEDOUT:
         return False
-    record.msg, record.args = _SECRETS.sub("[…]", record.getMessage()), ()
+    record.msg, record.args = _SECRETS.sub("[…]", _QUOTED.sub(r"\1[…]", record.getMessage())), ()
     if record.exc_info:
         record.exc_text = _SECRETS.sub("[…]", logging.Formatter().formatException(record.exc_info))
     return True

@@ -53,7 +53,7 @@ class Access:
         :raises Forbidden: naming the channels that are refused, and nothing about whether they exist.
         """
         revocations = self._revocations()
-        decided = revocations.newest  # what is revoked while the rule thinks counts
+        decided = revocations.count() if rule else 0  # what is revoked while the rule thinks counts
         grant, fault = self._who(brought)
         ways = self.decide(channels, grant, rule, fault)
         granted = [channel for channel, way in ways.items() if way in ("token", "ticket")]
@@ -101,7 +101,13 @@ class Access:
         grant = self._bearer(authorization)
         if grant is None or grant.is_ticket:
             raise Unauthorized("a ticket is for the bearer of a token", "send Authorization: Bearer TOKEN")
-        self.decide(channels, grant, rule)
+        ways = self.decide(channels, grant, rule)
+        # A ticket is as old as its token, whatever the rule says of the channel today.
+        refused = tuple(
+            name for name, way in ways.items() if way == "rule" and self._revocations().refuses(grant, [name])
+        )
+        if refused:
+            raise Forbidden(f"revoked for this token: {', '.join(refused)}", "fetch a new one", channels=refused)
         return self._tokens.make_ticket(channels, grant)
 
     def publisher(self, authorization: str) -> Publisher:
@@ -196,11 +202,11 @@ def cookie_counts(origin: str | None, site: str | None, own: str, origins: Seque
         keeps other pages from reading the answer.
     :param own: this service's own origin, as the request names it.
     """
-    if origin is not None and (origin == own or origin in origins):
+    if origin in origins:
         return True
     if site is not None:
         return site in ("same-origin", "same-site", "none") and origin != "null"
-    return origin is None
+    return origin is None or origin == own
 
 
 def _bearer(authorization: str) -> str:

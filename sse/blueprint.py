@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
@@ -43,8 +42,6 @@ from sse.wire import encode_json, parse_publish
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
-
-_log = logging.getLogger("sse")
 
 _MAX_BODY: Final = 1 << 20
 _MAX_DISCARDED: Final = 16 << 20
@@ -210,7 +207,8 @@ class _Routes:
         environ = request.environ
         cookie = request.cookies.get(self._config.cookie, "") if "HTTP_COOKIE" in environ else ""
         origin, site = environ.get("HTTP_ORIGIN"), environ.get("HTTP_SEC_FETCH_SITE")
-        if cookie and not access.cookie_counts(origin, site, request.host_url[:-1], self._config.origins):
+        own = f"{environ['wsgi.url_scheme']}://{environ.get('HTTP_HOST', '')}"
+        if cookie and not access.cookie_counts(origin, site, own, self._config.origins):
             cookie = ""
         return access.Brought(environ.get("HTTP_AUTHORIZATION", ""), cookie, query.get("token", [""])[0])
 
@@ -340,7 +338,7 @@ def _guarded(authorize: access.Authorize | None) -> access.Authorize | None:
         except Exception as error:
             if _status(error) < 500 and _status(error) != 429:
                 raise
-            _log.exception("@sse.authorize failed for channel %s", channel)
+            warn("@sse.authorize failed for channel %s", channel, exc_info=True)
             raise Unavailable("the right to read could not be checked", "see the log", code="authorize") from error
 
     return rule

@@ -236,8 +236,8 @@ def revoke(sub: str | None, channel: str | None, token_id: str | None) -> None:
     """End streams and waiting polls on every worker, and refuse their tokens from now on."""
     try:
         kind, value = one_revoked(sub=sub, channel=channel, token=token_id)
-    except ValueError:
-        raise click.UsageError("give one of --sub, --channel and --token") from None
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
     with _service() as service:
         service.revocations.revoke(kind, value)
 

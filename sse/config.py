@@ -354,7 +354,8 @@ class Config:
             try:
                 values[item.name] = item.metadata["check"](value)
             except ValueError as error:
-                shown = "" if item.metadata["secret"] else f" is {value!r}"
+                # An address may have a password in it.
+                shown = "" if item.metadata["secret"] or "://" in str(value) else f" is {value!r}"
                 faults.append(f"{name}{shown}: {error}")
         if faults:
             raise ConfigError("; ".join(faults), "mend the settings; the README lists them all")
@@ -370,7 +371,7 @@ class Config:
     def _shown(self, item: dataclasses.Field[Any]) -> str:
         value = getattr(self, item.name)
         if not item.metadata["secret"] or not value:
-            return _plain(value)
+            return re.sub(r"(://[^?,\s]*)\?[^,\s]*", r"\1?…", _plain(value))
         secrets = (value,) if isinstance(value, str) else value
         return ", ".join(f"sha256:{hashlib.sha256(secret.encode()).hexdigest()[:12]}" for secret in secrets)
 

@@ -78,12 +78,14 @@ class SSE:
         It is for reading these channels only. `sub` is whom it speaks for, to be named in `revoke`. The streams that
         it opens end after `lifetime` seconds; without one, as all others do.
 
-        :raises InvalidEvent: if a channel is not one, or a string stands where they are to be listed.
+        :raises InvalidEvent: if a channel is not one, they are no list, or `sub` is no string.
         :raises TooLarge: for more channels than a ticket can name.
         :raises NotFound: without SSE_SECRET, by which tickets are signed.
         """
         if isinstance(channels, str):
             raise InvalidEvent(f"channels is the string {channels[:60]!a}", "give a list of channels")
+        if not isinstance(sub, str):
+            raise InvalidEvent(f"sub is {sub!a}", "give a string")
         service = get_service()
         now = time.time()
         grant = Grant(
@@ -97,7 +99,7 @@ class SSE:
         What was issued to the subject, or for the channel, until now is refused from then on; a token for good.
         Who reads the channel by the app's rule is asked anew.
 
-        :raises ValueError: unless exactly one is given.
+        :raises ValueError: unless exactly one is given, a string; for a whole token in place of its `jti`.
         :raises InvalidEvent: if the channel is not one; a pattern is not.
         :raises StoreUnavailable: if it may not have been stored: revoke again.
         """

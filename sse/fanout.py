@@ -35,6 +35,7 @@ LAST_CHUNK: Final = b"0\r\n\r\n"
 _TURN: Final = 128  # connections written to before others have their turn
 _PAUSE: Final = 1e-6  # a real timer: gevent.sleep(0) lets no input in
 _TICK: Final = 0.1
+_JUMP: Final = 0.5
 _ASKING: Final = 32  # rows for which the store is asked at the same time
 
 _epoll = get_original("select", "epoll")
@@ -330,6 +331,7 @@ class Fanout:
         self._doomed: list[int] = []
         self._wheel: dict[int, list[Streams | int]] = {}
         self._turned = int(time.monotonic() / _TICK)
+        self._ahead = time.time() - time.monotonic()
         self._wake = Event()
         self._written = 0
         self._asking: SimpleQueue = SimpleQueue()
@@ -513,6 +515,10 @@ class Fanout:
     def _turn(self) -> None:
         gevent.sleep(_TICK)
         now = time.monotonic()
+        if abs(time.time() - now - self._ahead) > _JUMP:  # the clock by which permits end
+            self._ahead = time.time() - now
+            for fd in list(self.permits):
+                self._make_due(fd)
         while self._turned < int(now / _TICK):
             self._turned += 1
             for item in self._wheel.pop(self._turned, ()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 import time
 import urllib.request
@@ -25,6 +26,7 @@ Keys = Mapping[tuple[str, str], Sequence[PyJWK]]
 
 _FRESH: Final = 300.0
 _AGAIN: Final = 30.0  # the shortest time between two requests, whatever key ids are asked for
+_JUST_NOW: Final = 1.0
 _TIMEOUT: Final = 5.0
 _MIN_RSA: Final = 2048  # bits (RFC 7518, 3.3)
 _MAX_BYTES: Final = 1 << 20
@@ -40,7 +42,7 @@ class KeySet(Protocol):
     def find(self, algorithm: str, key_id: str) -> Sequence[PyJWK]:
         """The keys that a token with this header may be verified by; without an id, the only one of its algorithm.
 
-        :raises Unavailable: if no keys could be fetched yet.
+        :raises Unavailable: if there is none, and one may be had in a while.
         """
 
 
@@ -114,7 +116,7 @@ class Fetched:
     """The keys at an address: fetched when first needed, and again after 300 s or for an id that is unknown.
 
     Never more often than every 30 s. While the address does not answer, the keys that are known stay in force, and only
-    who needs another waits a little.
+    who needs another waits a little, and so does who comes first after a long time.
     """
 
     def __init__(self, url: str, clock: Callable[[], float] = time.monotonic) -> None:
@@ -126,30 +128,39 @@ class Fetched:
         self._keys: Keys = {}
         self._text = ""
         self._fetched_at = self._tried_at = float("-inf")
+        self._outdated = False  # nobody has asked for long: a key may have been withdrawn meanwhile
         self._generation = 0
 
     @property
     def generation(self) -> int:
         if self._clock() - self._fetched_at > _FRESH:
             self._refresh()
+            if self._outdated:
+                self._done.wait(_TIMEOUT)
         return self._generation
 
     def find(self, algorithm: str, key_id: str) -> Sequence[PyJWK]:
+        asked_at = self._clock()
+        _ = self.generation
         found = _find(self._keys, algorithm, key_id)
         if not found:
             self._refresh()
             self._done.wait(_TIMEOUT)
             found = _find(self._keys, algorithm, key_id)
-        if not self._keys:
-            raise Unavailable("tokens cannot be verified now", "try again", code="no_keys")
+        if not found and not self._fetched_at >= self._tried_at >= asked_at - _JUST_NOW:
+            # It may be a new one: there is no answer, or only one from before that.
+            wait = max(math.ceil(self._tried_at + _AGAIN - self._clock()), 1)
+            raise Unavailable("this token cannot be verified now", "try again", retry_after=wait, code="no_keys")
         return found
 
     def _refresh(self) -> None:
         """Have the keys fetched, unless that was tried a moment ago."""
         with self._lock:
-            is_time = self._clock() - self._tried_at >= _AGAIN
+            now = self._clock()
+            is_time = now - self._tried_at >= _AGAIN
             if is_time:
-                self._tried_at, self._done = self._clock(), threading.Event()
+                self._outdated = now - self._tried_at > 2 * _FRESH
+                self._tried_at, self._done = now, threading.Event()
         if is_time:
             threading.Thread(target=self._fetch, args=(self._done,), name="sse-jwks", daemon=True).start()
 
@@ -163,6 +174,7 @@ class Fetched:
         except (OSError, ValueError, HTTPException) as error:
             warn("SSE_JWKS: %s", error)
         finally:
+            self._outdated = False
             done.set()
 
 

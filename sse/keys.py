@@ -78,8 +78,9 @@ def parse_keys(text: str) -> tuple[PublishKey, ...]:
             )
         try:
             patterns = tuple(map(check_pattern, words[2:]))
-        except InvalidEvent as error:
-            raise ValueError(f"line {number}: {error.message}") from None
+        except InvalidEvent:
+            hint = 'after the key, give channels, "*", or patterns such as "news/*"'
+            raise ValueError(f"line {number}: {hint}") from None
         key = PublishKey(words[0], _digest(words[1]), patterns)
         if any(key.digest == other.digest for other in keys):
             raise ValueError(f"line {number} has the key of a line before")

@@ -26,6 +26,7 @@ _PATIENCE: Final = 0.5
 _TRY_AGAIN: Final = 5.0
 _SWEEP_EVERY: Final = 60.0
 _WITH_PORT: Final = re.compile(r"\[([^]]*)\](?::\d+)?|([\d.]+):\d+")  # some proxies add it (RFC 7239, 6)
+_MAX_ADDRESS: Final = 60  # more is none, and not to be kept
 _MEMORY: Final = "throughline-memory"
 
 
@@ -76,15 +77,17 @@ class Limits:
         :raises TooMany: if there were too many.
         :raises TooLarge: if so many at once will always be.
         """
-        self._count("SSE_LIMIT_PUBLISH", self._publish, publisher, len(channels))
-        for channel, events in Counter(channels).items():
-            self._count("SSE_LIMIT_CHANNEL", self._channel, channel, events)
+        counted = [("SSE_LIMIT_PUBLISH", self._publish, publisher, len(channels))]
+        counted += [("SSE_LIMIT_CHANNEL", self._channel, *item) for item in Counter(channels).items()]
+        for name, rate, _, cost in counted:
+            if rate and cost > rate.amount:
+                raise TooLarge(f"{cost} events at once, and no more than {rate}, by {name}", "send smaller batches")
+        for each in counted:
+            self._count(*each)
 
     def _count(self, name: str, rate: RateLimitItem | None, whose: str, cost: int) -> None:
         if rate is None or time.monotonic() < self._away_until:
             return
-        if cost > rate.amount:
-            raise TooLarge(f"{cost} events at once, and no more than {rate}, by {name}", "send them in smaller batches")
         try:
             if self._limiter.limiter.hit(rate, name, whose, cost=cost):
                 return
@@ -144,17 +147,25 @@ class Counts(Storage):
         return (count, end) if end > now else (0, 0.0)
 
 
-@lru_cache(maxsize=4096)
 def client_address(remote: str | None, forwarded: str, proxies: int) -> str | None:
     """Whose address a request comes from: the one that the outermost of the trusted proxies saw; None if nobody's.
 
-    Without proxies, loopback and unix sockets are a local proxy's that was not told of, and all clients' at once. Of an
-    IPv6 address, its /64: anybody has a whole one.
+    Where that cannot be read, it is the last proxy's own. Without proxies, loopback and unix sockets are a local
+    proxy's that was not told of, and all clients' at once. Of an IPv6 address, its /64: anybody has a whole one.
 
     :param forwarded: the X-Forwarded-For header, to which each proxy adds at the end.
     """
-    hops = [hop.strip() for hop in forwarded.split(",") if hop.strip()] if proxies else []
-    text = hops[-proxies] if 0 < proxies <= len(hops) else remote or ""
+    hops = forwarded.rsplit(",", proxies)[-proxies:] if proxies else []
+    if proxies and len(hops) == proxies and (seen := _network(hops[0].strip('\t "')[:_MAX_ADDRESS])):
+        return seen
+    address = _network(remote or "")
+    local = address is not None and (address.startswith("127.") or address == "::/64")
+    return None if local and not proxies else address
+
+
+@lru_cache(maxsize=4096)
+def _network(text: str) -> str | None:
+    """An address as it is counted, if it is one."""
     if with_port := _WITH_PORT.fullmatch(text):
         text = with_port[1] or with_port[2]
     try:
@@ -163,6 +174,4 @@ def client_address(remote: str | None, forwarded: str, proxies: int) -> str | No
         return None
     if address.version == 6:
         address = address.ipv4_mapped or address
-    if address.is_loopback and not proxies:
-        return None
     return str(address) if address.version == 4 else str(ipaddress.ip_network((address, 64), strict=False))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,6 +23,9 @@ WARNING: Final = 60
 """Seconds before a token's exp at which its streams tell their pages."""
 
 _LOOK_EVERY: Final = 1.0
+_READ_ALL_EVERY: Final = 60.0  # after a failover, the list may have another end
+
+_TOKEN: Final = re.compile(r"eyJ[\w-]*\.[\w-]*\.[\w-]*")
 
 Kind = Literal["sub", "channel", "token"]
 
@@ -33,7 +37,7 @@ class Permit:
     """The right of one stream or poll: to `granted` channels by a token until that ends, to `ruled` by the app's rule.
 
     :param grant: the token's, where a channel is read by it.
-    :param decided: how far revocations were known when the rule was asked.
+    :param decided: how many revocations were known when the rule was asked.
     """
 
     __slots__ = ("_revocations", "decided", "ended", "ends_at", "grant", "granted", "ruled", "wake", "warn_at")
@@ -111,8 +115,9 @@ class Revocations:
         self._last = ""
         self._known = False
         self._since: Since = {}
-        self.newest = 0.0
-        """The time of the last revocation that is known."""
+        self._count = 0
+        self._counts: Since = {}  # how many there had been with the last of each; times may go back
+        self._read_all_at = -math.inf
         self._permits: set[Permit] = set()
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
@@ -125,21 +130,29 @@ class Revocations:
         self._store.revoke(json.dumps({kind: value}, ensure_ascii=True, separators=(",", ":")), self._keep)
         self._look()
 
-    def refuses(self, grant: Grant, channels: Iterable[str] = ()) -> bool:
-        """Whether the grant is revoked as a whole, or for one of these channels.
+    def count(self) -> int:
+        """How many have been made, as far as is known.
 
         :raises StoreUnavailable: if what is revoked has never been read.
         """
         self._start()
         if not self._known:
             self._know()
+        return self._count
+
+    def refuses(self, grant: Grant, channels: Iterable[str] = ()) -> bool:
+        """Whether the grant is revoked as a whole, or for one of these channels.
+
+        :raises StoreUnavailable: if what is revoked has never been read.
+        """
+        self.count()
         return is_revoked(grant, channels, self._since)
 
     def has_ended(self, permit: Permit) -> bool:
         """Whether what a permit stands on has been revoked since it was decided on."""
-        since = self._since
-        return any(since.get(("channel", channel), 0) > permit.decided for channel in permit.ruled) or (
-            permit.grant is not None and is_revoked(permit.grant, permit.granted, since)
+        counts = self._counts
+        return any(counts.get(("channel", channel), 0) > permit.decided for channel in permit.ruled) or (
+            permit.grant is not None and is_revoked(permit.grant, permit.granted, self._since)
         )
 
     def hold(self, permit: Permit) -> None:
@@ -170,9 +183,11 @@ class Revocations:
         while not self._closed.wait(_LOOK_EVERY):
             try:
                 self._look()
+                if time.monotonic() - self._read_all_at > _READ_ALL_EVERY:
+                    self._last = ""
             except StoreUnavailable as error:
                 warn("what is revoked meanwhile is known only when the store is back: %s", error)
-                self._last = ""  # after a failover, its list may have another end
+                self._last = ""
             except Exception:  # noqa: BLE001 - logged; what is revoked has to be known for as long as this process runs
                 _log.exception("what is revoked could not be read; trying again")
 
@@ -180,9 +195,13 @@ class Revocations:
         """Read the list for the first time. One tries at a time; who has waited for that does not try again at once."""
         with self._look_lock:
             if not self._known:
-                if time.monotonic() - self._failed_at < _LOOK_EVERY:
-                    raise StoreUnavailable("the store has not told yet what is revoked", "try again")
-                self._look()
+                try:
+                    if time.monotonic() - self._failed_at < _LOOK_EVERY:
+                        raise StoreUnavailable("it was asked a moment ago")
+                    self._look()
+                except StoreUnavailable as error:
+                    warn("nobody is let in before the store has told what is revoked: %s", error)
+                    raise StoreUnavailable("the store does not answer", "try again") from error
 
     def _look(self) -> None:
         with self._look_lock:
@@ -191,15 +210,20 @@ class Revocations:
             except StoreUnavailable:
                 self._failed_at = time.monotonic()
                 raise
+            if not self._last:
+                self._read_all_at = time.monotonic()
             if news:
                 oldest = time.time() - self._keep - 2 * LEEWAY
                 since = {item: at for item, at in self._since.items() if at > oldest}
+                counts = {item: self._counts[item] for item in since}
                 for _, at, text in news:
                     item = _item(text)
                     if item and at > oldest:
+                        if self._last or at > since.get(item, 0):
+                            self._count += 1
+                            counts[item] = self._count
                         since[item] = max(at, since.get(item, 0))
-                self._since, self._last = since, news[-1].id
-                self.newest = max(self.newest, *(at for _, at, _ in news))
+                self._since, self._counts, self._last = since, counts, news[-1].id
             self._known = True
         if news:
             self._end_revoked()
@@ -215,14 +239,18 @@ class Revocations:
                 _log.exception("a reader whose right has been revoked could not be woken")
 
 
-def one_revoked(**given: str | None) -> tuple[Kind, str]:
+def one_revoked(**given: object) -> tuple[Kind, str]:
     """The kind and the value of what is to be revoked.
 
-    :raises ValueError: unless exactly one is given, and not empty.
+    :raises ValueError: unless exactly one is given, a string and not empty; for a whole token in place of its id.
     """
     ((kind, value), *more) = [(kind, value) for kind, value in given.items() if value is not None] or [("", "")]
-    if more or not value:
+    if more or value == "":
         raise ValueError(f"give one of {', '.join(given)}")
+    if not isinstance(value, str):
+        raise ValueError(f"{kind} is {value!a}; give a string")
+    if kind == "token" and _TOKEN.fullmatch(value):
+        raise ValueError("that is a whole token; give its id, the claim jti")
     return cast("Kind", kind), value
 
 

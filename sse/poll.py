@@ -141,9 +141,9 @@ class Poll:
                 if not self.subscriber.wait(max(self.deadline - self._clock(), 0)):
                     break
                 time.sleep(self.GATHER)
-                if self.permit and self.permit.is_over:
-                    break
                 answer = self.answer()
+                if self.permit and self.permit.is_over:  # perhaps while the store was asked
+                    return self.nothing
             return answer or self.nothing
         finally:
             self.close()

@@ -74,4 +74,7 @@ def _told(error: OSError | ValueError) -> str:
     # A decoding error quotes what it met, which may be a key.
     if isinstance(error, UnicodeDecodeError):
         return "the file is not UTF-8"
-    return f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
+    if isinstance(error, OSError):
+        # What is no path may be what was to stand in the file.
+        return f"{error.filename if str(error.filename).startswith('/') else 'the file'}: {error.strerror}"
+    return str(error)

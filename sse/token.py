@@ -56,12 +56,13 @@ class Grant:
     taken_until: float = math.inf
     ends_at: float = math.inf
     is_ticket: bool = False
+    issuer: str = ""
 
     @property
     def scope(self) -> str:
         """What tells this publisher's idempotency keys from others', and shows nothing of it."""
-        who = f"sub {self.sub}" if self.sub else f"token {self.id}"
-        return hashlib.sha256(who.encode(errors="surrogatepass")).hexdigest()[:16]
+        who = ("sub", self.sub) if self.sub else ("token", self.id)
+        return hashlib.sha256(repr((self.issuer, *who)).encode(errors="surrogatepass")).hexdigest()[:16]
 
 
 class Tokens:
@@ -76,10 +77,10 @@ class Tokens:
         self._secrets = tuple(secret.encode() for secret in config.secret)
         # Keys of their own: no ticket can be taken for a token, whatever it says.
         self._ticket_keys = tuple(hmac.digest(secret, b"throughline ticket", "sha256") for secret in self._secrets)
-        if len(config.jwks) > len(set(config.issuer) or {""}):
+        if len(config.jwks) > max(len(config.issuer), 1) or len(set(config.issuer)) < len(config.issuer):
             raise ConfigError(
-                f"SSE_JWKS has {len(config.jwks)} sets, SSE_ISSUER {len(set(config.issuer))} names",
-                "name the issuer of each, in the same order",
+                f"SSE_JWKS has {len(config.jwks)} sets, SSE_ISSUER {len(set(config.issuer))} different names",
+                "name the issuer of each once, in the same order",
             )
         # By the only iss that each one verifies; "" where none is looked at.
         self._jwks = {
@@ -224,6 +225,7 @@ class Tokens:
             exp if is_ticket else exp + LEEWAY,
             ends_at,
             is_ticket,
+            str(claims.get("iss", "")),
         )
 
 

@@ -246,6 +246,8 @@ def test_a_ticket_of_the_app_opens_its_channels_for_reading(make_app: MakeApp) -
             sse.ticket(["a*"])
         with pytest.raises(InvalidEvent, match="give a list"):
             sse.ticket("news")
+        with pytest.raises(InvalidEvent, match="sub is 7"):
+            sse.ticket(["a"], 7)  # type: ignore[arg-type]
     for channels, status in (("channel=a", 200), ("channel=a&channel=b", 200), ("channel=a&channel=c", 403)):
         assert client.get(f"/sse/poll?timeout=0&token={ticket}&{channels}").status_code == status
     assert client.get("/sse/poll?timeout=0&channel=a").status_code == 401

@@ -86,6 +86,29 @@ def test_an_unknown_id_fetches_them_anew_but_seldom(issuer: Issuer) -> None:
     assert (issuer.asked, keys.generation) == (2, 2)
 
 
+def test_an_id_that_is_new_since_they_were_fetched_is_told_to_come_again(issuer: Issuer) -> None:
+    now = [1000.0]
+    keys = Fetched(issuer.url, clock=lambda: now[0])
+    assert keys.find("RS256", "RS256")
+    issuer.body = jwk_set("RS256", "ES256")
+    now[0] += 10
+    with pytest.raises(Unavailable) as refusal:
+        keys.find("ES256", "ES256")
+    assert (refusal.value.retry_after, issuer.asked) == (20, 1)
+    now[0] += 20
+    assert keys.find("ES256", "ES256")
+
+
+def test_after_a_long_quiet_time_the_first_is_judged_by_new_keys(issuer: Issuer) -> None:
+    now = [1000.0]
+    keys = Fetched(issuer.url, clock=lambda: now[0])
+    assert keys.find("RS256", "RS256")
+    issuer.body = jwk_set("ES256")
+    now[0] += 36_000
+    assert not keys.find("RS256", "RS256")
+    assert keys.find("ES256", "ES256")
+
+
 def test_a_key_that_is_withdrawn_is_forgotten_in_time(issuer: Issuer) -> None:
     now = [1000.0]
     keys = Fetched(issuer.url, clock=lambda: now[0])
@@ -107,7 +130,8 @@ def test_while_the_address_fails_the_known_keys_stay(issuer: Issuer, status: int
     _ = keys.generation
     assert keys.find("RS256", "RS256")
     wait_until(lambda: issuer.asked == 2, 5)
-    assert not keys.find("RS256", "made-up")  # which waits for that
+    with pytest.raises(Unavailable):  # which waits for that
+        keys.find("RS256", "new")
     assert keys.find("RS256", "RS256")
     assert issuer.asked == 2
 

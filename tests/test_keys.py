@@ -25,7 +25,7 @@ def test_a_file_has_a_key_a_line_with_its_name_and_patterns() -> None:
 @pytest.mark.parametrize(
     "line",
     ["billing", f"billing {OLD}", "billing hush *", f"b/c {OLD} *", f"b {OLD},hush a", f"b {OLD} a*",
-     f"b {OLD} a b/*/c"]
+     f"b {OLD} a b/*/c", f"b {NEW} * {OLD}="]
 )  # fmt: skip
 def test_a_line_at_fault_is_named_without_what_is_in_it(line: str) -> None:
     with pytest.raises(ValueError, match=r"^line 2") as refusal:
@@ -49,6 +49,12 @@ def test_a_key_is_found_by_all_of_it_only(tmp_path: Path) -> None:
     for other in ("", OLD[:-1], f"{OLD}x", OLD.upper(), "\udcff"):
         assert keys.find(other) is None
     assert not PublishKeys(Config()).configured
+
+
+def test_a_key_in_place_of_the_file_is_not_shown() -> None:
+    with pytest.raises(ConfigError, match="the file: No such file") as refusal:
+        PublishKeys(Config(publish_keys_file=OLD))
+    assert OLD not in str(refusal.value)
 
 
 @pytest.mark.parametrize("text", [None, "hush", b"\xff"])

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import redis
 
 from sse.errors import StoreUnavailable
 from sse.permit import WARNING, Kind, Permit, Revocations, one_revoked
@@ -15,6 +16,7 @@ from sse.stores import Store, connect
 from sse.token import LEEWAY, Grant
 from sse.wire import encode_control
 from tests.servers import RedisServer, wait_until
+from tests.tokens import claims, signed
 
 
 @pytest.fixture
@@ -97,11 +99,11 @@ def test_a_stream_that_began_while_its_token_was_revoked_is_ended_at_once(make: 
 
 def test_who_reads_by_the_rule_is_ended_with_the_channel_and_may_come_back(make: MakeRevocations) -> None:
     revocations = make()
-    permit = Permit(revocations, None, [], ["a"], revocations.newest)
+    permit = Permit(revocations, None, [], ["a"], revocations.count())
     permit.begin(lambda: None)
     revocations.revoke("channel", "a")
     assert permit.is_over
-    again = Permit(revocations, None, [], ["a"], revocations.newest)
+    again = Permit(revocations, None, [], ["a"], revocations.count())
     again.begin(lambda: None)
     assert not again.is_over
 
@@ -109,12 +111,49 @@ def test_who_reads_by_the_rule_is_ended_with_the_channel_and_may_come_back(make:
 def test_who_reads_by_the_rule_is_ended_also_by_what_came_while_the_rule_was_asked(make: MakeRevocations) -> None:
     here, there = make(), make()
     here.revoke("channel", "b")
-    decided = there.newest
-    assert not there.refuses(grant())
+    decided = there.count()
     here.revoke("channel", "a")
     permit = Permit(there, None, [], ["a"], decided)
     permit.begin(lambda: None)
     wait_until(lambda: permit.is_over, 2)
+    later = make()  # of a worker that starts now
+    again = Permit(later, None, [], ["a"], later.count())
+    again.begin(lambda: None)
+    assert not again.is_over
+
+
+def test_a_clock_that_goes_back_hides_no_revocation(
+    make: MakeRevocations, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    revocations = make()
+    revocations.revoke("channel", "a")
+    permit = Permit(revocations, None, [], ["a"], revocations.count())
+    permit.begin(lambda: None)
+    now = time.time()
+    with monkeypatch.context() as patch:
+        patch.setattr("time.time", lambda: now - 3)
+        revocations.revoke("channel", "a")
+    assert permit.is_over
+
+
+def test_a_list_that_has_another_end_since_a_failover_is_read_anew(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sse.permit._READ_ALL_EVERY", 0.5)
+    store = connect(redis_url, ring=5, ring_ttl=60)
+    revocations = Revocations(store, 3600)
+    try:
+        revocations.revoke("sub", "bob")
+        permit = Permit(revocations, grant(), ["a"])
+        permit.begin(lambda: None)
+        with redis.Redis.from_url(redis_url) as client:
+            client.delete("sse:{sse.revoked}")
+            client.xadd("sse:{sse.revoked}", {"d": '{"sub":"ann"}'}, id=f"{int(time.time() * 1000) - 2000}-0")
+        wait_until(lambda: permit.is_over, 4)
+        assert revocations.refuses(grant("bob", "2"))
+    finally:
+        revocations.close()
+        store.close()
 
 
 def test_one_that_cannot_be_woken_is_in_nobody_s_way(
@@ -232,3 +271,7 @@ def test_one_thing_is_revoked_at_a_time() -> None:
     for given in ({}, {"sub": None}, {"sub": ""}, {"sub": "a", "channel": "b"}):
         with pytest.raises(ValueError, match="give one of"):
             one_revoked(**given)
+    with pytest.raises(ValueError, match="sub is 42; give a string"):
+        one_revoked(sub=42)
+    with pytest.raises(ValueError, match="give its id, the claim jti"):
+        one_revoked(token=signed(claims()))

@@ -14,9 +14,11 @@ import pytest
 from sse.errors import Busy, StoreUnavailable
 from sse.event import Event, LastEventId, Position
 from sse.hub import Hub
+from sse.permit import Permit, Revocations
 from sse.poll import Poll
 from sse.stores import MemoryStore, Publication, Store, connect
 from sse.subscriber import Start, starting_points
+from sse.token import Grant
 from tests.drive import poll
 from tests.servers import wait_until
 
@@ -349,3 +351,25 @@ def test_at_a_drain_those_that_wait_are_answered_and_newcomers_at_once(hub: Hub,
         assert time.monotonic() - begun < 3
         publish(store, "after")
         wait_until(lambda: data(ask(hub, top, timeout=20)) == ["after"], 3)
+
+
+def test_one_that_is_revoked_while_it_takes_what_has_come_is_told_nothing(store: Store, hub: Hub) -> None:
+    revocations = Revocations(store, 3600)
+
+    class Slow(Poll):
+        def answer(self) -> bytes | None:
+            answer = super().answer()
+            if answer:
+                revocations.revoke("sub", "ann")
+            return answer
+
+    try:
+        (place,) = publish(store, "before")
+        permit = Permit(revocations, Grant("ann", ("a",)), ["a"])
+        body = Slow(hub, starting_points("a", LastEventId.parse(place)), timeout=5, retry=RETRY, permit=permit)
+        assert body.open() is None
+        publish(store, "secret news")
+        answer = json.loads(body.wait())
+        assert (answer["events"], answer["last_event_id"]) == ([], place)
+    finally:
+        revocations.close()

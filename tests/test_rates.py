@@ -77,7 +77,7 @@ def test_a_batch_that_no_window_has_room_for_is_not_told_to_try_again(make_app: 
     assert answer.status_code == 413
     assert "Retry-After" not in answer.headers
     assert limit in answer.get_json()["error"]["message"]
-    assert publish(client, ["a"] * 3).status_code == 201
+    assert publish(client, ["a"] * 3).status_code == 201  # what was too large has not been counted
 
 
 def test_without_limits_there_are_none(make_app: MakeApp) -> None:
@@ -162,7 +162,14 @@ def test_a_host_app_is_left_alone(make_app: MakeApp) -> None:
         ("192.0.2.1", "198.51.100.1:4711", 1, "198.51.100.1"),
         ("192.0.2.1", "[2001:db8:1:2::7]:4711", 1, "2001:db8:1:2::/64"),
         ("192.0.2.1", "[2001:db8:1:2::7]", 1, "2001:db8:1:2::/64"),
-        ("192.0.2.1", "nonsense", 1, None),
+        ("192.0.2.1", '"[2001:db8:1:2::7]:4711"', 1, "2001:db8:1:2::/64"),
+        ("192.0.2.1", "nonsense", 1, "192.0.2.1"),
+        ("192.0.2.1", "unknown", 1, "192.0.2.1"),
+        ("192.0.2.1", "203.0.113.9", 2, "192.0.2.1"),
+        ("192.0.2.1", "203.0.113.9, ", 1, "192.0.2.1"),
+        ("127.0.0.1", "_hidden", 1, "127.0.0.1"),
+        ("192.0.2.1", "1" * 61, 1, "192.0.2.1"),
+        ("::ffff:198.51.100.1", "", 1, "198.51.100.1"),
         ("2001:db8:1:2:3:4:5:6", "", 0, "2001:db8:1:2::/64"),
         ("::ffff:192.0.2.1", "", 0, "192.0.2.1"),
         ("::ffff:127.0.0.1", "", 0, None),

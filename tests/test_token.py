@@ -199,7 +199,7 @@ def test_each_of_several_issuers_is_verified_by_its_own_keys(tmp_path: Path) -> 
     assert fault(signed(claims(iss="https://three")), made) == "token_issuer"
 
 
-@pytest.mark.parametrize("issuers", [(), ("https://one",), ("https://one", "https://one")])
+@pytest.mark.parametrize("issuers", [(), ("https://one",), ("https://one", "https://one"), ("a", "a", "b")])
 def test_of_several_sets_each_needs_an_issuer(issuers: tuple[str, ...], key_file: Path) -> None:
     with pytest.raises(ConfigError, match="SSE_ISSUER"):
         tokens(jwks=(str(key_file), str(key_file)), issuer=issuers)

@@ -74,6 +74,19 @@ def test_a_poll_that_is_revoked_while_it_is_opened_waits_for_nothing(server: Gun
     assert time.monotonic() - began < 4
 
 
+def test_a_clock_that_jumps_ends_what_has_ended_by_it(server: Gunicorn) -> None:
+    headers = {"Authorization": f"Bearer {signed(claims())}"}
+    with Stream(server.url, {"channel": "a"}, headers=headers) as stream, ThreadPoolExecutor(1) as threads:
+        stream.until("sse.open")
+        last = client.poll(server.url, ["a"], headers=headers, timeout=0).json()["last_event_id"]
+        answer = threads.submit(client.poll, server.url, ["a"], last, headers=headers, timeout=20)
+        time.sleep(0.5)
+        assert client.request(server.url, "GET", "/jump", {"seconds": "3600"}).body == b"jumped"
+        assert stream.until("sse.close", 5).json()["reason"] == "expired"
+        assert client.publish(server.url, "a", "secret news", key=KEY).status == 201
+        assert b"secret" not in answer.result().body
+
+
 @pytest.mark.parametrize("server", ["handed off"], indirect=True)
 @pytest.mark.parametrize("channel", ["open", "a"])
 def test_a_stream_that_comes_during_a_drain_is_told_so(server: Gunicorn, channel: str) -> None:

@@ -1,6 +1,7 @@
 """The inspected service in an app that takes its time.
 
 `?linger=S` holds an answer up, as a session's store would; after `/hold?seconds=S`, so is each reading of the store.
+`/jump?seconds=S` moves its clock.
 """
 
 from __future__ import annotations
@@ -33,6 +34,13 @@ def hold() -> str:
 
     store.read = read_slowly
     return "held"
+
+
+@application.get("/jump")
+def jump() -> str:
+    ahead, real = float(request.args["seconds"]), time.time
+    time.time = lambda: real() + ahead
+    return "jumped"
 
 
 @application.after_request
