@@ -21,7 +21,7 @@ from sse.stores import MemoryStore, Publication
 from sse.token import Tokens
 from tests.conftest import MakeApp
 from tests.servers import wait_until
-from tests.tokens import SECRET, claims, signed
+from tests.tokens import CREDENTIALS, SECRET, claims, jwk_set, signed
 
 KEYS = ("k" * 22, "another-key-of-length-28-abc")
 
@@ -259,6 +259,12 @@ def test_a_cookie_counts_for_this_site_and_for_listed_origins(
     assert cookie_counts(origin, site, "https://push.example", ["https://a.example"]) is counts
 
 
+@pytest.mark.parametrize("origin", ["https://a.example", "null"])
+def test_where_any_page_may_read_no_cookie_of_another_site_counts(origin: str) -> None:
+    assert not cookie_counts(origin, "cross-site", "https://push.example", ["*"])
+    assert not cookie_counts(origin, None, "https://push.example", ["*"])
+
+
 def test_without_a_publishing_key_there_is_no_publishing() -> None:
     for header in (None, "Bearer ", f"Bearer {KEYS[0]}"):
         with pytest.raises(NotFound):
@@ -337,11 +343,40 @@ def test_nothing_is_published_by_cookie_or_query(make_app: MakeApp) -> None:
     assert client.get(f"/sse/poll?channel=a&timeout=0&token={token}").status_code == 200
 
 
-def test_whole_tokens_are_taken_in_queries_only_where_that_is_set(make_app: MakeApp) -> None:
-    token = signed(claims())
-    for setting, status in (("0", 401), ("1", 200)):
-        client = make_app(SSE_PUBLIC="", SSE_SECRET=SECRET, SSE_QUERY_TOKENS=setting).test_client()
-        assert client.get(f"/sse/poll?channel=a&timeout=0&token={token}").status_code == status
+@pytest.mark.parametrize(
+    ("name", "usually", "where_set"),
+    [
+        ("nothing", "unauthorized", "unauthorized"),
+        ("token", "token_in_query", ""),
+        ("token by ES256", "token_in_query", ""),
+        ("token for publishing only", "token_in_query", "forbidden"),
+        ("token for other channels", "token_in_query", "forbidden"),
+        ("ticket", "", ""),
+        ("ticket for another channel", "forbidden", "forbidden"),
+        ("ticket after its time", "token_expired", "token_expired"),
+        ("expired", "token_expired", "token_expired"),
+        ("wrong audience", "token_audience", "token_audience"),
+        ("wrong key", "token_invalid", "token_invalid"),
+        ("alg none", "token_invalid", "token_invalid"),
+        ("key confusion: PEM", "token_invalid", "token_invalid"),
+        ("revoked token", "token_revoked", "token_revoked"),
+    ],
+)
+def test_whole_tokens_are_taken_in_queries_only_where_that_is_set_and_for_reading(
+    make_app: MakeApp, tmp_path: Path, name: str, usually: str, where_set: str
+) -> None:
+    (tmp_path / "jwks").write_text(jwk_set())
+    for setting, expected in (("0", usually), ("1", where_set)):
+        settings = {"SSE_PUBLIC": "", "SSE_SECRET": SECRET, "SSE_JWKS": str(tmp_path / "jwks")}
+        app = make_app(**settings, SSE_QUERY_TOKENS=setting)
+        app.extensions["sse"].revocations.revoke("token", "revoked")
+        client, token = app.test_client(), CREDENTIALS[name]()
+        for way in ("stream?", "stream?replay=1&", "poll?timeout=0&", "poll?timeout=0&last_event_id=a%3D0-0&"):
+            with client.get(f"/sse/{way}channel=a&token={token}") as answer:
+                assert (answer.status_code == 200) == (not expected)
+                assert not expected or answer.get_json()["error"]["code"] == expected
+        answer = client.post(f"/sse/publish/p?token={token}", data="x")
+        assert (answer.status_code, answer.get_json()["error"]["code"]) == (401, "unauthorized")
 
 
 def test_a_token_and_the_app_s_rule_open_what_either_allows(make_app: MakeApp) -> None:

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
+import os
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from email.message import Message
+from typing import Any, NamedTuple, cast
 
 import pytest
 import redis
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from flask import Flask
 
-from sse.config import Config
-from sse.token import LEEWAY, TICKET_LIFE, Tokens
+from sse import SSE
+from sse.token import LEEWAY, TICKET_LIFE
 from tests import client
 from tests.client import Answer, Stream
+from tests.conftest import MakeApp
 from tests.live.load import APP, GREENLETS, KEY, ORIGIN
-from tests.servers import Gunicorn, RedisServer
-from tests.tokens import RSA, SECRET, by_key, claims, jwk_set, signed, unsigned
+from tests.servers import ROOT, Gunicorn, RedisServer
+from tests.tokens import CREDENTIALS, SECRET, claims, jwk_set, signed, ticket
 
-PEM = RSA.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 PAGES: dict[str, dict[str, str]] = {
     "same origin": {"Sec-Fetch-Site": "same-origin"},
     "same site": {"Sec-Fetch-Site": "same-site", "Origin": "https://sibling.example"},
@@ -31,73 +35,189 @@ PAGES: dict[str, dict[str, str]] = {
     "null": {"Sec-Fetch-Site": "cross-site", "Origin": "null"},
 }
 OWN = ("same origin", "same site", "old browser", "listed")
+FOR_COOKIES = ("same site", "old browser")  # these differ from the same origin by what a cookie may, if at all
+BEFORE = "the position before the newest event"
+# How it is asked: the path, the query and the headers.
+READING: dict[str, tuple[str, dict[str, str], dict[str, str]]] = {
+    "stream": ("stream", {}, {}),
+    "stream, replay": ("stream", {"replay": "1"}, {}),
+    "stream, resumed": ("stream", {}, {"Last-Event-ID": BEFORE}),
+    "poll": ("poll", {"timeout": "0"}, {}),
+    "poll, replay": ("poll", {"replay": "1"}, {}),
+    "poll, resumed": ("poll", {"last_event_id": BEFORE}, {}),
+}
+PUBLISHING = {
+    "publish": ("/sse/publish", "application/json", json.dumps({"channel": "p", "data": "forged"}).encode()),
+    "publish, raw": ("/sse/publish/p", "text/plain", b"forged"),
+}
+PLACES: dict[str, Callable[[str], tuple[dict[str, str], dict[str, str]]]] = {
+    "header": lambda text: ({}, {"Authorization": f"Bearer {text}"}),
+    "cookie": lambda text: ({}, {"Cookie": f"x=1; sse_token={text}"}),
+    "query": lambda text: ({"token": text}, {}),
+    "header of another scheme": lambda text: ({}, {"Authorization": f"Basic {text}"}),
+}
 
-
-def stale_ticket() -> str:
-    tokens = Tokens(Config(secret=(SECRET,)), clock=lambda: time.time() - TICKET_LIFE - 1)
-    return tokens.make_ticket(["a"], Tokens(Config(secret=(SECRET,))).verify(signed(claims())))
-
-
-def ticket(*channels: str, **changes: str) -> str:
-    tokens = Tokens(Config(secret=(SECRET,)))
-    return tokens.make_ticket(channels or ["a"], tokens.verify(signed(claims(**changes))))
-
-
-def in_header(text: str) -> dict[str, Any]:
-    return {"headers": {"Authorization": f"Bearer {text}"}}
-
-
-def in_cookie(text: str) -> dict[str, Any]:
-    return {"headers": {"Cookie": f"x=1; sse_token={text}"}}
-
-
-def in_query(text: str) -> dict[str, Any]:
-    return {"query": {"token": text}}
-
-
-OTHERS = signed(claims(subscribe=["b"], publish=["a/*"]))
+Told = tuple[int, str]
+READ, PUBLISHED, MADE = (200, ""), (201, ""), (201, "")
 REFUSED = (401, "unauthorized")
 INVALID = (401, "token_invalid")
 EXPIRED = (401, "token_expired")
 AUDIENCE = (401, "token_audience")
+CLAIMS = (401, "token_claims")
+LIFETIME = (401, "token_lifetime")
+EARLY = (401, "token_early")
 REVOKED = (401, "token_revoked")
 IN_QUERY = (401, "token_in_query")
 FORBIDDEN = (403, "forbidden")
-READ, PUBLISHED = (200, ""), (201, "")
-# What is brought; what a reader of a page that may is answered, and a reader of one that may not; and a publisher.
-Row = tuple[Callable[[], dict[str, Any]], tuple[int, str], tuple[int, str], tuple[int, str]]
-TABLE: dict[str, Row] = {
-    "anonymous": (dict, REFUSED, REFUSED, REFUSED),
-    "token in the header": (lambda: in_header(signed(claims())), READ, READ, PUBLISHED),
-    "token of another issuer": (lambda: in_header(by_key(claims(), "RS256")), READ, READ, PUBLISHED),
-    "token in the cookie": (lambda: in_cookie(signed(claims())), READ, REFUSED, REFUSED),
-    "token in the query": (lambda: in_query(signed(claims())), IN_QUERY, IN_QUERY, REFUSED),
-    "ticket": (lambda: in_query(ticket()), READ, READ, REFUSED),
-    "ticket in the header": (lambda: in_header(ticket()), READ, READ, REFUSED),
-    "ticket in the cookie": (lambda: in_cookie(ticket()), REFUSED, REFUSED, REFUSED),
-    "ticket after its time": (lambda: in_query(stale_ticket()), EXPIRED, EXPIRED, REFUSED),
-    "ticket for another channel": (lambda: in_query(ticket("b")), FORBIDDEN, FORBIDDEN, REFUSED),
-    "expired": (lambda: in_header(signed(claims(exp=int(time.time()) - 60))), EXPIRED, EXPIRED, EXPIRED),
-    "expired cookie": (lambda: in_cookie(signed(claims(exp=5))), EXPIRED, REFUSED, REFUSED),
-    "wrong audience": (lambda: in_header(signed(claims(aud="other"))), AUDIENCE, AUDIENCE, AUDIENCE),
-    "wrong key": (lambda: in_header(signed(claims(), "x" * 40)), INVALID, INVALID, INVALID),
-    "alg none": (lambda: in_header(unsigned(claims())), INVALID, INVALID, INVALID),
-    "alg none in the query": (lambda: in_query(unsigned(claims())), INVALID, INVALID, REFUSED),
-    "key confusion": (lambda: in_header(signed(claims(), PEM, kid="RS256")), INVALID, INVALID, INVALID),
-    "not a token": (lambda: in_header("hello"), INVALID, INVALID, REFUSED),
-    "publishing key": (lambda: in_header(KEY), INVALID, INVALID, PUBLISHED),
-    "other channels": (lambda: in_header(OTHERS), FORBIDDEN, FORBIDDEN, FORBIDDEN),
-    "revoked": (lambda: in_header(signed(claims(jti="revoked"))), REVOKED, REVOKED, REVOKED),
-    "ticket of a revoked token": (lambda: in_query(ticket("a", jti="revoked")), REVOKED, REVOKED, REFUSED),
+# What one is told who reads with it in the header, in the cookie of a page whose cookie counts, in the query; and who
+# publishes with it in the header. In the cookie or in the query it publishes nothing, and is not looked at.
+TABLE: dict[str, tuple[Told, Told, Told, Told]] = {
+    "nothing":                      (REFUSED,   REFUSED,   REFUSED,   REFUSED),
+    "token":                        (READ,      READ,      IN_QUERY,  PUBLISHED),
+    "token by RS256":               (READ,      READ,      IN_QUERY,  PUBLISHED),
+    "token by ES256":               (READ,      READ,      IN_QUERY,  PUBLISHED),
+    "token by EdDSA":               (READ,      READ,      IN_QUERY,  PUBLISHED),
+    "token for reading only":       (READ,      READ,      IN_QUERY,  FORBIDDEN),
+    "token for publishing only":    (FORBIDDEN, FORBIDDEN, IN_QUERY,  PUBLISHED),
+    "token for other channels":     (FORBIDDEN, FORBIDDEN, IN_QUERY,  FORBIDDEN),
+    "ticket":                       (READ,      REFUSED,   READ,      REFUSED),
+    "ticket of the service":        (READ,      REFUSED,   READ,      REFUSED),
+    "ticket of the app":            (READ,      REFUSED,   READ,      REFUSED),
+    "ticket after its time":        (EXPIRED,   EXPIRED,   EXPIRED,   EXPIRED),
+    "ticket after its token's time": (EXPIRED,  EXPIRED,   EXPIRED,   EXPIRED),
+    "ticket for another channel":   (FORBIDDEN, REFUSED,   FORBIDDEN, REFUSED),
+    "ticket by the secret itself":  (INVALID,   INVALID,   INVALID,   INVALID),
+    "ticket turned into a token":   (INVALID,   INVALID,   INVALID,   INVALID),
+    "expired":                      (EXPIRED,   EXPIRED,   EXPIRED,   EXPIRED),
+    "without an end":               (CLAIMS,    CLAIMS,    CLAIMS,    CLAIMS),
+    "too long-lived":               (LIFETIME,  LIFETIME,  LIFETIME,  LIFETIME),
+    "not valid yet":                (EARLY,     EARLY,     EARLY,     EARLY),
+    "wrong audience":               (AUDIENCE,  AUDIENCE,  AUDIENCE,  AUDIENCE),
+    "without an audience":          (CLAIMS,    CLAIMS,    CLAIMS,    CLAIMS),
+    "wrong key":                    (INVALID,   INVALID,   INVALID,   INVALID),
+    "wrong key, expired":           (INVALID,   INVALID,   INVALID,   INVALID),
+    "wrong key by ES256":           (INVALID,   INVALID,   INVALID,   INVALID),
+    "unknown key id":               (INVALID,   INVALID,   INVALID,   INVALID),
+    "another key's id":             (INVALID,   INVALID,   INVALID,   INVALID),
+    "alg none":                     (INVALID,   INVALID,   INVALID,   INVALID),
+    "alg none, as a ticket":        (INVALID,   INVALID,   INVALID,   INVALID),
+    "key confusion: PEM":           (INVALID,   INVALID,   INVALID,   INVALID),
+    "key confusion: PKCS #1":       (INVALID,   INVALID,   INVALID,   INVALID),
+    "key confusion: DER":           (INVALID,   INVALID,   INVALID,   INVALID),
+    "key confusion: JWK":           (INVALID,   INVALID,   INVALID,   INVALID),
+    "key confusion: modulus":       (INVALID,   INVALID,   INVALID,   INVALID),
+    "not a token":                  (INVALID,   INVALID,   INVALID,   REFUSED),
+    "publishing key":               (INVALID,   INVALID,   INVALID,   PUBLISHED),
+    "unknown publishing key":       (INVALID,   INVALID,   INVALID,   REFUSED),
+    "revoked token":                (REVOKED,   REVOKED,   REVOKED,   REVOKED),
+    "revoked user":                 (REVOKED,   REVOKED,   REVOKED,   REVOKED),
+    "ticket of a revoked token":    (REVOKED,   REVOKED,   REVOKED,   REVOKED),
+    "ticket of a revoked user":     (REVOKED,   REVOKED,   REVOKED,   REVOKED),
+}  # fmt: skip
+
+
+class Case(NamedTuple):
+    """What is brought; and what is told to a reader whose cookie counts, to one whose does not, and to a publisher."""
+
+    brought: Mapping[str, str]
+    own: Told
+    other: Told
+    publisher: Told
+
+
+CASES = {
+    # None, or two: the header decides, then a cookie that is good and counts, then the query.
+    "anonymous": Case({}, REFUSED, REFUSED, REFUSED),
+    "good header, bad cookie": Case({"header": "token", "cookie": "expired"}, READ, READ, PUBLISHED),
+    "bad header, good cookie": Case({"header": "wrong key", "cookie": "token"}, INVALID, INVALID, INVALID),
+    "bad header, good ticket": Case({"header": "expired", "query": "ticket"}, EXPIRED, EXPIRED, EXPIRED),
+    "other's header, own cookie": Case(
+        {"header": "token for other channels", "cookie": "token"}, FORBIDDEN, FORBIDDEN, FORBIDDEN
+    ),
+    "other's header, own ticket": Case(
+        {"header": "token for other channels", "query": "ticket"}, FORBIDDEN, FORBIDDEN, FORBIDDEN
+    ),
+    "other's cookie, own ticket": Case(
+        {"cookie": "token for other channels", "query": "ticket"}, FORBIDDEN, READ, REFUSED
+    ),
+    "own cookie, other's ticket": Case(
+        {"cookie": "token", "query": "ticket for another channel"}, READ, FORBIDDEN, REFUSED
+    ),
+    "bad cookie, good ticket": Case({"cookie": "wrong key", "query": "ticket"}, READ, READ, REFUSED),
+    "revoked cookie, good ticket": Case({"cookie": "revoked user", "query": "ticket"}, READ, READ, REFUSED),
+    "good cookie, bad query": Case({"cookie": "token", "query": "token"}, READ, IN_QUERY, REFUSED),
+    "bad cookie, old ticket": Case({"cookie": "alg none", "query": "ticket after its time"}, EXPIRED, EXPIRED, REFUSED),
+    "ticket as cookie, good ticket": Case({"cookie": "ticket", "query": "ticket"}, READ, READ, REFUSED),
+    "publishing key, good cookie": Case({"header": "publishing key", "cookie": "token"}, INVALID, INVALID, PUBLISHED),
+    "another scheme": Case({"header of another scheme": "token"}, REFUSED, REFUSED, REFUSED),
+    "another scheme, good cookie": Case(
+        {"header of another scheme": "nothing", "cookie": "token"}, READ, REFUSED, REFUSED
+    ),
+}  # fmt: skip
+for _name, (_header, _cookie, _query, _publisher) in TABLE.items():
+    CASES[f"{_name}, in the header"] = Case({"header": _name}, _header, _header, _publisher)
+    CASES[f"{_name}, in the cookie"] = Case({"cookie": _name}, _cookie, REFUSED, REFUSED)
+    CASES[f"{_name}, in the query"] = Case({"query": _name}, _query, _query, REFUSED)
+
+
+def pages(brought: Mapping[str, str]) -> list[str]:
+    return [page for page in PAGES if "cookie" in brought or page not in FOR_COOKIES]
+
+
+def test_the_table_is_whole() -> None:
+    """Each combination is tried on both ways to run a stream."""
+    assert set(TABLE) == {*CREDENTIALS, *MADE_HERE}
+    assert len(CASES) == 41 * 3 + 16
+    assert sum(len(pages(case.brought)) for case in CASES.values()) * (len(READING) + len(PUBLISHING)) == 5_296
+
+
+class House(Gunicorn):
+    """The service over a Redis; `before` is the position before the newest event in `a`."""
+
+    store: redis.Redis
+    before: str
+
+    def newest(self, channel: str) -> str | None:
+        """The position of what is newest in a channel; None where that was never founded."""
+        entries = cast("list[Any]", self.store.xrevrange(f"sse:{{{channel}}}", count=1))
+        return entries[0][0] if entries else None
+
+    def published(self, channel: str) -> int:
+        """How many events a channel ever had."""
+        return int((self.newest(channel) or "0-").partition("-")[0])
+
+    def revoke(self, kind: str, value: str) -> None:
+        self.store.xadd("sse:{sse.revoked}", {"d": json.dumps({kind: value})})
+
+    def ticket(self) -> str:
+        query = [("channel", "a"), ("channel", "unborn")]
+        answer = client.request(self.url, "POST", "/sse/ticket", query, headers=bearer(CREDENTIALS["token"]()))
+        assert (answer.status, answer.json()["expires"]) == (201, TICKET_LIFE)
+        return str(answer.json()["ticket"])
+
+
+def ticket_of_the_app() -> str:
+    app = Flask("tests")
+    app.config.from_mapping(SSE_SECRET=SECRET)
+    sse = SSE(app)
+    with app.app_context():
+        return sse.ticket(["a", "unborn"], "ann")
+
+
+MADE_HERE: dict[str, Callable[[House], str]] = {
+    "publishing key": lambda server: KEY,
+    "unknown publishing key": lambda server: KEY[::-1],
+    "ticket of the service": House.ticket,
+    "ticket of the app": lambda server: ticket_of_the_app(),
 }
 
 
 @pytest.fixture(scope="module", params=["handed off", "greenlets"])
-def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gunicorn]:
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     directory = tmp_path_factory.mktemp("access")
-    (directory / "jwks.json").write_text(jwk_set("RS256"))
+    (directory / "jwks.json").write_text(jwk_set())
     arguments = GREENLETS if request.param == "greenlets" else ()
-    with RedisServer(directory) as store:
+    with RedisServer(directory) as store, store.client() as connection:
         env = {
             "SSE_REDIS_URL": store.url,
             "SSE_PUBLIC": "open/*",
@@ -107,9 +227,12 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
             "SSE_PUBLISH_KEYS": KEY,
             "SSE_HEARTBEAT": "3",
         }
-        with Gunicorn(directory, APP, env, workers=2, arguments=arguments) as server:
+        with House(directory, APP, env, workers=2, arguments=arguments) as server:
+            server.store = connection
+            (server.before,) = client.publish(server.url, "a", "old news", key=KEY).json()["ids"]
             assert client.publish(server.url, "a", "secret news", key=KEY).status == 201
-            revoke(server, "token", "revoked")
+            server.revoke("token", "revoked")
+            server.revoke("sub", "revoked")
             time.sleep(1.2)
             yield server
         log = server.log.read_text()
@@ -118,152 +241,208 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         assert KEY not in log
 
 
-def revoke(server: Gunicorn, kind: str, value: str) -> None:
-    with redis.Redis.from_url(server.env["SSE_REDIS_URL"]) as store:
-        store.xadd("sse:{sse.revoked}", {"d": json.dumps({kind: value})})
+def bearer(text: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {text}"}
 
 
-def reason(answer: Answer) -> tuple[int, str]:
-    assert "secret news" not in answer.body.decode() or answer.status == 200
+def bring(server: House, brought: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """The query and the headers of who brings these."""
+    query: dict[str, str] = {}
+    headers: dict[str, str] = {}
+    for place, name in brought.items():
+        text = CREDENTIALS[name]() if name in CREDENTIALS else MADE_HERE[name](server)
+        in_query, in_headers = PLACES[place](text)
+        query |= in_query
+        headers |= in_headers
+    return query, headers
+
+
+def reason(answer: Answer, *refused: str) -> Told:
+    """The status, and the code of a refusal, which names the channels that were asked for."""
     if answer.status in (200, 201):
         return answer.status, ""
+    assert b"secret news" not in answer.body
     assert answer.headers.get_content_type() == "application/json"
-    return answer.status, answer.json()["error"]["code"]
+    assert answer.headers.get("WWW-Authenticate") == ("Bearer" if answer.status == 401 else None)
+    error = answer.json()["error"]
+    assert error.get("channels") == (list(refused) if answer.status == 403 else None)
+    return answer.status, error["code"]
 
 
-def read_stream(url: str, query: dict[str, str], headers: dict[str, str]) -> tuple[tuple[int, str], Any]:
-    with Stream(url, {"channel": "a", **query}, headers=headers) as stream:
+def ask(server: House, way: str, channels: Sequence[str], query: dict[str, str], headers: dict[str, str]) -> Answer:
+    """Read in one of the ways; of a stream that opens, what there is at once."""
+    path, more_query, more_headers = READING[way]
+    params = [("channel", channel) for channel in channels]
+    params += [(name, server.before if value is BEFORE else value) for name, value in more_query.items()]
+    params += query.items()
+    headers = {**headers, **dict.fromkeys(more_headers, server.before)}
+    if path == "poll":
+        return client.request(server.url, "GET", "/sse/poll", params, headers=headers)
+    with Stream(server.url, params, headers=headers) as stream:
         if stream.status == 200:
-            assert stream.until("sse.open").json()["channels"]["a"]
-            if "replay" in query:
-                assert stream.take(1)[0].data == "secret news"
-            return (200, ""), stream.headers
-        assert stream.next() is None
-        return reason(Answer(stream.status, stream.headers, stream.received)), stream.headers
+            stream.until("sse.open")
+            if way != "stream":
+                stream.take(1)
+        else:
+            assert stream.next() is None
+        return Answer(stream.status, stream.headers, stream.received)
 
 
-@pytest.mark.parametrize("page", PAGES)
-@pytest.mark.parametrize("case", TABLE)
-def test_each_credential_gives_what_it_should(server: Gunicorn, case: str, page: str) -> None:
-    make, good, bad, publishing = TABLE[case]
-    brought = make()
-    headers = {**PAGES[page], **brought.get("headers", {})}
-    query = brought.get("query", {})
-    expected = good if page in OWN else bad
-    answers = {}
-    for way, extra in (("stream", {}), ("stream, replay", {"replay": "1"})):
-        answers[way], told = read_stream(server.url, {**query, **extra}, headers)
-        check_cors(told, page)
-    for way, extra in (("poll", {"timeout": "0"}), ("poll, replay", {"timeout": "0", "replay": "1"})):
-        answer = client.request(server.url, "GET", "/sse/poll", {"channel": "a", **query, **extra}, headers=headers)
-        answers[way] = reason(answer)
-        assert (b"secret news" in answer.body) == (answer.status == 200 and "replay" in extra)
-        check_cors(answer.headers, page)
-    assert answers == dict.fromkeys(answers, expected)
-    event = json.dumps({"channel": "a", "data": "secret news"}).encode()
-    answer = client.request(
-        server.url, "POST", "/sse/publish", query, headers={**headers, "Content-Type": "application/json"}, body=event
-    )
-    assert reason(answer) == publishing
-    answer = client.request(
-        server.url,
-        "POST",
-        "/sse/publish/a",
-        query,
-        headers={**headers, "Content-Type": "text/plain"},
-        body=b"secret news",
-    )
-    assert reason(answer) == publishing
-
-
-def check_cors(headers: Any, page: str) -> None:
-    assert headers.get("Access-Control-Allow-Origin") == (ORIGIN if page == "listed" else None)
+def check_headers(headers: Message, page: str) -> None:
+    is_listed = page == "listed"
+    assert headers.get("Access-Control-Allow-Origin") == (ORIGIN if is_listed else None)
+    assert headers.get("Access-Control-Allow-Credentials") == ("true" if is_listed else None)
+    assert {"Origin", "Cookie", "Authorization"} <= set(headers["Vary"].split(", "))
     assert "no-store" in headers["Cache-Control"]
     assert headers["Referrer-Policy"] == "no-referrer"
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_each_credential_gives_what_it_should(server: House, case: str) -> None:
+    brought, own, other, publisher = CASES[case]
+    query, credential = bring(server, brought)
+    before = server.published("p")
+    told, expected = {}, {}
+    for page in pages(brought):
+        headers = {**PAGES[page], **credential}
+        reader = own if page in OWN else other
+        channels = ["a"] if reader == READ else ["a", "unborn"]
+        for way in READING:
+            answer = ask(server, way, channels, query, headers)
+            told[page, way], expected[page, way] = reason(answer, *channels), reader
+            assert (b"secret news" in answer.body) == (answer.status == 200 and way not in ("stream", "poll"))
+            check_headers(answer.headers, page)
+        for way, (path, content_type, body) in PUBLISHING.items():
+            with_type = {**headers, "Content-Type": content_type}
+            answer = client.request(server.url, "POST", path, query, headers=with_type, body=body)
+            told[page, way], expected[page, way] = reason(answer, "p"), publisher
+            check_headers(answer.headers, page)
+    assert told == expected
+    assert server.published("p") - before == list(expected.values()).count(PUBLISHED)
+    assert server.newest("unborn") is None, "a refused request has founded a channel"
+
+
+def test_a_stream_that_is_let_in_founds_its_channel(server: House) -> None:
+    """Without this, that a refused one founds none would mean nothing."""
+    assert server.newest("born") is None
+    with Stream(server.url, {"channel": "born"}, headers=bearer(signed(claims(subscribe=["born"])))) as stream:
+        stream.until("sse.open")
+    assert server.newest("born")
+
+
 @pytest.mark.parametrize("page", PAGES)
-def test_what_is_public_needs_no_credential_and_a_stale_cookie_is_in_nobody_s_way(server: Gunicorn, page: str) -> None:
-    brought: list[dict[str, str]] = [{}, in_cookie(signed(claims(exp=5)))["headers"], in_cookie("x")["headers"]]
-    for headers in brought:
-        answer = client.poll(server.url, ["open/a"], headers={**PAGES[page], **headers}, timeout=0)
-        assert answer.status == 200
-    answer = client.poll(server.url, ["open/a"], headers={**PAGES[page], **in_header("x.y.z")["headers"]}, timeout=0)
-    assert reason(answer) == INVALID
+def test_what_is_public_needs_no_credential_and_a_stale_cookie_is_in_nobody_s_way(server: House, page: str) -> None:
+    for place, name, expected in (
+        ("cookie", "nothing", READ),
+        ("cookie", "expired", READ),
+        ("cookie", "wrong key", READ),
+        ("cookie", "revoked user", READ),
+        ("header", "wrong key", INVALID),
+        ("query", "wrong key", INVALID),
+    ):
+        query, headers = bring(server, {place: name})
+        answer = client.poll(server.url, ["open/a"], headers={**PAGES[page], **headers}, timeout=0, **query)
+        assert reason(answer) == expected
 
 
-def open_stream(server: Gunicorn, text: str, **query: str) -> Stream:
-    stream = Stream(server.url, {"channel": "a", **query}, headers=in_header(text)["headers"])
+def open_stream(server: House, text: str, channel: str = "a") -> Stream:
+    stream = Stream(server.url, {"channel": channel}, headers=bearer(text))
     assert stream.status == 200
     stream.until("sse.open")
     return stream
 
 
-def test_a_revoked_user_s_streams_are_gone_on_every_worker_within_two_seconds(server: Gunicorn) -> None:
-    streams, workers = [], set()
-    text = signed(claims(sub="eve", jti="eve"))
-    other = open_stream(server, signed(claims(sub="bob", jti="bob")))
-    for _ in range(200):
-        streams.append(open_stream(server, text))
-        workers.add(streams[-1].headers["X-Worker"])
-        if len(workers) == 2 and len(streams) >= 4:
-            break
-    assert len(workers) == 2
-    polls = client.poll(server.url, ["a"], headers=in_header(text)["headers"], timeout=0).json()["last_event_id"]
-    began = time.monotonic()
-    revoke(server, "sub", "eve")
-    for stream in streams:
-        assert stream.until("sse.close", 5).json()["reason"] == "expired"
-        assert stream.next() is None
-        assert stream.complete
-    answer = client.poll(server.url, ["a"], polls, headers=in_header(text)["headers"], timeout=20)
-    assert reason(answer) == (401, "token_revoked")
-    assert time.monotonic() - began < 2.5
-    with pytest.raises(TimeoutError):
-        while other.next(0.5):
-            pass
-    other.close()
+def park_poll(server: House, channel: str, headers: dict[str, str]) -> tuple[str, http.client.HTTPConnection]:
+    """A poll that waits, on a connection on which another was answered: by its worker, that is named."""
+    connection = http.client.HTTPConnection(server.bind, timeout=10)
+    path = f"/sse/poll?channel={channel}"
+    connection.request("GET", f"{path}&timeout=0", headers=headers)
+    answer = connection.getresponse()
+    last = json.load(answer)["last_event_id"]
+    connection.request("GET", f"{path}&timeout=20&last_event_id={last}", headers=headers)
+    return answer.headers["X-Worker"], connection
 
 
-def test_a_parked_poll_ends_with_its_token(server: Gunicorn) -> None:
-    text = signed(claims(exp=int(time.time()) - LEEWAY + 2))
-    headers = in_header(text)["headers"]
+def by_command(server: House, kind: str, value: str) -> None:
+    command = [sys.executable, "-m", "flask", "--app", "wsgi:application", "sse", "revoke", f"--{kind}", value]
+    subprocess.run(command, check=True, cwd=ROOT, env={**os.environ, **server.env}, timeout=20, capture_output=True)
+
+
+@pytest.mark.parametrize("kind", ["sub", "channel", "token"])
+@pytest.mark.parametrize("by", ["command", "function"])
+def test_what_is_revoked_is_gone_on_every_worker_within_two_seconds(
+    server: House, make_app: MakeApp, by: str, kind: str
+) -> None:
+    name = f"{by}/{kind}"
+    channel = name if kind == "channel" else "a"
+    text = signed(claims(sub=name, jti=name, subscribe=[channel], publish=[channel]))
+    streams: dict[str, Stream] = {}
+    polls: dict[str, http.client.HTTPConnection] = {}
+    with contextlib.ExitStack() as stack:
+        other = stack.enter_context(open_stream(server, signed(claims(sub="bob", jti="bob"))))
+        for _ in range(200):
+            worker, poll = park_poll(server, channel, bearer(text))
+            stack.callback(poll.close)
+            polls[worker] = poll
+            stream = stack.enter_context(open_stream(server, text, channel))
+            streams[stream.headers["X-Worker"]] = stream
+            if len(streams) == len(polls) == 2:
+                break
+        assert len(streams) == len(polls) == 2
+        time.sleep(0.2)  # until the last poll waits
+        if by == "command":
+            by_command(server, kind, name)
+        else:
+            sse = SSE()
+            with make_app(sse, SSE_REDIS_URL=server.env["SSE_REDIS_URL"]).app_context():
+                sse.revoke(**{kind: name})
+        revoked = time.monotonic()
+        for stream in streams.values():
+            assert stream.until("sse.close", 5).json()["reason"] == "expired"
+            assert stream.next() is None
+            assert stream.complete
+        for worker, poll in polls.items():
+            told = poll.getresponse()
+            assert (told.status, told.headers["X-Worker"], json.load(told)["events"]) == (200, worker, [])
+        assert time.monotonic() - revoked < 2
+        for method, path in ("GET", "stream"), ("GET", "poll"), ("POST", "ticket"), ("POST", f"publish/{channel}"):
+            answer = client.request(server.url, method, f"/sse/{path}", {"channel": channel}, headers=bearer(text))
+            assert reason(answer, channel) == (FORBIDDEN if kind == "channel" else REVOKED)
+        assert client.publish(server.url, "a", "secret news", key=KEY).status == 201
+        assert other.take(1)[0].data == "secret news"
+
+
+def test_a_parked_poll_ends_with_its_token(server: House) -> None:
+    ends = int(time.time()) + 2
+    headers = bearer(signed(claims(exp=ends - LEEWAY)))
     last = client.poll(server.url, ["a"], headers=headers, timeout=0).json()["last_event_id"]
-    began = time.monotonic()
     answer = client.poll(server.url, ["a"], last, headers=headers, timeout=20)
     assert (answer.status, answer.json()["events"], answer.json()["last_event_id"]) == (200, [], last)
-    assert 1 < time.monotonic() - began < 3.5
-    assert reason(client.poll(server.url, ["a"], last, headers=headers, timeout=20)) == (401, "token_expired")
+    assert -0.1 < time.time() - ends < 1
+    assert reason(client.poll(server.url, ["a"], last, headers=headers, timeout=20)) == EXPIRED
 
 
-def test_a_parked_poll_ends_when_it_is_revoked_and_is_told_nothing_that_came_with_that(server: Gunicorn) -> None:
-    headers = in_header(signed(claims(sub="joe", jti="joe")))["headers"]
-    last = client.poll(server.url, ["a"], headers=headers, timeout=0).json()["last_event_id"]
-    with ThreadPoolExecutor(4) as threads:
-        answers = [threads.submit(client.poll, server.url, ["a"], last, headers=headers, timeout=20) for _ in range(4)]
-        time.sleep(0.5)
-        began = time.monotonic()
-        revoke(server, "sub", "joe")
-        for answer in answers:
-            assert (answer.result().status, answer.result().json()["events"]) == (200, [])
-    assert time.monotonic() - began < 2
-    assert reason(client.poll(server.url, ["a"], last, headers=headers)) == (401, "token_revoked")
-
-
-def test_a_stream_ends_with_its_token_and_tells_so_before(server: Gunicorn) -> None:
-    ends = int(time.time()) + 3
-    with open_stream(server, signed(claims(exp=ends - LEEWAY))) as stream:
+def test_a_stream_ends_with_its_token_and_tells_so_before(server: House) -> None:
+    ends = int(time.time()) + 2
+    text = signed(claims(exp=ends - LEEWAY))
+    with open_stream(server, text) as stream:
         assert stream.until("sse.auth", 2).json() == {"expires": 0}
         assert stream.until("sse.close", 6).json()["reason"] == "expired"
         assert -0.1 < time.time() - ends < 1
         assert stream.next() is None
         assert stream.complete
-    answer = client.poll(server.url, ["a"], headers=in_header(signed(claims(exp=ends - LEEWAY)))["headers"], timeout=0)
-    assert reason(answer) == (401, "token_expired")
+    assert reason(client.poll(server.url, ["a"], headers=bearer(text), timeout=0)) == EXPIRED
 
 
-def test_of_streams_at_the_same_place_each_ends_with_its_own_token(server: Gunicorn) -> None:
-    ends = int(time.time()) + 4
+def test_a_stream_is_told_a_minute_before_its_token_ends(server: House) -> None:
+    ends = int(time.time()) + 62
+    with open_stream(server, signed(claims(exp=ends))) as stream:
+        assert stream.until("sse.auth", 5).json() == {"expires": 60}
+        assert -0.1 < time.time() - (ends - 60) < 1
+
+
+def test_of_streams_at_the_same_place_each_ends_with_its_own_token(server: House) -> None:
+    ends = int(time.time()) + 3
     tokens = [signed(claims(sub="ann", jti="ann")), signed(claims(sub="bob", jti="bob", exp=ends - LEEWAY))]
     with contextlib.ExitStack() as stack:
         streams = {(sub, n): stack.enter_context(open_stream(server, tokens[sub])) for sub in (0, 1) for n in range(6)}
@@ -284,53 +463,64 @@ def test_of_streams_at_the_same_place_each_ends_with_its_own_token(server: Gunic
             assert streams[0, n].take(1, 5)[0].data == "secret news"
 
 
-def test_a_ticket_for_a_token_opens_streams_that_end_when_the_token_does(server: Gunicorn) -> None:
-    ends = int(time.time()) + 4
-    headers = in_header(signed(claims(exp=ends - LEEWAY)))["headers"]
-    answer = client.request(server.url, "POST", "/sse/ticket", {"channel": "a"}, headers=headers)
-    assert answer.status == 201
-    assert answer.json()["expires"] == TICKET_LIFE
-    text = answer.json()["ticket"]
+def test_a_ticket_for_a_token_opens_streams_and_polls_that_end_when_the_token_does(server: House) -> None:
+    ends = int(time.time()) + 2
+    headers = bearer(signed(claims(exp=ends - LEEWAY)))
+    text = client.request(server.url, "POST", "/sse/ticket", {"channel": "a"}, headers=headers).json()["ticket"]
+    last = client.poll(server.url, ["a"], timeout=0, token=text).json()["last_event_id"]
     streams = [Stream(server.url, {"channel": "a", "token": text}) for _ in range(2)]  # more than once
+    assert client.poll(server.url, ["a"], last, timeout=20, token=text).json()["events"] == []
+    assert -0.1 < time.time() - ends < 1
     for stream in streams:
         with stream:
             assert stream.until("sse.close", 8).json()["reason"] == "expired"
     assert -0.1 < time.time() - ends < 1
+    assert reason(client.poll(server.url, ["a"], timeout=0, token=text)) == EXPIRED
 
 
-@pytest.mark.parametrize(
-    "case", ["anonymous", "ticket in the header", "publishing key", "token in the cookie", "token in the query"]
-)
-def test_a_ticket_is_for_the_bearer_of_a_token_only(server: Gunicorn, case: str) -> None:
-    brought = TABLE[case][0]()
-    answer = client.request(
-        server.url, "POST", "/sse/ticket", {"channel": "a", **brought.get("query", {})}, headers=brought.get("headers")
-    )
-    assert answer.status == 401
+def test_a_ticket_is_for_the_bearer_of_a_token_only(server: House) -> None:
+    told, expected = {}, {}
+    for name, (reader, *_) in TABLE.items():
+        _, headers = bring(server, {"header": name})
+        headers |= PAGES["listed"]
+        answer = client.request(server.url, "POST", "/sse/ticket", {"channel": "a"}, headers=headers)
+        check_headers(answer.headers, "listed")
+        told[name] = reason(answer, "a")
+        is_ticket = name.startswith("ticket") and reader in (READ, FORBIDDEN)
+        expected[name] = REFUSED if is_ticket else MADE if reader == READ else reader
+    for place in ("cookie", "query"):
+        query, headers = bring(server, {place: "token"})
+        answer = client.request(server.url, "POST", "/sse/ticket", {"channel": "a", **query}, headers=headers)
+        told[place], expected[place] = reason(answer), REFUSED
+    assert told == expected
+    assert MADE in told.values()
 
 
-def test_a_ticket_is_for_channels_that_the_token_may_read(server: Gunicorn) -> None:
-    headers = in_header(signed(claims()))["headers"]
+def test_a_ticket_is_for_channels_that_the_token_may_read(server: House) -> None:
+    headers = bearer(signed(claims()))
     answer = client.request(server.url, "POST", "/sse/ticket", [("channel", "a"), ("channel", "b")], headers=headers)
-    assert reason(answer) == (403, "forbidden")
-    assert answer.json()["error"]["channels"] == ["b"]
+    assert reason(answer, "b") == FORBIDDEN
 
 
-def test_a_position_opens_no_channel_and_tells_nothing_of_one(server: Gunicorn) -> None:
-    headers = in_header(signed(claims(subscribe=["b"])))["headers"]
-    last = client.poll(server.url, ["a"], headers=in_header(signed(claims()))["headers"], timeout=0).json()[
-        "last_event_id"
-    ]
+def test_a_position_opens_no_channel_and_tells_nothing_of_one(server: House) -> None:
+    text = signed(claims(subscribe=["b"]))
+    last = client.poll(server.url, ["a"], headers=bearer(signed(claims())), timeout=0).json()["last_event_id"]
     assert last.startswith("a=")
-    answers = [
-        client.poll(server.url, ["b"], entry, headers=headers, timeout=0).body.replace(b'"a"', b'"z"')
-        for entry in (last, "a=0-0", "a=x")
-    ]
+    answers, opened = [], []
+    with open_stream(server, text, "b"):
+        pass  # it is founded
+    for entry in (last, "a=0-0", "a=x"):
+        answers.append(client.poll(server.url, ["b"], entry, headers=bearer(text), timeout=0).body)
+        with Stream(server.url, {"channel": "b", "last_event_id": entry}, headers=bearer(text)) as stream:
+            event = stream.until("sse.open")
+            opened.append((event.id, event.json()["channels"]))
     assert answers[0] == answers[1] == answers[2]
     assert b"a=" not in answers[0]
+    assert opened[0] == opened[1] == opened[2]
+    assert opened[0][1].keys() == {"b"}
 
 
-def test_a_secret_is_in_no_address_of_ours(server: Gunicorn) -> None:
+def test_a_secret_is_in_no_address_of_ours(server: House) -> None:
     answer = client.request(server.url, "GET", "/sse/stream/", {"channel": "a", "token": ticket()})
     assert answer.status == 404
     assert "Location" not in answer.headers
