@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 from sse.config import Config, matches
 from sse.errors import Forbidden, NotFound, Unauthorized
 from sse.keys import PublishKeys
-from sse.permit import Permit, Revocations
+from sse.permit import TAKEN_AFTER, Permit, Revocations
 from sse.token import Grant, Tokens
 
 Authorize = Callable[[str], bool]
@@ -19,11 +19,12 @@ Way = Literal["public", "token", "ticket", "rule", "key"]
 
 
 class Brought(NamedTuple):
-    """What a request brings to show who it is; the cookie only where it may count, see `cookie_counts`."""
+    """What a request brings to show who it is, and whether a cookie may count, see `cookie_counts`."""
 
     authorization: str = ""
     cookie: str = ""
     query: str = ""
+    cookie_counts: bool = True
 
 
 class Publisher(NamedTuple):
@@ -76,16 +77,17 @@ class Access:
             return {channel: way for channel, way in ways.items() if way}
         if fault:
             raise fault
-        asked = "@sse.authorize refuses" if rule else "there is no @sse.authorize function that allows"
         if self._tokens.configured and grant is None:
             raise Unauthorized(
                 f"not allowed to read without a token: {', '.join(refused)}",
-                f"SSE_PUBLIC does not match, and {asked} them; send a token, as docs/security.md says",
+                "send a token, as docs/security.md says, or have SSE_PUBLIC or @sse.authorize allow them",
             )
-        by_token = "the token does not grant, " if grant else ""
+        if grant and all(_matched(channel, grant.subscribe) for channel in refused):
+            raise _revoked()
+        by_token = "the token, " if grant else ""
         raise Forbidden(
             f"not allowed to read: {', '.join(refused)}",
-            f"SSE_PUBLIC does not match, {by_token}and {asked} them",
+            f"{by_token}SSE_PUBLIC or @sse.authorize has to allow them, and none does",
             channels=refused,
         )
 
@@ -100,14 +102,14 @@ class Access:
             raise NotFound("no tickets are made here", "that begins with SSE_SECRET")
         grant = self._bearer(authorization)
         if grant is None or grant.is_ticket:
-            raise Unauthorized("a ticket is for the bearer of a token", "send Authorization: Bearer TOKEN")
+            raise Unauthorized(
+                "a ticket is for the bearer of a token, not of another ticket" if grant else "no token was sent",
+                "send Authorization: Bearer TOKEN",
+            )
         ways = self.decide(channels, grant, rule)
         # A ticket is as old as its token, whatever the rule says of the channel today.
-        refused = tuple(
-            name for name, way in ways.items() if way == "rule" and self._revocations().refuses(grant, [name])
-        )
-        if refused:
-            raise Forbidden(f"revoked for this token: {', '.join(refused)}", "fetch a new one", channels=refused)
+        if any(way == "rule" and self._revocations().refuses(grant, [channel]) for channel, way in ways.items()):
+            raise _revoked()
         return self._tokens.make_ticket(channels, grant)
 
     def publisher(self, authorization: str) -> Publisher:
@@ -136,19 +138,17 @@ class Access:
         """Let a publication pass.
 
         :raises Forbidden: naming the channels that are not the publisher's.
+        :raises Unauthorized: if the token has been revoked for one of them.
         """
-        refused = tuple(
-            channel
-            for channel in dict.fromkeys(channels)
-            if not any(matches(pattern, channel) for pattern in publisher.patterns)
-            or (publisher.grant and self._revocations().refuses(publisher.grant, [channel]))
-        )
+        refused = tuple(channel for channel in dict.fromkeys(channels) if not _matched(channel, publisher.patterns))
         if refused:
             raise Forbidden(
                 f"not allowed to publish on: {', '.join(refused)}",
                 f"the {publisher.way} is for others",
                 channels=refused,
             )
+        if publisher.grant and self._revocations().refuses(publisher.grant, channels):
+            raise _revoked()
 
     def _who(self, brought: Brought) -> tuple[Grant | None, Unauthorized | None]:
         """What a reader's credential gives. A cookie is sent unasked: one at fault counts only where one is needed."""
@@ -157,7 +157,9 @@ class Access:
         if grant := self._bearer(brought.authorization):
             return grant, None
         fault = None
-        if brought.cookie:
+        if brought.cookie and not brought.cookie_counts:
+            fault = Unauthorized("the cookie does not count here", "it does for pages of this site and of SSE_ORIGINS")
+        elif brought.cookie:
             try:
                 grant = self._verified(brought.cookie)
                 if not grant.is_ticket:
@@ -182,14 +184,13 @@ class Access:
     def _verified(self, text: str) -> Grant:
         grant = self._tokens.verify(text)
         if self._revocations().refuses(grant):
-            raise Unauthorized("the token has been revoked", "fetch a new one", code="token_revoked")
+            raise _revoked()
         return grant
 
     def _way(self, channel: str, grant: Grant | None, rule: Authorize | None) -> Way | None:
-        if any(matches(pattern, channel) for pattern in self._config.public):
+        if _matched(channel, self._config.public):
             return "public"
-        granted = grant and any(matches(pattern, channel) for pattern in grant.subscribe)
-        if grant and granted and not self._revocations().refuses(grant, [channel]):
+        if grant and _matched(channel, grant.subscribe) and not self._revocations().refuses(grant, [channel]):
             return "ticket" if grant.is_ticket else "token"
         return "rule" if rule and rule(channel) else None
 
@@ -207,6 +208,19 @@ def cookie_counts(origin: str | None, site: str | None, own: str, origins: Seque
     if site is not None:
         return site in ("same-origin", "same-site", "none") and origin != "null"
     return origin is None or origin == own
+
+
+def _matched(channel: str, patterns: Sequence[str]) -> bool:
+    return any(matches(pattern, channel) for pattern in patterns)
+
+
+def _revoked() -> Unauthorized:
+    return Unauthorized(
+        "the token has been revoked",
+        f"what is issued {TAKEN_AFTER} s later is taken",
+        retry_after=TAKEN_AFTER,
+        code="token_revoked",
+    )
 
 
 def _bearer(authorization: str) -> str:

@@ -208,9 +208,8 @@ class _Routes:
         cookie = request.cookies.get(self._config.cookie, "") if "HTTP_COOKIE" in environ else ""
         origin, site = environ.get("HTTP_ORIGIN"), environ.get("HTTP_SEC_FETCH_SITE")
         own = f"{environ['wsgi.url_scheme']}://{environ.get('HTTP_HOST', '')}"
-        if cookie and not access.cookie_counts(origin, site, own, self._config.origins):
-            cookie = ""
-        return access.Brought(environ.get("HTTP_AUTHORIZATION", ""), cookie, query.get("token", [""])[0])
+        counts = not cookie or access.cookie_counts(origin, site, own, self._config.origins)
+        return access.Brought(environ.get("HTTP_AUTHORIZATION", ""), cookie, query.get("token", [""])[0], counts)
 
     def _publish(self, publisher: access.Publisher, events: Sequence[tuple[str, Event]]) -> Response:
         channels = [channel for channel, _ in events]

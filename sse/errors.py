@@ -48,14 +48,19 @@ class RequestError(SSEError):
 
 
 class Unauthorized(SSEError):
-    """A credential is missing or unknown: give one."""
+    """A credential is missing or unknown: give one; after `retry_after` seconds, if a new one would not do before."""
 
     status = 401
     default_code = "unauthorized"
 
+    def __init__(self, message: str, hint: str = "", *, retry_after: int = 0, code: str | None = None) -> None:
+        super().__init__(message, hint, code=code)
+        self.retry_after = retry_after
+
     @property
     def headers(self) -> dict[str, str]:
-        return {"WWW-Authenticate": "Bearer"}  # RFC 9110, 11.6.1
+        wait = {"Retry-After": str(self.retry_after)} if self.retry_after else {}
+        return {"WWW-Authenticate": "Bearer", **wait}  # RFC 9110, 11.6.1
 
 
 class Forbidden(SSEError):

@@ -208,7 +208,8 @@ class Streams(Row):
         self.stream.written(time.monotonic())
 
     def _say_goodbye(self, fd: int, reason: Reason) -> None:
-        self._tell_one(fd, self.stream.goodbye(reason), last=True)
+        permit = self.fanout.permits[fd][0] if fd in self.fanout.permits else None
+        self._tell_one(fd, self.stream.goodbye(reason, permit), last=True)
 
     def _tell_one(self, fd: int, data: bytes, *, last: bool = False) -> None:
         if self.chunked:

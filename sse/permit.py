@@ -22,6 +22,9 @@ _log = logging.getLogger("sse")
 WARNING: Final = 60
 """Seconds before a token's exp at which its streams tell their pages."""
 
+TAKEN_AFTER: Final = LEEWAY + 1
+"""Seconds after a revocation from which on what is issued to the same is taken again."""
+
 _LOOK_EVERY: Final = 1.0
 _READ_ALL_EVERY: Final = 60.0  # after a failover, the list may have another end
 

@@ -13,7 +13,7 @@ from sse.errors import StoreUnavailable, Unavailable
 from sse.event import Entry, Position, format_last_event_id
 from sse.hub import ATTACH_TIMEOUT, Hub
 from sse.log import warn
-from sse.permit import Permit
+from sse.permit import TAKEN_AFTER, Permit
 from sse.stores import PAGE
 from sse.subscriber import Delivery, Lagging, Reset, Start, Subscriber
 from sse.wire import HEARTBEAT, encode_control, encode_id, type_in_data
@@ -199,8 +199,11 @@ class Stream:
         self.ended = True
         return self.goodbye(reason)
 
-    def goodbye(self, reason: Reason) -> bytes:
-        """The last block, for one of those that it tells; the others go on."""
+    def goodbye(self, reason: Reason, permit: Permit | None = None) -> bytes:
+        """The last block, for one of those that it tells, by its permit if that is not this stream's; others go on."""
+        permit = permit or self.permit
+        if permit and permit.ended:  # revoked: a new token is not taken before
+            return _close(reason, random.uniform(1, 1.5) * 1000 * TAKEN_AFTER)
         return _close(reason, random.uniform(0.1, 1) * self._manner.retry)
 
     def absorb(self, other: Stream) -> bool:
