@@ -450,7 +450,7 @@ def _finisher(blueprint: Blueprint, config: Config) -> Callable[[Response], Resp
         if "x-content-type-options" not in given:
             headers.add("X-Content-Type-Options", "nosniff")
         if "cache-control" not in given:
-            headers.add("Cache-Control", "no-store")
+            headers.add("Cache-Control", "private, no-store")  # caches that are made to ignore one may heed the other
         elif "public" in headers["Cache-Control"]:
             return response  # the same for everybody
         headers.set("Referrer-Policy", "no-referrer")

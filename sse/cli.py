@@ -31,6 +31,7 @@ from sse.service import Service
 from sse.stores import Publication
 from sse.stream import Stream
 from sse.subscriber import starting_points
+from sse.token import id_of
 from sse.wire import MAX_BATCH, Block, Parser
 
 T = TypeVar("T")
@@ -97,19 +98,24 @@ _url = click.option(
 )
 
 
+def _secret(name: str, help: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    variable = f"THROUGHLINE_{name.upper()}"
+    return click.option(
+        f"--{name}",
+        metavar=name.upper(),
+        envvar=variable,
+        callback=_checked(_check_key),
+        help=f"{help} Better in {variable}, where no process list shows it.",
+    )
+
+
 @cli.command(with_appcontext=False)
 @click.argument("channel", callback=_checked(check_channel))
 @click.argument("data", required=False)
 @click.option("--type", default=DEFAULT_TYPE, show_default=True, callback=_checked(check_type), help="The event type.")
 @click.option("--lines", is_flag=True, help="Make each line of standard input an event, as it comes.")
 @_url
-@click.option(
-    "--key",
-    metavar="KEY",
-    envvar="THROUGHLINE_KEY",
-    callback=_checked(_check_key),
-    help="A publishing key, for --url. Better in THROUGHLINE_KEY, where no process list shows it.",
-)
+@_secret("key", "A publishing key, or a token, for --url.")
 @click.option(
     "--idempotency-key",
     metavar="K",
@@ -153,13 +159,7 @@ def publish(
 @click.option("--replay", metavar="N", type=click.IntRange(0), default=0, help="Without an ID: the newest N first.")
 @click.option("--json", "as_json", is_flag=True, help='One line each: {"channel", "id", "type", "data"}.')
 @_url
-@click.option(
-    "--token",
-    metavar="TOKEN",
-    envvar="THROUGHLINE_TOKEN",
-    callback=_checked(_check_key),
-    help="For --url, where channels are not public. Better in THROUGHLINE_TOKEN, where no process list shows it.",
-)
+@_secret("token", "For --url, where channels are not public.")
 def tail(
     channels: list[str], last_event_id: str, replay: int, as_json: bool, url: str | None, token: str | None
 ) -> None:
@@ -222,7 +222,11 @@ def embed(channels: list[str], url: str | None) -> None:
 @click.option("--lifetime", metavar="S", type=click.IntRange(1), default=3600, show_default=True, help="Seconds.")
 def token(sub: str, subscribe: list[str], to_publish: list[str], lifetime: int) -> None:
     """Print a token, signed by SSE_SECRET. It is a secret itself."""
+    if not (subscribe or to_publish):
+        raise click.UsageError("it would be good for nothing: give --subscribe or --publish")
     service = _app_service()
+    if not service.config.secret:
+        raise click.UsageError("SSE_SECRET is not set here: give it as the service has it")
     if lifetime > service.config.token_lifetime:
         raise click.UsageError(f"SSE_TOKEN_LIFETIME is {service.config.token_lifetime}: no longer one is taken")
     click.echo(service.tokens.make(sub, subscribe, to_publish, lifetime))
@@ -231,15 +235,16 @@ def token(sub: str, subscribe: list[str], to_publish: list[str], lifetime: int) 
 @cli.command(with_appcontext=False)
 @click.option("--sub", metavar="NAME", help="Of a subject: all that was issued to it until now.")
 @click.option("--channel", metavar="CHANNEL", callback=_checked(check_channel), help="For a channel: the same.")
-@click.option("--token", "token_id", metavar="ID", help="A token, by its id (the claim jti).")
-def revoke(sub: str | None, channel: str | None, token_id: str | None) -> None:
-    """End streams and waiting polls on every worker, and refuse their tokens from now on."""
+@click.option("--token", metavar="ID", help="A token, by its id (the claim jti); or the whole token.")
+def revoke(sub: str | None, channel: str | None, token: str | None) -> None:
+    """End streams and waiting polls on every worker, and refuse their tokens from now on. Prints what is revoked."""
     try:
-        kind, value = one_revoked(sub=sub, channel=channel, token=token_id)
+        kind, value = one_revoked(sub=sub, channel=channel, token=token and (id_of(token) or token))
     except ValueError as error:
         raise click.UsageError(str(error)) from None
-    with _service() as service:
+    with _service("") as service:
         service.revocations.revoke(kind, value)
+    click.echo(f"revoked: {kind} {value}")
 
 
 @cli.command(with_appcontext=False)
@@ -264,13 +269,11 @@ def _app_service() -> Service:
 
 
 @contextlib.contextmanager
-def _service() -> Iterator[Service]:
+def _service(hint: str = ", or give --url to go over HTTP") -> Iterator[Service]:
     """The app's service, over a store that others share."""
     service = _app_service()
     if not service.shared:
-        raise click.UsageError(
-            "the memory store is the serving process's own: set SSE_REDIS_URL as there, or give --url to go over HTTP"
-        )
+        raise click.UsageError(f"the memory store is the serving process's own: set SSE_REDIS_URL as there{hint}")
     try:
         yield service
     finally:

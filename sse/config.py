@@ -113,8 +113,12 @@ def _keys(value: object) -> tuple[str, ...]:
 
 def _secrets(value: object) -> tuple[str, ...]:
     secrets = _items(value)
-    if any(len(secret.encode(errors="replace")) < _SECRET_BYTES for secret in secrets):
-        raise ValueError(f"give at least {_SECRET_BYTES} bytes; make one with `openssl rand -hex 32`")
+    for number, secret in enumerate(secrets, 1):
+        if (size := len(secret.encode(errors="replace"))) < _SECRET_BYTES:
+            raise ValueError(
+                f"secret {number} of {len(secrets)} (white space and commas separate them) has {size} bytes; "
+                f"give at least {_SECRET_BYTES}, made with `openssl rand -hex 32`"
+            )
     return secrets
 
 
@@ -362,7 +366,7 @@ class Config:
         return cls(**values)
 
     def table(self) -> list[tuple[str, str, str, str]]:
-        """A row (name, value, default, help) for each setting; secrets are shown as a hash."""
+        """A row (name, value, default, help) for each setting; secrets are shown as a hash, passwords not at all."""
         return [
             (setting_name(item), self._shown(item), _plain(item.default), item.metadata["help"])
             for item in dataclasses.fields(self)
@@ -370,8 +374,8 @@ class Config:
 
     def _shown(self, item: dataclasses.Field[Any]) -> str:
         value = getattr(self, item.name)
-        if not item.metadata["secret"] or not value:
-            return re.sub(r"(://[^?,\s]*)\?[^,\s]*", r"\1?…", _plain(value))
+        if not item.metadata["secret"] or not value or "://" in value:
+            return re.sub(r"(?<=://)[^/\s]+(?=@)|(?<=\?)\S+", "…", _plain(value))  # passwords in addresses
         secrets = (value,) if isinstance(value, str) else value
         return ", ".join(f"sha256:{hashlib.sha256(secret.encode()).hexdigest()[:12]}" for secret in secrets)
 

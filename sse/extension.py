@@ -78,7 +78,8 @@ class SSE:
         It is for reading these channels only. `sub` is whom it speaks for, to be named in `revoke`. The streams that
         it opens end after `lifetime` seconds; without one, as all others do.
 
-        :raises InvalidEvent: if a channel is not one, they are no list, or `sub` is no string.
+        :raises InvalidEvent: if a channel is not one, they are no list, or none; if `sub` is no string, or
+            `lifetime` not above 0.
         :raises TooLarge: for more channels than a ticket can name.
         :raises NotFound: without SSE_SECRET, by which tickets are signed.
         """
@@ -86,12 +87,17 @@ class SSE:
             raise InvalidEvent(f"channels is the string {channels[:60]!a}", "give a list of channels")
         if not isinstance(sub, str):
             raise InvalidEvent(f"sub is {sub!a}", "give a string")
+        if lifetime is not None and lifetime <= 0:
+            raise InvalidEvent(f"lifetime is {lifetime}", "give seconds, more than 0")
         service = get_service()
+        channels = [check_channel(channel) for channel in channels]
+        if not channels:
+            raise InvalidEvent("no channel is named", "give one or more")
         now = time.time()
         grant = Grant(
             sub, id=secrets.token_hex(8), issued_at=now, ends_at=math.inf if lifetime is None else now + lifetime
         )
-        return service.tokens.make_ticket([check_channel(channel) for channel in channels], grant)
+        return service.tokens.make_ticket(channels, grant)
 
     def revoke(self, *, sub: str | None = None, channel: str | None = None, token: str | None = None) -> None:
         """End the streams and waiting polls of a subject, on a channel, or of a token (its `jti`), on every worker.

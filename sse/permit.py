@@ -253,7 +253,7 @@ def one_revoked(**given: object) -> tuple[Kind, str]:
     if not isinstance(value, str):
         raise ValueError(f"{kind} is {value!a}; give a string")
     if kind == "token" and _TOKEN.fullmatch(value):
-        raise ValueError("that is a whole token; give its id, the claim jti")
+        raise ValueError("that is a whole token; give its id, the claim jti, if it has one")
     return cast("Kind", kind), value
 
 

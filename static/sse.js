@@ -325,7 +325,7 @@
     var xhr = new root.XMLHttpRequest(), timer;
 
     function finish(status) {
-      var after = status === 429 || status === 503 ? Number(xhr.getResponseHeader("Retry-After")) : 0;
+      var after = status > 400 ? Number(xhr.getResponseHeader("Retry-After")) : 0;
       var text = status ? xhr.responseText : "";
       stop();
       answer(status, text, after * 1000 || 0);
@@ -362,28 +362,28 @@
 
   // Connects with a token that is fresh, or tells `failed` why there is none: never without. Returns what ends it.
   function authorized(service, connect, failed) {
-    var stop = null, ended = false, asking;
+    var stop = noop, timer;
     if (!service.renew || now() - service.renewedAt < FRESH) return connect();
-    asking = service.renew(function (token, fault) {
-      if (ended || stop) return;
-      if (token) {
+
+    function use(token, status, after) {
+      if (!timer) return;
+      end();
+      if (token && !/[\s<]/.test(token)) { // no login page
         service.token = token;
         service.renewedAt = now();
-        stop = connect();
-      } else failed(fault || { status: 401, reason: "no token", after: 0, age: 0 });
-    });
-    return function () {
-      ended = true;
-      (stop || asking || noop)();
-    };
-  }
+        stop = connect("a new token") || noop;
+      } else failed({ status: status === 200 ? 401 : status, reason: "no token: " + status, after: after || 0, age: 0 });
+    }
 
-  function fetchToken(url, use) {
-    return get(url, true, 10000, function (status, text, after) {
-      var given = parse(text) || { token: text };
-      if (status === 200) use(given.token || given.ticket);
-      else use("", { status: status, reason: "no token: " + status, after: after, age: 0 });
-    });
+    function end() {
+      root.clearTimeout(timer);
+      timer = 0;
+      stop();
+    }
+
+    timer = root.setTimeout(use, 10000, "", 0); // a function may never answer
+    stop = service.renew(use) || noop;
+    return end;
   }
 
   // One poll after these places: done(fault) or done(null, steps, answer).
@@ -397,8 +397,10 @@
       var answer = parse(text) || {}, error = answer.error || {};
       if (status === 200 && answer.events) done(null, toSteps(asked, answer), answer);
       else if (status === 401 && service.renew && !again) {
-        service.renewedAt = 0;
-        stop = ask(service, places, seconds, replay, done, true);
+        service.renewedAt = 0; // after a revocation, only what is issued a little later is taken
+        stop = root.clearTimeout.bind(root, root.setTimeout(function () {
+          stop = ask(service, places, seconds, replay, done, true);
+        }, after * (1 + Math.random() / 2)));
       }
       else {
         done({
@@ -571,9 +573,11 @@
     // The token is about to end. One that was fetched just now lives no longer: the next is fetched when it has ended.
     function expire(told) {
       heard.auth(told);
-      if (now() - service.renewedAt < FRESH) return;
+      if (!service.renew || now() - service.renewedAt < FRESH) return;
       service.renewedAt = 0;
-      if (service.renew) restart = root.setTimeout(run, Math.random() * told.expires * 200, "a new token");
+      restart = root.setTimeout(function () {
+        asking = authorized(service, run, noop); // without one, the old one is good until it ends
+      }, Math.random() * told.expires * 200);
     }
 
     function heartbeat() {
@@ -1127,11 +1131,16 @@
     if (typeof options.token === "function") {
       service.token = "";
       service.renew = function (use) {
-        call(options.token, use);
+        call(options.token, function (token) {
+          root.setTimeout(use, 0, token, 401); // never before it is waited for
+        });
       };
     } else if (options.tokenUrl) {
       service.renew = function (use) {
-        return fetchToken(options.tokenUrl, use);
+        return get(options.tokenUrl, true, 10000, function (status, text, after) {
+          var given = parse(text) || { token: text.trim() };
+          use(status === 200 && (given.token || given.ticket), status, after);
+        });
       };
     }
 

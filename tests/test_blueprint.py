@@ -328,7 +328,7 @@ def test_a_query_that_cannot_be_read_is_400(small: Flask, path: str, query: str)
     answer = small.test_client().get(f"/sse/{path}?{query}", headers={"Origin": ORIGIN})
     assert code(answer)[0] == 400
     assert answer.headers["Access-Control-Allow-Origin"] == ORIGIN
-    assert answer.headers["Cache-Control"] == "no-store"
+    assert answer.headers["Cache-Control"] == "private, no-store"
 
 
 @pytest.mark.parametrize(
@@ -473,7 +473,7 @@ def test_a_poll_s_answer_is_exactly_this(app: Flask) -> None:
     assert dict(response.headers) == {
         "Content-Type": "application/json",
         "Content-Length": str(len(response.data)),
-        "Cache-Control": "no-store",
+        "Cache-Control": "private, no-store",
         "X-Content-Type-Options": "nosniff",
         "Referrer-Policy": "no-referrer",
         "Vary": VARY,
@@ -512,7 +512,7 @@ def test_publishing_gives_ids_in_order(app: Flask) -> None:
     answer = post(app, [{"channel": ["a", "b"], "data": 1}, {"channel": "a", "type": "t", "data": "x"}])
     assert answer.status_code == 201
     assert re.fullmatch(r"a=1-\d+ b=1-\d+ a=2-\d+", " ".join(answer.get_json()["ids"]))
-    assert answer.headers["Cache-Control"] == "no-store"
+    assert answer.headers["Cache-Control"] == "private, no-store"
     polled = app.test_client().get("/sse/poll?channel=a&replay=9&timeout=0").get_json()["events"]
     assert [(event["type"], event["data"]) for event in polled] == [("message", "1"), ("t", "x")]
 

@@ -761,7 +761,8 @@ def test_a_token_that_is_printed_is_taken(make_app: MakeApp) -> None:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (("--sub", "a", "--lifetime", "3601"), "SSE_TOKEN_LIFETIME"),
+        (("--sub", "a", "--subscribe", "a", "--lifetime", "3601"), "SSE_TOKEN_LIFETIME"),
+        (("--sub", "a"), "--subscribe or --publish"),
         (("--sub", "a", "--subscribe", "a*"), "a*"),
         ((), "--sub"),
     ],
@@ -773,8 +774,8 @@ def test_a_token_that_would_not_be_taken_is_not_made(make_app: MakeApp, argument
 
 
 def test_no_token_is_made_without_a_secret(make_app: MakeApp) -> None:
-    result = run(make_app(), "token", "--sub", "a")
-    assert (result.exit_code, result.stdout) == (1, "")
+    result = run(make_app(), "token", "--sub", "a", "--publish", "a")
+    assert (result.exit_code, result.stdout) == (2, "")
     assert "SSE_SECRET" in result.stderr
 
 
@@ -806,11 +807,15 @@ def test_what_the_command_revokes_is_refused_by_the_service(make_app: MakeApp, r
         return serving.test_client().get("/sse/poll?timeout=0&channel=a", headers=headers).status_code
 
     assert [status(sub) for sub in ("ann", "bob", "eve")] == [200] * 3
-    assert run(shell, "revoke", "--sub", "ann").exit_code == 0
-    assert run(shell, "revoke", "--token", "bob").exit_code == 0
+    result = run(shell, "revoke", "--sub", "ann")
+    assert (result.exit_code, result.stdout) == (0, "revoked: sub ann\n")
+    result = run(shell, "revoke", "--token", signed(claims(jti="bob")))
+    assert (result.exit_code, result.stdout) == (0, "revoked: token bob\n")
     wait_until(lambda: [status(sub) for sub in ("ann", "bob", "eve")] == [401, 401, 200], 2)
     assert run(shell, "revoke", "--channel", "a").exit_code == 0
-    wait_until(lambda: status("eve") == 403, 2)
+    wait_until(lambda: status("eve") == 401, 2)
+    result = run(shell, "revoke", "--token", signed(claims(jti=None)))
+    assert (result.exit_code, "if it has one" in result.stderr) == (2, True)
 
 
 @pytest.mark.parametrize("arguments", [(), ("--sub", "a", "--channel", "b"), ("--sub", ""), ("--channel", "a*")])

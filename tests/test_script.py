@@ -166,7 +166,7 @@ def test_another_version_is_404_and_names_the_right_address(app: Flask, version:
     for method in ("GET", "HEAD"):
         answer = get(app, f"/sse/sse.{version}.js", method, Origin=ORIGIN)
         assert (answer.status_code, answer.content_type) == (404, "application/json")
-        assert answer.headers["Cache-Control"] == "no-store"
+        assert answer.headers["Cache-Control"] == "private, no-store"
         assert answer.headers.getlist("Access-Control-Allow-Origin") == [ORIGIN]
     if version:
         assert VERSIONED in get(app, f"/sse/sse.{version}.js").get_json()["error"]["hint"]

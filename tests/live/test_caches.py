@@ -1,58 +1,118 @@
-"""A cache that many users share never gives one what another was told, whatever it was made to ignore."""
+"""A cache that many users share never gives one what another was told, whatever it was made to ignore.
+
+What keeps them apart is `Vary`, where `no-store` does not. A cache that throws that away too, or leaves the ticket out
+of what it knows an answer by, cannot be helped by any origin: see `CarelessVarnish`.
+"""
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
+import redis
 
 from tests import client
 from tests.browser.proxies import Proxy
-from tests.client import Stream
+from tests.client import Answer, Stream
 from tests.live.load import APP, KEY, address
-from tests.servers import Gunicorn
+from tests.servers import Gunicorn, RedisServer, wait_until
 from tests.tokens import SECRET, claims, signed
 
 SECRETS = "the private news of ann"
+ORIGINS = ("https://a.example", "https://b.example")
+QUERY = {"channel": "user/ann", "replay": "1", "timeout": "0"}
+READERS = {"ann": 200, "bob": 403, "": 401}  # what each is answered about user/ann; "" has no credentials
 
 
-class Varnish(Proxy):
-    """varnish with its own rules."""
+class Cache(Proxy):
+    """A cache with its own rules."""
+
+    RULES: ClassVar[str] = ""
+    KEEPS: ClassVar[Sequence[str]] = ()  # what it gives again to those who had it, though that has `no-store`
+    JOINS: ClassVar[bool] = False  # whether equal requests wait for the first one's answer
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def configure(self) -> str:
+        path = super().configure()
+        self.config.write_text(self.config.read_text().replace("RULES", self.RULES))
+        return path
+
+
+class Varnish(Cache):
+    """varnish as it comes: it passes on what has a cookie or an Authorization header."""
 
     name = "varnish"
-    RULES: ClassVar[str] = ""
     CONFIG = 'vcl 4.1;\nbackend default { .host = "127.0.0.1"; .port = "$upstream"; }\nRULES\n'
 
     def command(self) -> Sequence[str]:
-        path = Path(self.configure())
-        path.write_text(path.read_text().replace("RULES", self.RULES))
         listen = f"127.0.0.1:{self.port}"
         return [self.program("varnishd"), "-F", "-j", "none", "-n", str(self.dir / f"varnish-{self.port}"),
-                "-a", listen, "-f", str(path), "-s", "malloc,16m", "-T", "none"]  # fmt: skip
+                "-a", listen, "-f", self.configure(), "-s", "malloc,16m", "-T", "none"]  # fmt: skip
 
 
 class GreedyVarnish(Varnish):
-    """varnish that looks up requests with cookies and keeps whatever it gets."""
+    """varnish that looks up requests with credentials too, and keeps whatever it gets."""
 
     name = "varnish-greedy"
+    KEEPS = ("health", "cookie", "header", "ticket", "stream", "refusal")
+    JOINS = True
     RULES = """
-sub vcl_recv { if (req.method == "GET") { return (hash); } }
+sub vcl_recv { if (req.method == "GET" || req.method == "HEAD") { return (hash); } }
 sub vcl_backend_response {
     unset beresp.http.Cache-Control;
     set beresp.ttl = 60s;
+    set beresp.grace = 1h;
     set beresp.uncacheable = false;
     return (deliver);
 }
 """
 
 
-class Squid(Proxy):
-    """squid in front of a site, with its own rules."""
+class StaleVarnish(GreedyVarnish):
+    """varnish that gives what is no longer fresh, and asks for it anew meanwhile."""
+
+    name = "varnish-stale"
+    RULES = GreedyVarnish.RULES.replace("60s", "1ms")
+
+
+class StrippingVarnish(GreedyVarnish):
+    """varnish that takes from requests what would tell their users apart."""
+
+    name = "varnish-stripping"
+    RULES = GreedyVarnish.RULES.replace(
+        "sub vcl_recv {",
+        "sub vcl_recv { unset req.http.Cookie; unset req.http.Authorization; "
+        'set req.url = regsub(req.url, "[?&]token=[^&]*", "");',
+    )
+
+
+class CarelessVarnish(GreedyVarnish):
+    """varnish that throws away what keeps answers apart, and knows them by a URL without the ticket."""
+
+    name = "varnish-careless"
+    RULES = (
+        GreedyVarnish.RULES.replace("unset", "unset beresp.http.Vary;\n    unset")
+        + 'sub vcl_hash { hash_data(regsub(req.url, "[?&]token=[^&]*", "")); return (lookup); }'
+    )
+
+
+class Squid(Cache):
+    """squid in front of a site, with Debian's rules."""
 
     name = "squid"
-    RULES: ClassVar[str] = ""
+    RULES = "refresh_pattern -i (/cgi-bin/|\\?) 0 0% 0\nrefresh_pattern . 0 20% 4320"
     CONFIG = """\
 http_port 127.0.0.1:$port accel defaultsite=localhost no-vhost
 cache_peer 127.0.0.1 parent $upstream 0 no-query no-digest originserver login=PASSTHRU
@@ -68,67 +128,256 @@ RULES
 """
 
     def command(self) -> Sequence[str]:
-        path = Path(self.configure())
-        path.write_text(path.read_text().replace("RULES", self.RULES))
         self.dir.chmod(0o777)  # it gives up root
-        return [self.program("squid"), "-N", "-f", str(path), "-n", f"s{self.port}"]
+        return [self.program("squid"), "-N", "-f", self.configure(), "-n", f"s{self.port}"]
 
 
-class GreedySquid(Squid):
-    """squid that passes over everything that keeps it from keeping an answer."""
+class JoiningSquid(Squid):
+    """squid that lets equal requests wait for one answer, before it knows whether that may be shared."""
+
+    name = "squid-joining"
+    JOINS = True
+    RULES = f"{Squid.RULES}\ncollapsed_forwarding on"
+
+
+class GreedySquid(JoiningSquid):
+    """squid with every override that it still knows; it never keeps an answer to an Authorization header."""
 
     name = "squid-greedy"
+    KEEPS = ("health",)
     RULES = (
-        "refresh_pattern . 60 100% 60 override-expire override-lastmod ignore-reload ignore-no-store ignore-private\n"
-        "collapsed_forwarding on"
+        "refresh_pattern . 60 100% 60 override-expire override-lastmod ignore-reload ignore-no-store ignore-private "
+        "store-stale\nvary_ignore_expire on\ncollapsed_forwarding on"
+    )
+
+
+class OfflineSquid(GreedySquid):
+    """squid that never asks again about what it has."""
+
+    name = "squid-offline"
+    KEEPS = ("health", "cookie", "ticket")
+    RULES = f"{GreedySquid.RULES}\noffline_mode on"
+
+
+class TicketlessSquid(GreedySquid):
+    """squid that knows answers by URLs without the ticket."""
+
+    name = "squid-ticketless"
+    RULES = (
+        GreedySquid.RULES
+        + r"""
+store_id_program /bin/sed -u s/.token=[^&[:space:]]*//;s/[[:space:]].*//;s/^/OK\x20store-id=/
+store_id_children 1 startup=1
+"""
     )
 
 
 @pytest.fixture(scope="module")
 def origin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gunicorn]:
-    env = {"SSE_SECRET": SECRET, "SSE_PUBLISH_KEYS": KEY, "SSE_HEARTBEAT": "3"}
-    with Gunicorn(tmp_path_factory.mktemp("origin"), APP, env) as server:
-        assert client.publish(server.url, "user/ann", SECRETS, key=KEY).status == 201
-        yield server
+    directory = tmp_path_factory.mktemp("origin")
+    with RedisServer(directory) as store:
+        env = {
+            "SSE_REDIS_URL": store.url,
+            "SSE_SECRET": SECRET,
+            "SSE_PUBLISH_KEYS": KEY,
+            "SSE_ORIGINS": " ".join(ORIGINS),
+            "SSE_HEARTBEAT": "3",
+        }
+        with Gunicorn(directory, APP, env) as server:
+            assert client.publish(server.url, "user/ann", SECRETS, key=KEY).status == 201
+            yield server
 
 
-@pytest.fixture(scope="module", params=[Varnish, GreedyVarnish, Squid, GreedySquid])
-def cache(request: pytest.FixtureRequest, origin: Gunicorn, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+@pytest.fixture(
+    scope="module",
+    params=[Varnish, GreedyVarnish, StaleVarnish, Squid, JoiningSquid, GreedySquid, OfflineSquid],
+    ids=lambda kind: kind.name,
+)
+def cache(
+    request: pytest.FixtureRequest, origin: Gunicorn, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Cache]:
     with request.param(tmp_path_factory.mktemp("cache"), address(origin.url)[1]) as proxy:
-        yield f"http://127.0.0.1:{proxy.port}"
+        yield proxy
 
 
 def credentials(way: str, sub: str) -> dict[str, str]:
-    token = signed(claims(sub=sub, subscribe=[f"user/{sub}"]))
+    if not sub:
+        return {}
+    token = signed(claims(sub=sub, subscribe=[f"user/{sub}", f"user/{sub}/*"]))
     return {"Cookie": f"sse_token={token}"} if way == "cookie" else {"Authorization": f"Bearer {token}"}
 
 
-@pytest.mark.parametrize("way", ["cookie", "header"])
-def test_a_poll_s_answer_is_for_whoever_asked(cache: str, way: str) -> None:
-    query = {"channel": "user/ann", "timeout": "0", "replay": "1", "v": way}
-    for _ in range(2):
-        mine = client.request(cache, "GET", "/sse/poll", query, headers=credentials(way, "ann"))
-        assert mine.status == 200
-        assert SECRETS.encode() in mine.body
-        for headers, status in ((credentials(way, "bob"), 403), ({}, 401)):
-            answer = client.request(cache, "GET", "/sse/poll", query, headers=headers)
-            assert answer.status == status
-            assert SECRETS.encode() not in answer.body
+def ticket(origin: Gunicorn, sub: str, **changes: str) -> str:
+    token = signed(claims(sub=sub, subscribe=[f"user/{sub}"], **changes))
+    headers = {"Authorization": f"Bearer {token}"}
+    answer = client.request(origin.url, "POST", "/sse/ticket", {"channel": f"user/{sub}"}, headers=headers)
+    assert answer.status == 201
+    return str(answer.json()["ticket"])
+
+
+def poll(url: str, query: dict[str, str], headers: dict[str, str] | None = None) -> Answer:
+    return client.request(url, "GET", "/sse/poll", query, headers=headers)
+
+
+def stream(url: str, query: dict[str, str], headers: dict[str, str]) -> Answer:
+    """A stream's answer as far as its first event, or its end."""
+    with Stream(url, query, headers=headers) as opened:
+        if opened.status == 200:
+            opened.take(1)
+        else:
+            assert opened.next() is None
+        return Answer(opened.status, opened.headers, opened.received)
+
+
+def was_kept(answer: Answer) -> bool:
+    """Whether the cache had it, or shared it: varnish names the request that it was fetched for too."""
+    return " " in answer.headers.get("X-Varnish", "") or answer.headers.get("X-Cache", "").startswith("HIT")
+
+
+def check(answer: Answer, status: int) -> None:
+    assert answer.status == status
+    assert (SECRETS.encode() in answer.body) == (status == 200)
+
+
+@contextmanager
+def held(origin: Gunicorn) -> Iterator[None]:
+    """Meanwhile the origin takes connections, and answers none."""
+    (worker,) = origin.worker_pids()
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(worker, signal.SIGCONT)
+
+
+def test_the_cache_does_keep_answers(cache: Cache) -> None:
+    for path, keeps in (("/sse/sse.js", True), ("/healthz", "health" in cache.KEEPS)):
+        assert client.request(cache.url, "GET", path).status == 200
+        assert was_kept(client.request(cache.url, "GET", path)) == keeps
 
 
 @pytest.mark.parametrize("way", ["cookie", "header"])
-def test_a_stream_is_for_whoever_opened_it(cache: str, way: str) -> None:
-    query = {"channel": "user/ann", "replay": "1", "w": way}
-    with Stream(cache, query, headers=credentials(way, "ann")) as mine:
+def test_a_poll_s_answer_is_for_whoever_asked(cache: Cache, way: str) -> None:
+    query = {**QUERY, "v": way}
+    headers = {sub: credentials(way, sub) for sub in READERS}
+    for sub, status in READERS.items():
+        for again in (False, True):
+            answer = poll(cache.url, query, headers[sub])
+            check(answer, status)
+            assert was_kept(answer) == (again and (way if status == 200 else "refusal") in cache.KEEPS)
+    check(poll(cache.url, query, headers["ann"]), 200)
+
+
+@pytest.mark.parametrize("way", ["cookie", "header"])
+def test_a_stream_is_for_whoever_opened_it(cache: Cache, way: str) -> None:
+    query = {**QUERY, "w": way}
+    headers = {sub: credentials(way, sub) for sub in READERS}
+    with Stream(cache.url, query, headers=headers["ann"]) as mine:  # open while the others come
         assert mine.take(1)[0].data == SECRETS
-        for headers, status in ((credentials(way, "bob"), 403), ({}, 401)):
-            with Stream(cache, query, headers=headers) as other:
-                assert other.status == status
-                assert other.next() is None
-                assert SECRETS.encode() not in other.received
+        for sub, status in READERS.items():
+            answer = stream(cache.url, query, headers[sub])
+            check(answer, status)
+            assert was_kept(answer) == (sub == "ann" and "stream" in cache.KEEPS)
 
 
-def test_a_refusal_is_not_kept_for_one_who_may(cache: str) -> None:
-    query = {"channel": "user/ann", "timeout": "0", "replay": "1", "x": "1"}
-    for headers, status in (({}, 401), (credentials("cookie", "bob"), 403), (credentials("cookie", "ann"), 200)):
-        assert client.request(cache, "GET", "/sse/poll", query, headers=headers).status == status
+@pytest.mark.parametrize("way", ["cookie", "header"])
+def test_a_refusal_is_not_given_to_one_who_may(cache: Cache, way: str) -> None:
+    for sub, status in reversed(READERS.items()):
+        check(poll(cache.url, {**QUERY, "x": way}, credentials(way, sub)), status)
+
+
+@pytest.mark.parametrize("way", ["cookie", "header"])
+def test_those_who_ask_at_the_same_moment_are_told_apart(cache: Cache, origin: Gunicorn, way: str) -> None:
+    """Whoever comes first: while the origin has not answered, no cache can know what the answer varies by."""
+    headers = {sub: credentials(way, sub) for sub in READERS}
+    urls = [(ask, {**QUERY, "y": way, "first": first}) for ask in (poll, stream) for first in READERS]
+    with ThreadPoolExecutor(50) as pool:
+        with held(origin):
+            asked = [(url["first"], pool.submit(ask, cache.url, url, headers[url["first"]])) for ask, url in urls]
+            time.sleep(0.2)  # these are first
+            asked += [(sub, pool.submit(ask, cache.url, url, headers[sub])) for ask, url in urls for sub in READERS]
+            time.sleep(0.2)
+        for sub, answer in asked:
+            check(answer.result(20), READERS[sub])
+    assert way not in cache.KEEPS or any(was_kept(answer.result()) for _, answer in asked)
+
+
+@pytest.mark.parametrize("way", ["cookie", "header"])
+def test_those_who_ask_while_another_s_poll_waits_are_told_apart(cache: Cache, origin: Gunicorn, way: str) -> None:
+    channel = f"user/ann/{cache.name}/{way}"
+    place = client.publish(origin.url, channel, "old", key=KEY).json()["ids"][0]
+    query = {"channel": channel, "last_event_id": place, "timeout": "10"}
+    headers = {sub: credentials(way, sub) for sub in READERS}
+    with ThreadPoolExecutor() as pool, redis.Redis.from_url(origin.env["SSE_REDIS_URL"]) as store:
+        first = pool.submit(poll, cache.url, query, headers["ann"])
+        wait_until(lambda: store.pubsub_numsub(f"sse:0:{{{channel}}}")[0][1], what="the first poll waits")
+        others = {sub: pool.submit(poll, cache.url, query, headers[sub]) for sub in READERS}
+        if cache.JOINS:
+            time.sleep(0.2)
+            assert not any(other.done() for other in others.values())
+        else:
+            check(others["bob"].result(5), 403)
+            check(others[""].result(5), 401)
+        assert client.publish(origin.url, channel, SECRETS, key=KEY).status == 201
+        check(first.result(20), 200)
+        for sub, status in READERS.items():
+            check(others[sub].result(20), status)
+
+
+def test_a_ticket_that_has_ended_opens_nothing_but_what_a_greedy_cache_has_kept_of_it(
+    cache: Cache, origin: Gunicorn
+) -> None:
+    mine = {**QUERY, "token": ticket(origin, "ann", jti=cache.name)}
+    others = (({**QUERY, "token": ticket(origin, "bob")}, 403), (QUERY, 401))
+    check(poll(cache.url, mine), 200)
+    for query, status in others:
+        check(poll(cache.url, query), status)
+    with redis.Redis.from_url(origin.env["SSE_REDIS_URL"]) as store:
+        store.xadd("sse:{sse.revoked}", {"d": json.dumps({"token": cache.name})})
+    wait_until(lambda: poll(origin.url, mine).status == 401, what="the ticket is revoked")
+    check(poll(cache.url, mine), 200 if "ticket" in cache.KEEPS else 401)  # it asks nobody
+    check(poll(cache.url, {**mine, "z": "1"}), 401)
+    for query, status in others:
+        check(poll(cache.url, query), status)
+
+
+def test_an_answer_for_one_origin_s_page_is_not_given_to_another_s(cache: Cache) -> None:
+    headers = {"GET": credentials("cookie", "ann"), "OPTIONS": {"Access-Control-Request-Method": "GET"}}
+    for method, page in product(headers, (*ORIGINS, "https://c.example", "", ORIGINS[0])):
+        asked = headers[method] | ({"Origin": page} if page else {})
+        for _ in range(2):
+            answer = client.request(cache.url, method, "/sse/poll", QUERY, headers=asked)
+            assert answer.headers.get("Access-Control-Allow-Origin") == (page if page in ORIGINS else None)
+        kind = "preflight" if method == "OPTIONS" else "cookie" if answer.status == 200 else "refusal"
+        assert was_kept(answer) == (kind in cache.KEEPS)
+
+
+@pytest.fixture
+def upstream(origin: Gunicorn) -> int:
+    return address(origin.url)[1]
+
+
+def test_who_is_stripped_of_credentials_is_nobody(tmp_path: Path, origin: Gunicorn, upstream: int) -> None:
+    with StrippingVarnish(tmp_path, upstream) as cache:
+        for way in ("cookie", "header"):
+            check(poll(cache.url, QUERY, credentials(way, "ann")), 401)
+        check(poll(cache.url, {**QUERY, "token": ticket(origin, "ann")}), 401)
+
+
+def test_an_answer_to_a_ticket_is_not_told_by_a_url_without_it(tmp_path: Path, origin: Gunicorn, upstream: int) -> None:
+    with TicketlessSquid(tmp_path, upstream) as cache:
+        for sub, status in (("ann", 200), ("bob", 403), ("ann", 200)):
+            check(poll(cache.url, {**QUERY, "token": ticket(origin, sub)}), status)
+        check(poll(cache.url, QUERY), 401)
+
+
+def test_a_cache_that_throws_away_what_keeps_answers_apart_would_be_noticed(
+    tmp_path: Path, origin: Gunicorn, upstream: int
+) -> None:
+    """No origin can help that. What helps the script is that no two of its requests have the same URL."""
+    with CarelessVarnish(tmp_path, upstream) as cache:
+        for way in ("cookie", "header"):
+            for sub in ("ann", "bob", ""):
+                check(poll(cache.url, {**QUERY, "v": way}, credentials(way, sub)), 200)
+        for sub in ("ann", "bob"):
+            check(poll(cache.url, {**QUERY, "token": ticket(origin, sub)}), 200)
