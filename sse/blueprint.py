@@ -110,7 +110,7 @@ class _Routes:
             starts, replay, permit = self._starts(query)
         except Unavailable as error:
             warn("a stream is told that this service is busy: %s", error)
-            return Response(busy(self._config.retry), headers=_STREAM_HEADERS)
+            return Response(busy(self._config.retry, error.retry_after), headers=_STREAM_HEADERS)
         if request.method == "HEAD":
             return Response(iter(()), headers=_STREAM_HEADERS)  # as for GET, with no Content-Length
         body = Stream(

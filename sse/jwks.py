@@ -172,7 +172,7 @@ class Fetched:
                 self._generation += 1
             self._fetched_at = self._clock()
         except (OSError, ValueError, HTTPException) as error:
-            warn("SSE_JWKS: %s", error)
+            warn("SSE_JWKS: %s; meanwhile, only tokens by keys that are known are taken", error)
         finally:
             self._outdated = False
             done.set()

@@ -295,9 +295,13 @@ def _around(segment: Segment, name: str, places: Mapping[str, Position]) -> byte
     return b"".join(head + others + body for head, body in segment.pieces)
 
 
-def busy(retry: int) -> bytes:
-    """The whole body for a client that cannot be served now: an error status would end its EventSource for good."""
-    return _close("busy", random.uniform(1, 4) * retry)
+def busy(retry: int, after: int = 0) -> bytes:
+    """The whole body for a client that cannot be served now: an error status would end its EventSource for good.
+
+    :param retry: milliseconds, of which it is told once to four times as many.
+    :param after: seconds before which it would come in vain.
+    """
+    return _close("busy", random.uniform(1, 4) * retry + after * 1000)
 
 
 def _close(reason: Reason, retry: float) -> bytes:

@@ -29,6 +29,7 @@ from jwt.exceptions import (
 from sse import jwks
 from sse.config import Config, check_pattern
 from sse.errors import ConfigError, InvalidEvent, NotFound, TooLarge, Unauthorized
+from sse.log import warn
 
 LEEWAY: Final = 5
 """Seconds that two clocks may differ."""
@@ -180,6 +181,12 @@ class Tokens:
                     continue
         except (PyJWTError, ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             raise _fault(error, self._config) from None
+        # To its bearer, all that is not truly signed is the same; but two services with two secrets happen every day.
+        if keys:
+            warn("a token is refused: its signature is by another key")
+        else:
+            named = f"alg {str(algorithm)[:20]!a}, kid {str(header.get('kid'))[:60]!a}"
+            warn("a token is refused: there is no key for its %s", named)
         raise _invalid()
 
     def _issuer(self, text: str) -> str:

@@ -8,7 +8,7 @@
  *   data-channels     the channels, separated by spaces
  *   data-url          the service, such as https://push.example/sse; by default where this script comes from
  *   data-token        sent with each request as the parameter `token`
- *   data-token-url    where to get a token or ticket, as text or as the member `token` or `ticket` of JSON, before a
+ *   data-token-url    where to get a ticket, as text or as the member `token` or `ticket` of JSON, before a
  *                     connection and again when it is about to expire
  *   data-replay       how many of the newest events of each channel to begin with
  *   data-credentials  send cookies to the service on another origin too

@@ -205,6 +205,19 @@ def test_of_several_sets_each_needs_an_issuer(issuers: tuple[str, ...], key_file
         tokens(jwks=(str(key_file), str(key_file)), issuer=issuers)
 
 
+def test_the_log_tells_whose_keys_do_not_fit_and_the_bearer_is_not_told(
+    key_file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = tokens(jwks=(str(key_file),))
+    for text in (signed(claims(), "another-secret-of-the-tests-32-bytes-long"), by_key(claims(), "RS256", kid="k\n2")):
+        caplog.clear()
+        with pytest.raises(Unauthorized) as refusal:
+            made.verify(text)
+        assert str(refusal.value) == "the token is not valid here: fetch a new one"
+        assert text.partition(".")[0] not in caplog.text
+    assert "no key for its alg 'RS256', kid 'k\\n2'" in caplog.text
+
+
 def test_a_key_that_is_taken_from_the_file_verifies_nothing_more(key_file: Path) -> None:
     made = tokens(secret=(), jwks=(str(key_file),))
     text = by_key(claims(), "ES256")

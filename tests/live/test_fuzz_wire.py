@@ -63,7 +63,8 @@ LINES = [
         "Host: x\r\nHost: y", "Host:", "X: y", "Host: a b", "Host: x, y", "Host: x/y", "Host: [::1", "Host : x",
         "Host: x\0", "Host: \xff", ":", "no colon", "Host: x\n X: y", "Host: x\r\n fold", "Host: x\rX: y",
         "Host: x\r\nX\xe9: y", "Host: x\r\nX: " + "y" * 40_000, "Host: x" + "\r\nX: y" * 120,
-        "Host: x\r\nExpect: 100-continue", "Host: x\r\nExpect: x", "Host: x\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c", "Host: x\r\nX_Y: y",
+        "Host: x\r\nExpect: 100-continue", "Host: x\r\nExpect: x", "Host: x\r\nX_Y: y",
+        "Host: x\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c",
         "Host: x\r\nCookie: sse_token=\xff; =;", "Host: x\r\nOrigin: \xff\0")),
     *((" HTTP/1.1", end) for end in (
         "", " HTTP/1.0", " HTTP/0.9", " HTTP/1.9", " HTTP/2.0", " HTTP/1.1 ", "\tHTTP/1.1", " http/1.1", " HTTP/1.1\n",
