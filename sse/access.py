@@ -76,7 +76,7 @@ class Access:
         if not refused:
             return {channel: way for channel, way in ways.items() if way}
         if fault:
-            raise fault
+            raise Unauthorized(fault.message, fault.hint, retry_after=fault.retry_after, code=fault.code)
         if self._tokens.configured and grant is None:
             raise Unauthorized(
                 f"not allowed to read without a token: {', '.join(refused)}",
@@ -165,7 +165,7 @@ class Access:
                 if not grant.is_ticket:
                     return grant, None
             except Unauthorized as error:
-                fault = error
+                fault = error.with_traceback(None)  # which would keep the callers' frames, and they it
         if brought.query:
             grant = self._verified(brought.query)
             if grant.is_ticket or self._config.query_tokens:

@@ -270,7 +270,10 @@ def _for_methods(view: Callable[..., Response], methods: tuple[str, ...]) -> Cal
 
 def _query(*single: str) -> _Query:
     """The request's parameters; of those in `single`, one that is given twice is refused."""
-    query = dict(request.args.lists())
+    try:
+        query = dict(request.args.lists())
+    except UnicodeDecodeError:
+        raise RequestError("the query has bytes that are no UTF-8", "percent-encode it, see RFC 3986, 2.1") from None
     for name, values in query.items():
         if len(values) > 1 and name in single:
             raise RequestError(f"{name} is given more than once", "give it once")
@@ -363,8 +366,6 @@ def _body() -> bytes:
     except RequestEntityTooLarge:
         _discard_body()
         raise TooLarge(f"the body is over {_MAX_BODY} bytes", "send less, or in several requests") from None
-    except HTTPException:
-        raise
     except Exception as error:  # each server has its own for a body that is malformed or breaks off
         raise RequestError("the body cannot be read to its end", "see RFC 9112, 7.1, if it is chunked") from error
 

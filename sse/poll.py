@@ -150,10 +150,12 @@ class Poll:
 
     def close(self) -> None:
         """Detach; a second time does nothing."""
-        if self._opened:
+        # Without a lock, as in `Stream.close`.
+        if self._opened and self.subscriber.seats:
             self.hub.detach(self.subscriber)
-        if self.permit:
-            self.permit.end()
+        permit, self.permit = self.permit, None
+        if permit:
+            permit.end()
         closing, self.closing = self.closing, ()
         for done in closing:
             done()

@@ -232,10 +232,12 @@ class Stream:
 
     def close(self) -> None:
         """Detach; a second time does nothing."""
-        if self._starts is None:
+        # Not even wait for a lock: a generator may be ended by the garbage collector, in a thread that holds it.
+        if self._starts is None and self.subscriber.seats:
             self.hub.detach(self.subscriber)
-        if self.permit:
-            self.permit.end()
+        permit, self.permit = self.permit, None
+        if permit:
+            permit.end()
         closing, self.closing = self.closing, ()
         for done in closing:
             done()

@@ -398,9 +398,12 @@
       if (status === 200 && answer.events) done(null, toSteps(asked, answer), answer);
       else if (status === 401 && service.renew && !again) {
         service.renewedAt = 0; // after a revocation, only what is issued a little later is taken
-        stop = root.clearTimeout.bind(root, root.setTimeout(function () {
+        after = root.setTimeout(function () {
           stop = ask(service, places, seconds, replay, done, true);
-        }, after * (1 + Math.random() / 2)));
+        }, after * (1 + Math.random() / 2));
+        stop = function () {
+          root.clearTimeout(after);
+        };
       }
       else {
         done({
