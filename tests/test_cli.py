@@ -31,9 +31,8 @@ from sse.stores import Publication
 from tests import client
 from tests.conftest import MakeApp
 from tests.servers import ROOT, Gunicorn, RedisServer, free_port, wait_until
-from tests.tokens import SECRET, claims, signed
+from tests.tokens import KEY, SECRET, claims, signed
 
-KEY = "a-publishing-key-for-these-tests"
 DURABLE = {"appendonly": "yes", "appendfsync": "always"}
 
 

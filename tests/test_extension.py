@@ -18,7 +18,7 @@ from sse.extension import get_service
 from sse.service import Service
 from tests.conftest import MakeApp
 from tests.servers import RedisServer
-from tests.tokens import SECRET, claims, signed
+from tests.tokens import KEY, SECRET, claims, signed
 
 
 def test_the_public_names() -> None:
@@ -135,9 +135,9 @@ def test_a_server_of_several_processes_over_the_memory_store_is_refused_in_code_
 
 
 def test_a_conflict_at_one_place_of_a_batch_over_http_stores_nothing(make_app: MakeApp, store_url: str | None) -> None:
-    app = make_app(SSE_REDIS_URL=store_url, SSE_PUBLISH_KEYS="a-publishing-key-for-these-tests")
+    app = make_app(SSE_REDIS_URL=store_url, SSE_PUBLISH_KEYS=KEY)
     client = app.test_client()
-    headers = {"Authorization": "Bearer a-publishing-key-for-these-tests", "Idempotency-Key": "batch"}
+    headers = {"Authorization": f"Bearer {KEY}", "Idempotency-Key": "batch"}
 
     def publish(*data: str) -> tuple[int, list[str]]:
         events = [{"channel": channel, "data": text} for channel, text in zip("abc", data, strict=False)]

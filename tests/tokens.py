@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
 SECRET = "a-secret-of-the-tests-with-over-32-bytes"
+KEY = "a-publishing-key-for-these-tests"
 
 
 def claims(**changes: Any) -> dict[str, Any]:

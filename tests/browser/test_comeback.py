@@ -14,8 +14,7 @@ from selenium import webdriver
 
 from tests import client
 from tests.servers import Gunicorn, Nginx, RedisServer, wait_until
-
-KEY = "a-publishing-key-for-these-tests"
+from tests.tokens import KEY
 
 
 @dataclass

@@ -20,8 +20,8 @@ from tests.browser.origin import Origin
 from tests.conftest import MakeApp
 from tests.proxy import Cutter
 from tests.servers import Gunicorn, free_port, wait_until
+from tests.tokens import KEY
 
-KEY = "a-publishing-key-for-these-tests"
 EVIL = '<script>ran = 1</script><img src=x onerror="ran = 2"><svg onload="ran = 3"></svg>&lt;b&gt; $& $1 {type}'
 NO_ANSWER = "no answer, or none that this page's origin may read"
 

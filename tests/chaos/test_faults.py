@@ -23,8 +23,8 @@ from tests.chaos.house import Client, CrashingRedis, House
 from tests.chaos.proxy import LosingProxy
 from tests.drive import poll
 from tests.servers import Gunicorn, wait_until
+from tests.tokens import KEY
 
-KEY = "a-publishing-key-for-these-tests"
 MakeApp = Callable[..., Flask]
 
 

@@ -15,8 +15,8 @@ from typing import Self
 
 from tests import client
 from tests.client import Stream
+from tests.tokens import KEY
 
-KEY = "a-publishing-key-for-these-tests"
 ORIGIN = "https://a.example"
 APP = "tests.live.apps.inspected:application"
 ENV = {"SSE_PUBLIC": "*", "SSE_PUBLISH_KEYS": KEY, "SSE_HEARTBEAT": "3", "SSE_ORIGINS": ORIGIN}

@@ -23,8 +23,8 @@ from sse import __version__, script
 from tests import client
 from tests.client import Parser, Stream
 from tests.servers import Gunicorn, Nginx, RedisServer, free_port, wait_until
+from tests.tokens import KEY
 
-KEY = "a-publishing-key-for-these-tests"
 ORIGIN = "https://a.example"
 CORS = ("Access-Control-Allow-Origin", "Access-Control-Allow-Credentials")
 

@@ -21,8 +21,8 @@ import pytest
 from tests.client import Parser
 from tests.proxy import Cutter
 from tests.servers import ROOT, Gunicorn, Nginx, RedisServer, wait_until
+from tests.tokens import KEY
 
-KEY = "a-publishing-key-for-these-tests"
 CHANNEL = "app/log"
 CERTIFICATE = "throughline.crt"
 CUTS = 20
