@@ -8,23 +8,27 @@ from typing import ClassVar
 class SSEError(Exception):
     """The root of all errors raised by this package.
 
-    `code` is stable and meant for programs, `message` names the value at fault, `hint` gives the remedy, and
-    `status` is the HTTP status (RFC 9110) that the service answers with.
+    `code` is stable and meant for programs, `message` names the value at fault, `hint` gives the remedy, `status` is
+    the HTTP status (RFC 9110) that the service answers with, and `retry_after` the seconds to wait, where that helps.
     """
 
     status: ClassVar[int] = 500
     default_code: ClassVar[str] = "error"
+    default_retry_after: ClassVar[int] = 0
 
-    def __init__(self, message: str, hint: str = "", *, code: str | None = None) -> None:
+    def __init__(
+        self, message: str, hint: str = "", *, code: str | None = None, retry_after: int | None = None
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
         self.code = code or self.default_code
+        self.retry_after = self.default_retry_after if retry_after is None else retry_after
 
     @property
     def headers(self) -> dict[str, str]:
         """What the HTTP answer says of it in headers."""
-        return {}
+        return {"Retry-After": str(self.retry_after)} if self.retry_after else {}
 
     def to_json(self) -> dict[str, object]:
         """The JSON object of the error."""
@@ -53,14 +57,9 @@ class Unauthorized(SSEError):
     status = 401
     default_code = "unauthorized"
 
-    def __init__(self, message: str, hint: str = "", *, retry_after: int = 0, code: str | None = None) -> None:
-        super().__init__(message, hint, code=code)
-        self.retry_after = retry_after
-
     @property
     def headers(self) -> dict[str, str]:
-        wait = {"Retry-After": str(self.retry_after)} if self.retry_after else {}
-        return {"WWW-Authenticate": "Bearer", **wait}  # RFC 9110, 11.6.1
+        return {"WWW-Authenticate": "Bearer", **super().headers}  # RFC 9110, 11.6.1
 
 
 class Forbidden(SSEError):
@@ -132,14 +131,7 @@ class Unavailable(SSEError):
 
     status = 503
     default_code = "unavailable"
-
-    def __init__(self, message: str, hint: str = "", *, retry_after: int = 2, code: str | None = None) -> None:
-        super().__init__(message, hint, code=code)
-        self.retry_after = retry_after
-
-    @property
-    def headers(self) -> dict[str, str]:
-        return {"Retry-After": str(self.retry_after)}
+    default_retry_after = 2
 
 
 class StoreUnavailable(Unavailable):
