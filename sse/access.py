@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from sse.config import Config, matches
-from sse.errors import Forbidden, NotFound, Unauthorized
+from sse.errors import Forbidden, NotFound, SSEError, Unauthorized, Unavailable
 from sse.keys import PublishKeys
 from sse.permit import TAKEN_AFTER, Permit, Revocations
 from sse.token import Grant, Tokens
@@ -64,7 +64,7 @@ class Access:
         return Permit(revocations, grant if granted else None, granted, ruled, decided)
 
     def decide(
-        self, channels: Sequence[str], grant: Grant | None, rule: Authorize | None, fault: Unauthorized | None = None
+        self, channels: Sequence[str], grant: Grant | None, rule: Authorize | None, fault: SSEError | None = None
     ) -> Mapping[str, Way]:
         """The way that each channel may be read by, for one who has this grant.
 
@@ -76,7 +76,7 @@ class Access:
         if not refused:
             return {channel: way for channel, way in ways.items() if way}
         if fault:
-            raise Unauthorized(fault.message, fault.hint, retry_after=fault.retry_after, code=fault.code)
+            raise _anew(fault)
         if self._tokens.configured and grant is None:
             raise Unauthorized(
                 f"not allowed to read without a token: {', '.join(refused)}",
@@ -150,13 +150,13 @@ class Access:
         if publisher.grant and self._revocations().refuses(publisher.grant, channels):
             raise _revoked()
 
-    def _who(self, brought: Brought) -> tuple[Grant | None, Unauthorized | None]:
+    def _who(self, brought: Brought) -> tuple[Grant | None, SSEError | None]:
         """What a reader's credential gives. A cookie is sent unasked: one at fault counts only where one is needed."""
         if not self._tokens.configured:
             return None, None
         if grant := self._bearer(brought.authorization):
             return grant, None
-        fault = None
+        fault: SSEError | None = None
         if brought.cookie and not brought.cookie_counts:
             fault = Unauthorized("the cookie does not count here", "it does for pages of this site and of SSE_ORIGINS")
         elif brought.cookie:
@@ -164,8 +164,8 @@ class Access:
                 grant = self._verified(brought.cookie)
                 if not grant.is_ticket:
                     return grant, None
-            except Unauthorized as error:
-                fault = error.with_traceback(None)  # which would keep the callers' frames, and they it
+            except (Unauthorized, Unavailable) as error:
+                fault = _anew(error)
         if brought.query:
             grant = self._verified(brought.query)
             if grant.is_ticket or self._config.query_tokens:
@@ -212,6 +212,11 @@ def cookie_counts(origin: str | None, site: str | None, own: str, origins: Seque
 
 def _matched(channel: str, patterns: Sequence[str]) -> bool:
     return any(matches(pattern, channel) for pattern in patterns)
+
+
+def _anew(error: SSEError) -> SSEError:
+    """The same error without its traceback, whose frames would hold it, and be held by it."""
+    return type(error)(error.message, error.hint, retry_after=error.retry_after, code=error.code)
 
 
 def _revoked() -> Unauthorized:

@@ -126,14 +126,14 @@ def _printable(value: object) -> tuple[str, ...]:
     items = _items(value)
     for item in items:
         if not item.isprintable():
-            raise ValueError(f"{item!a} has a character that cannot be printed; give it without")
+            raise ValueError("give it without characters that cannot be printed")
     return items
 
 
 def _jwks(value: object) -> tuple[str, ...]:
     places = () if value is None else _printable(value)
     for place in places:
-        if "://" not in place:
+        if "://" not in place and ":" not in place.partition("/")[0]:
             continue
         try:
             parts = urlsplit(place)
@@ -359,7 +359,7 @@ class Config:
                 values[item.name] = item.metadata["check"](value)
             except ValueError as error:
                 # An address may have a password in it.
-                shown = "" if item.metadata["secret"] or "://" in str(value) else f" is {value!r}"
+                shown = "" if item.metadata["secret"] or ":/" in str(value) else f" is {value!r}"
                 faults.append(f"{name}{shown}: {error}")
         if faults:
             raise ConfigError("; ".join(faults), "mend the settings; the README lists them all")

@@ -10,6 +10,7 @@ import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from http.client import HTTPException
 from typing import Any, Final, Protocol
+from urllib.parse import urlsplit
 
 from jwt import PyJWK
 from jwt.exceptions import PyJWTError
@@ -39,10 +40,12 @@ class KeySet(Protocol):
     def generation(self) -> int:
         """Another number whenever the keys have changed: what was verified before must be verified again."""
 
-    def find(self, algorithm: str, key_id: str) -> Sequence[PyJWK]:
+    def find(self, algorithm: str, key_id: str) -> tuple[Sequence[PyJWK], int]:
         """The keys that a token with this header may be verified by; without an id, the only one of its algorithm.
 
-        :raises Unavailable: if there is none, and one may be had in a while.
+        And where there is none, the seconds after which there may be: 0 if that has just been looked at.
+
+        :raises Unavailable: if no keys could be fetched yet.
         """
 
 
@@ -108,8 +111,8 @@ class _File:
         _ = self._keys.value  # looks for a change
         return self._keys.generation
 
-    def find(self, algorithm: str, key_id: str) -> Sequence[PyJWK]:
-        return _find(self._keys.value, algorithm, key_id)
+    def find(self, algorithm: str, key_id: str) -> tuple[Sequence[PyJWK], int]:
+        return _find(self._keys.value, algorithm, key_id), 0
 
 
 class Fetched:
@@ -136,22 +139,25 @@ class Fetched:
         if self._clock() - self._fetched_at > _FRESH:
             self._refresh()
             if self._outdated:
-                self._done.wait(_TIMEOUT)
+                self._wait()
         return self._generation
 
-    def find(self, algorithm: str, key_id: str) -> Sequence[PyJWK]:
+    def find(self, algorithm: str, key_id: str) -> tuple[Sequence[PyJWK], int]:
         asked_at = self._clock()
-        _ = self.generation
         found = _find(self._keys, algorithm, key_id)
         if not found:
             self._refresh()
-            self._done.wait(_TIMEOUT)
+            self._wait()
             found = _find(self._keys, algorithm, key_id)
-        if not found and not self._fetched_at >= self._tried_at >= asked_at - _JUST_NOW:
-            # It may be a new one: there is no answer, or only one from before that.
-            wait = max(math.ceil(self._tried_at + _AGAIN - self._clock()), 1)
-            raise Unavailable("this token cannot be verified now", "try again", retry_after=wait, code="no_keys")
-        return found
+        if not self._keys:
+            raise Unavailable("tokens cannot be verified now", "try again", code="no_keys")
+        if found or self._fetched_at >= self._tried_at >= asked_at - _JUST_NOW:
+            return found, 0
+        return (), max(math.ceil(self._tried_at + _AGAIN - self._clock()), 1)
+
+    def _wait(self) -> None:
+        """Wait for the keys that are being fetched; all who do stop at the same time."""
+        self._done.wait(max(self._tried_at + _TIMEOUT - self._clock(), 0))
 
     def _refresh(self) -> None:
         """Have the keys fetched, unless that was tried a moment ago."""
@@ -172,7 +178,7 @@ class Fetched:
                 self._generation += 1
             self._fetched_at = self._clock()
         except (OSError, ValueError, HTTPException) as error:
-            warn("SSE_JWKS: %s; meanwhile, only tokens by keys that are known are taken", error)
+            warn("SSE_JWKS, %s: %s; only tokens by keys that are known are taken", urlsplit(self._url).netloc, error)
         finally:
             self._outdated = False
             done.set()

@@ -9,11 +9,11 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, Literal, NamedTuple, cast
 
 from sse.errors import StoreUnavailable
 from sse.log import warn
-from sse.stores import Store
+from sse.stores import Revocation, Store
 from sse.token import LEEWAY, Grant
 from sse.wire import encode_control
 
@@ -22,18 +22,27 @@ _log = logging.getLogger("sse")
 WARNING: Final = 60
 """Seconds before a token's exp at which its streams tell their pages."""
 
-TAKEN_AFTER: Final = LEEWAY + 1
-"""Seconds after a revocation from which on what is issued to the same is taken again."""
+TAKEN_AFTER: Final = 2 * LEEWAY + 1
+"""Seconds after a revocation from which on what is issued to the same is taken again, whatever clock it goes by."""
 
 _LOOK_EVERY: Final = 1.0
-_READ_ALL_EVERY: Final = 60.0  # after a failover, the list may have another end
+_PRUNE_EVERY: Final = 60.0
 
 _TOKEN: Final = re.compile(r"eyJ[\w-]*\.[\w-]*\.[\w-]*")
 
 Kind = Literal["sub", "channel", "token"]
 
-Since = Mapping[tuple[str, str], float]
-"""By kind and value: when it was last revoked."""
+
+class Revoked(NamedTuple):
+    """When something was last revoked, in seconds since 1970; the number of that revocation here, and its id."""
+
+    at: float
+    number: int
+    id: str
+
+
+Since = Mapping[tuple[str, str], Revoked]
+"""By kind and value."""
 
 
 class Permit:
@@ -63,6 +72,7 @@ class Permit:
         self.warn_at = self.ends_at - LEEWAY - WARNING
         """When its client is to be told that it will end; infinity once that is done."""
         self.ended = False
+        """Whether it has been revoked."""
         self.wake: Callable[[], None] | None = None
 
     @property
@@ -77,7 +87,8 @@ class Permit:
 
     @property
     def is_over(self) -> bool:
-        return self.ended or time.time() >= self.ends_at or self._revocations.has_ended(self)
+        self.ended = self.ended or self._revocations.has_ended(self)
+        return self.ended or time.time() >= self.ends_at
 
     def begin(self, wake: Callable[[], None]) -> None:
         """From now on, have `wake` called when it is revoked; `end` has to follow."""
@@ -117,10 +128,9 @@ class Revocations:
         self._failed_at = -math.inf
         self._last = ""
         self._known = False
-        self._since: Since = {}
+        self._since: dict[tuple[str, str], Revoked] = {}
         self._count = 0
-        self._counts: Since = {}  # how many there had been with the last of each; times may go back
-        self._read_all_at = -math.inf
+        self._pruned_at = time.monotonic()
         self._permits: set[Permit] = set()
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
@@ -153,9 +163,10 @@ class Revocations:
 
     def has_ended(self, permit: Permit) -> bool:
         """Whether what a permit stands on has been revoked since it was decided on."""
-        counts = self._counts
-        return any(counts.get(("channel", channel), 0) > permit.decided for channel in permit.ruled) or (
-            permit.grant is not None and is_revoked(permit.grant, permit.granted, self._since)
+        since = self._since
+        ruled = [revoked for channel in permit.ruled if (revoked := since.get(("channel", channel)))]
+        return any(revoked.number > permit.decided for revoked in ruled) or (
+            permit.grant is not None and is_revoked(permit.grant, permit.granted, since)
         )
 
     def hold(self, permit: Permit) -> None:
@@ -186,11 +197,8 @@ class Revocations:
         while not self._closed.wait(_LOOK_EVERY):
             try:
                 self._look()
-                if time.monotonic() - self._read_all_at > _READ_ALL_EVERY:
-                    self._last = ""
             except StoreUnavailable as error:
                 warn("what is revoked meanwhile is known only when the store is back: %s", error)
-                self._last = ""
             except Exception:  # noqa: BLE001 - logged; what is revoked has to be known for as long as this process runs
                 _log.exception("what is revoked could not be read; trying again")
 
@@ -207,29 +215,32 @@ class Revocations:
                     raise StoreUnavailable("the store does not answer", "try again") from error
 
     def _look(self) -> None:
+        count = self._count
         with self._look_lock:
             try:
-                news = self._store.revoked(self._last)
+                while news := self._store.revoked(self._last):
+                    self._take(news)
             except StoreUnavailable:
                 self._failed_at = time.monotonic()
                 raise
-            if not self._last:
-                self._read_all_at = time.monotonic()
-            if news:
-                oldest = time.time() - self._keep - 2 * LEEWAY
-                since = {item: at for item, at in self._since.items() if at > oldest}
-                counts = {item: self._counts[item] for item in since}
-                for _, at, text in news:
-                    item = _item(text)
-                    if item and at > oldest:
-                        if self._last or at > since.get(item, 0):
-                            self._count += 1
-                            counts[item] = self._count
-                        since[item] = max(at, since.get(item, 0))
-                self._since, self._counts, self._last = since, counts, news[-1].id
             self._known = True
-        if news:
+        if self._count != count:
             self._end_revoked()
+
+    def _take(self, news: Sequence[Revocation]) -> None:
+        oldest = time.time() - self._keep - 2 * LEEWAY
+        if time.monotonic() - self._pruned_at > _PRUNE_EVERY:
+            self._pruned_at = time.monotonic()
+            for old in [item for item, revoked in self._since.items() if revoked.at <= oldest]:
+                del self._since[old]
+        for id, at, text in news:
+            item = _item(text)
+            before = self._since.get(item) if item else None
+            # Times may go back, and a list may be read anew: what counts is whether it is another.
+            if item and at > oldest and not (before and before.id == id):
+                self._count += 1
+                self._since[item] = Revoked(max(at, before.at if before else 0), self._count, id)
+        self._last = news[-1].id
 
     def _end_revoked(self) -> None:
         with self._lock:
@@ -263,7 +274,7 @@ def is_revoked(grant: Grant, channels: Iterable[str], since: Since) -> bool:
         return False
     named = [("sub", grant.sub), *(("channel", channel) for channel in channels)]
     return bool(grant.id and ("token", grant.id) in since) or any(
-        grant.issued_at <= since[item] + LEEWAY for item in named if item in since
+        grant.issued_at <= revoked.at + LEEWAY for item in named if (revoked := since.get(item))
     )
 
 

@@ -164,7 +164,7 @@ class Tokens:
         try:
             header = jwt.get_unverified_header(text)
             algorithm, is_ticket = header["alg"], header.get("typ") == _TICKET
-            issuers, key_set, generation = self._config.issuer, None, 0
+            issuers, key_set, generation, again_in = self._config.issuer, None, 0, 0
             keys: Sequence[Any] = ()
             if is_ticket or algorithm == "HS256":
                 keys = self._ticket_keys if is_ticket else self._secrets
@@ -172,7 +172,7 @@ class Tokens:
                 issuer = self._issuer(text)
                 issuers, key_set = (issuer,) if issuer else (), self._jwks[issuer]
                 generation = key_set.generation
-                keys = key_set.find(algorithm, header.get("kid", ""))
+                keys, again_in = key_set.find(algorithm, header.get("kid", ""))
             for key in keys:
                 try:
                     claims = self._decode(text, key, "HS256" if is_ticket else algorithm, issuers, is_ticket)
@@ -187,7 +187,7 @@ class Tokens:
         else:
             named = f"alg {str(algorithm)[:20]!a}, kid {str(header.get('kid'))[:60]!a}"
             warn("a token is refused: there is no key for its %s", named)
-        raise _invalid()
+        raise _invalid(again_in)
 
     def _issuer(self, text: str) -> str:
         """Whose keys a token is to be verified by: of several, those of the iss that it names, and has to have.
@@ -196,7 +196,10 @@ class Tokens:
         """
         if len(self._jwks) == 1:
             return next(iter(self._jwks))
-        return str(jwt.decode(text, options={"verify_signature": False})["iss"])
+        issuer = str(jwt.decode(text, options={"verify_signature": False}).get("iss"))
+        if issuer not in self._jwks:
+            warn("a token is refused: SSE_JWKS has no keys of its issuer %.60a", issuer)
+        return issuer
 
     def _decode(self, text: str, key: Any, algorithm: str, issuers: Sequence[str], is_ticket: bool) -> dict[str, Any]:
         issuers = () if is_ticket else issuers
@@ -263,8 +266,8 @@ def _patterns(claims: dict[str, Any], claim: str) -> tuple[str, ...]:
     )
 
 
-def _invalid() -> Unauthorized:
-    return Unauthorized("the token is not valid here", "fetch a new one", code="token_invalid")
+def _invalid(again_in: int = 0) -> Unauthorized:
+    return Unauthorized("the token is not valid here", "fetch a new one", retry_after=again_in, code="token_invalid")
 
 
 def _expired(is_ticket: bool) -> Unauthorized:

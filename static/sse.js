@@ -579,7 +579,7 @@
       if (!service.renew || now() - service.renewedAt < FRESH) return;
       service.renewedAt = 0;
       restart = root.setTimeout(function () {
-        asking = authorized(service, run, noop); // without one, the old one is good until it ends
+        asking = authorized(service, run, noop) || asking; // without one, the old one is good until it ends
       }, Math.random() * told.expires * 200);
     }
 

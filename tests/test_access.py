@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import logging
 from pathlib import Path
 
@@ -196,9 +198,23 @@ def test_a_revoked_channel_that_is_read_otherwise_ends_no_reader_with_a_token() 
     refusing = make_access(Config(secret=(SECRET,)), revoked="a")
     with pytest.raises(Unauthorized, match="revoked") as refusal:
         refusing.read(["a"], token)
-    assert refusal.value.headers["Retry-After"] == "6"
+    assert refusal.value.headers["Retry-After"] == "11"
     with pytest.raises(Forbidden):
         refusing.read(["a", "b"], token)
+
+
+@pytest.mark.parametrize("text", [signed(claims(exp=1, iat=0)), signed(claims(), "x" * 40), "a.b.c"])
+@pytest.mark.parametrize("channel", ["open", "closed"])
+def test_a_cookie_that_is_passed_over_leaves_nothing_behind(text: str, channel: str) -> None:
+    access = make_access(Config(public=("open",), secret=(SECRET,)))
+    gc.collect()
+    gc.disable()
+    try:
+        with contextlib.suppress(Unauthorized):
+            access.read([channel], Brought(cookie=text))
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("timeout", [0, 5])

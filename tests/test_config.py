@@ -260,9 +260,10 @@ def test_what_is_secret_in_an_address_is_not_shown(setting: str, value: str, sho
     assert {name: text for name, text, _, _ in config.table()}[f"SSE_{setting}"] == shown
 
 
-def test_an_address_at_fault_is_not_repeated() -> None:
+@pytest.mark.parametrize("value", ["https://user:hush@h/keys", "https:/user:hush@h/keys", "https://user:hush@h/\a"])
+def test_an_address_at_fault_is_not_repeated(value: str) -> None:
     with pytest.raises(ConfigError) as refusal:
-        Config.load({"SSE_JWKS": "https://user:hush@h/keys"})
+        Config.load({"SSE_JWKS": value})
     assert "hush" not in str(refusal.value)
 
 

@@ -136,20 +136,21 @@ def test_a_clock_that_goes_back_hides_no_revocation(
     assert permit.is_over
 
 
-def test_a_list_that_has_another_end_since_a_failover_is_read_anew(
-    redis_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("sse.permit._READ_ALL_EVERY", 0.5)
+def test_a_list_that_has_another_end_since_a_failover_is_read_anew(redis_url: str) -> None:
     store = connect(redis_url, ring=5, ring_ttl=60)
     revocations = Revocations(store, 3600)
     try:
         revocations.revoke("sub", "bob")
+        revocations.revoke("channel", "b")
         permit = Permit(revocations, grant(), ["a"])
-        permit.begin(lambda: None)
+        by_rule = Permit(revocations, None, [], ["b"], revocations.count())
+        for each in permit, by_rule:
+            each.begin(lambda: None)
         with redis.Redis.from_url(redis_url) as client:
             client.delete("sse:{sse.revoked}")
-            client.xadd("sse:{sse.revoked}", {"d": '{"sub":"ann"}'}, id=f"{int(time.time() * 1000) - 2000}-0")
-        wait_until(lambda: permit.is_over, 4)
+            for number, text in enumerate(('{"sub":"ann"}', '{"channel":"b"}')):
+                client.xadd("sse:{sse.revoked}", {"d": text}, id=f"{int(time.time() * 1000) - 2000}-{number}")
+        wait_until(lambda: permit.is_over and by_rule.is_over, 3)
         assert revocations.refuses(grant("bob", "2"))
     finally:
         revocations.close()

@@ -130,7 +130,10 @@ class Store(ABC):
 
     @abstractmethod
     def revoked(self, after: str = "") -> list[Revocation]:
-        """What the list has, oldest first; with the id of one, what came after it."""
+        """What the list has, oldest first, some hundreds at a time; with the id of one, what came after that.
+
+        All of it where it has none of that id, since it is another list then: as after a failover.
+        """
 
     @abstractmethod
     def feed(self) -> Feed:

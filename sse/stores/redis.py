@@ -166,21 +166,16 @@ class RedisStore(Store):
                 raise _refusal(reply, _REVOKED)
 
     def revoked(self, after: str = "") -> list[Revocation]:
-        found: list[Revocation] = []
-        while True:
-            start = f"({after}" if after else "-"
-            [reply] = self._execute([("XRANGE", self._key(_REVOKED), start, "+", "COUNT", _READ_AT_ONCE)])
-            if isinstance(reply, Exception):
-                raise _refusal(reply, _REVOKED)
-            for id, fields in reply:
-                after = id.decode()
-                found.append(
-                    Revocation(
-                        after, int(after.partition("-")[0]) / 1000, fields.get(b"d", b"").decode(errors="replace")
-                    )
-                )
-            if len(reply) < _READ_AT_ONCE:
-                return found
+        [reply] = self._execute([("XRANGE", self._key(_REVOKED), after or "-", "+", "COUNT", _READ_AT_ONCE)])
+        if isinstance(reply, Exception):
+            raise _refusal(reply, _REVOKED)
+        found = [
+            Revocation(id.decode(), int(id.partition(b"-")[0]) / 1000, fields.get(b"d", b"").decode(errors="replace"))
+            for id, fields in reply
+        ]
+        if after and not (found and found[0].id == after):
+            return self.revoked()
+        return found[1:] if after else found
 
     def feed(self) -> Feed:
         pool = self._redis.connection_pool
