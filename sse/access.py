@@ -124,7 +124,7 @@ class Access:
         key = self._keys.find(given) if given else None
         if key:
             return Publisher("key", key.scope, key.patterns)
-        # A key has no dots at all or is no token; either way the answer is the same.
+        # What is no key may be a token. All else is answered alike.
         if self._tokens.configured and given.count(".") == 2:
             grant = self._verified(given)
             if not grant.is_ticket:

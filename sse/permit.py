@@ -129,7 +129,7 @@ class Revocations:
         self._last = ""
         self._known = False
         self._since: dict[tuple[str, str], Revoked] = {}
-        self._count = 0
+        self._count = self._ended = 0  # known, and acted upon
         self._pruned_at = time.monotonic()
         self._permits: set[Permit] = set()
         self._closed = threading.Event()
@@ -215,17 +215,19 @@ class Revocations:
                     raise StoreUnavailable("the store does not answer", "try again") from error
 
     def _look(self) -> None:
-        count = self._count
-        with self._look_lock:
-            try:
-                while news := self._store.revoked(self._last):
-                    self._take(news)
-            except StoreUnavailable:
-                self._failed_at = time.monotonic()
-                raise
-            self._known = True
-        if self._count != count:
-            self._end_revoked()
+        try:
+            with self._look_lock:
+                try:
+                    while news := self._store.revoked(self._last):
+                        self._take(news)
+                except StoreUnavailable:
+                    self._failed_at = time.monotonic()
+                    raise
+                self._known = True
+        finally:
+            if self._ended != self._count:  # also where a part has been read
+                self._ended = self._count
+                self._end_revoked()
 
     def _take(self, news: Sequence[Revocation]) -> None:
         oldest = time.time() - self._keep - 2 * LEEWAY

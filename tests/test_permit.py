@@ -12,7 +12,7 @@ import redis
 
 from sse.errors import StoreUnavailable
 from sse.permit import WARNING, Kind, Permit, Revocations, one_revoked
-from sse.stores import Store, connect
+from sse.stores import MemoryStore, Revocation, Store, connect
 from sse.token import LEEWAY, Grant
 from sse.wire import encode_control
 from tests.servers import RedisServer, wait_until
@@ -172,6 +172,25 @@ def test_one_that_cannot_be_woken_is_in_nobody_s_way(
     here.revoke("sub", "ann")
     wait_until(lambda: all(permit.ended for permit in permits), 3)
     assert "could not be woken" in caplog.text
+
+
+def test_what_was_read_before_the_store_went_away_counts() -> None:
+    class Halting(MemoryStore):
+        def revoked(self, after: str = "") -> list[Revocation]:
+            if after:
+                raise StoreUnavailable("away")
+            return super().revoked()
+
+    store = Halting(ring=1, ring_ttl=60)
+    revocations = Revocations(store, 3600)
+    try:
+        permit = Permit(revocations, grant(), ["a"])
+        permit.begin(lambda: None)
+        with pytest.raises(StoreUnavailable):
+            revocations.revoke("sub", "ann")
+        assert permit.ended
+    finally:
+        revocations.close()
 
 
 def test_what_has_ended_is_let_go(make: MakeRevocations) -> None:
