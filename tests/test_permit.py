@@ -61,8 +61,8 @@ def test_another_worker_ends_what_is_revoked_within_two_seconds(make: MakeRevoca
     permit.begin(lambda: woken.append("ann"))
     other.begin(lambda: woken.append("bob"))
     here.revoke(kind, value)
-    wait_until(lambda: permit.is_over, 2)
-    assert woken == ["ann"]
+    wait_until(lambda: woken == ["ann"], 2)
+    assert permit.is_over
     assert not other.is_over
 
 
