@@ -296,7 +296,9 @@ class Config:
         0, "trusted proxies in front, whose X-Forwarded-For tells the client's address", _whole(0, 10, "proxies")
     )
     limit_subscribe: str | None = _setting(
-        "3000/minute", "new streams and polls of one client address, a worker; not for loopback without proxies", _rate
+        "3000/minute",
+        "new streams, polls and tickets of one client address, a worker; not for loopback without proxies",
+        _rate,
     )
     limit_publish: str | None = _setting("100000/minute", "events published with one key or token, a worker", _rate)
     limit_channel: str | None = _setting("100000/minute", "events published on one channel, a worker", _rate)

@@ -6,6 +6,7 @@ import json
 import socket
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from flask import Flask
@@ -15,6 +16,7 @@ from werkzeug.test import TestResponse
 from sse.limits import Counts, client_address
 from tests.conftest import MakeApp
 from tests.servers import RedisServer, free_port
+from tests.tokens import SECRET, claims, signed
 
 KEYS = ("first-key-of-the-tests", "second-key-of-the-tests")
 
@@ -43,6 +45,17 @@ def test_each_client_address_has_its_own_count(make_app: MakeApp) -> None:
     assert [poll(client).status_code for _ in range(3)] == [200] * 3
     refused(poll(client), "SSE_LIMIT_SUBSCRIBE")
     assert poll(client, "192.0.2.2").status_code == 200
+
+
+def test_tickets_count_as_what_they_open_does(make_app: MakeApp) -> None:
+    client = make_app(SSE_LIMIT_SUBSCRIBE="2/hour", SSE_SECRET=SECRET).test_client()
+    asked: dict[str, Any] = {
+        "headers": {"Authorization": f"Bearer {signed(claims())}"},
+        "environ_base": {"REMOTE_ADDR": "192.0.2.1"},
+    }
+    assert [client.post("/sse/ticket?channel=a", **asked).status_code for _ in range(2)] == [201, 201]
+    refused(client.post("/sse/ticket?channel=a", **asked), "SSE_LIMIT_SUBSCRIBE")
+    refused(poll(client), "SSE_LIMIT_SUBSCRIBE")
 
 
 def test_a_stream_over_the_limit_is_told_busy(make_app: MakeApp) -> None:
