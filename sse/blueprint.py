@@ -23,6 +23,7 @@ from sse.errors import (
     SSEError,
     StoreUnavailable,
     TooLarge,
+    Unauthorized,
     Unavailable,
     UnsupportedMedia,
     WrongMethod,
@@ -108,7 +109,10 @@ class _Routes:
         heartbeat = _integer(query, "heartbeat", self._config.heartbeat, _MIN_HEARTBEAT, self._config.heartbeat)
         try:
             starts, replay, permit = self._starts(query)
-        except Unavailable as error:
+        except (Unavailable, Unauthorized) as error:
+            # By a key that may soon be known: the 401 would end an EventSource for good.
+            if isinstance(error, Unauthorized) and not (error.retry_after and error.code == "token_invalid"):
+                raise
             warn("a stream is told that this service is busy: %s", error)
             return Response(busy(self._config.retry, error.retry_after), headers=_STREAM_HEADERS)
         if request.method == "HEAD":

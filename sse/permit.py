@@ -34,11 +34,10 @@ Kind = Literal["sub", "channel", "token"]
 
 
 class Revoked(NamedTuple):
-    """When something was last revoked, in seconds since 1970; the number of that revocation here, and its id."""
+    """When something was last revoked, in seconds since 1970, and the number of that revocation here."""
 
     at: float
     number: int
-    id: str
 
 
 Since = Mapping[tuple[str, str], Revoked]
@@ -129,6 +128,7 @@ class Revocations:
         self._last = ""
         self._known = False
         self._since: dict[tuple[str, str], Revoked] = {}
+        self._read: dict[int, float] = {}  # all that counts, by a hash of its id and text, and its time
         self._count = self._ended = 0  # known, and acted upon
         self._pruned_at = time.monotonic()
         self._permits: set[Permit] = set()
@@ -235,13 +235,16 @@ class Revocations:
             self._pruned_at = time.monotonic()
             for old in [item for item, revoked in self._since.items() if revoked.at <= oldest]:
                 del self._since[old]
+            self._read = {entry: at for entry, at in self._read.items() if at > oldest}
         for id, at, text in news:
             item = _item(text)
-            before = self._since.get(item) if item else None
             # Times may go back, and a list may be read anew: what counts is whether it is another.
-            if item and at > oldest and not (before and before.id == id):
-                self._count += 1
-                self._since[item] = Revoked(max(at, before.at if before else 0), self._count, id)
+            entry = hash((id, text))
+            if item and at > oldest and entry not in self._read:
+                before = self._since.get(item)
+                self._read[entry] = at
+                self._since[item] = Revoked(max(at, before.at if before else 0), self._count + 1)
+                self._count += 1  # afterwards: whoever sees it sees what it counts
         self._last = news[-1].id
 
     def _end_revoked(self) -> None:

@@ -395,12 +395,13 @@
 
     function answered(status, text, after) {
       var answer = parse(text) || {}, error = answer.error || {};
+      after *= 1 + Math.random() / 2;
       if (status === 200 && answer.events) done(null, toSteps(asked, answer), answer);
-      else if (status === 401 && service.renew && !again) {
+      else if (status === 401 && (service.renew || after) && !again) {
         service.renewedAt = 0; // after a revocation, only what is issued a little later is taken
         after = root.setTimeout(function () {
           stop = ask(service, places, seconds, replay, done, true);
-        }, after * (1 + Math.random() / 2));
+        }, after);
         stop = function () {
           root.clearTimeout(after);
         };
@@ -409,9 +410,9 @@
         done({
           status: status,
           reason: status === 200 ? "not the service's answer" : status ? status + " " + (error.message || "")
-            : "no answer, or none that this page's origin may read",
+            : "no answer, or none for this origin",
           channels: error.channels,
-          after: after * (1 + Math.random() / 2),
+          after: after,
           age: now() - began
         });
       }
@@ -575,12 +576,13 @@
 
     // The token is about to end. One that was fetched just now lives no longer: the next is fetched when it has ended.
     function expire(told) {
-      heard.auth(told);
-      if (!service.renew || now() - service.renewedAt < FRESH) return;
-      service.renewedAt = 0;
-      restart = root.setTimeout(function () {
-        asking = authorized(service, run, noop) || asking; // without one, the old one is good until it ends
-      }, Math.random() * told.expires * 200);
+      if (service.renew && now() - service.renewedAt >= FRESH) {
+        service.renewedAt = 0;
+        restart = root.setTimeout(function () {
+          asking = authorized(service, run, noop) || asking; // without one, the old one is good until it ends
+        }, Math.random() * told.expires * 200);
+      }
+      heard.auth(told); // at the end: whoever hears it may close the feed
     }
 
     function heartbeat() {
@@ -622,7 +624,7 @@
         refusals += 1;
         if (!on) return;
         if (mute || refusals >= 2) {
-          memory.poll(mute ? "the stream was mute" : "streams are refused");
+          memory.poll(mute ? "the stream was mute" : "the stream was refused");
           return poll();
         }
         return wait(backoff.next(), "the stream was refused");

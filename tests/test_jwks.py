@@ -109,6 +109,18 @@ def test_a_token_by_such_a_key_is_told_when_to_come_again(issuer: Issuer) -> Non
     assert refusal.value.headers["Retry-After"] == "20"
 
 
+def test_a_stream_by_a_key_that_may_soon_be_known_is_not_ended_for_good(issuer: Issuer, make_app: MakeApp) -> None:
+    app = make_app(SSE_PUBLIC="", SSE_JWKS=issuer.url)
+    known, new = ({"Authorization": f"Bearer {by_key(claims(), alg)}"} for alg in ("RS256", "ES256"))
+    client = app.test_client()
+    assert client.get("/sse/poll?channel=a&timeout=0", headers=known).status_code == 200
+    app.extensions["sse"].tokens._jwks[""]._tried_at -= 10
+    answer = client.get("/sse/stream?channel=a", headers=new)
+    assert (answer.status_code, '"reason":"busy"' in answer.text) == (200, True)
+    answer = client.get("/sse/poll?channel=a&timeout=0", headers=new)
+    assert (answer.status_code, answer.headers["Retry-After"]) == (401, "20")
+
+
 def test_a_cookie_by_keys_that_cannot_be_had_is_passed_over(issuer: Issuer, make_app: MakeApp) -> None:
     issuer.status = 503
     sse = SSE()

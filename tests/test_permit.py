@@ -136,6 +136,25 @@ def test_a_clock_that_goes_back_hides_no_revocation(
     assert permit.is_over
 
 
+def test_a_list_that_has_lost_its_end_revokes_nothing_anew(redis_url: str) -> None:
+    store = connect(redis_url, ring=5, ring_ttl=60)
+    revocations = Revocations(store, 3600)
+    try:
+        for channel in "aab":
+            revocations.revoke("channel", channel)
+        permit = Permit(revocations, None, [], ["a"], revocations.count())
+        with redis.Redis.from_url(redis_url) as client:
+            ((last, _),) = client.xrevrange("sse:{sse.revoked}", count=1)
+            client.xdel("sse:{sse.revoked}", last)
+        revocations._look()
+        assert not permit.is_over
+        revocations.revoke("channel", "a")
+        assert permit.is_over
+    finally:
+        revocations.close()
+        store.close()
+
+
 def test_a_list_that_has_another_end_since_a_failover_is_read_anew(redis_url: str) -> None:
     store = connect(redis_url, ring=5, ring_ttl=60)
     revocations = Revocations(store, 3600)

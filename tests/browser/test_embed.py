@@ -23,7 +23,7 @@ from tests.servers import Gunicorn, free_port, wait_until
 from tests.tokens import KEY
 
 EVIL = '<script>ran = 1</script><img src=x onerror="ran = 2"><svg onload="ran = 3"></svg>&lt;b&gt; $& $1 {type}'
-NO_ANSWER = "no answer, or none that this page's origin may read"
+NO_ANSWER = "no answer, or none for this origin"
 
 
 class Pages(Origin):

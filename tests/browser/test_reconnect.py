@@ -111,7 +111,7 @@ def test_streams_that_are_refused_again_and_again_are_left_for_polls_until_the_n
     with house.publishing(A) as numbers:
         front.answer = lambda target: answer(502) if "/stream" in target else None
         moment = cut(front, tab)
-        tab.wait("polling", transport="poll", reason="streams are refused")
+        tab.wait("polling", transport="poll", reason="the stream was refused")
         assert 2 <= len(front.since(moment, "/stream")) <= 3
         time.sleep(1)
         assert_tail(tab)
