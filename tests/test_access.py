@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from flask import Response, abort, request
-from werkzeug.test import TestResponse
+from werkzeug.test import TestResponse, create_environ, run_wsgi_app
 
 from sse import SSE, InvalidEvent
 from sse.access import Access, Brought, cookie_counts
@@ -215,6 +215,18 @@ def test_a_cookie_that_is_passed_over_leaves_nothing_behind(text: str, channel: 
         assert gc.collect() == 0
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize(("host", "status"), [("push.example", 200), ("xn--bcher-kva.example", 200), ("xn--zzzz", 401)])
+def test_a_cookie_counts_for_the_service_s_own_origin_as_it_is_written(
+    make_app: MakeApp, host: str, status: int
+) -> None:
+    app = make_app(SSE_PUBLIC="", SSE_SECRET=SECRET)
+    page = host if status == 200 else "push.example"
+    headers = {"Host": host, "Origin": f"http://{page}", "Cookie": f"sse_token={signed(claims())}"}
+    environ = create_environ("/sse/poll?channel=a&timeout=0", headers=headers)
+    answer = run_wsgi_app(app.wsgi_app, environ)  # Flask's client looks into the name itself
+    assert answer[1].startswith(f"{status} ")
 
 
 @pytest.mark.parametrize("timeout", [0, 5])
