@@ -18,12 +18,12 @@ from sse import access, script
 from sse.config import Config
 from sse.errors import (
     InvalidEvent,
+    KeyUnknown,
     NotFound,
     RequestError,
     SSEError,
     StoreUnavailable,
     TooLarge,
-    Unauthorized,
     Unavailable,
     UnsupportedMedia,
     WrongMethod,
@@ -109,10 +109,7 @@ class _Routes:
         heartbeat = _integer(query, "heartbeat", self._config.heartbeat, _MIN_HEARTBEAT, self._config.heartbeat)
         try:
             starts, replay, permit = self._starts(query)
-        except (Unavailable, Unauthorized) as error:
-            # By a key that may soon be known: the 401 would end an EventSource for good.
-            if isinstance(error, Unauthorized) and not (error.retry_after and error.code == "token_invalid"):
-                raise
+        except (Unavailable, KeyUnknown) as error:  # a 401 would end an EventSource for good, too
             warn("a stream is told that this service is busy: %s", error)
             return Response(busy(self._config.retry, error.retry_after), headers=_STREAM_HEADERS)
         if request.method == "HEAD":
@@ -210,9 +207,11 @@ class _Routes:
             return access.Brought()
         environ = request.environ
         cookie = request.cookies.get(self._config.cookie, "") if "HTTP_COOKIE" in environ else ""
-        origin, site = environ.get("HTTP_ORIGIN"), environ.get("HTTP_SEC_FETCH_SITE")
-        own = f"{environ['wsgi.url_scheme']}://{environ.get('HTTP_HOST', '')}"
-        counts = not cookie or access.cookie_counts(origin, site, own, self._config.origins)
+        counts = True
+        if cookie:
+            origin, site = environ.get("HTTP_ORIGIN"), environ.get("HTTP_SEC_FETCH_SITE")
+            own = f"{environ['wsgi.url_scheme']}://{environ.get('HTTP_HOST', '')}"
+            counts = access.cookie_counts(origin, site, own, self._config.origins)
         return access.Brought(environ.get("HTTP_AUTHORIZATION", ""), cookie, query.get("token", [""])[0], counts)
 
     def _publish(self, publisher: access.Publisher, events: Sequence[tuple[str, Event]]) -> Response:

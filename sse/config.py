@@ -147,13 +147,10 @@ def _jwks(value: object) -> tuple[str, ...]:
     return places
 
 
-def _text(low: int) -> Callable[[object], str]:
-    def check(value: object) -> str:
-        if isinstance(value, str) and low <= len(value) <= 256 and value.isprintable():
-            return value
-        raise ValueError(f"give {low} to 256 printable characters")
-
-    return check
+def _text(value: object) -> str:
+    if isinstance(value, str) and 1 <= len(value) <= 256 and value.isprintable():
+        return value
+    raise ValueError("give 1 to 256 printable characters")
 
 
 def _name(value: object) -> str:
@@ -284,7 +281,7 @@ class Config:
     issuer: tuple[str, ...] = _setting(
         (), "what a token's iss has to be, one of these; none: not looked at; in the order of SSE_JWKS", _printable
     )
-    audience: str = _setting("sse", "what a token's aud has to be, or to list", _text(1))
+    audience: str = _setting("sse", "what a token's aud has to be, or to list", _text)
     token_lifetime: int = _setting(
         604_800,
         "seconds from iat to exp that a token may have, and that a revocation is kept",

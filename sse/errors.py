@@ -62,6 +62,12 @@ class Unauthorized(SSEError):
         return {"WWW-Authenticate": "Bearer", **super().headers}  # RFC 9110, 11.6.1
 
 
+class KeyUnknown(Unauthorized):
+    """A token by a key that is unknown, and may be known in `retry_after` seconds: come again then."""
+
+    default_code = "token_invalid"
+
+
 class Forbidden(SSEError):
     """The right to read or publish is missing: ask for other channels, or have these opened."""
 

@@ -121,8 +121,10 @@ class Hub:
 
     def detach(self, subscriber: Subscriber) -> None:
         """End a subscriber, all its seats; a second time does nothing."""
-        with self.lock:
-            self._vacate(subscriber, subscriber.seats)
+        # Nor waits: the garbage collector may end a stream's generator in a thread that holds the lock.
+        if subscriber.seats:
+            with self.lock:
+                self._vacate(subscriber, subscriber.seats)
 
     def leave(self, subscriber: Subscriber) -> None:
         """End one seat of a subscriber, and with its last one the subscriber."""

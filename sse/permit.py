@@ -109,8 +109,9 @@ class Permit:
             wake()
 
     def end(self) -> None:
-        self.wake = None
-        self._revocations.let_go(self)
+        wake, self.wake = self.wake, None
+        if wake:  # else it has not begun, or has ended, and nothing is waited for, as in `Hub.detach`
+            self._revocations.let_go(self)
 
 
 class Revocations:

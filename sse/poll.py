@@ -150,12 +150,10 @@ class Poll:
 
     def close(self) -> None:
         """Detach; a second time does nothing."""
-        # Without a lock, as in `Stream.close`.
-        if self._opened and self.subscriber.seats:
+        if self._opened:
             self.hub.detach(self.subscriber)
-        permit, self.permit = self.permit, None
-        if permit:
-            permit.end()
+        if self.permit:
+            self.permit.end()
         closing, self.closing = self.closing, ()
         for done in closing:
             done()

@@ -232,12 +232,10 @@ class Stream:
 
     def close(self) -> None:
         """Detach; a second time does nothing."""
-        # Not even wait for a lock: a generator may be ended by the garbage collector, in a thread that holds it.
-        if self._starts is None and self.subscriber.seats:
+        if self._starts is None:
             self.hub.detach(self.subscriber)
-        permit, self.permit = self.permit, None
-        if permit:
-            permit.end()
+        if self.permit:
+            self.permit.end()
         closing, self.closing = self.closing, ()
         for done in closing:
             done()

@@ -28,7 +28,7 @@ from jwt.exceptions import (
 
 from sse import jwks
 from sse.config import Config, check_pattern
-from sse.errors import ConfigError, InvalidEvent, NotFound, TooLarge, Unauthorized
+from sse.errors import ConfigError, InvalidEvent, KeyUnknown, NotFound, TooLarge, Unauthorized
 from sse.log import warn
 
 LEEWAY: Final = 5
@@ -63,7 +63,7 @@ class Grant:
     def scope(self) -> str:
         """What tells this publisher's idempotency keys from others', and shows nothing of it."""
         who = ("sub", self.sub) if self.sub else ("token", self.id)
-        return hashlib.sha256(repr((self.issuer, *who)).encode(errors="surrogatepass")).hexdigest()[:16]
+        return hashlib.sha256(repr((self.issuer, *who)).encode()).hexdigest()[:16]
 
 
 class Tokens:
@@ -164,7 +164,7 @@ class Tokens:
         try:
             header = jwt.get_unverified_header(text)
             algorithm, is_ticket = header["alg"], header.get("typ") == _TICKET
-            issuers, key_set, generation, again_in = self._config.issuer, None, 0, 0
+            issuers, key_set, generation, again_in = () if is_ticket else self._config.issuer, None, 0, 0
             keys: Sequence[Any] = ()
             if is_ticket or algorithm == "HS256":
                 keys = self._ticket_keys if is_ticket else self._secrets
@@ -202,7 +202,6 @@ class Tokens:
         return issuer
 
     def _decode(self, text: str, key: Any, algorithm: str, issuers: Sequence[str], is_ticket: bool) -> dict[str, Any]:
-        issuers = () if is_ticket else issuers
         claims: dict[str, Any] = jwt.decode(
             text,
             key,
@@ -267,7 +266,8 @@ def _patterns(claims: dict[str, Any], claim: str) -> tuple[str, ...]:
 
 
 def _invalid(again_in: int = 0) -> Unauthorized:
-    return Unauthorized("the token is not valid here", "fetch a new one", retry_after=again_in, code="token_invalid")
+    kind = KeyUnknown if again_in else Unauthorized
+    return kind("the token is not valid here", "fetch a new one", retry_after=again_in, code="token_invalid")
 
 
 def _expired(is_ticket: bool) -> Unauthorized:

@@ -17,9 +17,11 @@ from hypothesis import strategies as st
 from sse.errors import StoreUnavailable
 from sse.event import Event, Position
 from sse.hub import Hub
+from sse.permit import Permit, Revocations
 from sse.stores import MemoryStore, Page, Publication
 from sse.stream import Shared, Stream, busy
 from sse.subscriber import Start
+from sse.token import Grant
 from tests import client
 from tests.drive import driven
 from tests.servers import wait_until
@@ -267,6 +269,20 @@ def test_over_the_limit_the_whole_body_is_a_busy_notice_and_the_log_has_the_reas
     assert "SSE_MAX_SUBSCRIBERS" in caplog.text
     assert (close.event, close.json()) == ("sse.close", {"reason": "busy", "retry": close.retry})
     assert hub.subscribers == 3
+
+
+def test_a_stream_that_is_closed_waits_for_nothing_when_it_is_closed_again(store: FaultyStore, hub: Hub) -> None:
+    revocations = Revocations(store, 3600)
+    permit = Permit(revocations, Grant("ann", ("a",)), ["a"])
+    stream = Stream(hub, {"a": Start()}, heartbeat=15, lifetime=60, retry=RETRY, permit=permit)
+    try:
+        stream.open()
+        stream.close()
+        with ThreadPoolExecutor(1) as threads, hub.lock, revocations._lock:
+            threads.submit(stream.close).result(5)
+        assert not revocations._permits
+    finally:
+        revocations.close()
 
 
 def test_a_busy_notice_spreads_those_who_come_back() -> None:
