@@ -12,12 +12,13 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from bench import report
 from bench.load import BUILD, Load, LoadError
 from bench.more import MORE
-from bench.peers import PEERS, CannotRun, Peer
+from bench.peers import PEERS, CannotRun, Peer, against
 from bench.scenarios import FULL, QUICK, SCENARIOS, Record, Session, Size
 
 Results = dict[str, dict[str, list[Record]]]
@@ -36,6 +37,7 @@ def measure(peer: Peer, scenario: str, size: Size, measures: dict[str, list[Reco
             for name, record in SCENARIOS[scenario](session):
                 measures[name].append(record)
                 told = f"   server's core {record['server']:.0%}" if "server" in record else ""
+                told += "".join(f"   {field} {record[field]:,.2f}" for field in report.DETAILS if field in record)
                 told += "" if record["valid"] else f"   does not count: {json.dumps(record)}"
                 print(f"  {peer.name:20} {name:18} {record['value']:14,.1f}{told}", flush=True)
         except (LoadError, AssertionError, OSError, subprocess.SubprocessError) as error:
@@ -51,8 +53,9 @@ def run(peers: Sequence[Peer], scenarios: Sequence[str], size: Size, rounds: int
     faults: dict[str, str] = {}
     for number in range(rounds):
         for scenario in scenarios:
-            for peer in peers:
-                once = not peer.every_round or scenario == "parked"
+            # Those that are compared have changing places: what heats up or fills up meets them alike.
+            for peer in reversed(peers) if size.repeat and number % 2 else peers:
+                once = not size.repeat and (not peer.every_round or scenario == "parked")
                 if scenario not in peer.scenarios or (number and once) or peer.label in faults:
                     continue
                 print(f"round {number + 1} of {rounds}, {scenario}: {peer.label}", flush=True)
@@ -72,6 +75,7 @@ def main(words: Sequence[str]) -> int:
     parser = argparse.ArgumentParser("bench", description="Throughline and its peers, side by side.")
     parser.add_argument("--peers", help=f"some of: {', '.join(peer.name for peer in PEERS + MORE)}")
     parser.add_argument("--more", action="store_true", help="those too that have to be built with Go")
+    parser.add_argument("--against", type=Path, metavar="DIR", help="compare with another checkout of this project")
     parser.add_argument("--only", help=f"some of: {', '.join(SCENARIOS)}")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--streams", help="such as 100,1000,10000")
@@ -83,12 +87,18 @@ def main(words: Sequence[str]) -> int:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     size = QUICK if args.quick else FULL
     if args.streams:
-        size = Size(tuple(sorted(int(count) for count in args.streams.split(","))), size.seconds, size.trials)
+        size = replace(size, streams=tuple(sorted(int(count) for count in args.streams.split(","))))
     wanted = args.peers.split(",") if args.peers else [peer.name for peer in (PEERS + MORE if args.more else PEERS)]
     scenarios = args.only.split(",") if args.only else list(SCENARIOS)
     if unknown := {*wanted} - {peer.name for peer in PEERS + MORE} | {*scenarios} - SCENARIOS.keys():
         parser.error(f"not known: {', '.join(sorted(unknown))}")
     peers = [peer for peer in PEERS + MORE if peer.name in wanted]
+    if args.against:
+        if not (args.against / "sse").is_dir():
+            parser.error(f"{args.against} is no checkout of this project")
+        size = replace(size, repeat=True)
+        others = {peer.name: against(peer, args.against.resolve()) for peer in peers}
+        peers = [one for peer in peers for one in (peer, others[peer.name]) if one]
     began = time.time()
     results, faults = run(peers, scenarios, size, 1 if args.quick else args.rounds)
     print(f"{(time.time() - began) / 60:.1f} minutes\n")
@@ -96,6 +106,8 @@ def main(words: Sequence[str]) -> int:
     BUILD.mkdir(exist_ok=True)
     args.results.write_text(json.dumps(outcome.as_json(), indent=1))
     print(report.tables(outcome))
+    if args.against:
+        print(f"\n## As ratios to {args.against}, medians of the rounds\n\n{report.ratios(outcome)}")
     if args.docs:
         report.write(outcome)
     return 0

@@ -17,9 +17,16 @@
  *   ask NAME CONNECTIONS SECONDS   the request again and again on kept-alive connections
  *   connect AT_ONCE SECONDS        open streams, each closed when its first block has come
  *   probe NAME EVERY_MS RATE SECONDS  time the request on new connections while RATE events/s are published
+ *   greedy NAME CONNECTIONS PROBE EVERY_MS SECONDS   the first as with `ask`, while the second is timed on new connections
+ *   own N                          streams opened from now on take the channels 0 to N - 1 in turn, one each; 0: no more
+ *   flood CONNECTIONS BATCH SECONDS GRACE   publish to all of these: each connection again as soon as it is answered
  *
  * An event's data is `@`, a digit for its channel, nine digits that count its channel's events, and filling. Each stream
  * checks that these are contiguous; what is not is told as lost or doubled.
+ *
+ * On channels of their own, the digit is 9, and the number counts in turns over all N channels: it is the channel's
+ * where it is divided by N. A stream that is told `busy` is opened again after the time that it is told, and one that
+ * has been open before says where it was: by the template `again`, in which %I is the id that it was opened with.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -40,9 +47,10 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { MARK = 11, CHANNELS = 8, MAX_FD = 1 << 16, EVENTS = 1 << 20, BUFFER = 1 << 18, REPLY = 1 << 16, SAMPLES = 1 << 20 };
+enum { MARK = 11, CHANNELS = 8, MAX_FD = 1 << 16, EVENTS = 1 << 20, OWN = 9, MAX_OWN = 1 << 14,
+       BUFFER = 1 << 18, REPLY = 1 << 16, SAMPLES = 1 << 20 };
 static const double BATCH_TIME = 0.02;  /* events that fall due within it share a request */
-enum kind { NONE, STREAM, PUBLISHER, CLIENT };
+enum kind { NONE, STREAM, PUBLISHER, CLIENT, GREEDY, FLOODER };
 enum framing { HEAD, PLAIN, CHUNK_SIZE, CHUNK, CHUNK_END, LAST };
 
 struct connection {
@@ -51,6 +59,9 @@ struct connection {
     bool joined;               /* a stream that is counted as open */
     uint32_t chunk;            /* bytes of the chunk that are still to come */
     uint32_t next[CHANNELS];   /* number of the next event; 0 before the first */
+    uint32_t own;              /* a stream's channel; the first of those that a connection publishes to */
+    uint32_t turn, place;      /* of what a connection publishes next: how often it has been around, and how far it is */
+    int in_flight;             /* events that it has not been answered for */
     char tail[MARK];           /* of a mark that a read has cut */
     int tail_length;
     char *reply;               /* a stream's head, or what has come of an answer */
@@ -77,10 +88,16 @@ static int64_t last_at[EVENTS];
 static int32_t receipts[EVENTS];
 static int64_t published, completed, delivered, lost, doubled, last_receipt, now;
 
+static uint32_t own_count, own_next, own_first;           /* channels; that of the next stream; the first event's number */
+static int64_t own_due[MAX_OWN];                          /* when one that was told `busy` comes back */
+static char own_id[MAX_OWN][64];
+static int own_waiting, flooders, flood_batch;
+static int64_t busy, accepted, greedy_answers;
+
 static int publisher = -1, unanswered;
 static int64_t answers, refused, samples_taken;
 static int64_t samples[SAMPLES];                          /* nanoseconds that requests took */
-static bool asking;
+static bool asking, probing;                              /* a probe is not repeated */
 
 static int64_t clock_now(void) {
     struct timespec t;
@@ -172,10 +189,32 @@ static bool send_all(int fd, const char *data, size_t length) {
 
 /* What a subscriber reads */
 
+static void take_own(struct connection *c, uint32_t number) {
+    if (!own_count || number % own_count != c->own) {
+        refused++;
+        return;
+    }
+    uint32_t turn = number / own_count, expected = c->next[0];
+    if (expected && turn < expected) {
+        doubled++;
+        return;
+    }
+    if (expected) lost += turn - expected;
+    c->next[0] = turn + 1;
+    if (number < own_first || number - own_first >= EVENTS) return;
+    delivered++;
+    last_receipt = last_at[number - own_first] = now;
+    receipts[number - own_first] = 1;
+}
+
 static void take_mark(struct connection *c, const char *mark) {
     unsigned channel = mark[1] - '0';
     uint32_t number = 0;
     for (int i = 2; i < MARK; i++) number = number * 10 + (mark[i] - '0');
+    if (channel == OWN) {
+        take_own(c, number);
+        return;
+    }
     if (channel >= CHANNELS || number > numbers[channel]) {
         refused++;
         return;
@@ -262,6 +301,15 @@ static bool take_head(struct connection *c, const char *data, size_t length) {
     c->reply[c->reply_length] = 0;
     char *end = strstr(c->reply, "\r\n\r\n");
     if (!end) return false;
+    if (own_count && !strncmp(c->reply + 8, " 200", 4)) {       /* wait for the first block, which tells whether it is in */
+        char *block = strstr(end, "event: sse."), *id = strstr(end, "id: "), *retry = strstr(end, "retry: ");
+        if (!block || !strstr(block, "\n\n")) return false;
+        if (!strncmp(block + 11, "close", 5)) {
+            busy++;
+            own_waiting++;
+            own_due[c->own] = clock_now() + (int64_t)((retry ? atoi(retry + 7) : 1000) * 1e6);
+        } else if (id) sscanf(id + 4, "%63s", own_id[c->own]);
+    }
     *end = 0;
     if (strncmp(c->reply + 8, " 200", 4)) {
         if (!failed++) fprintf(stderr, "load: a stream was answered: %.300s\n", c->reply);
@@ -285,6 +333,11 @@ static void read_stream(int fd) {
         return;
     }
     if (n > 0 && !take_head(c, buffer, n)) return;
+    if (first && own_count && own_due[c->own]) {
+        waiting--;
+        hang_up(fd);
+        return;
+    }
     if (n <= 0) {
         ended++;
         if (first) failed++;
@@ -305,9 +358,18 @@ static void read_stream(int fd) {
     } else if (n <= 0) hang_up(fd);
 }
 
+static size_t put(char *out, const char *text, unsigned channel, uint32_t number, size_t body_length);
+
 static void start_stream(void) {
     int fd = connect_to_server(STREAM);
     const char *request = template("stream");
+    if (fd >= 0 && own_count) {
+        static char own_request[1 << 14];
+        unsigned own = connections[fd].own = own_next++ % own_count;
+        own_request[put(own_request, own_id[own][0] ? template("again") : request, own, 0, 0)] = 0;
+        own_due[own] = 0;
+        request = own_request;
+    }
     if (fd < 0 || !send_all(fd, request, strlen(request))) {
         failed++;
         if (fd >= 0) hang_up(fd);
@@ -342,6 +404,8 @@ static int answer_length(const char *reply, int length) {
     return last ? last + 7 - reply : 0;
 }
 
+static void publish_own(int fd);
+
 static void read_answers(int fd) {
     struct connection *c = &connections[fd];
     if (!c->reply) c->reply = malloc(REPLY + 1);
@@ -363,15 +427,26 @@ static void read_answers(int fd) {
             unanswered--;
             continue;
         }
+        if (c->kind == GREEDY) {
+            greedy_answers++;
+            continue;
+        }
+        if (c->kind == FLOODER) {
+            accepted += c->in_flight;
+            c->in_flight = 0;
+            continue;
+        }
         answers++;
         if (samples_taken < SAMPLES) samples[samples_taken++] = clock_now() - c->asked_at;
     }
     c->reply_length -= done;
     memmove(c->reply, c->reply + done, c->reply_length);
     if (done && c->kind == CLIENT) {
-        if (asking) ask(fd);
+        if (asking && !probing) ask(fd);
         else hang_up(fd);
     }
+    if (done && asking && c->kind == GREEDY) ask(fd);
+    if (done && asking && c->kind == FLOODER) publish_own(fd);
 }
 
 /* Publishing: one connection, so that the order is told; what falls due while it waits for its answer goes together. */
@@ -387,8 +462,9 @@ static size_t put(char *out, const char *text, unsigned channel, uint32_t number
         case 'L': o += sprintf(o, "%zu", body_length); break;
         case 'C': o += sprintf(o, "%u", channel); break;
         case 'N': o += sprintf(o, "%u", number); break;
+        case 'I': o += sprintf(o, "%s", own_id[channel]); break;
         case 'D':
-            o += sprintf(o, "@%u%09u ", channel, number);
+            o += sprintf(o, "@%u%09u ", own_count ? OWN : channel, number);
             memset(o, 'x', data_size - MARK - 1);
             o += data_size - MARK - 1;
             break;
@@ -429,6 +505,29 @@ static void publish(int count, int64_t due, int64_t every) {
         unanswered++;
     }
     if (!send_all(publisher, request, length)) refused++;
+}
+
+/* Each connection has channels of its own, so that the order in which they are told is known. */
+static void publish_own(int fd) {
+    static char body[1 << 20], request[1 << 21];
+    struct connection *c = &connections[fd];
+    size_t body_length = put(body, template("body"), 0, 0, 0);
+    int64_t sent_at = clock_now();
+    for (int i = 0; i < flood_batch; i++) {
+        uint32_t channel = c->own + c->place * flooders, number = own_first + c->turn * own_count + channel;
+        if (number - own_first >= EVENTS) return;
+        published_at[number - own_first] = sent_at;
+        published++;
+        if (i) body_length += put(body + body_length, template("between"), 0, 0, 0);
+        body_length += put(body + body_length, template("item"), channel, number, 0);
+        c->in_flight++;
+        c->place++;
+        if (c->own + c->place * flooders >= own_count) c->place = 0, c->turn++;
+    }
+    body_length += put(body + body_length, template("after"), 0, 0, 0);
+    size_t length = put(request, template("publish"), 0, 0, body_length);
+    memcpy(request + length, body, body_length);
+    if (!send_all(fd, request, length + body_length)) refused++;
 }
 
 /* Answers that are timed do not queue behind ten thousand streams. */
@@ -562,15 +661,25 @@ static void check(void) {
 
 static void open_many(int count, int at_once) {
     int64_t start = clock_now(), limit = start + seconds(60);
-    failed = waiting = early = 0;
-    while ((count || waiting > 0) && clock_now() < limit && failed < 100) {
+    failed = waiting = early = own_waiting = busy = 0;
+    memset(own_due, 0, sizeof own_due);
+    while ((count || waiting > 0 || own_waiting) && clock_now() < limit && failed < 100) {
+        if (own_waiting) {
+            for (uint32_t i = 0, next = own_next; i < own_count && waiting < at_once; i++)
+                if (own_due[i] && own_due[i] <= now) {
+                    own_waiting--;
+                    own_next = i;
+                    start_stream();
+                    own_next = next;
+                }
+        }
         if (count && waiting < at_once) {
             start_stream();
             if (--count % at_once == 0 && !want_head) check();
-        } else step(limit);
+        } else step(own_waiting ? clock_now() + seconds(0.01) : limit);
     }
-    printf("{\"open\": %d, \"failed\": %d, \"early\": %d, \"seconds\": %.4f}\n", open_streams, failed + count, early,
-           (clock_now() - start) / 1e9);
+    printf("{\"open\": %d, \"failed\": %d, \"early\": %d, \"busy\": %lld, \"seconds\": %.4f}\n", open_streams,
+           failed + count + own_waiting, early, (long long)busy, (clock_now() - start) / 1e9);
 }
 
 static void close_kind(enum kind kind) {
@@ -651,8 +760,85 @@ static void probe(const char *name, double every_ms, double rate, double length)
     close_kind(CLIENT);
 }
 
+static void greedy(const char *name, int count, const char *probed, double every_ms, double length) {
+    begin_run();
+    failed = 0;
+    greedy_answers = 0;
+    asking = probing = true;
+    double cpu = cpu_seconds();
+    int64_t start = clock_now(), end = start + seconds(length), next_probe = start + seconds(0.2);
+    for (int i = 0; i < count; i++) {
+        int fd = connect_to_server(GREEDY);
+        if (fd < 0) die("connect");
+        connections[fd].request = template(name);
+        ask(fd);
+    }
+    while ((now = clock_now()) < end) {
+        if (now >= next_probe) {
+            int fd = connect_to_server(CLIENT);
+            if (fd < 0) die("connect");
+            connections[fd].request = template(probed);
+            ask(fd);
+            next_probe += seconds(every_ms / 1e3);
+        }
+        step(next_probe < end ? next_probe : end);
+    }
+    asking = false;
+    double took = (clock_now() - start) / 1e9, used = (cpu_seconds() - cpu) / took;
+    int64_t within = greedy_answers, limit = clock_now() + seconds(5);
+    for (bool some = true; some && clock_now() < limit;) {      /* the slowest answers count too */
+        some = false;
+        for (int fd = 0; fd < MAX_FD && !some; fd++) some = connections[fd].kind == CLIENT;
+        if (some) step(clock_now() + seconds(0.01));
+    }
+    probing = false;
+    printf("{\"greedy\": %lld, \"answers\": %lld, \"refused\": %lld, \"failed\": %d, \"seconds\": %.4f, \"p50\": %.3f, "
+           "\"p99\": %.3f, \"cpu\": %.3f}\n",
+           (long long)within, (long long)answers, (long long)refused, failed, took, percentile(samples, samples_taken, 0.5),
+           percentile(samples, samples_taken, 0.99), used);
+    close_kind(GREEDY);
+    close_kind(CLIENT);
+}
+
+static void flood(int count, int batch, double length, double grace) {
+    static int64_t latency[EVENTS];
+    begin_run();
+    memset(published_at, 0, sizeof published_at);
+    for (int fd = 0; fd < MAX_FD; fd++)
+        if (connections[fd].kind == STREAM) connections[fd].next[0] = 0;
+    own_first += (EVENTS / own_count + 1) * own_count;   /* beyond all that was published before */
+    flooders = count;
+    flood_batch = batch;
+    accepted = 0;
+    asking = true;
+    double cpu = cpu_seconds();
+    int64_t start = last_receipt = clock_now(), end = start + seconds(length);
+    for (int i = 0; i < count; i++) {
+        int fd = connect_to_server(FLOODER);
+        if (fd < 0) die("connect");
+        connections[fd].own = i;
+        publish_own(fd);
+    }
+    while (clock_now() < end) step(end);
+    asking = false;
+    double used = (cpu_seconds() - cpu) / ((clock_now() - start) / 1e9);
+    int64_t in_time = delivered, accepted_in_time = accepted, limit = clock_now() + seconds(grace);
+    while (delivered < published && clock_now() < limit) step(limit);
+    int64_t whole = 0;
+    for (int64_t i = 0; i < EVENTS; i++)
+        if (receipts[i] && published_at[i]) latency[whole++] = last_at[i] - published_at[i];
+    if (published - delivered > lost) lost = published - delivered;
+    printf("{\"streams\": %d, \"published\": %lld, \"accepted\": %lld, \"in_time\": %lld, \"delivered\": %lld, "
+           "\"lost\": %lld, \"doubled\": %lld, \"refused\": %lld, \"ended\": %d, \"seconds\": %.4f, \"p50\": %.3f, "
+           "\"p99\": %.3f, \"max\": %.3f, \"cpu\": %.3f}\n",
+           open_streams, (long long)published, (long long)accepted_in_time, (long long)in_time, (long long)delivered,
+           (long long)lost, (long long)doubled, (long long)refused, ended, (end - start) / 1e9,
+           percentile(latency, whole, 0.5), percentile(latency, whole, 0.99), percentile(latency, whole, 1), used);
+    close_kind(FLOODER);
+}
+
 static bool obey(char *line) {
-    char name[16], text[2];
+    char name[16], other[16], text[2];
     int count, at_once, used = 0;
     double a, b, c;
     line[strcspn(line, "\n")] = 0;
@@ -678,6 +864,14 @@ static bool obey(char *line) {
         want_head = true;
         connect_all(at_once, a);
     } else if (sscanf(line, "probe %15s %lf %lf %lf", name, &a, &b, &c) == 4) probe(name, a, b, c);
+    else if (sscanf(line, "greedy %15s %d %15s %lf %lf", name, &count, other, &a, &b) == 5) greedy(name, count, other, a, b);
+    else if (sscanf(line, "own %d", &count) == 1 && count <= MAX_OWN) {
+        own_count = count;
+        own_next = 0;
+        memset(own_id, 0, sizeof own_id);
+        printf("{}\n");
+    } else if (sscanf(line, "flood %d %d %lf %lf", &count, &at_once, &a, &b) == 4 && own_count && count > 0
+               && (uint32_t)count <= own_count && at_once <= 1000) flood(count, at_once, a, b);
     else return false;
     return !fflush(stdout);
 }

@@ -13,18 +13,21 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from bench.load import BUILD, LOAD_CORE, SERVER_CORE, on_core, program
 from tests import client
-from tests.servers import Gunicorn, Nginx, RedisServer, Server, free_port, wait_until
+from tests.servers import ROOT, Gunicorn, Nginx, RedisServer, Server, free_port, wait_until
 
 KEY = "a-publishing-key-for-the-benchmark"
 ORIGIN = "https://site.example"
 RING = 1000
 JSON = ("Content-Type: application/json",)
 MODULE = "ngx_nchan_module.so"
+AGAINST = "@against"
+"""End of the name of a peer that is another checkout of this project."""
 
 
 class CannotRun(Exception):
@@ -50,6 +53,7 @@ class Target:
     parked: Callable[[], str] | None = None  # one that waits
     redis: RedisServer | None = None
     scripts: bool = False  # it publishes by a script in Redis, to compare with that script alone
+    own: tuple[str, str] | None = None  # a stream on a channel of its own, and an item for it: %C is the channel
 
 
 @dataclass(frozen=True)
@@ -115,9 +119,15 @@ def start_redis(stack: ExitStack, folder: Path) -> RedisServer:
 
 
 def throughline(
-    stack: ExitStack, folder: Path, *, redis: bool = False, nginx: bool = False, five: bool = False
+    stack: ExitStack,
+    folder: Path,
+    *,
+    redis: bool = False,
+    nginx: bool = False,
+    five: bool = False,
+    root: Path = ROOT,
 ) -> Target:
-    """As a site has it: public patterns, origins, limits, resumable ids."""
+    """As a site has it: public patterns, origins, limits, resumable ids. `root` is the checkout that serves."""
     store = start_redis(stack, folder) if redis else None
     env = {
         "SSE_PUBLIC": "bench/*",
@@ -128,9 +138,11 @@ def throughline(
         # On, and out of the way.
         "SSE_LIMIT_PUBLISH": "1000000/second",
         "SSE_LIMIT_CHANNEL": "1000000/second",
+        **({"SSE_LIMIT_PUBLISH_BYTES": "10000000000/second"} if _knows(root, "limit_publish_bytes") else {}),
         **({"SSE_REDIS_URL": store.url} if store else {}),
     }
     server = Gunicorn(folder, env=env, bind=f"unix:{folder}/throughline.sock" if nginx else None)
+    server.folder = root
     start(stack, server)
     servers: list[Server] = [server]
     if nginx:
@@ -170,11 +182,13 @@ def throughline(
         parked=parked,
         redis=store,
         scripts=True,
+        own=(get("/sse/stream?channel=bench/%C"), '{"channel":"bench/%C","data":"%D"}'),
     )
 
 
-def behind_nginx(stack: ExitStack, folder: Path) -> Target:
-    return throughline(stack, folder, nginx=True)
+def _knows(root: Path, setting: str) -> bool:
+    """Whether the checkout has a setting: an unknown one is refused."""
+    return f" {setting}:" in (root / "sse/config.py").read_text()
 
 
 def bare(stack: ExitStack, folder: Path) -> Target:
@@ -295,18 +309,32 @@ def raw(stack: ExitStack, folder: Path, *words: str) -> Target:
     return Target(port, [server], get("/"), post("/"), item, around=("", "", ""))
 
 
-ALL = ("requests", "parked", "streams")
+OWN: dict[str, Callable[..., Target]] = {
+    "throughline": throughline,
+    "throughline-redis": partial(throughline, redis=True),
+    "throughline-five": partial(throughline, five=True),
+    "throughline-nginx": partial(throughline, nginx=True),
+}
+ALL = ("requests", "parked", "streams", "own", "greedy")
 PEERS = [
-    Peer("throughline", "Throughline", throughline, ALL, every_round=True),
-    Peer("nchan", "nchan", nchan, ALL, every_round=True),
+    Peer("throughline", "Throughline", OWN["throughline"], ALL, every_round=True),
+    Peer("nchan", "nchan", nchan, ALL[:3], every_round=True),
     Peer("raw", "raw C loop", raw, ("streams",), every_round=True),
-    Peer("throughline-redis", "Throughline, Redis", lambda s, f: throughline(s, f, redis=True), ALL, every_round=True),
-    Peer("nchan-redis", "nchan, Redis", lambda s, f: nchan(s, f, redis=True), ALL, every_round=True),
+    Peer("throughline-redis", "Throughline, Redis", OWN["throughline-redis"], ALL, every_round=True),
+    Peer("nchan-redis", "nchan, Redis", lambda s, f: nchan(s, f, redis=True), ALL[:3], every_round=True),
     Peer("bare", "a bare Flask view", bare, ("requests",), every_round=True),
-    Peer("throughline-five", "Throughline, five channels", lambda s, f: throughline(s, f, five=True), ("streams",)),
-    Peer("throughline-nginx", "Throughline behind nginx", behind_nginx, ("streams",), most=9_500),
+    Peer("throughline-five", "Throughline, five channels", OWN["throughline-five"], ("streams",)),
+    Peer("throughline-nginx", "Throughline behind nginx", OWN["throughline-nginx"], ("streams",), most=9_500),
     Peer("naive", "Flask, a queue for each", lambda s, f: gunicorn(s, f, "bench.apps.naive:app")),
     Peer("flask-sse", "flask-sse, Redis", flask_sse, ("streams",), most=5_000),
     Peer("sse-starlette", "sse-starlette, uvicorn", sse_starlette),
     Peer("raw-joined", "the load generator's limit", lambda s, f: raw(s, f, "joined"), ("streams",)),
 ]  # fmt: skip
+
+
+def against(peer: Peer, root: Path) -> Peer | None:
+    """The same of this project as another checkout has it; None for what is not of this project."""
+    if peer.name not in OWN:
+        return None
+    start = partial(OWN[peer.name], root=root)
+    return replace(peer, name=f"{peer.name}{AGAINST}", label=f"{peer.label}, {root}", start=start)

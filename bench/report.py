@@ -18,12 +18,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from bench.peers import PEERS
-from bench.scenarios import BATCH, CLIENTS, GRACE
+from bench.peers import AGAINST, PEERS
+from bench.scenarios import BATCH, CLIENTS, FLOOD, FULL, GRACE
 from tests.servers import ROOT
 
 PAGE = ROOT / "docs" / "benchmarks.md"
 TIMES = ("alone", "busy")
+DETAILS = ("p50", "p99", "kept", "busy")
+"""What a record may have besides its value."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +76,19 @@ def milliseconds(value: float | None) -> str:
     return "–" if value is None else f"{value:,.1f}" if value < 100 else f"{value:,.0f}"
 
 
+def seconds(value: float | None) -> str:
+    return "–" if value is None else f"{value:,.2f}"
+
+
+def share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.0%}"
+
+
 def kilobytes(value: float | None) -> str:
     return "–" if value is None else f"{value / 1024:.2f}" if value < 10240 else f"{value / 1024:.1f}"
+
+
+FLOODED = (("value", count), ("kept", share), ("p50", milliseconds), ("p99", milliseconds))
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -128,6 +141,27 @@ def tables(outcome: Outcome) -> str:
             ["", "new streams", "polls", "publishes", "bare EVALSHA"],
             rows(*((name, "value", count) for name in ("connects", "polls", "publishes", "evalsha"))),
         ),
+        "\n## Streams on a channel of their own each: seconds until all are in, and KB of RSS for each\n",
+        table(
+            ["", "on one channel", "on their own", "after a restart", "KB"],
+            rows(
+                *((f"own-{name}", "value", seconds) for name in ("open-one", "open", "reopen")),
+                ("own-idle", "value", kilobytes),
+            ),
+        ),
+        "\n## Streams on a channel of their own each: publishing as fast as it is answered\n",
+        table(
+            ["", *(f"{name} {what}" for name in ("single", "batch") for what in ("/s", "of accepted", "p50", "p99"))],
+            rows(*((f"own-{name}", field, show) for name in ("single", "batch") for field, show in FLOODED)),
+        ),
+        "\n## Beside greedy publishers: /healthz on a new connection, ms, and publishes a second\n",
+        table(
+            ["", "beside 1 p50", "p99", f"beside {CLIENTS} p50", "p99", "publishes of 1", f"of {CLIENTS}"],
+            rows(
+                *((f"greedy-health-{n}", p, milliseconds) for n in (1, CLIENTS) for p in ("p50", "p99")),
+                *((f"greedy-publishes-{n}", "value", count) for n in (1, CLIENTS)),
+            ),
+        ),
         f"\n## A request on a new connection, p99 in ms: alone, and while {most:,} streams get 20 events/s\n",
         table(
             ["", *(f"{what}, {when}" for what in ("/healthz", "a poll") for when in TIMES)],
@@ -142,6 +176,22 @@ def tables(outcome: Outcome) -> str:
         f"\nThe load generator's core was busy for {busiest(outcome):.0%} at the most in a run that counts.",
     ]  # fmt: skip
     return "\n".join(parts)
+
+
+def ratios(outcome: Outcome) -> str:
+    """Every measure of each peer that ran from two checkouts: here, there, and the ratio of the medians."""
+    rows = []
+    for peer, measures in outcome.results.items():
+        for measure in measures:
+            for field in ("value", *DETAILS):
+                if not any(field in record for record in measures[measure]):
+                    continue
+                ours, theirs = (outcome.get(name, measure, field) for name in (peer, peer + AGAINST))
+                if ours is not None and theirs is not None:
+                    what = measure if field == "value" else f"{measure} {field}"
+                    part = f"{ours / theirs:.2f}" if theirs else "–"
+                    rows.append([f"{outcome.labels[peer]}: {what}", f"{ours:,.2f}", f"{theirs:,.2f}", part])
+    return table(["", "here", "there", "ratio"], rows)
 
 
 def verdict(goal: Goal) -> str:
@@ -185,6 +235,16 @@ def goals(outcome: Outcome) -> Iterator[Goal]:
         value, share = get("throughline", name), ratio("throughline", "bare", name)
         met = value is not None and (value >= least or (share or 0) >= 0.85)
         yield Goal(f"{what} on one core", value, f"≥ {least:,}, or 0.85 of bare Flask ({share or 0:.2f})", met)
+    for peer, store in (("throughline", ""), ("throughline-redis", ", Redis")):
+        yield at_most(f"own channels{store}: time to open, to one channel's", get(peer, "own-open-ratio"), 1.3)
+        yield at_most(f"own channels{store}: after a restart, to the same", get(peer, "own-reopen-ratio"), 1.6)
+        for name in ("single", "batch"):
+            kept, p50 = (get(peer, f"own-{name}", field) for field in ("kept", "p50"))
+            yield at_least(f"own channels{store}, {name}: delivered of accepted", kept, 0.9)
+            yield at_most(f"own channels{store}, {name}: p50, ms", p50, 100)
+        yield at_most(
+            f"/healthz beside {CLIENTS} publishers{store}: p50, ms", get(peer, f"greedy-health-{CLIENTS}"), 50
+        )
     both = ratio("throughline-redis", "throughline-redis", "publishes", base="evalsha")
     yield at_least("publishes/s into Redis: times bare EVALSHA", both, 0.5)
 
@@ -248,6 +308,12 @@ How it is measured:
   requests; the kernel's own for each connection comes on top, the same for all.
 - The raw C loop ([bench/raw.c](../bench/raw.c)) does one write for each event and stream and nothing else: the limit of
   a server that joins nothing. The load generator's limit is the same loop with all events of a request in one write.
+- Channels of their own: {own:,} streams, each with a channel that is new to the server. A stream that is told `busy`
+  comes back when it is told to. After a restart of the server, each comes back with its last event id. Events are then
+  published from {clients} connections, one in each request, and from {flood}, {batch} in each; each connection
+  publishes again as soon as it is answered. "Of accepted" is what was delivered before the end of the run, of what was
+  accepted before it.
+- Greedy publishers publish one event a request on kept connections, again as soon as they are answered.
 - A poll is answered at once with one event. Publishes are one event a request from {clients} connections; bare EVALSHA
   is the same script from as many greenlets and no HTTP.
 
@@ -268,6 +334,8 @@ def write(outcome: Outcome) -> None:
         batch=BATCH,
         grace=GRACE,
         clients=CLIENTS,
+        own=FULL.own,
+        flood=FLOOD,
     )
     PAGE.write_text(text + tables(outcome) + "\n")
     print(f"wrote {PAGE.relative_to(ROOT)}, {drawing.name}{' and its PNG' if picture else ''}")

@@ -22,6 +22,7 @@ Measures = Iterator[tuple[str, Record]]
 BATCH = 50  # events that a busy site publishes in one request, at the most
 GRACE = 0.5  # seconds after its end in which all that a run offered must have arrived
 CLIENTS = 32
+FLOOD = 16  # connections that publish batches as fast as they are answered
 BUSY = 20  # events a second, for the requests that are timed meanwhile
 
 
@@ -32,9 +33,11 @@ class Size:
     streams: tuple[int, ...] = (100, 1_000, 10_000)
     seconds: float = 2.0
     trials: int = 2  # of a rate, once one was too high
+    own: int = 5_000  # streams on a channel of their own each
+    repeat: bool = False  # what one round would do for, too
 
 
-FULL, QUICK = Size(), Size((20, 100), 0.3, 1)
+FULL, QUICK = Size(), Size((20, 100), 0.3, 1, own=100)
 
 
 @dataclass
@@ -94,7 +97,7 @@ def streams(session: Session) -> Measures:
     yield from probes(session, "alone", 0, 0)
     for count in reversed(size.streams):
         name = f"-{count}"
-        if count not in size.streams[-2:] and session.before("fanout" + name):
+        if count not in size.streams[-2:] and session.before("fanout" + name) and not size.repeat:
             continue  # no goal is about it: one round will do
         count = min(count, session.peer.most)
         opened = open_all(session, count, head=target.answers_first)
@@ -120,7 +123,62 @@ def probes(session: Session, when: str, rate: int, count: int) -> Measures:
             yield f"{name}-{when}", run | {"value": run["p99"], "valid": bool(good)}
 
 
-SCENARIOS: dict[str, Callable[[Session], Measures]] = {"requests": requests, "parked": parked, "streams": streams}
+def own(session: Session) -> Measures:
+    """Streams on a channel of their own each: how they get in, come back, and are told."""
+    load, target, size = session.load, session.target, session.size
+    if target.own is None:
+        return
+    request, item = target.own
+    count = min(size.own, session.peer.most)
+    load("connect", CLIENTS, 0.3)  # a server's first requests make it grow
+    one = load("open", count, CLIENTS, 1)
+    load("close")
+    time.sleep(1)  # until the server has seen it
+    yield "own-open-one", timed(one, count)
+    load.set("stream", request)
+    load.set("again", request.replace("\r\n\r\n", "\r\nLast-Event-ID: %I\r\n\r\n"))
+    load.set("item", item)
+    load("own", count)
+    opened = open_all(session, count, head=True)
+    yield "own-idle", opened
+    yield "own-open", timed(opened, count)
+    yield "own-open-ratio", ratio(opened, one)
+    for name, connections, batch in (("single", CLIENTS, 1), ("batch", FLOOD, BATCH)):
+        words = (min(connections, count), min(batch, count), 2 * size.seconds, GRACE + 3)
+        yield f"own-{name}", flooded(session, *words)
+    server = target.servers[0]
+    server.stop()
+    load("close")
+    with on_core(SERVER_CORE):
+        server.start()
+    again = load("open", count, CLIENTS, 1)
+    yield "own-reopen", timed(again, count)
+    yield "own-reopen-ratio", ratio(again, one)
+
+
+def greedy(session: Session) -> Measures:
+    """What a new connection's request takes, beside publishers that ask again as soon as they are answered."""
+    load, target = session.load, session.target
+    load.set("one", one_publish(target))
+    load.set("probe", target.health)
+    load("ask", "one", CLIENTS, 0.3)
+    p50 = {}
+    for clients in (1, CLIENTS):
+        run = load("greedy", "one", clients, "probe", 20, 2 * session.size.seconds)
+        valid = bool(run["answers"] and not run["refused"] and run["cpu"] < 0.9)
+        p50[clients] = run["p50"]
+        yield f"greedy-health-{clients}", run | {"value": run["p50"], "valid": valid}
+        yield f"greedy-publishes-{clients}", {"value": run["greedy"] / run["seconds"], "valid": valid}
+    yield "greedy-ratio", {"value": p50[CLIENTS] / max(p50[1], 0.001), "valid": valid}
+
+
+SCENARIOS: dict[str, Callable[[Session], Measures]] = {
+    "requests": requests,
+    "parked": parked,
+    "streams": streams,
+    "own": own,
+    "greedy": greedy,
+}
 
 
 # How
@@ -136,7 +194,36 @@ def open_all(session: Session, count: int, *, head: bool) -> Record:
     time.sleep(0.5 if head else 1.5)
     failed = few["failed"] + many["failed"] + few["early"] + many["early"]  # early: a parked poll that was answered
     grown = memory(session.target) - before
-    return {"value": grown / (count - count // 10), "valid": not failed, "failed": failed, "streams": count}
+    return {
+        "value": grown / (count - count // 10),
+        "valid": not failed,
+        "failed": failed,
+        "streams": count,
+        "open": many["open"],
+        "busy": few["busy"] + many["busy"],
+        "seconds": few["seconds"] + many["seconds"],
+    }
+
+
+def timed(run: Record, count: int) -> Record:
+    """How long it took to open so many, those included that were told `busy` and came back as they were told."""
+    return {"value": run["seconds"], "valid": run["open"] == count, "busy": run["busy"]}
+
+
+def ratio(run: Record, base: Record) -> Record:
+    return {"value": run["seconds"] / base["seconds"], "valid": run["open"] == base["open"]}
+
+
+def flooded(session: Session, *words: object) -> Record:
+    """Publishing as fast as it is answered; `kept` is what was delivered in the time, of what was accepted in it."""
+    cpu, began = cpu_seconds(session.target), time.monotonic()
+    run = session.load("flood", *words)
+    server = (cpu_seconds(session.target) - cpu) / (time.monotonic() - began)
+    whole = not (run["lost"] or run["doubled"] or run["refused"] or run["ended"])
+    kept = run["in_time"] / max(run["accepted"], 1)
+    value = run["in_time"] / run["seconds"]
+    valid = whole and run["cpu"] < 0.9
+    return run | {"value": value, "kept": kept, "whole": whole, "valid": valid, "server": server}
 
 
 def search(session: Session, count: int, name: str, guess: float) -> Record:

@@ -71,6 +71,8 @@ class Server:
     """A process with a log; as a context manager it is started, and always stopped."""
 
     name = "server"
+    folder = ROOT
+    """Where it is started."""
 
     def __init__(self, directory: Path) -> None:
         self.dir = Path(directory)
@@ -100,7 +102,12 @@ class Server:
         logs.add(self.log)
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                self.command(), cwd=ROOT, env=self.environment(), stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                self.command(),
+                cwd=self.folder,
+                env=self.environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
             )
         running.add(self)
         process = self.process

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -12,7 +13,7 @@ import pytest
 
 from bench.load import Load
 from bench.peers import Peer, Process, Target, get, post, start
-from bench.scenarios import QUICK, Session, deliveries
+from bench.scenarios import QUICK, Session, deliveries, flooded
 from tests.servers import ROOT, free_port
 
 LIAR = ROOT / "tests/live/apps/liar.py"
@@ -37,6 +38,25 @@ def test_what_is_lost_or_doubled_is_seen_however_frames_are_torn(tmp_path: Path,
         assert lie == "loses" or run["delivered"] == 5 * 250
 
 
+@pytest.mark.parametrize("lie", ["tells", "loses", "doubles"])
+def test_what_is_lost_or_doubled_on_a_channel_of_its_own_is_seen(tmp_path: Path, lie: str) -> None:
+    with ExitStack() as stack:
+        server = Process(tmp_path, "liar", free_port(), sys.executable, LIAR, lie)
+        server.words[2:2] = [str(server.port)]
+        start(stack, server)
+        target = Target(server.port, [server], get("/"), post("/"), "data: %D\n\n", around=("", "", ""))
+        load = stack.enter_context(Load("127.0.0.1", server.port))
+        session = Session(Peer("liar", "a liar", lambda *_: target), target, load, QUICK, lambda _: [])
+        session.prepare()
+        load("own", 1)
+        assert load("open", 1, 1, 1)["open"] == 1
+        run = flooded(session, 1, 50, 0.3, 2)
+        assert run["accepted"] >= 50
+        assert run["valid"] == (lie == "tells")
+        assert bool(run["lost"]) == (lie == "loses")
+        assert bool(run["doubled"]) == (lie == "doubles")
+
+
 def test_a_tiny_run_gives_each_figure(tmp_path: Path) -> None:
     results = tmp_path / "results.json"
     words = ["--quick", "--peers", "throughline,raw,bare", "--results", str(results)]
@@ -49,6 +69,15 @@ def test_a_tiny_run_gives_each_figure(tmp_path: Path) -> None:
     measured = outcome["results"]
     assert {"connects", "polls"} <= measured["bare"].keys()
     assert {"connects", "polls", "publishes", "parked-100", "idle-100", "health-busy"} <= measured["throughline"].keys()
+    assert {"own-idle", "own-open-ratio", "own-reopen-ratio"} <= measured["throughline"].keys()
+    for name in ("single", "batch"):
+        [run] = measured["throughline"][f"own-{name}"]
+        assert run["whole"], run
+        assert run["delivered"] == run["published"] > 0
+        assert 0 < run["p50"] <= run["p99"]
+        assert 0 < run["kept"]
+    [greedy] = measured["throughline"]["greedy-ratio"]
+    assert greedy["value"] > 0
     for peer in ("throughline", "raw"):
         for streams in QUICK.streams:
             for measure in ("single", "fanout"):
@@ -61,3 +90,33 @@ def test_a_tiny_run_gives_each_figure(tmp_path: Path) -> None:
     assert ratios["one at a time to 100: times the raw C loop"] > 0
     assert ratios["one at a time to 100: times nchan"] is None  # it did not run
     assert "| Throughline" in done.stdout
+
+
+def test_another_checkout_is_served_from_its_own_folder_and_compared(tmp_path: Path) -> None:
+    """The other checkout notes when its own code is imported."""
+    other = tmp_path / "other"
+    other.mkdir()
+    for name in ("sse", "static"):
+        shutil.copytree(ROOT / name, other / name)
+    for name in ("app.py", "demo.py", "wsgi.py", "gunicorn.conf.py"):
+        shutil.copy(ROOT / name, other / name)
+    wsgi = other / "wsgi.py"
+    wsgi.write_text(f"{wsgi.read_text()}\nopen({str(tmp_path / 'served')!r}, 'a').write(__file__)\n")
+    results = tmp_path / "results.json"
+    words = ["--quick", "--peers", "throughline,raw", "--only", "greedy", "--against", str(other)]
+    words += ["--results", str(results)]
+    done = subprocess.run(
+        [sys.executable, "-m", "bench", *words], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert str(wsgi) in (tmp_path / "served").read_text()
+    measured = json.loads(results.read_text())["results"]
+    assert measured["throughline"].keys() == measured["throughline@against"].keys()
+    assert "| Throughline: greedy-publishes-32 " in done.stdout.partition("As ratios to")[2]
+
+
+def test_what_is_no_checkout_is_refused(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "bench", "--quick", "--against", str(tmp_path)]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert f"{tmp_path} is no checkout of this project" in done.stderr

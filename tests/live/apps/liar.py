@@ -5,7 +5,8 @@ import socket
 import sys
 import threading
 
-HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n:\n\r\n"
+OPEN = b"id: bench=0-1\nevent: sse.open\ndata: {}\n\n"
+HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n" % (len(OPEN), OPEN)
 CREATED = b"HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n"
 streams: list[socket.socket] = []
 lock = threading.Lock()
