@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Literal, NamedTuple
 
 from sse.config import Config, matches
@@ -12,7 +14,7 @@ from sse.permit import TAKEN_AFTER, Permit, Revocations
 from sse.token import Grant, Tokens
 
 Authorize = Callable[[str], bool]
-"""The app's own rule: whether the current request may read a channel."""
+"""The app's own rule: whether the current request may read a channel. Only `True` is a yes."""
 
 Way = Literal["public", "token", "ticket", "rule", "key"]
 """What lets a request through to a channel."""
@@ -192,7 +194,8 @@ class Access:
             return "public"
         if grant and _matched(channel, grant.subscribe) and not self._revocations().refuses(grant, [channel]):
             return "ticket" if grant.is_ticket else "token"
-        return "rule" if rule and rule(channel) else None
+        # Not any truthy answer: a coroutine, a redirection to the login page and `("no", 403)` are truthy, too.
+        return "rule" if rule and rule(channel) is True else None
 
 
 def cookie_counts(origin: str | None, site: str | None, own: str, origins: Sequence[str]) -> bool:
@@ -208,6 +211,42 @@ def cookie_counts(origin: str | None, site: str | None, own: str, origins: Seque
     if site is not None:
         return site in ("same-origin", "same-site", "none") and origin != "null"
     return origin is None or origin == own
+
+
+def check_rule(rule: Authorize) -> Authorize:
+    """Give the app's rule back if a call of it can answer True or False.
+
+    :raises TypeError: if it cannot be called, or if every call gives a coroutine or a generator instead of an answer.
+    """
+    called = _unwrapped(rule)
+    if not callable(called):
+        raise TypeError(f"@sse.authorize got {called!a:.60}, which is no function; give a function of a channel's name")
+    for each in (called, type(called).__call__):
+        if inspect.iscoroutinefunction(each) or inspect.isasyncgenfunction(each):
+            raise TypeError(
+                f"@sse.authorize: the rule {name_of(rule)} is async, and a call of it gives no True or False; "
+                "give a plain function, which may use asgiref.sync.async_to_sync"
+            )
+        if inspect.isgeneratorfunction(each):
+            raise TypeError(
+                f"@sse.authorize: the rule {name_of(rule)} has a yield, so a call of it gives a generator; "
+                "return True or False"
+            )
+    return rule
+
+
+def name_of(rule: Authorize) -> str:
+    """The name of the app's rule, for the log and for errors: `module.function`."""
+    called = _unwrapped(rule)
+    named = called if hasattr(called, "__qualname__") else type(called)
+    return ".".join(filter(None, (getattr(named, "__module__", ""), named.__qualname__)))
+
+
+def _unwrapped(rule: Callable[..., object]) -> Callable[..., object]:
+    """The function in a partial, or in a partial of a partial."""
+    while isinstance(rule, partial):
+        rule = rule.func
+    return rule
 
 
 def _matched(channel: str, patterns: Sequence[str]) -> bool:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
@@ -44,11 +45,14 @@ from sse.wire import encode_json, parse_publish
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
+_log = logging.getLogger("sse")
+
 _MAX_BODY: Final = 1 << 20
 _MAX_DISCARDED: Final = 16 << 20
 _MAX_ID: Final = 4096
 _MAX_POLL: Final = 60
 _MIN_HEARTBEAT: Final = 3
+_MAX_WRONG_ANSWERS: Final = 100
 _TEXT_TYPES: Final = ("application/json", "application/x-www-form-urlencoded")
 _STREAM_HEADERS: Final = {
     "Content-Type": "text/event-stream",
@@ -102,6 +106,7 @@ class _Routes:
         self._config = service.config
         self._authorize = authorize
         self._access = access.Access(service.config, service.tokens, service.keys, lambda: service.revocations)
+        self._wrong_answers: dict[tuple[str, str], object] = {}  # by rule and type, those that the log has told of
 
     def stream(self) -> Response:
         query = _query("last_event_id", "lastEventId", "ids", "types", "replay", "heartbeat", "token")
@@ -165,7 +170,7 @@ class _Routes:
         channels = _channels(_query(), self._config)
         self._limits.subscribe(self._address())
         authorization = request.environ.get("HTTP_AUTHORIZATION", "")
-        text = self._access.ticket(channels, authorization, _guarded(self._authorize()))
+        text = self._access.ticket(channels, authorization, self._guarded(self._authorize()))
         return _json({"ticket": text, "expires": TICKET_LIFE}, 201)
 
     def script(self) -> Response:
@@ -190,7 +195,7 @@ class _Routes:
         if "token" in query and authorize is None and not self._service.tokens.configured:
             raise RequestError("token is not taken here", "leave it out: no @sse.authorize function reads it")
         self._limits.subscribe(self._address())
-        permit = self._access.read(channels, self._brought(query), _guarded(authorize))
+        permit = self._access.read(channels, self._brought(query), self._guarded(authorize))
         self._service.check_workers(request.is_multiprocess)
         last = LastEventId.parse(text) if text else None
         return starting_points(channels, last, from_header=from_header, replay=replay), replay, permit
@@ -213,6 +218,44 @@ class _Routes:
             own = f"{environ['wsgi.url_scheme']}://{environ.get('HTTP_HOST', '')}"
             counts = access.cookie_counts(origin, site, own, self._config.origins)
         return access.Brought(environ.get("HTTP_AUTHORIZATION", ""), cookie, query.get("token", [""])[0], counts)
+
+    def _guarded(self, authorize: access.Authorize | None) -> access.Authorize | None:
+        """Return the app's rule, closed where it fails: an error in it opens nothing, and ends no EventSource for good.
+
+        Only `True` opens a channel. The log tells once of each rule and type when a rule answers with anything but
+        True, False or None.
+        """
+        if authorize is None:
+            return None
+
+        def rule(channel: str) -> bool:
+            try:
+                answer: object = authorize(channel)
+                if answer is True:
+                    return True
+                if isinstance(answer, Coroutine):
+                    answer.close()  # it will never run; else Python warns that nobody awaited it
+            except Exception as error:
+                if _status(error) < 500 and _status(error) != 429:
+                    raise
+                warn("@sse.authorize failed for channel %s", channel, exc_info=True)
+                raise Unavailable("the right to read could not be checked", "see the log", code="authorize") from error
+            if answer is not False and answer is not None:
+                self._tell_wrong_answer(access.name_of(authorize), type(answer))
+            return False
+
+        return rule
+
+    def _tell_wrong_answer(self, rule: str, kind: type) -> None:
+        """Log an error about a rule that answered with this type, the first time that it does."""
+        mine, wrong = object(), (rule, f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins."))
+        if len(self._wrong_answers) < _MAX_WRONG_ANSWERS and self._wrong_answers.setdefault(wrong, mine) is mine:
+            _log.error(
+                "@sse.authorize: the rule %s returned %s, so the channel stays closed: return True to open a channel "
+                "and False to refuse it; use abort() for an answer of its own, and bool() for a value that stands for "
+                "a yes or no",
+                *wrong,
+            )
 
     def _publish(self, publisher: access.Publisher, events: Sequence[tuple[str, Event]]) -> Response:
         channels = [channel for channel, _ in events]
@@ -330,23 +373,6 @@ def _last_event_id(query: _Query) -> tuple[str, bool]:
         raise RequestError("last_event_id and lastEventId are the same parameter", "give one of them")
     header: str = request.environ.get("HTTP_LAST_EVENT_ID", "")
     return header or (query.get("last_event_id") or query.get("lastEventId") or [""])[0], bool(header)
-
-
-def _guarded(authorize: access.Authorize | None) -> access.Authorize | None:
-    """The app's rule, closed where it fails: an error in it opens nothing, and ends no EventSource for good."""
-    if authorize is None:
-        return None
-
-    def rule(channel: str) -> bool:
-        try:
-            return bool(authorize(channel))
-        except Exception as error:
-            if _status(error) < 500 and _status(error) != 429:
-                raise
-            warn("@sse.authorize failed for channel %s", channel, exc_info=True)
-            raise Unavailable("the right to read could not be checked", "see the log", code="authorize") from error
-
-    return rule
 
 
 def _status(error: Exception) -> int:

@@ -11,7 +11,7 @@ from typing import cast
 
 from flask import Flask, current_app, has_request_context, request
 
-from sse.access import Authorize
+from sse.access import Authorize, check_rule
 from sse.blueprint import make_blueprint
 from sse.config import Config
 from sse.errors import InvalidEvent
@@ -45,9 +45,13 @@ class SSE:
     def authorize(self, rule: Callable[[str], bool]) -> Callable[[str], bool]:
         """Decorate the function that decides whether the current request may read a channel.
 
-        It is asked for each channel that SSE_PUBLIC does not match, before anything is read or founded.
+        It is asked for each channel that SSE_PUBLIC does not match and no token grants, before anything is read or
+        founded. Only `True` opens the channel. Anything else refuses it, as `False` does, and the log tells of answers
+        that are neither a bool nor None. What the function raises or `abort`s becomes the answer.
+
+        :raises TypeError: if the function is async or a generator, so that it can never answer `True`.
         """
-        self._authorize = rule
+        self._authorize = check_rule(rule)
         return rule
 
     def publish(

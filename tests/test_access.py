@@ -5,10 +5,15 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
+import operator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
-from flask import Response, abort, request
+from flask import Response, abort, redirect, request, session
+from werkzeug.local import LocalProxy
 from werkzeug.test import TestResponse, create_environ, run_wsgi_app
 
 from sse import SSE, InvalidEvent
@@ -96,11 +101,201 @@ def test_the_app_s_own_rule_is_asked_for_what_is_not_public(make_app: MakeApp) -
     assert client.get("/sse/stream?channel=user/me").status_code == 403
 
 
-@pytest.mark.parametrize("answer", [None, 0, "", False])
-def test_only_a_yes_is_a_yes(make_app: MakeApp, answer: object) -> None:
+async def an_async_answer() -> bool:
+    return True
+
+
+def a_generator() -> Iterator[bool]:
+    yield True
+
+
+class User:
+    """As Flask-Login's current_user."""
+
+    is_authenticated = True
+
+
+ANSWERS: dict[str, tuple[Callable[[], object], str]] = {
+    # What a rule answers, by its name; and the type that the log tells of, if it does.
+    "None": (lambda: None, ""),
+    "False": (lambda: False, ""),
+    "zero": (lambda: 0, "int"),
+    "one": (lambda: 1, "int"),
+    "nothing": (lambda: "", "str"),
+    "a text": (lambda: "no", "str"),
+    "a redirection": (lambda: redirect("/login"), "flask.wrappers.Response"),
+    "a response": (lambda: Response("no", 403), "flask.wrappers.Response"),
+    "a body and a status": (lambda: ("no", 403), "tuple"),
+    "json and a status": (lambda: ({"error": "log in"}, 401), "tuple"),
+    "a user": (User, "tests.test_access.User"),
+    "a proxy": (lambda: LocalProxy(User), "werkzeug.local.LocalProxy"),
+    "a proxy of True": (lambda: LocalProxy(lambda: True), "werkzeug.local.LocalProxy"),
+    "a coroutine": (an_async_answer, "coroutine"),
+    "a generator": (a_generator, "generator"),
+    "an error": (lambda: Forbidden("no"), "sse.errors.Forbidden"),
+    "a class": (lambda: User, "type"),
+}
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_only_true_opens_a_channel_whatever_is_asked(
+    make_app: MakeApp, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    answer, told = ANSWERS[name]
     sse = SSE()
-    sse.authorize(lambda channel: answer)  # type: ignore[arg-type,return-value]
-    assert poll(make_app, "a", sse, SSE_PUBLIC="").status_code == 403
+
+    @sse.authorize
+    def may_read(channel: str) -> bool:
+        return answer()  # type: ignore[return-value]
+
+    app = make_app(sse, SSE_PUBLIC="", SSE_SECRET=SECRET)
+    app.extensions["sse"].publish([Publication("secret", Event("secret news"))])
+    client = app.test_client()
+    headers = {"Authorization": f"Bearer {signed(claims())}"}
+    for method, path in (
+        ("GET", "stream?"),
+        ("HEAD", "stream?"),
+        ("GET", "stream?replay=1&"),
+        ("GET", "poll?timeout=0&"),
+        ("GET", "poll?timeout=0&replay=1&"),
+        ("GET", "poll?timeout=0&last_event_id=secret%3D1-1&"),
+        ("POST", "ticket?"),
+    ):
+        with client.open(f"/sse/{path}channel=secret", method=method, headers=headers) as refused:
+            assert refused.status_code == 403
+            assert method == "HEAD" or refused.get_json()["error"]["channels"] == ["secret"]
+            assert "news" not in refused.text
+    with client.get("/sse/poll?timeout=0&channel=secret") as refused:
+        assert (refused.status_code, refused.get_json()["error"]["code"]) == (401, "unauthorized")
+    gc.collect()  # a coroutine that was left alone would be told of here, and warnings are errors
+    errors = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    assert len(errors) == bool(told), "it is told once"
+    for error in errors:
+        rule = "tests.test_access.test_only_true_opens_a_channel_whatever_is_asked.<locals>.may_read"
+        assert error.startswith(f"@sse.authorize: the rule {rule} returned {told}, ")
+        assert "return True to open" in error
+
+
+def test_the_log_tells_of_each_rule_and_type_once(make_app: MakeApp, caplog: pytest.LogCaptureFixture) -> None:
+    sse, answers = SSE(), iter([1, 1, "yes", 1, "yes", *(type(f"T{number}", (), {})() for number in range(200))])
+    sse.authorize(lambda channel: next(answers))  # type: ignore[arg-type,return-value]
+    client = make_app(sse, SSE_PUBLIC="").test_client()
+    for told in (1, 1, 2, 2, 2):
+        assert client.head("/sse/stream?channel=a").status_code == 403
+        assert [record.levelname for record in caplog.records] == ["ERROR"] * told
+    for _ in range(200):
+        assert client.head("/sse/stream?channel=a").status_code == 403
+    assert len(caplog.records) == 100, "what is told of is bounded"
+
+
+class AsyncRule:
+    async def __call__(self, channel: str) -> bool:
+        return True
+
+    async def may_read(self, channel: str) -> bool:
+        return True
+
+
+class GeneratorRule:
+    def __call__(self, channel: str) -> Iterator[bool]:
+        yield True
+
+
+async def async_rule(channel: str) -> bool:
+    return True
+
+
+async def async_generator_rule(channel: str) -> AsyncIterator[bool]:
+    yield True
+
+
+def generator_rule(channel: str) -> Iterator[bool]:
+    yield True
+
+
+@pytest.mark.parametrize(
+    ("rule", "fault"),
+    [
+        (async_rule, "the rule tests.test_access.async_rule is async"),
+        (async_generator_rule, "is async"),
+        (AsyncRule(), "the rule tests.test_access.AsyncRule is async"),
+        (AsyncRule().may_read, "the rule tests.test_access.AsyncRule.may_read is async"),
+        (partial(async_rule), "the rule tests.test_access.async_rule is async"),
+        (partial(partial(AsyncRule())), "is async"),
+        (generator_rule, "has a yield"),
+        (partial(GeneratorRule()), "has a yield"),
+        (True, "which is no function"),
+    ],
+    ids=range(9),
+)
+def test_a_rule_that_can_never_answer_true_is_refused_when_it_is_registered(rule: Any, fault: str) -> None:
+    with pytest.raises(TypeError, match=fault):
+        SSE().authorize(rule)
+
+
+class Rule:
+    def __call__(self, channel: str) -> bool:
+        return channel == "a"
+
+    def may_read(self, channel: str) -> bool:
+        return channel == "a"
+
+
+@pytest.mark.parametrize(
+    "rule", [Rule(), Rule().may_read, partial(operator.eq, "a"), "a".__eq__], ids=["object", "method", "partial", "C"]
+)
+def test_a_rule_may_be_anything_that_can_be_called(make_app: MakeApp, rule: Callable[[str], bool]) -> None:
+    sse = SSE()
+    assert sse.authorize(rule) is rule
+    assert poll(make_app, "a", sse, SSE_PUBLIC="").status_code == 200
+    assert poll(make_app, "b", sse, SSE_PUBLIC="").status_code == 403
+
+
+def test_what_cannot_be_closed_opens_nothing(make_app: MakeApp) -> None:
+    class Stubborn(Coroutine[None, None, bool]):
+        def send(self, value: None) -> None: ...
+        def throw(self, *error: Any) -> None: ...
+        def __await__(self) -> Any: ...
+        def close(self) -> None:
+            raise RuntimeError("not now")
+
+    sse = SSE()
+    sse.authorize(lambda channel: Stubborn())  # type: ignore[arg-type,return-value]
+    assert poll(make_app, "a", sse, SSE_PUBLIC="").status_code == 503
+
+
+def test_a_login_s_streams_end_at_logout_and_its_polls_are_refused_then(make_app: MakeApp) -> None:
+    sse = SSE()
+
+    @sse.authorize
+    def may_read(channel: str) -> bool:
+        return "user" in session and channel == f"user/{session['user']}"
+
+    app = make_app(sse, SSE_PUBLIC="", SECRET_KEY="a-key-of-the-tests")
+
+    @app.post("/login/<user>")
+    def login(user: str) -> str:
+        session["user"] = user
+        return "welcome"
+
+    @app.post("/logout")
+    def logout() -> str:
+        sse.revoke(channel=f"user/{session.pop('user')}")
+        return "good-bye"
+
+    ann, bob = app.test_client(), app.test_client()
+    ann.post("/login/ann")
+    bob.post("/login/bob")
+    assert bob.head("/sse/stream?channel=user/ann").status_code == 403
+    with ann.get("/sse/stream?channel=user/ann") as answer, bob.get("/sse/stream?channel=user/bob") as other:
+        streams = iter(answer.response), iter(other.response)
+        assert all(b"sse.open" in next(stream) for stream in streams)
+        assert ann.post("/logout").text == "good-bye"
+        assert b'"reason":"expired"' in next(streams[0])
+        with app.app_context():
+            sse.publish("user/bob", "still here")
+        assert b"still here" in next(streams[1])
+    assert ann.get("/sse/poll?channel=user/ann&timeout=0").status_code == 403
 
 
 def test_a_rule_that_fails_opens_nothing_and_ends_no_eventsource(

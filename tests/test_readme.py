@@ -25,18 +25,29 @@ def test_it_opens_with_one_sentence_and_the_two_commands() -> None:
 
 
 def test_its_ten_lines_of_server_run_as_they_stand(tmp_path: Path) -> None:
-    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    example, logout = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert len([line for line in example.splitlines() if line]) == 10
     file = tmp_path / "example.py"
-    file.write_text(example)
+    file.write_text(f"{example}\n{logout}")
     app = runpy.run_path(str(file), run_name="example")["app"]
+    app.secret_key = "a-key-of-the-tests"
     client = app.test_client()
     try:
         id = client.post("/orders/42/paid").json["id"]
         (event,) = client.get("/sse/poll?channel=orders&replay=1&timeout=0").json["events"]
         assert event == {"channel": "orders", "id": id, "type": "paid", "data": '{"number":42}'}
-        for channel in ("None", "invoices"):
+        for channel in ("None", "invoices", "user/ann", "user/None"):
             assert client.get(f"/sse/poll?channel={channel}&timeout=0").status_code == 403
+        with client.session_transaction() as session:
+            session["user"] = "ann"
+        assert client.get("/sse/poll?channel=user/bob&timeout=0").status_code == 403
+        with client.get("/sse/stream?channel=orders&channel=user/ann") as stream:
+            blocks = iter(stream.response)
+            assert b"sse.open" in next(blocks)
+            assert client.post("/logout").status_code == 200
+            assert b'"reason":"expired"' in next(blocks)
+        assert client.get("/sse/poll?channel=user/ann&timeout=0").status_code == 403
+        assert client.post("/logout").status_code == 200
         assert client.post("/sse/publish/orders", data="x").status_code == 404
     finally:
         app.extensions["sse"].close()
