@@ -171,6 +171,7 @@ class _Routes:
         self._limits.subscribe(self._address())
         authorization = request.environ.get("HTTP_AUTHORIZATION", "")
         text = self._access.ticket(channels, authorization, self._guarded(self._authorize()))
+        _read_body()  # of which nothing is needed, but a request that breaks off is not acted on
         return _json({"ticket": text, "expires": TICKET_LIFE}, 201)
 
     def script(self) -> Response:
@@ -389,14 +390,37 @@ def _body() -> bytes:
     charset = request.mimetype_params.get("charset", "utf-8")
     if charset.lower() not in ("utf-8", "utf8", "us-ascii"):
         raise UnsupportedMedia(f"charset is {charset[:60]!a}", "send UTF-8")
+    return _read_body()
+
+
+def _read_body() -> bytes:
+    """Return the whole body.
+
+    :raises TooLarge: if it is over 1 MiB.
+    :raises RequestError: if it is malformed, or if it breaks off before its Content-Length or its last chunk.
+    """
+    told: str = request.environ.get("CONTENT_LENGTH", "")
+    # Some servers let through what is no length, and a length beside chunks, which leaves open what is meant.
+    if told and (not re.fullmatch("[0-9]{1,18}", told) or "HTTP_TRANSFER_ENCODING" in request.environ):
+        raise RequestError(f"Content-Length is {told[:60]!a}", "give the body's length in bytes, or send it in chunks")
     request.max_content_length = _MAX_BODY
     try:
-        return request.get_data(cache=False)
+        body = request.get_data(cache=False)
     except RequestEntityTooLarge:
         _discard_body()
         raise TooLarge(f"the body is over {_MAX_BODY} bytes", "send less, or in several requests") from None
     except Exception as error:  # each server has its own for a body that is malformed or breaks off
-        raise RequestError("the body cannot be read to its end", "see RFC 9112, 7.1, if it is chunked") from error
+        raise RequestError(
+            "the body is malformed, or breaks off",
+            "send it again whole, with the same Idempotency-Key; see RFC 9112, 7.1, if it is chunked",
+        ) from error
+    # Some servers, gunicorn among them, give what has come as if it were all (RFC 9112, 8: such a body is incomplete).
+    if told and len(body) < int(told):
+        raise RequestError(
+            f"the body breaks off after {len(body)} of {told} bytes",
+            "send it again whole, with the same Idempotency-Key",
+        )
+    return body
 
 
 def _discard_body() -> None:

@@ -501,8 +501,12 @@ class _Remote:
             if self._tls
             else HTTPConnection(host, port, timeout=timeout)
         )
+        hint = "try again"
         try:
             with contextlib.closing(connection):
+                connection.connect()
+                if method == "POST":
+                    hint = "it may have been published: repeat it with the same --idempotency-key, if it had one"
                 connection.request(method, f"{self._parts.path}{path}", body, {**self._headers, **headers})
                 with connection.getresponse() as response:
                     if response.status not in (200, 201):
@@ -512,7 +516,7 @@ class _Remote:
             raise SSEError(f"{self.url}: {error.verify_message}", "SSL_CERT_FILE names the authorities") from None
         except (OSError, HTTPException) as error:
             reason = str(error) or type(error).__name__
-            raise Unavailable(f"{self.url} cannot be reached: {reason}", "try again", retry_after=0) from None
+            raise Unavailable(f"{self.url} cannot be reached: {reason}", hint, retry_after=0) from None
 
     def _fault(self, response: HTTPResponse) -> SSEError:
         message, hint = f"{self.url} answered {response.status} {response.reason}", _URL_HINT

@@ -655,6 +655,26 @@ def test_a_chunked_body_has_the_same_limit(small: Flask, body: bytes) -> None:
     assert answer.status_code == (413 if body else 201)
 
 
+@pytest.mark.parametrize("path", ["/sse/publish", "/sse/publish/a"])
+@pytest.mark.parametrize("length", ["35", "9" * 6, "34abc", "abc", "-5", "0x22", "3_4", " 34", "9" * 5000, "3٤"])
+def test_a_body_that_is_shorter_than_its_length_or_whose_length_is_none_is_400(
+    small: Flask, path: str, length: str
+) -> None:
+    body = b'{"channel": "a", "data": "123456"}'  # of 34 bytes
+    environ = {"wsgi.input_terminated": True, "CONTENT_LENGTH": length}
+    answer = post(small, path=path, data=body, content_type="application/json", environ_overrides=environ)
+    assert answer.status_code == 400
+    assert is_unborn(small)
+    assert post(small, path=path, data=body, content_type="application/json").status_code == 201
+
+
+def test_a_body_with_a_length_and_chunks_is_400(small: Flask) -> None:
+    environ = {"wsgi.input_terminated": True, "HTTP_TRANSFER_ENCODING": "chunked", "CONTENT_LENGTH": "1"}
+    answer = post(small, path="/sse/publish/a", data="x", content_type="text/plain", environ_overrides=environ)
+    assert answer.status_code == 400
+    assert is_unborn(small)
+
+
 def test_data_over_its_limit_is_413_counted_in_utf_8(make_app: MakeApp) -> None:
     app = make_app(SSE_PUBLISH_KEYS=KEY, SSE_MAX_EVENT_BYTES=30)
     for data, status in (("x" * 30, 201), ("x" * 31, 413), ("ä" * 15, 201), ("ä" * 15 + "x", 413), ("\r\n" * 30, 201)):

@@ -482,11 +482,33 @@ def test_an_answer_that_is_not_the_service_s_publishes_nothing(
             assert run(app, "tail", "log", "--url", stub.url).exit_code == 1
 
 
+@pytest.mark.parametrize(
+    "answer", [(201, {"Content-Length": "99"}, '{"ids": ["log=1-1"]}'), (201, {"x" * 70_000: ""}, "")]
+)
+def test_an_answer_that_breaks_off_is_no_answer(app: Flask, answer: tuple[int, dict[str, str], str]) -> None:
+    with Stub(answer) as stub:
+        result = run(app, "publish", "log", "x", "--url", stub.url, "--key", KEY)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "it may have been published" in result.stderr
+    assert "--idempotency-key" in result.stderr
+
+
+def test_lines_whose_answer_breaks_off_are_sent_again_with_the_same_key(app: Flask) -> None:
+    whole = '{"ids": ["log=1-1"]}'
+    with Stub((201, {"Content-Length": "99"}, whole), (201, {"Content-Length": str(len(whole))}, whole)) as stub:
+        result = run(app, "publish", "log", "--lines", "--url", stub.url, "--key", KEY, input="a\n")
+    assert result.exit_code == 0
+    assert result.stderr.endswith("lines: 1 published\n")
+    assert len(stub.asked) == 2
+    assert len({key for _, key in stub.asked}) == 1
+
+
 def test_nobody_at_the_url_is_said(app: Flask) -> None:
     result = run(app, "publish", "log", "x", "--url", f"http://127.0.0.1:{free_port()}/sse", "--key", KEY)
     assert result.exit_code == 1
     assert "cannot be reached" in result.stderr
     assert "refused" in result.stderr
+    assert "may have been" not in result.stderr
 
 
 # Following
