@@ -21,8 +21,7 @@ worker_class = "sse.worker.Worker"  # gevent's, with streams handed off; it impo
 # The memory store is for one process; with several workers on it the app refuses, and says why.
 _shared = os.environ.get("SSE_REDIS_URL") or os.environ.get("REDIS_URL")
 workers = int(os.environ.get("WEB_CONCURRENCY") or (_shared and os.cpu_count()) or 1)
-# Longer than nginx keeps an idle upstream connection, so that it is never nginx that finds one closed. It also bounds
-# the wait for a request's head: 0 would be no bound.
+# Longer than nginx keeps an idle upstream connection, so that it is never nginx that finds one closed.
 keepalive = 75
 
 
@@ -80,7 +79,7 @@ def post_worker_init(worker: Any) -> None:
     wanted = service.config.max_subscribers
     files = _allow_files()
     connections = max(files - _OWN_FILES, 10)
-    others = min(1000, connections // 5)  # with a greenlet, and as many again between one poll and the next
+    others = min(1000, connections // 5)  # with a greenlet, and as many again between two requests
     allowed = service.hub.max_subscribers = min(wanted, connections - 2 * others)
     # What was handed off is not counted by gunicorn, what stays with a greenlet is.
     greenlets = worker.cfg.is_ssl or type(worker).__module__ != "sse.worker"

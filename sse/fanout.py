@@ -7,9 +7,13 @@ descriptor in a row, and no greenlet.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import math
 import os
+import termios
 import time
+from array import array
+from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from functools import lru_cache, partial
 from select import EPOLLIN, EPOLLOUT, EPOLLRDHUP
@@ -29,16 +33,22 @@ if TYPE_CHECKING:
 STALLED_AFTER: Final = 20.0
 """Seconds that one who takes nothing more is waited for."""
 
+PAUSE: Final = 1e-6
+"""Seconds of sleep that let others have their turn: a real timer, since `gevent.sleep(0)` lets no input in."""
+
 LAST_CHUNK: Final = b"0\r\n\r\n"
 """The end of a chunked body (RFC 9112, 7.1)."""
 
 _TURN: Final = 128  # connections written to before others have their turn
-_PAUSE: Final = 1e-6  # a real timer: gevent.sleep(0) lets no input in
 _TICK: Final = 0.1
+_FIRST_REQUEST: Final = 20.0  # seconds that a new client has to begin a request
+_SILENT: Final = 1.0  # seconds after which a new client has not sent its request with the connection
+_LAST_REQUEST: Final = 1.0  # seconds that a client has to send one more when this process ends
 _JUMP: Final = 0.5
 _ASKING: Final = 32  # rows for which the store is asked at the same time
 
 _epoll = get_original("select", "epoll")
+_close = get_original("os", "close")  # at once: gevent has nothing to do with these numbers any more
 
 
 class Row:
@@ -62,6 +72,10 @@ class Row:
 
     def heard(self, fd: int) -> None:
         """Its peer has said something, or takes more again. This must not wait."""
+
+    def parted(self, fd: int) -> None:
+        """Its peer will say nothing more. This must not wait."""
+        self.fanout.end(fd)
 
     def dismiss(self, fd: int) -> None:
         """Its time is over."""
@@ -289,13 +303,13 @@ class Polls(Row):
         if sent < 0 or (closes and sent == len(data)):
             self.fanout.end(fd)
         elif sent == len(data):
-            self.fanout.rest(fd)
+            self.fanout.answered(fd)
         else:
             self.fanout.give_back(fd, data[sent:], closes=closes)
 
 
 class Resting(Row):
-    """Connections whose poll was answered, until the next request comes."""
+    """Connections between two requests, or before the first: nothing of a request has come yet."""
 
     __slots__ = ()
     events = EPOLLIN | EPOLLRDHUP
@@ -303,15 +317,22 @@ class Resting(Row):
     def heard(self, fd: int) -> None:
         self.fanout.give_back(fd)
 
+    def parted(self, fd: int) -> None:
+        self.dismiss(fd)  # a request may have come before the end
+
     def dismiss(self, fd: int) -> None:
-        self.fanout.end(fd)
+        """Close it, unless a request has come just now."""
+        if _has_bytes(fd):
+            self.fanout.give_back(fd)
+        else:
+            self.fanout.close(fd)
 
 
 class Fanout:
     """All connections of this worker that were handed off, and the loop that writes to them.
 
     `give_back` is how a connection gets a greenlet again: called with its number, what it is to be sent first, and
-    whether it ends then; it tells whether there is room for one more.
+    whether it ends then; it tells whether there was a greenlet for it.
     """
 
     def __init__(self, log: Any, keepalive: float, give_back: Callable[[int, bytes, bool], bool]) -> None:
@@ -323,7 +344,10 @@ class Fanout:
         self._give_back = give_back
         self._row_of: dict[int, Row] = {}
         self._rows: dict[Hashable, Row] = {}
+        self._new = Resting(self)  # of which nothing has come yet
         self._resting = Resting(self)
+        self.waiting: deque[tuple[int, bytes, bool]] = deque()
+        """Connections that wait for a greenlet, and what `give_back` is to be told of them."""
         self.permits: dict[int, tuple[Permit, float]] = {}
         """What connections stand on, where not all of their channels are public; and their end otherwise."""
         self._closing: dict[int, Sequence[Callable[[], object]]] = {}  # what the app wants done at the end
@@ -341,6 +365,18 @@ class Fanout:
         self._watcher.start(self._heard)
         for step in (self._round, self._turn, *[self._ask] * _ASKING):
             gevent.spawn(self._keep_on, step)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no connection is here."""
+        return not (self._row_of or self.waiting or self._doomed)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there is no room for another connection, and none that could make room."""
+        if len(self._row_of) + len(self.waiting) < self.room:
+            return False
+        return not (self._new.fds or self._resting.fds)
 
     # From now on, nobody else writes to the connection or closes it.
 
@@ -360,20 +396,26 @@ class Fanout:
         if row.poll is poll:
             poll.subscriber.wake_by(row)
 
+    def rest(self, fd: int, *, new: bool = False) -> None:
+        """Wait for the next request on a connection, or the first."""
+        self._admit(fd, self._new if new else self._resting, self._rest_until(new=new))
+
     def drain(self, window: float) -> None:
-        """Say goodbye to all, spread over `window` seconds, and to whoever still comes."""
+        """Say goodbye to all, spread over `window` seconds, and to whoever still comes.
+
+        A connection between two requests has a moment more: its client may be sending the next one just now.
+        """
         self.draining = True
-        fds = list(self._row_of)
+        for fd in (*self._new.fds, *self._resting.fds):
+            self.set_end(fd, self._rest_until())
+        fds = [fd for fd, row in self._row_of.items() if not isinstance(row, Resting)]
         begun = time.monotonic()
         for number, fd in enumerate(fds):
-            self._make_due(fd)
+            if not isinstance(self._row_of.get(fd), Resting):  # as its number may be by now
+                self._make_due(fd)
             ahead = begun + window * number / len(fds) - time.monotonic()
             if ahead > 0 or number % _TURN == 0:  # a short sleep takes longer than it says
-                gevent.sleep(max(ahead, _PAUSE))
-        for _ in range(100):
-            if not self._row_of and not self._doomed:
-                break
-            gevent.sleep(0.02)
+                gevent.sleep(max(ahead, PAUSE))
 
     # For the rows
 
@@ -392,7 +434,7 @@ class Fanout:
         self._written += written
         if self._written >= _TURN:
             self._written = 0
-            gevent.sleep(_PAUSE)
+            gevent.sleep(PAUSE)
 
     def join(self, row: Streams) -> bool:
         """Have a row become part of the one for all that are alike, where that stands at the same place."""
@@ -438,11 +480,11 @@ class Fanout:
         with contextlib.suppress(OSError):
             self._poller.modify(fd, events)
 
-    def rest(self, fd: int) -> None:
+    def answered(self, fd: int) -> None:
         """Its poll is answered: wait for what comes next."""
         self._leave(fd)
         self._row_of[fd] = self._resting
-        self.set_end(fd, time.monotonic() + self._keepalive)
+        self.set_end(fd, self._rest_until())
         self.watch(fd, Resting.events)
         self._run(self._closing.pop(fd, ()))
 
@@ -452,8 +494,13 @@ class Fanout:
         self._unwatch(fd)
         self._run(self._closing.pop(fd, ()))
         if not self._give_back(fd, data, closes):
-            self._doomed.append(fd)
-            self._wake.set()
+            self.waiting.append((fd, data, closes))
+
+    def close(self, fd: int) -> None:
+        """Close one that rests, at once: nobody is about to write to it."""
+        self._leave(fd)
+        self._unwatch(fd)
+        _close(fd)
 
     def end(self, fd: int) -> None:
         """Close it. Its number becomes free only between rounds: else another client could get its bytes."""
@@ -507,7 +554,8 @@ class Fanout:
                     self.end(fd)
         doomed, self._doomed = self._doomed, []
         for fd in doomed:
-            os.close(fd)
+            with contextlib.suppress(OSError):
+                _close(fd)
             self._run(self._closing.pop(fd, ()))
 
     def _ask(self) -> None:
@@ -539,29 +587,49 @@ class Fanout:
             if row is None:
                 continue
             if events & ~(EPOLLIN | EPOLLOUT):
-                self.end(fd)
+                row.parted(fd)
             else:
                 row.heard(fd)
 
     # The connections
 
     def _admit(
-        self, fd: int, row: Row, end: float, closing: Sequence[Callable[[], object]], permit: Permit | None
+        self,
+        fd: int,
+        row: Row,
+        end: float,
+        closing: Sequence[Callable[[], object]] = (),
+        permit: Permit | None = None,
     ) -> None:
         self._poller.register(fd, row.events)
         self._row_of[fd] = row
         self.set_end(fd, end)
         if closing:
             self._closing[fd] = closing
-        if len(self._row_of) > self.room and self._resting.fds:
-            self.end(next(iter(self._resting.fds)))  # has rested longest; there are files for so many
+        if len(self._row_of) + len(self.waiting) > self.room:  # there are files for so many
+            self._make_room()
         if permit:
             self.permits[fd] = permit, end
             if isinstance(row, Streams):
                 self.keep(fd)  # before it begins: that may have it dismissed at once
             permit.begin(partial(self._make_due, fd))
-        if self.draining or (permit and permit.is_over):
+        if (self.draining and not isinstance(row, Resting)) or (permit and permit.is_over):
             self._make_due(fd)
+
+    def _make_room(self) -> None:
+        """Close a connection that has rested long: best of all one that has never sent anything."""
+        silent = next(iter(self._new.fds.items()), None)
+        if silent and silent[1] < _slot(self._rest_until(new=True) - _SILENT):
+            self._new.dismiss(silent[0])
+        elif self._resting.fds:
+            self._resting.dismiss(next(iter(self._resting.fds)))
+        elif silent:
+            self._new.dismiss(silent[0])
+
+    def _rest_until(self, *, new: bool = False) -> float:
+        if self.draining:
+            return time.monotonic() + _LAST_REQUEST
+        return time.monotonic() + (_FIRST_REQUEST if new else self._keepalive)
 
     def _leave(self, fd: int) -> None:
         if fd in self.permits:
@@ -600,6 +668,13 @@ def send(fd: int, data: bytes | memoryview) -> int:
         return 0
     except OSError:
         return -1
+
+
+def _has_bytes(fd: int) -> bool:
+    """Whether its peer has sent something that nobody has read."""
+    count = array("i", [0])
+    fcntl.ioctl(fd, termios.FIONREAD, count)
+    return count[0] > 0
 
 
 def _listens(fd: int) -> bool:

@@ -9,23 +9,34 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
+import time
 from collections.abc import Callable
 from datetime import datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import gevent
 from gevent.pool import Group
+from gevent.server import StreamServer
+from gunicorn.http.errors import ParseException  # type: ignore[import-untyped]
 from gunicorn.http.wsgi import Response  # type: ignore[import-untyped]
+from gunicorn.sock import ssl_context  # type: ignore[import-untyped]
 from gunicorn.workers.ggevent import GeventWorker  # type: ignore[import-untyped]
 
-from sse.fanout import LAST_CHUNK, STALLED_AFTER, Fanout, date, framed, send
+from sse.fanout import LAST_CHUNK, PAUSE, STALLED_AFTER, Fanout, date, framed, send
 
 if TYPE_CHECKING:
     from sse.poll import Poll
     from sse.stream import Stream
 
 _SMALL: Final = 65_536  # answers that go out in one write
+_SKIPS: Final = 20  # of 64 KB: more than may be published at once
+_SKIP_SECONDS: Final = 2.0
+_HEAD_SECONDS: Final = 20.0
+_HEAD_AT_LEAST: Final = 1.0  # also where greenlets are short
+_MOMENT: Final = 0.25
+_TICK: Final = 0.1
+_AHEAD: Final = 0.5
 
 _same = lru_cache(maxsize=1024)(lambda head: head)  # one object for equal ones: very many wait with the same
 
@@ -33,6 +44,8 @@ _same = lru_cache(maxsize=1024)(lambda head: head)  # one object for equal ones:
 def _answer(body: Any, connection: socket.socket, response: Any) -> None:
     """Head and body in one write: a system call is a large part of what a request costs."""
     data = b"".join(body)[: response.response_length]
+    if len(data) < response.response_length or not _skip_body(response.req):
+        response.force_close()  # or the next answer, or request, would be taken for the rest of this one
     response.sent, response.headers_sent = len(data), True
     data = b"%bDate: %b\r\n\r\n%b" % (_head(response), date(), data)
     sent = 0 if isinstance(connection, ssl.SSLSocket) else max(send(connection.fileno(), data), 0)
@@ -65,6 +78,32 @@ def _head(response: Any) -> bytes:
     return head
 
 
+def _has_input(connection: Any) -> bool:
+    """Whether there is something to read, be it the end."""
+    try:
+        connection._sock.recv(1, socket.MSG_PEEK)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _skip_body(request: Any) -> bool:
+    """Read what the app has left of a request's body, within bounds; whether its end was reached."""
+    if getattr(request.body.reader, "length", None) == 0:
+        return True
+    if request.body.failed:
+        return False
+    ended = False
+    with gevent.Timeout(_SKIP_SECONDS, False), contextlib.suppress(OSError, ParseException):
+        for _ in range(_SKIPS):
+            if not request.body.read(65_536):
+                ended = True
+                break
+    return ended
+
+
 class _Taken(NamedTuple):
     """What the app gave for a request, where this worker and not gunicorn is to write it."""
 
@@ -79,23 +118,50 @@ class _Taken(NamedTuple):
             self.body.close()
 
 
-class _Between(gevent.Timeout):  # type: ignore[misc]
-    """A connection's time between two requests: then it may be ended, and nothing is lost."""
+class _Head(gevent.Timeout):  # type: ignore[misc]
+    """The time for a request's head to arrive: from its first byte, or under TLS from the answer before it."""
 
-    def __init__(self, worker: Worker) -> None:
-        super().__init__(worker.cfg.keepalive, False)
+    def __init__(self, worker: Worker, seconds: float) -> None:
+        super().__init__(seconds, False)
         self._worker = worker
-        self._greenlet = gevent.getcurrent()
+        self.greenlet = gevent.getcurrent()
+        self.begun = time.monotonic()
 
     def __enter__(self) -> Any:
-        self._worker.between.add(self._greenlet)
-        if not self._worker.alive:
-            self._worker.stop_reading(self._greenlet)
+        self._worker.heads[self] = None
         return super().__enter__()
 
-    def __exit__(self, *error: object) -> Any:
-        self._worker.between.discard(self._greenlet)
+    def __exit__(self, *error: Any) -> Any:
+        del self._worker.heads[self]
         return super().__exit__(*error)
+
+
+class _Listener(StreamServer):  # type: ignore[misc]
+    """Accepts connections for a worker. Only TLS needs a greenlet at once."""
+
+    def __init__(self, worker: Worker, listener: Any) -> None:
+        listener.setblocking(1)
+        tls = {"ssl_context": ssl_context(worker.cfg)} if worker.cfg.is_ssl else {}
+        super().__init__(listener, handle=partial(worker.handle, listener), spawn=worker.spawn, **tls)
+        self._worker = worker
+        self._listener = listener
+        self.full = worker.is_busy if tls else worker.is_full
+        if worker.cfg.workers > 1:
+            self.max_accept = 1  # the others are to have some, too
+        self.start()
+
+    def do_handle(self, client: Any, address: Any) -> None:
+        if self.ssl_enabled:
+            super().do_handle(client, address)
+        else:
+            self._worker.accepted(self._listener, client, address)
+
+    def wrap_socket_and_handle(self, client: Any, address: Any) -> None:
+        with gevent.Timeout(_HEAD_SECONDS, False):
+            client = self.wrap_socket(client, **self.ssl_args)
+        if isinstance(client, ssl.SSLSocket):
+            with contextlib.closing(client):
+                self.handle(client, address)
 
 
 class Worker(GeventWorker):  # type: ignore[misc]
@@ -107,15 +173,20 @@ class Worker(GeventWorker):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._given_back = Group()  # greenlets that gunicorn's pool does not know
+        self._greenlets = Group()  # each reads a request and answers it
+        self._serving = 0  # how many of them have not ended: the group knows of an end only some time later
         self._clients: dict[Any, socket.socket] = {}  # by greenlet
-        self.between: set[Any] = set()  # greenlets that wait for a request
+        self.heads: dict[_Head, None] = {}  # that are being read, oldest first
+        self._cut = False  # the time that requests had to end is over
+        self._is_replaced = False  # another process accepts what comes when this one ends
 
     def load_wsgi(self) -> None:
         super().load_wsgi()
         app = self.wsgi
         self._service = getattr(app, "extensions", {}).get("sse")
         self._fanout = Fanout(self.log, self.cfg.keepalive, self._give_back)
+        # The PROXY protocol tells at a connection's beginning whose it is, which no other greenlet would know.
+        one_request = self.cfg.proxy_protocol != "off"
 
         def wsgi(environ: dict[str, Any], start_response: Any) -> Any:
             response = start_response.__self__
@@ -131,6 +202,10 @@ class Worker(GeventWorker):  # type: ignore[misc]
                 environ["sse.holds"] = True
             began = datetime.now()
             body = app(environ, start_response)
+            # At the end of this process, gunicorn closes after what comes from then on; this is for what is under way.
+            # Who sends requests in advance would keep a greenlet for ever, while others wait for one.
+            if one_request or not self.alive or (self._fanout.waiting and response.req.unreader.buf.getvalue()):
+                response.force_close()
             write: Callable[[Any, socket.socket, Any], None]
             if body is environ.get("sse.body", self) and "sse.holds" in environ:
                 write = self._hand_off_stream if hasattr(body, "step") else self._hand_off_poll
@@ -145,7 +220,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
     def is_already_handled(self, respiter: Any) -> bool:
         """Between the app and its body, by gunicorn's own hook."""
         if not isinstance(respiter, _Taken):
-            return False
+            return bool(super().is_already_handled(respiter))
         body, write, environ, response, began = respiter
         connection = environ["gunicorn.socket"]
         try:
@@ -177,20 +252,94 @@ class Worker(GeventWorker):  # type: ignore[misc]
         self._fanout.hold(connection.fileno(), poll, _same(_head(response)))
         connection.detach()
 
+    # A connection is served by a greenlet while a request of it is read and answered, and rests in the fan-out as a
+    # mere number at all other times. If all greenlets are taken, those with a request wait there, first come, first
+    # served: new ones too.
+
+    def accepted(self, listener: Any, client: Any, address: Any) -> None:
+        """Take a new connection. Runs in gevent's hub, and must not wait."""
+        if self.is_busy() or self._fanout.waiting or not _has_input(client):
+            self._fanout.rest(client.detach(), new=True)
+        else:
+            self.spawn(self.handle, listener, client, address)
+
+    def is_full(self) -> bool:
+        """Whether no more connections can be accepted."""
+        return self._fanout.is_full
+
+    def is_busy(self) -> bool:
+        """Whether all greenlets are taken."""
+        return bool(self._serving >= self.worker_connections)
+
+    def spawn(self, handle: Callable[..., None], *connection: Any) -> None:
+        """Have a greenlet serve a connection."""
+        self._serving += 1
+        self._greenlets.spawn(self._serve, handle, *connection)
+
     def _give_back(self, fd: int, data: bytes, closes: bool) -> bool:
-        if len(self._given_back) >= self.worker_connections:
+        if self.is_busy():
             return False
-        self._given_back.spawn(self._go_on, fd, data, closes)
+        self.spawn(self._go_on, fd, data, closes)
         return True
 
+    def _serve(self, handle: Callable[..., None], *connection: Any) -> None:
+        """Serve a connection, and then those that wait for a greenlet."""
+        try:
+            handle(*connection)
+            while self._fanout.waiting and not self._cut:
+                self._go_on(*self._fanout.waiting.popleft())
+        finally:
+            self._serving -= 1
+
     def _go_on(self, fd: int, data: bytes, closes: bool) -> None:
-        """Serve what comes next on a connection whose poll is answered."""
+        """Send what is left of an answer, then serve the requests that come next on this connection."""
         with socket.socket(fileno=fd) as connection, contextlib.suppress(OSError):
             if data:
                 connection.settimeout(STALLED_AFTER)
                 connection.sendall(data)
             if not closes:
                 self.handle(connection, connection, connection.getpeername())
+
+    def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> None:
+        """Answer a request, and see what becomes of its connection.
+
+        :raises StopIteration: if this greenlet is done with it: it is closed, handed off or rests.
+        """
+        try:
+            super().handle_request(listener_name, req, sock, addr)
+            if not self._cut and _skip_body(req) and self._may_go_on(req, sock):
+                return
+        except gevent.GreenletExit:
+            pass  # gunicorn would tell the client of an error of ours
+        raise StopIteration
+
+    def _may_go_on(self, request: Any, sock: Any) -> bool:
+        """Whether the greenlet is to read the next request of its connection; else that rests."""
+        if request.unreader.buf.getvalue():
+            gevent.sleep(PAUSE)  # let in what others send: this client has always more
+            return True
+        if isinstance(sock, ssl.SSLSocket):
+            return True  # TLS has a state of its own, so it keeps its greenlet
+        if not self._comes_at_once(sock):
+            self._fanout.rest(sock.detach())
+            return False
+        return True
+
+    def _comes_at_once(self, sock: Any) -> bool:
+        """Whether the next request, or the end, comes within a moment: to wait costs less than to rest."""
+        if _has_input(sock):
+            gevent.sleep(PAUSE)  # as above
+            return not self._fanout.waiting
+        if not self.alive or self._serving > self.worker_connections // 2:
+            return False
+        sock.settimeout(_MOMENT)
+        try:
+            sock.recv(1, socket.MSG_PEEK)
+        except TimeoutError:
+            return False
+        finally:
+            sock.settimeout(None)
+        return True
 
     def handle(self, listener: Any, client: socket.socket, addr: Any) -> None:
         greenlet = gevent.getcurrent()
@@ -202,31 +351,64 @@ class Worker(GeventWorker):  # type: ignore[misc]
 
     def timeout_ctx(self) -> gevent.Timeout:
         """Around gunicorn's wait for a request."""
-        return _Between(self)
+        return _Head(self, self.cfg.keepalive if self.cfg.is_ssl else _HEAD_SECONDS)
+
+    def _give_up_heads(self) -> None:
+        """Close those whose request does not go on, if they hold all greenlets or their time is over.
+
+        Runs in gevent's hub, from where alone a greenlet may be thrown into.
+        """
+        now = time.monotonic()
+        for head in list(self.heads):
+            if not self._cut and (not self.is_busy() or now - head.begun < _HEAD_AT_LEAST):
+                break
+            if self._cut or not _has_input(self._clients[head.greenlet]):  # else the fault is ours
+                head.greenlet.throw(head)
+
+    def handle_exit(self, sig: Any, frame: Any) -> None:
+        self._is_replaced = True
+        super().handle_exit(sig, frame)
 
     def run(self) -> None:
-        if self._service:
-            self._fanout.room = self._service.hub.max_subscribers
+        self._fanout.room = self.worker_connections + (self._service.hub.max_subscribers if self._service else 0)
+        listeners = [_Listener(self, listener) for listener in self.sockets]
+        while self.alive:
+            self._tick(listeners)
+        self._is_replaced |= self.cfg.workers > 1
         draining = gevent.spawn(self._drain)
-        super().run()
-        draining.join()
-        self._given_back.join(self.cfg.graceful_timeout)
+        end = time.monotonic() + self.cfg.graceful_timeout - _AHEAD  # the master kills this process after that
+        while time.monotonic() < end and not (draining.ready() and self._is_idle):
+            if self._is_replaced or draining.ready():
+                for listener in listeners:
+                    listener.close()  # the master listens still, so nobody is turned away
+            self._tick(listeners)
+        for listener in listeners:
+            listener.close()
+        if left := self._serving + len(self._fanout.waiting):
+            self.log.warning("%d requests are cut, their time is over", left)
+            self._cut = True
+            gevent.get_hub().loop.run_callback(self._give_up_heads)
+            gevent.sleep(PAUSE)
+            self._greenlets.kill(timeout=_AHEAD / 2)
+
+    @property
+    def _is_idle(self) -> bool:
+        """Whether no connection is left."""
+        return not self._serving and self._fanout.is_empty
+
+    def _tick(self, listeners: list[_Listener]) -> None:
+        self.notify()
+        if self.is_busy():
+            gevent.get_hub().loop.run_callback(self._give_up_heads)
+        for listener in listeners:
+            if not listener.closed:
+                listener.start_accepting()  # again, if it was full
+        gevent.sleep(_TICK)
 
     def _drain(self) -> None:
-        while self.alive:
-            gevent.sleep(0.1)
+        """End what waits; requests that are under way, or come within a second, are answered first."""
         window = self._service.config.drain if self._service else 0
         waiting = [gevent.spawn(self._fanout.drain, window)]
         if self._service:
             waiting.append(gevent.spawn(self._service.hub.drain, window))
         gevent.joinall(waiting)
-        for greenlet in self.between:
-            self.stop_reading(greenlet)
-
-    def stop_reading(self, greenlet: Any) -> None:
-        """What has come from its client is served, and then the connection ends."""
-        client = self._clients[greenlet]
-        if not isinstance(client, ssl.SSLSocket):
-            with contextlib.suppress(OSError):
-                # Not gevent's own: that would throw an error at who waits, and what has come would be lost.
-                client._sock.shutdown(socket.SHUT_RD)  # type: ignore[attr-defined]

@@ -137,6 +137,49 @@ def test_connections_kept_alive_after_a_poll_keep_nobody_out(then: str, tmp_path
         assert "Too many open files" not in server.logs()
 
 
+IDLE = {
+    "nothing yet": b"",
+    "the script": b"GET /sse/sse.js HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "a refused publication": b"POST /sse/publish/a HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\nnever read",
+    "busy": b"GET /sse/stream?channel=a HTTP/1.1\r\nHost: localhost\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("after", IDLE)
+def test_connections_kept_alive_hold_no_greenlet_and_keep_nobody_out(after: str, tmp_path: Path) -> None:
+    env = ENV | {"SSE_MAX_SUBSCRIBERS": "1"}
+    with OfFewFiles(tmp_path, APP, env) as server, contextlib.ExitStack() as kept, Crowd(server.url) as crowd:
+        crowd.open(1, lambda: "a")
+        crowd.settle()
+        before = inspect(server)["greenlets"]
+        idle = [kept.enter_context(client.connect(server.url)) for _ in range(FILES // 3)]
+        for sock in idle:
+            sock.sendall(IDLE[after])
+            if IDLE[after]:
+                sock.recv(65536)
+        wait_until(lambda: inspect(server)["greenlets"] <= before + 1, 5, 0.3)
+        # So many that some of them have to go.
+        for _ in range(2):
+            idle += [kept.enter_context(client.connect(server.url)) for _ in range(FILES - 100)]
+            started = time.monotonic()
+            assert client.request(server.url, "GET", "/healthz").status == 200
+            assert time.monotonic() - started < 2
+        assert "Too many open files" not in server.logs()
+        assert "Traceback" not in server.logs()
+        assert inspect(server)["subscribers"] == 1
+
+
+def test_requests_that_come_all_at_once_wait_for_a_greenlet_and_are_all_answered(tmp_path: Path) -> None:
+    with OfFewFiles(tmp_path, APP, ENV) as server, contextlib.ExitStack() as kept:
+        kept_alive = [kept.enter_context(client.connect(server.url)) for _ in range(150)]
+        for _ in range(3):
+            for sock in kept_alive:
+                sock.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            for sock in kept_alive:
+                sock.settimeout(10)
+                assert sock.recv(65536).startswith(b"HTTP/1.1 200 OK\r\n")
+
+
 def test_the_start_says_once_how_many_may_subscribe(tmp_path: Path, redis_server: RedisServer) -> None:
     environment = ENV | {"SSE_REDIS_URL": redis_server.url, "SSE_MAX_SUBSCRIBERS": "77"}
     with Gunicorn(tmp_path, APP, environment, workers=2) as server:

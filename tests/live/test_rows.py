@@ -699,7 +699,7 @@ def test_at_sigterm_idle_connections_are_closed_without_a_word_in_the_log(tmp_pa
         server.process.send_signal(signal.SIGTERM)
         for one in idle:
             if one not in (served, handed_back):
-                assert one.is_closed(1)
+                assert one.is_closed(2)
         for one in (served, handed_back):
             assert one.answer().body == b"done"
         ended(server)

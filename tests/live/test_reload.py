@@ -1,0 +1,189 @@
+"""Workers that end, by a reload or at max_requests: every request is answered, and nothing is stored in part."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from http.client import HTTPException, HTTPResponse
+from pathlib import Path
+from typing import Self
+
+import pytest
+
+from tests import client
+from tests.live.load import APP, ENV, KEY, address
+from tests.servers import Gunicorn, Nginx, RedisServer, wait_until
+
+RELOADS = int(os.environ.get("RELOADS", "3"))
+PAUSES = (0, 0.001, 0.02)
+
+
+class Visitor:
+    """A client in a closed loop: it connects, or keeps its connection, waits a moment, asks, and reads the answer."""
+
+    def __init__(self, where: str | tuple[str, int], pause: float, *, keeps: bool, body: bytes = b"") -> None:
+        self.where, self.pause, self.keeps, self.body = where, pause, keeps, body
+        self.outcomes: Counter[str] = Counter()
+        self._sock: socket.socket | None = None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(30)
+        assert not self._thread.is_alive()
+
+    def _run(self) -> None:
+        for _ in range(100_000):
+            if self._stop.is_set():
+                break
+            try:
+                self.outcomes[str(self._visit())] += 1
+            except (OSError, HTTPException) as error:
+                self.outcomes[type(error).__name__] += 1
+                self._drop()
+        self._drop()
+
+    def _visit(self) -> int:
+        if self._sock is None:
+            self._sock = connect(self.where)
+        time.sleep(self.pause)
+        head = "POST /sse/publish/reload" if self.body else "GET /healthz"
+        lines = [f"{head} HTTP/1.1", "Host: localhost", f"Connection: {'keep-alive' if self.keeps else 'close'}"]
+        if self.body:
+            lines += [f"Authorization: Bearer {KEY}", "Content-Type: text/plain", f"Content-Length: {len(self.body)}"]
+        self._sock.sendall("\r\n".join(lines).encode() + b"\r\n\r\n")
+        if self.body:
+            time.sleep(0.05)
+            self._sock.sendall(self.body)
+        answer = HTTPResponse(self._sock)
+        answer.begin()
+        answer.read()
+        if answer.will_close:
+            self._drop()
+        return answer.status
+
+    def _drop(self) -> None:
+        if self._sock is not None:
+            self._sock.close()
+            self._sock = None
+
+
+def connect(where: str | tuple[str, int]) -> socket.socket:
+    if isinstance(where, tuple):
+        return socket.create_connection(where, 10)
+    sock = socket.socket(socket.AF_UNIX)
+    sock.settimeout(10)
+    sock.connect(where)
+    return sock
+
+
+@contextlib.contextmanager
+def visitors(*wheres: str | tuple[str, int], bodies: Sequence[bytes] = (b"",)) -> Iterator[list[Visitor]]:
+    """One for each pause, with and without keep-alive, at each address."""
+    with contextlib.ExitStack() as stack:
+        yield [
+            stack.enter_context(Visitor(where, pause, keeps=keeps, body=body))
+            for where in wheres
+            for body in bodies
+            for pause in PAUSES
+            for keeps in (False, True)
+        ]
+
+
+def reload(server: Gunicorn) -> None:
+    """Replace the workers, and wait until the old ones are gone."""
+    before = set(server.worker_pids())
+    os.kill(server.pid, signal.SIGHUP)
+    wait_until(lambda: server.worker_pids() and not before & set(server.worker_pids()), 20, what="new workers alone")
+
+
+@pytest.mark.parametrize("proxied", [False, True], ids=["direct", "nginx"])
+def test_no_request_is_lost_at_a_reload(tmp_path: Path, proxied: bool) -> None:
+    bind = f"unix:{tmp_path}/socket" if proxied else None
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(Gunicorn(tmp_path, APP, ENV, bind=bind))
+        where: tuple[str, int] = address(server.url) if not proxied else ("", 0)
+        if proxied:
+            front = Nginx(tmp_path, server.bind, {"return 308 https://$server_name$request_uri;": ""})
+            where = "127.0.0.1", stack.enter_context(front).http_port
+        with visitors(where) as clients:
+            for _ in range(RELOADS):
+                time.sleep(0.5)
+                reload(server)
+            time.sleep(0.5)
+        for one in clients:
+            assert one.outcomes.keys() == {"200"}, (one.pause, one.keeps, one.outcomes)
+        assert "Traceback" not in server.logs()
+
+
+def test_no_request_is_lost_at_max_requests(tmp_path: Path) -> None:
+    with Gunicorn(tmp_path, APP, ENV, arguments=["--max-requests", "300"]) as server:
+        pids: set[int] = set()
+        with visitors(address(server.url)) as clients:
+            deadline = time.monotonic() + 60
+            while len(pids) < 1 + RELOADS and time.monotonic() < deadline:
+                pids |= set(server.worker_pids())
+                time.sleep(0.05)
+        assert len(pids) >= 1 + RELOADS
+        for one in clients:
+            assert one.outcomes.keys() == {"200"}, (one.pause, one.keeps, one.outcomes)
+
+
+def test_a_body_that_comes_late_is_stored_whole_or_not_at_all_at_a_reload(tmp_path: Path) -> None:
+    body = b"whole " * 20
+    with Gunicorn(tmp_path, APP, ENV) as server, visitors(address(server.url), bodies=[body]) as clients:
+        for _ in range(RELOADS):
+            time.sleep(0.3)
+            url = "/sse/poll?channel=reload&timeout=0&replay=1000"
+            stored = client.request(server.url, "GET", url).json()["events"]
+            assert {event["data"] for event in stored} <= {body.decode()}
+            reload(server)
+    for one in clients:
+        assert one.outcomes.keys() == {"201"}, (one.pause, one.keeps, one.outcomes)
+
+
+@pytest.mark.parametrize("arrives", ["head", "part of the head", "part of the body"])
+def test_a_request_that_has_begun_is_read_for_as_long_as_there_is_time(tmp_path: Path, arrives: str) -> None:
+    body = b"slowly but surely"
+    request = (
+        f"POST /sse/publish/slow HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {KEY}\r\n"
+        f"Content-Type: text/plain\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+        + body
+    )
+    cut = {"head": len(request) - len(body), "part of the head": 30, "part of the body": len(request) - 5}[arrives]
+    with Gunicorn(tmp_path, APP, ENV) as server, connect(address(server.url)) as sock:
+        sock.sendall(request[:cut])
+        time.sleep(0.2)
+        [old] = server.worker_pids()
+        os.kill(server.pid, signal.SIGHUP)
+        wait_until(lambda: len(server.worker_pids()) == 2 or old not in server.worker_pids())
+        time.sleep(0.7)
+        sock.sendall(request[cut:])
+        answer = HTTPResponse(sock)
+        answer.begin()
+        assert (answer.status, answer.getheader("Connection")) == (201, "close")
+
+
+def test_a_body_that_does_not_end_in_time_is_cut_unanswered_and_nothing_is_stored(
+    redis_server: RedisServer, tmp_path: Path
+) -> None:
+    env = ENV | {"SSE_REDIS_URL": redis_server.url}
+    with Gunicorn(tmp_path, APP, env) as server, connect(address(server.url)) as sock:
+        head = f"POST /sse/publish/never HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {KEY}\r\n"
+        sock.sendall(f"{head}Content-Type: text/plain\r\nContent-Length: 1000\r\n\r\nonly so much".encode())
+        time.sleep(0.2)
+        reload(server)
+        assert sock.recv(100) == b""
+        assert client.request(server.url, "GET", "/sse/poll?channel=never&timeout=0&replay=9").json()["events"] == []
+        assert "1 requests are cut" in server.logs()
