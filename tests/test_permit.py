@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -174,6 +175,136 @@ def test_a_list_that_has_another_end_since_a_failover_is_read_anew(redis_url: st
     finally:
         revocations.close()
         store.close()
+
+
+# Clocks. Redis's is right, so the others are moved instead: where they are a minute ahead, it is behind by a minute.
+
+Shift = Callable[[float], None]
+RIGHT, LATER = 30.0, -LEEWAY - 3.0  # seconds before now: a token that is to be refused, and one that is to be taken
+
+
+@pytest.fixture
+def shift(monkeypatch: pytest.MonkeyPatch) -> Shift:
+    """Moves this process's clock by so many seconds from Redis's."""
+    real, ahead = time.time, [0.0]
+    monkeypatch.setattr("time.time", lambda: real() + ahead[0])
+
+    def move(seconds: float) -> None:
+        ahead[0] = seconds
+
+    return move
+
+
+@pytest.fixture
+def redis_store(redis_url: str) -> Iterator[Store]:
+    store = connect(redis_url, ring=5, ring_ttl=60)
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def both(redis_store: Store) -> Iterator[MakeRevocations]:
+    """Revocations of a worker that began before the test revoked anything, at the first call, and of one later."""
+    begun = Revocations(redis_store, 3600)
+    begun.count()
+    made = [begun]
+
+    def one() -> Revocations:
+        made.append(Revocations(redis_store, 3600))
+        return made[-1]
+
+    one.begun = begun  # type: ignore[attr-defined]
+    yield one
+    for revocations in made:
+        revocations.close()
+
+
+def judged(revocations: Revocations) -> tuple[bool, bool]:
+    """Whether what was issued before a revocation is refused, and what was issued later."""
+    return revocations.refuses(grant(ago=RIGHT)), revocations.refuses(grant(id="2", ago=LATER))
+
+
+@pytest.mark.parametrize("ahead", [60, 3600, -60, -3600, 40 * 86_400])
+def test_a_redis_whose_clock_is_wrong_changes_nothing(both: Any, shift: Shift, ahead: float) -> None:
+    shift(ahead)
+    both().revoke("sub", "ann")
+    both.begun._look()
+    assert judged(both.begun) == judged(both()) == (True, False)
+
+
+@pytest.mark.parametrize("ahead", [60, 3600, -60, -3600])
+def test_a_machine_that_revokes_by_a_wrong_clock_changes_nothing(both: Any, shift: Shift, ahead: float) -> None:
+    shift(ahead)
+    both()._store.revoke('{"sub":"ann"}', 3600)
+    shift(0)
+    both.begun._look()
+    assert judged(both.begun) == judged(both()) == (True, False)
+
+
+@pytest.mark.parametrize("ahead", [-60, -3600])
+def test_a_worker_whose_clock_is_behind_loses_no_revocation(both: Any, shift: Shift, ahead: float) -> None:
+    both()._store.revoke('{"sub":"ann"}', 3600)
+    issued_right = grant(ago=RIGHT)
+    shift(ahead)
+    both.begun._look()
+    assert both.begun.refuses(issued_right)
+    assert both().refuses(issued_right)
+
+
+@pytest.mark.parametrize("off", [-60, -3600, 3600])
+def test_a_clock_of_redis_that_was_wrong_and_has_been_set_changes_nothing(
+    both: Any, redis_url: str, off: float
+) -> None:
+    """So it is too after a failover to a Redis with another clock."""
+    now = time.time()
+    with redis.Redis.from_url(redis_url) as client:
+        entry = {"d": '{"sub":"ann"}', "at": int(now * 1000)}
+        client.xadd("sse:{sse.revoked}", entry, id=f"{int((now + off) * 1000)}-0")
+    assert judged(both()) == (True, False)
+    both().revoke("sub", "bob")  # its id is never below the newest one
+    revocations = both()
+    assert revocations.refuses(grant("bob", ago=RIGHT))
+    assert not revocations.refuses(grant("bob", "2", ago=LATER))
+
+
+@pytest.mark.parametrize("ahead", [60, -3600])
+def test_what_an_older_version_revoked_counts_by_redis_s_clock_and_its_difference(
+    both: Any, redis_url: str, shift: Shift, ahead: float
+) -> None:
+    with redis.Redis.from_url(redis_url) as client:
+        for text, at in (("ann", b""), ("bob", b"soon"), ("eve", b"9" * 4000)):
+            client.xadd("sse:{sse.revoked}", {"d": json.dumps({"sub": text}), **({"at": at} if at else {})})
+    shift(ahead)
+    for name in ("ann", "bob", "eve"):
+        assert both().refuses(grant(name, ago=RIGHT))
+        assert not both().refuses(grant(name, "2", ago=LATER))
+
+
+def test_no_revocation_counts_as_later_than_now(both: Any, redis_url: str) -> None:
+    with redis.Redis.from_url(redis_url) as client:
+        entry = {"d": '{"sub":"ann"}', "at": 10**15 - 1}
+        client.xadd("sse:{sse.revoked}", entry, id=f"{2**64 - 1}-1")
+    assert judged(both()) == (True, False)
+
+
+@pytest.mark.parametrize("ahead", [60, -60])
+def test_a_redis_that_tells_no_time_loses_no_revocation_of_a_right_clock(
+    redis_url: str, shift: Shift, ahead: float
+) -> None:
+    with redis.Redis.from_url(redis_url) as client:
+        client.acl_setuser(
+            "blind", enabled=True, passwords=["+secret"], keys=["*"], channels=["*"], commands=["+@all", "-time"]
+        )
+        store = connect(redis_url.replace("//", "//blind:secret@"), ring=5, ring_ttl=60)
+        revocations = Revocations(store, 3600)
+        try:
+            shift(ahead)
+            revocations.revoke("sub", "ann")
+            assert revocations.refuses(grant(ago=RIGHT))
+        finally:
+            revocations.close()
+            store.close()
+            client.acl_deluser("blind")
 
 
 def test_one_that_cannot_be_woken_is_in_nobody_s_way(

@@ -55,7 +55,7 @@ class Notice(NamedTuple):
 
 
 class Revocation(NamedTuple):
-    """An item of the list of what is revoked; `at` is seconds since 1970."""
+    """An item of the list of what is revoked; `at` is when, in seconds since 1970 by the clock of this process."""
 
     id: str
     at: float
@@ -126,7 +126,7 @@ class Store(ABC):
 
     @abstractmethod
     def revoke(self, what: str, keep: int) -> None:
-        """Add to the list of what is revoked, for `keep` seconds or longer, with the store's own time."""
+        """Add to the list of what is revoked now, for `keep` seconds or longer."""
 
     @abstractmethod
     def revoked(self, after: str = "") -> list[Revocation]:

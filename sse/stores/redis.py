@@ -9,13 +9,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import re
 import secrets
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from itertools import islice
-from typing import Any, Final, cast
+from typing import Any, Final, NamedTuple, cast
 
 import redis
 from redis.backoff import ExponentialWithJitterBackoff
@@ -49,6 +50,19 @@ _LOST_AFTER: Final = 12.0
 _READ_AT_ONCE: Final = 512
 _NO_CHANNEL: Final = "sse.check"  # no channel starts so
 _REVOKED: Final = "sse.revoked"
+_MILLISECONDS: Final = re.compile(rb"[0-9]{1,15}")
+_KEPT_LONGER: Final = 86_400  # seconds that the list of revocations is kept beyond need, whatever a clock says
+_CLOCKS_DIFFER: Final = 5.0  # seconds between this machine's clock and Redis's that the log tells of
+
+
+class _Clocks(NamedTuple):
+    """Redis's clock, and then this process's, as one round trip showed them, in seconds since 1970.
+
+    `here` is read after `redis`, so that a time of Redis's is never taken for an earlier one of this process's.
+    """
+
+    redis: float
+    here: float
 
 
 class RedisStore(Store):
@@ -71,6 +85,7 @@ class RedisStore(Store):
         self._ttl = ring_ttl
         self._publish_script = _Script("publish.lua")
         self._found_script = _Script("found.lua")
+        self._clock_trouble = ""  # what the log told last of Redis's clock
         self._checked = False
         self._check_lock = threading.Lock()
         self._jobs: list[_Job] = []
@@ -159,18 +174,27 @@ class RedisStore(Store):
 
     def revoke(self, what: str, keep: int) -> None:
         key = self._key(_REVOKED)
-        oldest = int((time.time() - keep - 60) * 1000)  # an entry's id is Redis' own time
-        commands = [("XADD", key, "MINID", "~", oldest, "*", "d", what), ("EXPIRE", key, keep + 60)]
+        now = time.time()
+        _, clocks = self._execute_timed([])
+        # Entries' ids are times of Redis's clock. The earlier of both clocks decides which entries are too old, so that
+        # neither clock alone, if it is fast, deletes what still counts.
+        oldest = int((min(clocks.redis if clocks else now, now) - keep - _KEPT_LONGER) * 1000)
+        commands = [
+            ("XADD", key, "MINID", "~", max(oldest, 0), "*", "d", what, "at", int(now * 1000)),
+            ("EXPIRE", key, keep + _KEPT_LONGER),
+        ]
         for reply in self._execute(commands):
             if isinstance(reply, Exception):
                 raise _refusal(reply, _REVOKED)
 
     def revoked(self, after: str = "") -> list[Revocation]:
-        [reply] = self._execute([("XRANGE", self._key(_REVOKED), after or "-", "+", "COUNT", _READ_AT_ONCE)])
+        [reply], clocks = self._execute_timed(
+            [("XRANGE", self._key(_REVOKED), after or "-", "+", "COUNT", _READ_AT_ONCE)]
+        )
         if isinstance(reply, Exception):
             raise _refusal(reply, _REVOKED)
         found = [
-            Revocation(id.decode(), int(id.partition(b"-")[0]) / 1000, fields.get(b"d", b"").decode(errors="replace"))
+            Revocation(id.decode(), _revoked_at(id, fields, clocks), fields.get(b"d", b"").decode(errors="replace"))
             for id, fields in reply
         ]
         if after and not (found and found[0].id == after):
@@ -195,9 +219,11 @@ class RedisStore(Store):
             return
         with self._check_lock, _translated():
             key = self._key(_NO_CHANNEL)
+            asked_at = time.time()
             replies = self._pipeline(
                 [
                     ("INFO",),
+                    ("TIME",),
                     ("XREVRANGE", key, "+", "-", "COUNT", 1),
                     ("XRANGE", key, "-", "+", "COUNT", 1),
                     ("XADD", key, "NOMKSTREAM", "*", "d", ""),
@@ -210,6 +236,7 @@ class RedisStore(Store):
                     ("EVAL", "return 1", 1, key),
                 ]
             )
+            self._clocks(replies.pop(1), asked_at)  # the right to ask for it is not required
             refused = sorted({str(reply) for reply in replies if isinstance(reply, NoPermissionError)})
             if refused:
                 raise StoreUnavailable("Redis refuses this user: " + "; ".join(refused), "grant them with ACL SETUSER")
@@ -324,6 +351,33 @@ class RedisStore(Store):
                 # The primary has moved: connect anew.
                 self._redis.connection_pool.disconnect(inuse_connections=False)
             return replies
+
+    def _execute_timed(self, commands: Iterable[tuple[Any, ...]]) -> tuple[list[Any], _Clocks | None]:
+        """The replies of all commands, and the clocks at that moment; None if Redis does not tell its time."""
+        asked_at = time.time()
+        reply, *replies = self._execute([("TIME",), *commands])
+        return replies, self._clocks(reply, asked_at)
+
+    def _clocks(self, reply: Any, asked_at: float) -> _Clocks | None:
+        """The clocks, by the reply to a TIME. The log tells once if they differ, or if there is no such reply."""
+        here = time.time()
+        clocks = None if isinstance(reply, Exception) else _Clocks(int(reply[0]) + int(reply[1]) / 1_000_000, here)
+        trouble = ""
+        if clocks is None:
+            trouble = "Redis does not tell its time, so revocations count by its clock and the revoking machine's alone"
+        elif here - clocks.redis < -_CLOCKS_DIFFER:
+            trouble = "the clock here is behind Redis's"
+        elif asked_at - clocks.redis > _CLOCKS_DIFFER:
+            trouble = "the clock here is ahead of Redis's"
+        if trouble != self._clock_trouble:
+            self._clock_trouble = trouble
+            if clocks is None:
+                _log.warning("%s: %s; grant +time with ACL SETUSER", trouble, reply)
+            elif trouble:
+                _log.warning("%s by %.0f s; set both to the right time", trouble, abs(here - clocks.redis))
+            else:
+                _log.warning("the clock here and Redis's agree again")
+        return clocks
 
     def _pipeline(self, commands: Iterable[tuple[Any, ...]]) -> list[Any]:
         with self._redis.pipeline(transaction=False) as pipeline:
@@ -484,6 +538,21 @@ def _top(reply: Any, channel: str) -> Position | StoreUnavailable:
         return _refusal(reply, channel) if isinstance(reply, Exception) else _position(reply)
     except ValueError as error:
         return _refusal(error, channel)
+
+
+def _revoked_at(id: bytes, fields: Mapping[bytes, bytes], clocks: _Clocks | None) -> float:
+    """When something was revoked, in seconds since 1970, by the clock of this process.
+
+    Two clocks say it: Redis's, in the entry's id, moved by what it differs from the clock here; and that of the process
+    that revoked. The later one counts, so that one wrong clock loses no revocation; but nothing is later than now, so
+    that a clock that was fast refuses nobody for long. "Now" is the later of both clocks here, for the same reason.
+    """
+    stored = int(id.partition(b"-")[0]) / 1000
+    told = fields.get(b"at", b"")  # older versions wrote none
+    by_revoker = int(told) / 1000 if _MILLISECONDS.fullmatch(told) else 0.0
+    if clocks is None:
+        return max(stored, by_revoker)
+    return min(max(stored + clocks.here - clocks.redis, by_revoker), max(clocks))
 
 
 def _nonce() -> int:
