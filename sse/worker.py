@@ -18,12 +18,19 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import gevent
 from gevent.pool import Group
 from gevent.server import StreamServer
-from gunicorn.http.errors import ParseException  # type: ignore[import-untyped]
+from gunicorn.http.errors import (  # type: ignore[import-untyped]
+    LimitRequestHeaders,
+    NoMoreData,
+    ParseException,
+)
+from gunicorn.http.message import Request  # type: ignore[import-untyped]
+from gunicorn.http.parser import RequestParser  # type: ignore[import-untyped]
 from gunicorn.http.wsgi import Response  # type: ignore[import-untyped]
 from gunicorn.sock import ssl_context  # type: ignore[import-untyped]
 from gunicorn.workers.ggevent import GeventWorker  # type: ignore[import-untyped]
 
 from sse.fanout import LAST_CHUNK, PAUSE, STALLED_AFTER, Fanout, date, framed, send
+from sse.head import Head
 
 if TYPE_CHECKING:
     from sse.poll import Poll
@@ -32,11 +39,13 @@ if TYPE_CHECKING:
 _SMALL: Final = 65_536  # answers that go out in one write
 _SKIPS: Final = 20  # of 64 KB: more than may be published at once
 _SKIP_SECONDS: Final = 2.0
-_HEAD_SECONDS: Final = 20.0
-_HEAD_AT_LEAST: Final = 1.0  # also where greenlets are short
 _MOMENT: Final = 0.25
 _TICK: Final = 0.1
 _AHEAD: Final = 0.5
+_HEAD_BYTES: Final = 131_072  # of a request's head: the longest that gunicorn.conf.py is meant for has 90 KB
+_HEAD_SECONDS: Final = 20.0  # from a head's first byte to its last
+_HEAD_AT_LEAST: Final = 1.0  # where greenlets are short
+_TRAILER_BYTES: Final = 16_384  # of what follows a chunked body; gunicorn searches it anew at each packet
 
 _same = lru_cache(maxsize=1024)(lambda head: head)  # one object for equal ones: very many wait with the same
 
@@ -104,6 +113,45 @@ def _skip_body(request: Any) -> bool:
     return ended
 
 
+class _Request(Request):  # type: ignore[misc]
+    """gunicorn's request, whose head has bounded bytes, lines and time, and is parsed once: when it is there."""
+
+    def parse(self, unreader: Any) -> Any:
+        """Return what has come behind the head.
+
+        :raises StopIteration: if nothing comes, or the head is not there in time: the connection is to be closed.
+        """
+        head = Head(_HEAD_BYTES, self.limit_request_line, self.cfg.proxy_protocol if self.req_number == 1 else "off")
+        is_enough = False
+        while not (is_enough or head.has_begun):
+            is_enough = head.add(_read(unreader, head))
+        if not is_enough:
+            with gevent.Timeout(_HEAD_SECONDS, False):
+                while not is_enough:
+                    is_enough = head.add(_read(unreader, head))
+        if not is_enough:
+            raise StopIteration(f"the head of a request has not come within {_HEAD_SECONDS:g} s")
+        if head.is_too_large:
+            raise LimitRequestHeaders(f"the head of a request is over {_HEAD_BYTES} bytes")
+        unreader.unread(head.data)  # from where the parser gets all of it at once
+        self.max_buffer_headers = _TRAILER_BYTES
+        return super().parse(unreader)
+
+    def parse_headers(self, data: bytes, from_trailer: bool = False) -> Any:
+        if data.count(b"\r\n") >= self.limit_request_fields:  # gunicorn does not count those that it drops
+            raise LimitRequestHeaders("limit request headers fields")
+        return super().parse_headers(data, from_trailer)
+
+
+def _read(unreader: Any, head: Head) -> bytes:
+    data: bytes = unreader.read()
+    if data:
+        return data
+    if head.data:
+        raise NoMoreData(bytes(head.data))
+    raise StopIteration  # the client has closed between two requests
+
+
 class _Taken(NamedTuple):
     """What the app gave for a request, where this worker and not gunicorn is to write it."""
 
@@ -118,11 +166,11 @@ class _Taken(NamedTuple):
             self.body.close()
 
 
-class _Head(gevent.Timeout):  # type: ignore[misc]
-    """The time for a request's head to arrive: from its first byte, or under TLS from the answer before it."""
+class _Reading(gevent.Timeout):  # type: ignore[misc]
+    """The time for which a greenlet waits for a request; how long the head itself may take is said by `_Request`."""
 
-    def __init__(self, worker: Worker, seconds: float) -> None:
-        super().__init__(seconds, False)
+    def __init__(self, worker: Worker) -> None:
+        super().__init__(worker.cfg.keepalive, False)
         self._worker = worker
         self.greenlet = gevent.getcurrent()
         self.begun = time.monotonic()
@@ -176,9 +224,13 @@ class Worker(GeventWorker):  # type: ignore[misc]
         self._greenlets = Group()  # each reads a request and answers it
         self._serving = 0  # how many of them have not ended: the group knows of an end only some time later
         self._clients: dict[Any, socket.socket] = {}  # by greenlet
-        self.heads: dict[_Head, None] = {}  # that are being read, oldest first
+        self.heads: dict[_Reading, None] = {}  # that are being read, oldest first
         self._cut = False  # the time that requests had to end is over
         self._is_replaced = False  # another process accepts what comes when this one ends
+
+    def init_process(self) -> None:
+        RequestParser.mesg_class = _Request  # in this process, where gunicorn has no setting for it
+        super().init_process()
 
     def load_wsgi(self) -> None:
         super().load_wsgi()
@@ -351,7 +403,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
 
     def timeout_ctx(self) -> gevent.Timeout:
         """Around gunicorn's wait for a request."""
-        return _Head(self, self.cfg.keepalive if self.cfg.is_ssl else _HEAD_SECONDS)
+        return _Reading(self)
 
     def _give_up_heads(self) -> None:
         """Close those whose request does not go on, if they hold all greenlets or their time is over.

@@ -16,6 +16,7 @@ FLOORS = {
     "sse.version": 1,
     "sse.config": 1,
     "sse.ring": 1,
+    "sse.head": 1,
     "sse.stores": 2,
     "sse.stores.base": 2,
     "sse.stores.memory": 2,
@@ -111,7 +112,7 @@ def test_no_import_hides_in_a_function(module: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["sse.errors", "sse.event", "sse.wire", "sse.config", "sse.ring", "sse.subscriber", "sse.hub"]
+    "module", ["sse.errors", "sse.event", "sse.wire", "sse.config", "sse.ring", "sse.head", "sse.subscriber", "sse.hub"]
 )
 def test_values_and_the_hub_do_no_input_or_output(module: str) -> None:
     others = {name for name in imports(tree_of(module)) if not name.startswith("sse")}
