@@ -16,8 +16,8 @@ from sse.errors import Busy, SSEError, StoreUnavailable
 from sse.event import UNBORN, Entry, Position, Reason
 from sse.log import warn
 from sse.ring import Ring
-from sse.stores import PAGE, Feed, Notice, Page, Store
-from sse.subscriber import Channel, Delivery, Reset, Start, Subscriber, encoded, reset_at
+from sse.stores import PAGE, PAGE_BYTES, Feed, Notice, Page, Store
+from sse.subscriber import Channel, Delivery, Form, Reset, Start, Subscriber, encoded, in_blocks, reset_at
 
 ATTACH_TIMEOUT: Final = 5.0
 """Seconds that a new subscriber waits for a store that is away."""
@@ -27,6 +27,7 @@ _chance: Final = random.SystemRandom()  # a thread of ours leaves the app's own 
 
 _CHECK_EVERY: Final = 5.0
 _FOUNDINGS_PER_SECOND: Final = 200
+_REPAIRED_AT_ONCE: Final = 50  # channels that share one reading's bytes
 _CHANNEL_BYTES: Final = 1 << 20
 _HUB_BYTES: Final = 64 << 20
 
@@ -34,7 +35,7 @@ T = TypeVar("T")
 
 
 class Look(NamedTuple):
-    """What `Hub.look` saw: resets before deliveries, the places after them, and whether there are `more`."""
+    """What `Hub.look` saw: resets and deliveries, the places after them, and whether there are `more`."""
 
     taken: list[Delivery | Reset]
     places: dict[str, Position]
@@ -42,15 +43,11 @@ class Look(NamedTuple):
 
 
 class _Flight:
-    """A reading of the store under way, for all who want the same page."""
+    """A reading of the store under way, for all who want the same."""
 
     def __init__(self) -> None:
         self.landed = threading.Event()
-        self.page: Page | StoreUnavailable = StoreUnavailable("the store did not answer", "try again")
-
-    def wait(self) -> Page | StoreUnavailable:
-        self.landed.wait()
-        return self.page
+        self.pages: Sequence[Page | StoreUnavailable] = ()
 
 
 class Hub:
@@ -78,7 +75,7 @@ class Hub:
         self._foundings = float(_FOUNDINGS_PER_SECOND)
         self._foundings_at = clock()
         self._bytes = 0
-        self._flights: dict[tuple[str, Position, int], _Flight] = {}
+        self._flights: dict[object, _Flight] = {}
 
     @property
     def subscribers(self) -> int:
@@ -168,26 +165,31 @@ class Hub:
                 (name, channel.ring.newest if channel and channel.ring else None) for name, channel in channels
             )
 
-    def read(self, places: Sequence[tuple[str, Position]], limit: int = PAGE) -> list[Page]:
-        """The store's page after each place, of `limit` entries at the most. Equal readings at the same time are one.
+    def read(
+        self, places: Sequence[tuple[str, Position]], limit: int = PAGE, max_bytes: int = PAGE_BYTES
+    ) -> list[Page]:
+        """Return the pages that `Store.read` gives. Equal readings at the same time are one.
 
         :raises StoreUnavailable: if any of them cannot be read.
         """
+        key = tuple(places), limit, max_bytes
         with self.lock:
-            flights = {place: self._flights.get((*place, limit)) for place in places}
-            mine = {place: _Flight() for place, flight in flights.items() if flight is None}
-            self._flights.update({(*place, limit): flight for place, flight in mine.items()})
-        try:
-            for flight, page in zip(mine.values(), self._store.read(list(mine), limit), strict=True):
-                flight.page = page
-        finally:
-            with self.lock:
-                for place, flight in mine.items():
-                    del self._flights[*place, limit]
+            is_mine = key not in self._flights
+            flight = self._flights.setdefault(key, _Flight())
+        if is_mine:
+            try:
+                flight.pages = self._store.read(places, limit, max_bytes)
+            finally:
+                with self.lock:
+                    del self._flights[key]
                     flight.landed.set()
-        return [_good((flights[place] or mine[place]).wait()) for place in places]
+        else:
+            flight.landed.wait()
+        if len(flight.pages) < len(places):
+            raise StoreUnavailable("the store did not answer", "try again")
+        return [_good(page) for page in flight.pages]
 
-    def look(self, starts: Mapping[str, Start], max_events: int, max_bytes: int) -> Look:
+    def look(self, starts: Mapping[str, Start], max_events: int, max_bytes: int, form: Form = in_blocks) -> Look:
         """What a subscriber that starts so would take now, without attaching and without founding a ring.
 
         :raises StoreUnavailable: if the store does not answer.
@@ -202,23 +204,26 @@ class Hub:
         replays = [(name, start.replay) for name, start in starts.items() if start.replay and tops[name]]
         for (name, _), place in zip(replays, map(_good, self._store.before(replays)), strict=True):
             places[name] = place or UNBORN
-        behind = [(name, place) for name, place in places.items() if place != tops[name] and not starts[name].fault]
+        behind = [name for name, place in places.items() if place != tops[name] and not starts[name].fault]
         events = size = 0
-        more = False
-        for (name, place), page in zip(behind, self.read(behind), strict=True):
-            if page.reason and (tops[name] or starts[name].position):
-                places[name] = tops[name] or UNBORN
-                taken.insert(0, reset_at(name, page.reason, place, places[name]))
-            more = more or page.more
-            for entry in map(encoded, page.entries):
-                size += len(entry.body)
-                if events and (events >= max_events or size > max_bytes):
-                    more = True
-                    break
-                events += 1
-                taken.append(Delivery(name, entry))
-                places[name] = entry.position
-        return Look(taken, places, more)
+        while behind:
+            pages = self.read([(name, places[name]) for name in behind], PAGE, min(max_bytes - size, PAGE_BYTES))
+            for name, page in zip(behind, pages, strict=True):
+                if page.reason and (tops[name] or starts[name].position):
+                    place, places[name] = places[name], tops[name] or UNBORN
+                    taken.append(reset_at(name, page.reason, place, places[name]))
+                for entry in page.entries:
+                    delivery = form(name, entry)
+                    size += len(delivery.entry.body)
+                    if events and (events >= max_events or size > max_bytes):
+                        return Look(taken, places, more=True)
+                    events += 1
+                    taken.append(delivery)
+                    places[name] = entry.position
+            behind = [name for name, page in zip(behind, pages, strict=True) if page.more]
+            if behind and size * 4 > max_bytes * 3:
+                return Look(taken, places, more=True)
+        return Look(taken, places, more=False)
 
     def close(self) -> None:
         """End the feed and its thread. Subscribers hear nothing more."""
@@ -309,7 +314,7 @@ class Hub:
                 if anchor is not None:
                     subscriber.join(name, anchor)
         if unknown:
-            for (name, position), page in zip(unknown, self.read(unknown), strict=True):
+            for (name, position), page in zip(unknown, self.read(unknown, 0), strict=True):
                 if not page.reason:
                     subscriber.join(name, position)
                     continue
@@ -384,7 +389,8 @@ class Hub:
             dirty = [self._channels[name] for name in self._dirty if name in self._channels]
         begun = [channel for channel in dirty if channel.ring is not None]
         self._begin([channel for channel in dirty if channel.ring is None])
-        self._repair(begun)
+        for start in range(0, len(begun), _REPAIRED_AT_ONCE):
+            self._repair(begun[start : start + _REPAIRED_AT_ONCE])
         self._dirty.clear()
 
     def _begin(self, channels: list[Channel]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Final
 
 from sse.errors import Busy, StoreUnavailable
-from sse.event import Position, format_last_event_id
+from sse.event import Entry, Event, Position, format_last_event_id
 from sse.hub import ATTACH_TIMEOUT, Hub
 from sse.permit import Permit
 from sse.subscriber import Delivery, Lagging, Reset, Start, Subscriber
@@ -15,6 +15,7 @@ from sse.wire import encode_json
 
 _MAX_EVENTS: Final = 1000
 _MAX_BYTES: Final = 1 << 20
+_WRITTEN: Final = Event("")  # in place of one whose JSON is there: only one of both is kept
 
 
 class Poll:
@@ -80,7 +81,7 @@ class Poll:
         :raises Unavailable: if there is no room for another subscriber, or the store is away.
         """
         if self._timeout == 0:
-            look = self.hub.look(self._starts, _MAX_EVENTS, _MAX_BYTES)
+            look = self.hub.look(self._starts, _MAX_EVENTS, _MAX_BYTES, _in_json)
             return _encode(look.taken, look.places, self._retry, more=look.more)
         places = {name: start.position for name, start in self._starts.items() if not start.fault}
         if len(places) == len(self._starts) and (answer := self._known(places)):
@@ -110,7 +111,7 @@ class Poll:
             return answer
         stands = self._stands(subscriber.places)
         try:
-            taken = subscriber.take(_MAX_EVENTS, _MAX_BYTES)
+            taken = subscriber.take(_MAX_EVENTS, _MAX_BYTES, _in_json)
         except Lagging as error:
             raise Busy(error.message, "ask again with the same last event id") from None
         if not taken:
@@ -175,21 +176,22 @@ class Poll:
             yield self.nothing
 
 
+def _in_json(channel: str, entry: Entry) -> Delivery:
+    """The delivery for a poll: the body is the event as it stands in the answer."""
+    event = entry.event
+    told = {"channel": channel, "id": f"{channel}={entry.position}", "type": event.type, "data": event.data}
+    return Delivery(channel, Entry(entry.position, _WRITTEN, encode_json(told).encode()))
+
+
 def _encode(taken: Sequence[Delivery | Reset], places: Mapping[str, Position], retry: int, *, more: bool) -> bytes:
     # The answer lists resets apart from events: those before a reset are of a state that the client is to give up.
     resets = {item.channel: index for index, item in enumerate(taken) if isinstance(item, Reset)}
-    answer = {
-        "last_event_id": format_last_event_id(places),
-        "events": [
-            {
-                "channel": item.channel,
-                "id": f"{item.channel}={item.entry.position}",
-                "type": item.entry.event.type,
-                "data": item.entry.event.data,
-            }
-            for index, item in enumerate(taken)
-            if isinstance(item, Delivery) and index > resets.get(item.channel, -1)
-        ],
+    events = [
+        item.entry.body
+        for index, item in enumerate(taken)
+        if isinstance(item, Delivery) and index > resets.get(item.channel, -1)
+    ]
+    rest = {
         "resets": [
             {"channel": item.channel, "reason": item.reason, "missed": item.missed}
             for index, item in enumerate(taken)
@@ -198,4 +200,8 @@ def _encode(taken: Sequence[Delivery | Reset], places: Mapping[str, Position], r
         "more": more,
         "retry": retry,
     }
-    return encode_json(answer).encode()
+    head = {"last_event_id": format_last_event_id(places)}
+    # Put together by hand, because the events are large, and JSON already.
+    commas = [b","] * max(len(events) - 1, 0) + [b""] * bool(events)
+    listed = [part for pair in zip(events, commas, strict=True) for part in pair]
+    return b"".join([encode_json(head)[:-1].encode(), b',"events":[', *listed, b"],", encode_json(rest)[1:].encode()])

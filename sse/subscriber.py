@@ -13,11 +13,11 @@ from typing import Literal, NamedTuple
 from sse.errors import SSEError, StoreUnavailable
 from sse.event import Entry, LastEventId, Position, Reason
 from sse.ring import Ring
-from sse.stores import PAGE, Page
+from sse.stores import PAGE, PAGE_BYTES, Page
 from sse.wire import encode_body
 
-Read = Callable[[Sequence[tuple[str, Position]], int], list[Page]]
-"""Gives the store's page after each (channel, position), of so many entries at the most."""
+Read = Callable[[Sequence[tuple[str, Position]], int, int], list[Page]]
+"""Gives the store's page after each (channel, position), of so many entries and bytes at the most: see `Store.read`."""
 
 
 class Start(NamedTuple):
@@ -69,6 +69,10 @@ class Delivery(NamedTuple):
     entry: Entry
 
 
+Form = Callable[[str, Entry], Delivery]
+"""Makes the delivery of a channel's entry, whose `body` is what the subscriber's client is sent."""
+
+
 class Lagging(SSEError):
     """The subscriber was too slow: the ring of the channel no longer reaches back to its place."""
 
@@ -99,7 +103,7 @@ class Subscriber:
     """
 
     __slots__ = (
-        *("_lives", "_lock", "_page", "_read", "_signal", "_turn", "_wake"),
+        *("_lives", "_lock", "_read", "_signal", "_turn", "_wake"),
         *("channels", "draining", "places", "resets", "seats"),
     )
 
@@ -111,7 +115,6 @@ class Subscriber:
         self.draining = False  # this process is about to end: say goodbye
         self._lock = lock
         self._read = read
-        self._page = PAGE  # entries to ask the store for: no more than will be taken, where they are large
         self._lives: dict[str, int] | None = None
         self._turn = 0
         self._signal: threading.Event | None = threading.Event()
@@ -147,10 +150,11 @@ class Subscriber:
             self.draining = True
             self._signal.set()
 
-    def take(self, max_events: int, max_bytes: int) -> list[Delivery | Reset]:
-        """What has come since, each channel's in order: up to `max_bytes` of bodies, but at least one event if any.
+    def take(self, max_events: int, max_bytes: int, form: Form | None = None) -> list[Delivery | Reset]:
+        """Return what has come since, resets first and then each channel's events in order.
 
-        Resets come first. The caller answers for what it has taken: the places move on.
+        There are up to `max_bytes` of bodies, but at least one event if any. The caller answers for what it has taken:
+        the places move on. `form` makes each delivery; without it, a body is the event's block of a stream.
 
         :raises Lagging: if a channel's ring has passed the subscriber's place.
         :raises StoreUnavailable: if older entries are needed and cannot be read.
@@ -159,23 +163,23 @@ class Subscriber:
             self._signal.clear()
         taken: list[Delivery | Reset] = list(self.resets)
         self.resets = ()
+        form = form or in_blocks
         events = size = 0
         order = self.order()
         self.turn()
         try:
             for name in order:
-                while entries := self._next(name, taken):
-                    for one in entries:
-                        entry = one if one.body else encoded(one)  # of a whole page, only what is taken
-                        size += len(entry.body)
+                # For a last small part, the store is not asked.
+                while entries := self._next(name, taken, max_bytes - size if size * 4 <= max_bytes * 3 else 0):
+                    for entry in entries:
+                        delivery = form(name, entry)  # of a whole page, only what is taken
+                        size += len(delivery.entry.body)
                         if events and (events >= max_events or size > max_bytes):
-                            self._page = min(events + 1, PAGE)
                             self.notify()
                             return taken
                         events += 1
-                        taken.append(Delivery(name, entry))
+                        taken.append(delivery)
                         self.places[name] = entry.position
-            self._page = PAGE
         except (Lagging, StoreUnavailable):
             # What was taken before must still be told; the fault will be met again.
             if not taken:
@@ -211,7 +215,7 @@ class Subscriber:
                 for name, channel in self.channels.items()
             )
 
-    def _next(self, name: str, taken: list[Delivery | Reset]) -> Sequence[Entry]:
+    def _next(self, name: str, taken: list[Delivery | Reset], max_bytes: int) -> Sequence[Entry]:
         channel, place = self.channels[name], self.places[name]
         with self._lock:
             assert channel.ring is not None
@@ -220,7 +224,10 @@ class Subscriber:
         if entries is not None:
             self._live(name, lives)
             return entries
-        page = self._read([(name, place)], self._page)[0]
+        if not max_bytes:
+            self.notify()
+            return []
+        page = self._read([(name, place)], PAGE, min(max_bytes, PAGE_BYTES))[0]
         if not page.reason:
             return page.entries
         if lives == (self._lives or {}).get(name, 0):
@@ -253,3 +260,8 @@ def reset_at(channel: str, reason: Reason, place: Position, top: Position) -> Re
 
 def encoded(entry: Entry) -> Entry:
     return entry._replace(body=encode_body(entry.event))
+
+
+def in_blocks(channel: str, entry: Entry) -> Delivery:
+    """The delivery for a stream."""
+    return Delivery(channel, entry if entry.body else encoded(entry))

@@ -9,13 +9,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sse.errors import Busy, StoreUnavailable
 from sse.event import UNBORN, Event, LastEventId, Position
 from sse.hub import Hub
-from sse.stores import Feed, MemoryStore, Notice, Page, Publication, Store, connect
+from sse.stores import PAGE_BYTES, Feed, MemoryStore, Notice, Page, Publication, Store, connect
 from sse.stores.memory import _MemoryFeed
 from sse.subscriber import Channel, Delivery, Lagging, Reset, Start, Subscriber, starting_points
 from tests.servers import RedisServer, wait_until
@@ -63,12 +64,14 @@ class CountingStore(MemoryStore):
         self.readings = 0
         self.fault: Exception | None = None
 
-    def read(self, places: Sequence[tuple[str, Position]], limit: int = 100) -> list[Page | StoreUnavailable]:
+    def read(
+        self, places: Sequence[tuple[str, Position]], limit: int = 100, max_bytes: int = PAGE_BYTES
+    ) -> list[Page | StoreUnavailable]:
         self.readings += len(places)
         assert self.gate.wait(5)
         if self.fault:
             raise self.fault
-        return super().read(places, limit)
+        return super().read(places, limit, max_bytes)
 
 
 @pytest.fixture
@@ -555,6 +558,93 @@ def test_a_reading_that_fails_fails_for_all_who_wait_and_is_forgotten(make_hub: 
     assert hub.read([("a", position)]) == [Page([])]
 
 
+# What is read from the store, in bytes
+
+LARGE = 60_000
+
+
+def measured(store: Store, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The bytes of data that each reading of the store brings from now on."""
+    readings: list[int] = []
+    read = store.read
+
+    def counted(*args: Any) -> list[Page | StoreUnavailable]:
+        pages = read(*args)
+        entries = [entry for page in pages if isinstance(page, Page) for entry in page.entries]
+        readings.append(sum(len(entry.event.data) for entry in entries))
+        return pages
+
+    monkeypatch.setattr(store, "read", counted)
+    return readings
+
+
+def test_who_comes_back_is_placed_without_reading_what_it_missed(
+    hub: Hub, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"c{number}" for number in range(30)]
+    starts = {}
+    for name in names:
+        first, *_ = publish(store, *["x" * LARGE] * 5, channel=name)
+        starts[name] = Start(first)
+    readings = measured(store, monkeypatch)
+    subscriber = attach(hub, starts)
+    assert readings == [0]
+    taken = subscriber.take(1000, 16_384)
+    assert len(taken) == 1
+    assert sum(readings) <= 2 * LARGE
+    del readings[:]
+    taken += subscriber.take(1000, 1 << 20)
+    assert sum(readings) <= (1 << 20) + 2 * LARGE
+    assert max(readings) <= PAGE_BYTES + LARGE
+    taken += collect(subscriber, 4 * 30 - len(taken), 10)
+    for name in names:
+        mine = [item.entry.position.offset for item in taken if isinstance(item, Delivery) and item.channel == name]
+        assert mine == [2, 3, 4, 5]
+    hub.detach(subscriber)
+
+
+def test_a_look_at_many_channels_reads_about_what_it_takes(
+    hub: Hub, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"c{number}" for number in range(30)]
+    for name in names:
+        publish(store, *["x" * LARGE] * 5, channel=name)
+    readings = measured(store, monkeypatch)
+    look = hub.look({name: Start(replay=3) for name in names}, 1000, 1 << 20)
+    assert look.more
+    assert 10 <= len(look.taken) <= (1 << 20) / LARGE
+    assert sum(readings) <= (1 << 20) + 2 * LARGE
+    assert max(readings) <= PAGE_BYTES + LARGE
+    taken, rounds = list(look.taken), 1
+    while look.more:
+        look = hub.look({name: Start(place) for name, place in look.places.items()}, 1000, 1 << 20)
+        taken += look.taken
+        rounds += 1
+        assert rounds < 20
+    for name in names:
+        mine = [item.entry.position.offset for item in taken if isinstance(item, Delivery) and item.channel == name]
+        assert mine == [3, 4, 5]
+
+
+def test_a_hub_that_missed_large_events_on_many_channels_reads_them_by_and_by(
+    make_hub: MakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = ForgetfulStore()
+    store.filter = lambda notice: [] if notice.entry and notice.entry.event.data != "end" else [notice]
+    hub = make_hub(store, clock=Clock())
+    names = [f"c{number}" for number in range(120)]
+    subscriber = attach(hub, {name: Start() for name in names})
+    readings = measured(store, monkeypatch)
+    for data in ["x" * LARGE] * 2 + ["end"]:
+        store.publish([Publication(name, Event(data)) for name in names])
+    taken = collect(subscriber, 3 * len(names), 20)
+    for name in names:
+        mine = [item.entry.position.offset for item in taken if isinstance(item, Delivery) and item.channel == name]
+        assert mine == [1, 2, 3]
+    assert max(readings) <= PAGE_BYTES + LARGE
+    hub.detach(subscriber)
+
+
 # Looking without attaching
 
 
@@ -565,7 +655,7 @@ def test_a_look_founds_nothing_and_attaches_nobody(hub: Hub, store: Store) -> No
     assert store.newest(["a", "b", "c", "d"]) == [None] * 4
     assert (hub.subscribers, hub.channels) == (0, 0)
     assert look.places == dict.fromkeys("abcd", UNBORN)
-    assert look.taken == [Reset("d", "unknown", None, UNBORN), Reset("c", "missing", None, UNBORN)]
+    assert look.taken == [Reset("c", "missing", None, UNBORN), Reset("d", "unknown", None, UNBORN)]
     assert not look.more
 
 

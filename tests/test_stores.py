@@ -174,6 +174,54 @@ def test_a_page_goes_on_from_its_position_and_says_when_there_is_more(world: Wor
     assert world.read(last) == Page([])
 
 
+def test_a_page_is_bounded_in_bytes_but_has_one_entry_at_least(world: World) -> None:
+    anchor = good(world.store.found(["a"])[0])
+    world.publish(*["x" * 1000] * 3, "y" * 5000)
+    (page,) = world.store.read([("a", anchor)], 100, 2500)
+    assert 1 <= len(good(page).entries) <= 3
+    assert good(page).more
+    (page,) = world.store.read([("a", anchor)], 100, 1)
+    assert [entry.position.offset for entry in good(page).entries] == [1]
+    assert good(page).more
+    (page,) = world.store.read([("a", anchor)], 100, 1 << 20)
+    assert (len(good(page).entries), good(page).more) == (4, False)
+    (page,) = world.store.read([("a", good(page).entries[-2].position)], 100, 1)
+    assert said(good(page)) == ["y" * 5000]
+
+
+@pytest.mark.parametrize("size", [10, 1000, 20_000])
+def test_the_pages_of_several_places_are_bounded_together_and_all_is_read_in_the_end(world: World, size: int) -> None:
+    names = [f"c{number}" for number in range(20)]
+    places = {name: good(top) for name, top in zip(names, world.store.found(names), strict=True)}
+    for number in range(RING):
+        for name in names:
+            world.publish(str(number) * size, channel=name)
+    read: dict[str, list[str]] = {name: [] for name in names}
+    rounds, more = 0, [*names, "none"]
+    places["none"] = Position(5, 5)
+    while more:
+        rounds += 1
+        pages = [good(page) for page in world.store.read([(name, places[name]) for name in more], 100, 30_000)]
+        assert sum(len(entry.event.data) for page in pages for entry in page.entries) <= 30_000 + size
+        assert any(page.entries for page in pages)
+        for name, page in zip(more, pages, strict=True):
+            assert page.reason == ("unknown" if name == "none" else None)
+            read.setdefault(name, []).extend(entry.event.data for entry in page.entries)
+            places[name] = page.entries[-1].position if page.entries else places[name]
+        more = [name for name, page in zip(more, pages, strict=True) if page.more]
+        assert rounds <= 20 * RING
+    assert read == {name: [str(number) * size for number in range(RING)] for name in names} | {"none": []}
+
+
+def test_with_a_limit_of_none_it_is_only_told_whether_a_position_can_be_continued(world: World) -> None:
+    first, *_ = world.publish(*"1234")
+    world.publish("1", channel="b")
+    places = [("a", first), ("b", first), ("c", first), ("a", Position(9, 9))]
+    pages = [good(page) for page in world.store.read(places, 0)]
+    assert [page.reason for page in pages] == [None, "diverged", "unknown", "diverged"]
+    assert not any(page.entries for page in pages)
+
+
 def test_a_ring_keeps_its_newest_events_and_the_anchor_before_them(world: World) -> None:
     positions = world.publish(*range(RING + 3))
     assert said(world.read(positions[2])) == [str(number) for number in range(3, RING + 3)]
@@ -787,6 +835,42 @@ def test_a_flood_is_read_in_portions(redis_url: str, make_store: MakeStore) -> N
             store.publish([Publication("a", Event("x"))] * 100)
         portions = [len(feed.read(0.2)) for _ in range(4)]
         assert (sum(portions), max(portions)) == (600, 512)
+
+
+def test_a_flood_of_large_events_is_read_in_smaller_portions(redis_url: str, make_store: MakeStore) -> None:
+    store = make_store(redis_url)
+    feed = store.feed()
+    feed.subscribe(["a"])
+    assert notices(feed, 1) == [Notice("a")]
+    store.publish([Publication("a", Event("x" * 50_000)) for _ in range(20)])
+    time.sleep(0.1)
+    portions = [feed.read(0.2) for _ in range(10)]
+    assert max(len(portion) for portion in portions) <= 4
+    assert sum(len(portion) for portion in portions) == 20
+    feed.close()
+
+
+def test_where_a_ring_stands_is_asked_for_without_its_data(client: Any, redis_url: str, make_store: MakeStore) -> None:
+    store = make_store(redis_url)
+    names = [f"c{number}" for number in range(20)]
+    for name in names:
+        store.publish([Publication(name, Event("x" * 50_000)) for _ in range(3)])
+    tops = [good(top) for top in store.newest(names)]  # type: ignore[type-var]
+
+    def sent() -> int:
+        return int(client.info("stats")["total_net_output_bytes"])
+
+    before = sent()
+    asking = sent() - before
+    before = sent()
+    assert store.newest(names, keep=True) == store.found(names) == tops
+    assert store.before([(name, 1) for name in names]) != tops
+    places = [(name, top) for name, top in zip(names, store.before([(name, 2) for name in names]), strict=True)]
+    for page in store.read(places, 0):  # type: ignore[arg-type]
+        assert page == Page([], more=True)
+    for page in store.read([(name, Position(1, 1)) for name in names]):
+        assert good(page).reason == "diverged"
+    assert sent() - before - asking < 50_000, "that is less than one event's"
 
 
 def test_out_of_memory_refuses_publishing_and_goes_on_reading(tmp_path: Path, make_store: MakeStore) -> None:

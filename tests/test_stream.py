@@ -18,7 +18,7 @@ from sse.errors import StoreUnavailable
 from sse.event import Event, Position
 from sse.hub import Hub
 from sse.permit import Permit, Revocations
-from sse.stores import MemoryStore, Page, Publication
+from sse.stores import PAGE_BYTES, MemoryStore, Page, Publication
 from sse.stream import Shared, Stream, busy
 from sse.subscriber import Start
 from sse.token import Grant
@@ -35,10 +35,12 @@ class FaultyStore(MemoryStore):
 
     away = False
 
-    def read(self, places: Sequence[tuple[str, Position]], limit: int = 100) -> list[Page | StoreUnavailable]:
+    def read(
+        self, places: Sequence[tuple[str, Position]], limit: int = 100, max_bytes: int = PAGE_BYTES
+    ) -> list[Page | StoreUnavailable]:
         if self.away:
             raise StoreUnavailable("away")
-        return super().read(places, limit)
+        return super().read(places, limit, max_bytes)
 
 
 class Body:

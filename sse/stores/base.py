@@ -12,6 +12,9 @@ from sse.event import Entry, Event, Position, Reason
 PAGE: Final = 100
 """How many entries a store gives at one reading."""
 
+PAGE_BYTES: Final = 1 << 17
+"""How many bytes of data a store gives at one reading, beside one entry that may be larger."""
+
 UNBORN_TTL: Final = 120
 """Seconds that a ring lives which was founded and never had an event."""
 
@@ -117,8 +120,14 @@ class Store(ABC):
         """The newest position of each channel; where there is no ring, that of a new one's anchor, never delivered."""
 
     @abstractmethod
-    def read(self, places: Sequence[tuple[str, Position]], limit: int = PAGE) -> list[Page | StoreUnavailable]:
-        """For each (channel, position), the page after it."""
+    def read(
+        self, places: Sequence[tuple[str, Position]], limit: int = PAGE, max_bytes: int = PAGE_BYTES
+    ) -> list[Page | StoreUnavailable]:
+        """For each (channel, position), the page after it: up to `limit` entries; with 0, only whether it continues.
+
+        All pages together have up to `max_bytes` of data and one entry beyond that, and at least one entry if there is
+        any. The pages of several places may be cut short for that, even to none, and then there are `more`.
+        """
 
     @abstractmethod
     def before(self, channels: Sequence[tuple[str, int]]) -> list[Position | StoreUnavailable | None]:

@@ -15,6 +15,7 @@ from sse.ring import Ring
 from sse.stores.base import (
     ONCE_TTL,
     PAGE,
+    PAGE_BYTES,
     UNBORN_TTL,
     Feed,
     Notice,
@@ -66,9 +67,16 @@ class MemoryStore(Store):
             self._sweep()
             return [self._found(channel).newest for channel in channels]
 
-    def read(self, places: Sequence[tuple[str, Position]], limit: int = PAGE) -> list[Page | StoreUnavailable]:
+    def read(
+        self, places: Sequence[tuple[str, Position]], limit: int = PAGE, max_bytes: int = PAGE_BYTES
+    ) -> list[Page | StoreUnavailable]:
+        pages: list[Page | StoreUnavailable] = []
         with self._lock:
-            return [self._page(self._ring(channel), position, limit) for channel, position in places]
+            for channel, position in places:
+                page = self._page(self._ring(channel), position, limit, max_bytes)
+                max_bytes -= sum(len(entry.event.data) for entry in page.entries)
+                pages.append(page)
+        return pages
 
     def before(self, channels: Sequence[tuple[str, int]]) -> list[Position | StoreUnavailable | None]:
         with self._lock:
@@ -156,11 +164,15 @@ class MemoryStore(Store):
         self._once = {key: done for key, done in self._once.items() if done[1] > now}
 
     @staticmethod
-    def _page(ring: Ring | None, position: Position, limit: int) -> Page:
+    def _page(ring: Ring | None, position: Position, limit: int, max_bytes: int) -> Page:
         if ring is None:
             return Page([], reason="unknown")
         entries = ring.after(position, limit)
         if entries is not None:
+            for index, entry in enumerate(entries):
+                if max_bytes <= 0:
+                    return Page(entries[:index], more=True)
+                max_bytes -= len(entry.event.data)
             return Page(entries, more=len(entries) == limit)
         trimmed = position.offset < ring.base.offset
         reason: Reason = "trimmed" if trimmed else "diverged"

@@ -24,10 +24,11 @@ from redis.exceptions import NoPermissionError, NoScriptError, ReadOnlyError, Re
 from redis.retry import Retry
 
 from sse.errors import StoreUnavailable
-from sse.event import Entry, Event, Position
+from sse.event import Entry, Position
 from sse.stores.base import (
     ONCE_TTL,
     PAGE,
+    PAGE_BYTES,
     UNBORN_TTL,
     Feed,
     Notice,
@@ -86,6 +87,8 @@ class RedisStore(Store):
         self._publish_script = _Script("publish.lua")
         self._found_script = _Script("found.lua")
         self._clock_trouble = ""  # what the log told last of Redis's clock
+        self._before_script = _Script("before.lua")
+        self._read_script = _Script("read.lua")
         self._checked = False
         self._check_lock = threading.Lock()
         self._jobs: list[_Job] = []
@@ -117,10 +120,7 @@ class RedisStore(Store):
         ]
 
     def newest(self, channels: Sequence[str], *, keep: bool = False) -> list[Position | StoreUnavailable | None]:
-        commands: list[tuple[Any, ...]] = [
-            ("XREVRANGE", self._key(channel), "+", "-", "COUNT", 1) for channel in channels
-        ]
-        positions = [_first(reply, channel) for channel, reply in zip(channels, self._execute(commands), strict=True)]
+        positions = self.before([(channel, 0) for channel in channels])
         if keep:
             self._execute(
                 ("EXPIRE", self._key(channel), self._ttl if position.offset else UNBORN_TTL, "GT")
@@ -135,42 +135,25 @@ class RedisStore(Store):
         )
         return [_top(reply, channel) for channel, reply in zip(channels, replies, strict=True)]
 
-    def read(self, places: Sequence[tuple[str, Position]], limit: int = PAGE) -> list[Page | StoreUnavailable]:
-        replies = self._execute(
-            ("XRANGE", self._key(channel), str(position), "+", "COUNT", limit + 1) for channel, position in places
-        )
-        pages = [
-            _page(reply, position, channel, limit) for (channel, position), reply in zip(places, replies, strict=True)
-        ]
-        lost = [index for index, page in enumerate(pages) if page is None]
-        if lost:
-            ends = self._execute(
-                (command, self._key(places[index][0]), first, last, "COUNT", 1)
-                for index in lost
-                for command, first, last in (("XRANGE", "-", "+"), ("XREVRANGE", "+", "-"))
-            )
-            for number, index in enumerate(lost):
-                channel, position = places[index]
-                pages[index] = _reason(ends[2 * number], ends[2 * number + 1], position, channel)
-        return cast("list[Page | StoreUnavailable]", pages)
+    def read(
+        self, places: Sequence[tuple[str, Position]], limit: int = PAGE, max_bytes: int = PAGE_BYTES
+    ) -> list[Page | StoreUnavailable]:
+        # Each place first has an equal share. What is too large for that is read after it, one place after another.
+        alone = len(places) == 1
+        read = self._pages(places, limit, max_bytes // max(len(places), 1), at_least=int(alone))
+        left = max_bytes - sum(size for _, size in read)
+        for index, (page, _) in enumerate(read):
+            if not alone and limit and left > 0 and isinstance(page, Page) and page.more and not page.entries:
+                read[index] = self._pages([places[index]], limit, left, at_least=1)[0]
+                left -= read[index][1]
+        return [page for page, _ in read]
 
     def before(self, channels: Sequence[tuple[str, int]]) -> list[Position | StoreUnavailable | None]:
-        places = self.newest([channel for channel, _ in channels])
-        born = [index for index, place in enumerate(places) if isinstance(place, Position)]
-        replies = self._execute(
-            (
-                "XRANGE",
-                self._key(channels[index][0]),
-                max(cast("Position", places[index]).offset - channels[index][1], 0),
-                "+",
-                "COUNT",
-                1,
-            )
-            for index in born
-        )
-        for index, reply in zip(born, replies, strict=True):
-            places[index] = _first(reply, channels[index][0])
-        return places
+        replies = self._evaluate(self._before_script, [(1, self._key(channel), count) for channel, count in channels])
+        return [
+            None if reply is None else _top(reply, channel)
+            for (channel, _), reply in zip(channels, replies, strict=True)
+        ]
 
     def revoke(self, what: str, keep: int) -> None:
         key = self._key(_REVOKED)
@@ -328,6 +311,14 @@ class RedisStore(Store):
             with self._publish_lock:
                 self._hand_on()
 
+    def _pages(
+        self, places: Sequence[tuple[str, Position]], limit: int, max_bytes: int, at_least: int
+    ) -> list[tuple[Page | StoreUnavailable, int]]:
+        """For each place, the page after it, and the bytes of its data. `max_bytes` bounds each by itself."""
+        calls = [(1, self._key(channel), str(position), limit, max_bytes, at_least) for channel, position in places]
+        replies = self._evaluate(self._read_script, calls)
+        return [_page(reply, position, channel) for (channel, position), reply in zip(places, replies, strict=True)]
+
     def _evaluate(self, script: _Script, calls: Sequence[tuple[Any, ...]]) -> list[Any]:
         # The first of several brings the script along: were only some of them repeated for want of it, because another
         # client brings it meanwhile, their order would be lost.
@@ -430,14 +421,16 @@ class _RedisFeed(Feed):
 
     def read(self, timeout: float) -> list[Notice]:
         notices: list[Notice] = []
+        size = 0
         self._connect()
         try:
             wait = min(timeout, _PING_AFTER)
-            while len(notices) < _READ_AT_ONCE:
+            while len(notices) < _READ_AT_ONCE and size < PAGE_BYTES:
                 notice = self._notice(self._connection.read_response(timeout=wait, disconnect_on_error=False))
                 self._heard = time.monotonic()
                 if notice:
                     notices.append(notice)
+                    size += len(notice.entry.event.data) if notice.entry else 0
                 wait = 0
         except redis.TimeoutError:
             self._ping()
@@ -526,13 +519,6 @@ def _refusal(error: object, channel: str) -> StoreUnavailable:
     return StoreUnavailable(f"Redis refuses the ring of channel {channel}: {error}", "see the key in redis-cli")
 
 
-def _first(reply: Any, channel: str) -> Position | StoreUnavailable | None:
-    """The first position in a reply of entries; None for an empty one."""
-    if isinstance(reply, Exception):
-        return _refusal(reply, channel)
-    return _top(reply[0][0], channel) if reply else None
-
-
 def _top(reply: Any, channel: str) -> Position | StoreUnavailable:
     try:
         return _refusal(reply, channel) if isinstance(reply, Exception) else _position(reply)
@@ -580,33 +566,28 @@ def _receipt(reply: Any, channel: str, call: tuple[Any, ...]) -> Receipt | Store
         return StoreUnavailable(f"the ring {call[1]} is not ours: {error}", "see the key in redis-cli")
 
 
-def _page(reply: Any, position: Position, channel: str, limit: int) -> Page | StoreUnavailable | None:
-    """The page that an XRANGE from `position` gave; None if the ring does not have that position."""
+def _page(reply: Any, position: Position, channel: str) -> tuple[Page | StoreUnavailable, int]:
+    """What read.lua found after a position, and the bytes of its data."""
     if isinstance(reply, Exception):
-        return _refusal(reply, channel)
+        return _refusal(reply, channel), 0
+    found, *rest = reply
     try:
-        if not reply or _position(reply[0][0]) != position:
-            return None
-        entries = [Entry(_position(id), _event(fields)) for id, fields in reply[1:]]
+        if not found:
+            return _reason([_position(id) for id in rest], position), 0
+        more, size, *flat = rest
+        entries = [Entry(_position(id), decode_payload(data)) for id, data in zip(flat[::2], flat[1::2], strict=True)]
     except ValueError as error:
-        return _refusal(error, channel)
+        return _refusal(error, channel), 0
     if any(entry.position.offset != position.offset + step for step, entry in enumerate(entries, 1)):
-        return Page([], reason="diverged")
-    return Page(entries, more=len(entries) == limit)
+        return Page([], reason="diverged"), 0
+    return Page(entries, more=bool(more)), size
 
 
-def _event(fields: dict[bytes, bytes]) -> Event:
-    return decode_payload(fields.get(b"d", b""))
-
-
-def _reason(oldest: Any, newest: Any, position: Position, channel: str) -> Page | StoreUnavailable:
-    first, last = _first(oldest, channel), _first(newest, channel)
-    if isinstance(first, StoreUnavailable):
-        return first
-    if isinstance(last, StoreUnavailable):
-        return last
-    if first is None or last is None:
+def _reason(ends: Sequence[Position], position: Position) -> Page:
+    """Why a position cannot be continued in a ring with these `ends`, the oldest and newest; none without a ring."""
+    if not ends:
         return Page([], reason="unknown")
-    if first.offset > position.offset:
-        return Page([], reason="trimmed", missed=last.offset - position.offset)
+    oldest, newest = ends
+    if oldest.offset > position.offset:
+        return Page([], reason="trimmed", missed=newest.offset - position.offset)
     return Page([], reason="diverged")

@@ -1,0 +1,35 @@
+#!lua flags=no-writes
+-- KEYS: 1 ring   ARGV: 1 position, 2 entries at most, 3 bytes of data at most, 4 entries at least, however large
+-- Returns {1, whether there are more, bytes, id, data, id, data, …} for the entries after the position; or {0, oldest
+-- id, newest id} where the ring does not have it, and {0} where there is no ring.
+local from = ARGV[1]
+if not redis.call('XRANGE', KEYS[1], from, from)[1] then
+  local oldest = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1]
+  if not oldest then return {0} end
+  return {0, oldest[1], redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1][1]}
+end
+local most, bytes, least = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+local reply, count, size, step = {1, 0, 0}, 0, 0, 2
+while count < most do
+  local want = math.min(step, most - count)
+  local entries = redis.call('XRANGE', KEYS[1], '(' .. from, '+', 'COUNT', want)
+  for _, entry in ipairs(entries) do
+    local data = ''
+    for index = 1, #entry[2], 2 do
+      if entry[2][index] == 'd' then data = entry[2][index + 1] end
+    end
+    if count >= least and size + #data > bytes then
+      reply[2], reply[3] = 1, size
+      return reply
+    end
+    count, size, from = count + 1, size + #data, entry[1]
+    reply[#reply + 1], reply[#reply + 2] = from, data
+  end
+  if #entries < want then
+    reply[3] = size
+    return reply
+  end
+  step = math.max(1, math.min(math.floor((bytes - size) * count / math.max(size, 1)) + 1, 64))   -- by the size of those so far
+end
+reply[2], reply[3] = 1, size
+return reply
