@@ -274,7 +274,9 @@ class Hub:
         unheard = [channel for channel in subscriber.channels.values() if not channel.listened]
         if unheard:
             with self._feed_lock:
-                self._started().subscribe([channel.name for channel in unheard])
+                feed = self._started()
+                feed.subscribe([channel.name for channel in unheard])
+            feed.flush()
             for channel in unheard:
                 channel.listened = True
 
@@ -283,9 +285,13 @@ class Hub:
             self._feed = self._store.feed()
             self._next_check = self._clock() + _CHECK_EVERY
         if self._thread is None:
-            thread = threading.Thread(target=self._run, name="sse-hub", daemon=True)
-            thread.start()
-            self._thread = thread
+            # Kept before it starts: who starts it may be ended while it waits for that, and a second one must not come.
+            self._thread = threading.Thread(target=self._run, name="sse-hub", daemon=True)
+            try:
+                self._thread.start()
+            except RuntimeError:  # no thread can be had now
+                self._thread = None
+                raise
         return self._feed
 
     def _join(self, subscriber: Subscriber, starts: Mapping[str, Start]) -> None:
@@ -442,6 +448,8 @@ class Hub:
             gone = [name for name in names if name not in self._channels]
             if gone and self._feed:
                 self._feed.unsubscribe(gone)
+        if self._feed:
+            self._feed.flush()
 
     def _repair(self, channels: list[Channel]) -> None:
         """Read what channels have missed since their newest entry; reset those that cannot be continued."""

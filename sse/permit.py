@@ -184,15 +184,22 @@ class Revocations:
     def close(self) -> None:
         """End the thread that looks for news."""
         self._closed.set()
-        if self._thread:
+        if self._thread and self._thread.is_alive():
             self._thread.join(5)
 
     def _start(self) -> None:
         if self._thread is None:
+            thread = threading.Thread(target=self._run, name="sse-revocations", daemon=True)
             with self._lock:
-                if self._thread is None and not self._closed.is_set():
-                    self._thread = threading.Thread(target=self._run, name="sse-revocations", daemon=True)
-                    self._thread.start()
+                is_first = self._thread is None and not self._closed.is_set()
+                if is_first:
+                    self._thread = thread
+            if is_first:
+                try:
+                    thread.start()  # waits until it runs
+                except RuntimeError:  # no thread can be had now
+                    self._thread = None
+                    raise
 
     def _run(self) -> None:
         while not self._closed.wait(_LOOK_EVERY):

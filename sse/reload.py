@@ -31,8 +31,9 @@ class Reloaded(Generic[T]):
         self._path = Path(path)
         self._parse = parse
         self._clock = clock
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # held while nothing waits, so one from before a patch or a fork will do
         self._next_look = clock() + _LOOK_EVERY
+        self._begun = self._taken = 0  # looks that have begun, and the newest one that has taken a change over
         self.generation = 0
         """How often a change has been taken over."""
         try:
@@ -44,13 +45,20 @@ class Reloaded(Generic[T]):
 
     @property
     def value(self) -> T:
-        if self._clock() >= self._next_look:
+        now = self._clock()
+        if now >= self._next_look:
             with self._lock:
-                self._look()
+                is_due = now >= self._next_look  # for one of those that come at the same time
+                if is_due:
+                    self._next_look = now + _LOOK_EVERY
+                    self._begun += 1
+                number = self._begun
+            if is_due:
+                self._look(number)
         return self._value
 
-    def _look(self) -> None:
-        self._next_look = self._clock() + _LOOK_EVERY
+    def _look(self, number: int) -> None:
+        # Without the lock: a disk may be slow, and a handler of the log may switch greenlets.
         try:
             state = self._state()
             if state == self._seen:
@@ -59,8 +67,11 @@ class Reloaded(Generic[T]):
         except (OSError, ValueError) as error:
             warn("%s: %s; what was read before stays in force", self._setting, _told(error))
             return
-        self._seen, self._value = state, value
-        self.generation += 1
+        with self._lock:
+            if number > self._taken:  # else a later look was faster
+                self._taken = number
+                self._seen, self._value = state, value
+                self.generation += 1
 
     def _state(self) -> tuple[int, int, int]:
         state = os.stat(self._path)

@@ -98,16 +98,18 @@ class Service:
     def _make(self) -> tuple[int, Store, Hub, Revocations]:
         made = self._made
         if made is None or made[0] != os.getpid():
+            # Without the lock, because redis-py switches greenlets here. Of several that are made at once, one is kept;
+            # the others have neither connected nor started anything.
+            store = connect(
+                self.config.redis_url,
+                ring=self.config.ring,
+                ring_ttl=self.config.ring_ttl,
+                namespace=self.config.namespace,
+            )
+            hub = Hub(store, max_subscribers=self.config.max_subscribers)
+            ours = os.getpid(), store, hub, Revocations(store, self.config.token_lifetime)
             with self._lock:
                 made = self._made
                 if made is None or made[0] != os.getpid():
-                    store = connect(
-                        self.config.redis_url,
-                        ring=self.config.ring,
-                        ring_ttl=self.config.ring_ttl,
-                        namespace=self.config.namespace,
-                    )
-                    hub = Hub(store, max_subscribers=self.config.max_subscribers)
-                    revocations = Revocations(store, self.config.token_lifetime)
-                    made = self._made = (os.getpid(), store, hub, revocations)
+                    made = self._made = ours
         return made

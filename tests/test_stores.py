@@ -826,6 +826,30 @@ def test_a_redis_that_falls_silent_is_taken_for_lost(
         assert notices(feed, 1) == [Notice("a")]
 
 
+def test_a_connection_that_is_stuck_holds_up_nobody_else(tmp_path: Path, make_store: MakeStore) -> None:
+    with (
+        RedisServer(tmp_path) as server,
+        contextlib.closing(make_store(server.url).feed()) as feed,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        feed.subscribe(["a"])
+        notices(feed, 1)
+        os.kill(server.pid, signal.SIGSTOP)
+        try:
+            feed.subscribe(f"{number:0128}" for number in range(150_000))  # more than all buffers take
+            stuck = pool.submit(feed.flush)
+            time.sleep(0.2)
+            feed.subscribe(["b"])
+            feed.unsubscribe(["a"])
+            feed.flush()
+            assert not stuck.done()
+        finally:
+            os.kill(server.pid, signal.SIGCONT)
+        heard: set[str] = set()
+        wait_until(lambda: heard.update(notice.channel for notice in feed.read(0.1)) or "b" in heard, 20)
+        assert "a" not in heard
+
+
 def test_a_flood_is_read_in_portions(redis_url: str, make_store: MakeStore) -> None:
     store = make_store(redis_url)
     with contextlib.closing(store.feed()) as feed:

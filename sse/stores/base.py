@@ -68,17 +68,24 @@ class Revocation(NamedTuple):
 class Feed(ABC):
     """Announcements of new entries, for one hub.
 
-    A feed may lose announcements: a hub tells from `previous` when one is missing, and reads the store. `subscribe` and
-    `unsubscribe` may be called from any thread and do not wait; `read` has one caller at a time.
+    A feed may lose announcements: a hub tells from `previous` when one is missing, and reads the store. `subscribe`,
+    `unsubscribe` and `flush` may be called from any thread; `read` has one caller at a time.
     """
 
     @abstractmethod
     def subscribe(self, channels: Iterable[str]) -> None:
-        """Listen to these channels; a notice without an entry confirms each, now and after every reconnection."""
+        """Listen to these channels; a notice without an entry confirms each, now and after every reconnection.
+
+        This does not wait, so it may be called under a lock; `flush` or `read` has to follow.
+        """
 
     @abstractmethod
     def unsubscribe(self, channels: Iterable[str]) -> None:
-        """Listen to these channels no more."""
+        """Listen to these channels no more. This does not wait; `flush` or `read` has to follow."""
+
+    @abstractmethod
+    def flush(self) -> None:
+        """Send what was asked for; of several callers one sends for all. A connection that is stuck is waited for."""
 
     @abstractmethod
     def read(self, timeout: float) -> list[Notice]:

@@ -201,6 +201,9 @@ class _MemoryFeed(Feed):
     def unsubscribe(self, channels: Iterable[str]) -> None:
         self._channels.difference_update(channels)
 
+    def flush(self) -> None:
+        pass
+
     def read(self, timeout: float) -> list[Notice]:
         self._filled.wait(timeout)
         self._filled.clear()

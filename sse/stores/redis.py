@@ -11,6 +11,7 @@ import hashlib
 import logging
 import re
 import secrets
+import socket
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -395,13 +396,15 @@ class _Script:
 
 
 class _RedisFeed(Feed):
-    """One pub/sub connection. Only `read` connects and reads; other threads only send, under the lock."""
+    """One pub/sub connection. Only `read` connects and reads; other threads only send, one at a time."""
 
     def __init__(self, store: RedisStore, connection: Any) -> None:
         self._store = store
         self._connection = connection
-        self._lock = threading.Lock()
-        self._connected = False
+        self._lock = threading.Lock()  # held while nothing waits
+        self._socket: Any = None  # None while there is no connection
+        self._unsent: list[tuple[str, ...]] = []
+        self._is_sending = False
         self._closed = False
         self._channels: dict[str, str] = {}  # by their name in pub/sub
         self._heard = self._pinged = 0.0
@@ -410,19 +413,41 @@ class _RedisFeed(Feed):
         names = {self._store.announcements(channel): channel for channel in channels}
         with self._lock:
             self._channels.update(names)
-            self._send("SUBSCRIBE", *names)
+            self._ask("SUBSCRIBE", *names)
 
     def unsubscribe(self, channels: Iterable[str]) -> None:
         names = [self._store.announcements(channel) for channel in channels]
         with self._lock:
             for name in names:
                 self._channels.pop(name, None)
-            self._send("UNSUBSCRIBE", *names)
+            self._ask("UNSUBSCRIBE", *names)
+
+    def flush(self) -> None:
+        while True:
+            with self._lock:
+                sock, commands = self._socket, self._unsent
+                if self._is_sending or sock is None or not commands:
+                    return
+                self._is_sending, self._unsent = True, []
+            is_sent = False
+            try:
+                for part in self._connection.pack_commands(commands):
+                    sock.sendall(part)
+                is_sent = True
+            except OSError:
+                pass
+            finally:
+                if not is_sent:  # half a command may have gone out: `read` finds the connection dead, and begins anew
+                    with contextlib.suppress(OSError):
+                        sock.shutdown(socket.SHUT_RDWR)
+                with self._lock:
+                    self._is_sending = False
 
     def read(self, timeout: float) -> list[Notice]:
         notices: list[Notice] = []
         size = 0
         self._connect()
+        self.flush()
         try:
             wait = min(timeout, _PING_AFTER)
             while len(notices) < _READ_AT_ONCE and size < PAGE_BYTES:
@@ -446,29 +471,28 @@ class _RedisFeed(Feed):
         self._disconnect()
 
     def _connect(self) -> None:
-        if self._connected:
+        if self._socket is not None:
             return
         self._disconnect()
         self._store.check()
         with _translated():
             self._connection.connect()
         with self._lock:
-            self._connected = not self._closed
             self._heard = self._pinged = time.monotonic()
-            self._send("SUBSCRIBE", *self._channels)
+            self._socket, self._unsent = self._connection._sock, []
+            self._ask("SUBSCRIBE", *self._channels)
+        if self._closed:
+            self._disconnect()
 
     def _disconnect(self) -> None:
         with self._lock:
-            self._connected = False
-            self._connection.disconnect()
+            self._socket = None
+        self._connection.disconnect()
 
-    def _send(self, command: str, *names: str) -> None:
-        # A connection that fails here is found dead by `read`, which subscribes to everything again.
-        if self._connected and (names or command == "PING"):
-            try:
-                self._connection.send_command(command, *names, check_health=False)
-            except (RedisError, OSError):
-                self._connected = False
+    def _ask(self, command: str, *names: str) -> None:
+        """Have a command sent by the next `flush`, under the lock; a new connection subscribes to everything anyway."""
+        if self._socket is not None and (names or command == "PING"):
+            self._unsent.append((command, *names))
 
     def _ping(self) -> None:
         now = time.monotonic()
@@ -478,7 +502,8 @@ class _RedisFeed(Feed):
         if now - max(self._heard, self._pinged) > _PING_AFTER:
             self._pinged = now
             with self._lock:
-                self._send("PING")
+                self._ask("PING")
+            self.flush()
 
     def _notice(self, reply: Any) -> Notice | None:
         if not isinstance(reply, list) or len(reply) != 3:

@@ -1,0 +1,73 @@
+"""Under gevent, where each wait lets others run: no lock is held meanwhile, and who waits may be ended there."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+RELOADED = """
+import logging, pathlib, sys, time
+from sse.reload import Reloaded
+
+now = [0.0]
+path = pathlib.Path(sys.argv[1])
+path.write_text("good")
+def parse(text):
+    if text != "good":
+        raise ValueError("bad")
+    return text
+reloaded = Reloaded("SSE_FILE", str(path), parse, clock=lambda: now[0])  # before the patch, as by gunicorn's --preload
+
+from gevent import monkey; monkey.patch_all()
+import gevent
+
+class Slow(logging.Handler):
+    def emit(self, record):
+        time.sleep(0.3)
+        said.append(record.getMessage())
+
+said = []
+logging.getLogger("sse").addHandler(Slow())
+path.write_text("worse")
+now[0] = 2.0
+first = gevent.spawn(lambda: reloaded.value)
+gevent.sleep(0.1)
+now[0] = 4.0
+assert reloaded.value == "good" and not said, "it has waited"
+assert first.get(timeout=5) == "good" and len(said) == 1
+"""
+
+STARTED = """
+from gevent import monkey; monkey.patch_all()
+import threading, gevent
+from sse.hub import Hub
+from sse.permit import Revocations
+from sse.stores import connect
+
+store = connect(None, ring=5, ring_ttl=60)
+hub, revocations = Hub(store, max_subscribers=5), Revocations(store, 60)
+for begin in (hub.start, revocations.count):
+    ended = gevent.spawn(begin)
+    gevent.sleep(0)  # it has begun a thread, and waits until that runs
+    ended.kill(block=False)
+    gevent.sleep(0.05)
+    begin()
+names = [thread.name for thread in threading.enumerate()]
+assert names.count("sse-hub") == names.count("sse-revocations") == 1, names
+hub.close()
+revocations.close()
+"""
+
+
+def run(program: str, *arguments: str) -> None:
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=20)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_file_is_read_again_while_the_log_keeps_another_waiting(tmp_path: Path) -> None:
+    run(RELOADED, str(tmp_path / "file"))
+
+
+def test_who_is_ended_while_a_thread_starts_leaves_one_thread() -> None:
+    run(STARTED)
