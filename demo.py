@@ -2,7 +2,9 @@
 
 import contextlib
 import hashlib
+import ipaddress
 import os
+import re
 import secrets
 import socket
 import threading
@@ -14,7 +16,9 @@ from flask import Flask, Response, g, request
 from sse import SSE, SSEError, StoreUnavailable
 from sse.hub import ATTACH_TIMEOUT
 from sse.log import warn
+from sse.poll import Poll
 from sse.service import Service
+from sse.stream import Stream
 from sse.subscriber import Delivery, Start
 
 CHANNEL = "breaks"  # through which all workers hear of each break
@@ -23,18 +27,31 @@ BUFFER = "demo_buffer"  # a cookie: this browser's streams are held back; the pa
 NAP = 30.0  # seconds that a connection sleeps
 HELD = 20.0  # seconds that a stream is held back before it is ended
 
+_LOOPBACK_HOST = re.compile(r"(localhost|127(\.[0-9]{1,3}){3}|\[::1\])(:[0-9]{1,5})?", re.IGNORECASE)
+_FORWARDED = re.compile(r"HTTP_(X_FORWARDED(_.*)?|FORWARDED|X_REAL_IP|X_CLIENT_IP|VIA)")
+
+
+class _Connection:
+    """A connection of a browser that has seen the page, while a stream or poll is being answered on it."""
+
+    def __init__(self, browser: str, fd: int) -> None:
+        self.browser = browser
+        self.fd = fd
+        self.wakes_at = 0.0  # by the monotonic clock; 0 while it is awake
+
 
 class Breaker:
-    """Cuts connections, or puts them to sleep, by their sockets; holds streams back by the browser's own cookie.
+    """Cuts connections, or puts them to sleep; holds streams back by the browser's own cookie.
 
-    A response is left as it is, unless the browser that asks has its streams held back.
+    Other browsers' streams and polls are left as they are. Those of a browser that has seen the page are passed on
+    piece by piece, by the greenlet or thread that has their request. So a worker does not hand them off, and nothing
+    here touches a connection that is in the worker's epoll.
     """
 
     def __init__(self, app: Flask, sse: SSE) -> None:
         self._service: Service = app.extensions["sse"]
         self._sse = sse
-        self._open: set[tuple[str, int]] = set()  # (browser, file descriptor) of each stream and poll
-        self._asleep: list[tuple[float, socket.socket, socket.socket]] = []
+        self._open: set[_Connection] = set()
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
@@ -85,22 +102,52 @@ class Breaker:
 
     # Around each request
 
-    def _enter(self) -> None:
+    def _enter(self) -> Response | None:
         with self._lock:
             if self._thread is None:  # in the process that serves, after any fork
                 self._thread = threading.Thread(target=self._run, name="demo-breaker", daemon=True)
                 self._thread.start()
+        endpoint = request.endpoint or ""
+        if not is_local():
+            return _not_here() if endpoint == "index" or endpoint.startswith("demo.") else None
         peer = request.environ.get("gunicorn.socket") or request.environ.get("werkzeug.socket")
-        if peer and request.endpoint in {"sse.stream", "sse.poll"} and (browser := _browser()):
-            g.demo_connection = browser, peer.fileno()
-            self._open.add(g.demo_connection)
+        if peer and endpoint in {"sse.stream", "sse.poll"} and (browser := _browser()):
+            g.demo_connection = connection = _Connection(browser, peer.fileno())
+            self._open.add(connection)
+        return None
 
     def _leave(self, response: Response) -> Response:
-        if connection := g.pop("demo_connection", None):
+        connection: _Connection | None = g.pop("demo_connection", None)
+        if connection is not None:
             response.call_on_close(lambda: self._open.discard(connection))
-        if request.endpoint == "sse.stream" and request.method == "GET" and BUFFER in request.cookies:
+            body = response.response
+            if isinstance(body, Stream | Poll):
+                response.call_on_close(body.close)  # it may be closed before it begins
+                response.response = self._passed_on(connection, body)
+            else:  # an answer that is there already, perhaps of a poll that was put to sleep while it waited
+                self._sleep_out(connection)
+        if is_local() and request.endpoint == "sse.stream" and request.method == "GET" and BUFFER in request.cookies:
             response.response = _held()
         return response
+
+    def _passed_on(self, connection: _Connection, body: Stream | Poll) -> Iterator[bytes]:
+        """Give the body as it comes. Once the connection is asleep nothing more is given, and at last it is cut.
+
+        What is written for it meanwhile is lost, as on a real network.
+        """
+        for chunk in body:
+            if not connection.wakes_at:
+                yield chunk
+            elif isinstance(body, Poll) or time.monotonic() >= connection.wakes_at:
+                break
+        self._sleep_out(connection)
+
+    def _sleep_out(self, connection: _Connection) -> None:
+        """If the connection is asleep, wait until that is over, and cut it."""
+        if connection.wakes_at:
+            self._stopping.wait(max(connection.wakes_at - time.monotonic(), 0))
+            with contextlib.suppress(OSError):  # it has gone by itself
+                _cut(connection.fd)
 
     # In a thread of its own
 
@@ -111,7 +158,6 @@ class Breaker:
             except SSEError as error:
                 warn("the demo's buttons do nothing for now: %s", error)
                 self._stopping.wait(1)
-        self._wake(float("inf"))
 
     def _listen(self) -> None:
         hub = self._service.hub
@@ -121,27 +167,18 @@ class Breaker:
                 for item in subscriber.take(100, 1 << 16):
                     if isinstance(item, Delivery):
                         self._break(item.entry.event.data, item.entry.event.type)
-                self._wake(time.monotonic())
                 subscriber.wait(0.2)
         finally:
             hub.detach(subscriber)
 
     def _break(self, browser: str, kind: str) -> None:
-        for owner, fd in list(self._open):
-            if owner == browser:
-                with contextlib.suppress(OSError):  # it has gone by itself
-                    if kind == "cut":
-                        _cut(fd)
-                    elif kind == "sleep":
-                        self._asleep.append((time.monotonic() + NAP, *_put_to_sleep(fd)))
-
-    def _wake(self, now: float) -> None:
-        """End those that have slept long enough: what was written for them meanwhile is lost, as on a real network."""
-        for sleeper in [sleeper for sleeper in self._asleep if sleeper[0] <= now]:
-            self._asleep.remove(sleeper)
-            for end in sleeper[1:]:
-                with end, contextlib.suppress(OSError):
-                    end.shutdown(socket.SHUT_RDWR)
+        for connection in list(self._open):
+            if connection.browser == browser:
+                if kind == "cut":
+                    with contextlib.suppress(OSError):  # it has gone by itself
+                        _cut(connection.fd)
+                elif kind == "sleep" and not connection.wakes_at:
+                    connection.wakes_at = time.monotonic() + NAP
 
 
 def _cut(fd: int) -> None:
@@ -149,19 +186,33 @@ def _cut(fd: int) -> None:
         connection.shutdown(socket.SHUT_RDWR)
 
 
-def _put_to_sleep(fd: int) -> tuple[socket.socket, socket.socket]:
-    """Have all that is written to `fd` go nowhere, while its peer waits on: the connection, and where it goes now."""
-    connection = socket.socket(fileno=os.dup(fd))
-    near, far = socket.socketpair()
-    with near:
-        os.dup2(near.fileno(), fd, inheritable=False)
-    return connection, far
-
-
 def _held() -> Iterator[bytes]:
     """The head at once and then nothing, as behind a proxy that buffers."""
     yield b""
     time.sleep(HELD)
+
+
+def is_local() -> bool:
+    """Whether the current request comes from this machine, by a name that can be no other's, and through no proxy.
+
+    A proxy is known by the header that it adds. The Host has to be a loopback one, because a page of elsewhere may
+    have its own name lead to 127.0.0.1 (DNS rebinding).
+    """
+    environ = request.environ
+    return (
+        _is_loopback(environ.get("REMOTE_ADDR") or "")
+        and _LOOPBACK_HOST.fullmatch(environ.get("HTTP_HOST", "")) is not None
+        and not any(_FORWARDED.fullmatch(name) for name in environ)
+    )
+
+
+def _is_loopback(text: str) -> bool:
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    mapped = address.ipv4_mapped if address.version == 6 else None
+    return (mapped or address).is_loopback
 
 
 def _browser() -> str:
@@ -176,6 +227,13 @@ def _is_own_page() -> bool:
         return site == "same-origin"
     # The scheme is the browser's: before a proxy it may be another one.
     return request.headers.get("Origin") in {f"http://{request.host}", f"https://{request.host}"}
+
+
+def _not_here() -> Response:
+    told = (
+        "The demo is for this machine alone: open it as http://127.0.0.1 or http://localhost, with no proxy between.\n"
+    )
+    return Response(told, 403, mimetype="text/plain")
 
 
 def _refused() -> Response:

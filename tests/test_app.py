@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 from flask import Flask
-from werkzeug.test import TestResponse
+from werkzeug.test import TestResponse, create_environ, run_wsgi_app
 
 import app as service
 import demo
-from sse import SSE
+from sse import SSE, Event
+from sse.stores import Publication
 from tests import client as wire
 from tests.servers import Gunicorn, wait_until
 
@@ -359,32 +360,163 @@ def test_a_connection_whose_response_has_ended_is_let_be(make_app: MakeApp) -> N
             assert browser.recv(2) == b"x"
 
 
+def asleep(app: Flask, client: Any) -> None:
+    """Press the button, and wait until it has done its work."""
+    breaker = app.extensions["demo"][1]
+    assert client.post("/demo/sleep", headers=OWN_PAGE).status_code == 204
+    wait_until(lambda: any(connection.wakes_at for connection in breaker._open), what="the connection is put to sleep")
+
+
 def test_asleep_a_connection_says_nothing_and_is_closed_when_it_has_slept(
     make_app: MakeApp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(demo, "NAP", 1.0)
-    app = make_app(DEMO=True)
+    app = make_app(DEMO=True, SSE_HEARTBEAT=3)
     client, stream, server, browser = open_stream(app)
-    with stream, server, browser:
-        wait_until(lambda: app.extensions["sse"].hub.subscribers == 2, what="the breaker listens beside the stream")
+    _, other_stream, other_server, other = open_stream(app)
+    with stream, server, browser, other_stream, other_server, other:
+        wait_until(lambda: app.extensions["sse"].hub.subscribers == 3, what="the breaker listens beside two streams")
         time.sleep(0.5)  # it counts before it has its place
-        inode = socket_inode(server)
-        client.post("/demo/sleep", headers=OWN_PAGE)
-        wait_until(lambda: socket_inode(server) != inode, what="the connection is put to sleep")
-        server.sendall(b"lost")
-        browser.settimeout(0.5)
-        with pytest.raises(TimeoutError):
-            browser.recv(1)
+        began = time.monotonic()
+        asleep(app, client)
+        app.extensions["sse"].publish([Publication("demo/hello", Event("lost"))])
+        assert list(stream.response) == []
+        assert 1 <= time.monotonic() - began < 8
+        assert browser.recv(1) == b""
+        with pytest.raises(BrokenPipeError):
+            server.sendall(b"x")
+        assert any(b"lost" in next(other_stream.response) for _ in range(2)), "nobody else's is asleep"
+        other_server.sendall(b"x")
+        assert other.recv(2) == b"x"
+    assert app.extensions["demo"][1]._open == set()
+
+
+@pytest.mark.parametrize("holds", [False, True], ids=["in the view", "after the view"])
+def test_a_poll_that_is_put_to_sleep_is_not_answered(
+    make_app: MakeApp, monkeypatch: pytest.MonkeyPatch, holds: bool
+) -> None:
+    monkeypatch.setattr(demo, "NAP", 1.5)
+    app = make_app(DEMO=True)
+    client, stream, *ends = open_stream(app)
+    place = client.get("/sse/poll?channel=demo/quiet&timeout=1").get_json()["last_event_id"]
+    server, browser = socket.socketpair()
+    answered: list[float] = []
+
+    def poll() -> None:
+        environ = {"gunicorn.socket": server} | ({"sse.holds": True} if holds else {})
+        query = {"channel": "demo/quiet", "timeout": "1", "last_event_id": place}
+        with client.get("/sse/poll", query_string=query, environ_overrides=environ) as answer:
+            if holds:
+                assert answer.data == b""
+            answered.append(time.monotonic())
+
+    with stream, server, browser:
+        thread = threading.Thread(target=poll)
+        thread.start()
+        wait_until(lambda: len(app.extensions["demo"][1]._open) == 2, what="the poll waits beside the stream")
+        time.sleep(0.5)  # the breaker counts before it has its place
+        pressed = time.monotonic()
+        other = app.test_client()  # Flask's own is for one thread
+        other.set_cookie("demo", client.get_cookie("demo").value)
+        asleep(app, other)
+        thread.join(10)
+        assert answered[0] - pressed >= 1.3
         browser.settimeout(5)
         assert browser.recv(1) == b""
-        with pytest.raises(OSError):  # the app notices too, as it would
-            for _ in range(100):
-                server.sendall(b"x")
-                time.sleep(0.02)
+    for end in ends:
+        end.close()
 
 
-def socket_inode(sock: socket.socket) -> int:
-    return Path(f"/proc/self/fd/{sock.fileno()}").stat().st_ino
+def test_a_stream_that_is_closed_before_it_begins_leaves_nothing_behind(make_app: MakeApp) -> None:
+    app = make_app(DEMO=True)
+    client = app.test_client()
+    client.get("/").close()
+    place = client.get("/sse/poll?channel=demo/quiet&timeout=1").get_json()["last_event_id"]
+    server, browser = socket.socketpair()
+    hub = app.extensions["sse"].hub
+    wait_until(lambda: hub.subscribers == 1, what="the breaker alone listens")
+    with server, browser:
+        environ = {"gunicorn.socket": server, "sse.holds": True}
+        query = {"channel": "demo/quiet", "last_event_id": place}
+        asked = create_environ("/sse/poll", query_string=query, headers=cookie_header(client))
+        body = app(asked | environ | {"REMOTE_ADDR": "127.0.0.1"}, lambda *head: None)
+        assert hub.subscribers == 2
+        body.close()
+        assert hub.subscribers == 1
+        assert app.extensions["demo"][1]._open == set()
+
+
+FAR = [
+    # The address, the Host and further headers of requests that do not come from this machine, or may not.
+    ("192.0.2.1", "localhost", {}),
+    ("", "localhost", {}),
+    ("unix:", "localhost", {}),
+    ("127.0.0.1", "", {}),
+    ("127.0.0.1", "evil.example", {}),
+    ("127.0.0.1", "localhost.evil.example", {}),
+    ("127.0.0.1", "127.0.0.1.evil.example", {}),
+    ("127.0.0.1", "demo.localhost", {}),
+    ("127.0.0.1", "127.0.0.1:80@evil.example", {}),
+    ("127.0.0.1", "0.0.0.0", {}),
+    ("127.0.0.1", "[::2]", {}),
+    ("127.0.0.1", "localhost", {"X-Forwarded-For": "127.0.0.1"}),
+    ("127.0.0.1", "localhost", {"X-Forwarded-Proto": "https"}),
+    ("127.0.0.1", "localhost", {"X-Forwarded-Host": "localhost"}),
+    ("127.0.0.1", "localhost", {"X-Forwarded-Port": ""}),
+    ("127.0.0.1", "localhost", {"Forwarded": "for=127.0.0.1"}),
+    ("127.0.0.1", "localhost", {"X-Real-IP": "127.0.0.1"}),
+    ("127.0.0.1", "localhost", {"Via": "1.1 proxy"}),
+]
+
+
+@pytest.mark.parametrize(("method", "path"), [("GET", "/"), *(("POST", f"/demo/{button}?on=1") for button in BUTTONS)])
+@pytest.mark.parametrize(("address", "host", "further"), FAR, ids=range(len(FAR)))
+def test_the_demo_s_routes_are_for_this_machine_alone(
+    make_app: MakeApp, method: str, path: str, address: str, host: str, further: dict[str, str]
+) -> None:
+    client = make_app(DEMO=True).test_client()
+    client.get("/").close()
+    headers = {**OWN_PAGE, "Sec-Fetch-Site": "same-origin", **cookie_header(client), **further}
+    environ = create_environ(path, method=method, headers=headers) | {"REMOTE_ADDR": address, "HTTP_HOST": host}
+    body, status, told = run_wsgi_app(client.application.wsgi_app, environ)
+    assert status.startswith("403 ")
+    assert "Set-Cookie" not in told
+    assert b"for this machine alone" in b"".join(body)
+
+
+def cookie_header(client: Any) -> dict[str, str]:
+    return {"Cookie": f"demo={client.get_cookie('demo').value}"}
+
+
+@pytest.mark.parametrize(
+    ("address", "host"),
+    [
+        ("127.0.0.1", "localhost:8000"),
+        ("127.0.0.1", "LOCALHOST"),
+        ("127.8.9.10", "127.0.0.1:8000"),
+        ("::1", "[::1]:8000"),
+        ("::ffff:127.0.0.1", "localhost"),
+    ],
+)
+def test_this_machine_is_known_by_its_address_and_host(make_app: MakeApp, address: str, host: str) -> None:
+    app = make_app(DEMO=True)
+    environ = create_environ("/") | {"REMOTE_ADDR": address, "HTTP_HOST": host}
+    body, status, _ = run_wsgi_app(app.wsgi_app, environ)
+    assert (status, b"<title>" in b"".join(body)) == ("200 OK", True)
+    body.close()  # type: ignore[attr-defined]
+
+
+def test_far_clients_get_streams_as_ever_and_nothing_of_the_demo(make_app: MakeApp) -> None:
+    app = make_app(DEMO=True)
+    client = app.test_client()
+    client.set_cookie("demo_buffer", "1")
+    client.set_cookie("demo", "any")
+    server, browser = socket.socketpair()
+    with server, browser:
+        environ = {"REMOTE_ADDR": "192.0.2.1", "gunicorn.socket": server}
+        with client.get("/sse/stream?channel=demo/hello", environ_overrides=environ) as stream:
+            assert b"sse.open" in next(stream.response)
+            assert app.extensions["demo"][1]._open == set()
 
 
 def test_of_several_workers_the_one_that_has_the_connection_breaks_it(redis_url: str, tmp_path: Path) -> None:
