@@ -38,6 +38,10 @@ drain = _whole("SSE_DRAIN", 0)
 graceful_timeout = drain + 2
 max_requests = 0  # it would cut streams
 control_socket_disable = True
+# No header stands for a part of the request. gunicorn would take SCRIPT_NAME from a local proxy, which passes on what
+# its client sent: /x/sse/publish would then be our /sse/publish, past a proxy's rule for that path. X-Forwarded-Proto
+# counts as ever, from the proxies in FORWARDED_ALLOW_IPS.
+forwarder_headers = ""
 # For who turns the access log on: as usual, but for the query and the Referer, which may have a ticket.
 access_log_format = '%(h)s %(l)s %(u)s %(t)s "%(m)s %(U)s %(H)s" %(s)s %(b)s "%(a)s"'
 
