@@ -40,7 +40,7 @@ from sse.stream import Stream, busy
 from sse.subscriber import Start, starting_points
 from sse.token import TICKET_LIFE
 from sse.version import __version__
-from sse.wire import encode_json, parse_publish
+from sse.wire import encode_json, parse_publish, stored_size
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -268,12 +268,14 @@ class _Routes:
             Publication(channel, self._service.check(event), None if key is None else f"{scope}:{place}:{key}")
             for place, (channel, event) in enumerate(events)
         ]
-        self._limits.publish(scope, channels)
+        size = _stored_size(events) if self._config.limit_publish_bytes else 0
         try:
+            counted = self._limits.publish(scope, channels, size, lambda: self._service.count_new(channels))
             positions = self._service.publish(publications)
         except StoreUnavailable as error:
             warn("publishing is told to come again: %s", error)
             raise StoreUnavailable(error.message, f"{error.hint}; repeat this with the same Idempotency-Key") from error
+        self._limits.begun(scope, sum(position.offset == 1 for position in positions) - counted)
         ids = [f"{channel}={position}" for (channel, _), position in zip(events, positions, strict=True)]
         return _json({"ids": ids}, 201)
 
@@ -428,6 +430,18 @@ def _discard_body() -> None:
     left = _MAX_DISCARDED if request.content_length is None else min(request.content_length, _MAX_DISCARDED)
     while left > 0 and (chunk := request.environ["wsgi.input"].read(min(left, 65_536))):
         left -= len(chunk)
+
+
+def _stored_size(events: Sequence[tuple[str, Event]]) -> int:
+    """The bytes that the events' data take in the store, in all channels together."""
+    total = 0
+    sizes: dict[int, int] = {}  # one event on many channels is one object, which is measured once
+    for _, event in events:
+        size = sizes.get(id(event))
+        if size is None:
+            size = sizes[id(event)] = stored_size(event)
+        total += size
+    return total
 
 
 def _idempotency_key() -> str | None:

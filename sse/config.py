@@ -18,7 +18,7 @@ _PREFIX: Final = "SSE_"
 KEY = re.compile(r"[!-+\--~]{22,}")  # visible ASCII without the comma that separates keys
 _SECRET_BYTES: Final = 32  # RFC 7518, 3.2
 _COOKIE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-_RATE = re.compile(r"[1-9][0-9]{0,8}/(second|minute|hour|day)")
+_RATE = re.compile(r"[1-9][0-9]{0,11}/(second|minute|hour|day)")
 _NAMESPACE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _PATH = re.compile(r"(/[A-Za-z0-9_.~-]+)+")
 _REDIS_HOST = re.compile(r"[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*\.?|[0-9a-f:]*:[0-9a-f:]*")
@@ -298,6 +298,11 @@ class Config:
         _rate,
     )
     limit_publish: str | None = _setting("100000/minute", "events published with one key or token, a worker", _rate)
+    limit_publish_bytes: str | None = _setting(
+        "67108864/minute",
+        "bytes published with one key or token: data as stored, and 1 KB for each new ring; a worker",
+        _rate,
+    )
     limit_channel: str | None = _setting("100000/minute", "events published on one channel, a worker", _rate)
     limits_url: str | None = _setting(
         None,

@@ -1,13 +1,17 @@
-"""How often: events by publishing key and channel, streams and polls by client address. Flask-Limiter counts."""
+"""How often and how much: events and their bytes by publishing key, events by channel, streams and polls by client
+address. Flask-Limiter counts.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
+import math
 import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
 from typing import Any, Final
 
@@ -28,6 +32,8 @@ _SWEEP_EVERY: Final = 60.0
 _WITH_PORT: Final = re.compile(r"\[([^]]*)\](?::\d+)?|([\d.]+):\d+")  # some proxies add it (RFC 7239, 6)
 _MAX_ADDRESS: Final = 60  # more is none, and not to be kept
 _MEMORY: Final = "throughline-memory"
+_PUBLISH_BYTES: Final = "SSE_LIMIT_PUBLISH_BYTES"
+_RING_BYTES: Final = 1024  # what a new ring counts for
 
 
 class Limits:
@@ -37,9 +43,14 @@ class Limits:
     """
 
     def __init__(self, config: Config) -> None:
-        self._subscribe, self._publish, self._channel = (
+        self._subscribe, self._publish, self._publish_bytes, self._channel = (
             parse(rate) if rate else None
-            for rate in (config.limit_subscribe, config.limit_publish, config.limit_channel)
+            for rate in (
+                config.limit_subscribe,
+                config.limit_publish,
+                config.limit_publish_bytes,
+                config.limit_channel,
+            )
         )
         self._url = config.limits_url
         self._prefix = f"{config.namespace}.limits"
@@ -71,9 +82,14 @@ class Limits:
         if address:
             self._count("SSE_LIMIT_SUBSCRIBE", self._subscribe, address, 1)
 
-    def publish(self, publisher: str, channels: Sequence[str]) -> None:
-        """Count events on these channels.
+    def publish(self, publisher: str, channels: Sequence[str], size: int, count_new: Callable[[], int]) -> int:
+        """Count events on these channels before they are stored; the number of new rings that is counted, too.
 
+        The store knows which channels get a new ring, and asking it takes a round trip. So it is asked only near the
+        limit, where the answer decides. Otherwise new rings are counted by `begun`, when the events are stored.
+
+        :param size: bytes that the events' data take in the store.
+        :param count_new: asks the store how many of the channels have no event yet.
         :raises TooMany: if there were too many.
         :raises TooLarge: if so many at once will always be.
         """
@@ -82,20 +98,43 @@ class Limits:
         for name, rate, _, cost in counted:
             if rate and cost > rate.amount:
                 raise TooLarge(f"{cost} events at once, and no more than {rate}, by {name}", "send smaller batches")
+        name, rate, rings = _PUBLISH_BYTES, self._publish_bytes, len(set(channels))  # at the most
+        if rate and size + _RING_BYTES * rings > rate.amount:
+            rings = count_new()
+            if (cost := size + _RING_BYTES * rings) > rate.amount:
+                raise TooLarge(
+                    f"{cost} bytes at once, and no more than {rate}, by {name}", "send smaller events or batches"
+                )
         for each in counted:
             self._count(*each)
+        if self._count(name, rate, publisher, size) >= _RING_BYTES * rings:
+            return 0
+        rings = count_new()
+        self._count(name, rate, publisher, _RING_BYTES * rings)
+        return rings
 
-    def _count(self, name: str, rate: RateLimitItem | None, whose: str, cost: int) -> None:
+    def begun(self, publisher: str, rings: int) -> None:
+        """Count new rings that a publication has made. It is stored, so this refuses nothing."""
+        if rings > 0:
+            with contextlib.suppress(TooMany):
+                self._count(_PUBLISH_BYTES, self._publish_bytes, publisher, _RING_BYTES * rings)
+
+    def _count(self, name: str, rate: RateLimitItem | None, whose: str, cost: int) -> float:
+        """Count, and return how much room is left after that.
+
+        :raises TooMany: if there was too little.
+        """
         if rate is None or time.monotonic() < self._away_until:
-            return
+            return math.inf
         try:
-            if self._limiter.limiter.hit(rate, name, whose, cost=cost):
-                return
+            count = self._limiter.storage.incr(rate.key_for(name, whose), rate.get_expiry(), amount=cost)
+            if count <= rate.amount:
+                return rate.amount - count
             after = self._limiter.limiter.get_window_stats(rate, name, whose).reset_time
         except self._limiter.storage.base_exceptions as error:
             self._away_until = time.monotonic() + _TRY_AGAIN
             warn("nothing is limited, the counts cannot be reached: %s", error)
-            return
+            return math.inf
         wait = max(round(after - time.time()), 1)
         raise TooMany(f"more than {rate}, by {name}", f"try again in {wait} s", retry_after=wait, limit=name)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from sse.config import Config
 from sse.errors import StoreUnavailable, TooLarge, Unavailable
@@ -72,6 +72,14 @@ class Service:
                 "send less, or a link to it",
             )
         return event
+
+    def count_new(self, channels: Iterable[str]) -> int:
+        """How many of these channels have had no event yet, or none within SSE_RING_TTL.
+
+        :raises StoreUnavailable: if the store does not answer.
+        """
+        tops = self.store.newest(list(dict.fromkeys(channels)))
+        return sum(top is None or (isinstance(top, Position) and top.offset == 0) for top in tops)
 
     def publish(self, publications: Sequence[Publication]) -> list[Position]:
         """Store and announce events; the position of each.

@@ -219,6 +219,7 @@ def fuzzed(make_app: MakeApp, tmp_path: Path) -> Flask:
         sse, SSE_PUBLIC="", SSE_SECRET=SECRET, SSE_JWKS=str(tmp_path / "jwks"), SSE_ORIGINS="https://a.example",
         SSE_PUBLISH_KEYS_FILE=str(tmp_path / "keys"), SSE_PROXIES=1, SSE_RING=5,
         SSE_LIMIT_SUBSCRIBE="999999999/minute", SSE_LIMIT_PUBLISH="", SSE_LIMIT_CHANNEL="",
+        SSE_LIMIT_PUBLISH_BYTES="",
     )  # fmt: skip
     with app.app_context():
         sse.publish("private", NEWS)

@@ -76,6 +76,143 @@ def test_a_key_s_and_a_channel_s_events_are_counted_each(make_app: MakeApp) -> N
     refused(publish(client, ["b"], KEYS[1]), "SSE_LIMIT_CHANNEL")
 
 
+KIB = 1024
+
+
+def put(client: FlaskClient, channel: str, size: int, key: str = KEYS[0]) -> TestResponse:
+    """Publish an event with so many bytes of data."""
+    headers = {"Authorization": f"Bearer {key}", "Content-Type": "text/plain"}
+    return client.post(f"/sse/publish/{channel}", data="x" * size, headers=headers)
+
+
+def test_a_key_s_bytes_are_counted_and_1_kb_for_each_new_ring(make_app: MakeApp, store_url: str | None) -> None:
+    settings = {"SSE_PUBLISH_KEYS": KEYS, "SSE_REDIS_URL": store_url, "SSE_LIMIT_PUBLISH_BYTES": "10240/hour"}
+    app = make_app(**settings)
+    client = app.test_client()
+    assert put(client, "a", 1 * KIB).status_code == 201
+    assert put(client, "a", 3 * KIB).status_code == 201
+    assert put(client, "b", 3 * KIB).status_code == 201
+    refused(put(client, "c", 200), "SSE_LIMIT_PUBLISH_BYTES")  # its ring has no room
+    assert app.extensions["sse"].store.newest(["c"]) == [None]
+    assert put(client, "c", 9 * KIB, KEYS[1]).status_code == 201
+    refused(put(client, "c", 2 * KIB, KEYS[1]), "SSE_LIMIT_PUBLISH_BYTES")
+
+
+@pytest.mark.parametrize("channels", [1, 10], ids=["one by one", "a batch"])
+def test_new_rings_fill_the_window_exactly(make_app: MakeApp, store_url: str | None, channels: int) -> None:
+    settings = {"SSE_PUBLISH_KEYS": KEYS, "SSE_REDIS_URL": store_url, "SSE_LIMIT_PUBLISH_BYTES": f"{20 * 1025}/hour"}
+    client = make_app(**settings).test_client()
+    for start in range(0, 20, channels):
+        assert publish(client, [f"c/{start + number}" for number in range(channels)]).status_code == 201
+    refused(publish(client, ["c/0"]), "SSE_LIMIT_PUBLISH_BYTES")
+
+
+def test_a_ring_that_has_events_is_not_new_whoever_made_it(make_app: MakeApp, redis_url: str) -> None:
+    settings = {"SSE_PUBLISH_KEYS": KEYS, "SSE_REDIS_URL": redis_url, "SSE_LIMIT_PUBLISH_BYTES": "1100/hour"}
+    first, second = (make_app(**settings).test_client() for _ in range(2))
+    assert put(first, "a", 10).status_code == 201
+    assert [put(second, "a", 10).status_code for _ in range(110)] == [201] * 110
+    refused(put(second, "a", 10), "SSE_LIMIT_PUBLISH_BYTES")
+
+
+def test_bytes_are_counted_as_they_are_stored(make_app: MakeApp) -> None:
+    client = make_app(SSE_PUBLISH_KEYS=KEYS, SSE_LIMIT_PUBLISH_BYTES=f"{KIB + 600}/hour").test_client()
+    headers = {"Authorization": f"Bearer {KEYS[0]}"}
+    # A control character is stored as 6 bytes, what is no text as base64, a line end as one character and its escape.
+    bodies: list[tuple[bytes, str, int]] = [
+        (b"\x01" * 20, "text/plain", 120),
+        ("ä".encode() * 20, "text/plain", 40),
+        (b"\r\n" * 20, "text/plain", 40),
+        (b"x" * 90, "image/png", 120 + len("data:image/png;base64,")),
+        (b'"' * 20, "text/plain", 40),
+    ]
+    for body, kind, _ in bodies:
+        assert client.post("/sse/publish/a", data=body, content_type=kind, headers=headers).status_code == 201
+    left = 600 - sum(size for *_, size in bodies)
+    assert put(client, "a", left).status_code == 201
+    refused(put(client, "a", 1), "SSE_LIMIT_PUBLISH_BYTES")
+
+
+def test_an_event_counts_in_each_channel_that_it_goes_to(make_app: MakeApp) -> None:
+    """394 KB of escapes, which become 39 MB in the store."""
+    app = make_app(SSE_PUBLISH_KEYS=KEYS, SSE_RING=1)
+    client = app.test_client()
+    channels = [f"c/{number}" for number in range(100)]
+    body = json.dumps({"channel": channels, "data": "\x01" * 65_536})
+    headers = {"Authorization": f"Bearer {KEYS[0]}", "Content-Type": "application/json"}
+    assert len(body) < 400_000
+    assert client.post("/sse/publish", data=body, headers=headers).status_code == 201
+    before = app.extensions["sse"].store.newest(channels)
+    refused(client.post("/sse/publish", data=body, headers=headers), "SSE_LIMIT_PUBLISH_BYTES")
+    assert app.extensions["sse"].store.newest(channels) == before
+
+
+def test_a_token_s_bytes_are_counted_by_its_subject(make_app: MakeApp) -> None:
+    client = make_app(SSE_SECRET=SECRET, SSE_LIMIT_PUBLISH_BYTES="2048/hour").test_client()
+    tokens = [signed(claims(jti=id)) for id in "12"]
+    assert [put(client, "a", 300, key=token).status_code for token in tokens] == [201, 201]
+    refused(put(client, "a", 500, key=tokens[0]), "SSE_LIMIT_PUBLISH_BYTES")
+    assert put(client, "a", 500, key=signed(claims(sub="bob"))).status_code == 201
+
+
+@pytest.mark.parametrize("given", [{"size": 3001}, {"channels": 3}, {"size": 1000, "channels": 2}], ids=str)
+def test_bytes_that_no_window_has_room_for_are_413_and_not_counted(
+    make_app: MakeApp, store_url: str | None, given: dict[str, int]
+) -> None:
+    settings = {"SSE_PUBLISH_KEYS": KEYS, "SSE_REDIS_URL": store_url, "SSE_LIMIT_PUBLISH_BYTES": "3000/hour"}
+    app = make_app(**settings)
+    client = app.test_client()
+    channels = [f"c/{number}" for number in range(given.get("channels", 1))]
+    events = [{"channel": channel, "data": "x" * given.get("size", 1)} for channel in channels]
+    answer = client.post("/sse/publish", json=events, headers={"Authorization": f"Bearer {KEYS[0]}"})
+    assert answer.status_code == 413
+    assert "Retry-After" not in answer.headers
+    assert "SSE_LIMIT_PUBLISH_BYTES" in answer.get_json()["error"]["message"]
+    assert app.extensions["sse"].store.newest(channels) == [None] * len(channels)
+    assert put(client, "a", 3000 - KIB).status_code == 201
+    refused(put(client, "a", 1), "SSE_LIMIT_PUBLISH_BYTES")
+
+
+def test_the_store_is_asked_about_rings_only_near_the_limit(
+    make_app: MakeApp, monkeypatch: pytest.MonkeyPatch, store_url: str | None
+) -> None:
+    settings = {"SSE_PUBLISH_KEYS": KEYS, "SSE_REDIS_URL": store_url, "SSE_LIMIT_PUBLISH_BYTES": "20480/hour"}
+    app = make_app(**settings)
+    client, store = app.test_client(), app.extensions["sse"].store
+    asked = list[list[str]]()
+    newest = store.newest
+    monkeypatch.setattr(store, "newest", lambda channels: asked.append(channels) or newest(channels))
+    for number in range(18):
+        assert publish(client, [f"c/{number}"] * 2).status_code == 201
+    assert asked == []
+    assert publish(client, ["c/0", "c/18", "c/18"]).status_code == 201
+    assert asked == [["c/0", "c/18"]]
+    refused(publish(client, ["c/19"]), "SSE_LIMIT_PUBLISH_BYTES")
+
+
+def test_a_repetition_is_stored_once_and_counted_again(make_app: MakeApp) -> None:
+    client = make_app(SSE_PUBLISH_KEYS=KEYS, SSE_LIMIT_PUBLISH_BYTES="5000/hour").test_client()
+    headers = {"Authorization": f"Bearer {KEYS[0]}", "Idempotency-Key": "once"}
+    first, *others = (client.post("/sse/publish/a", data=b"x" * 700, headers=headers) for _ in range(3))
+    assert [answer.get_json() for answer in others] == [first.get_json()] * 2
+
+
+def test_a_store_that_is_away_near_the_limit_is_told_as_ever(make_app: MakeApp) -> None:
+    settings = {"SSE_PUBLISH_KEYS": KEYS, "SSE_REDIS_URL": f"redis://127.0.0.1:{free_port()}"}
+    client = make_app(**settings, SSE_LIMIT_PUBLISH_BYTES="1000/hour").test_client()
+    answer = put(client, "a", 10)
+    assert (answer.status_code, answer.get_json()["error"]["code"]) == (503, "store_unavailable")
+    assert "same Idempotency-Key" in answer.get_json()["error"]["hint"]
+
+
+def test_the_workers_count_bytes_together_where_redis_counts(make_app: MakeApp, redis_url: str) -> None:
+    settings = {"SSE_LIMIT_PUBLISH_BYTES": "4000/hour", "SSE_LIMITS_URL": redis_url, "SSE_REDIS_URL": redis_url}
+    workers = [make_app(SSE_PUBLISH_KEYS=KEYS, **settings).test_client() for _ in range(2)]
+    assert [put(worker, "a", 1000).status_code for worker in workers] == [201, 201]
+    for worker in workers:
+        refused(put(worker, "a", 1000), "SSE_LIMIT_PUBLISH_BYTES")
+
+
 def test_what_is_over_a_limit_is_not_stored(make_app: MakeApp) -> None:
     app = make_app(SSE_PUBLISH_KEYS=KEYS, SSE_LIMIT_CHANNEL="1/hour")
     client, store = app.test_client(), app.extensions["sse"].store
@@ -96,7 +233,13 @@ def test_a_batch_that_no_window_has_room_for_is_not_told_to_try_again(make_app: 
 
 
 def test_without_limits_there_are_none(make_app: MakeApp) -> None:
-    app = make_app(SSE_LIMIT_SUBSCRIBE="", SSE_LIMIT_PUBLISH=None, SSE_LIMIT_CHANNEL="", SSE_PUBLISH_KEYS=KEYS)
+    app = make_app(
+        SSE_LIMIT_SUBSCRIBE="",
+        SSE_LIMIT_PUBLISH=None,
+        SSE_LIMIT_CHANNEL="",
+        SSE_LIMIT_PUBLISH_BYTES="",
+        SSE_PUBLISH_KEYS=KEYS,
+    )
     client = app.test_client()
     assert {poll(client).status_code for _ in range(50)} == {200}
     assert {publish(client, ["a"] * 100).status_code for _ in range(3)} == {201}

@@ -23,6 +23,7 @@ from sse.wire import (
     encode_payload,
     parse_json,
     parse_publish,
+    stored_size,
     type_in_data,
 )
 from tests import client
@@ -294,3 +295,14 @@ def test_what_can_never_be_published_is_named(body: bytes, named: str) -> None:
         parse_publish(body)
     assert refusal.value.hint
     str(refusal.value).encode()
+
+
+@given(TEXT | st.sampled_from([*map(chr, range(256)), "x" * 1000, "\u2028\ud7ff\ue000😀"]))
+def test_what_an_event_s_data_takes_in_the_store(data: str) -> None:
+    event = Event(data)
+    assert stored_size(event) == len(encode_payload(event)) - len(encode_payload(Event("")))
+
+
+def test_each_escape_takes_its_place_in_the_store() -> None:
+    for data in map(chr, range(0x300)):
+        assert stored_size(Event(data)) == len(encode_payload(Event(data))) - len(encode_payload(Event("")))
