@@ -21,6 +21,9 @@ worker_class = "sse.worker.Worker"  # gevent's, with streams handed off; it impo
 # The memory store is for one process; with several workers on it the app refuses, and says why.
 _shared = os.environ.get("SSE_REDIS_URL") or os.environ.get("REDIS_URL")
 workers = int(os.environ.get("WEB_CONCURRENCY") or (_shared and os.cpu_count()) or 1)
+# As long as the kernel allows, net.core.somaxconn: gunicorn's own default is half of Linux' 4,096. A unix socket whose
+# queue is full refuses clients at once, and nginx then tells them `busy`.
+backlog = 65_535
 # Longer than nginx keeps an idle upstream connection, so that it is never nginx that finds one closed. It also bounds
 # the silence before a request's first byte: 0 would be no bound.
 keepalive = 75

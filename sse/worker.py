@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from sse.poll import Poll
     from sse.stream import Stream
 
+_ACCEPTED: Final = 1000  # connections that are let in before others have their turn
 _SMALL: Final = 65_536  # answers that go out in one write
 _SKIPS: Final = 20  # of 64 KB: more than may be published at once
 _SKIP_SECONDS: Final = 2.0
@@ -194,8 +195,9 @@ class _Listener(StreamServer):  # type: ignore[misc]
         self._worker = worker
         self._listener = listener
         self.full = worker.is_busy if tls else worker.is_full
-        if worker.cfg.workers > 1:
-            self.max_accept = 1  # the others are to have some, too
+        # All that have come, or nearly: the others wait in the listener's queue, and a unix socket whose queue is full
+        # refuses clients at once.
+        self.max_accept = _ACCEPTED
         self.start()
 
     def do_handle(self, client: Any, address: Any) -> None:

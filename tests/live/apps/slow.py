@@ -1,49 +1,18 @@
-"""The inspected service in an app that takes its time.
-
-`?linger=S` holds an answer up, as a session's store would; after `/hold?seconds=S`, so is each reading of the store.
-`/jump?seconds=S` moves its clock.
-"""
-
-from __future__ import annotations
+"""An app whose one view works for 5 ms: so it can be told who was let in from who was served."""
 
 import time
-from typing import Any
 
-from flask import Response, request
+from flask import Flask
 
-from tests.live.apps.inspected import application
+from sse import SSE
 
-__all__ = ["application"]
+app = Flask(__name__)
+SSE(app)
 
 
-@application.get("/slow")
+@app.get("/slow")
 def slow() -> str:
-    time.sleep(float(request.args["seconds"]))
-    return "done"
-
-
-@application.get("/hold")
-def hold() -> str:
-    seconds = float(request.args["seconds"])
-    store = application.extensions["sse"].hub._store
-    read = store.read
-
-    def read_slowly(*args: Any) -> Any:
-        time.sleep(seconds)
-        return read(*args)
-
-    store.read = read_slowly
-    return "held"
-
-
-@application.get("/jump")
-def jump() -> str:
-    ahead, real = float(request.args["seconds"]), time.time
-    time.time = lambda: real() + ahead
-    return "jumped"
-
-
-@application.after_request
-def linger(response: Response) -> Response:
-    time.sleep(float(request.args.get("linger", 0)))
-    return response
+    end = time.perf_counter() + 0.005
+    while time.perf_counter() < end:
+        pass
+    return "served"
