@@ -94,16 +94,16 @@ class Sampler:
     def start(self) -> None:
         """Start sampling, unless it has been started before."""
         with self._lock:
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="demo-sampler", daemon=True)
-                self._thread.start()
+            if self._thread is not None:
+                return
+            self._thread = threading.Thread(target=self._run, name="demo-sampler", daemon=True)
+        self._thread.start()  # not under the lock: it lets other greenlets run
 
     def stop(self) -> None:
         """End sampling; it cannot be started again."""
         self._stopping.set()
-        with self._lock:
-            if self._thread is not None:
-                self._thread.join()
+        if self._thread is not None:
+            self._thread.join()
 
     def _run(self) -> None:
         with self._app.app_context():

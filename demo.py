@@ -37,6 +37,7 @@ class _Connection:
     def __init__(self, browser: str, fd: int) -> None:
         self.browser = browser
         self.fd = fd
+        self.inode = os.fstat(fd).st_ino
         self.wakes_at = 0.0  # by the monotonic clock; 0 while it is awake
 
 
@@ -86,9 +87,8 @@ class Breaker:
     def stop(self) -> None:
         """Hear of no more breaks, and wake what sleeps."""
         self._stopping.set()
-        with self._lock:
-            if self._thread is not None:
-                self._thread.join()
+        if self._thread is not None:
+            self._thread.join()
 
     def _order(self, kind: str) -> Response:
         browser = _browser()
@@ -103,18 +103,24 @@ class Breaker:
     # Around each request
 
     def _enter(self) -> Response | None:
-        with self._lock:
-            if self._thread is None:  # in the process that serves, after any fork
-                self._thread = threading.Thread(target=self._run, name="demo-breaker", daemon=True)
-                self._thread.start()
+        self._start()
         endpoint = request.endpoint or ""
         if not is_local():
-            return _not_here() if endpoint == "index" or endpoint.startswith("demo.") else None
+            return _not_here() if endpoint in {"index", "static"} or endpoint.startswith("demo.") else None
         peer = request.environ.get("gunicorn.socket") or request.environ.get("werkzeug.socket")
-        if peer and endpoint in {"sse.stream", "sse.poll"} and (browser := _browser()):
-            g.demo_connection = connection = _Connection(browser, peer.fileno())
+        fd = peer.fileno() if peer else -1
+        if fd >= 0 and endpoint in {"sse.stream", "sse.poll"} and (browser := _browser()):
+            g.demo_connection = connection = _Connection(browser, fd)
             self._open.add(connection)
         return None
+
+    def _start(self) -> None:
+        """Start listening in the process that serves, after any fork, unless that has been done."""
+        with self._lock:
+            if self._thread is not None:
+                return
+            self._thread = threading.Thread(target=self._run, name="demo-breaker", daemon=True)
+        self._thread.start()  # not under the lock: it lets other greenlets run
 
     def _leave(self, response: Response) -> Response:
         connection: _Connection | None = g.pop("demo_connection", None)
@@ -146,8 +152,7 @@ class Breaker:
         """If the connection is asleep, wait until that is over, and cut it."""
         if connection.wakes_at:
             self._stopping.wait(max(connection.wakes_at - time.monotonic(), 0))
-            with contextlib.suppress(OSError):  # it has gone by itself
-                _cut(connection.fd)
+            _cut(connection)
 
     # In a thread of its own
 
@@ -175,15 +180,20 @@ class Breaker:
         for connection in list(self._open):
             if connection.browser == browser:
                 if kind == "cut":
-                    with contextlib.suppress(OSError):  # it has gone by itself
-                        _cut(connection.fd)
+                    _cut(connection)
                 elif kind == "sleep" and not connection.wakes_at:
                     connection.wakes_at = time.monotonic() + NAP
 
 
-def _cut(fd: int) -> None:
-    with socket.socket(fileno=os.dup(fd)) as connection:
-        connection.shutdown(socket.SHUT_RDWR)
+def _cut(connection: _Connection) -> None:
+    """End the connection for both sides, unless it has gone by itself and its number is another's now."""
+    with contextlib.suppress(OSError):
+        fd = os.dup(connection.fd)  # from here on, it stays what it is
+        if os.fstat(fd).st_ino != connection.inode:
+            os.close(fd)
+            return
+        with socket.socket(fileno=fd) as ours:
+            ours.shutdown(socket.SHUT_RDWR)
 
 
 def _held() -> Iterator[bytes]:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import os
 import socket
 import threading
 import time
@@ -367,6 +368,34 @@ def asleep(app: Flask, client: Any) -> None:
     wait_until(lambda: any(connection.wakes_at for connection in breaker._open), what="the connection is put to sleep")
 
 
+def test_a_number_that_is_another_connection_s_by_now_is_let_be() -> None:
+    server, browser = socket.socketpair()
+    other_server, other = socket.socketpair()
+    other.settimeout(5)
+    with server, browser, other_server, other:
+        connection = demo._Connection("ann", server.fileno())
+        os.dup2(other_server.fileno(), server.fileno())
+        demo._cut(connection)
+        other_server.sendall(b"x")
+        assert other.recv(2) == b"x"
+    demo._cut(connection)  # nor is it a fault where it is closed
+
+
+def test_no_lock_is_held_while_the_demo_s_threads_start(make_app: MakeApp, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = make_app(DEMO=True)
+    held: list[bool] = []
+    start = threading.Thread.start
+
+    def watched(thread: threading.Thread) -> None:
+        if thread.name.startswith("demo-"):
+            held.extend(part._lock.locked() for part in app.extensions["demo"])
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", watched)
+    app.test_client().get("/healthz")
+    assert held == [False] * 4
+
+
 def test_asleep_a_connection_says_nothing_and_is_closed_when_it_has_slept(
     make_app: MakeApp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -469,7 +498,10 @@ FAR = [
 ]
 
 
-@pytest.mark.parametrize(("method", "path"), [("GET", "/"), *(("POST", f"/demo/{button}?on=1") for button in BUTTONS)])
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("GET", "/"), ("GET", "/static/demo.js"), *(("POST", f"/demo/{button}?on=1") for button in BUTTONS)],
+)
 @pytest.mark.parametrize(("address", "host", "further"), FAR, ids=range(len(FAR)))
 def test_the_demo_s_routes_are_for_this_machine_alone(
     make_app: MakeApp, method: str, path: str, address: str, host: str, further: dict[str, str]
