@@ -257,6 +257,9 @@ class Config:
         _redis_url,
         secret=True,
     )
+    redis_timeout: int = _setting(
+        5, "seconds within which a publish ends when Redis does not answer", _whole(1, 20, "seconds")
+    )
     namespace: str = _setting("sse", "start of every Redis key", _namespace)
     public: tuple[str, ...] = _setting((), "channel patterns that anybody may read", _patterns)
     origins: tuple[str, ...] = _setting(

@@ -65,7 +65,8 @@ class SSE:
         :raises InvalidEvent: if the channel, type, data or idempotency key can never be published.
         :raises TooLarge: if the data is over SSE_MAX_EVENT_BYTES.
         :raises IdempotencyConflict: if the key was used before for another event.
-        :raises StoreUnavailable: if the event may not be stored; publish again with the same key.
+        :raises StoreUnavailable: if the event may not be stored, within SSE_REDIS_TIMEOUT when Redis does not answer;
+            publish again with the same key.
         :raises Unavailable: if several processes serve the app over the memory store, which is for one.
         """
         service = get_service()

@@ -113,6 +113,7 @@ class Service:
                 ring=self.config.ring,
                 ring_ttl=self.config.ring_ttl,
                 namespace=self.config.namespace,
+                timeout=self.config.redis_timeout,
             )
             hub = Hub(store, max_subscribers=self.config.max_subscribers)
             ours = os.getpid(), store, hub, Revocations(store, self.config.token_lifetime)

@@ -18,6 +18,7 @@ def test_the_defaults_are_those_of_the_documentation() -> None:
         name: (value, value)
         for name, value in {
             "SSE_REDIS_URL": "-",
+            "SSE_REDIS_TIMEOUT": "5",
             "SSE_NAMESPACE": "sse",
             "SSE_PUBLIC": "-",
             "SSE_ORIGINS": "-",

@@ -20,6 +20,7 @@ FLOORS = {
     "sse.stores": 2,
     "sse.stores.base": 2,
     "sse.stores.memory": 2,
+    "sse.stores.pool": 2,
     "sse.stores.redis": 2,
     "sse.reload": 2,
     "sse.jwks": 2,

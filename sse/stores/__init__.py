@@ -22,12 +22,12 @@ __all__ = [
 ]
 
 
-def connect(url: str | None, *, ring: int, ring_ttl: int, namespace: str = "sse") -> Store:
+def connect(url: str | None, *, ring: int, ring_ttl: int, namespace: str = "sse", timeout: float = 5.0) -> Store:
     """The store behind `url`: `redis://`, `rediss://` or `unix://`; None for this process's own memory.
 
     Nothing is connected yet. `ring` is the number of events kept for each channel, `ring_ttl` the seconds that a ring
-    outlives its last event.
+    outlives its last event, `timeout` the seconds that one call of the store may take when Redis does not answer.
     """
     if url is None:
         return MemoryStore(ring=ring, ring_ttl=ring_ttl)
-    return RedisStore(url, ring=ring, ring_ttl=ring_ttl, namespace=namespace)
+    return RedisStore(url, ring=ring, ring_ttl=ring_ttl, namespace=namespace, timeout=timeout)

@@ -14,15 +14,13 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import resources
 from itertools import islice
 from typing import Any, Final, NamedTuple, cast
 
 import redis
-from redis.backoff import ExponentialWithJitterBackoff
 from redis.exceptions import NoPermissionError, NoScriptError, ReadOnlyError, RedisError
-from redis.retry import Retry
 
 from sse.errors import StoreUnavailable
 from sse.event import Entry, Position
@@ -40,16 +38,17 @@ from sse.stores.base import (
     Store,
     conflict,
 )
+from sse.stores.pool import Pool
 from sse.wire import decode_payload, encode_payload
 
 _log = logging.getLogger("sse")
 
 _CONNECTIONS: Final = 8
-_TIMEOUT: Final = 5.0
 _RANDOM_ONCE_TTL: Final = 30
 _PING_AFTER: Final = 5.0
 _LOST_AFTER: Final = 12.0
 _READ_AT_ONCE: Final = 512
+_EACH: Final = 0.001  # seconds that each of many commands may take beyond the timeout
 _NO_CHANNEL: Final = "sse.check"  # no channel starts so
 _REVOKED: Final = "sse.revoked"
 _MILLISECONDS: Final = re.compile(rb"[0-9]{1,15}")
@@ -70,19 +69,11 @@ class _Clocks(NamedTuple):
 class RedisStore(Store):
     """A store in the Redis at `url`, 7.0 or newer, through a small pool of connections."""
 
-    def __init__(self, url: str, *, ring: int, ring_ttl: int, namespace: str = "sse") -> None:
-        pool = redis.BlockingConnectionPool.from_url(
-            url,
-            max_connections=_CONNECTIONS,
-            timeout=_TIMEOUT,
-            socket_timeout=_TIMEOUT,
-            socket_connect_timeout=2.0,
-            retry=Retry(ExponentialWithJitterBackoff(cap=0.2, base=0.02), 2),
-        )
-        pool.connection_kwargs["protocol"] = 2
-        self._redis = redis.Redis(connection_pool=pool)
+    def __init__(self, url: str, *, ring: int, ring_ttl: int, namespace: str = "sse", timeout: float = 5.0) -> None:
+        self._pool = Pool(url, _CONNECTIONS)
+        self._timeout = timeout
         self._namespace = namespace
-        self._database = pool.connection_kwargs.get("db") or 0
+        self._database = self._pool.database
         self._max_events = ring
         self._ttl = ring_ttl
         self._publish_script = _Script("publish.lua")
@@ -91,13 +82,15 @@ class RedisStore(Store):
         self._before_script = _Script("before.lua")
         self._read_script = _Script("read.lua")
         self._checked = False
-        self._check_lock = threading.Lock()
+        self._checking: _Checking | None = None
+        self._check_lock = threading.Lock()  # held while nothing waits
         self._jobs: list[_Job] = []
         self._led = False
-        self._publish_lock = threading.Lock()
+        self._publish_lock = threading.Lock()  # held while nothing waits
 
     def publish(self, publications: Sequence[Publication]) -> list[Receipt | StoreUnavailable]:
         # One job at a time leads: it publishes for all that wait, so publishes that come together share a round trip.
+        deadline = self._deadline()
         before: dict[str, str] = {}
         job = _Job([])
         for publication in publications:
@@ -105,61 +98,60 @@ class RedisStore(Store):
             before[publication.channel] = call[2]
             job.calls.append(call)
         if len(publications) > 1 and any(publication.key for publication in publications):
-            self._check_keys(publications, job.calls)
+            self._check_keys(publications, job.calls, deadline)
         with self._publish_lock:
             self._jobs.append(job)
             follows, self._led = self._led, True
-        if follows:
-            self._await(job)
+        self._await(job, follows, deadline)
         if job.outcome is None:
-            self._lead()
+            self._lead(deadline)
         if isinstance(job.outcome, StoreUnavailable):
-            raise job.outcome
+            raise StoreUnavailable(job.outcome.message, job.outcome.hint)  # one of its own for each who shares it
         return [
             _receipt(reply, publication.channel, call)
             for reply, publication, call in zip(cast("list[Any]", job.outcome), publications, job.calls, strict=True)
         ]
 
     def newest(self, channels: Sequence[str], *, keep: bool = False) -> list[Position | StoreUnavailable | None]:
-        positions = self.before([(channel, 0) for channel in channels])
+        deadline = self._deadline(len(channels))
+        positions = self._before([(channel, 0) for channel in channels], deadline)
         if keep:
             self._execute(
-                ("EXPIRE", self._key(channel), self._ttl if position.offset else UNBORN_TTL, "GT")
-                for channel, position in zip(channels, positions, strict=True)
-                if isinstance(position, Position)
+                (
+                    ("EXPIRE", self._key(channel), self._ttl if position.offset else UNBORN_TTL, "GT")
+                    for channel, position in zip(channels, positions, strict=True)
+                    if isinstance(position, Position)
+                ),
+                deadline,
             )
         return positions
 
     def found(self, channels: Sequence[str]) -> list[Position | StoreUnavailable]:
-        replies = self._evaluate(
-            self._found_script, [(1, self._key(channel), _nonce(), self._ttl, UNBORN_TTL) for channel in channels]
-        )
+        calls = [(1, self._key(channel), _nonce(), self._ttl, UNBORN_TTL) for channel in channels]
+        replies = self._evaluate(self._found_script, calls, self._deadline(len(channels)))
         return [_top(reply, channel) for channel, reply in zip(channels, replies, strict=True)]
 
     def read(
         self, places: Sequence[tuple[str, Position]], limit: int = PAGE, max_bytes: int = PAGE_BYTES
     ) -> list[Page | StoreUnavailable]:
+        deadline = self._deadline(len(places))
         # Each place first has an equal share. What is too large for that is read after it, one place after another.
         alone = len(places) == 1
-        read = self._pages(places, limit, max_bytes // max(len(places), 1), at_least=int(alone))
+        read = self._pages(places, limit, max_bytes // max(len(places), 1), at_least=int(alone), deadline=deadline)
         left = max_bytes - sum(size for _, size in read)
         for index, (page, _) in enumerate(read):
             if not alone and limit and left > 0 and isinstance(page, Page) and page.more and not page.entries:
-                read[index] = self._pages([places[index]], limit, left, at_least=1)[0]
+                read[index] = self._pages([places[index]], limit, left, at_least=1, deadline=deadline)[0]
                 left -= read[index][1]
         return [page for page, _ in read]
 
     def before(self, channels: Sequence[tuple[str, int]]) -> list[Position | StoreUnavailable | None]:
-        replies = self._evaluate(self._before_script, [(1, self._key(channel), count) for channel, count in channels])
-        return [
-            None if reply is None else _top(reply, channel)
-            for (channel, _), reply in zip(channels, replies, strict=True)
-        ]
+        return self._before(channels, self._deadline(len(channels)))
 
     def revoke(self, what: str, keep: int) -> None:
         key = self._key(_REVOKED)
-        now = time.time()
-        _, clocks = self._execute_timed([])
+        now, deadline = time.time(), self._deadline()
+        _, clocks = self._execute_timed([], deadline)
         # Entries' ids are times of Redis's clock. The earlier of both clocks decides which entries are too old, so that
         # neither clock alone, if it is fast, deletes what still counts.
         oldest = int((min(clocks.redis if clocks else now, now) - keep - _KEPT_LONGER) * 1000)
@@ -167,7 +159,7 @@ class RedisStore(Store):
             ("XADD", key, "MINID", "~", max(oldest, 0), "*", "d", what, "at", int(now * 1000)),
             ("EXPIRE", key, keep + _KEPT_LONGER),
         ]
-        for reply in self._execute(commands):
+        for reply in self._execute(commands, deadline):
             if isinstance(reply, Exception):
                 raise _refusal(reply, _REVOKED)
 
@@ -178,7 +170,7 @@ class RedisStore(Store):
         if isinstance(reply, Exception):
             raise _refusal(reply, _REVOKED)
         found = [
-            Revocation(id.decode(), _revoked_at(id, fields, clocks), fields.get(b"d", b"").decode(errors="replace"))
+            Revocation(id.decode(), _revoked_at(id, fields, clocks), _field(fields, b"d").decode(errors="replace"))
             for id, fields in reply
         ]
         if after and not (found and found[0].id == after):
@@ -186,25 +178,43 @@ class RedisStore(Store):
         return found[1:] if after else found
 
     def feed(self) -> Feed:
-        pool = self._redis.connection_pool
-        return _RedisFeed(
-            self, pool.connection_class(**{**pool.connection_kwargs, "retry": Retry(ExponentialWithJitterBackoff(), 0)})
-        )
+        return _RedisFeed(self, self._pool.connection(), self._timeout)
 
     def close(self) -> None:
-        self._redis.connection_pool.disconnect()
+        self._pool.close()
 
-    def check(self) -> None:
-        """Make sure, once, that this Redis can be used.
+    def check(self, deadline: float | None = None) -> None:
+        """Make sure, once, that this Redis can be used. One asks at a time, and who waits for that shares the outcome.
 
+        :param deadline: when to give up, by the monotonic clock; without one, after the store's timeout.
         :raises StoreUnavailable: if it is older than 7.0, evicts keys that have a time to live, or refuses a command.
         """
-        if self._checked:
-            return
-        with self._check_lock, _translated():
-            key = self._key(_NO_CHANNEL)
-            asked_at = time.time()
-            replies = self._pipeline(
+        deadline = deadline or self._deadline()
+        while not self._checked:
+            with self._check_lock:
+                checking = self._checking
+                if checking is None:
+                    mine = self._checking = _Checking()
+            if checking is None:
+                try:
+                    self._check(deadline)
+                    self._checked = True
+                except StoreUnavailable as error:
+                    mine.fault = error
+                    raise
+                finally:
+                    self._checking = None
+                    mine.done.set()
+            elif not checking.done.wait(max(deadline - time.monotonic(), 0)):
+                raise self._too_late()
+            elif checking.fault:
+                raise StoreUnavailable(checking.fault.message, checking.fault.hint)
+
+    def _check(self, deadline: float) -> None:
+        key = self._key(_NO_CHANNEL)
+        asked_at = time.time()
+        with _translated():
+            replies = self._pool.ask(
                 [
                     ("INFO",),
                     ("TIME",),
@@ -218,16 +228,18 @@ class RedisStore(Store):
                     ("PUBLISH", self.announcements(_NO_CHANNEL), ""),
                     ("EVALSHA", "0" * 40, 1, key),
                     ("EVAL", "return 1", 1, key),
-                ]
+                ],
+                deadline,
             )
             self._clocks(replies.pop(1), asked_at)  # the right to ask for it is not required
             refused = sorted({str(reply) for reply in replies if isinstance(reply, NoPermissionError)})
             if refused:
                 raise StoreUnavailable("Redis refuses this user: " + "; ".join(refused), "grant them with ACL SETUSER")
-            info = replies[0]
-            if isinstance(info, RedisError):
-                raise info
-            version = str(info["redis_version"])
+            if isinstance(replies[0], RedisError):
+                raise replies[0]
+            lines = (line.partition(":") for line in replies[0].decode(errors="replace").splitlines())
+            info = {name: value for name, _, value in lines}
+            version = info.get("redis_version", "0")
             if int(version.split(".")[0]) < 7:
                 raise StoreUnavailable(f"Redis is {version}", "use 7.0 or newer")
             policy = info.get("maxmemory_policy", "noeviction")
@@ -235,7 +247,6 @@ class RedisStore(Store):
                 raise StoreUnavailable(
                     f"Redis has maxmemory-policy {policy}, which may evict rings", "set maxmemory-policy noeviction"
                 )
-            self._checked = True
 
     def announcements(self, channel: str) -> str:
         """The pub/sub channel of a channel; it has the database's number, which pub/sub itself disregards."""
@@ -262,30 +273,41 @@ class RedisStore(Store):
             encode_payload(event),
         )
 
-    def _check_keys(self, publications: Sequence[Publication], calls: Sequence[tuple[Any, ...]]) -> None:
+    def _check_keys(
+        self, publications: Sequence[Publication], calls: Sequence[tuple[Any, ...]], deadline: float
+    ) -> None:
         """Refuse a batch before any of it is stored.
 
         Where another uses the same key at this very moment, the script refuses that one publication.
         """
         used: dict[str, bytes] = {}
-        replies = self._execute(("GET", call[2]) for call in calls)
+        replies = self._execute((("GET", call[2]) for call in calls), deadline)
         for publication, call, reply in zip(publications, calls, replies, strict=True):
             digest = hashlib.sha1(call[-1], usedforsecurity=False).hexdigest().encode()
             done = reply.partition(b" ")[2] if isinstance(reply, bytes) else used.setdefault(call[2], digest)
             if done != digest:
                 raise conflict(publication.channel)
 
-    def _await(self, job: _Job) -> None:
-        """Wait until the job is done or is to lead; if this thread or greenlet is ended meanwhile, another leads."""
+    def _await(self, job: _Job, follows: bool, deadline: float) -> None:
+        """Wait until the job is done or is to lead. If its time or its greenlet ends meanwhile, another leads.
+
+        :raises StoreUnavailable: when its time is over; another may still be publishing it.
+        """
+        is_told = False
         try:
-            job.turn.wait()
-        except BaseException:
-            with self._publish_lock:
-                if job in self._jobs:
-                    self._jobs.remove(job)
-                    if job.turn.is_set():
-                        self._hand_on()
-            raise
+            if not follows or job.turn.wait(max(deadline - time.monotonic(), 0)):
+                if job.outcome is None:
+                    time.sleep(0)  # whoever is about to publish can come along, and a loop of publishes leaves room
+                is_told = True
+        finally:
+            if not is_told:
+                with self._publish_lock:
+                    if job in self._jobs:
+                        self._jobs.remove(job)
+                        if not follows or job.turn.is_set():
+                            self._hand_on()
+        if not is_told and (job.outcome is None or not job.turn.is_set()):
+            raise self._too_late()
 
     def _hand_on(self) -> None:
         """Let the first of those who wait lead; under the lock."""
@@ -293,17 +315,25 @@ class RedisStore(Store):
         for job in self._jobs[:1]:
             job.turn.set()
 
-    def _lead(self) -> None:
-        """Publish all jobs that wait, and hand the lead to the first of those that have come meanwhile."""
+    def _lead(self, deadline: float) -> None:
+        """Publish all jobs that wait, and hand the lead to the first of those that have come meanwhile.
+
+        If the store does not answer, all of these share that: were each to lead an attempt of its own, the last would
+        wait for all of them.
+        """
         with self._publish_lock:
             jobs, self._jobs = self._jobs, []
         for job in jobs:  # those who wait must not take the end of this thread or greenlet for success
             job.outcome = StoreUnavailable("publishing was interrupted", "publish again with the same key")
         try:
-            replies = iter(self._evaluate(self._publish_script, [call for job in jobs for call in job.calls]))
+            calls = [call for job in jobs for call in job.calls]
+            replies = iter(self._evaluate(self._publish_script, calls, deadline))
             for job in jobs:
                 job.outcome = list(islice(replies, len(job.calls)))
         except StoreUnavailable as error:
+            with self._publish_lock:
+                jobs += self._jobs
+                self._jobs = []
             for job in jobs:
                 job.outcome = error
         finally:
@@ -312,42 +342,60 @@ class RedisStore(Store):
             with self._publish_lock:
                 self._hand_on()
 
+    def _before(self, channels: Sequence[tuple[str, int]], deadline: float) -> list[Position | StoreUnavailable | None]:
+        calls = [(1, self._key(channel), count) for channel, count in channels]
+        return [
+            None if reply is None else _top(reply, channel)
+            for (channel, _), reply in zip(channels, self._evaluate(self._before_script, calls, deadline), strict=True)
+        ]
+
     def _pages(
-        self, places: Sequence[tuple[str, Position]], limit: int, max_bytes: int, at_least: int
+        self, places: Sequence[tuple[str, Position]], limit: int, max_bytes: int, *, at_least: int, deadline: float
     ) -> list[tuple[Page | StoreUnavailable, int]]:
         """For each place, the page after it, and the bytes of its data. `max_bytes` bounds each by itself."""
         calls = [(1, self._key(channel), str(position), limit, max_bytes, at_least) for channel, position in places]
-        replies = self._evaluate(self._read_script, calls)
+        replies = self._evaluate(self._read_script, calls, deadline)
         return [_page(reply, position, channel) for (channel, position), reply in zip(places, replies, strict=True)]
 
-    def _evaluate(self, script: _Script, calls: Sequence[tuple[Any, ...]]) -> list[Any]:
+    def _evaluate(self, script: _Script, calls: Sequence[tuple[Any, ...]], deadline: float) -> list[Any]:
         # The first of several brings the script along: were only some of them repeated for want of it, because another
         # client brings it meanwhile, their order would be lost.
         replies = self._execute(
-            ("EVAL", script.text, *call) if index == 0 < len(calls) - 1 else ("EVALSHA", script.sha, *call)
-            for index, call in enumerate(calls)
+            (
+                ("EVAL", script.text, *call) if index == 0 < len(calls) - 1 else ("EVALSHA", script.sha, *call)
+                for index, call in enumerate(calls)
+            ),
+            deadline,
         )
         unknown = [index for index, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
-        for index, reply in zip(
-            unknown, self._execute(("EVAL", script.text, *calls[index]) for index in unknown), strict=True
-        ):
+        repeated = self._execute((("EVAL", script.text, *calls[index]) for index in unknown), deadline)
+        for index, reply in zip(unknown, repeated, strict=True):
             replies[index] = reply
         return replies
 
-    def _execute(self, commands: Iterable[tuple[Any, ...]]) -> list[Any]:
-        """The replies of all commands, in one round trip; an error reply stands as a value in its place."""
-        self.check()
-        with _translated():
-            replies = self._pipeline(commands)
-            if any(isinstance(reply, ReadOnlyError) for reply in replies):
-                # The primary has moved: connect anew.
-                self._redis.connection_pool.disconnect(inuse_connections=False)
-            return replies
+    def _execute(self, commands: Iterable[tuple[Any, ...]], deadline: float | None = None) -> list[Any]:
+        """The replies of all commands, in one round trip; an error reply stands as a value in its place.
 
-    def _execute_timed(self, commands: Iterable[tuple[Any, ...]]) -> tuple[list[Any], _Clocks | None]:
+        :param deadline: when to give up, by the monotonic clock; without one, after the store's timeout.
+        :raises StoreUnavailable: if there is no reply by then.
+        """
+        commands = list(commands)
+        if not commands:
+            return []
+        deadline = deadline or self._deadline()
+        self.check(deadline)
+        with _translated():
+            replies = self._pool.ask(commands, deadline)
+        if any(isinstance(reply, ReadOnlyError) for reply in replies):
+            self._pool.renew()  # the primary has moved
+        return replies
+
+    def _execute_timed(
+        self, commands: Iterable[tuple[Any, ...]], deadline: float | None = None
+    ) -> tuple[list[Any], _Clocks | None]:
         """The replies of all commands, and the clocks at that moment; None if Redis does not tell its time."""
         asked_at = time.time()
-        reply, *replies = self._execute([("TIME",), *commands])
+        reply, *replies = self._execute([("TIME",), *commands], deadline)
         return replies, self._clocks(reply, asked_at)
 
     def _clocks(self, reply: Any, asked_at: float) -> _Clocks | None:
@@ -371,11 +419,12 @@ class RedisStore(Store):
                 _log.warning("the clock here and Redis's agree again")
         return clocks
 
-    def _pipeline(self, commands: Iterable[tuple[Any, ...]]) -> list[Any]:
-        with self._redis.pipeline(transaction=False) as pipeline:
-            for command in commands:
-                pipeline.execute_command(*command)  # type: ignore[no-untyped-call]
-            return pipeline.execute(raise_on_error=False)
+    def _deadline(self, commands: int = 0) -> float:
+        """When to give up what takes so many commands, by the monotonic clock."""
+        return time.monotonic() + self._timeout + commands * _EACH
+
+    def _too_late(self) -> StoreUnavailable:
+        return StoreUnavailable(f"Redis has not answered for {self._timeout:g} s", "see that it runs and is reachable")
 
 
 class _Job:
@@ -389,18 +438,27 @@ class _Job:
         self.turn = threading.Event()
 
 
+class _Checking:
+    """A check that is under way; its `fault` is known when it is `done`."""
+
+    def __init__(self) -> None:
+        self.done = threading.Event()
+        self.fault: StoreUnavailable | None = None
+
+
 class _Script:
     def __init__(self, name: str) -> None:
         self.text = resources.files(__package__).joinpath(name).read_text()
-        self.sha = redis.Redis().register_script(self.text).sha
+        self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
 
 class _RedisFeed(Feed):
     """One pub/sub connection. Only `read` connects and reads; other threads only send, one at a time."""
 
-    def __init__(self, store: RedisStore, connection: Any) -> None:
+    def __init__(self, store: RedisStore, connection: Any, timeout: float) -> None:
         self._store = store
         self._connection = connection
+        self._timeout = timeout
         self._lock = threading.Lock()  # held while nothing waits
         self._socket: Any = None  # None while there is no connection
         self._unsent: list[tuple[str, ...]] = []
@@ -474,7 +532,8 @@ class _RedisFeed(Feed):
         if self._socket is not None:
             return
         self._disconnect()
-        self._store.check()
+        self._connection.deadline = time.monotonic() + self._timeout
+        self._store.check(self._connection.deadline)
         with _translated():
             self._connection.connect()
         with self._lock:
@@ -551,7 +610,7 @@ def _top(reply: Any, channel: str) -> Position | StoreUnavailable:
         return _refusal(error, channel)
 
 
-def _revoked_at(id: bytes, fields: Mapping[bytes, bytes], clocks: _Clocks | None) -> float:
+def _revoked_at(id: bytes, fields: Sequence[bytes], clocks: _Clocks | None) -> float:
     """When something was revoked, in seconds since 1970, by the clock of this process.
 
     Two clocks say it: Redis's, in the entry's id, moved by what it differs from the clock here; and that of the process
@@ -559,7 +618,7 @@ def _revoked_at(id: bytes, fields: Mapping[bytes, bytes], clocks: _Clocks | None
     that a clock that was fast refuses nobody for long. "Now" is the later of both clocks here, for the same reason.
     """
     stored = int(id.partition(b"-")[0]) / 1000
-    told = fields.get(b"at", b"")  # older versions wrote none
+    told = _field(fields, b"at")  # older versions wrote none
     by_revoker = int(told) / 1000 if _MILLISECONDS.fullmatch(told) else 0.0
     if clocks is None:
         return max(stored, by_revoker)
@@ -606,6 +665,11 @@ def _page(reply: Any, position: Position, channel: str) -> tuple[Page | StoreUna
     if any(entry.position.offset != position.offset + step for step, entry in enumerate(entries, 1)):
         return Page([], reason="diverged"), 0
     return Page(entries, more=bool(more)), size
+
+
+def _field(fields: Sequence[bytes], name: bytes) -> bytes:
+    """The value of a field of a stream's entry, whose fields and values alternate; empty where there is none."""
+    return dict(zip(fields[::2], fields[1::2], strict=False)).get(name, b"")
 
 
 def _reason(ends: Sequence[Position], position: Position) -> Page:

@@ -1,0 +1,185 @@
+"""Connections to one Redis, where every wait ends at a deadline.
+
+redis-py bounds each wait by itself: for a connection, for each step of a login, for each reply, for each repetition.
+Together they can take many times as long.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, Final
+
+import redis
+from redis.backoff import NoBackoff
+from redis.connection import parse_url
+from redis.exceptions import ResponseError
+from redis.retry import Retry
+
+_ATTEMPTS: Final = 3
+_CONNECT: Final = 2.0  # seconds for one address
+_PAUSE: Final = 0.1
+
+
+class _Timed:
+    """Makes each wait of a redis-py connection end at `deadline`, by the monotonic clock."""
+
+    deadline = math.inf
+    generation = 0
+
+    def connect(self) -> None:
+        self.socket_timeout = self._left()
+        self.socket_connect_timeout = min(self.socket_timeout, _CONNECT)
+        super().connect()  # type: ignore[misc]
+
+    def send_packed_command(self, command: Any, check_health: bool = True) -> None:
+        sock: Any = self._sock  # type: ignore[attr-defined]
+        if sock:
+            sock.settimeout(self._left())
+        super().send_packed_command(command, check_health=check_health)  # type: ignore[misc]
+
+    def read_response(self, *arguments: Any, **options: Any) -> Any:
+        if "timeout" not in options:
+            options["timeout"] = self._left()
+        return super().read_response(*arguments, **options)  # type: ignore[misc]
+
+    def _left(self) -> float:
+        left = self.deadline - time.monotonic()
+        if left <= 0:
+            raise redis.TimeoutError("the time for it is over")
+        return left
+
+
+class _Turn:
+    """One who waits for a connection, and gets it."""
+
+    def __init__(self) -> None:
+        self.come = threading.Event()
+        self.connection: Any = None
+
+
+class Pool:
+    """At most `size` connections to the Redis at `url`, each made when it is needed.
+
+    Nothing here switches greenlets unless it has to wait; a queue of the standard library would, at each step.
+    """
+
+    def __init__(self, url: str, size: int) -> None:
+        self._options: dict[str, Any] = {
+            **parse_url(url),  # type: ignore[no-untyped-call]
+            "protocol": 2,
+            "retry": Retry(NoBackoff(), 0),
+        }
+        kind = self._options.pop("connection_class", redis.Connection)
+        self._kind = type(kind.__name__, (_Timed, kind), {})
+        self._size = size
+        self._lock = threading.Lock()  # held while nothing waits
+        self._made: list[Any] = []
+        self._free: list[Any] = []  # the last one given back is taken first
+        self._waiting: deque[_Turn] = deque()
+        self._generation = 0
+
+    @property
+    def database(self) -> int:
+        """The number of the database."""
+        return int(self._options.get("db") or 0)
+
+    def connection(self) -> Any:
+        """A connection beside the pool's: give it a `deadline`, by the monotonic clock, and `connect` it."""
+        return self._kind(**self._options)
+
+    def ask(self, commands: Sequence[tuple[Any, ...]], deadline: float) -> list[Any]:
+        """The replies of all commands in one round trip; an error reply stands as a value in its place.
+
+        Where a connection fails, all are sent again on another, so a command must bear to be done twice.
+
+        :param deadline: when to give up, by the monotonic clock.
+        :raises RedisError, OSError: if there is no reply.
+        """
+        for attempt in range(1, _ATTEMPTS + 1):
+            generation = self._generation
+            try:
+                return self._attempt(commands, deadline)
+            except (redis.ConnectionError, redis.TimeoutError, OSError):
+                # One that has been used before may have been closed since: a new one is tried at once.
+                pause = 0 if generation != self._generation else random.uniform(0, _PAUSE)
+                if attempt == _ATTEMPTS or time.monotonic() + pause >= deadline:
+                    raise
+                time.sleep(pause)
+        raise AssertionError("unreachable")
+
+    def renew(self) -> None:
+        """Have each connection made anew when it is next used."""
+        self._generation += 1
+
+    def close(self) -> None:
+        """Let go of all connections."""
+        for connection in list(self._made):
+            connection.disconnect()
+
+    def _attempt(self, commands: Sequence[tuple[Any, ...]], deadline: float) -> list[Any]:
+        connection = self._take(deadline)
+        is_used = False
+        try:
+            if connection.generation != self._generation:
+                connection.disconnect()
+            now = time.monotonic()
+            is_used = connection.is_connected
+            # It may have died without a word: half of the time is left to try another one.
+            connection.deadline = now + (deadline - now) / 2 if is_used else deadline
+            if not is_used:
+                connection.generation = self._generation
+                connection.connect()
+            connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+            return [_reply(connection) for _ in commands]
+        except BaseException as error:
+            connection.disconnect()
+            if is_used and isinstance(error, Exception):
+                self.renew()  # the others are as old
+            raise
+        finally:
+            self._give_back(connection)
+
+    def _take(self, deadline: float) -> Any:
+        with self._lock:
+            if self._free:
+                return self._free.pop()
+            if len(self._made) < self._size:
+                connection = self.connection()
+                self._made.append(connection)
+                return connection
+            turn = _Turn()
+            self._waiting.append(turn)
+        is_over = False
+        try:
+            turn.come.wait(max(deadline - time.monotonic(), 0))
+            is_over = True
+        finally:
+            with self._lock:
+                if turn.connection is None:
+                    self._waiting.remove(turn)
+            if turn.connection is not None and not is_over:  # this thread or greenlet is being ended
+                self._give_back(turn.connection)
+        if turn.connection is None:
+            raise redis.TimeoutError("all connections to it are in use")
+        return turn.connection
+
+    def _give_back(self, connection: Any) -> None:
+        with self._lock:
+            if self._waiting:
+                turn = self._waiting.popleft()
+                turn.connection = connection
+                turn.come.set()
+            else:
+                self._free.append(connection)
+
+
+def _reply(connection: Any) -> Any:
+    try:
+        return connection.read_response()
+    except ResponseError as error:
+        return error
