@@ -506,7 +506,7 @@ class _Remote:
             with contextlib.closing(connection):
                 connection.connect()
                 if method == "POST":
-                    hint = "it may have been published: repeat it with the same --idempotency-key, if it had one"
+                    hint = "it may have been published, so repeat it only with the same idempotency key"
                 connection.request(method, f"{self._parts.path}{path}", body, {**self._headers, **headers})
                 with connection.getresponse() as response:
                     if response.status not in (200, 201):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import threading
@@ -666,6 +667,22 @@ def test_a_body_that_is_shorter_than_its_length_or_whose_length_is_none_is_400(
     assert answer.status_code == 400
     assert is_unborn(small)
     assert post(small, path=path, data=body, content_type="application/json").status_code == 201
+
+
+@pytest.mark.parametrize("fault", [OSError("gone"), ValueError("no chunk"), RuntimeError("the server's own")], ids=repr)
+def test_a_body_that_a_server_cannot_read_to_its_end_is_400(small: Flask, fault: Exception) -> None:
+    class Broken(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            raise fault
+
+        readinto = read  # type: ignore[assignment]
+
+    environ = {"wsgi.input_terminated": True, "HTTP_TRANSFER_ENCODING": "chunked", "CONTENT_LENGTH": ""}
+    environ["wsgi.input"] = Broken()
+    answer = post(small, path="/sse/publish/a", content_type="text/plain", environ_overrides=environ)
+    assert code(answer) == (400, "bad_request")
+    assert "the same Idempotency-Key" in answer.get_json()["error"]["hint"]
+    assert is_unborn(small)
 
 
 def test_a_body_with_a_length_and_chunks_is_400(small: Flask) -> None:

@@ -214,8 +214,8 @@ def test_a_poll_gives_no_events_of_a_history_along_with_its_reset(
     look = Subscriber._next
     replaced: list[str] = []
 
-    def replace_after(subscriber: Subscriber, name: str, taken: list[Delivery | Reset]) -> Sequence[Entry]:
-        entries = look(subscriber, name, taken)
+    def replace_after(subscriber: Subscriber, name: str, taken: list[Delivery | Reset], room: int) -> Sequence[Entry]:
+        entries = look(subscriber, name, taken, room)
         if entries and not replaced:
             house.redis.ask("DEL", "sse:{a}")
             replaced.extend(house.publish("a", worker=1))
