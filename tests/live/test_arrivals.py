@@ -25,7 +25,7 @@ MANY = 2_500  # over gunicorn's own default for the queue of a listener
 def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Gunicorn]:
     """Over a unix socket: where its queue is full, a client is refused at once, where TCP tries again."""
     env = {name: value for name, value in ENV.items() if name != "SSE_HEARTBEAT"}
-    with Gunicorn(tmp_path, "tests.live.apps.slow:app", env, request.param, f"unix:{tmp_path}/sock") as server:
+    with Gunicorn(tmp_path, "tests.live.apps.working:app", env, request.param, f"unix:{tmp_path}/sock") as server:
         yield server
 
 

@@ -24,7 +24,7 @@ def worker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     """A worker with CHANNELS that have EVENTS each; a first look at a small one has been taken."""
     data, _, store = request.param.partition(", ")
     directory = tmp_path_factory.mktemp("memory")
-    environment = ENV | {"SSE_RING": str(EVENTS), "SSE_HEARTBEAT": "3"}
+    environment = ENV | {"SSE_RING": str(EVENTS), "SSE_HEARTBEAT": "3", "SSE_LIMIT_PUBLISH_BYTES": ""}
     with RedisServer(directory) as redis:
         environment |= {"SSE_REDIS_URL": redis.url} if store == "redis" else {}
         with Gunicorn(directory, APP, environment) as server:

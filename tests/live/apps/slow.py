@@ -1,18 +1,49 @@
-"""An app whose one view works for 5 ms: so it can be told who was let in from who was served."""
+"""The inspected service in an app that takes its time.
+
+`?linger=S` holds an answer up, as a session's store would; after `/hold?seconds=S`, so is each reading of the store.
+`/jump?seconds=S` moves its clock.
+"""
+
+from __future__ import annotations
 
 import time
+from typing import Any
 
-from flask import Flask
+from flask import Response, request
 
-from sse import SSE
+from tests.live.apps.inspected import application
 
-app = Flask(__name__)
-SSE(app)
+__all__ = ["application"]
 
 
-@app.get("/slow")
+@application.get("/slow")
 def slow() -> str:
-    end = time.perf_counter() + 0.005
-    while time.perf_counter() < end:
-        pass
-    return "served"
+    time.sleep(float(request.args["seconds"]))
+    return "done"
+
+
+@application.get("/hold")
+def hold() -> str:
+    seconds = float(request.args["seconds"])
+    store = application.extensions["sse"].hub._store
+    read = store.read
+
+    def read_slowly(*args: Any) -> Any:
+        time.sleep(seconds)
+        return read(*args)
+
+    store.read = read_slowly
+    return "held"
+
+
+@application.get("/jump")
+def jump() -> str:
+    ahead, real = float(request.args["seconds"]), time.time
+    time.time = lambda: real() + ahead
+    return "jumped"
+
+
+@application.after_request
+def linger(response: Response) -> Response:
+    time.sleep(float(request.args.get("linger", 0)))
+    return response
