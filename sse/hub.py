@@ -210,6 +210,8 @@ class Hub:
             pages = self.read([(name, places[name]) for name in behind], PAGE, min(max_bytes - size, PAGE_BYTES))
             for name, page in zip(behind, pages, strict=True):
                 if page.reason and (tops[name] or starts[name].position):
+                    if any(item.channel == name for item in taken):
+                        return Look(taken, places, more=True)  # first what came before: the next look meets it again
                     place, places[name] = places[name], tops[name] or UNBORN
                     taken.append(reset_at(name, page.reason, place, places[name]))
                 for entry in page.entries:
@@ -320,7 +322,8 @@ class Hub:
                 if anchor is not None:
                     subscriber.join(name, anchor)
         if unknown:
-            for (name, position), page in zip(unknown, self.read(unknown, 0), strict=True):
+            # With an entry each: one that is not ours cannot be passed, which the client is to hear now.
+            for (name, position), page in zip(unknown, self.read(unknown, 1), strict=True):
                 if not page.reason:
                     subscriber.join(name, position)
                     continue

@@ -28,6 +28,8 @@ TAKEN_AFTER: Final = 2 * LEEWAY + 1
 _LOOK_EVERY: Final = 1.0
 _PRUNE_EVERY: Final = 60.0
 
+_MAX_ITEM: Final = 65_536  # characters; no token has a longer subject or id, nor is a channel's name so long
+
 _TOKEN: Final = re.compile(r"eyJ[\w-]*\.[\w-]*\.[\w-]*")
 
 Kind = Literal["sub", "channel", "token"]
@@ -292,9 +294,12 @@ def is_revoked(grant: Grant, channels: Iterable[str], since: Since) -> bool:
 
 
 def _item(text: str) -> tuple[str, str] | None:
+    """The kind and value that an entry of the list names; None for what others wrote."""
+    if len(text) > _MAX_ITEM:
+        return None
     try:
         value: Any = json.loads(text)
         ((kind, name),) = value.items()
-    except (ValueError, AttributeError, RecursionError):
+    except (ValueError, AttributeError, RecursionError, MemoryError):
         return None
     return (kind, name) if kind in ("sub", "channel", "token") and name and isinstance(name, str) else None

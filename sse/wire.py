@@ -17,8 +17,15 @@ from sse.event import DEFAULT_TYPE, Event, check_channel
 MAX_BATCH: Final = 100
 """How many events one publish request may bring, counted for each channel."""
 
+MAX_PAYLOAD: Final = 6 * 1_048_576 + 1024
+"""Bytes of the largest event as the store keeps it: SSE_MAX_EVENT_BYTES may be 1 MiB, and JSON may write 6 for one."""
+
 HEARTBEAT = b"event: sse.heartbeat\ndata:\n\n"
 """A named event with one empty data line: with none, no browser would dispatch it (WHATWG HTML 9.2.6)."""
+
+_FREE: Final = 65_536  # bytes of a payload that may hold any JSON; decoding a larger one of others' could take a second
+_STRING: Final = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
+_FLAT: Final = re.compile(rb"\{(?:%s:(?:%s|[^][{}\",]{1,32}+),?){1,64}+\}" % (_STRING, _STRING), re.DOTALL)
 
 _EVENT: Final = b"event: "
 _SHORT: Final = b'"\\\b\t\n\f\r'  # what JSON escapes in two characters
@@ -141,9 +148,17 @@ def stored_size(event: Event) -> int:
 def decode_payload(payload: bytes) -> Event:
     """The event that `encode_payload` wrote; members that are not known are passed over.
 
-    :raises ValueError: if the payload is not such JSON.
+    :raises ValueError: if the payload is not such JSON, is larger than MAX_PAYLOAD, or is nested too deeply; a large
+        one may not be nested at all, as none is that `encode_payload` writes.
     """
-    members = json.loads(payload)
+    if len(payload) > MAX_PAYLOAD:
+        raise ValueError(f"a ring's entry has {len(payload)} bytes, and no event has over {MAX_PAYLOAD}")
+    if len(payload) > _FREE and not _FLAT.fullmatch(payload):
+        raise ValueError(f"a ring's entry of {len(payload)} bytes is not a flat JSON object")
+    try:
+        members = json.loads(payload)
+    except (RecursionError, MemoryError) as error:
+        raise ValueError(f"a ring's entry cannot be read: {type(error).__name__}") from None
     if not isinstance(members, dict) or "data" not in members:
         raise ValueError("a ring's entry is not a JSON object with data")
     return Event(members["data"], members.get("type", DEFAULT_TYPE))

@@ -811,6 +811,85 @@ def test_a_key_that_turns_into_another_type_stops_its_channel_only_and_is_told_w
     hub.detach(subscriber)
 
 
+def test_hostile_entries_reset_their_channel_and_delay_no_other(
+    make_hub: MakeHub, redis_url: str, shared_redis: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = Clock()
+    store = connect(redis_url, ring=RING, ring_ttl=TTL)
+    hub = make_hub(store, clock=clock)
+    bad = [f"bad{number}" for number in range(10)]
+    good = attach(hub)
+    subscribers = {name: attach(hub, {name: Start()}) for name in bad}
+    with shared_redis.client() as client, caplog.at_level(logging.WARNING, "sse"):
+        for name in bad:
+            publish(store, "first", channel=name)
+            assert data(collect(subscribers[name], 1)) == ["first"]
+            client.xadd(f"sse:{{{name}}}", {"d": "[" * 100_000}, id="2-5")
+        look_again(hub, clock)
+        publish(store, "1")
+        assert data(collect(good, 1)) == ["1"]
+        for name, subscriber in subscribers.items():
+            assert data(collect(subscriber, 1)) == ["reset diverged"]
+            publish(store, "next", channel=name)
+            assert data(collect(subscriber, 1)) == ["next"]
+        for name in bad:  # announcements that others made
+            client.publish(f"sse:0:{{{name}}}", "3-1 4-1\n" + "[" * 100_000)
+            newest = store.newest([name])[0]
+            client.publish(f"sse:0:{{{name}}}", f'{newest} 9-1\n{{"data":"forged"}}')
+            publish(store, "last", channel=name)
+            assert data(collect(subscribers[name], 1)) == ["last"]
+    assert "could not go on" not in caplog.text
+    assert "is reset: diverged" in caplog.text
+    for subscriber in (good, *subscribers.values()):
+        hub.detach(subscriber)
+
+
+def test_a_replay_over_a_hostile_entry_ends_before_it_and_is_reset_when_it_comes_back(
+    make_hub: MakeHub, redis_url: str, shared_redis: RedisServer
+) -> None:
+    store = connect(redis_url, ring=RING, ring_ttl=TTL)
+    begun = publish(store, "1", "2")[0]
+    with shared_redis.client() as client:
+        client.xadd("sse:{a}", {"d": "[" * 100_000}, id="3-5")
+    publish(store, "4")
+    hub = make_hub(store)
+    look = hub.look({"a": Start(begun)}, 100, 100_000)
+    assert (data(look.taken), look.more) == (["2"], True)
+    look = hub.look({"a": Start(look.places["a"])}, 100, 100_000)
+    assert data(look.taken) == ["reset diverged"]
+    subscriber = attach(hub, {"a": Start(begun)})
+    assert data(collect(subscriber, 1)) == ["2"]
+    with pytest.raises(Lagging):  # the stream ends, and its client comes back
+        collect(subscriber, 1)
+    place = subscriber.places["a"]
+    hub.detach(subscriber)
+    subscriber = attach(hub, {"a": Start(place)})
+    assert data(collect(subscriber, 1)) == ["reset diverged"]
+    hub.detach(subscriber)
+
+
+def test_a_replay_that_would_begin_at_an_entry_of_others_is_reset(
+    make_hub: MakeHub, redis_url: str, shared_redis: RedisServer
+) -> None:
+    store = connect(redis_url, ring=RING, ring_ttl=TTL)
+    publish(store, "1")
+    with shared_redis.client() as client:
+        client.xadd("sse:{a}", {"d": "x"}, id="5-0")  # no position of ours
+    publish(store, "6", "7")
+    hub = make_hub(store)
+    look = hub.look({"a": Start(replay=2)}, 100, 100_000)
+    assert data(look.taken) == ["reset diverged"]
+    assert data(hub.look({"a": Start(replay=1)}, 100, 100_000).taken) == ["7"]
+    subscriber = attach(hub, {"a": Start(replay=2)})
+    with pytest.raises(Lagging):
+        collect(subscriber, 1)
+    place = subscriber.places["a"]
+    hub.detach(subscriber)
+    subscriber = attach(hub, {"a": Start(place)})
+    assert data(collect(subscriber, 1)) == ["reset diverged"]
+    hub.detach(subscriber)
+
+
 def test_a_fault_that_nobody_thought_of_is_logged_and_survived(
     make_hub: MakeHub, caplog: pytest.LogCaptureFixture
 ) -> None:

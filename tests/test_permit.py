@@ -177,6 +177,28 @@ def test_a_list_that_has_another_end_since_a_failover_is_read_anew(redis_url: st
         store.close()
 
 
+def test_a_list_that_is_none_lets_nobody_in_and_one_that_is_full_takes_no_more(redis_url: str) -> None:
+    store = connect(redis_url, ring=5, ring_ttl=60)
+    revocations, later = Revocations(store, 3600), Revocations(store, 3600)
+    try:
+        revocations.revoke("sub", "ann")
+        with redis.Redis.from_url(redis_url) as client:
+            client.set("sse:{sse.revoked}", "precious")
+            with pytest.raises(StoreUnavailable):
+                later.refuses(grant("bob"))
+            with pytest.raises(StoreUnavailable, match=r"sse\.revoked: WRONGTYPE"):
+                revocations.revoke("sub", "bob")
+            assert revocations.refuses(grant())  # what is known stays known
+            client.delete("sse:{sse.revoked}")
+            client.xadd("sse:{sse.revoked}", {"d": "x" * 1_000_000}, id=f"{2**64 - 1}-{2**64 - 1}")
+            with pytest.raises(StoreUnavailable, match=r"sse\.revoked: .*last possible ID"):
+                revocations.revoke("sub", "bob")
+    finally:
+        later.close()
+        revocations.close()
+        store.close()
+
+
 # Clocks. Redis's is right, so the others are moved instead: where they are a minute ahead, it is behind by a minute.
 
 Shift = Callable[[float], None]

@@ -608,9 +608,49 @@ def test_announcements_that_are_not_ours_make_the_hub_look_for_itself(
             '0-1 1-0\n{"data":"x"}',
             '0-1 1-2\n{"data":"x","type":"open"}',
             "0-1 1-2\n[]",
+            "0-1 1-2\n" + "[" * 100_000,
+            '0-1 2-2\n{"data":"x"}',  # does not follow
+            b"\xff\n\xff",
+            b"",
         ):
             client.publish("sse:0:{a}", message)
-        assert notices(feed, 5) == [Notice("a")] * 5
+        assert notices(feed, 9) == [Notice("a")] * 9
+
+
+@pytest.mark.parametrize("value", ["", "x", "a b c", "1-2 x", b"\xff\xff \xff", "x" * 100_000, ["a list"]], ids=repr)
+def test_what_others_wrote_into_an_idempotency_key_faults_what_uses_it_and_no_more(
+    client: Any, redis_url: str, make_store: MakeStore, value: Any
+) -> None:
+    store = make_store(redis_url)
+    if isinstance(value, list):
+        client.rpush("sse:{a}:once:k", *value)
+    else:
+        client.set("sse:{a}:once:k", value)
+    batch = [Publication("b", Event("x")), Publication("a", Event("x"), "k")]
+    for publications in (batch[1:], batch):
+        try:
+            assert isinstance(store.publish(publications)[-1], StoreUnavailable)
+        except IdempotencyConflict as told:
+            assert "use a new key" in str(told)
+    assert first(store.newest(["a"])) is None
+    assert first(store.publish([Publication("a", Event("x"), "another")])).outcome == "new"
+
+
+def test_what_is_published_together_with_a_hostile_key_is_stored(
+    client: Any, redis_url: str, make_store: MakeStore
+) -> None:
+    store = make_store(redis_url)
+    client.set("sse:{a}:once:k", "x")
+
+    def publish(number: int) -> str:
+        try:
+            return str(first(store.publish([Publication("a", Event("x"), "k" if number % 2 else None)])).outcome)
+        except IdempotencyConflict:
+            return "conflict"
+
+    client.client_pause(200, all=True)
+    with ThreadPoolExecutor(10) as pool:
+        assert list(pool.map(publish, range(10))) == ["new", "conflict"] * 5
 
 
 def test_a_script_flush_goes_unnoticed(client: Any, redis_url: str, make_store: MakeStore) -> None:
@@ -659,16 +699,42 @@ def test_entries_that_were_written_by_hand_fault_their_channel_and_no_other(
         assert values[1] == position
     pages = store.read([("hand", Position(3, 1)), ("right", position)])
     assert isinstance(pages[0], StoreUnavailable) and pages[1] == Page([])
-    assert first(store.publish([Publication("hand", Event("y"))])).position.offset == 8
+    after = first(store.publish([Publication("hand", Event("y"))])).position
+    assert after.offset == 8
+    assert good(first(store.read([("hand", Position(3, 1))]))).reason == "diverged"
+    assert store.before([("hand", 0), ("hand", 1)]) == [after, UNBORN]
 
 
-def test_a_payload_that_was_written_by_hand_faults_its_channel(
-    client: Any, redis_url: str, make_store: MakeStore
+UNREADABLE = {
+    "no JSON": ("2-5", {"d": "not JSON"}),
+    "nested": ("2-5", {"d": "[" * 100_000}),
+    "nested data": ("2-5", {"d": '{"data":' + "[" * 100_000}),
+    "a number": ("2-5", {"d": '{"data":' + "9" * 5000 + "}"}),
+    "not UTF-8": ("2-5", {"d": b"\xff"}),
+    "no such field": ("2-5", {"e": "x"}),
+    "too large": ("2-5", {"d": '{"data":"' + "x" * 7_000_000 + '"}'}),
+    "a time": ("1700000000000-0", {"d": '{"data":"x"}'}),
+    "a hole": ("5-5", {"d": '{"data":"x"}'}),
+    "beyond counting": ("18446744073709551614-5", {"d": '{"data":"x"}'}),
+}
+
+
+@pytest.mark.parametrize("what", UNREADABLE)
+def test_what_others_wrote_into_a_ring_ends_what_can_be_continued_and_no_more(
+    client: Any, redis_url: str, make_store: MakeStore, what: str
 ) -> None:
     store = make_store(redis_url)
-    position = first(store.publish([Publication("a", Event("x"))])).position
-    client.xadd("sse:{a}", {"d": "not JSON"}, id="2-5")
-    assert isinstance(first(store.read([("a", position)])), StoreUnavailable)
+    anchor = good(store.found(["a"])[0])
+    first_place, right = (first(store.publish([Publication(name, Event("x"))])).position for name in ("a", "right"))
+    id, fields = UNREADABLE[what]
+    client.xadd("sse:{a}", fields, id=id)
+    for place in (anchor, first_place):
+        pages = store.read([("a", place), ("right", right)])
+        if place == anchor:  # what comes before is given first
+            assert (said(good(pages[0])), good(pages[0]).more, good(pages[0]).reason) == (["x"], True, None)
+        else:
+            assert good(pages[0]) == Page([], reason="diverged")
+        assert pages[1] == Page([])
 
 
 def test_members_that_a_later_version_may_add_are_passed_over(

@@ -203,8 +203,51 @@ def test_what_a_store_keeps_is_read_back(event: Event) -> None:
     assert decode_payload(encode_payload(event)) == event
 
 
+HOSTILE = [
+    b"[" * 100_000,
+    b'{"data":' + b"[" * 100_000,
+    b'{"data":' + b"[" * 900 + b"]" * 900 + b',"type":' + b'{"a":' * 100_000,
+    b'{"data":' + b"9" * 5000 + b"}",
+    b'{"data":1e999}',
+    b'{"data":NaN}',
+    b'{"data":"\\ud800"}',
+    b'{"data":"x","type":"\\ud800"}',
+    b'{"data":"x","type":7}',
+    b'{"data":"x","type":["a"]}',
+    b'{"data":"x","type":null}',
+    b'{"data":"\xff"}',
+    b"\xff\xfe\x00",
+    b'{"data":"' + b"x" * 7_000_000 + b'"}',
+    b'{"data":[' + b"[]," * 2_000_000 + b"1]}",
+    b'{"data":"x","y":{' + b",".join(b'"%d":1' % number for number in range(20_000)) + b"}}",
+    b"{" + b'"a":"",' * 900_000,
+    b'{"a' * 1_500_000,
+    b'{"data":"' + b'\\"' * 3_000_000,
+]
+
+
 @pytest.mark.parametrize(
-    "payload", [b"", b"x", b"[]", b"{}", b'{"type":"a"}', b'{"data":"x","type":"open"}', b"\xff", b"1"]
+    "data",
+    ["\x01" * 1_048_576, '\\"\n' * 349_525, "ä" * 524_288, "x" * 1_048_576],
+    ids=["control characters", "escapes", "two bytes each", "plain"],
+)
+def test_the_largest_events_are_read_back(data: str) -> None:
+    event = Event(data, "t" * 64)
+    assert decode_payload(encode_payload(event)) == event
+
+
+def test_a_large_payload_of_others_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sse.wire.json.loads", None)
+    for payload in HOSTILE:
+        if len(payload) > 65_536:
+            with pytest.raises(ValueError, match="entry"):
+                decode_payload(payload)
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [b"", b"x", b"[]", b"{}", b'{"type":"a"}', b'{"data":"x","type":"open"}', b"\xff", b"1", *HOSTILE],
+    ids=lambda payload: repr(payload[:40]),
 )
 def test_a_payload_that_is_none_is_a_value_error(payload: bytes) -> None:
     with pytest.raises(ValueError):  # of several kinds

@@ -23,7 +23,8 @@ import redis
 from redis.exceptions import NoPermissionError, NoScriptError, ReadOnlyError, RedisError
 
 from sse.errors import StoreUnavailable
-from sse.event import Entry, Position
+from sse.event import UNBORN, Entry, Position
+from sse.log import warn
 from sse.stores.base import (
     ONCE_TTL,
     PAGE,
@@ -344,10 +345,13 @@ class RedisStore(Store):
 
     def _before(self, channels: Sequence[tuple[str, int]], deadline: float) -> list[Position | StoreUnavailable | None]:
         calls = [(1, self._key(channel), count) for channel, count in channels]
-        return [
-            None if reply is None else _top(reply, channel)
-            for (channel, _), reply in zip(channels, self._evaluate(self._before_script, calls, deadline), strict=True)
-        ]
+        places: list[Position | StoreUnavailable | None] = []
+        for (channel, count), reply in zip(channels, self._evaluate(self._before_script, calls, deadline), strict=True):
+            place = None if reply is None else _top(reply, channel)
+            if count and isinstance(place, StoreUnavailable) and not isinstance(reply, Exception):
+                place = UNBORN  # an entry that is not ours: a reader cannot go on from there, and is told so
+            places.append(place)
+        return places
 
     def _pages(
         self, places: Sequence[tuple[str, Position]], limit: int, max_bytes: int, *, at_least: int, deadline: float
@@ -578,10 +582,11 @@ class _RedisFeed(Feed):
         head, _, payload = message.partition(b"\n")
         previous, _, position = head.partition(b" ")
         try:
+            before = _position(previous)
             entry = Entry(_position(position), decode_payload(payload))
-            return Notice(channel, _position(previous), entry)
-        except ValueError:
-            _log.warning("channel %s: an announcement that is not ours; reading the ring instead", channel)
+            return Notice(channel, before, _following(entry, before.offset))
+        except ValueError as error:
+            warn("channel %s: an announcement is not ours, so its ring is read instead: %s", channel, error)
             return Notice(channel)
 
 
@@ -639,32 +644,45 @@ def _position(text: bytes) -> Position:
 def _receipt(reply: Any, channel: str, call: tuple[Any, ...]) -> Receipt | StoreUnavailable:
     if not isinstance(reply, list):
         return StoreUnavailable(f"Redis refuses to store into {call[1]}: {reply}", "mend that key or Redis' memory")
-    position, outcome, trouble = reply
+    id, outcome, trouble = reply
     if outcome == b"conflict":
         raise conflict(channel)
     if trouble:
-        _log.warning("stored %s in %s but could not announce it: %s", position.decode(), call[1], trouble.decode())
+        told = trouble.decode(errors="replace")
+        _log.warning("stored %s in %s but could not announce it: %s", id.decode(errors="replace"), call[1], told)
     try:
-        return Receipt(_position(position), outcome.decode())
-    except ValueError as error:  # after an entry that was written by hand
+        return Receipt(_position(id), outcome.decode())
+    except ValueError as error:  # after an entry, or in an idempotency key, that was written by hand
         return StoreUnavailable(f"the ring {call[1]} is not ours: {error}", "see the key in redis-cli")
 
 
 def _page(reply: Any, position: Position, channel: str) -> tuple[Page | StoreUnavailable, int]:
-    """What read.lua found after a position, and the bytes of its data."""
+    """The page that read.lua found after a position, and the bytes of its data.
+
+    It ends before the first entry that is not ours, or does not follow. From there, nothing can be continued.
+    """
     if isinstance(reply, Exception):
         return _refusal(reply, channel), 0
     found, *rest = reply
+    if not found:
+        return _reason(rest, position, channel), 0
+    more, size, *flat = rest
+    entries: list[Entry] = []
     try:
-        if not found:
-            return _reason([_position(id) for id in rest], position), 0
-        more, size, *flat = rest
-        entries = [Entry(_position(id), decode_payload(data)) for id, data in zip(flat[::2], flat[1::2], strict=True)]
+        for id, data in zip(flat[::2], flat[1::2], strict=True):
+            entries.append(_following(Entry(_position(id), decode_payload(data)), position.offset + len(entries)))
     except ValueError as error:
-        return _refusal(error, channel), 0
-    if any(entry.position.offset != position.offset + step for step, entry in enumerate(entries, 1)):
+        if entries:
+            return Page(entries, more=True), size
+        warn("channel %s cannot be continued after %s: %s", channel, position, error)
         return Page([], reason="diverged"), 0
     return Page(entries, more=bool(more)), size
+
+
+def _following(entry: Entry, offset: int) -> Entry:
+    if entry.position.offset != offset + 1:
+        raise ValueError(f"{entry.position} does not follow offset {offset}")
+    return entry
 
 
 def _field(fields: Sequence[bytes], name: bytes) -> bytes:
@@ -672,11 +690,15 @@ def _field(fields: Sequence[bytes], name: bytes) -> bytes:
     return dict(zip(fields[::2], fields[1::2], strict=False)).get(name, b"")
 
 
-def _reason(ends: Sequence[Position], position: Position) -> Page:
-    """Why a position cannot be continued in a ring with these `ends`, the oldest and newest; none without a ring."""
+def _reason(ends: Sequence[bytes], position: Position, channel: str) -> Page | StoreUnavailable:
+    """Why a position cannot be continued in a ring with these ids at its `ends`, which are none without a ring."""
     if not ends:
         return Page([], reason="unknown")
-    oldest, newest = ends
+    oldest, newest = (_top(id, channel) for id in ends)
+    if isinstance(newest, StoreUnavailable):
+        return newest
+    if isinstance(oldest, StoreUnavailable):  # the newest entry is ours, the oldest is not
+        return Page([], reason="diverged")
     if oldest.offset > position.offset:
         return Page([], reason="trimmed", missed=newest.offset - position.offset)
     return Page([], reason="diverged")
