@@ -116,6 +116,19 @@ class Permit:
             self._revocations.let_go(self)
 
 
+class _Reading:
+    """A reading of the list, for all who wait until it is `done`; then it has succeeded, has a `fault`, or neither.
+
+    It has neither if the thread or greenlet that read was ended.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.done = threading.Event()
+        self.has_succeeded = False
+        self.fault: StoreUnavailable | None = None
+
+
 class Revocations:
     """What is revoked, as all processes that share the store know within about a second.
 
@@ -125,8 +138,9 @@ class Revocations:
     def __init__(self, store: Store, keep: int) -> None:
         self._store = store
         self._keep = keep
-        self._lock = threading.Lock()
-        self._look_lock = threading.RLock()
+        self._lock = threading.Lock()  # held while nothing waits
+        self._reading: _Reading | None = None  # the one that is under way
+        self._readings = 0
         self._failed_at = -math.inf
         self._last = ""
         self._known = False
@@ -213,31 +227,59 @@ class Revocations:
                 _log.exception("what is revoked could not be read; trying again")
 
     def _know(self) -> None:
-        """Read the list for the first time. One tries at a time; who has waited for that does not try again at once."""
-        with self._look_lock:
-            if not self._known:
-                try:
-                    if time.monotonic() - self._failed_at < _LOOK_EVERY:
-                        raise StoreUnavailable("it was asked a moment ago")
-                    self._look()
-                except StoreUnavailable as error:
-                    warn("nobody is let in before the store has told what is revoked: %s", error)
-                    raise StoreUnavailable("the store does not answer", "try again") from error
+        """Read the list for the first time, or wait for the reading that is under way.
 
-    def _look(self) -> None:
+        After one that has failed, the next second's requests do not try again.
+        """
         try:
-            with self._look_lock:
-                try:
-                    while news := self._store.revoked(self._last):
-                        self._take(news)
-                except StoreUnavailable:
-                    self._failed_at = time.monotonic()
-                    raise
-                self._known = True
+            if time.monotonic() - self._failed_at < _LOOK_EVERY:
+                raise StoreUnavailable("it was asked a moment ago")
+            self._look(anew=False)
+        except StoreUnavailable as error:
+            warn("nobody is let in before the store has told what is revoked: %s", error)
+            raise StoreUnavailable("the store does not answer", "try again") from error
+
+    def _look(self, *, anew: bool = True) -> None:
+        """Read what is new, and end what that revokes. One reads at a time; who waits for a reading shares its outcome.
+
+        :param anew: whether it has to be a reading that begins after this call.
+        :raises StoreUnavailable: if the store does not answer.
+        """
+        came = self._readings
+        while True:
+            with self._lock:
+                reading = self._reading
+                if reading is None:
+                    self._readings += 1
+                    mine = self._reading = _Reading(self._readings)
+            if reading is None:
+                break
+            reading.done.wait()
+            if reading.number > came or not anew:
+                if reading.fault:
+                    raise StoreUnavailable(reading.fault.message, reading.fault.hint)
+                if reading.has_succeeded:
+                    return
+        try:
+            self._read_on()
+            mine.has_succeeded = True
+        except StoreUnavailable as error:
+            self._failed_at = time.monotonic()
+            mine.fault = error
+            raise
         finally:
-            if self._ended != self._count:  # also where a part has been read
-                self._ended = self._count
-                self._end_revoked()
+            self._reading = None
+            try:
+                if self._ended != self._count:  # also where a part has been read
+                    self._ended = self._count
+                    self._end_revoked()
+            finally:
+                mine.done.set()
+
+    def _read_on(self) -> None:
+        while news := self._store.revoked(self._last):
+            self._take(news)
+        self._known = True
 
     def _take(self, news: Sequence[Revocation]) -> None:
         oldest = time.time() - self._keep - 2 * LEEWAY

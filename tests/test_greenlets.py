@@ -60,6 +60,51 @@ revocations.close()
 """
 
 
+READ = """
+from gevent import monkey; monkey.patch_all()
+import time, gevent
+from sse.errors import StoreUnavailable
+from sse.permit import Revocations
+from sse.stores import MemoryStore
+
+class Slow(MemoryStore):
+    asked, away = 0, False
+    def revoked(self, after=""):
+        self.asked += 1
+        news = super().revoked(after)
+        time.sleep(0.2)
+        if self.away:
+            raise StoreUnavailable("away")
+        return news
+
+store = Slow(ring=5, ring_ttl=60)
+revocations = Revocations(store, 60)
+readers = [gevent.spawn(revocations.count) for _ in range(20)]
+assert [reader.get(timeout=3) for reader in readers] == [0] * 20
+assert store.asked <= 2, store.asked  # one for all, and the thread's own
+
+store = Slow(ring=5, ring_ttl=60)
+store.away = True
+revocations, begun = Revocations(store, 60), time.monotonic()
+readers = [gevent.spawn(revocations.count) for _ in range(20)]
+gevent.joinall(readers, timeout=3)
+assert all(isinstance(reader.exception, StoreUnavailable) for reader in readers) and store.asked == 1
+
+store = Slow(ring=5, ring_ttl=60)
+revocations = Revocations(store, 60)
+ended = gevent.spawn(revocations.count)
+gevent.sleep(0.05)
+waiting = gevent.spawn(revocations.count)
+revoking = [gevent.spawn(revocations.revoke, "sub", str(number)) for number in range(10)]
+gevent.sleep(0.05)
+ended.kill(block=False)
+waiting.get(timeout=3)
+gevent.joinall(revoking, timeout=3, raise_error=True)
+assert all(one.successful() for one in revoking)
+assert len(revocations._since) == 10 and store.asked < 10, store.asked
+"""
+
+
 def run(program: str, *arguments: str) -> None:
     done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=20)
     assert done.returncode == 0, done.stderr
@@ -71,3 +116,7 @@ def test_a_file_is_read_again_while_the_log_keeps_another_waiting(tmp_path: Path
 
 def test_who_is_ended_while_a_thread_starts_leaves_one_thread() -> None:
     run(STARTED)
+
+
+def test_a_reading_of_revocations_is_shared_and_its_end_leaves_nobody_waiting() -> None:
+    run(READ)
