@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 import redis
 
 from sse.errors import StoreUnavailable
+from sse.hub import Hub
 from sse.permit import WARNING, Kind, Permit, Revocations, one_revoked
 from sse.stores import MemoryStore, Revocation, Store, connect
 from sse.token import LEEWAY, Grant
@@ -363,6 +366,76 @@ def test_what_was_read_before_the_store_went_away_counts() -> None:
         assert permit.ended
     finally:
         revocations.close()
+
+
+class Counting(MemoryStore):
+    """Notes how often it was asked, and answers when it may."""
+
+    def __init__(self) -> None:
+        super().__init__(ring=1, ring_ttl=60)
+        self.asked = 0
+        self.may = threading.Event()
+        self.is_away = False
+
+    def revoked(self, after: str = "") -> list[Revocation]:
+        self.asked += 1
+        self.may.wait(5)
+        if self.is_away:
+            raise StoreUnavailable("away")
+        return super().revoked(after)
+
+
+@pytest.mark.parametrize("is_away", [False, True])
+def test_who_waits_for_a_reading_shares_what_comes_of_it(monkeypatch: pytest.MonkeyPatch, is_away: bool) -> None:
+    monkeypatch.setattr("sse.permit._LOOK_EVERY", 60)
+    store = Counting()
+    store.is_away = is_away
+    revocations = Revocations(store, 3600)
+    with ThreadPoolExecutor(8) as pool:
+        asking = [pool.submit(refuses_or_fails, revocations) for _ in range(8)]
+        time.sleep(0.1)
+        store.may.set()
+        assert [future.result(5) for future in asking] == [is_away] * 8
+    assert store.asked == 1
+    revocations.close()
+
+
+def test_a_revocation_waits_for_a_reading_that_begins_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sse.permit._LOOK_EVERY", 60)
+    store = Counting()
+    revocations = Revocations(store, 3600)
+    with ThreadPoolExecutor(9) as pool:
+        first = pool.submit(revocations.count)
+        wait_until(lambda: store.asked == 1)
+        revoking = [pool.submit(revocations.revoke, "sub", f"sub {number}") for number in range(8)]
+        wait_until(lambda: store._revocations == 8)
+        assert not any(future.done() for future in revoking)
+        store.may.set()
+        for future in (first, *revoking):
+            future.result(5)
+    assert all(revocations.refuses(grant(f"sub {number}")) for number in range(8))
+    revocations.close()
+
+
+def test_a_thread_that_cannot_be_had_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    store = MemoryStore(ring=1, ring_ttl=60)
+    revocations, hub = Revocations(store, 3600), Hub(store, max_subscribers=1)
+    with monkeypatch.context() as patch:
+        patch.setattr("threading.Thread.start", fail)
+        for begin in (revocations.count, hub.start):
+            with pytest.raises(RuntimeError):
+                begin()
+    permit = Permit(revocations, grant(), ["a"])
+    assert revocations.count() == 0
+    store.revoke('{"sub":"ann"}', 60)
+    wait_until(lambda: permit.is_over, 3)
+    hub.start()
+    assert any(thread.name == "sse-hub" for thread in threading.enumerate())
+    hub.close()
+    revocations.close()
 
 
 def test_what_has_ended_is_let_go(make: MakeRevocations) -> None:

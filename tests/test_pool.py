@@ -8,10 +8,12 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,7 +22,7 @@ from sse.event import Event, Position
 from sse.stores import Publication, RedisStore
 from sse.stores.pool import Pool
 from tests.proxy import Connection, Cutter
-from tests.servers import RedisServer
+from tests.servers import RedisServer, wait_until
 
 TIMEOUT = 1.0
 NEVER = 60.0
@@ -105,6 +107,33 @@ def test_publishes_end_in_time_and_those_that_wait_together_share_the_outcome(
     assert set(outcomes) <= {"new", "again"}
     (newest,) = store.newest(["a"])
     assert isinstance(newest, Position) and newest.offset == 21  # each is stored once
+
+
+def test_a_leader_that_is_stuck_keeps_nobody_beyond_its_time(
+    server: RedisServer, store: RedisStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the resolution of a name hangs, which nothing can end."""
+    publish(store, -1)
+    ask, stuck = store._pool.ask, threading.Event()
+
+    def ask_late(*arguments: Any) -> Any:
+        stuck.wait(3 * TIMEOUT)
+        return ask(*arguments)
+
+    monkeypatch.setattr(store._pool, "ask", ask_late)
+    with ThreadPoolExecutor(5) as pool:
+        leads = pool.submit(publish, store, 0)
+        wait_until(lambda: store._led and not store._jobs)
+        told = list(pool.map(lambda number: timed(lambda: publish(store, number)), range(1, 5)))
+        assert all("has not answered for 1 s" in fault for fault, *_ in told)
+        assert max(end - begun for _, begun, end in told) < 1.5 * TIMEOUT
+        assert not leads.done() and not store._jobs
+        stuck.set()
+        with contextlib.suppress(StoreUnavailable):
+            leads.result()
+    monkeypatch.undo()
+    assert not store._led
+    assert publish(store, 1) == "new"
 
 
 def test_every_call_ends_in_time_and_a_check_that_is_under_way_is_shared(
