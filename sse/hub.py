@@ -1,6 +1,7 @@
 """Who in this process hears what: one feed from the store, fanned out to all local subscribers.
 
-One thread (a greenlet, under gevent) reads the feed and is the only one that moves a channel forward.
+One thread (a greenlet, under gevent) reads the feed and is the only one that moves a channel forward. It works in
+turns, however many channels there are: it reads some announcements, asks the store about some channels, and pauses.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Final, NamedTuple, TypeVar
 
 from sse.errors import Busy, SSEError, StoreUnavailable
@@ -26,10 +28,17 @@ _log = logging.getLogger("sse")
 _chance: Final = random.SystemRandom()  # a thread of ours leaves the app's own random numbers as they are
 
 _CHECK_EVERY: Final = 5.0
-_FOUNDINGS_PER_SECOND: Final = 200
-_REPAIRED_AT_ONCE: Final = 50  # channels that share one reading's bytes
+_PER_TURN: Final = 100  # channels that the store is asked about before others have their turn
+_BETWEEN_CHECKS: Final = 0.005
+_GATHER: Final = 0.005  # in which arrivals that do not come alone are joined by others
+_PAUSE: Final = 1e-6  # under gevent a real timer, which lets input in; 0 would not
+_ENSURED_AT_ONCE: Final = 20_000  # rings, by this worker for all its clients together
+_ENSURED_PER_SECOND: Final = 2_000
 _CHANNEL_BYTES: Final = 1 << 20
 _HUB_BYTES: Final = 64 << 20
+
+Charge = Callable[[int], None]
+"""Called with a number of channels before their rings are ensured; it refuses by raising an error."""
 
 T = TypeVar("T")
 
@@ -65,15 +74,22 @@ class Hub:
         self._clock = clock
         self._channels: dict[str, Channel] = {}
         self._subscribers = 0
-        self._dirty: set[str] = set()  # channels to look at in the store
+        self._arrived: dict[Channel, None] = {}  # to be listened to, or to have their ring ensured
+        self._woken = False  # since arrivals were last looked at
+        self._gathered_at = 0.0  # when they are looked at, by `time.monotonic`
+        # In the order of their turns, by name:
+        self._new: dict[str, None] = {}  # without a ring here
+        self._dirty: dict[str, None] = {}  # perhaps behind the store
+        self._at_once = _PER_TURN  # fewer after a fault, so that who causes it is soon alone
+        self._unchecked: list[Channel] = []  # left of this check
+        self._to_shrink: list[Channel] = []
         self._feed: Feed | None = None
-        self._feed_lock = threading.Lock()  # keeps the feed, and what it listens to, in step with `_channels`
         self._thread: threading.Thread | None = None
         self._closed = threading.Event()
         self._draining = False
         self._next_check = 0.0
-        self._foundings = float(_FOUNDINGS_PER_SECOND)
-        self._foundings_at = clock()
+        self._may_ensure = float(_ENSURED_AT_ONCE)
+        self._counted_at = clock()
         self._bytes = 0
         self._flights: dict[object, _Flight] = {}
 
@@ -89,27 +105,29 @@ class Hub:
 
     def start(self) -> None:
         """Start the feed before anyone subscribes, so that the log tells soon what ails the store; idempotent."""
-        with self._feed_lock:
-            if not self._closed.is_set():
-                self._started()
+        with self.lock:
+            thread = None if self._thread or self._closed.is_set() else self._make_thread()
+        if thread:
+            self._start_thread(thread)
 
-    def attach(self, starts: Mapping[str, Start], timeout: float) -> Subscriber:
-        """A subscriber to the channels in `starts`, each from where it asks; end it with `detach`.
+    def attach(self, starts: Mapping[str, Start], timeout: float, charge: Charge | None = None) -> Subscriber:
+        """Return a subscriber to the channels in `starts`, each from where it asks; end it with `detach`.
 
-        Nothing that is stored from then on passes it by. What cannot be continued stands in its `resets`.
+        Nothing that is stored from then on passes it by. What cannot be continued stands in its `resets`. A ring is
+        ensured for each channel that has none, after a `charge` for all of these.
 
-        :raises Busy: if this worker has its fill of subscribers, or of channels newly founded.
+        :raises Busy: if this worker has its fill of subscribers, or has ensured very many rings just now.
         :raises StoreUnavailable: if the store does not answer within `timeout` seconds.
+        :raises SSEError: what `charge` raises.
         """
         deadline = self._clock() + timeout
-        subscriber = self._enter(starts)
+        subscriber = self._enter(starts, ensure=charge is None)
         try:
-            self._listen(subscriber)
-            for channel in subscriber.channels.values():
-                if not channel.settled.wait(max(deadline - self._clock(), 0)):
-                    raise StoreUnavailable(f"the store has not answered for {timeout:g} s", "try again")
-                if channel.fault:
-                    raise channel.fault
+            self._wake()
+            while unborn := self._settled(subscriber, deadline, timeout):
+                if charge:
+                    charge(len(unborn))
+                self._ensure(unborn)
             self._join(subscriber, starts)
         except BaseException:
             self.detach(subscriber)
@@ -232,12 +250,12 @@ class Hub:
         self._closed.set()
         if self._feed:
             self._feed.close()
-        if self._thread:
+        if self._thread and self._thread.ident:
             self._thread.join(5)
 
     # Attaching: runs in the subscriber's own thread.
 
-    def _enter(self, names: Iterable[str]) -> Subscriber:
+    def _enter(self, names: Iterable[str], *, ensure: bool) -> Subscriber:
         with self.lock:
             if self._closed.is_set():
                 raise Busy("this worker is closing", "try again")
@@ -249,7 +267,9 @@ class Hub:
             self._subscribers += 1
             for name in names:
                 if name not in self._channels:
-                    self._channels[name] = Channel(name)
+                    channel = self._channels[name] = Channel(name)
+                    channel.wanted = ensure
+                    self._arrived[channel] = None
             channels = {name: self._channels[name] for name in names}
             if len(channels) == 1:
                 channels = next(iter(channels.values())).alone
@@ -271,30 +291,60 @@ class Hub:
                 channel.subscribers.discard(subscriber)
                 if not channel.subscribers:
                     channel.idle_since = self._clock()
+                    if not channel.listened:  # as while the store is away
+                        self._arrived.pop(channel, None)
+                        self._channels.pop(channel.name, None)
 
-    def _listen(self, subscriber: Subscriber) -> None:
-        unheard = [channel for channel in subscriber.channels.values() if not channel.listened]
-        if unheard:
-            with self._feed_lock:
-                feed = self._started()
-                feed.subscribe([channel.name for channel in unheard])
-            feed.flush()
-            for channel in unheard:
-                channel.listened = True
+    def _wake(self) -> None:
+        """Have the hub's thread look at what has arrived, if anything has."""
+        with self.lock:
+            if not self._arrived or self._woken or self._closed.is_set():
+                return
+            self._woken = True
+            thread = None if self._thread else self._make_thread()
+            feed = self._feed
+        if thread:
+            self._start_thread(thread)
+        elif feed:
+            feed.wake()
 
-    def _started(self) -> Feed:
-        if self._feed is None:
-            self._feed = self._store.feed()
-            self._next_check = self._clock() + _CHECK_EVERY
-        if self._thread is None:
-            # Kept before it starts: who starts it may be ended while it waits for that, and a second one must not come.
-            self._thread = threading.Thread(target=self._run, name="sse-hub", daemon=True)
-            try:
-                self._thread.start()
-            except RuntimeError:  # no thread can be had now
-                self._thread = None
-                raise
-        return self._feed
+    def _make_thread(self) -> threading.Thread:
+        self._feed = self._store.feed()
+        self._next_check = self._clock() + _CHECK_EVERY
+        self._thread = threading.Thread(target=self._run, name="sse-hub", daemon=True)
+        return self._thread
+
+    def _start_thread(self, thread: threading.Thread) -> None:
+        # It is known as the hub's before: who starts it may be ended while waiting for that, and no second may come.
+        try:
+            thread.start()
+        except RuntimeError:  # no thread can be had now
+            with self.lock:
+                self._thread, self._woken = None, False
+            raise
+
+    def _settled(self, subscriber: Subscriber, deadline: float, timeout: float) -> list[Channel]:
+        """Wait for the ring of each channel; return the channels that have none, if nobody has it ensured."""
+        channels = list(subscriber.channels.values())
+        while True:
+            subscriber.rest()
+            with self.lock:
+                fault = next((channel.fault for channel in channels if channel.fault), None)
+                ringless = [channel for channel in channels if channel.ring is None]
+                unborn = [channel for channel in ringless if channel.unborn and not channel.wanted]
+            if fault:
+                raise fault
+            if len(unborn) == len(ringless):
+                return unborn
+            if not subscriber.wait(max(deadline - self._clock(), 0)):
+                raise StoreUnavailable(f"the store has not answered for {timeout:g} s", "try again")
+
+    def _ensure(self, channels: Iterable[Channel]) -> None:
+        with self.lock:
+            for channel in channels:
+                channel.wanted = True
+                self._arrived[channel] = None
+        self._wake()
 
     def _join(self, subscriber: Subscriber, starts: Mapping[str, Start]) -> None:
         """Find each channel's place: in the hub's own ring, else by asking the store."""
@@ -322,8 +372,7 @@ class Hub:
                 if anchor is not None:
                     subscriber.join(name, anchor)
         if unknown:
-            # With an entry each: one that is not ours cannot be passed, which the client is to hear now.
-            for (name, position), page in zip(unknown, self.read(unknown, 1), strict=True):
+            for (name, position), page in zip(unknown, self.read(unknown, 0), strict=True):
                 if not page.reason:
                     subscriber.join(name, position)
                     continue
@@ -343,12 +392,12 @@ class Hub:
         trouble = ""
         while not self._closed.is_set():
             try:
-                wait = 0.01 if self._dirty else self._next_check - self._clock()
-                self._apply(self._feed.read(max(wait, 0.001)))
+                self._apply(self._feed.read(max(self._patience(), 0)))
+                self._listen(self._feed)
                 self._settle()
-                if self._clock() >= self._next_check:
-                    self._next_check = self._clock() + _CHECK_EVERY * _chance.uniform(0.9, 1.1)
-                    self._check()
+                self._check()
+                if self._new or self._dirty or self._unchecked or self._woken:
+                    time.sleep(_PAUSE)
                 if away:
                     _log.warning("the store is back")
                 away, trouble = 0, ""
@@ -362,6 +411,32 @@ class Hub:
                 _log.exception("the hub could not go on with a channel; trying again")
                 self._closed.wait(1.0)
 
+    def _patience(self) -> float:
+        """Seconds to wait for an announcement in this turn."""
+        if self._woken:
+            return self._gathered_at - time.monotonic()
+        if self._new or self._dirty:
+            return 0
+        return _BETWEEN_CHECKS if self._unchecked else self._next_check - self._clock()
+
+    def _listen(self, feed: Feed) -> None:
+        """Begin with the channels that have arrived: listen to them, or where that is done have their ring ensured."""
+        now = time.monotonic()
+        with self.lock:
+            if self._arrived and now < self._gathered_at:
+                return
+            arrived = list(islice(self._arrived, _PER_TURN))
+            for channel in arrived:
+                del self._arrived[channel]
+            self._woken = bool(self._arrived)
+            self._gathered_at = now + _GATHER if len(arrived) > 1 and not self._woken else now
+            unheard = [channel.name for channel in arrived if not channel.listened]
+            self._new.update((channel.name, None) for channel in arrived if channel.listened)
+            for channel in arrived:
+                channel.listened = True
+        if unheard:
+            feed.subscribe(unheard)
+
     def _apply(self, notices: Sequence[Notice]) -> None:
         touched: set[Channel] = set()
         with self.lock:
@@ -369,13 +444,15 @@ class Hub:
                 channel = self._channels.get(name)
                 if channel is None:
                     continue
-                if entry is None or channel.ring is None:
-                    self._dirty.add(name)
+                if channel.ring is None:
+                    self._new[name] = None
+                elif entry is None:
+                    self._dirty[name] = None
                 elif previous == channel.ring.newest:
                     self._append(channel, entry)
                     touched.add(channel)
                 elif entry.position not in channel.ring:
-                    self._dirty.add(name)
+                    self._dirty[name] = None
             _notify(touched)
 
     def _append(self, channel: Channel, entry: Entry) -> None:
@@ -384,46 +461,61 @@ class Hub:
         before = ring.bytes
         ring.append(encoded(entry))
         self._bytes += ring.bytes - before
-        if self._bytes > _HUB_BYTES:
-            for other in self._channels.values():
-                if other.ring is not None:
-                    other.ring.shrink(other.ring.bytes // 2)
-            self._bytes = sum(other.ring.bytes for other in self._channels.values() if other.ring is not None)
+        while self._bytes > _HUB_BYTES:
+            # One after another, as many as it takes: all at once would take long.
+            self._to_shrink = self._to_shrink or list(self._channels.values())
+            other = self._to_shrink.pop()
+            if other.ring is not None and self._channels.get(other.name) is other:
+                self._bytes -= other.ring.bytes
+                other.ring.shrink(other.ring.bytes // 2)
+                self._bytes += other.ring.bytes
 
     def _settle(self) -> None:
-        """Bring every dirty channel up to the store. What fails stays dirty."""
-        if not self._dirty:
-            return
-        with self.lock:
-            dirty = [self._channels[name] for name in self._dirty if name in self._channels]
-        begun = [channel for channel in dirty if channel.ring is not None]
-        self._begin([channel for channel in dirty if channel.ring is None])
-        for start in range(0, len(begun), _REPAIRED_AT_ONCE):
-            self._repair(begun[start : start + _REPAIRED_AT_ONCE])
-        self._dirty.clear()
+        """Bring some channels up to the store, the new ones first. What fails comes again, after all others."""
+        for queue, bring in ((self._new, self._begin), (self._dirty, self._repair)):
+            names = list(islice(queue, self._at_once))
+            for name in names:
+                del queue[name]
+            with self.lock:
+                channels = [self._channels[name] for name in names if name in self._channels]
+            try:
+                if channels:
+                    bring(channels)
+                    time.sleep(_PAUSE)
+            except BaseException:
+                queue.update(dict.fromkeys(names))
+                self._at_once = max(len(names) // 2, 1)
+                raise
+        self._at_once = min(2 * self._at_once, _PER_TURN)
 
     def _begin(self, channels: list[Channel]) -> None:
-        """Give channels that are new here their ring, founding it in the store where there is none."""
+        """Give channels that are new here their ring. Where the store has none, it is ensured if that is wanted."""
+        channels = [channel for channel in channels if channel.ring is None]
+        wanted = {channel for channel in channels if channel.wanted}
         tops = dict(zip(channels, self._store.newest([channel.name for channel in channels]), strict=True))
-        unborn = [channel for channel, top in tops.items() if top is None]
-        allowed = unborn[: self._may_found(len(unborn))]
+        unborn = [channel for channel, top in tops.items() if top is None and channel in wanted]
+        allowed = unborn[: self._allowed(len(unborn))]
         for channel, anchor in zip(allowed, self._store.found([channel.name for channel in allowed]), strict=True):
             tops[channel] = anchor
             channel.founded = True
         for channel, top in tops.items():
             if isinstance(top, Position):
                 self._fill(channel, top)
+            elif top is None and channel not in wanted:
+                with self.lock:
+                    channel.unborn = True
+                    _notify([channel])
             else:
-                self._refuse(channel, top or Busy("too many new channels at once", "try again"))
+                self._refuse(channel, top or Busy("very many new channels at once", "try again"))
 
-    def _may_found(self, wanted: int) -> int:
+    def _allowed(self, count: int) -> int:
+        """How many of so many rings may be ensured now."""
         now = self._clock()
-        self._foundings = min(
-            self._foundings + (now - self._foundings_at) * _FOUNDINGS_PER_SECOND, float(_FOUNDINGS_PER_SECOND)
-        )
-        self._foundings_at = now
-        allowed = min(wanted, int(self._foundings))
-        self._foundings -= allowed
+        more = (now - self._counted_at) * _ENSURED_PER_SECOND
+        self._counted_at = now
+        self._may_ensure = min(self._may_ensure + more, float(_ENSURED_AT_ONCE))
+        allowed = min(count, int(self._may_ensure))
+        self._may_ensure -= allowed
         return allowed
 
     def _fill(self, channel: Channel, top: Position, reset: Reason | None = None) -> None:
@@ -431,81 +523,82 @@ class Hub:
             if channel.ring is not None:
                 self._bytes -= channel.ring.bytes
             channel.ring = Ring(top, max_bytes=_CHANNEL_BYTES)
-            channel.settled.set()
             if reset:
                 # In one step with the new ring: a subscriber that saw the one without the other would be cut.
                 channel.lives += 1
                 channel.reset_reason = reset
-                _notify([channel])
+            _notify([channel])
 
     def _refuse(self, channel: Channel, fault: SSEError) -> None:
         with self.lock:
             if self._channels.get(channel.name) is channel:
                 del self._channels[channel.name]
             channel.fault = fault
-            channel.settled.set()
-        self._unsubscribe([channel.name])
-
-    def _unsubscribe(self, names: list[str]) -> None:
-        with self._feed_lock:
-            gone = [name for name in names if name not in self._channels]
-            if gone and self._feed:
-                self._feed.unsubscribe(gone)
-        if self._feed:
-            self._feed.flush()
+            _notify([channel])
+        assert self._feed is not None
+        self._feed.unsubscribe([channel.name])
 
     def _repair(self, channels: list[Channel]) -> None:
         """Read what channels have missed since their newest entry; reset those that cannot be continued."""
-        while channels:
-            places = [(channel.name, channel.ring.newest) for channel in channels if channel.ring is not None]
-            pages = dict(zip(channels, self._store.read(places), strict=True))
-            with self.lock:
-                for channel, page in pages.items():
-                    if isinstance(page, Page) and not page.reason:
-                        for entry in page.entries:
-                            self._append(channel, entry)
-                _notify(channel for channel, page in pages.items() if isinstance(page, Page) and page.entries)
-            lost = [channel for channel, page in pages.items() if isinstance(page, Page) and page.reason]
-            again = [channel for channel, page in pages.items() if isinstance(page, Page) and page.more]
-            for channel, top in zip(lost, self._store.found([channel.name for channel in lost]), strict=True):
-                page = pages[channel]
-                assert isinstance(page, Page) and page.reason  # noqa: PT018 - for the type checker
-                assert channel.ring is not None
-                if isinstance(top, StoreUnavailable):
-                    pages[channel] = top
-                elif top == channel.ring.newest:
-                    again.append(channel)
-                else:
-                    self._reset(channel, top, page.reason)
+        channels = [channel for channel in channels if channel.ring is not None]
+        places = [(channel.name, channel.ring.newest) for channel in channels if channel.ring is not None]
+        pages = dict(zip(channels, self._store.read(places), strict=True))
+        with self.lock:
             for channel, page in pages.items():
-                if isinstance(page, StoreUnavailable):
-                    warn("channel %s waits: %s", channel.name, page)
-            channels = again
+                if isinstance(page, Page) and not page.reason:
+                    for entry in page.entries:
+                        self._append(channel, entry)
+            _notify(channel for channel, page in pages.items() if isinstance(page, Page) and page.entries)
+        lost = [channel for channel, page in pages.items() if isinstance(page, Page) and page.reason]
+        again = [channel for channel, page in pages.items() if isinstance(page, Page) and page.more]
+        for channel, top in zip(lost, self._store.found([channel.name for channel in lost]), strict=True):
+            page = pages[channel]
+            assert isinstance(page, Page) and page.reason  # noqa: PT018 - for the type checker
+            assert channel.ring is not None
+            if isinstance(top, StoreUnavailable):
+                pages[channel] = top
+            elif top == channel.ring.newest:
+                again.append(channel)
+            else:
+                self._reset(channel, top, page.reason)
+        for channel, page in pages.items():
+            if isinstance(page, StoreUnavailable):
+                warn("channel %s waits: %s", channel.name, page)
+        self._dirty.update(dict.fromkeys(channel.name for channel in again))
 
     def _reset(self, channel: Channel, top: Position, reason: Reason) -> None:
         warn("channel %s is reset: %s", channel.name, reason)
         self._fill(channel, top, reason)
 
     def _check(self) -> None:
-        """Look for what no announcement told of, keep the rings alive that have listeners, drop idle channels."""
+        """Of some channels: find what no announcement told of, keep alive what has listeners, and drop what is idle."""
         now = self._clock()
+        if now >= self._next_check and not self._unchecked:
+            self._next_check = now + _CHECK_EVERY * _chance.uniform(0.9, 1.1)
+            with self.lock:
+                self._unchecked = list(self._channels.values())
+        if not self._unchecked:
+            return
+        some = self._unchecked[-_PER_TURN:]
+        del self._unchecked[-_PER_TURN:]
         with self.lock:
+            some = [channel for channel in some if self._channels.get(channel.name) is channel]
             idle = [
-                channel.name
-                for channel in self._channels.values()
+                channel
+                for channel in some
                 if channel.idle_since is not None and now - channel.idle_since >= _CHECK_EVERY / 2
             ]
-            for name in idle:
-                channel = self._channels.pop(name)
+            for channel in idle:
+                del self._channels[channel.name]
                 self._bytes -= channel.ring.bytes if channel.ring is not None else 0
-            live = [channel for channel in self._channels.values() if channel.ring is not None and channel.subscribers]
-        self._unsubscribe(idle)
+            live = [channel for channel in some if channel.ring is not None and channel.subscribers]
+        assert self._feed is not None
+        self._feed.unsubscribe([channel.name for channel in idle])
         for channel, newest in zip(
             live, self._store.newest([channel.name for channel in live], keep=True), strict=True
         ):
             if channel.ring is not None and newest != channel.ring.newest:
-                self._dirty.add(channel.name)
-        self._settle()
+                self._dirty[channel.name] = None
 
 
 def _notify(channels: Iterable[Channel]) -> None:

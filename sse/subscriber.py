@@ -87,8 +87,9 @@ class Channel:
         self.subscribers: set[Subscriber] = set()
         self.listened = False  # whether the feed has been asked for it
         self.ring: Ring | None = None  # None until the feed's confirmation has been followed up
-        self.settled = threading.Event()  # there is a ring, or a fault
-        self.fault: SSEError | None = None
+        self.fault: SSEError | None = None  # why there will be none
+        self.unborn = False  # the store was asked for its ring, and had none
+        self.wanted = False  # a ring is to be ensured
         self.founded = False  # there was no ring before this hub came
         self.lives = 0  # how often its ring was begun anew, after a reset
         self.reset_reason: Reason = "diverged"
@@ -137,6 +138,11 @@ class Subscriber:
         assert self._signal, "it is woken by a call"
         return self._signal.wait(timeout)
 
+    def rest(self) -> None:
+        """Have the next `wait` wait for what comes from now on."""
+        if self._signal:
+            self._signal.clear()
+
     def twin(self) -> Subscriber:
         """Another at the same place, to be woken in its own way."""
         twin = Subscriber(self.channels, self._lock, self._read)
@@ -159,8 +165,7 @@ class Subscriber:
         :raises Lagging: if a channel's ring has passed the subscriber's place.
         :raises StoreUnavailable: if older entries are needed and cannot be read.
         """
-        if self._signal:
-            self._signal.clear()
+        self.rest()
         taken: list[Delivery | Reset] = list(self.resets)
         self.resets = ()
         form = form or in_blocks
@@ -230,9 +235,10 @@ class Subscriber:
         page = self._read([(name, place)], PAGE, min(max_bytes, PAGE_BYTES))[0]
         if not page.reason:
             return page.entries
-        if lives == (self._lives or {}).get(name, 0):
+        is_reset = lives != (self._lives or {}).get(name, 0)
+        if not is_reset and page.reason != "diverged":
             raise Lagging(name)
-        taken.append(reset_at(name, channel.reset_reason, place, top))
+        taken.append(reset_at(name, channel.reset_reason if is_reset else page.reason, place, top))
         self._live(name, lives)
         self.places[name] = top
         return []

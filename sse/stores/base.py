@@ -68,31 +68,28 @@ class Revocation(NamedTuple):
 class Feed(ABC):
     """Announcements of new entries, for one hub.
 
-    A feed may lose announcements: a hub tells from `previous` when one is missing, and reads the store. `subscribe`,
-    `unsubscribe` and `flush` may be called from any thread; `read` has one caller at a time.
+    A feed may lose announcements: a hub tells from `previous` when one is missing, and reads the store. Its methods are
+    for one thread, but `wake` and `close` may be called from any.
     """
 
     @abstractmethod
     def subscribe(self, channels: Iterable[str]) -> None:
-        """Listen to these channels; a notice without an entry confirms each, now and after every reconnection.
-
-        This does not wait, so it may be called under a lock; `flush` or `read` has to follow.
-        """
+        """Listen to these channels; a notice without an entry confirms each, now and after every reconnection."""
 
     @abstractmethod
     def unsubscribe(self, channels: Iterable[str]) -> None:
-        """Listen to these channels no more. This does not wait; `flush` or `read` has to follow."""
-
-    @abstractmethod
-    def flush(self) -> None:
-        """Send what was asked for; of several callers one sends for all. A connection that is stuck is waited for."""
+        """Listen to these channels no more."""
 
     @abstractmethod
     def read(self, timeout: float) -> list[Notice]:
-        """The notices at hand, waiting up to `timeout` seconds for the first.
+        """Return some of the notices at hand, waiting up to `timeout` seconds for the first.
 
         :raises StoreUnavailable: when the connection is lost; the next call tries to connect again.
         """
+
+    @abstractmethod
+    def wake(self) -> None:
+        """Have `read`, or the next one, return soon."""
 
     @abstractmethod
     def close(self) -> None:

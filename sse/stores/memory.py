@@ -8,6 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 
 from sse.errors import StoreUnavailable
 from sse.event import Entry, Event, Position, Reason
@@ -28,7 +29,9 @@ from sse.stores.base import (
 )
 
 _FEED_LENGTH = 1024  # a feed that is read too late loses the oldest; its hub then reads the ring
+_READ_AT_ONCE = 256
 _SWEEP_SECONDS = 30.0
+_SWEPT_AT_ONCE = 100
 
 
 class MemoryStore(Store):
@@ -46,6 +49,7 @@ class MemoryStore(Store):
         self._revoked: list[tuple[Revocation, float]] = []
         self._revocations = 0
         self._next_sweep = clock() + _SWEEP_SECONDS
+        self._unswept: list[str] = []  # channels that are left of this sweep
 
     def publish(self, publications: Sequence[Publication]) -> list[Receipt | StoreUnavailable]:
         with self._lock:
@@ -124,6 +128,7 @@ class MemoryStore(Store):
         ring.append(entry)
         self._renew(channel, ring)
         if key:
+            self._once.pop((channel, key), None)  # so that they stand in the order of their expiry
             self._once[channel, key] = (entry, self._clock() + ONCE_TTL)
         for feed in self._feeds:
             feed.announce(Notice(channel, previous, entry))
@@ -155,13 +160,17 @@ class MemoryStore(Store):
         self._expiry.pop(channel, None)
 
     def _sweep(self) -> None:
+        """Forget some of what has expired: all at once would take long."""
         now = self._clock()
-        if now < self._next_sweep:
-            return
-        self._next_sweep = now + _SWEEP_SECONDS
-        for channel in [channel for channel, expiry in self._expiry.items() if expiry <= now]:
-            self._forget(channel)
-        self._once = {key: done for key, done in self._once.items() if done[1] > now}
+        if now >= self._next_sweep:
+            self._next_sweep = now + _SWEEP_SECONDS
+            self._unswept = list(self._expiry)
+        for channel in self._unswept[-_SWEPT_AT_ONCE:]:
+            if self._expiry.get(channel, now) <= now:
+                self._forget(channel)
+        del self._unswept[-_SWEPT_AT_ONCE:]
+        for key in [key for key, (_, expiry) in islice(self._once.items(), _SWEPT_AT_ONCE) if expiry <= now]:
+            del self._once[key]
 
     @staticmethod
     def _page(ring: Ring | None, position: Position, limit: int, max_bytes: int) -> Page:
@@ -183,31 +192,39 @@ class _MemoryFeed(Feed):
     def __init__(self) -> None:
         self.closed = False
         self._channels: set[str] = set()
-        self._confirmed: deque[Notice] = deque()
         self._announced: deque[Notice] = deque(maxlen=_FEED_LENGTH)
+        self._to_look_at: dict[str, None] = {}  # channels that are newly listened to
         self._filled = threading.Event()
 
     def announce(self, notice: Notice) -> None:
-        if notice.channel in self._channels:
+        channel = notice.channel
+        if channel in self._channels:
             self._announced.append(notice)
             self._filled.set()
 
     def subscribe(self, channels: Iterable[str]) -> None:
         for channel in channels:
             self._channels.add(channel)
-            self._confirmed.append(Notice(channel))
+            self._to_look_at[channel] = None
         self._filled.set()
 
     def unsubscribe(self, channels: Iterable[str]) -> None:
         self._channels.difference_update(channels)
 
-    def flush(self) -> None:
-        pass
-
     def read(self, timeout: float) -> list[Notice]:
         self._filled.wait(timeout)
         self._filled.clear()
-        return [line.popleft() for line in (self._confirmed, self._announced) for _ in range(len(line))]
+        notices = [Notice(channel) for channel in islice(list(self._to_look_at), _READ_AT_ONCE // 2)]
+        for notice in notices:
+            del self._to_look_at[notice.channel]
+        room = _READ_AT_ONCE - len(notices)
+        notices += [self._announced.popleft() for _ in range(min(len(self._announced), room))]
+        if self._announced or self._to_look_at:
+            self._filled.set()
+        return notices
+
+    def wake(self) -> None:
+        self._filled.set()
 
     def close(self) -> None:
         self.closed = True

@@ -48,7 +48,10 @@ _CONNECTIONS: Final = 8
 _RANDOM_ONCE_TTL: Final = 30
 _PING_AFTER: Final = 5.0
 _LOST_AFTER: Final = 12.0
-_READ_AT_ONCE: Final = 512
+_READ_AT_ONCE: Final = 256
+_REVOKED_AT_ONCE: Final = 512
+_SUBSCRIBED_AT_ONCE: Final = 500
+_PAUSE: Final = 1e-6  # see sse/hub.py
 _EACH: Final = 0.001  # seconds that each of many commands may take beyond the timeout
 _NO_CHANNEL: Final = "sse.check"  # no channel starts so
 _REVOKED: Final = "sse.revoked"
@@ -166,7 +169,7 @@ class RedisStore(Store):
 
     def revoked(self, after: str = "") -> list[Revocation]:
         [reply], clocks = self._execute_timed(
-            [("XRANGE", self._key(_REVOKED), after or "-", "+", "COUNT", _READ_AT_ONCE)]
+            [("XRANGE", self._key(_REVOKED), after or "-", "+", "COUNT", _REVOKED_AT_ONCE)]
         )
         if isinstance(reply, Exception):
             raise _refusal(reply, _REVOKED)
@@ -457,7 +460,7 @@ class _Script:
 
 
 class _RedisFeed(Feed):
-    """One pub/sub connection. Only `read` connects and reads; other threads only send, one at a time."""
+    """One pub/sub connection. Only `read` connects and reads. Other threads send no more than a PING, to wake it."""
 
     def __init__(self, store: RedisStore, connection: Any, timeout: float) -> None:
         self._store = store
@@ -470,21 +473,82 @@ class _RedisFeed(Feed):
         self._closed = False
         self._channels: dict[str, str] = {}  # by their name in pub/sub
         self._heard = self._pinged = 0.0
+        self._awake = False  # `read` is not to wait
 
     def subscribe(self, channels: Iterable[str]) -> None:
         names = {self._store.announcements(channel): channel for channel in channels}
-        with self._lock:
-            self._channels.update(names)
-            self._ask("SUBSCRIBE", *names)
+        self._channels.update(names)
+        self._send("SUBSCRIBE", *names)
 
     def unsubscribe(self, channels: Iterable[str]) -> None:
         names = [self._store.announcements(channel) for channel in channels]
-        with self._lock:
-            for name in names:
-                self._channels.pop(name, None)
-            self._ask("UNSUBSCRIBE", *names)
+        for name in names:
+            self._channels.pop(name, None)
+        self._send("UNSUBSCRIBE", *names)
 
-    def flush(self) -> None:
+    def read(self, timeout: float) -> list[Notice]:
+        notices: list[Notice] = []
+        size = 0
+        self._connect()
+        try:
+            wait = 0 if self._awake else min(timeout, _PING_AFTER)
+            self._awake = False
+            while len(notices) < _READ_AT_ONCE and size < PAGE_BYTES:
+                notice = self._notice(self._connection.read_response(timeout=wait, disconnect_on_error=False))
+                self._heard = time.monotonic()
+                if notice:
+                    notices.append(notice)
+                    size += len(notice.entry.event.data) if notice.entry else 0
+                wait = 0
+        except redis.TimeoutError:
+            self._ping()
+        except (RedisError, OSError, ValueError) as error:
+            # Any fault leaves the connection in doubt. What was read still counts.
+            self._disconnect()
+            if not notices and not self._closed:
+                raise _unavailable(error) from error
+        return notices
+
+    def wake(self) -> None:
+        self._awake = True
+        self._send("PING")
+
+    def close(self) -> None:
+        self._closed = True
+        self._disconnect()
+
+    def _connect(self) -> None:
+        if self._socket is not None:
+            return
+        self._disconnect()
+        self._connection.deadline = time.monotonic() + self._timeout
+        self._store.check(self._connection.deadline)
+        with _translated():
+            self._connection.connect()
+        with self._lock:
+            self._heard = self._pinged = time.monotonic()
+            self._socket, self._unsent = self._connection._sock, []
+        names = list(self._channels)
+        for start in range(0, len(names), _SUBSCRIBED_AT_ONCE):
+            self._send("SUBSCRIBE", *names[start : start + _SUBSCRIBED_AT_ONCE])
+            time.sleep(_PAUSE)
+        if self._closed:
+            self._disconnect()
+
+    def _disconnect(self) -> None:
+        with self._lock:
+            self._socket = None
+        self._connection.disconnect()
+
+    def _send(self, command: str, *names: str) -> None:
+        """Send a command, or have the thread that is sending send it too; without a connection, do nothing.
+
+        A new connection subscribes to everything anyway.
+        """
+        with self._lock:
+            if self._socket is None or not (names or command == "PING"):
+                return
+            self._unsent.append((command, *names))
         while True:
             with self._lock:
                 sock, commands = self._socket, self._unsent
@@ -505,58 +569,6 @@ class _RedisFeed(Feed):
                 with self._lock:
                     self._is_sending = False
 
-    def read(self, timeout: float) -> list[Notice]:
-        notices: list[Notice] = []
-        size = 0
-        self._connect()
-        self.flush()
-        try:
-            wait = min(timeout, _PING_AFTER)
-            while len(notices) < _READ_AT_ONCE and size < PAGE_BYTES:
-                notice = self._notice(self._connection.read_response(timeout=wait, disconnect_on_error=False))
-                self._heard = time.monotonic()
-                if notice:
-                    notices.append(notice)
-                    size += len(notice.entry.event.data) if notice.entry else 0
-                wait = 0
-        except redis.TimeoutError:
-            self._ping()
-        except (RedisError, OSError, ValueError) as error:
-            # Any fault leaves the connection in doubt. What was read still counts.
-            self._disconnect()
-            if not notices and not self._closed:
-                raise _unavailable(error) from error
-        return notices
-
-    def close(self) -> None:
-        self._closed = True
-        self._disconnect()
-
-    def _connect(self) -> None:
-        if self._socket is not None:
-            return
-        self._disconnect()
-        self._connection.deadline = time.monotonic() + self._timeout
-        self._store.check(self._connection.deadline)
-        with _translated():
-            self._connection.connect()
-        with self._lock:
-            self._heard = self._pinged = time.monotonic()
-            self._socket, self._unsent = self._connection._sock, []
-            self._ask("SUBSCRIBE", *self._channels)
-        if self._closed:
-            self._disconnect()
-
-    def _disconnect(self) -> None:
-        with self._lock:
-            self._socket = None
-        self._connection.disconnect()
-
-    def _ask(self, command: str, *names: str) -> None:
-        """Have a command sent by the next `flush`, under the lock; a new connection subscribes to everything anyway."""
-        if self._socket is not None and (names or command == "PING"):
-            self._unsent.append((command, *names))
-
     def _ping(self) -> None:
         now = time.monotonic()
         if now - self._heard > _LOST_AFTER:
@@ -564,9 +576,7 @@ class _RedisFeed(Feed):
             raise StoreUnavailable("Redis has fallen silent", "the feed connects again")
         if now - max(self._heard, self._pinged) > _PING_AFTER:
             self._pinged = now
-            with self._lock:
-                self._ask("PING")
-            self.flush()
+            self._send("PING")
 
     def _notice(self, reply: Any) -> Notice | None:
         if not isinstance(reply, list) or len(reply) != 3:
