@@ -19,7 +19,7 @@ from sse.errors import Busy, StoreUnavailable
 from sse.event import UNBORN, Event, LastEventId, Position
 from sse.hub import Hub
 from sse.ring import Ring
-from sse.stores import PAGE_BYTES, Feed, MemoryStore, Notice, Page, Publication, Store, connect
+from sse.stores import PAGE_BYTES, Feed, MemoryStore, Notice, Page, Publication, RedisStore, Store, connect
 from sse.stores.memory import _MemoryFeed
 from sse.subscriber import Channel, Delivery, Lagging, Reset, Start, Subscriber, starting_points
 from tests.servers import ROOT, RedisServer, wait_until
@@ -439,6 +439,50 @@ def test_a_hub_that_fell_behind_the_ring_tells_how_much_was_missed(make_hub: Mak
     (top,) = publish(store, "end")
     assert collect(subscriber, 1) == [Reset("a", "trimmed", RING + 6, top)]
     hub.detach(subscriber)
+
+
+def test_of_more_announcements_than_the_memory_store_keeps_none_is_lost_and_no_check_is_waited_for(
+    make_hub: MakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = MemoryStore(ring=5000, ring_ttl=TTL)
+    hub = make_hub(store, clock=Clock())  # so that it never checks
+    names = [f"c{number}" for number in range(2000)]
+    subscriber = attach(hub, {name: Start() for name in [*names, "a"]})
+    gate = threading.Event()
+    assert hub._feed
+    read = hub._feed.read
+    monkeypatch.setattr(hub._feed, "read", lambda timeout: read(timeout) if gate.wait(5) else [])
+    time.sleep(0.05)  # as the view that publishes lets nobody read meanwhile
+    store.publish([Publication(name, Event("x")) for name in names for _ in range(2)])
+    store.publish([Publication("a", Event(number)) for number in range(3000)])
+    gate.set()
+    taken = collect(subscriber, 7000, 20)
+    heard: dict[str, list[int]] = {}
+    for item in taken:
+        assert isinstance(item, Delivery)
+        heard.setdefault(item.channel, []).append(item.entry.position.offset)
+    assert heard == {name: [1, 2] for name in names} | {"a": list(range(1, 3001))}
+    hub.detach(subscriber)
+
+
+def test_a_feed_that_redis_cuts_because_it_is_behind_is_made_up_for(make_hub: MakeHub, tmp_path: Path) -> None:
+    with RedisServer(tmp_path) as server:
+        store = connect(server.url, ring=RING, ring_ttl=TTL)
+        assert isinstance(store, RedisStore)
+        hub = make_hub(store, clock=Clock())
+        names = [f"c{number}" for number in range(10)]
+        subscriber = attach(hub, {name: Start() for name in names})
+        with server.client() as client:
+            client.config_set("client-output-buffer-limit", "pubsub 100000 100000 1")
+            flood = "for _ = 1, 1000 do redis.call('PUBLISH', KEYS[1], string.rep('x', 1000)) end"
+            client.eval(flood, 1, store.announcements("c0"))
+        store.publish([Publication(name, Event("x" * 100)) for name in names * 40])
+        taken = collect(subscriber, 400, 20)
+        for name in names:
+            mine = [item.entry.position.offset for item in taken if isinstance(item, Delivery) and item.channel == name]
+            assert mine == list(range(1, 41))
+        assert "overcoming of output buffer limits" in server.logs()
+        hub.detach(subscriber)
 
 
 # Turns: with thousands of channels, the hub asks the store about some at a time

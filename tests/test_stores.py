@@ -476,6 +476,25 @@ def test_publishers_at_once_make_one_line_without_a_gap(world: World) -> None:
         assert mine == [f"{writer}.{number}" for number in range(10)]
 
 
+def test_a_memory_feed_that_is_read_too_late_says_which_channels_to_look_at() -> None:
+    store = MemoryStore(ring=RING, ring_ttl=TTL)
+    feed = store.feed()
+    feed.subscribe(["a", "b", "c"])
+    assert feed.read(0) == [Notice("a"), Notice("b"), Notice("c")]
+    for number in range(1100):
+        store.publish([Publication("a", Event(number))])
+    store.publish([Publication("b", Event("x"))])
+    heard: list[Notice] = []
+    while portion := feed.read(0):
+        assert len(portion) <= 256
+        heard += portion
+    entries = [notice.entry.position.offset for notice in heard if notice.entry]
+    assert entries == list(range(1, 1025))
+    assert {notice.channel for notice in heard if not notice.entry} == {"a", "b"}
+    store.publish([Publication("a", Event("y"))])
+    assert [notice.entry and notice.entry.position.offset for notice in feed.read(0)] == [1101]
+
+
 def test_the_memory_store_forgets_what_expired_and_nobody_asks_for() -> None:
     now = 0.0
     store = MemoryStore(ring=RING, ring_ttl=TTL, clock=lambda: now)

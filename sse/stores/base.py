@@ -50,7 +50,10 @@ class Page(NamedTuple):
 
 
 class Notice(NamedTuple):
-    """What a feed says of a channel: an `entry` that follows `previous`; or, with neither, that it now listens."""
+    """What a feed says of a channel: an `entry` that follows `previous`; or, with neither, to look at the store.
+
+    That is said when the feed begins to listen, and when it has lost an announcement and knows.
+    """
 
     channel: str
     previous: Position | None = None

@@ -28,7 +28,7 @@ from sse.stores.base import (
     conflict,
 )
 
-_FEED_LENGTH = 1024  # a feed that is read too late loses the oldest; its hub then reads the ring
+_FEED_LENGTH = 1024  # of more announcements than these, only the channels are kept; the hub then reads the rings
 _READ_AT_ONCE = 256
 _SWEEP_SECONDS = 30.0
 _SWEPT_AT_ONCE = 100
@@ -192,14 +192,17 @@ class _MemoryFeed(Feed):
     def __init__(self) -> None:
         self.closed = False
         self._channels: set[str] = set()
-        self._announced: deque[Notice] = deque(maxlen=_FEED_LENGTH)
-        self._to_look_at: dict[str, None] = {}  # channels that are newly listened to
+        self._announced: deque[Notice] = deque()
+        self._to_look_at: dict[str, None] = {}  # channels: newly listened to, or with announcements that were dropped
         self._filled = threading.Event()
 
     def announce(self, notice: Notice) -> None:
         channel = notice.channel
         if channel in self._channels:
-            self._announced.append(notice)
+            if len(self._announced) >= _FEED_LENGTH:
+                self._to_look_at[channel] = None
+            elif channel not in self._to_look_at:  # else the ring is read anyway
+                self._announced.append(notice)
             self._filled.set()
 
     def subscribe(self, channels: Iterable[str]) -> None:
