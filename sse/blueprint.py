@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Coroutine, Iterable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Final
 
 from flask import Blueprint, Response, request
@@ -30,6 +30,7 @@ from sse.errors import (
     WrongMethod,
 )
 from sse.event import DEFAULT_TYPE, Event, LastEventId, check_channel, check_idempotency_key, data_url, id_size
+from sse.hub import Charge
 from sse.limits import Limits, client_address
 from sse.log import warn
 from sse.permit import Permit
@@ -129,6 +130,7 @@ class _Routes:
             typed=typed,
             told={"replay": replay} if "replay" in query else None,
             permit=permit,
+            charge=self._charge(permit),
         )
         return WaitingResponse(body, headers=_STREAM_HEADERS)
 
@@ -138,7 +140,14 @@ class _Routes:
         starts, _, permit = self._starts(query)
         if request.method == "HEAD":
             return Response(iter(()), content_type="application/json")
-        body = Poll(self._service.hub, starts, timeout=timeout, retry=self._config.retry, permit=permit)
+        body = Poll(
+            self._service.hub,
+            starts,
+            timeout=timeout,
+            retry=self._config.retry,
+            permit=permit,
+            charge=self._charge(permit),
+        )
         try:
             answer = body.open()
             if answer and permit and permit.is_over:
@@ -200,6 +209,14 @@ class _Routes:
         self._service.check_workers(request.is_multiprocess)
         last = LastEventId.parse(text) if text else None
         return starting_points(channels, last, from_header=from_header, replay=replay), replay, permit
+
+    def _charge(self, permit: Permit | None) -> Charge | None:
+        """Return what counts the channels that the request brings into being; None if they are not limited."""
+        if not self._config.limit_new_channels:
+            return None
+        grant = permit.grant if permit else None
+        client = grant.scope if grant and (grant.sub or grant.id) else self._address()
+        return partial(self._limits.new_channels, client) if client else None
 
     def _address(self) -> str | None:
         environ, proxies = request.environ, self._config.proxies

@@ -307,6 +307,9 @@ class Config:
         _rate,
     )
     limit_channel: str | None = _setting("100000/minute", "events published on one channel, a worker", _rate)
+    limit_new_channels: str | None = _setting(
+        "6000/minute", "channels that one client address or token brings into being by listening, a worker", _rate
+    )
     limits_url: str | None = _setting(
         None,
         "Redis that counts for the limits of all workers together; none: each in its memory",

@@ -301,6 +301,8 @@ class Hub:
             if not self._arrived or self._woken or self._closed.is_set():
                 return
             self._woken = True
+            if time.monotonic() < self._gathered_at:
+                return  # it looks by itself
             thread = None if self._thread else self._make_thread()
             feed = self._feed
         if thread:
@@ -413,10 +415,11 @@ class Hub:
 
     def _patience(self) -> float:
         """Seconds to wait for an announcement in this turn."""
-        if self._woken:
-            return self._gathered_at - time.monotonic()
         if self._new or self._dirty:
             return 0
+        gathering = self._gathered_at - time.monotonic()
+        if self._woken or gathering > 0:
+            return gathering
         return _BETWEEN_CHECKS if self._unchecked else self._next_check - self._clock()
 
     def _listen(self, feed: Feed) -> None:
@@ -492,7 +495,9 @@ class Hub:
         """Give channels that are new here their ring. Where the store has none, it is ensured if that is wanted."""
         channels = [channel for channel in channels if channel.ring is None]
         wanted = {channel for channel in channels if channel.wanted}
-        tops = dict(zip(channels, self._store.newest([channel.name for channel in channels]), strict=True))
+        asked = [channel for channel in channels if not (channel.unborn and channel in wanted)]
+        tops: dict[Channel, Position | StoreUnavailable | None] = dict.fromkeys(channels)
+        tops.update(zip(asked, self._store.newest([channel.name for channel in asked]), strict=True))
         unborn = [channel for channel, top in tops.items() if top is None and channel in wanted]
         allowed = unborn[: self._allowed(len(unborn))]
         for channel, anchor in zip(allowed, self._store.found([channel.name for channel in allowed]), strict=True):

@@ -1,5 +1,5 @@
-"""How often and how much: events and their bytes by publishing key, events by channel, streams and polls by client
-address. Flask-Limiter counts.
+"""How often and how much: events and their bytes by publishing key, events by channel, and streams, polls and new
+channels by client. Flask-Limiter counts.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ class Limits:
                 config.limit_channel,
             )
         )
+        self._new_channels = parse(config.limit_new_channels) if config.limit_new_channels else None
         self._url = config.limits_url
         self._prefix = f"{config.namespace}.limits"
         self._away_until = 0.0
@@ -81,6 +82,15 @@ class Limits:
         """
         if address:
             self._count("SSE_LIMIT_SUBSCRIBE", self._subscribe, address, 1)
+
+    def new_channels(self, client: str, count: int) -> None:
+        """Count channels that a client, an address or the scope of a token, is about to bring into being.
+
+        :raises TooMany: if there were too many.
+        """
+        rate = self._new_channels
+        # A request for more than a whole window has counts as a whole window: otherwise it could never be served.
+        self._count("SSE_LIMIT_NEW_CHANNELS", rate, client, min(count, rate.amount) if rate else count)
 
     def publish(self, publisher: str, channels: Sequence[str], size: int, count_new: Callable[[], int]) -> int:
         """Count events on these channels before they are stored; the number of new rings that is counted, too.

@@ -8,7 +8,7 @@ from typing import Final
 
 from sse.errors import Busy, StoreUnavailable
 from sse.event import Entry, Event, Position, format_last_event_id
-from sse.hub import ATTACH_TIMEOUT, Hub
+from sse.hub import ATTACH_TIMEOUT, Charge, Hub
 from sse.permit import Permit
 from sse.subscriber import Delivery, Lagging, Reset, Start, Subscriber
 from sse.wire import encode_json
@@ -28,10 +28,11 @@ class Poll:
     :param retry: milliseconds that the client is to wait after a failure.
     :param permit: what it stands on, where not all of its channels are public. When that ends, so does the wait, and
         nothing is told.
+    :param charge: counts the channels that it brings into being, see `Hub.attach`.
     """
 
     __slots__ = (
-        *("_began", "_clock", "_opened", "_retry", "_starts", "_timeout"),
+        *("_began", "_charge", "_clock", "_opened", "_retry", "_starts", "_timeout"),
         *("closing", "deadline", "hub", "permit", "subscriber"),
     )
     GATHER: Final = 0.01
@@ -46,6 +47,7 @@ class Poll:
         timeout: float,
         retry: int,
         permit: Permit | None = None,
+        charge: Charge | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.closing: Sequence[Callable[[], object]] = ()
@@ -56,6 +58,7 @@ class Poll:
         self._timeout = timeout
         self._retry = retry
         self._clock = clock
+        self._charge = charge
         self._opened = False
         self.deadline = clock() + (min(timeout, permit.ends_in) if permit else timeout)
         """When it is answered even if nothing comes."""
@@ -86,7 +89,7 @@ class Poll:
         places = {name: start.position for name, start in self._starts.items() if not start.fault}
         if len(places) == len(self._starts) and (answer := self._known(places)):
             return answer
-        self.subscriber = self.hub.attach(self._starts, max(self._timeout, ATTACH_TIMEOUT))
+        self.subscriber = self.hub.attach(self._starts, max(self._timeout, ATTACH_TIMEOUT), self._charge)
         self._opened = True
         self._began = {**self.subscriber.places}
         try:

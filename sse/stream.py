@@ -9,9 +9,9 @@ from copy import copy
 from functools import lru_cache
 from typing import Final, Literal, NamedTuple
 
-from sse.errors import StoreUnavailable, Unavailable
+from sse.errors import StoreUnavailable, TooMany, Unavailable
 from sse.event import Entry, Position, format_last_event_id
-from sse.hub import ATTACH_TIMEOUT, Hub
+from sse.hub import ATTACH_TIMEOUT, Charge, Hub
 from sse.log import warn
 from sse.permit import TAKEN_AFTER, Permit
 from sse.stores import PAGE
@@ -66,11 +66,12 @@ class Stream:
     :param typed: whether an event's type is told in its data, see `type_in_data`.
     :param told: what else `sse.open` tells.
     :param permit: what it stands on, where not all of its channels are public.
+    :param charge: counts the channels that it brings into being, see `Hub.attach`.
     """
 
     # An idle stream is to be small.
     __slots__ = (
-        *("_again", "_claims", "_clock", "_manner", "_starts", "_told", "_written"),
+        *("_again", "_charge", "_claims", "_clock", "_manner", "_starts", "_told", "_written"),
         *("closing", "deadline", "ended", "hub", "permit", "subscriber"),
     )
     subscriber: Subscriber
@@ -87,6 +88,7 @@ class Stream:
         typed: bool = False,
         told: Mapping[str, object] | None = None,
         permit: Permit | None = None,
+        charge: Charge | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.closing: Sequence[Callable[[], object]] = ()
@@ -101,6 +103,7 @@ class Stream:
         self._starts: Mapping[str, Start] | None = starts
         self._manner = _manner(heartbeat, retry, delta, typed)
         self._told = told
+        self._charge = charge
         self._clock = clock
         # What the client may say that it has, where that is not what it was given: see _claims.
         self._claims: dict[str, Position | None] | None = None
@@ -131,12 +134,12 @@ class Stream:
         assert self._starts is not None, "a stream is opened once"
         starts, manner = self._starts, self._manner
         try:
-            self.subscriber = self.hub.attach(starts, ATTACH_TIMEOUT)
+            self.subscriber = self.hub.attach(starts, ATTACH_TIMEOUT, self._charge)
         except Unavailable as error:
             warn("a stream is told that this service is busy: %s", error)
             self.ended = True
-            return busy(manner.retry)
-        self._starts = None
+            return busy(manner.retry, error.retry_after if isinstance(error, TooMany) else 0)
+        self._starts = self._charge = None
         if self.permit:
             self.permit.begin(self.subscriber.notify)
         claims = _claims(self.subscriber, starts)

@@ -36,6 +36,7 @@ def test_the_defaults_are_those_of_the_documentation() -> None:
             "SSE_LIMIT_PUBLISH": "100000/minute",
             "SSE_LIMIT_PUBLISH_BYTES": "67108864/minute",
             "SSE_LIMIT_CHANNEL": "100000/minute",
+            "SSE_LIMIT_NEW_CHANNELS": "6000/minute",
             "SSE_LIMITS_URL": "-",
             "SSE_RING": "1000",
             "SSE_RING_TTL": "86400",

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from sse.errors import Busy, StoreUnavailable
+from sse.errors import Busy, StoreUnavailable, TooMany
 from sse.event import UNBORN, Event, LastEventId, Position
 from sse.hub import Hub
 from sse.ring import Ring
@@ -938,6 +938,69 @@ def test_very_many_new_channels_at_once_are_refused_and_later_allowed(
     hub.detach(attach(hub, {"one/more": Start()}))
     hub.detach(subscriber)
     hub.detach(born)
+
+
+def test_only_channels_without_a_ring_are_charged_and_who_is_refused_leaves_nothing(hub: Hub, store: Store) -> None:
+    publish(store, "x", channel="born")
+    charged: list[int] = []
+    listening = hub.attach({name: Start() for name in ("born", "a", "b")}, 3, charged.append)
+    assert charged == [2]
+    again = hub.attach({name: Start() for name in ("born", "a", "c")}, 3, charged.append)
+    assert charged == [2, 1]
+
+    def refuse(count: int) -> None:
+        assert count == 2
+        raise TooMany("too many", retry_after=1, limit="a test's")
+
+    for _ in range(2):
+        with pytest.raises(TooMany):
+            hub.attach({name: Start() for name in ("born", "a", "d", "e")}, 3, refuse)
+    assert store.newest(["d", "e"]) == [None, None]
+    assert hub.subscribers == 2
+    publish(store, "1", channel="d")
+    free = hub.attach({"d": Start(), "e": Start()}, 3)
+    assert (free.places["d"].offset, free.places["e"].offset) == (1, 0)
+    publish(store, "1", channel="e")
+    assert data(collect(free, 1)) == ["1"]
+    for subscriber in (listening, again, free):
+        hub.detach(subscriber)
+
+
+def test_of_two_who_wait_for_the_same_new_channel_one_is_charged(hub: Hub, store: Store) -> None:
+    charged: list[int] = []
+    with ThreadPoolExecutor(8) as pool:
+        attaching = [pool.submit(hub.attach, {"a": Start(), "b": Start()}, 3, charged.append) for _ in range(8)]
+        subscribers = [one.result(5) for one in attaching]
+    assert 2 <= sum(charged) <= 2 * 8  # at the very same moment, each may be told that there is none
+    assert {tuple(one.places.items()) for one in subscribers} == {tuple(subscribers[0].places.items())}
+    for subscriber in subscribers:
+        hub.detach(subscriber)
+    del charged[:]
+    hub.detach(hub.attach({"a": Start(), "b": Start()}, 3, charged.append))
+    assert charged == []
+
+
+def test_a_channel_whose_new_ring_was_refused_is_heard_once_it_is_born(hub: Hub, store: Store) -> None:
+    thinking, refusing = threading.Event(), threading.Event()
+
+    def think(count: int) -> None:
+        thinking.set()
+        assert refusing.wait(5)
+        raise TooMany("too many", retry_after=1, limit="a test's")
+
+    with ThreadPoolExecutor(1) as pool:
+        attaching = pool.submit(hub.attach, {"a": Start()}, 3, think)
+        assert thinking.wait(3)
+        publish(store, "1")
+        wait_until(lambda: hub._channels["a"].ring, 3)
+        refusing.set()
+        with pytest.raises(TooMany):
+            attaching.result(5)
+    charged: list[int] = []
+    subscriber = hub.attach({"a": Start(replay=1)}, 3, charged.append)
+    assert charged == []
+    assert data(collect(subscriber, 1)) == ["1"]
+    hub.detach(subscriber)
 
 
 def test_channels_that_were_never_listened_to_are_forgotten_with_who_asked(make_hub: MakeHub, tmp_path: Path) -> None:

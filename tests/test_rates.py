@@ -232,16 +232,71 @@ def test_a_batch_that_no_window_has_room_for_is_not_told_to_try_again(make_app: 
     assert publish(client, ["a"] * 3).status_code == 201  # what was too large has not been counted
 
 
+def listen(client: FlaskClient, *channels: str, address: str = "192.0.2.1", **headers: str) -> TestResponse:
+    """A poll that has a ring ensured for each of its channels; without a position, it is answered at once."""
+    query = "&".join(f"channel={name}" for name in channels)
+    return client.get(f"/sse/poll?{query}&timeout=1", headers=headers, environ_base={"REMOTE_ADDR": address})
+
+
+def test_each_client_s_new_channels_are_counted_and_no_others(make_app: MakeApp, store_url: str | None) -> None:
+    app = make_app(SSE_LIMIT_NEW_CHANNELS="4/hour", SSE_PUBLISH_KEYS=KEYS, SSE_REDIS_URL=store_url)
+    client, store = app.test_client(), app.extensions["sse"].store
+    born = [f"born/{number}" for number in range(10)]
+    assert publish(client, born).status_code == 201
+    for _ in range(3):
+        assert listen(client, *born).status_code == 200
+        assert listen(client, "a", "b", "c", *born).status_code == 200
+        assert client.get("/sse/poll?channel=z&timeout=0", environ_base={"REMOTE_ADDR": "192.0.2.1"}).status_code == 200
+    refused(listen(client, "d", "e"), "SSE_LIMIT_NEW_CHANNELS")
+    assert store.newest(["d", "e"]) == [None, None]
+    assert listen(client, "a", *born).status_code == 200
+    assert listen(client, "d", "e", address="192.0.2.2").status_code == 200
+    assert listen(client, "d", "e").status_code == 200
+    refused(listen(client, "f"), "SSE_LIMIT_NEW_CHANNELS")
+
+
+def test_a_stream_with_too_many_new_channels_is_told_busy_until_it_may_come_back(make_app: MakeApp) -> None:
+    client = make_app(SSE_LIMIT_NEW_CHANNELS="1/hour").test_client()
+    assert listen(client, "a").status_code == 200
+    answer = client.get("/sse/stream?channel=a&channel=b", environ_base={"REMOTE_ADDR": "192.0.2.1"})
+    assert (answer.status_code, answer.mimetype) == (200, "text/event-stream")
+    told = json.loads(answer.text.partition("data: ")[2].partition("\n")[0])
+    assert told["reason"] == "busy"
+    assert told["retry"] > 3_500_000
+
+
+def test_new_channels_are_counted_by_token_where_there_is_one(make_app: MakeApp) -> None:
+    app = make_app(SSE_PUBLIC="", SSE_LIMIT_NEW_CHANNELS="2/hour", SSE_SECRET=SECRET)
+    client = app.test_client()
+
+    def as_sub(sub: str, *channels: str, address: str = "192.0.2.1") -> TestResponse:
+        token = signed(claims(sub=sub, subscribe=["*"]))
+        return listen(client, *channels, address=address, Authorization=f"Bearer {token}")
+
+    assert as_sub("ann", "a", "b").status_code == 200
+    assert as_sub("bob", "c", "d").status_code == 200
+    for address in ("192.0.2.1", "192.0.2.9", "127.0.0.1"):
+        refused(as_sub("ann", "e", address=address), "SSE_LIMIT_NEW_CHANNELS")
+
+
+def test_a_request_for_more_new_channels_than_a_window_has_takes_a_whole_window(make_app: MakeApp) -> None:
+    client = make_app(SSE_LIMIT_NEW_CHANNELS="2/hour").test_client()
+    assert listen(client, *"abc").status_code == 200
+    refused(listen(client, "d"), "SSE_LIMIT_NEW_CHANNELS")
+
+
+def test_new_channels_of_loopback_are_not_limited_without_proxies(make_app: MakeApp) -> None:
+    client = make_app(SSE_LIMIT_NEW_CHANNELS="2/hour").test_client()
+    for number in range(4):
+        assert listen(client, f"a/{number}", f"b/{number}", address="127.0.0.1").status_code == 200
+
+
 def test_without_limits_there_are_none(make_app: MakeApp) -> None:
-    app = make_app(
-        SSE_LIMIT_SUBSCRIBE="",
-        SSE_LIMIT_PUBLISH=None,
-        SSE_LIMIT_CHANNEL="",
-        SSE_LIMIT_PUBLISH_BYTES="",
-        SSE_PUBLISH_KEYS=KEYS,
-    )
+    limits = ("SUBSCRIBE", "PUBLISH", "CHANNEL", "PUBLISH_BYTES", "NEW_CHANNELS")
+    app = make_app(**{f"SSE_LIMIT_{name}": "" for name in limits}, SSE_PUBLISH_KEYS=KEYS)
     client = app.test_client()
     assert {poll(client).status_code for _ in range(50)} == {200}
+    assert {listen(client, f"new/{number}").status_code for number in range(50)} == {200}
     assert {publish(client, ["a"] * 100).status_code for _ in range(3)} == {201}
 
 
