@@ -148,6 +148,7 @@ class Revocations:
         self._read: dict[int, float] = {}  # all that counts, by a hash of its id and text, and its time
         self._count = self._ended = 0  # known, and acted upon
         self._pruned_at = time.monotonic()
+        self._ahead = time.time() - time.monotonic()  # of the steady clock, at the most so far
         self._permits: set[Permit] = set()
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
@@ -277,6 +278,14 @@ class Revocations:
                 mine.done.set()
 
     def _read_on(self) -> None:
+        now = time.time()
+        ahead = now - time.monotonic()
+        if ahead < self._ahead - LEEWAY:
+            # The clock was fast, and has been set back: what it made too old may count, and nothing is later than now.
+            self._last, self._ahead = "", ahead
+            self._read = {entry: min(at, now) for entry, at in self._read.items()}
+            self._since = {item: old._replace(at=min(old.at, now)) for item, old in self._since.items()}
+        self._ahead = max(ahead, self._ahead)
         while news := self._store.revoked(self._last):
             self._take(news)
         self._known = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -303,6 +304,27 @@ def test_what_an_older_version_revoked_counts_by_redis_s_clock_and_its_differenc
     for name in ("ann", "bob", "eve"):
         assert both().refuses(grant(name, ago=RIGHT))
         assert not both().refuses(grant(name, "2", ago=LATER))
+
+
+def test_a_worker_s_clock_that_was_fast_for_a_while_makes_it_forget_nothing(both: Any, shift: Shift) -> None:
+    both().revoke("sub", "ann")
+    both.begun._look()
+    permit = Permit(both.begun, None, [], ["b"], both.begun.count())
+    both().revoke("channel", "b")
+    both.begun._look()
+    shift(100 * 86_400)  # all that has been revoked is too old to count
+    both.begun._pruned_at = -math.inf
+    both().revoke("sub", "bob")
+    both.begun._look()
+    began_meanwhile = both()
+    began_meanwhile.count()
+    assert both.begun._count == 3
+    shift(0)
+    for revocations in (both.begun, began_meanwhile):
+        revocations._look()
+        assert judged(revocations) == (True, False)
+        assert revocations.refuses(grant("bob"))
+    assert permit.is_over
 
 
 def test_no_revocation_counts_as_later_than_now(both: Any, redis_url: str) -> None:
