@@ -45,7 +45,7 @@ from sse.wire import decode_payload, encode_payload
 _log = logging.getLogger("sse")
 
 _CONNECTIONS: Final = 8
-_RANDOM_ONCE_TTL: Final = 30
+_RANDOM_ONCE_TTL: Final = 30  # seconds; longer than a publish and its repetitions can take, by SSE_REDIS_TIMEOUT
 _PING_AFTER: Final = 5.0
 _LOST_AFTER: Final = 12.0
 _READ_AT_ONCE: Final = 256
