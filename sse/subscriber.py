@@ -235,10 +235,16 @@ class Subscriber:
         page = self._read([(name, place)], PAGE, min(max_bytes, PAGE_BYTES))[0]
         if not page.reason:
             return page.entries
-        is_reset = lives != (self._lives or {}).get(name, 0)
-        if not is_reset and page.reason != "diverged":
-            raise Lagging(name)
-        taken.append(reset_at(name, channel.reset_reason if is_reset else page.reason, place, top))
+        reason = channel.reset_reason
+        if lives == (self._lives or {}).get(name, 0):
+            if page.reason != "diverged":
+                raise Lagging(name)
+            # The ring goes on, but what follows the place is no event of ours. What came before it is told first.
+            if any(item.channel == name for item in taken):
+                self.notify()
+                return []
+            reason = page.reason
+        taken.append(reset_at(name, reason, place, top))
         self._live(name, lives)
         self.places[name] = top
         return []
