@@ -655,7 +655,7 @@ while notes.count("asked") < 15 and time.monotonic() < deadline:
     hub._feed.wake()
     gevent.sleep(0.05)
 between = "".join(note[0] for note in notes).strip("h")
-print(between.count("a"), "aa" in between)
+print(between.count("a"), "aaa" in between)  # of what an iteration of the loop finds, the timer comes first
 """
 
 
