@@ -783,6 +783,15 @@ def test_what_others_wrote_into_a_ring_ends_what_can_be_continued_and_no_more(
         assert pages[1] == Page([])
 
 
+def test_what_is_larger_than_any_event_stays_in_redis(client: Any, redis_url: str, make_store: MakeStore) -> None:
+    store = make_store(redis_url)
+    place = first(store.publish([Publication("a", Event("x"))])).position
+    client.xadd("sse:{a}", {"d": '{"data":"' + "x" * 20_000_000 + '"}'}, id="2-5")
+    before = client.info("stats")["total_net_output_bytes"]
+    assert good(first(store.read([("a", place)]))) == Page([], reason="diverged")
+    assert client.info("stats")["total_net_output_bytes"] - before < 1_000_000
+
+
 def test_members_that_a_later_version_may_add_are_passed_over(
     client: Any, redis_url: str, make_store: MakeStore
 ) -> None:

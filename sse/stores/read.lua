@@ -1,5 +1,6 @@
 #!lua flags=no-writes
--- KEYS: 1 ring   ARGV: 1 position, 2 entries at most, 3 bytes of data at most, 4 entries at least, however large
+-- KEYS: 1 ring   ARGV: 1 position, 2 entries at most, 3 bytes of data at most, 4 entries at least, however large,
+-- 5 bytes of the largest event: a larger entry is not ours, and its data stays in Redis
 -- Returns {1, whether there are more, bytes, id, data, id, data, …} for the entries after the position; or {0, oldest
 -- id, newest id} where the ring does not have it, and {0} where there is no ring.
 local from = ARGV[1]
@@ -18,6 +19,7 @@ while count < most do
     for index = 1, #entry[2], 2 do
       if entry[2][index] == 'd' then data = entry[2][index + 1] end
     end
+    if #data > tonumber(ARGV[5]) then data = '' end
     if count >= least and size + #data > bytes then
       reply[2], reply[3] = 1, size
       return reply

@@ -40,7 +40,7 @@ from sse.stores.base import (
     conflict,
 )
 from sse.stores.pool import Pool
-from sse.wire import decode_payload, encode_payload
+from sse.wire import MAX_PAYLOAD, decode_payload, encode_payload
 
 _log = logging.getLogger("sse")
 
@@ -360,7 +360,10 @@ class RedisStore(Store):
         self, places: Sequence[tuple[str, Position]], limit: int, max_bytes: int, *, at_least: int, deadline: float
     ) -> list[tuple[Page | StoreUnavailable, int]]:
         """For each place, the page after it, and the bytes of its data. `max_bytes` bounds each by itself."""
-        calls = [(1, self._key(channel), str(position), limit, max_bytes, at_least) for channel, position in places]
+        calls = [
+            (1, self._key(channel), str(position), limit, max_bytes, at_least, MAX_PAYLOAD)
+            for channel, position in places
+        ]
         replies = self._evaluate(self._read_script, calls, deadline)
         return [_page(reply, position, channel) for (channel, position), reply in zip(places, replies, strict=True)]
 
