@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 from collections.abc import Callable, Coroutine, Iterable, Sequence
@@ -50,6 +51,7 @@ _log = logging.getLogger("sse")
 
 _MAX_BODY: Final = 1 << 20
 _MAX_DISCARDED: Final = 16 << 20
+_MAX_DROPPED: Final = 16_384
 _MAX_ID: Final = 4096
 _MAX_POLL: Final = 60
 _MIN_HEARTBEAT: Final = 3
@@ -110,6 +112,7 @@ class _Routes:
         self._wrong_answers: dict[tuple[str, str], object] = {}  # by rule and type, those that the log has told of
 
     def stream(self) -> Response:
+        _drop_body()
         query = _query("last_event_id", "lastEventId", "ids", "types", "replay", "heartbeat", "token")
         delta, typed = _switch(query, "ids", "delta"), _switch(query, "types", "data")
         heartbeat = _integer(query, "heartbeat", self._config.heartbeat, _MIN_HEARTBEAT, self._config.heartbeat)
@@ -135,6 +138,7 @@ class _Routes:
         return WaitingResponse(body, headers=_STREAM_HEADERS)
 
     def poll(self) -> Response:
+        _drop_body()
         query = _query("last_event_id", "lastEventId", "replay", "timeout", "token")
         timeout = _integer(query, "timeout", self._config.poll_timeout, 0, _MAX_POLL)
         starts, _, permit = self._starts(query)
@@ -147,6 +151,7 @@ class _Routes:
             retry=self._config.retry,
             permit=permit,
             charge=self._charge(permit),
+            gone=request.environ.get("sse.gone"),
         )
         try:
             answer = body.open()
@@ -442,11 +447,34 @@ def _read_body() -> bytes:
     return body
 
 
+def _drop_body() -> None:
+    """Read the body of a GET or HEAD, which means nothing (RFC 9110, 9.3.1), so that only another request can follow.
+
+    :raises TooLarge: if it is over 16 KB.
+    :raises RequestError: if it cannot be read.
+    """
+    environ = request.environ
+    if not environ.get("CONTENT_LENGTH") and "HTTP_TRANSFER_ENCODING" not in environ:
+        return
+    left = 0 if (request.content_length or 0) > _MAX_DROPPED else _MAX_DROPPED + 1
+    try:
+        while left and (chunk := request.stream.read(left)):
+            left -= len(chunk)
+    except RequestEntityTooLarge:
+        left = 0
+    except Exception as error:  # each server has its own for a body that is malformed, breaks off or does not come
+        raise RequestError("the body cannot be read to its end", "leave it out: it means nothing here") from error
+    if not left:
+        _discard_body()
+        raise TooLarge(f"the body is over {_MAX_DROPPED} bytes", "leave it out: it means nothing here")
+
+
 def _discard_body() -> None:
     """Read what a client is still sending, within bounds: closing on it would reset the answer away (RFC 9112, 9.6)."""
     left = _MAX_DISCARDED if request.content_length is None else min(request.content_length, _MAX_DISCARDED)
-    while left > 0 and (chunk := request.environ["wsgi.input"].read(min(left, 65_536))):
-        left -= len(chunk)
+    with contextlib.suppress(Exception):  # if it breaks off, or does not come, the answer is the same
+        while left > 0 and (chunk := request.environ["wsgi.input"].read(min(left, 65_536))):
+            left -= len(chunk)
 
 
 def _stored_size(events: Sequence[tuple[str, Event]]) -> int:

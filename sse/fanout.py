@@ -16,7 +16,7 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from functools import lru_cache, partial
-from select import EPOLLIN, EPOLLOUT, EPOLLRDHUP
+from select import EPOLLIN, EPOLLOUT, EPOLLRDHUP, POLLRDHUP
 from typing import TYPE_CHECKING, Any, Final
 
 import gevent
@@ -26,6 +26,8 @@ from gevent.queue import SimpleQueue
 from gunicorn.util import http_date  # type: ignore[import-untyped]
 
 if TYPE_CHECKING:
+    import socket
+
     from sse.permit import Permit
     from sse.poll import Poll
     from sse.stream import Reason, Shared, Stream
@@ -40,6 +42,7 @@ LAST_CHUNK: Final = b"0\r\n\r\n"
 """The end of a chunked body (RFC 9112, 7.1)."""
 
 _TURN: Final = 128  # connections written to before others have their turn
+_EARLY: Final = 8192  # bytes that a client may send behind a poll that waits
 _TICK: Final = 0.1
 _FIRST_REQUEST: Final = 20.0  # seconds that a new client has to begin a request
 _SILENT: Final = 1.0  # seconds after which a new client has not sent its request with the connection
@@ -47,7 +50,7 @@ _LAST_REQUEST: Final = 1.0  # seconds that a client has to send one more when th
 _JUMP: Final = 0.5
 _ASKING: Final = 32  # rows for which the store is asked at the same time
 
-_epoll = get_original("select", "epoll")
+_epoll, _poll = get_original("select", ["epoll", "poll"])
 _close = get_original("os", "close")  # at once: gevent has nothing to do with these numbers any more
 
 
@@ -256,6 +259,7 @@ class Polls(Row):
     """Polls that wait at the same place, and have the same head: they get the same answer."""
 
     __slots__ = ("head", "poll")
+    events = EPOLLIN | EPOLLRDHUP
 
     def __init__(self, fanout: Fanout, poll: Poll, head: bytes) -> None:
         super().__init__(fanout)
@@ -266,6 +270,22 @@ class Polls(Row):
         if not self.asks and self.poll.is_behind:
             self.asks = True
             gevent.spawn_later(self.poll.GATHER, self._answer)
+
+    def heard(self, fd: int) -> None:
+        # The end of a connection may never arrive behind bytes that nobody reads, so they are read, and kept.
+        try:
+            data = os.read(fd, 4096)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self.fanout.end(fd)
+            return
+        early = self.fanout.early[fd] = self.fanout.early.get(fd, b"") + data
+        if len(early) > _EARLY:
+            self.fanout.watch(fd, EPOLLRDHUP)
+            self.dismiss(fd)
 
     def dismiss(self, fd: int) -> None:
         if self.asks and not self.fanout.draining and not self.fanout.is_over(fd):
@@ -322,7 +342,7 @@ class Resting(Row):
 
     def dismiss(self, fd: int) -> None:
         """Close it, unless a request has come just now."""
-        if _has_bytes(fd):
+        if _unread(fd):
             self.fanout.give_back(fd)
         else:
             self.fanout.close(fd)
@@ -350,6 +370,8 @@ class Fanout:
         """Connections that wait for a greenlet, and what `give_back` is to be told of them."""
         self.permits: dict[int, tuple[Permit, float]] = {}
         """What connections stand on, where not all of their channels are public; and their end otherwise."""
+        self.early: dict[int, bytes] = {}
+        """By connection, what has come behind the request of a poll, and is to be served after its answer."""
         self._closing: dict[int, Sequence[Callable[[], object]]] = {}  # what the app wants done at the end
         self._ready: set[Row] = set()
         self._due: list[int] = []
@@ -386,7 +408,10 @@ class Fanout:
         stream.deadline, stream.permit = math.inf, None  # each has its own, and the wheel tells
         stream.subscriber.wake_by(row)
 
-    def hold(self, fd: int, poll: Poll, head: bytes) -> None:
+    def hold(self, fd: int, poll: Poll, head: bytes, early: bytes = b"") -> None:
+        self.early.pop(fd, None)
+        if early:
+            self.early[fd] = early
         key = poll.alike, head
         row = self._rows.get(key)
         if not (isinstance(row, Polls) and not row.asks and row.poll.absorb(poll)):
@@ -482,6 +507,9 @@ class Fanout:
 
     def answered(self, fd: int) -> None:
         """Its poll is answered: wait for what comes next."""
+        if fd in self.early:
+            self.give_back(fd)
+            return
         self._leave(fd)
         self._row_of[fd] = self._resting
         self.set_end(fd, self._rest_until())
@@ -554,6 +582,7 @@ class Fanout:
                     self.end(fd)
         doomed, self._doomed = self._doomed, []
         for fd in doomed:
+            self.early.pop(fd, None)
             with contextlib.suppress(OSError):
                 _close(fd)
             self._run(self._closing.pop(fd, ()))
@@ -670,11 +699,21 @@ def send(fd: int, data: bytes | memoryview) -> int:
         return -1
 
 
-def _has_bytes(fd: int) -> bool:
-    """Whether its peer has sent something that nobody has read."""
+def _unread(fd: int) -> int:
+    """How many bytes its peer has sent that nobody has read."""
     count = array("i", [0])
     fcntl.ioctl(fd, termios.FIONREAD, count)
-    return count[0] > 0
+    return count[0]
+
+
+def has_left(connection: socket.socket) -> bool:
+    """Tell whether the peer has closed the connection, or has shut it for sending.
+
+    A peer that sent more than is ever read ahead counts as gone: its end could not arrive behind all that.
+    """
+    poller = _poll()
+    poller.register(connection.fileno(), POLLRDHUP)
+    return bool(poller.poll(0)) or _unread(connection.fileno()) > _EARLY
 
 
 def _listens(fd: int) -> bool:

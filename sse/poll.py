@@ -29,14 +29,17 @@ class Poll:
     :param permit: what it stands on, where not all of its channels are public. When that ends, so does the wait, and
         nothing is told.
     :param charge: counts the channels that it brings into being, see `Hub.attach`.
+    :param gone: tells whether the client has gone; asked every few seconds of `wait`, which ends then.
     """
 
     __slots__ = (
-        *("_began", "_charge", "_clock", "_opened", "_retry", "_starts", "_timeout"),
+        *("_began", "_charge", "_clock", "_gone", "_opened", "_retry", "_starts", "_timeout"),
         *("closing", "deadline", "hub", "permit", "subscriber"),
     )
     GATHER: Final = 0.01
     """Seconds that one that waits gives further events after the first."""
+    LOOK: Final = 3.0
+    """Seconds after which one that waits asks whether its client is there: the shortest heartbeat that can be set."""
     subscriber: Subscriber
 
     def __init__(
@@ -48,6 +51,7 @@ class Poll:
         retry: int,
         permit: Permit | None = None,
         charge: Charge | None = None,
+        gone: Callable[[], bool] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.closing: Sequence[Callable[[], object]] = ()
@@ -59,6 +63,7 @@ class Poll:
         self._retry = retry
         self._clock = clock
         self._charge = charge
+        self._gone = gone
         self._opened = False
         self.deadline = clock() + (min(timeout, permit.ends_in) if permit else timeout)
         """When it is answered even if nothing comes."""
@@ -142,7 +147,7 @@ class Poll:
             if self.permit:
                 self.permit.begin(self.subscriber.notify)
             while answer is None and not self.subscriber.draining:
-                if not self.subscriber.wait(max(self.deadline - self._clock(), 0)):
+                if not self._is_woken():
                     break
                 time.sleep(self.GATHER)
                 answer = self.answer()
@@ -151,6 +156,15 @@ class Poll:
             return answer or self.nothing
         finally:
             self.close()
+
+    def _is_woken(self) -> bool:
+        """Wait until something may have come; False once the time is over, or the client has gone."""
+        while (left := self.deadline - self._clock()) > 0:
+            if self.subscriber.wait(min(left, self.LOOK) if self._gone else left):
+                return True
+            if self._gone and self._gone():
+                return False
+        return self.subscriber.wait(0)
 
     def close(self) -> None:
         """Detach; a second time does nothing."""

@@ -16,8 +16,10 @@ from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import gevent
+import gevent.socket
 from gevent.pool import Group
 from gevent.server import StreamServer
+from gunicorn.http.body import Body, LengthReader  # type: ignore[import-untyped]
 from gunicorn.http.errors import (  # type: ignore[import-untyped]
     LimitRequestHeaders,
     NoMoreData,
@@ -29,7 +31,7 @@ from gunicorn.http.wsgi import Response  # type: ignore[import-untyped]
 from gunicorn.sock import ssl_context  # type: ignore[import-untyped]
 from gunicorn.workers.ggevent import GeventWorker  # type: ignore[import-untyped]
 
-from sse.fanout import LAST_CHUNK, PAUSE, STALLED_AFTER, Fanout, date, framed, send
+from sse.fanout import LAST_CHUNK, PAUSE, STALLED_AFTER, Fanout, date, framed, has_left, send
 from sse.head import Head
 
 if TYPE_CHECKING:
@@ -46,6 +48,9 @@ _AHEAD: Final = 0.5
 _HEAD_BYTES: Final = 131_072  # of a request's head: the longest that gunicorn.conf.py is meant for has 90 KB
 _HEAD_SECONDS: Final = 20.0  # from a head's first byte to its last
 _HEAD_AT_LEAST: Final = 1.0  # where greenlets are short
+_BODY_SECONDS: Final = 20.0  # that a body may take, beside what its bytes take at _BODY_RATE
+_BODY_RATE: Final = 4096.0  # bytes a second
+_BODY_STEP: Final = 65_536
 _TRAILER_BYTES: Final = 16_384  # of what follows a chunked body; gunicorn searches it anew at each packet
 
 _same = lru_cache(maxsize=1024)(lambda head: head)  # one object for equal ones: very many wait with the same
@@ -101,7 +106,7 @@ def _has_input(connection: Any) -> bool:
 
 def _skip_body(request: Any) -> bool:
     """Read what the app has left of a request's body, within bounds; whether its end was reached."""
-    if getattr(request.body.reader, "length", None) == 0:
+    if _is_read(request):
         return True
     if request.body.failed:
         return False
@@ -116,6 +121,8 @@ def _skip_body(request: Any) -> bool:
 
 class _Request(Request):  # type: ignore[misc]
     """gunicorn's request, whose head has bounded bytes, lines and time, and is parsed once: when it is there."""
+
+    body: Any
 
     def parse(self, unreader: Any) -> Any:
         """Return what has come behind the head.
@@ -142,6 +149,38 @@ class _Request(Request):  # type: ignore[misc]
         if data.count(b"\r\n") >= self.limit_request_fields:  # gunicorn does not count those that it drops
             raise LimitRequestHeaders("limit request headers fields")
         return super().parse_headers(data, from_trailer)
+
+    def set_body_reader(self) -> None:
+        super().set_body_reader()
+        if not _is_read(self):
+            self.body = _Body(self.body.reader)
+
+
+class _Body(Body):  # type: ignore[misc]
+    """gunicorn's body of a request, which gives up on a client that sends it too slowly."""
+
+    def __init__(self, reader: Any) -> None:
+        super().__init__(reader)
+        self._patience = _BODY_SECONDS
+
+    def _read_reader(self, size: int) -> bytes:
+        """Return the next `size` bytes, or fewer.
+
+        :raises TimeoutError: if they come too slowly; then the connection is closed after the answer.
+        """
+        size = min(size, _BODY_STEP)
+        began = time.monotonic()
+        with gevent.Timeout(self._patience + size / _BODY_RATE, TimeoutError("the body of a request comes too slowly")):
+            data: bytes = super()._read_reader(size)
+        earned = len(data) / _BODY_RATE - (time.monotonic() - began)
+        self._patience = min(self._patience + earned, _BODY_SECONDS)
+        return data
+
+
+def _is_read(request: Any) -> bool:
+    """Whether nothing of a request's body is yet to come, so that what comes next is another request."""
+    reader = request.body.reader
+    return not reader.length if isinstance(reader, LengthReader) else reader.parser is None
 
 
 def _read(unreader: Any, head: Head) -> bytes:
@@ -214,6 +253,20 @@ class _Listener(StreamServer):  # type: ignore[misc]
                 self.handle(client, address)
 
 
+class _Resumed(gevent.socket.socket):  # type: ignore[misc]
+    """A connection that had been handed off, and the bytes that had been read from it before their turn."""
+
+    def __init__(self, fd: int, early: bytes) -> None:
+        super().__init__(fileno=fd)
+        self._early = early
+
+    def recv(self, size: int, *flags: int) -> bytes:
+        """Return the next bytes: those from before all at once, so that none are left where nobody looks for them."""
+        early, self._early = self._early, b""
+        data: bytes = early or super().recv(size, *flags)
+        return data
+
+
 class Worker(GeventWorker):  # type: ignore[misc]
     """gunicorn's gevent worker, which hands off what waits; what TLS, or the app, has wrapped keeps its greenlet."""
 
@@ -239,37 +292,36 @@ class Worker(GeventWorker):  # type: ignore[misc]
         app = self.wsgi
         self._service = getattr(app, "extensions", {}).get("sse")
         self._fanout = Fanout(self.log, self.cfg.keepalive, self._give_back)
+        self.wsgi = partial(self._call, app)
+
+    def _call(self, app: Any, environ: dict[str, Any], start_response: Any) -> Any:
+        """Call the app. Return its body, or what this worker writes in gunicorn's place."""
+        response, connection = start_response.__self__, environ["gunicorn.socket"]
+        environ["sse.gone"] = partial(has_left, connection)
+        if type(response) is not Response:
+            return app(environ, start_response)  # HTTP/2 puts more than bytes on the connection
+        if not isinstance(connection, ssl.SSLSocket):  # and so does TLS
+            environ["sse.holds"] = True
+        began = datetime.now()
+        body = app(environ, start_response)
+        if self._is_last(response.req):
+            response.force_close()
+        write: Callable[[Any, socket.socket, Any], None]
+        if body is environ.get("sse.body", self) and "sse.holds" in environ and _is_read(response.req):
+            write = self._hand_off_stream if hasattr(body, "step") else self._hand_off_poll
+        elif _is_small(response) and not isinstance(body, environ["wsgi.file_wrapper"]):
+            write = _answer
+        else:
+            return body
+        return _Taken(body, write, environ, response, began)
+
+    def _is_last(self, request: Any) -> bool:
+        """Whether a request's connection is to end with its answer, whatever its client asks for."""
+        # At the end of this process, gunicorn knows it of requests that come from then on; here are those under way.
         # The PROXY protocol tells at a connection's beginning whose it is, which no other greenlet would know.
-        one_request = self.cfg.proxy_protocol != "off"
-
-        def wsgi(environ: dict[str, Any], start_response: Any) -> Any:
-            response = start_response.__self__
-            if type(response) is not Response:
-                return app(environ, start_response)  # HTTP/2 puts more than bytes on the connection
-            # So does TLS; a request that has come early would be lost, and a body that comes late be taken for one.
-            if not (
-                isinstance(environ["gunicorn.socket"], ssl.SSLSocket)
-                or response.req.unreader.buf.getvalue()
-                or environ.get("CONTENT_LENGTH", "0") != "0"
-                or "HTTP_TRANSFER_ENCODING" in environ
-            ):
-                environ["sse.holds"] = True
-            began = datetime.now()
-            body = app(environ, start_response)
-            # At the end of this process, gunicorn closes after what comes from then on; this is for what is under way.
-            # Who sends requests in advance would keep a greenlet for ever, while others wait for one.
-            if one_request or not self.alive or (self._fanout.waiting and response.req.unreader.buf.getvalue()):
-                response.force_close()
-            write: Callable[[Any, socket.socket, Any], None]
-            if body is environ.get("sse.body", self) and "sse.holds" in environ:
-                write = self._hand_off_stream if hasattr(body, "step") else self._hand_off_poll
-            elif _is_small(response) and not isinstance(body, environ["wsgi.file_wrapper"]):
-                write = _answer
-            else:
-                return body
-            return _Taken(body, write, environ, response, began)
-
-        self.wsgi = wsgi
+        # A client that sends requests in advance would keep its greenlet for ever, while others wait for one.
+        is_crowded = self._fanout.waiting and request.unreader.buf.getvalue()
+        return bool(not self.alive or self.cfg.proxy_protocol != "off" or is_crowded)
 
     def is_already_handled(self, respiter: Any) -> bool:
         """Between the app and its body, by gunicorn's own hook."""
@@ -291,6 +343,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
         return True
 
     def _hand_off_stream(self, stream: Stream, connection: socket.socket, response: Any) -> None:
+        # A request that has come behind it is never answered: the connection ends with the stream.
         opening = stream.open()
         response.sent = len(opening)
         if response.chunked:
@@ -303,7 +356,8 @@ class Worker(GeventWorker):  # type: ignore[misc]
 
     def _hand_off_poll(self, poll: Poll, connection: socket.socket, response: Any) -> None:
         response.chunked, response.response_length = False, 0  # its length is told when it is known
-        self._fanout.hold(connection.fileno(), poll, _same(_head(response)))
+        early = response.req.unreader.take_buffered()
+        self._fanout.hold(connection.fileno(), poll, _same(_head(response)), early)
         connection.detach()
 
     # A connection is served by a greenlet while a request of it is read and answered, and rests in the fan-out as a
@@ -347,7 +401,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
 
     def _go_on(self, fd: int, data: bytes, closes: bool) -> None:
         """Send what is left of an answer, then serve the requests that come next on this connection."""
-        with socket.socket(fileno=fd) as connection, contextlib.suppress(OSError):
+        with _Resumed(fd, self._fanout.early.pop(fd, b"")) as connection, contextlib.suppress(OSError):
             if data:
                 connection.settimeout(STALLED_AFTER)
                 connection.sendall(data)

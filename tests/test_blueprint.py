@@ -669,16 +669,22 @@ def test_a_body_that_is_shorter_than_its_length_or_whose_length_is_none_is_400(
     assert post(small, path=path, data=body, content_type="application/json").status_code == 201
 
 
+class Broken(io.BytesIO):
+    """A body that breaks off, as a server's own error."""
+
+    fault: Exception = OSError("no more")
+
+    def read(self, size: int | None = -1) -> bytes:
+        raise self.fault
+
+    readinto = read  # type: ignore[assignment]
+
+
 @pytest.mark.parametrize("fault", [OSError("gone"), ValueError("no chunk"), RuntimeError("the server's own")], ids=repr)
 def test_a_body_that_a_server_cannot_read_to_its_end_is_400(small: Flask, fault: Exception) -> None:
-    class Broken(io.BytesIO):
-        def read(self, size: int | None = -1) -> bytes:
-            raise fault
-
-        readinto = read  # type: ignore[assignment]
-
     environ = {"wsgi.input_terminated": True, "HTTP_TRANSFER_ENCODING": "chunked", "CONTENT_LENGTH": ""}
     environ["wsgi.input"] = Broken()
+    environ["wsgi.input"].fault = fault
     answer = post(small, path="/sse/publish/a", content_type="text/plain", environ_overrides=environ)
     assert code(answer) == (400, "bad_request")
     assert "the same Idempotency-Key" in answer.get_json()["error"]["hint"]
@@ -690,6 +696,41 @@ def test_a_body_with_a_length_and_chunks_is_400(small: Flask) -> None:
     answer = post(small, path="/sse/publish/a", data="x", content_type="text/plain", environ_overrides=environ)
     assert answer.status_code == 400
     assert is_unborn(small)
+
+
+@pytest.mark.parametrize("path", ["/sse/stream?channel=a", "/sse/poll?channel=a&timeout=0"])
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_body_that_nobody_asked_for_is_dropped_up_to_16_kb(
+    small: Flask, path: str, method: str, chunked: bool
+) -> None:
+    environ = {"wsgi.input_terminated": True}
+    if chunked:
+        environ |= {"HTTP_TRANSFER_ENCODING": "chunked", "CONTENT_LENGTH": ""}
+    for size, status in ((0, 200), (1, 200), (16_384, 200), (16_385, 413), (3_000_000, 413)):
+        body = io.BytesIO(b"x" * size)
+        length = None if chunked else size
+        with small.test_client().open(
+            path, method=method, input_stream=body, content_length=length, environ_overrides=environ
+        ) as answer:
+            assert answer.status_code == status, size
+            assert body.read() == b""  # what is sent next stands at the start of another request
+            if status == 413 and method == "GET":
+                assert code(answer) == (413, "too_large")
+    small.config["MAX_CONTENT_LENGTH"] = 100
+    with small.test_client().open(path, method=method, data=b"x" * 101) as answer:
+        assert answer.status_code == 413
+
+
+@pytest.mark.parametrize("path", ["/sse/stream?channel=a", "/sse/poll?channel=a"])
+@pytest.mark.parametrize(("length", "status"), [("5", 400), ("20000", 413)])
+def test_a_body_that_cannot_be_read_is_answered_and_takes_no_seat(
+    small: Flask, path: str, length: str, status: int
+) -> None:
+    environ = {"wsgi.input": Broken(), "CONTENT_LENGTH": length, "wsgi.input_terminated": True}
+    with small.test_client().get(path, environ_overrides=environ) as answer:
+        assert code(answer)[0] == status
+    assert small.extensions["sse"].hub.subscribers == 0
 
 
 def test_data_over_its_limit_is_413_counted_in_utf_8(make_app: MakeApp) -> None:

@@ -121,6 +121,39 @@ def test_with_nothing_to_tell_it_waits_its_time_and_keeps_its_place(hub: Hub, st
     assert (answer["events"], answer["last_event_id"], answer["more"]) == ([], top, False)
 
 
+def test_it_waits_no_longer_for_a_client_that_has_gone(hub: Hub, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Poll, "LOOK", 0.05)
+    (top,) = publish(store, "x")
+    starts = starting_points("a", LastEventId.parse(top))
+    looks = iter([False, False, True])
+    waiting = Poll(hub, starts, timeout=20, retry=RETRY, gone=lambda: next(looks))
+    assert waiting.open() is None
+    begun = time.monotonic()
+    assert waiting.wait() == waiting.nothing
+    assert time.monotonic() - begun < 5
+    assert next(looks, None) is None
+    assert hub.subscribers == 0
+
+
+def test_while_the_client_is_there_it_waits_its_time_and_is_told_what_comes(
+    hub: Hub, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Poll, "LOOK", 0.05)
+    (top,) = publish(store, "x")
+    starts = starting_points("a", LastEventId.parse(top))
+    begun = time.monotonic()
+    quiet = Poll(hub, starts, timeout=0.4, retry=RETRY, gone=lambda: False)
+    assert quiet.open() is None
+    assert quiet.wait() == quiet.nothing
+    assert 0.35 < time.monotonic() - begun < 2
+    waiting = Poll(hub, starts, timeout=20, retry=RETRY, gone=lambda: False)
+    assert waiting.open() is None
+    later = threading.Timer(0.2, publish, [store, "y"])
+    later.start()
+    assert data(json.loads(waiting.wait())) == ["y"]
+    later.join(5)
+
+
 def test_the_first_event_ends_the_waiting_and_brings_those_close_behind(hub: Hub, store: Store) -> None:
     (top,) = publish(store, "x")
     with ThreadPoolExecutor(1) as pool:

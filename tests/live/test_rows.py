@@ -456,9 +456,9 @@ def test_the_body_of_a_poll_s_request_is_never_taken_for_the_next_request(worker
         for line, body in ((f"Content-Length: {len(inner)}", inner), ("Transfer-Encoding: chunked", chunked)):
             with Connection(worker) as one:
                 one.poll(place, line)
-                subscribers(worker, 1)
-                one.sock.sendall(body.encode())
                 time.sleep(0.1)
+                one.sock.sendall(body.encode())
+                subscribers(worker, 1)
                 (place,) = publish(worker, "a", "second")
                 assert told(one.answer()) == ["second"]
                 one.ask("/sse/poll?channel=next&timeout=0")
