@@ -59,6 +59,13 @@ class _Flight:
         self.pages: Sequence[Page | StoreUnavailable] = ()
 
 
+class _Queue(dict[str, None]):
+    """Channels by name, in the order of their turns."""
+
+    at_once = _PER_TURN
+    """How many have the next turn: fewer after a fault, so that the channel that causes it is soon alone."""
+
+
 class Hub:
     """The fan-out of one process. It starts with the first subscriber, or by `start`; `close` ends it.
 
@@ -78,9 +85,8 @@ class Hub:
         self._woken = False  # since arrivals were last looked at
         self._gathered_at = 0.0  # when they are looked at, by `time.monotonic`
         # In the order of their turns, by name:
-        self._new: dict[str, None] = {}  # without a ring here
-        self._dirty: dict[str, None] = {}  # perhaps behind the store
-        self._at_once = _PER_TURN  # fewer after a fault, so that who causes it is soon alone
+        self._new = _Queue()  # without a ring here
+        self._dirty = _Queue()  # perhaps behind the store
         self._unchecked: list[Channel] = []  # left of this check
         self._to_shrink: list[Channel] = []
         self._feed: Feed | None = None
@@ -475,8 +481,9 @@ class Hub:
 
     def _settle(self) -> None:
         """Bring some channels up to the store, the new ones first. What fails comes again, after all others."""
+        fault: Exception | None = None
         for queue, bring in ((self._new, self._begin), (self._dirty, self._repair)):
-            names = list(islice(queue, self._at_once))
+            names = list(islice(queue, queue.at_once))
             for name in names:
                 del queue[name]
             with self.lock:
@@ -485,11 +492,13 @@ class Hub:
                 if channels:
                     bring(channels)
                     time.sleep(_PAUSE)
-            except BaseException:
+                queue.at_once = min(2 * queue.at_once, _PER_TURN)
+            except Exception as error:  # noqa: BLE001 - raised when the other queue has had its turn
                 queue.update(dict.fromkeys(names))
-                self._at_once = max(len(names) // 2, 1)
-                raise
-        self._at_once = min(2 * self._at_once, _PER_TURN)
+                queue.at_once = max(len(names) // 2, 1)
+                fault = error
+        if fault:
+            raise fault
 
     def _begin(self, channels: list[Channel]) -> None:
         """Give channels that are new here their ring. Where the store has none, it is ensured if that is wanted."""

@@ -596,6 +596,30 @@ def test_a_fault_of_some_channels_does_not_keep_the_hub_from_the_others(make_hub
     hub.detach(subscriber)
 
 
+def test_new_channels_that_cannot_be_begun_keep_no_other_from_being_repaired(make_hub: MakeHub) -> None:
+    store = NotingStore()
+    hub = make_hub(store, clock=Clock())
+    subscriber = attach(hub)
+    newest = store.newest
+
+    def fail(channels: Sequence[str], **options: bool) -> list[Position | StoreUnavailable | None]:
+        if "new" in channels:
+            raise StoreUnavailable("new cannot be read")
+        return newest(channels, **options)
+
+    store.newest = fail  # type: ignore[method-assign]
+    store.filter = lambda notice: [Notice(notice.channel)]
+    with ThreadPoolExecutor(1) as pool:
+        attaching = pool.submit(attach, hub, {"new": Start()}, 1.5)
+        wait_until(lambda: "new" in hub._new, 3)
+        publish(store, "x")
+        assert data(collect(subscriber, 1, 1.2)) == ["x"]
+        assert not attaching.done()
+        with pytest.raises(StoreUnavailable):
+            attaching.result(5)
+    hub.detach(subscriber)
+
+
 def test_an_event_that_is_too_much_for_the_hub_makes_room_from_few_rings(
     make_hub: MakeHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
