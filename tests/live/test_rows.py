@@ -288,12 +288,14 @@ def test_lifetimes_end_each_by_itself_with_a_goodbye_and_a_whole_body(tmp_path: 
         ages = sorted(one.ended - one.began for one in listeners)
         assert 3.9 < ages[0] < 4.6
         assert 5.4 < ages[-1] < 6.5
+        counts = []
         for one in listeners:
             events = one.events()
             assert events[-1].json()["reason"] == "lifetime"
             numbers = [int(event.data or "") for event in events if event.event == "message"]
             assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
-            assert storm.count > len(numbers) > 20
+            counts.append(len(numbers))
+        assert 20 < min(counts) < max(counts) <= storm.count  # the last one may end with the storm
         wait_until(lambda: inspect(server)["subscribers"] == 0)
 
 
