@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections.abc import Iterable, Sequence
 
 from sse.config import Config
@@ -14,6 +15,16 @@ from sse.keys import PublishKeys
 from sse.permit import Revocations
 from sse.stores import Publication, Store, connect
 from sse.token import Tokens
+
+_services: weakref.WeakSet[Service] = weakref.WeakSet()
+
+
+def _forget() -> None:
+    for service in _services:
+        service._made = None
+
+
+os.register_at_fork(after_in_child=_forget)  # a child makes its own; to ask for the process each time is a system call
 
 
 class Service:
@@ -30,18 +41,19 @@ class Service:
         self.keys = PublishKeys(config)
         self._made: tuple[int, Store, Hub, Revocations] | None = None
         self._lock = threading.Lock()  # held while nothing waits, so one from before a patch or a fork will do
+        _services.add(self)
 
     @property
     def store(self) -> Store:
-        return self._make()[1]
+        return (self._made or self._make())[1]
 
     @property
     def hub(self) -> Hub:
-        return self._make()[2]
+        return (self._made or self._make())[2]
 
     @property
     def revocations(self) -> Revocations:
-        return self._make()[3]
+        return (self._made or self._make())[3]
 
     @property
     def shared(self) -> bool:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -214,12 +216,30 @@ def test_closing_ends_all_and_the_next_use_begins_anew(make_app: MakeApp, redis_
     assert service.check(Event("x")) == Event("x")
 
 
+def in_a_fork(check: Callable[[], bool]) -> bool:
+    """What a check says in a child of this process."""
+    child = os.fork()
+    if not child:
+        with contextlib.suppress(BaseException):
+            os._exit(0 if check() else 1)
+        os._exit(2)
+    return os.waitpid(child, 0)[1] == 0
+
+
+def test_requests_do_not_ask_for_the_process_each_time(make_app: MakeApp, monkeypatch: pytest.MonkeyPatch) -> None:
+    service: Service = make_app().extensions["sse"]
+    store, hub, revocations = service.store, service.hub, service.revocations
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "getpid", lambda: pytest.fail("a system call"))
+        assert (service.store, service.hub, service.revocations) == (store, hub, revocations)
+
+
 def test_a_forked_process_makes_its_own(make_app: MakeApp) -> None:
     service: Service = make_app().extensions["sse"]
     store = service.store
     assert service.store is store
-    service._made = (os.getpid() + 1, *service._made[1:]) if service._made else None
-    assert service.store is not store
+    assert in_a_fork(lambda: service.store is not store and service.hub is service.hub)
+    assert service.store is store
 
 
 def test_threads_that_come_first_together_share_one_store(make_app: MakeApp) -> None:

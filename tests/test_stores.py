@@ -21,6 +21,7 @@ import pytest
 from sse.errors import IdempotencyConflict, StoreUnavailable
 from sse.event import UNBORN, Event, Position
 from sse.stores import Feed, MemoryStore, Notice, Page, Publication, Receipt, RedisStore, Revocation, Store, connect
+from sse.stores.base import nonce
 from tests.servers import RedisServer, free_port, make_certificate, wait_until
 
 T = TypeVar("T")
@@ -28,6 +29,39 @@ MakeStore = Callable[..., RedisStore]
 
 RING = 5
 TTL = 3600
+
+
+def test_nonces_are_never_the_same_in_threads_or_after_a_fork() -> None:
+    with ThreadPoolExecutor(8) as threads:
+        found = [one for some in threads.map(lambda _: [nonce() for _ in range(2000)], range(8)) for one in some]
+    assert len(set(found)) == 16_000
+    assert {len(one) for one in found} == {32}
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        os.write(writing, " ".join(nonce() for _ in range(100)).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    others = os.read(reading, 8192).decode().split()
+    for fd in (reading, writing):
+        os.close(fd)
+    assert len(set(others)) == 100
+    assert not {nonce() for _ in range(1000)} & set(others)
+
+
+def test_the_kernel_is_asked_for_the_randomness_of_many_events_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = MemoryStore(ring=RING, ring_ttl=TTL)
+    asked: list[int] = []
+    real = os.urandom
+
+    def urandom(count: int) -> bytes:
+        asked.append(count)
+        return real(count)
+
+    monkeypatch.setattr(os, "urandom", urandom)
+    store.publish([Publication("a", Event(str(number))) for number in range(300)])
+    store.publish([Publication("a", Event(str(number))) for number in range(300)])
+    assert 2 <= len(asked) <= 3
 
 
 class World:

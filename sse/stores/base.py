@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Final, Literal, NamedTuple
@@ -158,6 +159,23 @@ class Store(ABC):
     @abstractmethod
     def close(self) -> None:
         """Let go of all connections."""
+
+
+_nonces: list[str] = []
+os.register_at_fork(after_in_child=_nonces.clear)  # else two processes would go on with the same
+
+
+def nonce() -> str:
+    """128 random bits in hexadecimal, never the same twice.
+
+    The kernel is asked for those of 256 events at once: a system call for each is a part of what an event costs.
+    """
+    while True:
+        try:
+            return _nonces.pop()  # in one step, whatever other threads do
+        except IndexError:
+            bits = os.urandom(16 * 256).hex()
+            _nonces.extend(bits[start : start + 32] for start in range(0, len(bits), 32))
 
 
 def conflict(channel: str) -> IdempotencyConflict:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import secrets
 import threading
 import time
 from collections import deque
@@ -26,6 +25,7 @@ from sse.stores.base import (
     Revocation,
     Store,
     conflict,
+    nonce,
 )
 
 _FEED_LENGTH = 1024  # of more announcements than these, only the channels are kept; the hub then reads the rings
@@ -124,7 +124,7 @@ class MemoryStore(Store):
             return Receipt(done.position, "again")
         ring = self._found(channel)
         previous = ring.newest
-        entry = Entry(_next(previous, secrets.token_hex(8)), event)
+        entry = Entry(_next(previous, nonce()), event)
         ring.append(entry)
         self._renew(channel, ring)
         if key:
@@ -147,7 +147,7 @@ class MemoryStore(Store):
     def _found(self, channel: str) -> Ring:
         ring = self._ring(channel)
         if ring is None:
-            ring = self._rings[channel] = Ring(_next(Position(-1, 0), secrets.token_hex(8)), self._max_events)
+            ring = self._rings[channel] = Ring(_next(Position(-1, 0), nonce()), self._max_events)
             self._renew(channel, ring)
         return ring
 

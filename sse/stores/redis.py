@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import logging
 import re
-import secrets
 import socket
 import threading
 import time
@@ -38,6 +37,7 @@ from sse.stores.base import (
     Revocation,
     Store,
     conflict,
+    nonce,
 )
 from sse.stores.pool import Pool
 from sse.wire import MAX_PAYLOAD, decode_payload, encode_payload
@@ -263,12 +263,12 @@ class RedisStore(Store):
         """The script's arguments: made once, so that a repetition after a lost reply is known for what it is."""
         channel, event, once = publication
         key = self._key(channel)
-        nonce = secrets.token_hex(16)
-        keys = [key, f"{key}:once:{once or nonce}", *([before] if before else [])]
+        random = nonce()
+        keys = [key, f"{key}:once:{once or random}", *([before] if before else [])]
         return (
             len(keys),
             *keys,
-            nonce,
+            random,
             self._max_events + 1,
             self._ttl,
             ONCE_TTL if once else _RANDOM_ONCE_TTL,
@@ -644,7 +644,7 @@ def _revoked_at(id: bytes, fields: Sequence[bytes], clocks: _Clocks | None) -> f
 
 
 def _nonce() -> int:
-    return secrets.randbelow(2**52) + 1
+    return int(nonce()[:13], 16) + 1
 
 
 def _position(text: bytes) -> Position:

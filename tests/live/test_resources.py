@@ -240,3 +240,10 @@ def test_a_client_that_never_reads_is_cut_and_comes_back_for_the_rest(deaf: tupl
         ids += [event["id"] for event in batch["events"]]
         more = batch["more"]
     assert [int(id.removeprefix("deaf=").partition("-")[0]) for id in ids] == list(range(1, 101))
+
+
+def test_the_collector_passes_over_what_stood_at_the_start_and_seldom_stops_the_worker(tmp_path: Path) -> None:
+    with Gunicorn(tmp_path, APP, ENV) as server:
+        told = inspect(server)
+        assert told["frozen"] > 20_000
+        assert told["threshold"] >= 5_000
