@@ -41,8 +41,14 @@ PAUSE: Final = 1e-6
 LAST_CHUNK: Final = b"0\r\n\r\n"
 """The end of a chunked body (RFC 9112, 7.1)."""
 
-_TURN: Final = 128  # connections written to before others have their turn
+_TURN: Final = 128  # connections written to before the clock is looked at
 _EARLY: Final = 8192  # bytes that a client may send behind a poll that waits
+_SLICE: Final = 0.001  # seconds that the loop takes before others have their turn, and
+_LONGEST_SLICE: Final = 0.02  # at the most, where the others took as long
+_BEHIND: Final = 0.01  # seconds that more than
+_FEW: Final = 64  # rows may wait to be told before publishers have to wait
+_PUBLISHING: Final = 0.01  # seconds of publishing after which the hub and the loop have their turn
+_LONGEST_WAIT: Final = 1.0  # seconds that a publisher waits at the most
 _TICK: Final = 0.1
 _FIRST_REQUEST: Final = 20.0  # seconds that a new client has to begin a request
 _SILENT: Final = 1.0  # seconds after which a new client has not sent its request with the connection
@@ -52,6 +58,7 @@ _ASKING: Final = 32  # rows for which the store is asked at the same time
 
 _epoll, _poll = get_original("select", ["epoll", "poll"])
 _close = get_original("os", "close")  # at once: gevent has nothing to do with these numbers any more
+_thread_id = get_original("_thread", "get_ident")
 
 
 class Row:
@@ -221,7 +228,7 @@ class Streams(Row):
                     continue
                 if sent != size and fd in self.fds:
                     self._stall(fd, memoryview(data)[sent:])
-            self.fanout.pause(len(turn))
+            self.fanout.pause()
         self.stream.written(time.monotonic())
 
     def _say_goodbye(self, fd: int, reason: Reason) -> None:
@@ -306,10 +313,11 @@ class Polls(Row):
         self.fanout.forget(self)  # who comes now waits for the next
         if answer is not None:
             data = self._whole(answer)
-            for fd in list(self.fds):
+            for number, fd in enumerate(list(self.fds), 1):
                 if fd in self.fds:
                     self._reply(fd, self._whole(self.poll.nothing) if self.fanout.is_over(fd) else data)
-                self.fanout.pause(1)
+                if number % _TURN == 0:
+                    gevent.sleep(PAUSE)
         self.asked()
 
     def _whole(self, body: bytes) -> bytes:
@@ -380,12 +388,19 @@ class Fanout:
         self._turned = int(time.monotonic() / _TICK)
         self._ahead = time.time() - time.monotonic()
         self._wake = Event()
-        self._written = 0
+        self._slice_ends = 0.0
+        self._waits_since: float | None = None  # when the first of `_ready` came
+        self._round_waits_since: float | None = None  # the same for those of the round that is under way
+        self._left = 0  # rows of that round that are still to be served
+        self._publishing_since: float | None = None  # when the first publisher came after the loop's last turn
+        self._publishers: deque[Event] = deque()  # one for each that waits, in the order in which they came
+        self._thread = _thread_id()
         self._asking: SimpleQueue = SimpleQueue()
         self._poller = _epoll()
         self._watcher = gevent.get_hub().loop.io(self._poller.fileno(), 1)
         self._watcher.start(self._heard)
-        for step in (self._round, self._turn, *[self._ask] * _ASKING):
+        self._loop = gevent.spawn(self._keep_on, self._round)
+        for step in (self._turn, *[self._ask] * _ASKING):
             gevent.spawn(self._keep_on, step)
 
     @property
@@ -447,6 +462,8 @@ class Fanout:
     def call(self, row: Row) -> None:
         """Have it served in the next round."""
         self._ready.add(row)
+        if self._waits_since is None:
+            self._waits_since = time.monotonic()
         if not self._wake.is_set():
             self._wake.set()
 
@@ -454,12 +471,59 @@ class Fanout:
         """Have its `step` called where waiting does no harm."""
         self._asking.put(row)
 
-    def pause(self, written: int) -> None:
-        """Let others have their turn, when it is time."""
-        self._written += written
-        if self._written >= _TURN:
-            self._written = 0
+    def pause(self) -> None:
+        """Let others have their turn, if the loop has had its time. For the loop alone.
+
+        Its next slice is as long as the others took, by the time that this thread was at work. If it wrote to a fixed
+        number of connections instead, all requests that wait would be served between two such portions.
+        """
+        if time.monotonic() >= self._slice_ends:
+            used = time.thread_time()
             gevent.sleep(PAUSE)
+            took = time.thread_time() - used
+            self._slice_ends = time.monotonic() + min(max(took, _SLICE), _LONGEST_SLICE)
+            self._publishing_since = None
+            self._let_in()
+
+    def admit(self) -> None:
+        """Wait while this worker is late in telling what was published before. Publishers call it before they store.
+
+        They are let in one after another, in the order in which they came, and each after a second at the latest. While
+        few rows are late, nobody waits: further events for their channels share the writes of those before them.
+        """
+        if _thread_id() != self._thread or gevent.getcurrent() is self._loop:
+            return  # a thread of the app's own has no turn here, and the loop cannot wait for itself
+        if len(self._row_of) == len(self._new.fds) + len(self._resting.fds):
+            return  # nobody listens
+        if self._publishers or self._is_behind:
+            self._queue()
+        if self._publishing_since is None:
+            self._publishing_since = time.monotonic()
+            self._wake.set()  # the end of that round resets it: by then the hub has had its turn, too
+
+    def _queue(self) -> None:
+        ends = time.monotonic() + _LONGEST_WAIT
+        turn = Event()
+        self._publishers.append(turn)
+        try:
+            while turn.wait(max(ends - time.monotonic(), 0)) and self._is_behind:
+                turn.clear()
+        finally:
+            self._publishers.remove(turn)
+            self._let_in()
+
+    def _let_in(self) -> None:
+        """Have the first of the publishers look whether it may go on."""
+        if self._publishers:
+            self._publishers[0].set()
+
+    @property
+    def _is_behind(self) -> bool:
+        now = time.monotonic()
+        if self._publishing_since is not None and now - self._publishing_since > _PUBLISHING:
+            return True
+        since = self._waits_since if self._round_waits_since is None else self._round_waits_since
+        return since is not None and now - since > _BEHIND and self._left + len(self._ready) > _FEW
 
     def join(self, row: Streams) -> bool:
         """Have a row become part of the one for all that are alike, where that stands at the same place."""
@@ -563,16 +627,20 @@ class Fanout:
     def _round(self) -> None:
         self._wake.wait()
         self._wake.clear()
+        self._slice_ends = time.monotonic() + _SLICE
         due, self._due = self._due, []
         for fd in due:
             row = self._row_of.get(fd)
             if row is not None and row.fds[fd] <= self._turned:
                 row.dismiss(fd)
-            self.pause(1)
+            self.pause()
         ready, self._ready = self._ready, set()
+        self._round_waits_since, self._waits_since = self._waits_since, None
+        self._left = len(ready)
         self.shared = {}
         # Who stands alone comes first: were the others told first, for a while, it would never be where they are.
         for row in sorted(ready, key=lambda row: row.key is not None):
+            self._left -= 1
             try:
                 if row.fds:
                     row.serve()
@@ -586,6 +654,8 @@ class Fanout:
             with contextlib.suppress(OSError):
                 _close(fd)
             self._run(self._closing.pop(fd, ()))
+        self._round_waits_since = self._publishing_since = None
+        self._let_in()
 
     def _ask(self) -> None:
         self._asking.get().step()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from sse.config import Config
 from sse.errors import StoreUnavailable, TooLarge, Unavailable
@@ -39,6 +39,8 @@ class Service:
         self.config = config
         self.tokens = Tokens(config)
         self.keys = PublishKeys(config)
+        self.admit: Callable[[], None] | None = None
+        """Called before events are stored, to wait while the server is late in telling those before them."""
         self._made: tuple[int, Store, Hub, Revocations] | None = None
         self._lock = threading.Lock()  # held while nothing waits, so one from before a patch or a fork will do
         _services.add(self)
@@ -99,6 +101,8 @@ class Service:
         :raises IdempotencyConflict: if a key was used before for another event; nothing is stored.
         :raises StoreUnavailable: if one or more may not be stored; publish all again with the same keys.
         """
+        if self.admit:
+            self.admit()
         positions = []
         for receipt in self.store.publish(publications):
             if isinstance(receipt, StoreUnavailable):

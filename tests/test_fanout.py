@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
+import threading
 import time
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+import gevent
+
 from sse.event import Event
-from sse.fanout import Streams
+from sse.fanout import Fanout, Row, Streams
 from sse.hub import Hub
 from sse.permit import Permit, Revocations
 from sse.stores import MemoryStore, Publication
@@ -49,3 +54,180 @@ def test_a_notice_waits_until_its_row_has_told_what_it_took() -> None:
         hub.close()
         for fd in (reading, writing):
             os.close(fd)
+
+
+class Telling:
+    """A fan-out in a thread of its own, whose rows take `cost` seconds each to be told."""
+
+    def __init__(self, rows: int, cost: float, again: bool = False) -> None:
+        self.told: list[float] = []
+        self.fanout: Any = Fanout(logging.getLogger(), 75, lambda *_: True)
+        self.rows = [self._row(number, cost, again) for number in range(rows)]
+
+    def _row(self, number: int, cost: float, again: bool) -> Row:
+        telling = self
+
+        class Slow(Row):
+            def serve(self) -> None:
+                end = time.perf_counter() + cost
+                while time.perf_counter() < end:
+                    pass
+                telling.told.append(time.monotonic())
+                self.fanout.pause()
+                if again:
+                    self.fanout.call(self)
+
+        row = Slow(self.fanout)
+        row.fds[-number - 1] = 0  # no file is behind it
+        self.fanout._row_of[-number - 1] = row
+        return row
+
+    def call_all(self) -> None:
+        for row in self.rows:
+            self.fanout.call(row)
+
+
+def in_a_hub(run: Callable[[], None]) -> None:
+    """Run it with a gevent hub that ends with it."""
+    faults: list[BaseException] = []
+
+    def thread() -> None:
+        try:
+            run()
+        except BaseException as fault:
+            faults.append(fault)
+        finally:
+            gevent.get_hub().destroy(destroy_loop=True)
+
+    one = threading.Thread(target=thread)
+    one.start()
+    one.join(20)
+    assert not one.is_alive()
+    if faults:
+        raise faults[0]
+
+
+def test_publishers_wait_in_line_while_many_rows_are_late_and_nobody_else_does() -> None:
+    def run() -> None:
+        telling = Telling(rows=200, cost=0.001)
+        admitted: list[tuple[int, int]] = []
+        others: list[int] = []
+
+        def publisher(number: int) -> None:
+            telling.fanout.admit()
+            admitted.append((number, len(telling.told)))
+
+        def other() -> None:
+            others.append(len(telling.told))
+
+        telling.call_all()
+        gevent.sleep(0.03)  # so that they are late
+        publishers = [gevent.spawn(publisher, number) for number in range(5)]
+        gevent.spawn(other).join(5)
+        gevent.joinall(publishers, timeout=5)
+        assert [number for number, _ in admitted] == [0, 1, 2, 3, 4]
+        assert admitted[0][1] >= 200 - 64
+        assert others[0] < 100
+
+    in_a_hub(run)
+
+
+def test_publishers_do_not_wait_for_few_rows_that_share_writes_nor_where_nobody_listens() -> None:
+    def run() -> None:
+        for rows in (0, 1, 50):
+            telling = Telling(rows, cost=0.002)
+            telling.call_all()
+            gevent.sleep(0.03)
+            before = len(telling.told)
+            telling.fanout.admit()
+            assert len(telling.told) == before
+
+    in_a_hub(run)
+
+
+def test_publishers_who_go_on_without_a_pause_let_the_loop_tell_in_between() -> None:
+    def run() -> None:
+        telling = Telling(rows=1, cost=0.001)
+        told = []
+        for _ in range(20):
+            telling.call_all()
+            telling.fanout.admit()
+            end = time.perf_counter() + 0.005  # a publish that never switches, as into the memory store
+            while time.perf_counter() < end:
+                pass
+            told.append(len(telling.told))
+        assert told[-1] >= 4, told
+
+    in_a_hub(run)
+
+
+def test_a_publisher_waits_a_second_at_the_most_and_one_that_is_ended_does_not_hold_up_the_next() -> None:
+    def run() -> None:
+        telling = Telling(rows=200, cost=0.001, again=True)  # never done
+        telling.call_all()
+        gevent.sleep(0.03)
+        began = time.monotonic()
+        ended = gevent.spawn(telling.fanout.admit)
+        others = [gevent.spawn(telling.fanout.admit) for _ in range(3)]
+        gevent.sleep(0.1)
+        ended.kill()
+        gevent.joinall(others, timeout=10)
+        assert all(one.successful() for one in others)
+        assert 0.8 < time.monotonic() - began < 5
+        assert not telling.fanout._publishers
+
+    in_a_hub(run)
+
+
+def test_a_thread_of_the_app_s_own_and_the_loop_itself_do_not_wait() -> None:
+    def run() -> None:
+        telling = Telling(rows=200, cost=0.001)
+        telling.call_all()
+        gevent.sleep(0.03)
+        other = threading.Thread(target=telling.fanout.admit)
+        other.start()
+        other.join(5)
+        assert not other.is_alive()
+
+        class Publishing(Row):
+            def serve(self) -> None:
+                began = len(telling.told)
+                self.fanout.admit()
+                waited.append(len(telling.told) - began)
+
+        waited: list[int] = []
+        row = Publishing(telling.fanout)
+        row.fds[-1000] = 0
+        telling.fanout.call(row)
+        gevent.sleep(0.5)
+        assert waited == [0]
+
+    in_a_hub(run)
+
+
+def test_the_loop_takes_as_much_time_as_the_others_took() -> None:
+    """It used to write to 128 connections, whatever time all others took between two such portions."""
+
+    def run() -> None:
+        telling = Telling(rows=64, cost=0.001)
+        busy = True
+
+        def other() -> None:
+            while busy:
+                end = time.thread_time() + 0.01
+                while time.thread_time() < end:
+                    pass
+                gevent.sleep(1e-6)
+
+        one = gevent.spawn(other)
+        used = time.thread_time()
+        telling.call_all()
+        while len(telling.told) < 64:
+            gevent.sleep(0.01)
+        used = time.thread_time() - used
+        busy = False
+        one.join(5)
+        # 64 ms for the rows and as much for the other; in slices of 1 ms it would be 64 times 10 ms for the other.
+        assert used < 0.4, used
+
+    in_a_hub(run)
