@@ -215,6 +215,8 @@ class Fuzzer:
         framing: dict[str, Any] = {"CONTENT_LENGTH": str(len(content)), "wsgi.input": io.BytesIO(content)}
         if "body" in spoiled and self.one_in(3):
             body, framing = None, self.misframed(content, framing)
+        if reads and (body is None or len(body) > 16_384):
+            sound = False  # a body that nobody asked for is read and dropped, if it can be and is not too large
 
         if "headers" in spoiled:
             headers |= self.bad_headers(fixed={"COOKIE", "ORIGIN", "SEC_FETCH_SITE"} if "COOKIE" in headers else set())
