@@ -26,7 +26,7 @@ workers = int(os.environ.get("WEB_CONCURRENCY") or (_shared and os.cpu_count()) 
 # queue is full refuses clients at once, and nginx then tells them `busy`.
 backlog = 65_535
 # Longer than nginx keeps an idle upstream connection, so that it is never nginx that finds one closed. It also bounds
-# the silence before a request's first byte: 0 would be no bound.
+# the silence between two requests; a new connection has 20 s for its first.
 keepalive = 75
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
+import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Final
@@ -51,6 +52,7 @@ _log = logging.getLogger("sse")
 
 _MAX_BODY: Final = 1 << 20
 _MAX_DISCARDED: Final = 16 << 20
+_DISCARD_SECONDS: Final = 2.0
 _MAX_DROPPED: Final = 16_384
 _MAX_ID: Final = 4096
 _MAX_POLL: Final = 60
@@ -89,6 +91,10 @@ class _Answer(Response):
     def get_wsgi_headers(self, environ: WSGIEnvironment) -> Headers:  # noqa: ARG002
         return self.headers
 
+    def get_app_iter(self, environ: WSGIEnvironment) -> Iterable[bytes]:
+        environ["sse.whole"] = True  # for a server that can send it without a greenlet
+        return super().get_app_iter(environ)
+
 
 class WaitingResponse(_Answer):
     """Gives the server the stream or poll itself: one that knows how can hold it, others iterate over it."""
@@ -96,7 +102,7 @@ class WaitingResponse(_Answer):
     def get_app_iter(self, environ: WSGIEnvironment) -> Iterable[bytes]:
         body = self.response
         if not isinstance(body, Stream | Poll):
-            return super().get_app_iter(environ)  # the app has put another in its place
+            return Response.get_app_iter(self, environ)  # the app has put another in its place
         body.closing = self._on_close  # what the app wants done at the end
         environ["sse.body"] = body  # for a server that can tell it by that
         return body
@@ -427,9 +433,11 @@ def _read_body() -> bytes:
     # Some servers let through what is no length, and a length beside chunks, which leaves open what is meant.
     if told and (not re.fullmatch("[0-9]{1,18}", told) or "HTTP_TRANSFER_ENCODING" in request.environ):
         raise RequestError(f"Content-Length is {told[:60]!a}", "give the body's length in bytes, or send it in chunks")
-    request.max_content_length = _MAX_BODY
+    request.max_content_length = _MAX_BODY + 1  # werkzeug cuts a chunked body off there, and says nothing
     try:
         body = request.get_data(cache=False)
+        if len(body) > _MAX_BODY:
+            raise RequestEntityTooLarge
     except RequestEntityTooLarge:
         _discard_body()
         raise TooLarge(f"the body is over {_MAX_BODY} bytes", "send less, or in several requests") from None
@@ -472,8 +480,12 @@ def _drop_body() -> None:
 def _discard_body() -> None:
     """Read what a client is still sending, within bounds: closing on it would reset the answer away (RFC 9112, 9.6)."""
     left = _MAX_DISCARDED if request.content_length is None else min(request.content_length, _MAX_DISCARDED)
+    ends = time.monotonic() + _DISCARD_SECONDS
     with contextlib.suppress(Exception):  # if it breaks off, or does not come, the answer is the same
-        while left > 0 and (chunk := request.environ["wsgi.input"].read(min(left, 65_536))):
+        while left > 0 and time.monotonic() < ends:
+            chunk = request.environ["wsgi.input"].read(min(left, 4096))  # little, so that the clock is looked at
+            if not chunk:
+                break
             left -= len(chunk)
 
 

@@ -17,11 +17,12 @@ from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from functools import lru_cache, partial
 from select import EPOLLIN, EPOLLOUT, EPOLLRDHUP, POLLRDHUP
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import gevent
 from gevent.event import Event
 from gevent.monkey import get_original
+from gevent.pool import Group
 from gevent.queue import SimpleQueue
 from gunicorn.util import http_date  # type: ignore[import-untyped]
 
@@ -41,12 +42,13 @@ PAUSE: Final = 1e-6
 LAST_CHUNK: Final = b"0\r\n\r\n"
 """The end of a chunked body (RFC 9112, 7.1)."""
 
-_TURN: Final = 128  # connections written to before the clock is looked at
+_TURN: Final = 128  # connections written to, some 1 ms, before the clock is looked at
+_MOST_UNTAKEN: Final = 64 << 20  # bytes of answers that clients have asked for and do not take
 _EARLY: Final = 8192  # bytes that a client may send behind a poll that waits
-_SLICE: Final = 0.001  # seconds that the loop takes before others have their turn, and
-_LONGEST_SLICE: Final = 0.02  # at the most, where the others took as long
-_BEHIND: Final = 0.01  # seconds that more than
-_FEW: Final = 64  # rows may wait to be told before publishers have to wait
+_SLICE: Final = 0.0005  # seconds that the loop works before others have their turn, at the least
+_LONGEST_SLICE: Final = 0.02  # the same, at the most
+_FEW: Final = 64  # rows that may be late without publishers having to wait
+_BEHIND: Final = 0.01  # seconds after which a row is late
 _PUBLISHING: Final = 0.01  # seconds of publishing after which the hub and the loop have their turn
 _LONGEST_WAIT: Final = 1.0  # seconds that a publisher waits at the most
 _TICK: Final = 0.1
@@ -311,29 +313,69 @@ class Polls(Row):
             self.fanout.log.warning("polls are to ask again: %s", error)
             answer = self.poll.nothing
         self.fanout.forget(self)  # who comes now waits for the next
-        if answer is not None:
-            data = self._whole(answer)
-            for number, fd in enumerate(list(self.fds), 1):
-                if fd in self.fds:
-                    self._reply(fd, self._whole(self.poll.nothing) if self.fanout.is_over(fd) else data)
-                if number % _TURN == 0:
-                    gevent.sleep(PAUSE)
-        self.asked()
+        try:
+            if answer is not None:
+                self._reply_all(answer)
+        finally:
+            self.asked()
+
+    def _reply_all(self, answer: bytes) -> None:
+        draining, data = self.fanout.draining, self._whole(answer)
+        for number, fd in enumerate(list(self.fds), 1):
+            if draining is not self.fanout.draining:
+                draining, data = self.fanout.draining, self._whole(answer)
+            if fd in self.fds:
+                self._reply(fd, self._whole(self.poll.nothing) if self.fanout.is_over(fd) else data)
+            if number % _TURN == 0:
+                gevent.sleep(PAUSE)
 
     def _whole(self, body: bytes) -> bytes:
-        return b"%bDate: %b\r\nContent-Length: %d\r\n\r\n%b" % (self.head, date(), len(body), body)
+        head = self.head
+        if self.fanout.draining:
+            head = head.replace(b"\r\nConnection: keep-alive\r\n", b"\r\nConnection: close\r\n", 1)
+        return b"%bDate: %b\r\nContent-Length: %d\r\n\r\n%b" % (head, date(), len(body), body)
 
     def _reply(self, fd: int, data: bytes) -> None:
-        closes = b"\r\nConnection: close\r\n" in self.head
-        if self.fanout.draining and not closes:
-            closes, data = True, data.replace(b"\r\nConnection: keep-alive\r\n", b"\r\nConnection: close\r\n", 1)
+        closes = self.fanout.draining or b"\r\nConnection: close\r\n" in self.head
         sent = send(fd, data)
         if sent < 0 or (closes and sent == len(data)):
             self.fanout.end(fd)
         elif sent == len(data):
             self.fanout.answered(fd)
         else:
-            self.fanout.give_back(fd, data[sent:], closes=closes)
+            self.fanout.finish(fd, memoryview(data)[sent:], closes=closes)
+
+
+class Sending(Row):
+    """Connections whose client does not take all of an answer at once: each is sent the rest as it takes more."""
+
+    __slots__ = ()
+    events = EPOLLOUT
+
+    def heard(self, fd: int) -> None:
+        rest = self.fanout.rests[fd]
+        sent = send(fd, rest.data)
+        if sent < 0 or (rest.closes and sent == len(rest.data)):
+            self.fanout.end(fd)
+        elif sent == len(rest.data):
+            self.fanout.answered(fd)
+        elif sent:
+            self.fanout.rests[fd] = rest._replace(data=rest.data[sent:])
+            self.fanout.set_end(fd, time.monotonic() + STALLED_AFTER)
+
+    def dismiss(self, fd: int) -> None:
+        self.fanout.end(fd)
+
+
+class Rest(NamedTuple):
+    """The part of an answer that its client has not taken yet, and whether the connection ends after it.
+
+    `own` is the size of the answer where it is for this client alone.
+    """
+
+    data: memoryview
+    closes: bool
+    own: int = 0
 
 
 class Resting(Row):
@@ -359,11 +401,11 @@ class Resting(Row):
 class Fanout:
     """All connections of this worker that were handed off, and the loop that writes to them.
 
-    `give_back` is how a connection gets a greenlet again: called with its number, what it is to be sent first, and
-    whether it ends then; it tells whether there was a greenlet for it.
+    `give_back` is how a connection gets a greenlet again: called with its number, it returns False where no greenlet is
+    free. Then the connection is put into `waiting`.
     """
 
-    def __init__(self, log: Any, keepalive: float, give_back: Callable[[int, bytes, bool], bool]) -> None:
+    def __init__(self, log: Any, keepalive: float, give_back: Callable[[int], bool]) -> None:
         self.log = log
         self.room: float = math.inf  # connections that may be here
         self.draining = False
@@ -374,13 +416,18 @@ class Fanout:
         self._rows: dict[Hashable, Row] = {}
         self._new = Resting(self)  # of which nothing has come yet
         self._resting = Resting(self)
-        self.waiting: deque[tuple[int, bytes, bool]] = deque()
-        """Connections that wait for a greenlet, and what `give_back` is to be told of them."""
+        self._sending = Sending(self)
+        self.rests: dict[int, Rest] = {}
+        """By connection, what its client has not taken yet."""
+        self._own = 0  # bytes of all answers in `rests` that are for one client alone
+        self.waiting: deque[int] = deque()
+        """Connections that wait for a greenlet."""
         self.permits: dict[int, tuple[Permit, float]] = {}
         """What connections stand on, where not all of their channels are public; and their end otherwise."""
         self.early: dict[int, bytes] = {}
         """By connection, what has come behind the request of a poll, and is to be served after its answer."""
         self._closing: dict[int, Sequence[Callable[[], object]]] = {}  # what the app wants done at the end
+        self._finishing = Group()  # greenlets that do it
         self._ready: set[Row] = set()
         self._due: list[int] = []
         self._doomed: list[int] = []
@@ -406,7 +453,7 @@ class Fanout:
     @property
     def is_empty(self) -> bool:
         """Whether no connection is here."""
-        return not (self._row_of or self.waiting or self._doomed)
+        return not (self._row_of or self.waiting or self._doomed or self._finishing)
 
     @property
     def is_full(self) -> bool:
@@ -440,6 +487,22 @@ class Fanout:
         """Wait for the next request on a connection, or the first."""
         self._admit(fd, self._new if new else self._resting, self._rest_until(new=new))
 
+    def send_rest(self, fd: int, rest: memoryview, *, closes: bool, early: bytes) -> None:
+        """Send the rest of an answer that a greenlet has begun, as the client takes it.
+
+        Where clients leave too much untaken, the one that has done so longest is cut.
+
+        :param early: what has come behind the request.
+        """
+        self.early.pop(fd, None)
+        if early:
+            self.early[fd] = early
+        self._admit(fd, self._sending, time.monotonic() + STALLED_AFTER)
+        self.rests[fd] = Rest(rest, closes, len(rest))
+        self._own += len(rest)
+        while self._own > _MOST_UNTAKEN:
+            self.end(next(other for other in self._sending.fds if self.rests[other].own))
+
     def drain(self, window: float) -> None:
         """Say goodbye to all, spread over `window` seconds, and to whoever still comes.
 
@@ -448,10 +511,10 @@ class Fanout:
         self.draining = True
         for fd in (*self._new.fds, *self._resting.fds):
             self.set_end(fd, self._rest_until())
-        fds = [fd for fd, row in self._row_of.items() if not isinstance(row, Resting)]
+        fds = [fd for fd, row in self._row_of.items() if not isinstance(row, Resting | Sending)]
         begun = time.monotonic()
         for number, fd in enumerate(fds):
-            if not isinstance(self._row_of.get(fd), Resting):  # as its number may be by now
+            if not isinstance(self._row_of.get(fd), Resting | Sending):  # as its number may be by now
                 self._make_due(fd)
             ahead = begun + window * number / len(fds) - time.monotonic()
             if ahead > 0 or number % _TURN == 0:  # a short sleep takes longer than it says
@@ -488,18 +551,19 @@ class Fanout:
     def admit(self) -> None:
         """Wait while this worker is late in telling what was published before. Publishers call it before they store.
 
-        They are let in one after another, in the order in which they came, and each after a second at the latest. While
-        few rows are late, nobody waits: further events for their channels share the writes of those before them.
+        It waits in two cases: over 64 rows have been late for 10 ms, or others have published for 10 ms since the last
+        turn of the loop. Then publishers go on one after another, in the order in which they came, and each after a
+        second at the latest. Few late rows keep nobody waiting: what comes next for their channels shares their writes.
         """
-        if _thread_id() != self._thread or gevent.getcurrent() is self._loop:
-            return  # a thread of the app's own has no turn here, and the loop cannot wait for itself
+        if _thread_id() != self._thread or gevent.getcurrent() in (self._loop, gevent.get_hub()):
+            return  # threads of the app's own have no turn here, and neither the loop nor gevent's hub can wait
         if len(self._row_of) == len(self._new.fds) + len(self._resting.fds):
             return  # nobody listens
         if self._publishers or self._is_behind:
             self._queue()
         if self._publishing_since is None:
             self._publishing_since = time.monotonic()
-            self._wake.set()  # the end of that round resets it: by then the hub has had its turn, too
+            self._wake.set()  # so that a round comes, which sets it back at its end or at a pause
 
     def _queue(self) -> None:
         ends = time.monotonic() + _LONGEST_WAIT
@@ -580,13 +644,22 @@ class Fanout:
         self.watch(fd, Resting.events)
         self._run(self._closing.pop(fd, ()))
 
-    def give_back(self, fd: int, data: bytes = b"", *, closes: bool = False) -> None:
-        """Let a greenlet go on with the connection, after `data`."""
+    def finish(self, fd: int, rest: memoryview, *, closes: bool) -> None:
+        """Send the rest of a poll's answer as the client takes it."""
+        self._leave(fd)
+        self._row_of[fd] = self._sending
+        self.rests[fd] = Rest(rest, closes)
+        self.set_end(fd, time.monotonic() + STALLED_AFTER)
+        self.watch(fd, Sending.events)
+        self._run(self._closing.pop(fd, ()))
+
+    def give_back(self, fd: int) -> None:
+        """Let a greenlet go on with the connection."""
         self._leave(fd)
         self._unwatch(fd)
         self._run(self._closing.pop(fd, ()))
-        if not self._give_back(fd, data, closes):
-            self.waiting.append((fd, data, closes))
+        if not self._give_back(fd):
+            self.waiting.append(fd)
 
     def close(self, fd: int) -> None:
         """Close one that rests, at once: nobody is about to write to it."""
@@ -632,7 +705,11 @@ class Fanout:
         for fd in due:
             row = self._row_of.get(fd)
             if row is not None and row.fds[fd] <= self._turned:
-                row.dismiss(fd)
+                try:
+                    row.dismiss(fd)
+                except Exception:
+                    self.log.exception("a connection is cut after a fault")
+                    self.end(fd)
             self.pause()
         ready, self._ready = self._ready, set()
         self._round_waits_since, self._waits_since = self._waits_since, None
@@ -712,7 +789,7 @@ class Fanout:
             if isinstance(row, Streams):
                 self.keep(fd)  # before it begins: that may have it dismissed at once
             permit.begin(partial(self._make_due, fd))
-        if (self.draining and not isinstance(row, Resting)) or (permit and permit.is_over):
+        if (self.draining and not isinstance(row, Resting | Sending)) or (permit and permit.is_over):
             self._make_due(fd)
 
     def _make_room(self) -> None:
@@ -733,6 +810,8 @@ class Fanout:
     def _leave(self, fd: int) -> None:
         if fd in self.permits:
             self.permits.pop(fd)[0].end()
+        if fd in self.rests:
+            self._own -= self.rests.pop(fd).own
         row = self._row_of.pop(fd)
         del row.fds[fd]
         if not row.fds:
@@ -752,7 +831,7 @@ class Fanout:
 
     def _run(self, closing: Sequence[Callable[[], object]]) -> None:
         for done in closing:
-            gevent.spawn(done)  # the app's own, which may wait
+            self._finishing.spawn(done)  # the app's own, which may wait
 
 
 def _slot(moment: float) -> int:

@@ -75,7 +75,7 @@ class Hub:
     def __init__(self, store: Store, *, max_subscribers: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.lock = threading.Lock()
         self.answered: tuple[object, bytes] = None, b""
-        """What was answered last, to a poll that stood so."""
+        """The last answer to a poll, and where that poll stood: equal ones get the same bytes."""
         self._store = store
         self.max_subscribers = max_subscribers
         self._clock = clock
@@ -87,7 +87,7 @@ class Hub:
         # In the order of their turns, by name:
         self._new = _Queue()  # without a ring here
         self._dirty = _Queue()  # perhaps behind the store
-        self._unchecked: list[Channel] = []  # left of this check
+        self._unchecked: list[Channel] = []  # channels that this check has yet to look at
         self._to_shrink: list[Channel] = []
         self._feed: Feed | None = None
         self._thread: threading.Thread | None = None
@@ -341,7 +341,7 @@ class Hub:
                 ringless = [channel for channel in channels if channel.ring is None]
                 unborn = [channel for channel in ringless if channel.unborn and not channel.wanted]
             if fault:
-                raise fault
+                raise type(fault)(fault.message, fault.hint)  # for each waiting thread its own, with its own traceback
             if len(unborn) == len(ringless):
                 return unborn
             if not subscriber.wait(max(deadline - self._clock(), 0)):
@@ -402,8 +402,8 @@ class Hub:
             try:
                 self._apply(self._feed.read(max(self._patience(), 0)))
                 self._listen(self._feed)
+                self._check()  # first: it has its turn even where a channel at fault ends each turn below
                 self._settle()
-                self._check()
                 if self._new or self._dirty or self._unchecked or self._woken:
                     time.sleep(_PAUSE)
                 if away:

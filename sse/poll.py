@@ -121,7 +121,9 @@ class Poll:
         try:
             taken = subscriber.take(_MAX_EVENTS, _MAX_BYTES, _in_json)
         except Lagging as error:
-            raise Busy(error.message, "ask again with the same last event id") from None
+            raise Busy(
+                f"the ring of channel {error.message} has passed this poll", "ask again with the same last event id"
+            ) from None
         if not taken:
             return None
         answer = _encode(taken, subscriber.places, self._retry, more=subscriber.is_behind())

@@ -31,7 +31,7 @@ from gunicorn.http.wsgi import Response  # type: ignore[import-untyped]
 from gunicorn.sock import ssl_context  # type: ignore[import-untyped]
 from gunicorn.workers.ggevent import GeventWorker  # type: ignore[import-untyped]
 
-from sse.fanout import LAST_CHUNK, PAUSE, STALLED_AFTER, Fanout, date, framed, has_left, send
+from sse.fanout import LAST_CHUNK, PAUSE, Fanout, date, framed, has_left, send
 from sse.head import Head
 
 if TYPE_CHECKING:
@@ -39,15 +39,16 @@ if TYPE_CHECKING:
     from sse.stream import Stream
 
 _ACCEPTED: Final = 1000  # connections that are let in before others have their turn
-_SMALL: Final = 65_536  # answers that go out in one write
+_SMALL: Final = 65_536  # bytes of an answer that goes out in one write
+_WHOLE: Final = 2 << 20  # the same for the service's own, which are never given piece by piece
 _SKIPS: Final = 20  # of 64 KB: more than may be published at once
-_SKIP_SECONDS: Final = 2.0
-_MOMENT: Final = 0.25
-_TICK: Final = 0.1
-_AHEAD: Final = 0.5
+_SKIP_SECONDS: Final = 2.0  # for the rest of a body that the app has left
+_MOMENT: Final = 0.25  # seconds that a greenlet waits for the next request before the connection rests
+_TICK: Final = 0.1  # seconds between two looks at the listeners, and at heads that are to give way
+_AHEAD: Final = 0.5  # seconds before graceful_timeout in which what is left is cut
 _HEAD_BYTES: Final = 131_072  # of a request's head: the longest that gunicorn.conf.py is meant for has 90 KB
 _HEAD_SECONDS: Final = 20.0  # from a head's first byte to its last
-_HEAD_AT_LEAST: Final = 1.0  # where greenlets are short
+_HEAD_AT_LEAST: Final = 1.0  # seconds that a head has in any case, even while others wait for a greenlet
 _BODY_SECONDS: Final = 20.0  # that a body may take, beside what its bytes take at _BODY_RATE
 _BODY_RATE: Final = 4096.0  # bytes a second
 _BODY_STEP: Final = 65_536
@@ -56,23 +57,11 @@ _TRAILER_BYTES: Final = 16_384  # of what follows a chunked body; gunicorn searc
 _same = lru_cache(maxsize=1024)(lambda head: head)  # one object for equal ones: very many wait with the same
 
 
-def _answer(body: Any, connection: socket.socket, response: Any) -> None:
-    """Head and body in one write: a system call is a large part of what a request costs."""
-    data = b"".join(body)[: response.response_length]
-    if len(data) < response.response_length or not _skip_body(response.req):
-        response.force_close()  # or the next answer, or request, would be taken for the rest of this one
-    response.sent, response.headers_sent = len(data), True
-    data = b"%bDate: %b\r\n\r\n%b" % (_head(response), date(), data)
-    sent = 0 if isinstance(connection, ssl.SSLSocket) else max(send(connection.fileno(), data), 0)
-    if sent < len(data):
-        connection.sendall(data[sent:])  # which waits, or tells what is wrong
-
-
-def _is_small(response: Any) -> bool:
+def _is_small(response: Any, most: int) -> bool:
     return (
         not response.headers_sent
         and response.response_length is not None
-        and response.response_length <= _SMALL
+        and response.response_length <= most
         and response.status_code not in (204, 304)
         and response.req.method != "HEAD"
         and not response.upgrade
@@ -230,9 +219,8 @@ class _Listener(StreamServer):  # type: ignore[misc]
     def __init__(self, worker: Worker, listener: Any) -> None:
         listener.setblocking(1)
         tls = {"ssl_context": ssl_context(worker.cfg)} if worker.cfg.is_ssl else {}
-        super().__init__(listener, handle=partial(worker.handle, listener), spawn=worker.spawn, **tls)
+        super().__init__(listener, handle=worker.handle, spawn=worker.spawn, **tls)
         self._worker = worker
-        self._listener = listener
         self.full = worker.is_busy if tls else worker.is_full
         # All that have come, or nearly: the others wait in the listener's queue, and a unix socket whose queue is full
         # refuses clients at once.
@@ -243,14 +231,15 @@ class _Listener(StreamServer):  # type: ignore[misc]
         if self.ssl_enabled:
             super().do_handle(client, address)
         else:
-            self._worker.accepted(self._listener, client, address)
+            self._worker.accepted(client, address)
 
     def wrap_socket_and_handle(self, client: Any, address: Any) -> None:
-        with gevent.Timeout(_HEAD_SECONDS, False):
+        with gevent.Timeout(_HEAD_SECONDS, False), contextlib.suppress(OSError):
             client = self.wrap_socket(client, **self.ssl_args)
         if isinstance(client, ssl.SSLSocket):
             with contextlib.closing(client):
-                self.handle(client, address)
+                # Its own address stands for the listener's, which may be closed by now.
+                self._worker.handle(client, client, address)
 
 
 class _Resumed(gevent.socket.socket):  # type: ignore[misc]
@@ -309,8 +298,10 @@ class Worker(GeventWorker):  # type: ignore[misc]
         write: Callable[[Any, socket.socket, Any], None]
         if body is environ.get("sse.body", self) and "sse.holds" in environ and _is_read(response.req):
             write = self._hand_off_stream if hasattr(body, "step") else self._hand_off_poll
-        elif _is_small(response) and not isinstance(body, environ["wsgi.file_wrapper"]):
-            write = _answer
+        elif _is_small(response, _WHOLE if "sse.whole" in environ else _SMALL) and not isinstance(
+            body, environ["wsgi.file_wrapper"]
+        ):
+            write = self._answer
         else:
             return body
         return _Taken(body, write, environ, response, began)
@@ -335,12 +326,31 @@ class Worker(GeventWorker):  # type: ignore[misc]
         except BaseException:
             respiter.close()
             raise
-        if connection.fileno() < 0:
+        is_gone = connection.fileno() < 0
+        if not is_gone or write == self._answer:
+            respiter.close()
+        if is_gone or response.should_close():
             raise StopIteration  # which ends the connection's greenlet
-        respiter.close()
-        if response.should_close():
-            raise StopIteration
         return True
+
+    def _answer(self, body: Any, connection: socket.socket, response: Any) -> None:
+        """Send head and body in one write: a system call is a large part of what a request costs.
+
+        The fan-out sends what the client does not take at once, so that slow clients hold no greenlets.
+        """
+        data = b"".join(body)[: response.response_length]
+        if len(data) < response.response_length or not _skip_body(response.req):
+            response.force_close()  # or the next answer, or request, would be taken for the rest of this one
+        response.sent, response.headers_sent = len(data), True
+        data = b"%bDate: %b\r\n\r\n%b" % (_head(response), date(), data)
+        sent = -1 if isinstance(connection, ssl.SSLSocket) else send(connection.fileno(), data)
+        if sent < 0:
+            connection.sendall(data)  # which waits, or tells what is wrong
+        elif sent < len(data):
+            early = response.req.unreader.take_buffered()
+            rest = memoryview(data)[sent:]
+            self._fanout.send_rest(connection.fileno(), rest, closes=response.should_close(), early=early)
+            connection.detach()
 
     def _hand_off_stream(self, stream: Stream, connection: socket.socket, response: Any) -> None:
         # A request that has come behind it is never answered: the connection ends with the stream.
@@ -364,12 +374,12 @@ class Worker(GeventWorker):  # type: ignore[misc]
     # mere number at all other times. If all greenlets are taken, those with a request wait there, first come, first
     # served: new ones too.
 
-    def accepted(self, listener: Any, client: Any, address: Any) -> None:
+    def accepted(self, client: Any, address: Any) -> None:
         """Take a new connection. Runs in gevent's hub, and must not wait."""
         if self.is_busy() or self._fanout.waiting or not _has_input(client):
             self._fanout.rest(client.detach(), new=True)
         else:
-            self.spawn(self.handle, listener, client, address)
+            self.spawn(self.handle, client, client, address)
 
     def is_full(self) -> bool:
         """Whether no more connections can be accepted."""
@@ -384,10 +394,10 @@ class Worker(GeventWorker):  # type: ignore[misc]
         self._serving += 1
         self._greenlets.spawn(self._serve, handle, *connection)
 
-    def _give_back(self, fd: int, data: bytes, closes: bool) -> bool:
+    def _give_back(self, fd: int) -> bool:
         if self.is_busy():
             return False
-        self.spawn(self._go_on, fd, data, closes)
+        self.spawn(self._go_on, fd)
         return True
 
     def _serve(self, handle: Callable[..., None], *connection: Any) -> None:
@@ -395,18 +405,14 @@ class Worker(GeventWorker):  # type: ignore[misc]
         try:
             handle(*connection)
             while self._fanout.waiting and not self._cut:
-                self._go_on(*self._fanout.waiting.popleft())
+                self._go_on(self._fanout.waiting.popleft())
         finally:
             self._serving -= 1
 
-    def _go_on(self, fd: int, data: bytes, closes: bool) -> None:
-        """Send what is left of an answer, then serve the requests that come next on this connection."""
+    def _go_on(self, fd: int) -> None:
+        """Serve the requests that come next on a connection."""
         with _Resumed(fd, self._fanout.early.pop(fd, b"")) as connection, contextlib.suppress(OSError):
-            if data:
-                connection.settimeout(STALLED_AFTER)
-                connection.sendall(data)
-            if not closes:
-                self.handle(connection, connection, connection.getpeername())
+            self.handle(connection, connection, connection.getpeername())
 
     def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> None:
         """Answer a request, and see what becomes of its connection.
@@ -462,9 +468,8 @@ class Worker(GeventWorker):  # type: ignore[misc]
         return _Reading(self)
 
     def _give_up_heads(self) -> None:
-        """Close those whose request does not go on, if they hold all greenlets or their time is over.
-
-        Runs in gevent's hub, from where alone a greenlet may be thrown into.
+        """Close connections whose request has not come whole: all of them when this process ends, else those of over a
+        second while all greenlets are taken. Runs in gevent's hub, from where alone a greenlet may be thrown into.
         """
         now = time.monotonic()
         for head in list(self.heads):

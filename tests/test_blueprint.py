@@ -656,6 +656,16 @@ def test_a_chunked_body_has_the_same_limit(small: Flask, body: bytes) -> None:
     assert answer.status_code == (413 if body else 201)
 
 
+@pytest.mark.parametrize("more", [0, 1, 300_000])
+def test_a_chunked_body_of_more_than_1_mib_is_not_cut_and_stored(make_app: MakeApp, more: int) -> None:
+    app = make_app(SSE_PUBLISH_KEYS=KEY, SSE_PUBLIC="*", SSE_MAX_EVENT_BYTES=1 << 20)
+    environ = {"wsgi.input_terminated": True, "HTTP_TRANSFER_ENCODING": "chunked", "CONTENT_LENGTH": ""}
+    environ["wsgi.input"] = io.BytesIO(b"x" * ((1 << 20) + more))
+    answer = post(app, path="/sse/publish/a", content_type="text/plain", environ_overrides=environ)
+    assert answer.status_code == (413 if more else 201)
+    assert is_unborn(app) is bool(more)
+
+
 @pytest.mark.parametrize("path", ["/sse/publish", "/sse/publish/a"])
 @pytest.mark.parametrize("length", ["35", "9" * 6, "34abc", "abc", "-5", "0x22", "3_4", " 34", "9" * 5000, "3٤"])
 def test_a_body_that_is_shorter_than_its_length_or_whose_length_is_none_is_400(

@@ -173,7 +173,7 @@ def positions(world: World) -> dict[str, str]:
 BY_PARAMETER = {
     "trimmed": ("a={a}~b={trimmed}", {"b": "trimmed"}),
     "diverged": ("a={a}~b={diverged}", {"b": "diverged"}),
-    "unborn": ("a={a}~b=0-0", {"b": "trimmed"}),
+    "unborn": ("a={a}~b=0-0", {"b": "diverged"}),
     "invalid": ("a={a}~b=soon", {"b": "invalid"}),
     "twice": ("a={a}~b={b}~b={trimmed}", {"b": "invalid"}),
     "damaged": ("a={a}~b", {"b": "invalid", "c": "invalid"}),

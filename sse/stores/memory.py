@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 
 from sse.errors import StoreUnavailable
-from sse.event import Entry, Event, Position, Reason
+from sse.event import UNBORN, Entry, Event, Position, Reason
 from sse.ring import Ring
 from sse.stores.base import (
     ONCE_TTL,
@@ -183,7 +183,7 @@ class MemoryStore(Store):
                     return Page(entries[:index], more=True)
                 max_bytes -= len(entry.event.data)
             return Page(entries, more=len(entries) == limit)
-        trimmed = position.offset < ring.base.offset
+        trimmed = position != UNBORN and position.offset < ring.base.offset
         reason: Reason = "trimmed" if trimmed else "diverged"
         return Page([], reason=reason, missed=ring.newest.offset - position.offset if trimmed else None)
 

@@ -463,7 +463,9 @@ class _Script:
 
 
 class _RedisFeed(Feed):
-    """One pub/sub connection. Only `read` connects and reads. Other threads send no more than a PING, to wake it."""
+    """One pub/sub connection. Only `read` connects and reads. Any thread may send: what is queued while one sends, that
+    one sends too.
+    """
 
     def __init__(self, store: RedisStore, connection: Any, timeout: float) -> None:
         self._store = store
@@ -712,6 +714,6 @@ def _reason(ends: Sequence[bytes], position: Position, channel: str) -> Page | S
         return newest
     if isinstance(oldest, StoreUnavailable):  # the newest entry is ours, the oldest is not
         return Page([], reason="diverged")
-    if oldest.offset > position.offset:
+    if oldest.offset > position.offset and position != UNBORN:  # where nobody ever was, nothing was missed
         return Page([], reason="trimmed", missed=newest.offset - position.offset)
     return Page([], reason="diverged")

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 import time
 from collections.abc import Iterator
-from http.client import HTTPResponse
+from http.client import HTTPResponse, parse_headers
 from pathlib import Path
 
 import pytest
 
 from tests import client
+from tests.client import Stream
 from tests.live.load import APP, ENV, KEY, address
+from tests.live.test_limits import OfFewFiles
 from tests.servers import Gunicorn, wait_until
 
 HEALTH = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -140,3 +143,56 @@ def test_a_worker_that_ends_says_nothing_to_those_that_have_not_asked(tmp_path: 
         os.kill(server.pid, signal.SIGHUP)
         assert sock.recv(100) == b""
         assert "Traceback" not in server.logs()
+
+
+def test_readers_of_large_answers_that_take_their_time_hold_no_greenlet_and_get_all_of_them(tmp_path: Path) -> None:
+    with OfFewFiles(tmp_path, APP, ENV) as server, contextlib.ExitStack() as stack:
+        for _ in range(8):
+            assert client.publish(server.url, "large", "x" * 60_000, key=KEY).status == 201
+        slow = []
+        for _ in range(80):  # more than there are greenlets
+            sock = stack.enter_context(socket.socket())
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            sock.settimeout(20)
+            sock.connect(address(server.url))
+            sock.sendall(b"GET /sse/poll?channel=large&replay=8&timeout=0 HTTP/1.1\r\nHost: localhost\r\n\r\n" + HEALTH)
+            slow.append(sock)
+        time.sleep(0.5)
+        for _ in range(3):
+            assert client.request(server.url, "GET", "/healthz", timeout=3).status == 200
+        for sock in slow[::20]:
+            file = sock.makefile("rb")
+            for length in (480_000, 1):  # the answer to the request behind comes after it
+                assert file.readline() == b"HTTP/1.1 200 OK\r\n"
+                headers = parse_headers(file)
+                assert len(file.read(int(headers["Content-Length"]))) >= length
+
+
+def test_connections_that_were_accepted_just_before_a_reload_are_served(tmp_path: Path) -> None:
+    with Gunicorn(tmp_path, APP, ENV) as server, contextlib.ExitStack() as stack:
+        [pid] = server.worker_pids()
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            socks = [stack.enter_context(connect(server)) for _ in range(400)]
+            for sock in socks:
+                sock.sendall(HEALTH)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        time.sleep(0.03)
+        os.kill(server.pid, signal.SIGHUP)
+        for sock in socks:
+            assert answer_of(sock).status == 200
+
+
+def test_what_the_app_does_at_a_stream_s_end_is_done_when_its_worker_ends(tmp_path: Path) -> None:
+    done = tmp_path / "done"
+    env = ENV | {"DONE": str(done)}
+    with Gunicorn(tmp_path, "tests.live.apps.odd:application", env) as server, contextlib.ExitStack() as stack:
+        for _ in range(5):
+            stack.enter_context(Stream(server.url, {"channel": "a"})).until("sse.open")
+        process = server.process
+        assert process
+        process.send_signal(signal.SIGTERM)
+        process.wait(10)
+        server.process = None
+        assert done.read_text() == "ended" * 5

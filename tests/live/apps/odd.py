@@ -1,8 +1,15 @@
-"""The service in an app whose views are odd: one says more than it gives, one reads nothing of what it is sent."""
+"""The service in an app whose views are odd: one says more than it gives, one reads nothing of what it is sent.
+
+When a stream ends, the app takes its time to note that in the file DONE.
+"""
 
 from __future__ import annotations
 
-from flask import Response
+import os
+import time
+from pathlib import Path
+
+from flask import Response, request
 
 from tests.live.apps.inspected import application
 
@@ -17,3 +24,16 @@ def short() -> Response:
 @application.post("/ignore")
 def ignore() -> str:
     return "ignored"
+
+
+@application.after_request
+def note_the_end(response: Response) -> Response:
+    if "DONE" in os.environ and request.endpoint == "sse.stream":
+        response.call_on_close(_note)
+    return response
+
+
+def _note() -> None:
+    time.sleep(0.3)
+    with Path(os.environ["DONE"]).open("a") as file:
+        file.write("ended")
