@@ -139,7 +139,7 @@ class Breaker:
     def _passed_on(self, connection: _Connection, body: Stream | Poll) -> Iterator[bytes]:
         """Give the body as it comes. Once the connection is asleep nothing more is given, and at last it is cut.
 
-        What is written for it meanwhile is lost, as on a real network.
+        Whatever is written for it meanwhile is lost, as on a real network.
         """
         for chunk in body:
             if not connection.wakes_at:
@@ -188,7 +188,7 @@ class Breaker:
 def _cut(connection: _Connection) -> None:
     """End the connection for both sides, unless it has gone by itself and its number is another's now."""
     with contextlib.suppress(OSError):
-        fd = os.dup(connection.fd)  # from here on, it stays what it is
+        fd = os.dup(connection.fd)  # so that its number is not given to another connection meanwhile
         if os.fstat(fd).st_ino != connection.inode:
             os.close(fd)
             return
@@ -203,7 +203,7 @@ def _held() -> Iterator[bytes]:
 
 
 def is_local() -> bool:
-    """Whether the current request comes from this machine, by a name that can be no other's, and through no proxy.
+    """Tell whether the current request comes from this machine, under a loopback name, and through no proxy.
 
     A proxy is known by the header that it adds. The Host has to be a loopback one, because a page of elsewhere may
     have its own name lead to 127.0.0.1 (DNS rebinding).

@@ -53,7 +53,7 @@ def run(peers: Sequence[Peer], scenarios: Sequence[str], size: Size, rounds: int
     faults: dict[str, str] = {}
     for number in range(rounds):
         for scenario in scenarios:
-            # Those that are compared have changing places: what heats up or fills up meets them alike.
+            # The two checkouts take turns in going first, so that a machine that heats up meets them alike.
             for peer in reversed(peers) if size.repeat and number % 2 else peers:
                 once = not size.repeat and (not peer.every_round or scenario == "parked")
                 if scenario not in peer.scenarios or (number and once) or peer.label in faults:

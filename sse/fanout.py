@@ -457,7 +457,7 @@ class Fanout:
 
     @property
     def is_full(self) -> bool:
-        """Whether there is no room for another connection, and none that could make room."""
+        """Whether there is no room for another connection, and no resting one that could be closed for it."""
         if len(self._row_of) + len(self.waiting) < self.room:
             return False
         return not (self._new.fds or self._resting.fds)
@@ -490,7 +490,7 @@ class Fanout:
     def send_rest(self, fd: int, rest: memoryview, *, closes: bool, early: bytes) -> None:
         """Send the rest of an answer that a greenlet has begun, as the client takes it.
 
-        Where clients leave too much untaken, the one that has done so longest is cut.
+        If clients leave too much untaken, the connection that has waited longest is cut.
 
         :param early: what has come behind the request.
         """
@@ -662,7 +662,7 @@ class Fanout:
             self.waiting.append(fd)
 
     def close(self, fd: int) -> None:
-        """Close one that rests, at once: nobody is about to write to it."""
+        """Close a resting connection, at once: nobody is about to write to it."""
         self._leave(fd)
         self._unwatch(fd)
         _close(fd)
@@ -793,7 +793,7 @@ class Fanout:
             self._make_due(fd)
 
     def _make_room(self) -> None:
-        """Close a connection that has rested long: best of all one that has never sent anything."""
+        """Close the connection that has rested longest, first of all among those that have never sent anything."""
         silent = next(iter(self._new.fds.items()), None)
         if silent and silent[1] < _slot(self._rest_until(new=True) - _SILENT):
             self._new.dismiss(silent[0])
