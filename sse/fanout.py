@@ -408,6 +408,8 @@ class Fanout:
     def __init__(self, log: Any, keepalive: float, give_back: Callable[[int], bool]) -> None:
         self.log = log
         self.room: float = math.inf  # connections that may be here
+        self.unread_since: Callable[[], float] = float
+        """Tells since when announcements for many channels have waited for the hub to read them; 0 if they do not."""
         self.draining = False
         self.shared: Shared = {}  # what is encoded in this round
         self._keepalive = keepalive
@@ -586,6 +588,8 @@ class Fanout:
         now = time.monotonic()
         if self._publishing_since is not None and now - self._publishing_since > _PUBLISHING:
             return True
+        if (late := self.unread_since()) and now - late > _BEHIND:
+            return True
         since = self._waits_since if self._round_waits_since is None else self._round_waits_since
         return since is not None and now - since > _BEHIND and self._left + len(self._ready) > _FEW
 
@@ -739,6 +743,7 @@ class Fanout:
 
     def _turn(self) -> None:
         gevent.sleep(_TICK)
+        self._let_in()  # for one who waits while there is nothing to write
         now = time.monotonic()
         if abs(time.time() - now - self._ahead) > _JUMP:  # the clock by which permits end
             self._ahead = time.time() - now

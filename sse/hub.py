@@ -18,7 +18,7 @@ from sse.errors import Busy, SSEError, StoreUnavailable
 from sse.event import UNBORN, Entry, Position, Reason
 from sse.log import warn
 from sse.ring import Ring
-from sse.stores import PAGE, PAGE_BYTES, Feed, Notice, Page, Store
+from sse.stores import PAGE, PAGE_BYTES, READ_AT_ONCE, Feed, Notice, Page, Store
 from sse.subscriber import Channel, Delivery, Form, Reset, Start, Subscriber, encoded, in_blocks, reset_at
 
 ATTACH_TIMEOUT: Final = 5.0
@@ -29,6 +29,7 @@ _chance: Final = random.SystemRandom()  # a thread of ours leaves the app's own 
 
 _CHECK_EVERY: Final = 5.0
 _PER_TURN: Final = 100  # channels that the store is asked about before others have their turn
+_FEW: Final = 64  # channels whose announcements may be late without anybody taking note
 _BETWEEN_CHECKS: Final = 0.005
 _GATHER: Final = 0.005  # in which arrivals that do not come alone are joined by others
 _PAUSE: Final = 1e-6  # under gevent a real timer, which lets input in; 0 would not
@@ -94,6 +95,7 @@ class Hub:
         self._closed = threading.Event()
         self._draining = False
         self._next_check = 0.0
+        self._late_since = 0.0
         self._may_ensure = float(_ENSURED_AT_ONCE)
         self._counted_at = clock()
         self._bytes = 0
@@ -103,6 +105,11 @@ class Hub:
     def subscribers(self) -> int:
         """How many streams and waiting polls are attached."""
         return self._subscribers
+
+    @property
+    def late_since(self) -> float:
+        """Since when announcements for many channels have waited to be read, by `time.monotonic`; 0 if they do not."""
+        return self._late_since
 
     @property
     def channels(self) -> int:
@@ -400,7 +407,9 @@ class Hub:
         trouble = ""
         while not self._closed.is_set():
             try:
-                self._apply(self._feed.read(max(self._patience(), 0)))
+                notices = self._feed.read(max(self._patience(), 0))
+                many = self._apply(notices) > _FEW and len(notices) >= READ_AT_ONCE
+                self._late_since = (self._late_since or time.monotonic()) if many else 0.0
                 self._listen(self._feed)
                 self._check()  # first: it has its turn even where a channel at fault ends each turn below
                 self._settle()
@@ -446,7 +455,8 @@ class Hub:
         if unheard:
             feed.subscribe(unheard)
 
-    def _apply(self, notices: Sequence[Notice]) -> None:
+    def _apply(self, notices: Sequence[Notice]) -> int:
+        """Append what has been announced; the number of channels that have moved on."""
         touched: set[Channel] = set()
         with self.lock:
             for name, previous, entry in notices:
@@ -463,6 +473,7 @@ class Hub:
                 elif entry.position not in channel.ring:
                     self._dirty[name] = None
             _notify(touched)
+        return len(touched)
 
     def _append(self, channel: Channel, entry: Entry) -> None:
         ring = channel.ring

@@ -485,6 +485,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
     def run(self) -> None:
         if self._service:
             self._service.admit = self._fanout.admit
+            self._fanout.unread_since = lambda: self._service.hub.late_since
         self._fanout.room = self.worker_connections + (self._service.hub.max_subscribers if self._service else 0)
         listeners = [_Listener(self, listener) for listener in self.sockets]
         while self.alive:

@@ -132,6 +132,21 @@ def test_publishers_wait_in_line_while_many_rows_are_late_and_nobody_else_does()
     in_a_hub(run)
 
 
+def test_publishers_wait_while_announcements_for_many_channels_are_unread_though_no_row_is_late() -> None:
+    def run() -> None:
+        telling = Telling(rows=1, cost=0)
+        unread = time.monotonic() - 0.02
+        telling.fanout.unread_since = lambda: unread
+        publisher = gevent.spawn(telling.fanout.admit)
+        gevent.sleep(0.2)
+        assert not publisher.ready()
+        unread = 0.0
+        publisher.join(0.5)
+        assert publisher.ready()
+
+    in_a_hub(run)
+
+
 def test_publishers_do_not_wait_for_few_rows_that_share_writes_nor_where_nobody_listens() -> None:
     def run() -> None:
         for rows in (0, 1, 50):

@@ -691,6 +691,34 @@ def test_under_gevent_input_is_let_in_between_two_turns(store_url: str | None) -
     assert together == "False"
 
 
+@pytest.mark.parametrize(("channels", "is_late"), [(100, True), (10, False)])
+def test_a_hub_tells_since_when_announcements_for_many_channels_wait(
+    hub: Hub, store: Store, monkeypatch: pytest.MonkeyPatch, channels: int, is_late: bool
+) -> None:
+    subscriber = attach(hub, {f"c/{number}": Start() for number in range(channels)})
+    apply, seen = hub._apply, [hub.late_since]
+
+    def noted(notices: Sequence[Notice]) -> int:
+        seen.append(hub.late_since)
+        return apply(notices)
+
+    assert hub._feed
+    read, published = hub._feed.read, threading.Event()
+    monkeypatch.setattr(hub, "_apply", noted)
+    monkeypatch.setattr(hub._feed, "read", lambda timeout: read(timeout) if published.wait(10) else [])
+    store.publish([Publication(f"c/{number % channels}", Event("x")) for number in range(1000)])
+    time.sleep(0.1)  # until all of them are there to be read
+    published.set()
+
+    def appended() -> int:
+        return sum(channel.ring.newest.offset for channel in hub._channels.values() if channel.ring)
+
+    wait_until(lambda: appended() == 1000, 10)
+    wait_until(lambda: not hub.late_since, 5)
+    assert any(seen) is is_late
+    hub.detach(subscriber)
+
+
 # What a subscriber takes
 
 

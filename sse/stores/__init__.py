@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from sse.stores.base import PAGE, PAGE_BYTES, Feed, Notice, Page, Publication, Receipt, Revocation, Store
+from sse.stores.base import PAGE, PAGE_BYTES, READ_AT_ONCE, Feed, Notice, Page, Publication, Receipt, Revocation, Store
 from sse.stores.memory import MemoryStore
 from sse.stores.redis import RedisStore
 
 __all__ = [
     "PAGE",
     "PAGE_BYTES",
+    "READ_AT_ONCE",
     "Feed",
     "MemoryStore",
     "Notice",

@@ -16,6 +16,9 @@ PAGE: Final = 100
 PAGE_BYTES: Final = 1 << 17
 """How many bytes of data a store gives at one reading, beside one entry that may be larger."""
 
+READ_AT_ONCE: Final = 256
+"""Notices that a feed gives at one reading, at the most."""
+
 UNBORN_TTL: Final = 120
 """Seconds that a ring lives which was founded and never had an event."""
 

@@ -16,6 +16,7 @@ from sse.stores.base import (
     ONCE_TTL,
     PAGE,
     PAGE_BYTES,
+    READ_AT_ONCE,
     UNBORN_TTL,
     Feed,
     Notice,
@@ -29,7 +30,6 @@ from sse.stores.base import (
 )
 
 _FEED_LENGTH = 1024  # of more announcements than these, only the channels are kept; the hub then reads the rings
-_READ_AT_ONCE = 256
 _SWEEP_SECONDS = 30.0
 _SWEPT_AT_ONCE = 100
 
@@ -217,10 +217,10 @@ class _MemoryFeed(Feed):
     def read(self, timeout: float) -> list[Notice]:
         self._filled.wait(timeout)
         self._filled.clear()
-        notices = [Notice(channel) for channel in islice(list(self._to_look_at), _READ_AT_ONCE // 2)]
+        notices = [Notice(channel) for channel in islice(list(self._to_look_at), READ_AT_ONCE // 2)]
         for notice in notices:
             del self._to_look_at[notice.channel]
-        room = _READ_AT_ONCE - len(notices)
+        room = READ_AT_ONCE - len(notices)
         notices += [self._announced.popleft() for _ in range(min(len(self._announced), room))]
         if self._announced or self._to_look_at:
             self._filled.set()

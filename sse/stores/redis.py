@@ -28,6 +28,7 @@ from sse.stores.base import (
     ONCE_TTL,
     PAGE,
     PAGE_BYTES,
+    READ_AT_ONCE,
     UNBORN_TTL,
     Feed,
     Notice,
@@ -48,7 +49,6 @@ _CONNECTIONS: Final = 8
 _RANDOM_ONCE_TTL: Final = 30  # seconds; longer than a publish and its repetitions can take, by SSE_REDIS_TIMEOUT
 _PING_AFTER: Final = 5.0
 _LOST_AFTER: Final = 12.0
-_READ_AT_ONCE: Final = 256
 _REVOKED_AT_ONCE: Final = 512
 _SUBSCRIBED_AT_ONCE: Final = 500
 _PAUSE: Final = 1e-6  # see sse/hub.py
@@ -498,7 +498,7 @@ class _RedisFeed(Feed):
         try:
             wait = 0 if self._awake else min(timeout, _PING_AFTER)
             self._awake = False
-            while len(notices) < _READ_AT_ONCE and size < PAGE_BYTES:
+            while len(notices) < READ_AT_ONCE and size < PAGE_BYTES:
                 notice = self._notice(self._connection.read_response(timeout=wait, disconnect_on_error=False))
                 self._heard = time.monotonic()
                 if notice:
