@@ -187,7 +187,7 @@ def throughline(
 
 
 def _knows(root: Path, setting: str) -> bool:
-    """Whether the checkout has a setting: an unknown one is refused."""
+    """Tell whether the checkout knows a setting. A service refuses to start with one that it does not know."""
     return f" {setting}:" in (root / "sse/config.py").read_text()
 
 

@@ -25,7 +25,7 @@ from tests.servers import ROOT
 PAGE = ROOT / "docs" / "benchmarks.md"
 TIMES = ("alone", "busy")
 DETAILS = ("p50", "p99", "kept", "busy")
-"""What a record may have besides its value."""
+"""Further figures that a record may have besides its value."""
 
 
 @dataclass(frozen=True)

@@ -157,7 +157,7 @@ def own(session: Session) -> Measures:
 
 
 def greedy(session: Session) -> Measures:
-    """What a new connection's request takes, beside publishers that ask again as soon as they are answered."""
+    """Time requests on new connections, while publishers send the next request as soon as one is answered."""
     load, target = session.load, session.target
     load.set("one", one_publish(target))
     load.set("probe", target.health)

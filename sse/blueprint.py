@@ -115,7 +115,7 @@ class _Routes:
         self._config = service.config
         self._authorize = authorize
         self._access = access.Access(service.config, service.tokens, service.keys, lambda: service.revocations)
-        self._wrong_answers: dict[tuple[str, str], object] = {}  # by rule and type, those that the log has told of
+        self._wrong_answers: dict[tuple[str, str], object] = {}  # by rule and type: the log has told of these
 
     def stream(self) -> Response:
         _drop_body()

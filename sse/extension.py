@@ -47,7 +47,7 @@ class SSE:
 
         It is asked for each channel that SSE_PUBLIC does not match and no token grants, before anything is read or
         founded. Only `True` opens the channel. Anything else refuses it, as `False` does, and the log tells of answers
-        that are neither a bool nor None. What the function raises or `abort`s becomes the answer.
+        that are neither a bool nor None. An error that the function raises, as by `abort`, becomes the answer.
 
         :raises TypeError: if the function is async or a generator, so that it can never answer `True`.
         """

@@ -68,6 +68,7 @@ class Row:
 
     __slots__ = ("asks", "fanout", "fds", "key")
     events = EPOLLRDHUP
+    waits = True  # for events, so that its connections are told when this process ends
 
     def __init__(self, fanout: Fanout) -> None:
         self.fanout = fanout
@@ -351,6 +352,7 @@ class Sending(Row):
 
     __slots__ = ()
     events = EPOLLOUT
+    waits = False
 
     def heard(self, fd: int) -> None:
         rest = self.fanout.rests[fd]
@@ -383,6 +385,7 @@ class Resting(Row):
 
     __slots__ = ()
     events = EPOLLIN | EPOLLRDHUP
+    waits = False
 
     def heard(self, fd: int) -> None:
         self.fanout.give_back(fd)
@@ -473,9 +476,7 @@ class Fanout:
         stream.subscriber.wake_by(row)
 
     def hold(self, fd: int, poll: Poll, head: bytes, early: bytes = b"") -> None:
-        self.early.pop(fd, None)
-        if early:
-            self.early[fd] = early
+        self._keep_early(fd, early)
         key = poll.alike, head
         row = self._rows.get(key)
         if not (isinstance(row, Polls) and not row.asks and row.poll.absorb(poll)):
@@ -496,9 +497,7 @@ class Fanout:
 
         :param early: what has come behind the request.
         """
-        self.early.pop(fd, None)
-        if early:
-            self.early[fd] = early
+        self._keep_early(fd, early)
         self._admit(fd, self._sending, time.monotonic() + STALLED_AFTER)
         self.rests[fd] = Rest(rest, closes, len(rest))
         self._own += len(rest)
@@ -506,17 +505,17 @@ class Fanout:
             self.end(next(other for other in self._sending.fds if self.rests[other].own))
 
     def drain(self, window: float) -> None:
-        """Say goodbye to all, spread over `window` seconds, and to whoever still comes.
+        """Say goodbye to all streams and polls, spread over `window` seconds, and to those that still come.
 
         A connection between two requests has a moment more: its client may be sending the next one just now.
         """
         self.draining = True
         for fd in (*self._new.fds, *self._resting.fds):
             self.set_end(fd, self._rest_until())
-        fds = [fd for fd, row in self._row_of.items() if not isinstance(row, Resting | Sending)]
+        fds = [fd for fd, row in self._row_of.items() if row.waits]
         begun = time.monotonic()
         for number, fd in enumerate(fds):
-            if not isinstance(self._row_of.get(fd), Resting | Sending):  # as its number may be by now
+            if (row := self._row_of.get(fd)) and row.waits:  # its number may be another connection's by now
                 self._make_due(fd)
             ahead = begun + window * number / len(fds) - time.monotonic()
             if ahead > 0 or number % _TURN == 0:  # a short sleep takes longer than it says
@@ -642,20 +641,12 @@ class Fanout:
         if fd in self.early:
             self.give_back(fd)
             return
-        self._leave(fd)
-        self._row_of[fd] = self._resting
-        self.set_end(fd, self._rest_until())
-        self.watch(fd, Resting.events)
-        self._run(self._closing.pop(fd, ()))
+        self._leave_for(self._resting, fd, self._rest_until())
 
     def finish(self, fd: int, rest: memoryview, *, closes: bool) -> None:
         """Send the rest of a poll's answer as the client takes it."""
-        self._leave(fd)
-        self._row_of[fd] = self._sending
+        self._leave_for(self._sending, fd, time.monotonic() + STALLED_AFTER)
         self.rests[fd] = Rest(rest, closes)
-        self.set_end(fd, time.monotonic() + STALLED_AFTER)
-        self.watch(fd, Sending.events)
-        self._run(self._closing.pop(fd, ()))
 
     def give_back(self, fd: int) -> None:
         """Let a greenlet go on with the connection."""
@@ -794,7 +785,7 @@ class Fanout:
             if isinstance(row, Streams):
                 self.keep(fd)  # before it begins: that may have it dismissed at once
             permit.begin(partial(self._make_due, fd))
-        if (self.draining and not isinstance(row, Resting | Sending)) or (permit and permit.is_over):
+        if (self.draining and row.waits) or (permit and permit.is_over):
             self._make_due(fd)
 
     def _make_room(self) -> None:
@@ -822,6 +813,19 @@ class Fanout:
         if not row.fds:
             self.forget(row)
         row.left()
+
+    def _leave_for(self, row: Row, fd: int, end: float) -> None:
+        """Have a connection whose poll is answered go on in another row."""
+        self._leave(fd)
+        self._row_of[fd] = row
+        self.set_end(fd, end)
+        self.watch(fd, row.events)
+        self._run(self._closing.pop(fd, ()))
+
+    def _keep_early(self, fd: int, early: bytes) -> None:
+        self.early.pop(fd, None)
+        if early:
+            self.early[fd] = early
 
     def _make_due(self, fd: int) -> None:
         row = self._row_of.get(fd)

@@ -139,7 +139,7 @@ class Revocations:
         self._store = store
         self._keep = keep
         self._lock = threading.Lock()  # held while nothing waits
-        self._reading: _Reading | None = None  # the one that is under way
+        self._reading: _Reading | None = None  # the reading that is under way
         self._readings = 0
         self._failed_at = -math.inf
         self._last = ""
@@ -230,7 +230,7 @@ class Revocations:
     def _know(self) -> None:
         """Read the list for the first time, or wait for the reading that is under way.
 
-        After one that has failed, the next second's requests do not try again.
+        For a second after a failed reading, requests do not try again.
         """
         try:
             if time.monotonic() - self._failed_at < _LOOK_EVERY:

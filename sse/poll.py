@@ -39,7 +39,7 @@ class Poll:
     GATHER: Final = 0.01
     """Seconds that one that waits gives further events after the first."""
     LOOK: Final = 3.0
-    """Seconds after which one that waits asks whether its client is there: the shortest heartbeat that can be set."""
+    """Seconds after which a waiting poll looks again whether its client is there: the shortest heartbeat there is."""
     subscriber: Subscriber
 
     def __init__(

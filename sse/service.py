@@ -41,21 +41,21 @@ class Service:
         self.keys = PublishKeys(config)
         self.admit: Callable[[], None] | None = None
         """Called before events are stored, to wait while the server is late in telling those before them."""
-        self._made: tuple[int, Store, Hub, Revocations] | None = None
+        self._made: tuple[Store, Hub, Revocations] | None = None  # in this process
         self._lock = threading.Lock()  # held while nothing waits, so one from before a patch or a fork will do
         _services.add(self)
 
     @property
     def store(self) -> Store:
-        return (self._made or self._make())[1]
+        return (self._made or self._make())[0]
 
     @property
     def hub(self) -> Hub:
-        return (self._made or self._make())[2]
+        return (self._made or self._make())[1]
 
     @property
     def revocations(self) -> Revocations:
-        return (self._made or self._make())[3]
+        return (self._made or self._make())[2]
 
     @property
     def shared(self) -> bool:
@@ -112,29 +112,26 @@ class Service:
 
     def close(self) -> None:
         """End this process's hub and let go of its store; the next use makes new ones."""
-        if self._made and self._made[0] == os.getpid():
-            _, store, hub, revocations = self._made
+        if self._made:
+            store, hub, revocations = self._made
             self._made = None
             revocations.close()
             hub.close()
             store.close()
 
-    def _make(self) -> tuple[int, Store, Hub, Revocations]:
-        made = self._made
-        if made is None or made[0] != os.getpid():
-            # Without the lock, because redis-py switches greenlets here. Of several that are made at once, one is kept;
-            # the others have neither connected nor started anything.
-            store = connect(
-                self.config.redis_url,
-                ring=self.config.ring,
-                ring_ttl=self.config.ring_ttl,
-                namespace=self.config.namespace,
-                timeout=self.config.redis_timeout,
-            )
-            hub = Hub(store, max_subscribers=self.config.max_subscribers)
-            ours = os.getpid(), store, hub, Revocations(store, self.config.token_lifetime)
-            with self._lock:
-                made = self._made
-                if made is None or made[0] != os.getpid():
-                    made = self._made = ours
-        return made
+    def _make(self) -> tuple[Store, Hub, Revocations]:
+        # Without the lock, because redis-py switches greenlets here. Of several that are made at once, one is kept; the
+        # others have neither connected nor started anything.
+        store = connect(
+            self.config.redis_url,
+            ring=self.config.ring,
+            ring_ttl=self.config.ring_ttl,
+            namespace=self.config.namespace,
+            timeout=self.config.redis_timeout,
+        )
+        hub = Hub(store, max_subscribers=self.config.max_subscribers)
+        ours = store, hub, Revocations(store, self.config.token_lifetime)
+        with self._lock:
+            if self._made is None:
+                self._made = ours
+            return self._made

@@ -196,7 +196,7 @@ class _Taken(NamedTuple):
 
 
 class _Reading(gevent.Timeout):  # type: ignore[misc]
-    """The time for which a greenlet waits for a request; how long the head itself may take is said by `_Request`."""
+    """The time for which a greenlet waits for a request. `_Request` bounds the time of the head itself."""
 
     def __init__(self, worker: Worker) -> None:
         super().__init__(worker.cfg.keepalive, False)
