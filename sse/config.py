@@ -12,7 +12,7 @@ from typing import Any, Final
 from urllib.parse import parse_qsl, urlsplit
 
 from sse.errors import ConfigError, InvalidEvent
-from sse.event import check_channel
+from sse.event import check_channel, plain_int, plain_str
 
 _PREFIX: Final = "SSE_"
 KEY = re.compile(r"[!-+\--~]{22,}")  # visible ASCII without the comma that separates keys
@@ -69,7 +69,7 @@ def _items(value: object) -> tuple[str, ...]:
     if isinstance(value, str):
         return tuple(item for item in re.split(r"[\s,]+", value) if item)
     if isinstance(value, list | tuple | set | frozenset) and all(isinstance(item, str) for item in value):
-        return tuple(value)
+        return tuple(map(plain_str, value))
     raise ValueError("give a list of strings, or one string with commas between")
 
 
@@ -359,7 +359,7 @@ class Config:
         fields = {setting_name(item): item for item in dataclasses.fields(cls)}
         values: dict[str, Any] = {}
         faults: list[str] = []
-        for name, value in sorted(given.items()):
+        for name, value in sorted((plain_str(name), _plain_value(value)) for name, value in given.items()):
             item = fields.get(name)
             if item is None:
                 near = difflib.get_close_matches(name, fields, 1)
@@ -393,6 +393,13 @@ class Config:
 def setting_name(item: dataclasses.Field[Any]) -> str:
     """The name that a setting has in the environment and in `app.config`."""
     return _PREFIX + item.name.upper()
+
+
+def _plain_value(value: object) -> object:
+    """Return the plain str or int that a setting holds; anything else, and a bool, as it is."""
+    if isinstance(value, str):
+        return plain_str(value)
+    return plain_int(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def _plain(value: object) -> str:

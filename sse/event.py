@@ -29,8 +29,28 @@ _MAX_OFFSET = 2**53 - 1  # Lua and JavaScript count exactly up to here
 _MAX_TAG = 2**52
 
 
+def plain_str(text: str) -> str:
+    """Return the characters that a string holds, as a plain str.
+
+    A subclass may answer with others: `f"{member}"` of a (str, Enum) is its name, and Markup escapes its neighbours.
+    """
+    # A proxy, such as werkzeug's LocalProxy, passes for a str and is none.
+    return str.__str__(text if issubclass(type(text), str) else str(text))
+
+
+def plain_int(number: int) -> int:
+    """Return the number that an int holds, as a plain int; of a bool, 0 or 1."""
+    return int.__int__(number if issubclass(type(number), int) else int(number))
+
+
+def _plain_bytes(data: bytes | bytearray | memoryview) -> bytes:
+    """Return the bytes that are held, whatever a subclass says of itself."""
+    held = data if issubclass(type(data), bytes | bytearray | memoryview) else bytes(data)
+    return memoryview(held).tobytes()
+
+
 def check_channel(name: object) -> str:
-    """Give the channel's name back if it is one.
+    """Give the channel's name back, as a plain str, if it is one.
 
     A channel is 1 to 128 of `A-Z a-z 0-9 _ . : / @ -`, starts with a letter, a digit or `_`, has no empty, `.` or
     `..` segment between slashes, and does not start with `sse.`.
@@ -40,6 +60,7 @@ def check_channel(name: object) -> str:
     hint = "use 1 to 128 of A-Z a-z 0-9 _ . : / @ -, first a letter, a digit or _"
     if not isinstance(name, str):
         raise InvalidEvent(f"channel is {_shown(name)}, not a string", hint, code="invalid_channel")
+    name = plain_str(name)
     if not _CHANNEL.fullmatch(name):
         raise InvalidEvent(f"channel {_shown(name)} is not a channel name", hint, code="invalid_channel")
     if any(segment in ("", ".", "..") for segment in name.split("/")):
@@ -58,7 +79,7 @@ def check_channel(name: object) -> str:
 
 
 def check_type(value: object) -> str:
-    """Give the event type back if it is one: 1 to 64 visible characters, not `open`, `error` or `sse.…`.
+    """Give the event type back, a plain str, if it is one: 1 to 64 visible characters, not `open`, `error` or `sse.…`.
 
     :raises InvalidEvent: for anything else. `open` and `error` would fire an EventSource's own handlers.
     """
@@ -66,6 +87,7 @@ def check_type(value: object) -> str:
         raise InvalidEvent(
             f"type is {_shown(value)}, not a string", "give a name such as 'created'", code="invalid_type"
         )
+    value = plain_str(value)
     if not 1 <= len(value) <= 64 or not value.isprintable() or any(char.isspace() for char in value):
         raise InvalidEvent(
             f"type {_shown(value)} is not 1 to 64 visible characters",
@@ -77,17 +99,17 @@ def check_type(value: object) -> str:
     return value
 
 
-def check_idempotency_key(key: str) -> str:
-    """Give the idempotency key back if it is one: 1 to 128 of `A-Z a-z 0-9 _ . : -`.
+def check_idempotency_key(key: object) -> str:
+    """Give the idempotency key back, as a plain str, if it is one: 1 to 128 of `A-Z a-z 0-9 _ . : -`.
 
     :raises InvalidEvent: for anything else.
     """
+    hint = "give 1 to 128 of A-Z a-z 0-9 _ . : -"
+    if not isinstance(key, str):
+        raise InvalidEvent(f"idempotency key is {_shown(key)}, not a string", hint, code="invalid_idempotency_key")
+    key = plain_str(key)
     if not _IDEMPOTENCY_KEY.fullmatch(key):
-        raise InvalidEvent(
-            f"idempotency key {_shown(key)} is not one",
-            "give 1 to 128 of A-Z a-z 0-9 _ . : -",
-            code="invalid_idempotency_key",
-        )
+        raise InvalidEvent(f"idempotency key {_shown(key)} is not one", hint, code="invalid_idempotency_key")
     return key
 
 
@@ -108,8 +130,10 @@ def data_url(body: bytes, media_type: str = "application/octet-stream") -> str:
 def _text(data: object) -> str:
     """The text that a stream shows for the data given to an event."""
     if isinstance(data, bytes | bytearray | memoryview):
-        return data_url(bytes(data))
-    if not isinstance(data, str):
+        return data_url(_plain_bytes(data))
+    if isinstance(data, str):
+        data = plain_str(data)
+    else:
         try:
             data = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         except (TypeError, ValueError, RecursionError) as error:

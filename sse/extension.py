@@ -15,7 +15,7 @@ from sse.access import Authorize, check_rule
 from sse.blueprint import make_blueprint
 from sse.config import Config
 from sse.errors import InvalidEvent
-from sse.event import DEFAULT_TYPE, Event, check_channel, check_idempotency_key
+from sse.event import DEFAULT_TYPE, Event, check_channel, check_idempotency_key, plain_int, plain_str
 from sse.permit import one_revoked
 from sse.service import Service
 from sse.stores import Publication
@@ -59,8 +59,9 @@ class SSE:
     ) -> str:
         """Put an event on a channel of the current app; the id that it got, `channel=position`.
 
-        A string is sent as its text, bytes as a `data:` URL, any other JSON value as compact JSON. With an idempotency
-        key, repeating the call within 300 s stores nothing twice and gives the same id.
+        A string is sent as its text, bytes as a `data:` URL, any other JSON value as compact JSON. A member of a
+        `(str, Enum)`, Markup, and every other subclass of str, int or bytes counts as the plain value that it holds.
+        With an idempotency key, repeating the call within 300 s stores nothing twice and gives the same id.
 
         :raises InvalidEvent: if the channel, type, data or idempotency key can never be published.
         :raises TooLarge: if the data is over SSE_MAX_EVENT_BYTES.
@@ -74,7 +75,8 @@ class SSE:
             service.check_workers(request.is_multiprocess)
         event = service.check(Event(data, type))
         key = None if idempotency_key is None else f"app:{check_idempotency_key(idempotency_key)}"
-        position = service.publish([Publication(check_channel(channel), event, key)])[0]
+        channel = check_channel(channel)
+        position = service.publish([Publication(channel, event, key)])[0]
         return f"{channel}={position}"
 
     def ticket(self, channels: Iterable[str], sub: str = "", *, lifetime: int | None = None) -> str:
@@ -89,19 +91,19 @@ class SSE:
         :raises NotFound: without SSE_SECRET, by which tickets are signed.
         """
         if isinstance(channels, str):
-            raise InvalidEvent(f"channels is the string {channels[:60]!a}", "give a list of channels")
+            raise InvalidEvent(f"channels is the string {plain_str(channels)[:60]!a}", "give a list of channels")
         if not isinstance(sub, str):
             raise InvalidEvent(f"sub is {sub!a}", "give a string")
-        if lifetime is not None and lifetime <= 0:
-            raise InvalidEvent(f"lifetime is {lifetime}", "give seconds, more than 0")
+        seconds = plain_int(lifetime) if isinstance(lifetime, int) else lifetime
+        if seconds is not None and not seconds > 0:
+            raise InvalidEvent(f"lifetime is {seconds}", "give seconds, more than 0")
         service = get_service()
         channels = [check_channel(channel) for channel in channels]
         if not channels:
             raise InvalidEvent("no channel is named", "give one or more")
         now = time.time()
-        grant = Grant(
-            sub, id=secrets.token_hex(8), issued_at=now, ends_at=math.inf if lifetime is None else now + lifetime
-        )
+        ends_at = math.inf if seconds is None else now + seconds
+        grant = Grant(plain_str(sub), id=secrets.token_hex(8), issued_at=now, ends_at=ends_at)
         return service.tokens.make_ticket(channels, grant)
 
     def revoke(self, *, sub: str | None = None, channel: str | None = None, token: str | None = None) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple, cast
 
 from sse.errors import StoreUnavailable
+from sse.event import plain_str
 from sse.log import warn
 from sse.stores import Revocation, Store
 from sse.token import LEEWAY, Grant
@@ -320,11 +321,13 @@ class Revocations:
 
 
 def one_revoked(**given: object) -> tuple[Kind, str]:
-    """The kind and the value of what is to be revoked.
+    """The kind and the value, a plain str, of what is to be revoked.
 
     :raises ValueError: unless exactly one is given, a string and not empty; for a whole token in place of its id.
     """
     ((kind, value), *more) = [(kind, value) for kind, value in given.items() if value is not None] or [("", "")]
+    if isinstance(value, str):
+        value = plain_str(value)
     if more or value == "":
         raise ValueError(f"give one of {', '.join(given)}")
     if not isinstance(value, str):

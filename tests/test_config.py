@@ -9,6 +9,7 @@ import pytest
 from sse.config import Config, check_pattern, matches, setting_name
 from sse.errors import ConfigError, InvalidEvent
 from sse.stores import connect
+from tests.subclasses import strings
 
 KEY = "k" * 22
 
@@ -262,6 +263,20 @@ def test_secrets_are_shown_as_a_hash_or_not_at_all() -> None:
 def test_what_is_secret_in_an_address_is_not_shown(setting: str, value: str, shown: str) -> None:
     config = Config.load({f"SSE_{setting}": value})
     assert {name: text for name, text, _, _ in config.table()}[f"SSE_{setting}"] == shown
+
+
+def test_an_address_at_fault_is_not_repeated_where_a_subclass_of_str_hides_that_it_is_one() -> None:
+    for value in strings("https://user:hush@h/keys"):
+        with pytest.raises(ConfigError) as refusal:
+            Config.load({"SSE_JWKS": value})
+        assert "hush" not in str(refusal.value)
+
+
+def test_settings_may_be_named_by_members_of_an_enum() -> None:
+    for name in strings("SSE_RING")[:3]:
+        assert Config.load({name: 7}).ring == 7
+        with pytest.raises(ConfigError, match="SSE_RING is 'x'"):
+            Config.load({name: strings("x")[0]})
 
 
 @pytest.mark.parametrize("value", ["https://user:hush@h/keys", "https:/user:hush@h/keys", "https://user:hush@h/\a"])

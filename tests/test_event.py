@@ -6,6 +6,8 @@ import base64
 import dataclasses
 import json
 import math
+import uuid
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -19,11 +21,14 @@ from sse.event import (
     LastEventId,
     Position,
     check_channel,
+    check_idempotency_key,
     check_type,
     data_url,
     format_last_event_id,
     id_size,
+    plain_int,
 )
+from tests.subclasses import KINDS, LyingBytearray, LyingBytes, numbers, strings
 
 POSITIONS = st.builds(Position, st.integers(0, 2**53 - 1), st.integers(1, 2**52))
 CHANNELS = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_.:@-]{0,40}(/[a-z]{1,5}){0,3}", fullmatch=True).filter(
@@ -148,6 +153,52 @@ def test_what_is_no_type_is_refused(value: Any) -> None:
 def test_data_becomes_the_text_that_a_stream_shows(data: object, text: str) -> None:
     assert Event(data) == Event(text)
     assert (Event(data).data, Event(data).type) == (text, "message")
+
+
+@pytest.mark.parametrize("check", [check_channel, check_type, check_idempotency_key])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_subclass_of_str_is_taken_for_the_text_that_it_holds(check: Callable[[Any], str], kind: str) -> None:
+    checked = check(strings("orders")[KINDS.index(kind)])
+    assert (checked, type(checked)) == ("orders", str)
+
+
+@pytest.mark.parametrize("check", [check_channel, check_type, check_idempotency_key])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_subclass_of_str_is_judged_by_the_text_that_it_holds(check: Callable[[Any], str], kind: str) -> None:
+    with pytest.raises(InvalidEvent):
+        check(strings("no\nname")[KINDS.index(kind)])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_data_of_a_subclass_of_str_is_the_text_that_it_holds(kind: str) -> None:
+    event = Event(*(strings(text)[KINDS.index(kind)] for text in ("<b>1</b>\r\n&amp; {x}%s\r", "paid")))
+    assert (event.data, event.type) == ("<b>1</b>\n&amp; {x}%s\n", "paid")
+    assert {type(event.data), type(event.type)} == {str}
+
+
+@pytest.mark.parametrize("data", [LyingBytes(b"\0\xff"), LyingBytearray(b"\0\xff"), memoryview(b"\0.\xff.")[::2]])
+def test_data_of_a_subclass_of_bytes_is_the_bytes_that_it_holds(data: object) -> None:
+    assert Event(data).data == "data:application/octet-stream;base64,AP8="
+
+
+@pytest.mark.parametrize("index", range(3))
+def test_a_subclass_of_int_is_the_number_that_it_holds(index: int) -> None:
+    number = numbers(5)[index]
+    assert (plain_int(number), type(plain_int(number))) == (5, int)
+    assert Event({"n": [number], number: 1}).data == '{"n":[5],"5":1}'
+
+
+def test_keys_and_values_in_json_are_the_text_and_the_numbers_that_they_hold() -> None:
+    for text in strings("a\u00e4")[:4]:
+        assert Event({text: [text]}).data == '{"aä":["aä"]}'
+    assert Event({True: 1, None: 2, 1.5: 3}).data == '{"true":1,"null":2,"1.5":3}'
+
+
+@pytest.mark.parametrize("key", [7, b"k", uuid.UUID(int=7), None, ["k"]])
+def test_an_idempotency_key_that_is_no_string_is_refused(key: object) -> None:
+    with pytest.raises(InvalidEvent, match="not a string") as refusal:
+        check_idempotency_key(key)
+    assert refusal.value.code == "invalid_idempotency_key"
 
 
 def nested(depth: int) -> list[Any]:

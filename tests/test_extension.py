@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from flask import Flask
@@ -20,6 +21,7 @@ from sse.extension import get_service
 from sse.service import Service
 from tests.conftest import MakeApp
 from tests.servers import RedisServer
+from tests.subclasses import KINDS, numbers, strings
 from tests.tokens import KEY, SECRET, claims, signed
 
 
@@ -108,6 +110,90 @@ def test_an_idempotency_key_stores_once_and_tells_a_conflict(make_app: MakeApp, 
         with pytest.raises(IdempotencyConflict, match="channel a"):
             sse.publish("a", "y", idempotency_key="order:7")
         assert sse.publish("a", "y") != sse.publish("a", "y")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_both_stores_take_subclasses_of_str_for_the_texts_that_they_hold(
+    make_app: MakeApp, store_url: str | None, kind: str
+) -> None:
+    sse, as_given = SSE(), KINDS.index(kind)
+    app = make_app(sse, SSE_REDIS_URL=store_url)
+    channel, type, data, key = (strings(text)[as_given] for text in ("orders", "paid", "<a>\n&", "order:7"))
+    with app.app_context():
+        id = sse.publish(channel, data, type, idempotency_key=key)
+        assert sse.publish("orders", "<a>\n&", "paid", idempotency_key="order:7") == id
+    assert id.startswith("orders=1-")
+    answer = app.test_client().get("/sse/poll?channel=orders&replay=9&timeout=0").get_json()
+    assert answer["events"] == [{"channel": "orders", "id": id, "type": "paid", "data": "<a>\n&"}]
+    with app.test_client().get("/sse/stream?channel=orders&replay=9") as stream:
+        body = iter(stream.response)
+        blocks = b""
+        while b"<a>" not in blocks:
+            blocks += next(body)
+    assert b"event: paid\ndata: <a>\ndata: &\n\n" in blocks
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("revoked", [("sub", "ann"), ("channel", "a"), ("token", "id")])
+def test_what_is_revoked_is_the_text_that_a_subclass_of_str_holds(
+    make_app: MakeApp, store_url: str | None, revoked: tuple[str, str], kind: str
+) -> None:
+    sse, (name, text) = SSE(), revoked
+    app = make_app(sse, SSE_PUBLIC="", SSE_SECRET=SECRET, SSE_REDIS_URL=store_url)
+    headers = {"Authorization": f"Bearer {signed(claims(jti='id'))}"}
+    with app.app_context():
+        sse.revoke(**{name: strings(text)[KINDS.index(kind)]})
+    assert app.test_client().get("/sse/poll?timeout=0&channel=a", headers=headers).status_code in (401, 403)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_ticket_is_for_the_texts_and_numbers_that_subclasses_hold(make_app: MakeApp, kind: str) -> None:
+    sse, as_given = SSE(), KINDS.index(kind)
+    app = make_app(sse, SSE_PUBLIC="", SSE_SECRET=SECRET)
+    with app.app_context():
+        for lifetime in numbers(600):
+            ticket = sse.ticket([strings("a")[as_given]], strings("ann")[as_given], lifetime=lifetime)
+            grant = get_service().tokens.verify(ticket)
+            assert (grant.sub, grant.subscribe) == ("ann", ("a",))
+            assert 599 < grant.ends_at - time.time() <= 600
+        with pytest.raises(InvalidEvent, match="lifetime is nan"):
+            sse.ticket(["a"], lifetime=float("nan"))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_both_stores_take_subclasses_in_the_settings_for_what_they_hold(
+    make_app: MakeApp, store_url: str | None, kind: str
+) -> None:
+    def text(held: str) -> Any:
+        return strings(held)[KINDS.index(kind)]
+
+    def number(held: int) -> Any:
+        return numbers(held)[KINDS.index(kind) % 3]
+
+    sse = SSE()
+    app = make_app(
+        sse,
+        SSE_REDIS_URL=store_url and text(store_url),
+        SSE_PUBLIC=[text("news/*"), text("a")],
+        SSE_NAMESPACE=text("mine"),
+        SSE_PREFIX=text("/push"),
+        SSE_PUBLISH_KEYS=[text(KEY)],
+        SSE_RING=number(2),
+        SSE_RING_TTL=number(600),
+        SSE_RETRY=number(1234),
+    )
+    with app.app_context():
+        ids = [sse.publish("news/today", text) for text in "123"]
+        if store_url:
+            store = get_service().store
+            assert store.announcements("a").startswith("mine:")  # type: ignore[attr-defined]
+    client = app.test_client()
+    answer = client.get("/push/poll?channel=news/today&replay=9&timeout=0").get_json()
+    assert [event["id"] for event in answer["events"]] == ids[1:]
+    with client.get("/push/stream?channel=a") as stream:
+        assert next(iter(stream.response)).startswith(b"retry: 1234\n")
+    headers = {"Authorization": f"Bearer {KEY}"}
+    assert client.post("/push/publish/a", data="x", headers=headers).status_code == 201
 
 
 @pytest.mark.parametrize("key", ["", "\ud800", "ä", "order 7", "a\n", "k" * 129])
