@@ -17,8 +17,7 @@ if TYPE_CHECKING:
         TooLarge,
         Unavailable,
     )
-    from sse.event import Event
-    from sse.extension import SSE
+    from sse.extension import SSE, Event
     from sse.version import __version__ as __version__
 
 __all__ = [
@@ -34,7 +33,7 @@ __all__ = [
     "TooLarge",
     "Unavailable",
 ]
-_HOMES = {"SSE": "sse.extension", "Event": "sse.event", "__version__": "sse.version"}
+_HOMES = {"SSE": "sse.extension", "Event": "sse.extension", "__version__": "sse.version"}
 
 
 def __getattr__(name: str) -> Any:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Final, Literal, NamedTuple
 
 from sse.errors import InvalidEvent
@@ -18,6 +19,9 @@ DEFAULT_TYPE: Final = "message"
 RESERVED_PREFIX: Final = "sse."
 """Types and channels that start so belong to the service."""
 
+Encode = Callable[[object], object]
+"""Writes a value as JSON, as an app's JSON provider does: a str, or bytes in UTF-8."""
+
 Reason = Literal["trimmed", "unknown", "diverged", "invalid", "missing"]
 """Why a position cannot be continued."""
 
@@ -25,8 +29,11 @@ _CHANNEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:/@-]{0,127}")
 _POSITION = re.compile(r"(0|[1-9][0-9]{0,15})-(0|[1-9][0-9]{0,15})")
 _IDEMPOTENCY_KEY = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 _MEDIA_TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+-]{1,64}/[A-Za-z0-9!#$&^_.+-]{1,64}")
+_SPACE_OR_STRING = re.compile(r'[ \t\n\r]+|"[^"\\]*+(?:\\.[^"\\]*+)*+"')  # of JSON: RFC 8259, 2 and 7
 _MAX_OFFSET = 2**53 - 1  # Lua and JavaScript count exactly up to here
 _MAX_TAG = 2**52
+_MAX_SHOWN: Final = 60  # characters of a value in an error
+_MAX_REASON: Final = 200  # characters of another's error, which may hold all the data
 
 
 def plain_str(text: str) -> str:
@@ -34,6 +41,8 @@ def plain_str(text: str) -> str:
 
     A subclass may answer with others: `f"{member}"` of a (str, Enum) is its name, and Markup escapes its neighbours.
     """
+    if type(text) is str:
+        return text
     # A proxy, such as werkzeug's LocalProxy, passes for a str and is none.
     return str.__str__(text if issubclass(type(text), str) else str(text))
 
@@ -127,21 +136,80 @@ def data_url(body: bytes, media_type: str = "application/octet-stream") -> str:
     return f"data:{media_type};base64,{base64.b64encode(body).decode('ascii')}"
 
 
-def _text(data: object) -> str:
+def _constant(name: str) -> None:
+    raise ValueError(f"{name} is not a finite number")
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    if math.isinf(value):  # as 1e400, which every reader would take for Infinity
+        _constant(number[:_MAX_SHOWN])
+    return value
+
+
+_dumps: Final = partial(json.dumps, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+_read_string: Final = json.JSONDecoder().decode
+_check_json: Final = json.JSONDecoder(parse_float=_finite, parse_int=str, parse_constant=_constant).decode
+
+
+def _json(data: object, encode: Encode | None) -> str:
+    """Return the compact JSON of a value: as `json.dumps` writes it, else as `encode` does where that refuses a type.
+
+    :raises InvalidEvent: if it has no JSON form.
+    """
+    if isinstance(data, Event):  # a dataclass, which some encoders would take
+        raise InvalidEvent("data is an Event", "give its data and its type", code="invalid_data")
+    hint = "give a string, bytes, or a JSON value with finite numbers"
+    try:
+        try:
+            return _dumps(data)
+        except TypeError:
+            if encode is None:
+                raise
+        hint = "give what jsonify takes: finite numbers, keys that are strings, and types that app.json knows"
+        # A NaN beside the unknown type is refused here: some encoders would write it as null. A NaN that lies inside is
+        # theirs to judge, since they may leave out the part that has it.
+        _dumps(data, default=lambda _: None, skipkeys=True)
+        return _compact(encode(data))
+    except (TypeError, ValueError, RecursionError) as error:
+        reason = str(error)[:_MAX_REASON] or type(error).__name__
+        raise InvalidEvent(
+            f"data, of type {type(data).__name__}, has no JSON form: {reason}", hint, code="invalid_data"
+        ) from error
+
+
+def _compact(written: object) -> str:
+    """Return JSON without white space between its parts, and its strings as `_dumps` writes them.
+
+    Numbers stay as they are written. To read and write them again would change some, such as 1.10 or one of 30 digits.
+
+    :raises TypeError: for what is no text.
+    :raises ValueError: for what is no JSON, or has a number that is not finite.
+    """
+    if isinstance(written, bytes | bytearray):
+        written = _plain_bytes(written).decode()
+    if not isinstance(written, str):
+        raise TypeError(f"the JSON provider's dumps() returned {_shown(written)}, not a string")
+    text = plain_str(written)
+    try:
+        _check_json(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"the JSON provider's dumps() returned {_shown(text)}, which is no JSON: {error}") from error
+    return _SPACE_OR_STRING.sub(_rewritten, text)
+
+
+def _rewritten(part: re.Match[str]) -> str:
+    text = part[0]
+    if text[0] != '"':
+        return ""
+    return _dumps(_read_string(text)) if "\\" in text else text
+
+
+def _text(data: object, encode: Encode | None) -> str:
     """The text that a stream shows for the data given to an event."""
     if isinstance(data, bytes | bytearray | memoryview):
         return data_url(_plain_bytes(data))
-    if isinstance(data, str):
-        data = plain_str(data)
-    else:
-        try:
-            data = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-        except (TypeError, ValueError, RecursionError) as error:
-            raise InvalidEvent(
-                f"data has no JSON form: {error or type(error).__name__}",
-                "give a string, bytes, or a JSON value with finite numbers",
-                code="invalid_data",
-            ) from None
+    data = plain_str(data) if isinstance(data, str) else _json(data, encode)
     if "\r" in data:
         # A stream ends its lines at CR, LF or CRLF alike (WHATWG HTML 9.2.5), so only one of them can be told apart.
         data = data.replace("\r\n", "\n").replace("\r", "\n")
@@ -161,7 +229,7 @@ class Event:
     """What is published: `data`, as the text that a stream shows, and `type`.
 
     A string is kept as its text, with CRLF and CR made LF; bytes become a `data:` URL; any other JSON value becomes
-    compact JSON.
+    compact JSON. Where `json.dumps` refuses a type in it, `encode` writes it instead.
 
     :raises InvalidEvent: for a type that is reserved or not 1 to 64 visible characters, and for data with a lone
         surrogate, a number that is not finite, or no JSON form.
@@ -170,9 +238,15 @@ class Event:
     data: str
     type: str = DEFAULT_TYPE
 
-    def __init__(self, data: object, type: str = DEFAULT_TYPE) -> None:
-        object.__setattr__(self, "data", _text(data))
+    def __init__(self, data: object, type: str = DEFAULT_TYPE, encode: Encode | None = None) -> None:
+        object.__setattr__(self, "data", _text(data, encode))
         object.__setattr__(self, "type", check_type(type))
+
+    def __eq__(self, other: object) -> bool:
+        """Return whether the other is an event of the same data and type, be it of a subclass or not."""
+        if not isinstance(other, Event):
+            return NotImplemented
+        return (self.data, self.type) == (other.data, other.type)
 
 
 class Position(NamedTuple):
@@ -265,4 +339,4 @@ def id_size(channels: Iterable[str]) -> int:
 def _shown(value: object) -> str:
     """A value short enough to stand in an error."""
     text = ascii(value)
-    return text if len(text) <= 60 else f"{text[:57]}…"
+    return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 3]}…"

@@ -9,13 +9,14 @@ import time
 from collections.abc import Callable, Iterable
 from typing import cast
 
-from flask import Flask, current_app, has_request_context, request
+from flask import Flask, current_app, has_request_context, json, request
 
 from sse.access import Authorize, check_rule
 from sse.blueprint import make_blueprint
 from sse.config import Config
 from sse.errors import InvalidEvent
-from sse.event import DEFAULT_TYPE, Event, check_channel, check_idempotency_key, plain_int, plain_str
+from sse.event import DEFAULT_TYPE, check_channel, check_idempotency_key, plain_int, plain_str
+from sse.event import Event as StoredEvent
 from sse.permit import one_revoked
 from sse.service import Service
 from sse.stores import Publication
@@ -59,11 +60,16 @@ class SSE:
     ) -> str:
         """Put an event on a channel of the current app; the id that it got, `channel=position`.
 
-        A string is sent as its text, bytes as a `data:` URL, any other JSON value as compact JSON. A member of a
-        `(str, Enum)`, Markup, and every other subclass of str, int or bytes counts as the plain value that it holds.
-        With an idempotency key, repeating the call within 300 s stores nothing twice and gives the same id.
+        A string is sent as its text, bytes as a `data:` URL, any other value as compact JSON: that of
+        `json.dumps`, else, where that refuses a type such as datetime, that of `app.json.dumps`. Flask's own provider
+        sorts the keys of an object, and so refuses strings beside numbers among them. A member of a `(str, Enum)`,
+        Markup, and every other subclass of str, int or bytes counts as the plain value that it holds.
 
-        :raises InvalidEvent: if the channel, type, data or idempotency key can never be published.
+        With an idempotency key, repeating the call within 300 s stores nothing twice and gives the same id. A JSON
+        provider of the app's own has to write equal values alike, or the repetition is a conflict.
+
+        :raises InvalidEvent: if the channel, type, data or idempotency key can never be published. An error of
+            `app.json` that is neither a TypeError, a ValueError nor a RecursionError passes as it is.
         :raises TooLarge: if the data is over SSE_MAX_EVENT_BYTES.
         :raises IdempotencyConflict: if the key was used before for another event.
         :raises StoreUnavailable: if the event may not be stored, within SSE_REDIS_TIMEOUT when Redis does not answer;
@@ -73,7 +79,7 @@ class SSE:
         service = get_service()
         if has_request_context():
             service.check_workers(request.is_multiprocess)
-        event = service.check(Event(data, type))
+        event = service.check(StoredEvent(data, type, _write_json))
         key = None if idempotency_key is None else f"app:{check_idempotency_key(idempotency_key)}"
         channel = check_channel(channel)
         position = service.publish([Publication(channel, event, key)])[0]
@@ -121,6 +127,27 @@ class SSE:
             service.check_workers(request.is_multiprocess)
         kind, value = one_revoked(sub=sub, channel=channel, token=token)
         service.revocations.revoke(kind, check_channel(value) if kind == "channel" else value)
+
+
+class Event(StoredEvent):
+    """What is published: `data`, as the text that a stream shows, and `type`.
+
+    A string is kept as its text, with CRLF and CR made LF; bytes become a `data:` URL; any other value becomes compact
+    JSON, as `SSE.publish` writes it for the current app; outside of an app, by Flask's default rules.
+
+    :raises InvalidEvent: for a type that is reserved or not 1 to 64 visible characters, and for data with a lone
+        surrogate, a number that is not finite, or no JSON form.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, data: object, type: str = DEFAULT_TYPE) -> None:
+        super().__init__(data, type, _write_json)
+
+
+def _write_json(value: object) -> object:
+    """Return a value's JSON as the current app writes it; outside of an app, as Flask's DefaultJSONProvider does."""
+    return current_app.json.dumps(value) if current_app else json.dumps(value, sort_keys=True)
 
 
 def get_service() -> Service:
