@@ -79,7 +79,7 @@ def make_blueprint(service: Service, authorize: Callable[[], access.Authorize | 
     """The routes of one app, all under SSE_PREFIX. `authorize` gives the app's rule for reading."""
     blueprint = Blueprint("sse", __name__)
     blueprint.after_request(_finisher(blueprint, service.config))
-    blueprint.register_error_handler(SSEError, _error)
+    blueprint.register_error_handler(SSEError, partial(_refuse, service))
     blueprint.register_error_handler(HTTPException, _http_error)
     blueprint.record(lambda state: _add_rules(state.app, _Routes(service, authorize), service.config.prefix))
     return blueprint
@@ -546,6 +546,12 @@ def _script(cache_control: str) -> Response:
     if zipped:
         headers["Content-Encoding"] = "gzip"
     return Response(body, headers=headers)
+
+
+def _refuse(service: Service, error: SSEError) -> Response:
+    if service.at_first_use:
+        service.begin()
+    return _error(error)
 
 
 def _error(error: SSEError) -> Response:

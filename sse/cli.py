@@ -251,6 +251,7 @@ def revoke(sub: str | None, channel: str | None, token: str | None) -> None:
 def config() -> None:
     """List the settings: name, value, default, help. Secrets are shown as a hash."""
     service = _app_service()
+    service.begin()  # tells of settings that came too late
     rows = [("NAME", "VALUE", "DEFAULT", "HELP"), *service.config.table()]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:

@@ -15,6 +15,9 @@ from sse.errors import ConfigError, InvalidEvent
 from sse.event import check_channel, plain_int, plain_str
 
 _PREFIX: Final = "SSE_"
+_REDIS_URL: Final = "SSE_REDIS_URL"
+_COMMON_REDIS_URL: Final = "REDIS_URL"  # the name that platforms and other programs use
+_NOTHING: Final[Mapping[str, object]] = {}
 KEY = re.compile(r"[!-+\--~]{22,}")  # visible ASCII without the comma that separates keys
 _SECRET_BYTES: Final = 32  # RFC 7518, 3.2
 _COOKIE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
@@ -346,34 +349,41 @@ class Config:
     prefix: str = _setting("/sse", "path that all routes stand under", _path)
 
     @classmethod
-    def load(cls, *sources: Mapping[str, object]) -> Config:
-        """The settings in `sources`, such as `os.environ` and `app.config`; a later source wins over an earlier one.
+    def load(cls, environ: Mapping[str, object], config: Mapping[str, object] = _NOTHING) -> Config:
+        """Return the settings in the environment and in an app's `config`, which wins.
 
         :raises ConfigError: naming every unknown `SSE_*` key and every bad value at once.
         """
-        given: dict[str, object] = {}
-        for source in sources:
-            given.update({name: value for name, value in source.items() if name.startswith(_PREFIX)})
-            if source.get("REDIS_URL") and "SSE_REDIS_URL" not in given:
-                given["SSE_REDIS_URL"] = source["REDIS_URL"]
-        fields = {setting_name(item): item for item in dataclasses.fields(cls)}
+        fields = _fields()
         values: dict[str, Any] = {}
-        faults: list[str] = []
-        for name, value in sorted((plain_str(name), _plain_value(value)) for name, value in given.items()):
-            item = fields.get(name)
-            if item is None:
-                near = difflib.get_close_matches(name, fields, 1)
-                faults.append(f"{name} is not a setting" + (f": did you mean {near[0]}?" if near else ""))
+        faults = [f"{name} is not a setting{_meant(name)}" for name in _unknown({**environ, **config})]
+        for name, (given_as, value) in sorted(_chosen(environ, config).items()):
+            if name not in fields:
                 continue
+            item = fields[name]
             try:
                 values[item.name] = item.metadata["check"](value)
             except ValueError as error:
                 # An address may have a password in it.
                 shown = "" if item.metadata["secret"] or ":/" in str(value) else f" is {value!r}"
-                faults.append(f"{name}{shown}: {error}")
+                faults.append(f"{given_as}{shown}: {error}")
         if faults:
             raise ConfigError("; ".join(faults), "mend the settings; the README lists them all")
         return cls(**values)
+
+    def late(self, environ: Mapping[str, object], config: Mapping[str, object]) -> list[str]:
+        """Return the names of the settings that `load` would now read otherwise, and of unknown ones in `config`."""
+        chosen = _chosen(environ, config)
+        late = [f"{name} (not a setting{_meant(name)})" for name in _unknown(config)]
+        for name, item in _fields().items():
+            given_as, value = chosen.get(name, (name, item.default))
+            try:
+                is_late = item.metadata["check"](value) != getattr(self, item.name)
+            except ValueError:
+                is_late = True
+            if is_late:
+                late.append(given_as)
+        return sorted(late)
 
     def table(self) -> list[tuple[str, str, str, str]]:
         """A row (name, value, default, help) for each setting; secrets are shown as a hash, passwords not at all."""
@@ -388,6 +398,42 @@ class Config:
             return re.sub(r"(?<=://)[^/\s]+(?=@)|(?<=\?)\S+", "…", _plain(value))  # passwords in addresses
         secrets = (value,) if isinstance(value, str) else value
         return ", ".join(f"sha256:{hashlib.sha256(secret.encode()).hexdigest()[:12]}" for secret in secrets)
+
+
+def of_interest(environ: Mapping[str, object]) -> dict[str, object]:
+    """Return the part of an environment that settings are read from."""
+    return {name: value for name, value in environ.items() if name.startswith(_PREFIX) or name == _COMMON_REDIS_URL}
+
+
+def _fields() -> dict[str, dataclasses.Field[Any]]:
+    return {setting_name(item): item for item in dataclasses.fields(Config)}
+
+
+def _unknown(source: Mapping[str, object]) -> list[str]:
+    return sorted({name for name in source if name.startswith(_PREFIX)} - _fields().keys())
+
+
+def _meant(name: str) -> str:
+    near = difflib.get_close_matches(name, _fields(), 1)
+    return f": did you mean {near[0]}?" if near else ""
+
+
+def _chosen(*sources: Mapping[str, object]) -> dict[str, tuple[str, object]]:
+    """For each setting in `sources`, of which a later one wins, the name that it was given as, and its value.
+
+    Within a source, SSE_REDIS_URL wins over REDIS_URL. Other programs read REDIS_URL too, so an empty one says only
+    that there is none of that name: it takes the place of an earlier REDIS_URL, but not of an SSE_REDIS_URL.
+    """
+    chosen: dict[str, tuple[str, object]] = {}
+    for source in sources:
+        for name, value in source.items():
+            if name.startswith(_PREFIX):
+                chosen[plain_str(name)] = plain_str(name), _plain_value(value)
+        if _COMMON_REDIS_URL in source and _REDIS_URL not in source:
+            url = _plain_value(source[_COMMON_REDIS_URL])
+            if url or chosen.get(_REDIS_URL, (_COMMON_REDIS_URL,))[0] == _COMMON_REDIS_URL:
+                chosen[_REDIS_URL] = _COMMON_REDIS_URL, url
+    return chosen
 
 
 def setting_name(item: dataclasses.Field[Any]) -> str:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import cast
 
 from flask import Flask, current_app, has_request_context, json, request
 
 from sse.access import Authorize, check_rule
 from sse.blueprint import make_blueprint
-from sse.config import Config
+from sse.config import Config, of_interest
 from sse.errors import InvalidEvent
 from sse.event import DEFAULT_TYPE, check_channel, check_idempotency_key, plain_int, plain_str
 from sse.event import Event as StoredEvent
@@ -22,11 +24,14 @@ from sse.service import Service
 from sse.stores import Publication
 from sse.token import Grant
 
+_log = logging.getLogger("sse")
+
 
 class SSE:
     """Server push for a Flask app: routes under SSE_PREFIX, and `publish`.
 
-    Settings come from the environment and from `app.config`, which wins. Nothing is connected before the first use.
+    Settings come from the environment and from `app.config`, which wins. They are read once, here or by `init_app`; the
+    log tells of those that are put into `app.config` later. Nothing is connected before the first use.
     """
 
     def __init__(self, app: Flask | None = None) -> None:
@@ -39,7 +44,9 @@ class SSE:
 
         :raises ConfigError: naming every setting that is unknown or has a bad value.
         """
-        service = Service(Config.load(os.environ, app.config))
+        environ = of_interest(os.environ)
+        service = Service(Config.load(environ, app.config))
+        service.at_first_use = partial(_tell_late, service.config, environ, app.config)
         app.extensions["sse"] = service
         app.register_blueprint(make_blueprint(service, lambda: self._authorize))
 
@@ -148,6 +155,16 @@ class Event(StoredEvent):
 def _write_json(value: object) -> object:
     """Return a value's JSON as the current app writes it; outside of an app, as Flask's DefaultJSONProvider does."""
     return current_app.json.dumps(value) if current_app else json.dumps(value, sort_keys=True)
+
+
+def _tell_late(read: Config, environ: Mapping[str, object], config: Mapping[str, object]) -> None:
+    """Tell of settings that have come into an app's `config`, or gone from it, since they were `read`."""
+    if late := read.late(environ, config):
+        _log.warning(
+            "app.config was changed after SSE(app) had read it, and that does not count for %s: make these settings "
+            "before SSE(app), or make sse = SSE() and call sse.init_app(app) after them",
+            ", ".join(late),
+        )
 
 
 def get_service() -> Service:

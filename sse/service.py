@@ -39,6 +39,8 @@ class Service:
         self.config = config
         self.tokens = Tokens(config)
         self.keys = PublishKeys(config)
+        self.at_first_use: Callable[[], None] | None = None
+        """Called once, when this is first used: before it makes the store, or refuses a request."""
         self.admit: Callable[[], None] | None = None
         """Called before events are stored, to wait while the server is late in telling those before them."""
         self._made: tuple[Store, Hub, Revocations] | None = None  # in this process
@@ -110,6 +112,13 @@ class Service:
             positions.append(receipt.position)
         return positions
 
+    def begin(self) -> None:
+        """Call `at_first_use`, unless that has been done."""
+        with self._lock:
+            call, self.at_first_use = self.at_first_use, None
+        if call:
+            call()
+
     def close(self) -> None:
         """End this process's hub and let go of its store; the next use makes new ones."""
         if self._made:
@@ -120,6 +129,7 @@ class Service:
             store.close()
 
     def _make(self) -> tuple[Store, Hub, Revocations]:
+        self.begin()
         # Without the lock, because redis-py switches greenlets here. Of several that are made at once, one is kept; the
         # others have neither connected nor started anything.
         store = connect(

@@ -848,6 +848,14 @@ def test_nothing_is_revoked_in_a_memory_that_is_not_the_service_s(make_app: Make
     assert run(make_app(), "revoke", "--sub", "ann").exit_code == 2
 
 
+def test_config_tells_of_settings_that_came_too_late(make_app: MakeApp, caplog: pytest.LogCaptureFixture) -> None:
+    app = make_app()
+    app.config["SSE_RING"] = 77
+    result = run(app, "config")
+    assert re.search("^SSE_RING +1000", result.stdout, re.MULTILINE)
+    assert "does not count for SSE_RING" in caplog.text
+
+
 def test_config_needs_an_app() -> None:
     result = Flask("any").test_cli_runner().invoke(cli, ["config"], obj=ScriptInfo(app_import_path="no_such_module"))
     assert result.exit_code == 2

@@ -70,7 +70,72 @@ def test_redis_url_is_taken_under_its_common_name_too() -> None:
     assert Config.load({"REDIS_URL": "redis://a"}).redis_url == "redis://a"
     assert Config.load({"REDIS_URL": "redis://a", "SSE_REDIS_URL": "redis://b"}).redis_url == "redis://b"
     assert Config.load({"REDIS_URL": ""}).redis_url is None
-    assert Config.load({"SSE_REDIS_URL": "redis://a"}, {"SSE_REDIS_URL": None}).redis_url is None
+
+
+@pytest.mark.parametrize(
+    ("environ", "config", "taken"),
+    [
+        ({"REDIS_URL": "redis://a"}, {"REDIS_URL": "redis://b"}, "redis://b"),
+        ({"SSE_REDIS_URL": "redis://a"}, {"REDIS_URL": "redis://b"}, "redis://b"),
+        ({"SSE_REDIS_URL": "redis://a", "REDIS_URL": "redis://c"}, {"REDIS_URL": "redis://b"}, "redis://b"),
+        ({"REDIS_URL": "redis://a"}, {"SSE_REDIS_URL": "redis://b"}, "redis://b"),
+        ({"REDIS_URL": "redis://a"}, {"SSE_REDIS_URL": "redis://b", "REDIS_URL": "redis://c"}, "redis://b"),
+        ({"REDIS_URL": "redis://a"}, {"SSE_REDIS_URL": None, "REDIS_URL": "redis://c"}, None),
+        ({"REDIS_URL": "no address"}, {"REDIS_URL": "redis://b"}, "redis://b"),
+        ({"REDIS_URL": "redis://a", "SSE_REDIS_URL": "redis://a"}, {"SSE_REDIS_URL": None}, None),
+        ({"REDIS_URL": "redis://a", "SSE_REDIS_URL": "redis://a"}, {"SSE_REDIS_URL": ""}, None),
+        ({"REDIS_URL": "redis://a"}, {"REDIS_URL": None}, None),
+        ({"REDIS_URL": "redis://a"}, {"REDIS_URL": ""}, None),
+        # `REDIS_URL = os.environ.get("REDIS_URL")` is a usual line of a config class.
+        ({"SSE_REDIS_URL": "redis://a"}, {"REDIS_URL": None}, "redis://a"),
+        ({"SSE_REDIS_URL": "redis://a", "REDIS_URL": "redis://c"}, {"REDIS_URL": ""}, "redis://a"),
+    ],
+)
+def test_the_app_s_redis_wins_over_the_environment_s_under_both_names(
+    environ: dict[str, object], config: dict[str, object], taken: str | None
+) -> None:
+    assert Config.load(environ, config).redis_url == taken
+
+
+def test_a_bad_redis_url_is_told_by_the_name_that_it_was_given_as() -> None:
+    with pytest.raises(ConfigError, match=r"^REDIS_URL: give redis://"):
+        Config.load({"SSE_REDIS_URL": "redis://a"}, {"REDIS_URL": "hush"})
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "late"),
+    [
+        ({}, {}, []),
+        ({}, {"DEBUG": True}, []),
+        ({}, {"SSE_RING": 5, "SSE_PUBLIC": "*"}, ["SSE_PUBLIC", "SSE_RING"]),
+        ({"SSE_RING": 7}, {"SSE_RING": 5}, ["SSE_RING"]),
+        ({"SSE_RING": 7}, {}, ["SSE_RING"]),
+        ({"SSE_RING": 7}, {"SSE_RING": "7", "SSE_RETRY": 3000}, []),  # the same, and a default
+        ({"SSE_PUBLIC": ["a"]}, {"SSE_PUBLIC": ["a", "b"]}, ["SSE_PUBLIC"]),
+        ({}, {"SSE_RING": "many"}, ["SSE_RING"]),
+        ({}, {"SSE_HARTBEAT": 5}, ["SSE_HARTBEAT (not a setting: did you mean SSE_HEARTBEAT?)"]),
+        ({}, {"SSE_SECRET": "hush" * 8}, ["SSE_SECRET"]),
+        ({}, {"REDIS_URL": "redis://:hush@b"}, ["REDIS_URL"]),
+        ({}, {"SSE_REDIS_URL": "redis://:hush@b"}, ["SSE_REDIS_URL"]),
+        ({}, {"SSE_REDIS_URL": None}, ["SSE_REDIS_URL"]),
+        ({}, {"REDIS_URL": None}, ["REDIS_URL"]),
+        ({}, {"REDIS_URL": "redis://environment"}, []),
+        ({"REDIS_URL": "redis://b"}, {}, ["REDIS_URL"]),
+        ({"SSE_REDIS_URL": "redis://b"}, {"SSE_REDIS_URL": "redis://b", "REDIS_URL": "redis://c"}, []),
+    ],
+)
+def test_settings_that_come_late_are_found_and_told_by_name_alone(
+    before: dict[str, object], after: dict[str, object], late: list[str]
+) -> None:
+    environ = {"REDIS_URL": "redis://environment", "SSE_RETRY": "3000"}
+    assert Config.load(environ, before).late(environ, after) == late
+
+
+def test_a_list_that_grows_in_place_is_found_too() -> None:
+    config = {"SSE_PUBLIC": ["a"]}
+    read = Config.load({}, config)
+    config["SSE_PUBLIC"].append("b")
+    assert read.late({}, config) == ["SSE_PUBLIC"]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import threading
 import time
@@ -72,6 +73,88 @@ def test_bad_settings_stop_the_start() -> None:
     with pytest.raises(ConfigError, match="did you mean SSE_RING"):
         SSE(app)
     assert "sse" not in app.extensions
+
+
+class Late:
+    SSE_PUBLIC = "*"
+    SSE_SECRET = SECRET
+
+
+def add(app: Flask) -> None:
+    app.config["SSE_PUBLIC"] = "*"
+
+
+def replace_all(app: Flask) -> None:
+    app.config.update(SSE_PUBLIC="*", SSE_SECRET=SECRET, REDIS_URL="redis://:hush@127.0.0.1:1")
+
+
+def from_the_environment(app: Flask) -> None:
+    with pytest.MonkeyPatch.context() as environ:
+        environ.setenv("FLASK_SSE_PUBLIC", "*")
+        environ.setenv("FLASK_SSE_HARTBEAT", "5")
+        app.config.from_prefixed_env()
+
+
+def from_an_object(app: Flask) -> None:
+    app.config.from_object(Late)
+
+
+def remove(app: Flask) -> None:
+    del app.config["SSE_RETRY"]
+
+
+def poll(app: Flask) -> None:
+    app.test_client().get("/sse/poll?timeout=0&channel=news/a")
+
+
+def be_refused(app: Flask) -> None:
+    assert app.test_client().get("/sse/stream?channel=orders").status_code == 403
+
+
+def publish(app: Flask) -> None:
+    with app.app_context():
+        SSE().publish("news/a", "x")
+
+
+@pytest.mark.parametrize("use", [poll, be_refused, publish])
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (add, ["SSE_PUBLIC"]),
+        (replace_all, ["REDIS_URL", "SSE_PUBLIC", "SSE_SECRET"]),
+        (from_the_environment, ["SSE_HARTBEAT (not a setting: did you mean SSE_HEARTBEAT?)", "SSE_PUBLIC"]),
+        (from_an_object, ["SSE_PUBLIC", "SSE_SECRET"]),
+        (remove, ["SSE_RETRY"]),
+    ],
+)
+def test_settings_that_come_too_late_are_told_once_at_the_first_use(
+    make_app: MakeApp,
+    caplog: pytest.LogCaptureFixture,
+    change: Callable[[Flask], None],
+    told: list[str],
+    use: Callable[[Flask], None],
+) -> None:
+    app = make_app(SSE_PUBLIC="news/*", SSE_RETRY=9)
+    change(app)
+    with caplog.at_level(logging.WARNING, "sse"):
+        use(app)
+        use(app)
+    (message,) = [message for message in caplog.messages if "app.config" in message]
+    assert f"does not count for {', '.join(told)}: make these settings before SSE(app)" in message
+    assert "init_app(app)" in message
+    assert SECRET not in message and "hush" not in message
+
+
+def test_settings_in_time_and_those_of_others_are_not_told(
+    make_app: MakeApp, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSE_PUBLISH_KEYS", KEY)
+    app = make_app(SSE_RETRY=9)
+    monkeypatch.delenv("SSE_PUBLISH_KEYS")  # as an app may do with secrets that were read
+    app.config["SQLALCHEMY_DATABASE_URI"] = "sqlite://"
+    with caplog.at_level(logging.WARNING, "sse"):
+        poll(app)
+    assert not caplog.messages
 
 
 def test_making_an_app_starts_and_connects_nothing(make_app: MakeApp, tmp_path: Path) -> None:
