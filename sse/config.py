@@ -26,17 +26,31 @@ _NAMESPACE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _PATH = re.compile(r"(/[A-Za-z0-9_.~-]+)+")
 _REDIS_HOST = re.compile(r"[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*\.?|[0-9a-f:]*:[0-9a-f:]*")
 # What redis-py takes in each kind of URL, but for what this service sets itself; and the form of each.
+_DATABASE: Final = {"db": "[0-9]{1,9}"}
 _REDIS_OPTIONS: Final[Mapping[str, Mapping[str, str]]] = {
-    "redis": {},
+    "redis": _DATABASE,
     "rediss": {
+        **_DATABASE,
         "ssl_cert_reqs": "none|optional|required",
         "ssl_check_hostname": "(?i:true|false)",
         "ssl_ca_certs": ".+",
         "ssl_certfile": ".+",
         "ssl_keyfile": ".+",
     },
-    "unix": {"db": "[0-9]{1,9}", "username": ".+", "password": ".+"},
+    "unix": {**_DATABASE, "username": ".+", "password": ".+"},
 }
+# Options of other clients, which may be named in a message: any other word could be a part of a password.
+_OTHERS_OPTIONS: Final[Mapping[str, str]] = {
+    **dict.fromkeys(("timeout", "socket_timeout", "socket_connect_timeout"), "set SSE_REDIS_TIMEOUT in place of"),
+    **dict.fromkeys(("username", "password"), "write USER:PASSWORD@ before the host in place of"),
+    **dict.fromkeys(
+        ("client_name", "decode_responses", "encoding", "encoding_errors", "health_check_interval", "max_connections",
+         "protocol", "retry_on_error", "retry_on_timeout", "socket_keepalive", "ssl", "ssl_ca_path", "ssl_cert_reqs",
+         "ssl_check_hostname", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_min_version"),
+        "leave out",
+    ),
+}  # fmt: skip
+_NEAR: Final = 2  # letters that separate a mistyped name from ours; other programs' names differ in more
 _ENCODE: Final = "percent-encode what is special in a user or password"
 
 
@@ -220,17 +234,22 @@ def _redis_url_fault(url: str) -> str | None:
         return f"its host is missing or cannot be one; {_ENCODE}"
     elif not re.fullmatch(r"(/[0-9]{0,9})?", parts.path):
         return "its path is not the number of a database"
-    return _redis_options_fault(parts.scheme, parts.query)
+    number = "" if parts.scheme == "unix" else parts.path.strip("/")
+    return _redis_options_fault(parts.scheme, parts.query, number)
 
 
-def _redis_options_fault(scheme: str, query: str) -> str | None:
+def _redis_options_fault(scheme: str, query: str, number: str) -> str | None:
+    """What is wrong with the options of a URL whose path has this number of a database."""
     options = parse_qsl(query, keep_blank_values=True)
     forms = _REDIS_OPTIONS[scheme]
     for name, value in options:
         if name not in forms:
-            return f"{scheme}:// takes " + (f"no option but {', '.join(forms)}" if forms else "no options")
+            remedy = f": {_OTHERS_OPTIONS[name]} {name}" if name in _OTHERS_OPTIONS else ""
+            return f"{scheme}:// takes no option but {', '.join(forms)}{remedy}"
         if not re.fullmatch(forms[name], value):
             return f"its option {name} cannot have that value"
+        if name == "db" and number and int(number) != int(value):
+            return f"it names two databases, /{number} and ?db={value}"
     return "it has an option twice" if len(dict(options)) < len(options) else None
 
 
@@ -352,11 +371,18 @@ class Config:
     def load(cls, environ: Mapping[str, object], config: Mapping[str, object] = _NOTHING) -> Config:
         """Return the settings in the environment and in an app's `config`, which wins.
 
+        An unknown `SSE_*` name in the environment is an error only if it is nearly one of ours: see `foreign`.
+
         :raises ConfigError: naming every unknown `SSE_*` key and every bad value at once.
         """
         fields = _fields()
         values: dict[str, Any] = {}
-        faults = [f"{name} is not a setting{_meant(name)}" for name in _unknown({**environ, **config})]
+        faults = [f"{name} is not a setting{_meant(name)}" for name in _unknown(config)]
+        faults += [
+            f"{name} is not a setting: did you mean {near}?"
+            for name in _unknown(environ)
+            if name not in config and (near := _near(name))
+        ]
         for name, (given_as, value) in sorted(_chosen(environ, config).items()):
             if name not in fields:
                 continue
@@ -411,6 +437,28 @@ def _fields() -> dict[str, dataclasses.Field[Any]]:
 
 def _unknown(source: Mapping[str, object]) -> list[str]:
     return sorted({name for name in source if name.startswith(_PREFIX)} - _fields().keys())
+
+
+def foreign(environ: Mapping[str, object]) -> list[str]:
+    """Return the `SSE_*` names in an environment that must be another program's: none of ours is near to them."""
+    return [name for name in _unknown(environ) if not _near(name)]
+
+
+def _near(name: str) -> str | None:
+    """Return the setting that at most two letters separate from `name`."""
+    distances = {ours: _distance(name, ours) for ours in _fields() if abs(len(name) - len(ours)) <= _NEAR}
+    nearest = min(distances, key=lambda ours: distances[ours], default="")
+    return nearest if nearest and distances[nearest] <= _NEAR else None
+
+
+def _distance(one: str, other: str) -> int:
+    """Return how many letters have to be added, dropped or replaced to make `other` of `one` (Levenshtein)."""
+    row = list(range(len(other) + 1))
+    for count, letter in enumerate(one, 1):
+        corner, row[0] = row[0], count
+        for index, there in enumerate(other, 1):
+            corner, row[index] = row[index], min(row[index] + 1, row[index - 1] + 1, corner + (letter != there))
+    return row[-1]
 
 
 def _meant(name: str) -> str:

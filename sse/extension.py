@@ -15,10 +15,11 @@ from flask import Flask, current_app, has_request_context, json, request
 
 from sse.access import Authorize, check_rule
 from sse.blueprint import make_blueprint
-from sse.config import Config, of_interest
+from sse.config import Config, foreign, of_interest
 from sse.errors import InvalidEvent
 from sse.event import DEFAULT_TYPE, check_channel, check_idempotency_key, plain_int, plain_str
 from sse.event import Event as StoredEvent
+from sse.log import warn
 from sse.permit import one_revoked
 from sse.service import Service
 from sse.stores import Publication
@@ -42,9 +43,12 @@ class SSE:
     def init_app(self, app: Flask) -> None:
         """Register the routes on `app`.
 
-        :raises ConfigError: naming every setting that is unknown or has a bad value.
+        :raises ConfigError: naming every setting that is unknown or has a bad value. An unknown SSE_* name in the
+            environment that is not nearly one of ours may be another program's: the log tells that it is passed over.
         """
         environ = of_interest(os.environ)
+        if names := foreign(environ):
+            warn("passed over in the environment, because these are not settings of Throughline: %s", ", ".join(names))
         service = Service(Config.load(environ, app.config))
         service.at_first_use = partial(_tell_late, service.config, environ, app.config)
         app.extensions["sse"] = service

@@ -885,5 +885,21 @@ def test_a_command_in_the_project_s_directory_says_in_one_line_what_is_wrong_wit
     assert "SSE_RETRY is 'x'" in result.stderr
 
 
+def test_a_command_in_an_environment_with_another_program_s_settings_tells_of_them_and_goes_on() -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "flask", "sse", "config"],
+        cwd=ROOT,
+        env={**os.environ, "SSE_KMS_KEY_ID": "hush", "SSE_RETRY": "7"},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert result.returncode == 0
+    assert re.search("^SSE_RETRY +7", result.stdout, re.MULTILINE)
+    assert "SSE_KMS_KEY_ID" in result.stderr
+    assert "hush" not in result.stdout + result.stderr
+
+
 def test_the_app_has_the_commands() -> None:
     assert create_app().cli.get_command(None, "sse") is cli  # type: ignore[arg-type]

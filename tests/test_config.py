@@ -6,9 +6,9 @@ import dataclasses
 
 import pytest
 
-from sse.config import Config, check_pattern, matches, setting_name
+from sse.config import Config, check_pattern, foreign, matches, setting_name
 from sse.errors import ConfigError, InvalidEvent
-from sse.stores import connect
+from sse.stores import RedisStore, connect
 from tests.subclasses import strings
 
 KEY = "k" * 22
@@ -223,6 +223,8 @@ def test_a_bad_value_is_refused_with_its_name_and_the_remedy(name: str, values: 
     [
         "redis://h", "redis://h/", "redis://h:6379/15", "redis://a.example.:1", "redis://[::1]:6379/0", "redis://u:p@h",
         "redis://:p%40%2F%23%3F%25@h/0", "rediss://u:p@h:6380/0",
+        "redis://h?db=3", "redis://h/?db=3", "redis://h/3?db=3", "redis://h/03?db=3", "redis://h?db=0",
+        "rediss://h?db=3&ssl_cert_reqs=none", "rediss://h/3?db=3",
         "rediss://h?ssl_cert_reqs=none&ssl_check_hostname=false",
         "rediss://h?ssl_ca_certs=/etc/ca.pem&ssl_certfile=/etc/c%20d.pem&ssl_keyfile=k.pem",
         "unix:///run/redis.sock", "unix://u:p@/run/redis.sock?db=3", "unix:///r?username=u&password=p%26q",
@@ -249,10 +251,22 @@ def test_a_redis_url_that_redis_can_be_asked_by_is_taken(url: str) -> None:
         ("redis://h/abc", "database"),
         ("redis://h/-1", "database"),
         ("redis://h/0/1", "database"),
-        ("redis://h?nonsense=1", "no options"),
-        ("redis://h?db=1", "no options"),
-        ("rediss://h?socket_timeout=x", "no option but ssl_cert_reqs"),
-        ("rediss://h?max_connections=1", "no option but"),
+        ("redis://h?nonsense=1", "no option but db"),
+        ("redis://h?db=x", "db"),
+        ("redis://h?db=", "db"),
+        ("redis://h?db=-1", "db"),
+        ("redis://h?db=1&db=1", "twice"),
+        ("redis://h/2?db=3", "two databases, /2 and ?db=3"),
+        ("rediss://h/0?db=3", "two databases, /0 and ?db=3"),
+        ("redis://h?hush=1", "no option but db"),
+        ("redis://h?ssl_cert_reqs=none", "leave out ssl_cert_reqs"),
+        ("redis://h?db=1&decode_responses=True", "leave out decode_responses"),
+        ("redis://h?protocol=3", "leave out protocol"),
+        ("redis://h?health_check_interval=30", "leave out health_check_interval"),
+        ("redis://h?password=hush", "USER:PASSWORD@ before the host in place of password"),
+        ("rediss://h?socket_timeout=x", "no option but db, ssl_cert_reqs"),
+        ("rediss://h?socket_timeout=5", "set SSE_REDIS_TIMEOUT in place of socket_timeout"),
+        ("rediss://h?max_connections=1", "leave out max_connections"),
         ("rediss://h?ssl_cert_reqs=CERT_NONE", "ssl_cert_reqs"),
         ("rediss://h?ssl_check_hostname=maybe", "ssl_check_hostname"),
         ("rediss://h?ssl_ca_certs=", "ssl_ca_certs"),
@@ -284,19 +298,73 @@ def test_a_redis_url_that_could_only_fail_later_is_refused_and_its_password_not_
     assert "hush" not in str(refusal.value)
 
 
+@pytest.mark.parametrize(
+    ("url", "database"),
+    [
+        ("redis://h", 0), ("redis://h/2", 2), ("redis://h?db=3", 3), ("redis://h/?db=3", 3), ("redis://h/3?db=3", 3),
+        ("rediss://h?db=4", 4), ("unix:///run/redis.sock?db=5", 5),
+    ],
+)  # fmt: skip
+def test_the_number_of_the_database_stands_in_the_path_or_in_an_option(url: str, database: int) -> None:
+    store = connect(url, ring=1, ring_ttl=60)
+    assert isinstance(store, RedisStore)
+    assert store.announcements("a") == f"sse:{database}:{{a}}"
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("SSE_HARTBEAT", "SSE_HEARTBEAT"),  # a letter is missing
+        ("SSE_HEARTBEATS", "SSE_HEARTBEAT"),
+        ("SSE_HEARTBAET", "SSE_HEARTBEAT"),  # two letters are swapped
+        ("SSE_HATBEAT", "SSE_HEARTBEAT"),
+        ("SSE_RINGTTL", "SSE_RING_TTL"),
+        ("SSE_RINGS", "SSE_RING"),
+        ("SSE_PUBLISH_KEY", "SSE_PUBLISH_KEYS"),
+        ("SSE_REDIS_URI", "SSE_REDIS_URL"),
+        ("SSE_ORIGIN", "SSE_ORIGINS"),
+    ],
+)
+def test_a_mistyped_name_in_the_environment_is_refused_with_what_it_must_mean(name: str, meant: str) -> None:
+    assert foreign({name: "hush"}) == []
+    with pytest.raises(ConfigError, match=f"{name} is not a setting: did you mean {meant}") as refusal:
+        Config.load({name: "hush"})
+    assert "hush" not in str(refusal.value)
+
+
+OTHERS = ["SSE_KMS_KEY_ID", "SSE_CUSTOMER_KEY", "SSE_HEARTBEAT_MS", "SSE_", "SSE_C", "SSE_ALGORITHM", "SSE_RINGING"]
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_another_program_s_name_is_passed_over_in_the_environment_and_refused_in_the_app_s_config(name: str) -> None:
+    assert foreign({name: "hush", "SSE_RING": "5", "HOME": "/root"}) == [name]
+    assert Config.load({name: "hush", "SSE_RING": "5"}).ring == 5
+    with pytest.raises(ConfigError, match=f"{name} is not a setting"):
+        Config.load({name: "hush"}, {name: "hush"})
+
+
+def test_a_letter_too_many_is_told_for_every_setting() -> None:
+    names = [name for name, _, _, _ in Config().table()]
+    for name in names:
+        with pytest.raises(ConfigError, match=f"did you mean {name}"):
+            Config.load({f"{name}X": "1"})
+
+
 def test_all_faults_are_told_together_and_no_secret_with_them() -> None:
     with pytest.raises(ConfigError) as refusal:
         Config.load(
             {
                 "SSE_RING": "x",
                 "SSE_HARTBEAT": 5,
-                "SSE_ZZZ": 1,
                 **dict.fromkeys(("SSE_PUBLISH_KEYS", "SSE_REDIS_URL", "SSE_SECRET", "SSE_LIMITS_URL"), "hush"),
-            }
+            },
+            {"SSE_ZZZ": 1, "SSE_HARTBEATS": 5},
         )
     told = str(refusal.value)
     assert "SSE_RING is 'x'" in told
     assert "SSE_HARTBEAT is not a setting: did you mean SSE_HEARTBEAT?" in told
+    assert "SSE_HARTBEATS is not a setting: did you mean SSE_HEARTBEAT?" in told
     assert "SSE_ZZZ is not a setting" in told
     assert "SSE_PUBLISH_KEYS: key 1" in told
     assert "SSE_REDIS_URL: give" in told

@@ -75,6 +75,22 @@ def test_bad_settings_stop_the_start() -> None:
     assert "sse" not in app.extensions
 
 
+def test_another_program_s_settings_in_the_environment_stop_nothing_and_are_told_once_without_their_values(
+    make_app: MakeApp, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("SSE_KMS_KEY_ID", "hush")
+    monkeypatch.setenv("SSE_ALGORITHM", "hush")
+    with caplog.at_level(logging.WARNING, "sse"):
+        poll(make_app())
+        make_app()
+    (message,) = caplog.messages
+    assert message.endswith("not settings of Throughline: SSE_ALGORITHM, SSE_KMS_KEY_ID")
+    monkeypatch.setenv("SSE_HARTBEAT", "5")
+    with pytest.raises(ConfigError, match="did you mean SSE_HEARTBEAT") as refusal:
+        make_app()
+    assert "KMS" not in str(refusal.value)
+
+
 class Late:
     SSE_PUBLIC = "*"
     SSE_SECRET = SECRET

@@ -335,6 +335,15 @@ def test_a_window_begins_anew_and_those_that_are_over_are_forgotten(monkeypatch:
     assert counts.check()
 
 
+def test_the_counts_are_kept_in_the_database_that_the_address_names(
+    make_app: MakeApp, shared_redis: RedisServer, redis_url: str
+) -> None:
+    url = redis_url.replace("/0", "?db=3")
+    assert poll(make_app(SSE_LIMIT_SUBSCRIBE="2/hour", SSE_LIMITS_URL=url).test_client()).status_code == 200
+    with shared_redis.client(db=3) as counts, shared_redis.client() as other:
+        assert (counts.dbsize(), other.dbsize()) == (1, 0)
+
+
 def test_the_counts_may_be_kept_behind_a_unix_socket(make_app: MakeApp, tmp_path: Path) -> None:
     path = tmp_path / "redis.sock"
     with RedisServer(tmp_path, unixsocket=path):

@@ -1171,6 +1171,20 @@ def test_a_password_in_the_url(tmp_path: Path, make_store: MakeStore) -> None:
             make_store(server.url).newest(["a"])
 
 
+@pytest.mark.parametrize("place", ["/3", "?db=3", "/?db=3", "/3?db=3"])
+def test_a_database_by_its_number(client: Any, redis_url: str, make_store: MakeStore, place: str) -> None:
+    store = make_store(redis_url.replace("/0", place))
+    with contextlib.closing(store.feed()) as feed:
+        feed.subscribe(["a"])
+        notices(feed, 1)
+        assert client.pubsub_channels() == ["sse:3:{a}"]
+        store.publish([Publication("a", Event("x"))])
+        assert len(notices(feed, 1)) == 1
+    assert not client.exists("sse:{a}")
+    client.select(3)
+    assert client.xlen("sse:{a}") == 2
+
+
 def test_a_unix_socket(tmp_path: Path, make_store: MakeStore) -> None:
     with RedisServer(tmp_path, unixsocket=tmp_path / "sock") as server, server.client(db=2) as client:
         store = make_store(f"unix://{tmp_path}/sock?db=2")
