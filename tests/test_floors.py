@@ -19,6 +19,8 @@ FLOORS = {
     "sse.head": 1,
     "sse.stores": 2,
     "sse.stores.base": 2,
+    "sse.stores.faults": 2,
+    "sse.stores.fitness": 2,
     "sse.stores.memory": 2,
     "sse.stores.pool": 2,
     "sse.stores.redis": 2,

@@ -9,21 +9,23 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import random
 import re
 import socket
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from importlib import resources
 from itertools import islice
 from typing import Any, Final, NamedTuple, cast
 
 import redis
-from redis.exceptions import NoPermissionError, NoScriptError, ReadOnlyError, RedisError
+from redis.exceptions import NoScriptError, ReadOnlyError, RedisError
 
 from sse.errors import StoreUnavailable
 from sse.event import UNBORN, Entry, Position
 from sse.log import warn
+from sse.stores import faults, fitness
 from sse.stores.base import (
     ONCE_TTL,
     PAGE,
@@ -44,6 +46,7 @@ from sse.stores.pool import Pool
 from sse.wire import MAX_PAYLOAD, decode_payload, encode_payload
 
 _log = logging.getLogger("sse")
+_chance: Final = random.SystemRandom()
 
 _CONNECTIONS: Final = 8
 _RANDOM_ONCE_TTL: Final = 30  # seconds; longer than a publish and its repetitions can take, by SSE_REDIS_TIMEOUT
@@ -52,6 +55,7 @@ _LOST_AFTER: Final = 12.0
 _REVOKED_AT_ONCE: Final = 512
 _SUBSCRIBED_AT_ONCE: Final = 500
 _PAUSE: Final = 1e-6  # see sse/hub.py
+_LOOK_EVERY: Final = 60.0  # seconds between two looks at whether Redis is still fit
 _EACH: Final = 0.001  # seconds that each of many commands may take beyond the timeout
 _NO_CHANNEL: Final = "sse.check"  # no channel starts so
 _REVOKED: Final = "sse.revoked"
@@ -75,6 +79,7 @@ class RedisStore(Store):
 
     def __init__(self, url: str, *, ring: int, ring_ttl: int, namespace: str = "sse", timeout: float = 5.0) -> None:
         self._pool = Pool(url, _CONNECTIONS)
+        self._scheme = url.partition(":")[0]
         self._timeout = timeout
         self._namespace = namespace
         self._database = self._pool.database
@@ -83,6 +88,7 @@ class RedisStore(Store):
         self._publish_script = _Script("publish.lua")
         self._found_script = _Script("found.lua")
         self._clock_trouble = ""  # what the log told last of Redis's clock
+        self._told = ""  # what it told last of Redis itself
         self._before_script = _Script("before.lua")
         self._read_script = _Script("read.lua")
         self._checked = False
@@ -182,7 +188,7 @@ class RedisStore(Store):
         return found[1:] if after else found
 
     def feed(self) -> Feed:
-        return _RedisFeed(self, self._pool.connection(), self._timeout)
+        return _RedisFeed(self, self._pool.connection(), self._scheme, self._timeout)
 
     def close(self) -> None:
         self._pool.close()
@@ -191,7 +197,7 @@ class RedisStore(Store):
         """Make sure, once, that this Redis can be used. One asks at a time, and who waits for that shares the outcome.
 
         :param deadline: when to give up, by the monotonic clock; without one, after the store's timeout.
-        :raises StoreUnavailable: if it is older than 7.0, evicts keys that have a time to live, or refuses a command.
+        :raises StoreUnavailable: if it is older than 7.0, a Cluster or a Sentinel, may evict rings, or lacks a command.
         """
         deadline = deadline or self._deadline()
         while not self._checked:
@@ -214,43 +220,38 @@ class RedisStore(Store):
             elif checking.fault:
                 raise StoreUnavailable(checking.fault.message, checking.fault.hint)
 
+    def look(self) -> None:
+        """Ask a Redis that is in use whether it is still fit. The log tells what has changed, and service goes on."""
+        with contextlib.suppress(StoreUnavailable):  # an absence is told by those who need it
+            fault, drawback = self._judge(self._deadline())
+            self._tell(fault or drawback)
+
     def _check(self, deadline: float) -> None:
+        fault, drawback = self._judge(deadline)
+        if fault:
+            raise fault
+        self._tell(drawback)
+
+    def _judge(self, deadline: float) -> tuple[StoreUnavailable | None, StoreUnavailable | None]:
+        """Why Redis cannot be used, and what is wrong with it beside that."""
         key = self._key(_NO_CHANNEL)
         asked_at = time.time()
-        with _translated():
-            replies = self._pool.ask(
-                [
-                    ("INFO",),
-                    ("TIME",),
-                    ("XREVRANGE", key, "+", "-", "COUNT", 1),
-                    ("XRANGE", key, "-", "+", "COUNT", 1),
-                    ("XADD", key, "NOMKSTREAM", "*", "d", ""),
-                    ("EXPIRE", key, 1, "GT"),
-                    ("DEL", key),
-                    ("GET", f"{key}:once:"),
-                    ("SET", f"{key}:once:", "", "XX"),
-                    ("PUBLISH", self.announcements(_NO_CHANNEL), ""),
-                    ("EVALSHA", "0" * 40, 1, key),
-                    ("EVAL", "return 1", 1, key),
-                ],
-                deadline,
+        with faults.translated(self._scheme, is_known=self._checked):
+            time_reply, *replies = self._pool.ask(
+                [("TIME",), *fitness.questions(key, self.announcements(_NO_CHANNEL))], deadline
             )
-            self._clocks(replies.pop(1), asked_at)  # the right to ask for it is not required
-            refused = sorted({str(reply) for reply in replies if isinstance(reply, NoPermissionError)})
-            if refused:
-                raise StoreUnavailable("Redis refuses this user: " + "; ".join(refused), "grant them with ACL SETUSER")
-            if isinstance(replies[0], RedisError):
-                raise replies[0]
-            lines = (line.partition(":") for line in replies[0].decode(errors="replace").splitlines())
-            info = {name: value for name, _, value in lines}
-            version = info.get("redis_version", "0")
-            if int(version.split(".")[0]) < 7:
-                raise StoreUnavailable(f"Redis is {version}", "use 7.0 or newer")
-            policy = info.get("maxmemory_policy", "noeviction")
-            if policy != "noeviction":
-                raise StoreUnavailable(
-                    f"Redis has maxmemory-policy {policy}, which may evict rings", "set maxmemory-policy noeviction"
-                )
+        fault = fitness.judge(replies)
+        if not fault:
+            self._clocks(time_reply, asked_at)  # the right to ask for it is not required
+        return fault, fitness.drawback(replies)
+
+    def _tell(self, fault: StoreUnavailable | None) -> None:
+        """Have the log tell what is wrong with a Redis that is used all the same, once for each change."""
+        told, self._told = self._told, str(fault or "")
+        if fault and self._told != told:
+            _log.warning("Redis is not as it has to be, and is used all the same: %s", fault)
+        elif told and not fault:
+            _log.warning("Redis is as it has to be again")
 
     def announcements(self, channel: str) -> str:
         """The pub/sub channel of a channel; it has the database's number, which pub/sub itself disregards."""
@@ -394,7 +395,7 @@ class RedisStore(Store):
             return []
         deadline = deadline or self._deadline()
         self.check(deadline)
-        with _translated():
+        with faults.translated(self._scheme, is_known=True):
             replies = self._pool.ask(commands, deadline)
         if any(isinstance(reply, ReadOnlyError) for reply in replies):
             self._pool.renew()  # the primary has moved
@@ -467,9 +468,10 @@ class _RedisFeed(Feed):
     one sends too.
     """
 
-    def __init__(self, store: RedisStore, connection: Any, timeout: float) -> None:
+    def __init__(self, store: RedisStore, connection: Any, scheme: str, timeout: float) -> None:
         self._store = store
         self._connection = connection
+        self._scheme = scheme
         self._timeout = timeout
         self._lock = threading.Lock()  # held while nothing waits
         self._socket: Any = None  # None while there is no connection
@@ -479,6 +481,7 @@ class _RedisFeed(Feed):
         self._channels: dict[str, str] = {}  # by their name in pub/sub
         self._heard = self._pinged = 0.0
         self._awake = False  # `read` is not to wait
+        self._look_at = 0.0  # when Redis is looked at again, by `time.monotonic`
 
     def subscribe(self, channels: Iterable[str]) -> None:
         names = {self._store.announcements(channel): channel for channel in channels}
@@ -495,6 +498,7 @@ class _RedisFeed(Feed):
         notices: list[Notice] = []
         size = 0
         self._connect()
+        self._look()
         try:
             wait = 0 if self._awake else min(timeout, _PING_AFTER)
             self._awake = False
@@ -511,7 +515,7 @@ class _RedisFeed(Feed):
             # Any fault leaves the connection in doubt. What was read still counts.
             self._disconnect()
             if not notices and not self._closed:
-                raise _unavailable(error) from error
+                raise faults.unreachable(error, self._scheme, is_known=True) from error
         return notices
 
     def wake(self) -> None:
@@ -528,8 +532,10 @@ class _RedisFeed(Feed):
         self._disconnect()
         self._connection.deadline = time.monotonic() + self._timeout
         self._store.check(self._connection.deadline)
-        with _translated():
+        with faults.translated(self._scheme, is_known=True):
             self._connection.connect()
+        # The Redis that it connects to again may be another, or have another configuration.
+        self._look_at = 0.0 if self._look_at else time.monotonic() + _LOOK_EVERY
         with self._lock:
             self._heard = self._pinged = time.monotonic()
             self._socket, self._unsent = self._connection._sock, []
@@ -539,6 +545,12 @@ class _RedisFeed(Feed):
             time.sleep(_PAUSE)
         if self._closed:
             self._disconnect()
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        if now >= self._look_at:
+            self._look_at = now + _LOOK_EVERY * _chance.uniform(0.9, 1.1)
+            self._store.look()
 
     def _disconnect(self) -> None:
         with self._lock:
@@ -605,22 +617,8 @@ class _RedisFeed(Feed):
             return Notice(channel)
 
 
-@contextlib.contextmanager
-def _translated() -> Iterator[None]:
-    try:
-        yield
-    except (RedisError, OSError) as error:
-        raise _unavailable(error) from error
-
-
-def _unavailable(error: Exception) -> StoreUnavailable:
-    if isinstance(error, StoreUnavailable):
-        return error
-    return StoreUnavailable(f"Redis does not answer: {error}", "see that it runs and is reachable")
-
-
 def _refusal(error: object, channel: str) -> StoreUnavailable:
-    return StoreUnavailable(f"Redis refuses the ring of channel {channel}: {error}", "see the key in redis-cli")
+    return faults.refusal(error, f"the ring of channel {channel}")
 
 
 def _top(reply: Any, channel: str) -> Position | StoreUnavailable:
@@ -658,7 +656,7 @@ def _position(text: bytes) -> Position:
 
 def _receipt(reply: Any, channel: str, call: tuple[Any, ...]) -> Receipt | StoreUnavailable:
     if not isinstance(reply, list):
-        return StoreUnavailable(f"Redis refuses to store into {call[1]}: {reply}", "mend that key or Redis' memory")
+        return faults.refusal(reply, f"to store into {call[1]}")
     id, outcome, trouble = reply
     if outcome == b"conflict":
         raise conflict(channel)
