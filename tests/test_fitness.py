@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import logging
 import random
+import resource
 import shutil
 import socket
 import subprocess
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -464,7 +466,83 @@ def test_a_password_that_changes_is_told_as_that_when_redis_is_connected_to_agai
         assert "hush" not in caplog.text
 
 
-# Refusals of single commands
+# Refusals of what is to be stored
+
+
+class Confined(RedisServer):
+    """A Redis whose files may have 32 KB for now, as on a disk that is full then."""
+
+    def command(self) -> Sequence[str]:
+        return ["sh", "-c", 'trap "" XFSZ; ulimit -S -f 64; exec "$@"', "sh", *super().command()]
+
+
+def fill_append_only_file(client: Any) -> None:
+    with pytest.raises(redis.ResponseError, match="MISCONF"):
+        for _ in range(100):
+            client.set("other", random.randbytes(4000))
+            client.info()  # in another turn of its loop, which writes the file
+
+
+def fail_to_save(client: Any) -> None:
+    client.set("other", random.randbytes(100_000))
+    client.bgsave()
+    wait_until(lambda: client.info("persistence")["rdb_last_bgsave_status"] == "err", 10)
+
+
+def fill_memory(client: Any) -> None:
+    client.config_set("maxmemory", "1mb")
+
+
+def have_no_replica(client: Any) -> None:
+    client.config_set("min-replicas-to-write", 1)
+
+
+STORAGE_FAULTS = [
+    ({"appendonly": "yes"}, fill_append_only_file, "MISCONF Errors writing to the AOF file", "make room on the disk"),
+    ({"save": "3600 1"}, fail_to_save, "MISCONF Redis is configured to save RDB", "why it cannot save its snapshot"),
+    ({}, fill_memory, "maxmemory", "raise Redis's maxmemory, or lower SSE_RING or SSE_RING_TTL"),
+    ({}, have_no_replica, "NOREPLICAS", "see that Redis's replicas run"),
+]
+
+
+@pytest.mark.parametrize(("config", "break_it", "fault", "remedy"), STORAGE_FAULTS)
+def test_a_redis_that_cannot_store_is_told_with_the_remedy_and_goes_on_reading(
+    follow: Callable[[str], RedisStore],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    config: dict[str, str],
+    break_it: Callable[[Any], None],
+    fault: str,
+    remedy: str,
+) -> None:
+    with Confined(tmp_path, **config) as server, server.client() as client:
+        store = follow(server.url)
+        (receipt,) = store.publish([Publication("a", Event("x"))])
+        assert not isinstance(receipt, StoreUnavailable)
+        break_it(client)
+        for refused in (*store.publish([Publication("a", Event("y"))]), *store.found(["b"])):
+            assert isinstance(refused, StoreUnavailable)
+            assert fault in refused.message
+            assert remedy in refused.hint
+        assert store.newest(["a"]) == [receipt.position]
+        wait_until(lambda: remedy in caplog.text, 5)
+        looked(client)
+        assert len(caplog.messages) == 1
+        assert caplog.messages[0].startswith("Redis is not as it has to be, and is used all the same: Redis refuses to")
+
+
+def test_a_disk_that_has_room_again_is_told(
+    follow: Callable[[str], RedisStore], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Confined(tmp_path, appendonly="yes") as server, server.client() as client:
+        store = follow(server.url)
+        assert store.newest(["a"]) == [None]
+        fill_append_only_file(client)
+        wait_until(lambda: "make room" in caplog.text, 5)
+        _, most = resource.prlimit(server.pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(server.pid, resource.RLIMIT_FSIZE, (most, most))
+        wait_until(lambda: caplog.messages[-1] == "Redis is as it has to be again", 10)
+        assert not isinstance(store.publish([Publication("a", Event("x"))])[0], StoreUnavailable)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,10 @@ CLUSTER: Final = (
 
 _LONGEST: Final = 300  # characters of an error that are told
 _REMEDIES: Final = (  # by how an error begins
+    ("MISCONF Errors writing to the AOF", "make room on the disk of Redis's append-only file; Redis's log says more"),
+    ("MISCONF", "see in Redis's log why it cannot save its snapshot, such as a full disk, and mend that"),
+    ("OOM", "raise Redis's maxmemory, or lower SSE_RING or SSE_RING_TTL"),
+    ("NOREPLICAS", "see that Redis's replicas run, or lower its min-replicas-to-write"),
     ("READONLY", "have SSE_REDIS_URL name the primary: this Redis is a replica"),
     ("MASTERDOWN", "have SSE_REDIS_URL name the primary: this Redis is a replica that has lost it"),
     ("NOPERM", "grant it with ACL SETUSER; docs/operating.md has the whole list"),

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, Final
 
-from redis.exceptions import NoPermissionError, RedisError, ResponseError
+from redis.exceptions import NoPermissionError, NoScriptError, RedisError, ResponseError
 
 from sse.errors import StoreUnavailable
 from sse.stores import faults
@@ -74,7 +74,8 @@ def drawback(replies: Sequence[Any]) -> StoreUnavailable | None:
         return StoreUnavailable(
             f"Redis is a replica of {primary}, so nothing can be published", "have SSE_REDIS_URL name the primary"
         )
-    return None
+    refused = [reply for reply in replies if isinstance(reply, ResponseError) and not isinstance(reply, NoScriptError)]
+    return faults.refusal(refused[0], "to store", "see Redis's log") if refused else None
 
 
 def _info(reply: Any) -> dict[str, str]:
