@@ -22,6 +22,7 @@ FLOORS = {
     "sse.stores.faults": 2,
     "sse.stores.fitness": 2,
     "sse.stores.memory": 2,
+    "sse.stores.peers": 2,
     "sse.stores.pool": 2,
     "sse.stores.redis": 2,
     "sse.reload": 2,

@@ -133,7 +133,7 @@ def test_both_stores_have_the_methods_of_the_contract_and_no_others_of_note() ->
     assert methods(MemoryStore) == methods(Store)
     extra = methods(RedisStore).keys() - methods(Store).keys()
     assert {name: methods(RedisStore)[name] for name in methods(Store)} == methods(Store)
-    assert extra == {"check", "look", "announcements"}
+    assert extra == {"check", "look_soon", "look_in_time", "announcements"}
 
 
 def test_what_is_revoked_is_listed_in_order_with_its_time(world: World) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import math
 import random
 import re
 import socket
@@ -42,6 +43,7 @@ from sse.stores.base import (
     conflict,
     nonce,
 )
+from sse.stores.peers import AT_MOST, LIFE, Peers
 from sse.stores.pool import Pool
 from sse.wire import MAX_PAYLOAD, decode_payload, encode_payload
 
@@ -56,9 +58,11 @@ _REVOKED_AT_ONCE: Final = 512
 _SUBSCRIBED_AT_ONCE: Final = 500
 _PAUSE: Final = 1e-6  # see sse/hub.py
 _LOOK_EVERY: Final = 60.0  # seconds between two looks at whether Redis is still fit
+_LOOK_LATE: Final = 10.0  # seconds after which a publish looks where no feed has
 _EACH: Final = 0.001  # seconds that each of many commands may take beyond the timeout
 _NO_CHANNEL: Final = "sse.check"  # no channel starts so
 _REVOKED: Final = "sse.revoked"
+_SETTINGS: Final = "sse.settings"
 _MILLISECONDS: Final = re.compile(rb"[0-9]{1,15}")
 _KEPT_LONGER: Final = 86_400  # seconds that the list of revocations is kept beyond need, whatever a clock says
 _CLOCKS_DIFFER: Final = 5.0  # seconds between this machine's clock and Redis's that the log tells of
@@ -89,6 +93,9 @@ class RedisStore(Store):
         self._found_script = _Script("found.lua")
         self._clock_trouble = ""  # what the log told last of Redis's clock
         self._told = ""  # what it told last of Redis itself
+        self._peers = Peers((ring, ring_ttl))
+        self._has_feed = False  # it serves readers
+        self._look_at = math.inf  # when Redis is looked at again, by `time.monotonic`
         self._before_script = _Script("before.lua")
         self._read_script = _Script("read.lua")
         self._checked = False
@@ -117,6 +124,8 @@ class RedisStore(Store):
             self._lead(deadline)
         if isinstance(job.outcome, StoreUnavailable):
             raise StoreUnavailable(job.outcome.message, job.outcome.hint)  # one of its own for each who shares it
+        if time.monotonic() >= self._look_at + _LOOK_LATE:
+            self._look(deadline)  # there is no feed that does
         return [
             _receipt(reply, publication.channel, call)
             for reply, publication, call in zip(cast("list[Any]", job.outcome), publications, job.calls, strict=True)
@@ -188,6 +197,7 @@ class RedisStore(Store):
         return found[1:] if after else found
 
     def feed(self) -> Feed:
+        self._has_feed = True
         return _RedisFeed(self, self._pool.connection(), self._scheme, self._timeout)
 
     def close(self) -> None:
@@ -215,16 +225,56 @@ class RedisStore(Store):
                 finally:
                     self._checking = None
                     mine.done.set()
+                self._look_later()
+                self._compare(deadline)
             elif not checking.done.wait(max(deadline - time.monotonic(), 0)):
                 raise self._too_late()
             elif checking.fault:
                 raise StoreUnavailable(checking.fault.message, checking.fault.hint)
 
-    def look(self) -> None:
-        """Ask a Redis that is in use whether it is still fit. The log tells what has changed, and service goes on."""
+    def look_soon(self) -> None:
+        """Have the next `look_in_time` look."""
+        self._look_at = 0.0
+
+    def look_in_time(self) -> None:
+        """If the last look was a minute ago, ask again whether Redis is fit; the log tells what has changed."""
+        if time.monotonic() >= self._look_at:
+            self._look(self._deadline())
+
+    def _look(self, deadline: float) -> None:
+        self._look_later()
         with contextlib.suppress(StoreUnavailable):  # an absence is told by those who need it
-            fault, drawback = self._judge(self._deadline())
+            fault, drawback = self._judge(deadline)
             self._tell(fault or drawback)
+        self._compare(deadline)
+
+    def _look_later(self) -> None:
+        self._look_at = time.monotonic() + _LOOK_EVERY * _chance.uniform(0.9, 1.1)
+
+    def _compare(self, deadline: float) -> None:
+        """Have the log tell of others on this namespace that keep other rings. That never fails, nor refuses anything.
+
+        Who publishes trims the ring to its own SSE_RING. Who has readers puts its settings on record for others.
+        """
+        key = self._key(_SETTINGS)
+        with contextlib.suppress(RedisError, OSError):
+            [entries] = self._pool.ask([("XREVRANGE", key, "+", "-", "COUNT", AT_MOST)], deadline)
+            if isinstance(entries, Exception):
+                return
+            for ring, ttl in self._peers.look(entries):
+                _log.warning(
+                    "SSE_RING is %d and SSE_RING_TTL %d here, but %d and %d elsewhere on namespace %s: each cuts the "
+                    "rings of both to its own; set them alike, or give each service a SSE_NAMESPACE of its own; after "
+                    "a change, this ends with the old processes",
+                    *(self._max_events, self._ttl, ring, ttl, self._namespace),
+                )
+            if self._has_feed and self._peers.is_due:
+                mine = f"{self._max_events} {self._ttl}"
+                added, _ = self._pool.ask(
+                    [("XADD", key, "MAXLEN", "=", AT_MOST, "*", "d", mine), ("EXPIRE", key, LIFE)], deadline
+                )
+                if isinstance(added, bytes):
+                    self._peers.added(added)
 
     def _check(self, deadline: float) -> None:
         fault, drawback = self._judge(deadline)
@@ -481,7 +531,7 @@ class _RedisFeed(Feed):
         self._channels: dict[str, str] = {}  # by their name in pub/sub
         self._heard = self._pinged = 0.0
         self._awake = False  # `read` is not to wait
-        self._look_at = 0.0  # when Redis is looked at again, by `time.monotonic`
+        self._has_connected = False
 
     def subscribe(self, channels: Iterable[str]) -> None:
         names = {self._store.announcements(channel): channel for channel in channels}
@@ -498,7 +548,7 @@ class _RedisFeed(Feed):
         notices: list[Notice] = []
         size = 0
         self._connect()
-        self._look()
+        self._store.look_in_time()
         try:
             wait = 0 if self._awake else min(timeout, _PING_AFTER)
             self._awake = False
@@ -534,8 +584,9 @@ class _RedisFeed(Feed):
         self._store.check(self._connection.deadline)
         with faults.translated(self._scheme, is_known=True):
             self._connection.connect()
-        # The Redis that it connects to again may be another, or have another configuration.
-        self._look_at = 0.0 if self._look_at else time.monotonic() + _LOOK_EVERY
+        if self._has_connected:
+            self._store.look_soon()  # it may be another Redis now, or have another configuration
+        self._has_connected = True
         with self._lock:
             self._heard = self._pinged = time.monotonic()
             self._socket, self._unsent = self._connection._sock, []
@@ -545,12 +596,6 @@ class _RedisFeed(Feed):
             time.sleep(_PAUSE)
         if self._closed:
             self._disconnect()
-
-    def _look(self) -> None:
-        now = time.monotonic()
-        if now >= self._look_at:
-            self._look_at = now + _LOOK_EVERY * _chance.uniform(0.9, 1.1)
-            self._store.look()
 
     def _disconnect(self) -> None:
         with self._lock:
