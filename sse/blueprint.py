@@ -112,6 +112,7 @@ class _Routes:
     def __init__(self, service: Service, authorize: Callable[[], access.Authorize | None]) -> None:
         self._service = service
         self._limits = Limits(service.config)
+        service.also_close(self._limits.close)
         self._config = service.config
         self._authorize = authorize
         self._access = access.Access(service.config, service.tokens, service.keys, lambda: service.revocations)

@@ -158,7 +158,7 @@ class Streams(Row):
             self.fanout.ask(self)
         elif self.stream.ended:
             for fd in list(self.fds):  # each with a pause of its own before it comes back
-                self._say_goodbye(fd, "slow")
+                self._say_goodbye(fd, "drain" if self.stream.subscriber.draining else "slow")
         else:
             if chunk:
                 self._tell(chunk)

@@ -90,6 +90,7 @@ class Hub:
         self._dirty = _Queue()  # perhaps behind the store
         self._unchecked: list[Channel] = []  # channels that this check has yet to look at
         self._to_shrink: list[Channel] = []
+        self._left: set[Subscriber] = set()  # have ended, and are still counted
         self._feed: Feed | None = None
         self._thread: threading.Thread | None = None
         self._closed = threading.Event()
@@ -104,7 +105,7 @@ class Hub:
     @property
     def subscribers(self) -> int:
         """How many streams and waiting polls are attached."""
-        return self._subscribers
+        return self._subscribers - sum(subscriber.seats for subscriber in list(self._left))
 
     @property
     def late_since(self) -> float:
@@ -149,10 +150,11 @@ class Hub:
 
     def detach(self, subscriber: Subscriber) -> None:
         """End a subscriber, all its seats; a second time does nothing."""
-        # Nor waits: the garbage collector may end a stream's generator in a thread that holds the lock.
+        # It never waits, since the garbage collector may end a stream's generator in a thread that holds the lock. Then
+        # the hub's next turn, or the next subscriber, does the rest.
         if subscriber.seats:
-            with self.lock:
-                self._vacate(subscriber, subscriber.seats)
+            self._left.add(subscriber)
+            self._clear()
 
     def leave(self, subscriber: Subscriber) -> None:
         """End one seat of a subscriber, and with its last one the subscriber."""
@@ -259,19 +261,27 @@ class Hub:
         return Look(taken, places, more=False)
 
     def close(self) -> None:
-        """End the feed and its thread. Subscribers hear nothing more."""
+        """End all who wait here, and the feed and its thread; return when that has ended, or after 5 s.
+
+        A stream says `sse.close` with the reason `drain`, and a waiting poll answers. Whoever still comes is refused.
+        """
         self._closed.set()
-        if self._feed:
-            self._feed.close()
-        if self._thread and self._thread.ident:
-            self._thread.join(5)
+        with self.lock:
+            feed, thread = self._feed, self._thread
+            subscribers = {one for channel in self._channels.values() for one in channel.subscribers}
+        for subscriber in subscribers:
+            subscriber.dismiss()
+        if feed:
+            feed.wake()
+        if thread and thread.ident:
+            thread.join(5)
 
     # Attaching: runs in the subscriber's own thread.
 
     def _enter(self, names: Iterable[str], *, ensure: bool) -> Subscriber:
         with self.lock:
-            if self._closed.is_set():
-                raise Busy("this worker is closing", "try again")
+            self._check_open()
+            self._vacate_left()
             if self._subscribers >= self.max_subscribers:
                 raise Busy(
                     f"this worker has its {self.max_subscribers} subscribers",
@@ -292,6 +302,23 @@ class Hub:
                 channel.subscribers.add(subscriber)
                 channel.idle_since = None
         return subscriber
+
+    def _clear(self) -> None:
+        """Have those who have left counted no more, unless another holds the lock."""
+        while self._left and self.lock.acquire(blocking=False):
+            try:
+                self._vacate_left()
+            finally:
+                self.lock.release()
+
+    def _vacate_left(self) -> None:
+        while self._left:
+            subscriber = self._left.pop()
+            self._vacate(subscriber, subscriber.seats)
+
+    def _check_open(self) -> None:
+        if self._closed.is_set():
+            raise Busy("this worker is closing", "try again")
 
     def _vacate(self, subscriber: Subscriber, seats: int) -> None:
         if not subscriber.seats:
@@ -343,6 +370,7 @@ class Hub:
         channels = list(subscriber.channels.values())
         while True:
             subscriber.rest()
+            self._check_open()
             with self.lock:
                 fault = next((channel.fault for channel in channels if channel.fault), None)
                 ringless = [channel for channel in channels if channel.ring is None]
@@ -407,6 +435,7 @@ class Hub:
         trouble = ""
         while not self._closed.is_set():
             try:
+                self._clear()
                 notices = self._feed.read(max(self._patience(), 0))
                 many = self._apply(notices) > _FEW and len(notices) >= READ_AT_ONCE
                 self._late_since = (self._late_since or time.monotonic()) if many else 0.0
@@ -427,6 +456,7 @@ class Hub:
             except Exception:  # noqa: BLE001 - logged; subscribers must not be left without a hub
                 _log.exception("the hub could not go on with a channel; trying again")
                 self._closed.wait(1.0)
+        self._feed.close()
 
     def _patience(self) -> float:
         """Seconds to wait for an announcement in this turn."""

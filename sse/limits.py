@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
 from typing import Any, Final
 
+import redis
 from flask import Flask
 from flask_limiter import Limiter
 from limits import RateLimitItem, parse
@@ -128,6 +129,13 @@ class Limits:
         if rings > 0:
             with contextlib.suppress(TooMany):
                 self._count(_PUBLISH_BYTES, self._publish_bytes, publisher, _RING_BYTES * rings)
+
+    def close(self) -> None:
+        """Let go of the connections; counts in this process's memory are gone. The next use begins anew."""
+        limiter: Limiter | None = vars(self).pop("_limiter", None)
+        client = getattr(limiter and limiter.storage, "storage", None)
+        if isinstance(client, redis.Redis):
+            client.connection_pool.disconnect(inuse_connections=False)  # those in use close when they are given back
 
     def _count(self, name: str, rate: RateLimitItem | None, whose: str, cost: int) -> float:
         """Count, and return how much room is left after that.

@@ -196,8 +196,8 @@ class Revocations:
             permit.revoke()
 
     def let_go(self, permit: Permit) -> None:
-        with self._lock:
-            self._permits.discard(permit)
+        # One step, without the lock: the collector may call this in a thread that holds it.
+        self._permits.discard(permit)
 
     def close(self) -> None:
         """End the thread that looks for news."""

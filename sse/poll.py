@@ -80,8 +80,8 @@ class Poll:
 
     @property
     def is_behind(self) -> bool:
-        """Whether something has come, or can no longer be continued."""
-        return any(self.subscriber.at_hand(name) != [] for name in self.subscriber.places)
+        """Whether something has come, or can no longer be continued, or it is to end."""
+        return self.subscriber.draining or any(self.subscriber.at_hand(name) != [] for name in self.subscriber.places)
 
     def open(self) -> bytes | None:
         """The answer, if it comes at once; else it waits, until `close`.
@@ -125,7 +125,7 @@ class Poll:
                 f"the ring of channel {error.message} has passed this poll", "ask again with the same last event id"
             ) from None
         if not taken:
-            return None
+            return self.nothing if subscriber.draining else None
         answer = _encode(taken, subscriber.places, self._retry, more=subscriber.is_behind())
         if not any(isinstance(item, Reset) for item in taken):
             self.hub.answered = stands, answer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import os
 import threading
 import weakref
@@ -19,18 +20,11 @@ from sse.token import Tokens
 _services: weakref.WeakSet[Service] = weakref.WeakSet()
 
 
-def _forget() -> None:
-    for service in _services:
-        service._made = None
-
-
-os.register_at_fork(after_in_child=_forget)  # a child makes its own; to ask for the process each time is a system call
-
-
 class Service:
     """The store and hub of this process, made when they are first asked for.
 
-    Not earlier: a server may fork, or replace the standard library's locks, after the app has been made.
+    Not earlier: a server may fork, or replace the standard library's locks, after the app has been made. When the
+    service is garbage-collected, as with its app, they are closed.
 
     :raises ConfigError: if a file that the settings name is at fault.
     """
@@ -43,8 +37,11 @@ class Service:
         """Called once, when this is first used: before it makes the store, or refuses a request."""
         self.admit: Callable[[], None] | None = None
         """Called before events are stored, to wait while the server is late in telling those before them."""
-        self._made: tuple[Store, Hub, Revocations] | None = None  # in this process
-        self._lock = threading.Lock()  # held while nothing waits, so one from before a patch or a fork will do
+        self._made: _Made | None = None  # in this process
+        self._finalizer: weakref.finalize[..., Service] | None = None  # closes what is made
+        self._max_subscribers = config.max_subscribers
+        self._others: list[Callable[[], None]] = []
+        self._lock = threading.Lock()  # held while nothing waits, so one from before a patch will do
         _services.add(self)
 
     @property
@@ -119,16 +116,28 @@ class Service:
         if call:
             call()
 
-    def close(self) -> None:
-        """End this process's hub and let go of its store; the next use makes new ones."""
-        if self._made:
-            store, hub, revocations = self._made
-            self._made = None
-            revocations.close()
-            hub.close()
-            store.close()
+    def also_close(self, close: Callable[[], None]) -> None:
+        """Have `close` called when this service is closed or collected; it must not hold the service."""
+        self._others.append(close)
 
-    def _make(self) -> tuple[Store, Hub, Revocations]:
+    def close(self) -> None:
+        """End this process's hub and let go of its store, as `SSE.close` says; the next use makes new ones."""
+        with self._lock:
+            made, self._made = self._made, None
+            if self._finalizer:
+                self._finalizer.detach()
+        if made:
+            self._max_subscribers = made[1].max_subscribers  # a server may have lowered it
+        _close(made, self._others)
+
+    def _forget(self) -> None:
+        """Leave all that was made to the process that made it."""
+        self._lock = threading.Lock()  # another thread may have held it
+        self._made = None
+        if self._finalizer:
+            self._finalizer.detach()
+
+    def _make(self) -> _Made:
         self.begin()
         # Without the lock, because redis-py switches greenlets here. Of several that are made at once, one is kept; the
         # others have neither connected nor started anything.
@@ -139,9 +148,45 @@ class Service:
             namespace=self.config.namespace,
             timeout=self.config.redis_timeout,
         )
-        hub = Hub(store, max_subscribers=self.config.max_subscribers)
+        hub = Hub(store, max_subscribers=self._max_subscribers)
         ours = store, hub, Revocations(store, self.config.token_lifetime)
         with self._lock:
             if self._made is None:
                 self._made = ours
+                self._finalizer = weakref.finalize(self, _close_elsewhere, ours, self._others)
+                self._finalizer.atexit = False
             return self._made
+
+
+_Made = tuple[Store, Hub, Revocations]
+
+
+def _close(made: _Made | None, others: Sequence[Callable[[], None]]) -> None:
+    if made:
+        store, hub, revocations = made
+        hub.close()
+        revocations.close()
+        store.close()
+    for close in others:
+        close()
+
+
+def _close_elsewhere(made: _Made, others: Sequence[Callable[[], None]]) -> None:
+    """Have a thread of its own close what a service has left behind, and wait for nothing.
+
+    The collector calls this in any thread, which may hold any lock; to start a `threading.Thread` takes some.
+    """
+    _thread.start_new_thread(_close_in_thread, (made, others))
+
+
+def _close_in_thread(*left: object) -> None:
+    # A real one: the first wait of a bare thread would make an entry for it that `threading` keeps for good.
+    threading.Thread(target=_close, args=left, name="sse-close", daemon=True).start()
+
+
+def _forget() -> None:
+    for service in _services:
+        service._forget()
+
+
+os.register_at_fork(after_in_child=_forget)  # a child makes its own; to ask for the process each time is a system call

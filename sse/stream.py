@@ -257,8 +257,6 @@ class Stream:
                         yield self.end("slow")
                 if not self.ended and not self.subscriber.draining:
                     self.subscriber.wait(max(self.due - self._clock(), 0))
-                if self.subscriber.draining and not self.ended:
-                    yield self.end("drain")
         finally:
             self.close()
 
@@ -268,6 +266,8 @@ class Stream:
             if self.permit.is_over:
                 return self.end("expired")  # without the chunk: who knows which was first
             chunk += self.permit.notice()
+        if self.subscriber.draining:
+            return chunk + self.end("drain")
         if now >= self.deadline:
             return chunk + self.end("lifetime")
         if not chunk and now - self._written >= self._manner.heartbeat:

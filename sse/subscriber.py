@@ -147,6 +147,7 @@ class Subscriber:
         """Another at the same place, to be woken in its own way."""
         twin = Subscriber(self.channels, self._lock, self._read)
         twin.places = {**self.places}
+        twin.draining = self.draining
         twin._lives = self._lives and {**self._lives}
         return twin
 
@@ -155,6 +156,11 @@ class Subscriber:
         if self._signal:
             self.draining = True
             self._signal.set()
+
+    def dismiss(self) -> None:
+        """Have it end now, however it is woken: its hub is closed."""
+        self.draining = True
+        self.notify()
 
     def take(self, max_events: int, max_bytes: int, form: Form | None = None) -> list[Delivery | Reset]:
         """Return what has come since, resets first and then each channel's events in order.

@@ -82,6 +82,7 @@ class Pool:
         self._free: list[Any] = []  # the last one given back is taken first
         self._waiting: deque[_Turn] = deque()
         self._generation = 0
+        self._closed = False
 
     @property
     def database(self) -> int:
@@ -117,8 +118,12 @@ class Pool:
         self._generation += 1
 
     def close(self) -> None:
-        """Let go of all connections."""
-        for connection in list(self._made):
+        """Let go of all connections: of one that is in use when it is given back."""
+        with self._lock:
+            self._closed = True
+            free, self._free = self._free, []
+            self._made = [connection for connection in self._made if connection not in free]
+        for connection in free:
             connection.disconnect()
 
     def _attempt(self, commands: Sequence[tuple[Any, ...]], deadline: float) -> list[Any]:
@@ -174,8 +179,12 @@ class Pool:
                 turn = self._waiting.popleft()
                 turn.connection = connection
                 turn.come.set()
-            else:
+                return
+            if not self._closed:
                 self._free.append(connection)
+                return
+            self._made.remove(connection)
+        connection.disconnect()
 
 
 def _reply(connection: Any) -> Any:
