@@ -15,6 +15,7 @@ from typing import cast
 from flask import Flask, current_app, has_request_context, json, request
 
 from sse.access import Authorize, check_rule
+from sse.alone import alone
 from sse.blueprint import make_blueprint
 from sse.config import Config, foreign, of_interest
 from sse.errors import InvalidEvent
@@ -91,8 +92,7 @@ class SSE:
         :raises Unavailable: if several processes serve the app over the memory store, which is for one.
         """
         service = get_service()
-        if has_request_context():
-            service.check_workers(request.is_multiprocess)
+        _check_process(service)
         event = service.check(StoredEvent(data, type, _write_json))
         key = None if idempotency_key is None else f"app:{check_idempotency_key(idempotency_key)}"
         channel = check_channel(channel)
@@ -137,8 +137,7 @@ class SSE:
         :raises StoreUnavailable: if it may not have been stored: revoke again.
         """
         service = get_service()
-        if has_request_context():
-            service.check_workers(request.is_multiprocess)
+        _check_process(service)
         kind, value = one_revoked(sub=sub, channel=channel, token=token)
         service.revocations.revoke(kind, check_channel(value) if kind == "channel" else value)
 
@@ -146,9 +145,10 @@ class SSE:
         """End this process's threads and connections for all apps of this `SSE`, as at the end of a test.
 
         Streams say `sse.close` with the reason `drain` and end, waiting polls are answered, and publishes under way are
-        finished. With the memory store, its events are gone. It needs no app context, takes at most some 5 s for each
-        thread that waits for Redis, and a second call does nothing. The next use makes everything anew. An app that is
-        garbage-collected is closed by itself.
+        finished. With the memory store, its events are gone. The next use makes everything anew.
+
+        It needs no app context, and a second call does nothing. It waits for each thread, for 5 s at most; a thread
+        that still waits for Redis then ends by itself. An app that is garbage-collected is closed by itself.
         """
         for service in list(self._services):
             service.close()
@@ -183,6 +183,17 @@ def _tell_late(read: Config, environ: Mapping[str, object], config: Mapping[str,
             "before SSE(app), or make sse = SSE() and call sse.init_app(app) after them",
             ", ".join(late),
         )
+
+
+def _check_process(service: Service) -> None:
+    """Refuse to write where others cannot see it in a request; outside of one, have the log tell if nobody can.
+
+    :raises Unavailable: if several processes serve the app over the memory store.
+    """
+    if has_request_context():
+        service.check_workers(request.is_multiprocess)
+    elif not service.shared:
+        alone.wrote(cast("Flask", current_app._get_current_object()))  # type: ignore[attr-defined]
 
 
 def get_service() -> Service:

@@ -13,6 +13,7 @@ FLOORS = {
     "sse.event": 1,
     "sse.wire": 1,
     "sse.log": 1,
+    "sse.alone": 1,
     "sse.version": 1,
     "sse.config": 1,
     "sse.ring": 1,

@@ -1,0 +1,81 @@
+"""The warning of a process that publishes into its own memory and serves nobody, such as a script beside the server."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import sys
+import threading
+import time
+import weakref
+from typing import Any, Final
+
+_log = logging.getLogger("sse")
+
+_PATIENCE: Final = 10.0
+_SERVERS: Final = (
+    *("bjoern", "cheroot.wsgi", "gevent.pywsgi", "gunicorn.arbiter", "hypercorn", "mod_wsgi", "tornado.httpserver"),
+    *("twisted.web.wsgi", "uvicorn", "uwsgi", "waitress", "pytest"),  # a test of an app is served by its test client
+)
+_WERKZEUG: Final = "WERKZEUG_SERVER_FD"  # which werkzeug's run_simple sets, for `flask run` and `app.run`
+
+
+class Alone:
+    """Warns once a process, when its memory was written to outside of a request and nobody can ask for it.
+
+    The rule: it warns if no app of this process that did so has served a request, none is under test (TESTING), no
+    server's module is loaded, and werkzeug's server has not been started. A process may be about to serve, so it is
+    looked at only later: at each further write from 10 s after the first, and at the end of the process.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._apps: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._since: float | None = None  # the first write
+        self._told = False
+
+    def wrote(self, app: Any) -> None:
+        """Note that an app has published or revoked outside of a request, in this process's memory."""
+        if self._told:
+            return
+        now = time.monotonic()
+        with self._lock:
+            is_first = self._since is None
+            since = self._since = now if self._since is None else self._since
+            self._apps.add(app)
+        if is_first:
+            atexit.register(self.look)
+        elif now - since >= _PATIENCE:
+            self.look()
+
+    def look(self) -> None:
+        """Warn if this process serves nobody."""
+        with self._lock:
+            apps = [] if self._told else list(self._apps)
+            if not apps or _is_served(apps):
+                return
+            self._told = True
+        _log.warning(
+            "this process publishes into its own memory and has served no request, so nobody gets its events: set "
+            "SSE_REDIS_URL to the same Redis here and in the process that serves, or publish over HTTP"
+        )
+
+    def forget(self) -> None:
+        """Begin anew, in a fork."""
+        self._lock = threading.Lock()
+        self._since = None
+        self._apps.clear()
+
+
+def _is_served(apps: list[Any]) -> bool:
+    # Flask has no public name for the first; without it, an app counts as served.
+    return (
+        any(getattr(app, "_got_first_request", True) or app.testing for app in apps)
+        or _WERKZEUG in os.environ
+        or any(name in sys.modules for name in _SERVERS)
+    )
+
+
+alone: Final = Alone()
+os.register_at_fork(after_in_child=alone.forget)
