@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 from sse.config import Config, matches
 from sse.errors import Forbidden, NotFound, SSEError, Unauthorized, Unavailable
 from sse.keys import PublishKeys
-from sse.permit import TAKEN_AFTER, Permit, Revocations
+from sse.permit import TAKEN_AFTER, Kind, Permit, Revocations
 from sse.token import Grant, Tokens
 
 Authorize = Callable[[str], bool]
@@ -196,6 +196,22 @@ class Access:
             return "ticket" if grant.is_ticket else "token"
         # Not any truthy answer: a coroutine, a redirection to the login page and `("no", 403)` are truthy, too.
         return "rule" if rule and rule(channel) is True else None
+
+
+def unreached(config: Config, kind: Kind, value: str) -> str:
+    """Return why a revocation ends nobody's reading with these settings, and the remedy; empty if it may end some."""
+    public = next((pattern for pattern in config.public if kind == "channel" and matches(pattern, value)), None)
+    if public:
+        return (
+            f"channel {value} is public, since SSE_PUBLIC has {public}: its readers go on, and only tokens that "
+            "publish there are refused; take it out of SSE_PUBLIC to close it"
+        )
+    if kind != "channel" and not (config.secret or config.jwks):
+        return (
+            f"no token or ticket is taken here, so none of {kind} {value} is ended: revoke the channel to end what the "
+            "app's rule has opened, or set SSE_SECRET or SSE_JWKS as the service has it"
+        )
+    return ""
 
 
 def cookie_counts(origin: str | None, site: str | None, own: str, origins: Sequence[str]) -> bool:

@@ -22,6 +22,7 @@ from urllib.parse import urlencode, urlsplit
 import click
 from flask.cli import AppGroup, ScriptInfo
 
+from sse.access import unreached
 from sse.config import check_pattern
 from sse.errors import InvalidEvent, SSEError, TooLarge, Unavailable
 from sse.event import DEFAULT_TYPE, RESERVED_PREFIX, Event, LastEventId, check_channel, check_type
@@ -237,13 +238,18 @@ def token(sub: str, subscribe: list[str], to_publish: list[str], lifetime: int) 
 @click.option("--channel", metavar="CHANNEL", callback=_checked(check_channel), help="For a channel: the same.")
 @click.option("--token", metavar="ID", help="A token, by its id (the claim jti); or the whole token.")
 def revoke(sub: str | None, channel: str | None, token: str | None) -> None:
-    """End streams and waiting polls on every worker, and refuse their tokens from now on. Prints what is revoked."""
+    """End streams and waiting polls on every worker, and refuse their tokens from now on. Prints what is revoked.
+
+    The exit status is 1 if that ends nobody's reading, as on a public channel.
+    """
     try:
         kind, value = one_revoked(sub=sub, channel=channel, token=token and (id_of(token) or token))
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     with _service("") as service:
         service.revocations.revoke(kind, value)
+        if trouble := unreached(service.config, kind, value):
+            raise click.ClickException(trouble)
     click.echo(f"revoked: {kind} {value}")
 
 

@@ -60,7 +60,12 @@ def check_pattern(pattern: str) -> str:
     :raises InvalidEvent: for anything else.
     """
     if pattern != "*":
-        check_channel(pattern.removesuffix("/*"))
+        channel = pattern.removesuffix("/*")
+        if "*" in channel:
+            raise InvalidEvent(
+                f"pattern {pattern[:60]!a} has a * that is not its last segment", "give a channel, *, or news/*"
+            )
+        check_channel(channel)
     return pattern
 
 

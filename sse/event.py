@@ -70,6 +70,9 @@ def check_channel(name: object) -> str:
     if not isinstance(name, str):
         raise InvalidEvent(f"channel is {_shown(name)}, not a string", hint, code="invalid_channel")
     name = plain_str(name)
+    if "*" in name:
+        hint = "name each channel: only SSE_PUBLIC, tokens and publishing keys take patterns such as news/*"
+        raise InvalidEvent(f"channel {_shown(name)} has a *", hint, code="invalid_channel")
     if not _CHANNEL.fullmatch(name):
         raise InvalidEvent(f"channel {_shown(name)} is not a channel name", hint, code="invalid_channel")
     if any(segment in ("", ".", "..") for segment in name.split("/")):

@@ -14,7 +14,7 @@ from typing import cast
 
 from flask import Flask, current_app, has_request_context, json, request
 
-from sse.access import Authorize, check_rule
+from sse.access import Authorize, check_rule, unreached
 from sse.alone import alone
 from sse.blueprint import make_blueprint
 from sse.config import Config, foreign, of_interest
@@ -130,7 +130,8 @@ class SSE:
         """End the streams and waiting polls of a subject, on a channel, or of a token (its `jti`), on every worker.
 
         What was issued to the subject, or for the channel, until now is refused from then on; a token for good.
-        Who reads the channel by the app's rule is asked anew.
+        Who reads the channel by the app's rule is asked anew. The log warns if that ends nobody's reading: on a channel
+        that SSE_PUBLIC matches, and for a subject or token where no tokens are configured.
 
         :raises ValueError: unless exactly one is given, a string; for a whole token in place of its `jti`.
         :raises InvalidEvent: if the channel is not one; a pattern is not.
@@ -140,6 +141,8 @@ class SSE:
         _check_process(service)
         kind, value = one_revoked(sub=sub, channel=channel, token=token)
         service.revocations.revoke(kind, check_channel(value) if kind == "channel" else value)
+        if trouble := unreached(service.config, kind, value):
+            warn("revoke: %s", trouble)
 
     def close(self) -> None:
         """End this process's threads and connections for all apps of this `SSE`, as at the end of a test.

@@ -18,12 +18,13 @@ from flask import Flask, after_this_request
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
-from sse import SSE
+from sse import SSE, InvalidEvent
 from sse.event import Event
 from sse.stores import Publication
 from tests import client as wire
 from tests.conftest import MakeApp
 from tests.servers import RedisServer, wait_until
+from tests.tokens import SECRET, claims, signed
 
 KEY, OTHER_KEY = "k" * 22, "q" * 22
 ORIGIN = "https://a.example"
@@ -997,3 +998,25 @@ def test_a_waiting_poll_hears_a_publish_at_once(app: Flask) -> None:
         (published,) = publish(app, "x")
         assert answered.wait(2)
         assert [event["id"] for event in waiting.result()["events"]] == [published]
+
+
+@pytest.mark.parametrize("channel", ["news/*", "*"])
+def test_a_pattern_cannot_be_subscribed_to_or_published_on(make_app: MakeApp, channel: str) -> None:
+    sse = SSE()
+    app = make_app(sse, SSE_PUBLISH_KEYS=KEY, SSE_SECRET=SECRET)
+    client = app.test_client()
+    headers = {"Authorization": f"Bearer {KEY}"}
+    token = {"Authorization": f"Bearer {signed(claims())}"}
+    for answer, status in (
+        (client.get("/sse/stream", query_string={"channel": channel}), 400),
+        (client.get("/sse/poll", query_string={"channel": channel}), 400),
+        (client.post("/sse/ticket", query_string={"channel": channel}, headers=token), 400),
+        (client.post(f"/sse/publish/{channel}", data="x", headers=headers), 422),
+        (client.post("/sse/publish", json={"channel": channel, "data": "x"}, headers=headers), 422),
+    ):
+        assert (answer.status_code, answer.json["error"]["code"]) == (status, "invalid_channel")
+        assert "name each channel" in answer.json["error"]["hint"]
+    with app.app_context():
+        for call in (sse.publish, lambda channel, _: sse.ticket([channel])):
+            with pytest.raises(InvalidEvent, match="name each channel"):
+                call(channel, "x")

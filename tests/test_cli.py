@@ -839,6 +839,51 @@ def test_what_the_command_revokes_is_refused_by_the_service(make_app: MakeApp, r
     assert (result.exit_code, "if it has one" in result.stderr) == (2, True)
 
 
+def test_a_revocation_that_ends_nobody_s_reading_says_so(make_app: MakeApp, redis_url: str) -> None:
+    app = make_app(SSE_REDIS_URL=redis_url, SSE_PUBLIC="news/*")
+    for arguments, trouble in (
+        (("--channel", "news/a"), "channel news/a is public, since SSE_PUBLIC has news/*"),
+        (("--sub", "ann"), "no token or ticket is taken here"),
+        (("--token", "7f3a"), "no token or ticket is taken here"),
+    ):
+        result = run(app, "revoke", *arguments)
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert trouble in result.stderr
+    assert run(app, "revoke", "--channel", "private").exit_code == 0  # by the app's rule
+
+
+def test_a_revocation_on_a_public_channel_still_refuses_tokens_that_publish(make_app: MakeApp, redis_url: str) -> None:
+    settings = {"SSE_SECRET": SECRET, "SSE_PUBLIC": "*", "SSE_REDIS_URL": redis_url}
+    serving, shell = make_app(**settings), make_app(**settings)
+
+    def status() -> int:
+        headers = {"Authorization": f"Bearer {signed(claims())}"}
+        return serving.test_client().post("/sse/publish/a", data="x", headers=headers).status_code
+
+    assert status() == 201
+    result = run(shell, "revoke", "--channel", "a")
+    assert result.exit_code == 1
+    assert "only tokens that publish there are refused" in result.stderr
+    wait_until(lambda: status() == 401, 3)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("publish", "news/*", "x"),
+        ("tail", "news/*"),
+        ("embed", "--channel", "*"),
+        ("revoke", "--channel", "news/*"),
+        ("token", "--sub", "a", "--subscribe", "new*"),
+    ],
+)
+def test_a_pattern_that_has_no_place_is_refused_with_the_reason(app: Flask, arguments: tuple[str, ...]) -> None:
+    result = run(app, *arguments)
+    assert result.exit_code == 2
+    hint = "give a channel, *, or news/*" if arguments[0] == "token" else "name each channel: only SSE_PUBLIC"
+    assert hint in " ".join(result.stderr.split())
+
+
 @pytest.mark.parametrize("arguments", [(), ("--sub", "a", "--channel", "b"), ("--sub", ""), ("--channel", "a*")])
 def test_one_thing_is_revoked_by_a_command(make_app: MakeApp, redis_url: str, arguments: tuple[str, ...]) -> None:
     assert run(make_app(SSE_REDIS_URL=redis_url), "revoke", *arguments).exit_code == 2

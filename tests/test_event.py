@@ -355,3 +355,10 @@ def test_any_text_is_read_without_an_error(text: str) -> None:
 @pytest.mark.parametrize("text", ["~" * 100_000, "a=" + "9" * 100_000, "a" * 100_000, "=" * 100_000])
 def test_a_huge_last_event_id_is_read_quickly(text: str) -> None:
     assert LastEventId.parse(text).positions == {}
+
+
+@pytest.mark.parametrize("name", ["*", "news/*", "news*", "a/*/b", "**"])
+def test_a_pattern_in_the_place_of_a_channel_is_refused_with_the_reason(name: str) -> None:
+    with pytest.raises(InvalidEvent, match="name each channel: only SSE_PUBLIC, tokens and") as refusal:
+        check_channel(name)
+    assert refusal.value.code == "invalid_channel"

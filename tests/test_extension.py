@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import threading
@@ -31,6 +32,11 @@ def test_the_public_names() -> None:
     assert all(
         issubclass(error, SSEError) for error in (ConfigError, InvalidEvent, IdempotencyConflict, StoreUnavailable)
     )
+
+
+def test_only_the_public_names_are_listed() -> None:
+    assert package.Event is Event  # used, so it is a global by now
+    assert dir(package) == sorted([*package.__all__, "__version__"])
 
 
 def test_an_error_says_what_and_what_to_do() -> None:
@@ -504,6 +510,33 @@ def test_exactly_one_thing_is_revoked(make_app: MakeApp) -> None:
                 sse.revoke(**given)
         with pytest.raises(InvalidEvent):
             sse.revoke(channel="news/*")
+
+
+@pytest.mark.parametrize(
+    ("given", "settings", "trouble"),
+    [
+        ({"channel": "news/a"}, {"SSE_PUBLIC": "b news/*"}, "public, since SSE_PUBLIC has news/*"),
+        ({"channel": "a"}, {"SSE_PUBLIC": "*", "SSE_SECRET": SECRET}, "public, since SSE_PUBLIC has *"),
+        ({"sub": "ann"}, {}, "no token or ticket is taken here"),
+        ({"token": "7f3a"}, {}, "no token or ticket is taken here"),
+        ({"channel": "news"}, {"SSE_PUBLIC": "b news/*"}, ""),
+        ({"sub": "news/a"}, {"SSE_PUBLIC": "news/*", "SSE_SECRET": SECRET}, ""),
+    ],
+)
+def test_what_a_revocation_cannot_end_is_told_in_the_log(
+    make_app: MakeApp,
+    caplog: pytest.LogCaptureFixture,
+    given: dict[str, str],
+    settings: dict[str, str],
+    trouble: str,
+) -> None:
+    sse = SSE()
+    app = make_app(sse, **{"SSE_PUBLIC": "", **settings})
+    with app.app_context():
+        sse.revoke(**given)
+    assert bool(caplog.messages) is bool(trouble)
+    assert trouble in caplog.text
+    assert [json.loads(item.what) for item in app.extensions["sse"].store.revoked()] == [given]
 
 
 def test_one_who_reads_by_the_app_s_rule_is_asked_again_when_the_channel_is_revoked(make_app: MakeApp) -> None:

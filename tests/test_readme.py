@@ -6,7 +6,10 @@ import re
 import runpy
 from pathlib import Path
 
+import pytest
+
 from sse.config import Config
+from tests.servers import RedisServer
 
 README = Path(__file__).parent.parent.joinpath("README.md").read_text()
 
@@ -25,10 +28,10 @@ def test_it_opens_with_one_sentence_and_the_two_commands() -> None:
 
 
 def test_its_ten_lines_of_server_run_as_they_stand(tmp_path: Path) -> None:
-    example, logout = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    example, sent, logout = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert len([line for line in example.splitlines() if line]) == 10
     file = tmp_path / "example.py"
-    file.write_text(f"{example}\n{logout}")
+    file.write_text(f"{example}\n{sent}\n{logout}")
     app = runpy.run_path(str(file), run_name="example")["app"]
     app.secret_key = "a-key-of-the-tests"
     client = app.test_client()
@@ -51,3 +54,22 @@ def test_its_ten_lines_of_server_run_as_they_stand(tmp_path: Path) -> None:
         assert client.post("/sse/publish/orders", data="x").status_code == 404
     finally:
         app.extensions["sse"].close()
+
+
+@pytest.mark.parametrize("is_away", [False, True])
+def test_its_view_lets_its_own_commit_stand_when_the_event_cannot_be_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, is_away: bool
+) -> None:
+    if is_away:
+        monkeypatch.setenv("SSE_REDIS_URL", RedisServer(tmp_path).url)
+    file = tmp_path / "example.py"
+    file.write_text("\n".join(re.findall(r"```python\n(.*?)```", README, re.DOTALL)[:2]))
+    names = runpy.run_path(str(file), run_name="example")
+    client = names["app"].test_client()
+    assert [client.post("/orders/42/sent").json for _ in range(2)] == [{"number": 42}] * 2
+    assert names["sent"] == {42}
+    if not is_away:
+        (event,) = client.get("/sse/poll?channel=orders&replay=9&timeout=0").json["events"]
+        assert event["data"] == '{"number":42}'
+    assert ("order 42 is sent, but its event may be missing" in caplog.messages) is is_away
+    names["sse"].close()
