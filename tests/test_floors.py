@@ -43,7 +43,9 @@ FLOORS = {
     "sse.extension": 6,
     "sse.cli": 6,
     "sse.fanout": 5,
-    "sse.worker": 6,
+    "sse.server": 6,
+    "sse.server.worker": 6,
+    "sse.worker": 7,
     "sse": 7,
 }
 FOR_SIBLINGS = {"sse.errors": {"sse.event", "sse.wire", "sse.config", "sse.ring"}}
@@ -60,7 +62,7 @@ MODULES = {
 }
 WEB = {"flask", "flask_cors", "werkzeug", "click"}
 SERVER = {"gevent", "gunicorn", "greenlet"}
-KNOW_THE_SERVER = ("sse.fanout", "sse.worker")
+KNOW_THE_SERVER = ("sse.fanout", "sse.server.worker", "sse.worker")
 
 
 def imports(tree: ast.AST) -> set[str]:
