@@ -64,13 +64,17 @@ _OWN_FILES = 50  # at most: listeners, logs, Redis, the event loop, and what the
 
 def when_ready(server: Any) -> None:
     """Have the kernel bound what a peer that does not read may leave with us, and cut those that have vanished."""
-    server.log.error_log.addFilter(_is_news)  # the workers', which are its forks, too
     for listener in server.LISTENERS:
         if listener.sock.family != socket.AF_UNIX:
             # Accepted sockets inherit both. What is unsent is bounded, not what is on its way, as SO_SNDBUF would.
             listener.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, send_buffer)
             if hasattr(socket, "TCP_USER_TIMEOUT"):
                 listener.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 20_000)
+
+
+def post_fork(_server: Any, _worker: Any) -> None:
+    """Filter what a worker logs. The master's log would have this very filter for ever, whatever a reload changes."""
+    logging.getLogger("gunicorn.error").addFilter(_is_news)
 
 
 def nworkers_changed(server: Any, workers: int, before: int | None) -> None:

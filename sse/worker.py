@@ -1,7 +1,8 @@
-"""gunicorn's worker class: a stub, which becomes `sse.server.worker.Worker` in each new process.
+"""gunicorn's worker class: a stub for gunicorn's master, which becomes `sse.server.worker.Worker` in each new process.
 
-gunicorn's master imports this file and `sse/__init__` once, and has them across reloads. So nothing but what is needed
-there stands here, and this file never changes: the releases before and after a reload both run with it.
+The master reads gunicorn's settings, forks, and goes on across reloads. It keeps nothing of this package, so that each
+process runs one version of it: the one that is there when the process begins. Only this file may be older, so it does
+not change.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import sys
 from importlib import import_module, invalidate_caches
 from typing import Any
 
-from gevent import monkey
 from gunicorn.workers.ggevent import GeventWorker  # type: ignore[import-untyped]
 
 
@@ -18,18 +18,19 @@ class Worker(GeventWorker):  # type: ignore[misc]
     """gunicorn's gevent worker, in the master; in its own process, a `sse.server.worker.Worker`."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        # If the app was imported in the master, as by preload_app, its version of sse is the one for all workers.
-        self._held = any(name.startswith("sse.") and name != "sse.worker" for name in sys.modules)
-        if self._held:
-            import_module("sse.server.worker")
-
-    def init_process(self) -> None:
-        """Import this package anew, after gevent's patches, and go on as the worker that it has."""
-        monkey.patch_all()
-        if not self._held:
+        super().__init__(*args, **options)  # in the master, before the fork
+        if "sse.service" not in sys.modules:
             for name in [name for name in sys.modules if name == "sse" or name.startswith("sse.")]:
                 del sys.modules[name]
-            invalidate_caches()
+        elif "sse.server.worker" not in sys.modules:  # the master has an app with SSE: all workers have that version
+            import_module("sse.server.worker")
+            self.log.warning(
+                "gunicorn's master has imported the app (by preload_app, or in gunicorn's settings), so a reload "
+                "brings no new code: restart instead"
+            )
+
+    def init_process(self) -> None:
+        """Import the worker's code, and go on with it."""
+        invalidate_caches()
         Worker.__bases__ = (import_module("sse.server.worker").Worker,)
         super().init_process()

@@ -1,7 +1,7 @@
 """The gunicorn worker that hands off what waits: a greenlet begins a stream or a poll, and `Fanout` goes on.
 
-It, `fanout` and `sse.worker` alone know gevent and gunicorn. `sse.worker` is a stub for gunicorn's master; it imports
-this file after the fork and after gevent's patches.
+It, `fanout` and `sse.worker` alone know gevent and gunicorn, and import nothing of the app before that has found the
+standard library patched. `sse.worker` is a stub for gunicorn's master, which imports this file after the fork.
 """
 
 from __future__ import annotations
