@@ -11,6 +11,7 @@ import re
 import resource
 import socket
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from gunicorn.http import message  # type: ignore[import-untyped]
@@ -87,29 +88,56 @@ def nworkers_changed(server: Any, workers: int, before: int | None) -> None:
 def post_worker_init(worker: Any) -> None:
     """Let in as many subscribers as there are files for, and always the requests of others."""
     _spare_the_collector()
-    service = worker.app.wsgi().extensions["sse"]
-    if service.shared:
-        service.hub.start()  # the log tells at once what ails Redis, not first when someone subscribes
-    wanted = service.config.max_subscribers
+    from sse.service import living  # not in the master, which would have it for ever, whatever a reload changes
+
+    is_ours = any(kind.__module__ == "sse.worker" for kind in type(worker).__mro__)
+    services = living()
+    _share_files(worker, services, is_ours)
+    for service in services:
+        if service.shared:
+            service.hub.start()  # the log tells at once what ails Redis, not first when someone subscribes
+    if worker.age == 1:  # once, not for every worker and its successors
+        _tell_what_counts_elsewhere(worker, services)
+        _tell_first_look()
+
+
+def _share_files(worker: Any, services: Sequence[Any], is_ours: bool) -> None:
+    """Bound the subscribers of each service, and what else connects, by what the limit on open files allows."""
+    wanted = sum(service.config.max_subscribers for service in services)
     files = _allow_files()
     connections = max(files - _OWN_FILES, 10)
     others = min(1000, connections // 5)  # with a greenlet, and as many again between two requests
-    allowed = service.hub.max_subscribers = min(wanted, connections - 2 * others)
+    allowed = min(wanted, connections - 2 * others)
+    for service in services:
+        service.hub.max_subscribers = allowed * service.config.max_subscribers // wanted
     # What was handed off is not counted by gunicorn, what stays with a greenlet is.
-    greenlets = worker.cfg.is_ssl or type(worker).__module__ != "sse.worker"
+    greenlets = worker.cfg.is_ssl or not is_ours
     worker.worker_connections = min(allowed + 1000, connections if greenlets else (connections - allowed) // 2)
-    first = worker.age == 1  # once, not for every worker and its successors
-    if first and allowed < wanted:
+    apps = f" in {len(services)} apps together" if len(services) > 1 else ""
+    if worker.age > 1:
+        return
+    if not services:
         worker.log.warning(
-            "%d open files: only %d subscribers a worker, not %d: raise LimitNOFILE, `ulimit -Hn` or the like",
-            *(files, allowed, wanted),
+            "the app has no SSE, or makes it later, so no room is kept for its streams: if it has one, "
+            "call SSE(app) when the app is imported, not at the first request"
         )
-    elif first:
-        worker.log.info("%d open files: up to %d subscribers a worker", files, allowed)
-    if first and (service.config.send_buffer, service.config.drain) != (send_buffer, drain):
+    elif allowed < wanted:
+        worker.log.warning(
+            "%d open files: only %d subscribers a worker%s, not %d: raise LimitNOFILE, `ulimit -Hn` or the like",
+            *(files, allowed, apps, wanted),
+        )
+    else:
+        worker.log.info("%d open files: up to %d subscribers a worker%s", files, allowed, apps)
+
+
+def _tell_what_counts_elsewhere(worker: Any, services: Sequence[Any]) -> None:
+    if any((service.config.send_buffer, service.config.drain) != (send_buffer, drain) for service in services):
         worker.log.warning("SSE_SEND_BUFFER and SSE_DRAIN count in the environment alone: gunicorn has to know them")
+
+
+def _tell_first_look() -> None:
     key = os.environ.get("FIRST_LOOK_KEY")  # from `make run`: made for this run alone, so that it may be shown
-    if first and key:
+    if key:
         url = f"http://{bind}"
         print(
             f"\n  open {url}/"

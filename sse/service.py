@@ -20,6 +20,11 @@ from sse.token import Tokens
 _services: weakref.WeakSet[Service] = weakref.WeakSet()
 
 
+def living() -> list[Service]:
+    """Return the services that this process has, whatever has been put around their apps."""
+    return list(_services)
+
+
 class Service:
     """The store and hub of this process, made when they are first asked for.
 

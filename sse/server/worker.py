@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
+import sys
 import time
 from collections.abc import Callable
 from datetime import datetime
@@ -36,6 +37,7 @@ from sse.head import Head
 
 if TYPE_CHECKING:
     from sse.poll import Poll
+    from sse.service import Service
     from sse.stream import Stream
 
 _ACCEPTED: Final = 1000  # connections that are let in before others have their turn
@@ -261,7 +263,6 @@ class Worker(GeventWorker):  # type: ignore[misc]
 
     wsgi: Any
     _fanout: Fanout
-    _service: Any
 
     def init_process(self) -> None:
         # Here and not in __init__, which runs in the master: `sse.worker` becomes this class only after the fork.
@@ -276,10 +277,14 @@ class Worker(GeventWorker):  # type: ignore[misc]
 
     def load_wsgi(self) -> None:
         super().load_wsgi()
-        app = self.wsgi
-        self._service = getattr(app, "extensions", {}).get("sse")
         self._fanout = Fanout(self.log, self.cfg.keepalive, self._give_back)
-        self.wsgi = partial(self._call, app)
+        self.wsgi = partial(self._call, self.wsgi)
+
+    @property
+    def _services(self) -> list[Service]:
+        """What the app, or the apps, of this process have of ours. Nothing is imported for an app without SSE."""
+        module = sys.modules.get("sse.service")
+        return module.living() if module else []
 
     def _call(self, app: Any, environ: dict[str, Any], start_response: Any) -> Any:
         """Call the app. Return its body, or what this worker writes in gunicorn's place."""
@@ -481,10 +486,11 @@ class Worker(GeventWorker):  # type: ignore[misc]
         super().handle_exit(sig, frame)
 
     def run(self) -> None:
-        if self._service:
-            self._service.admit = self._fanout.admit
-            self._fanout.unread_since = lambda: self._service.hub.late_since
-        self._fanout.room = self.worker_connections + (self._service.hub.max_subscribers if self._service else 0)
+        services = self._services
+        for service in services:
+            service.admit = self._fanout.admit
+        self._fanout.unread_since = lambda: min(filter(None, (one.hub.late_since for one in services)), default=0.0)
+        self._fanout.room = self.worker_connections + sum(service.hub.max_subscribers for service in services)
         listeners = [_Listener(self, listener) for listener in self.sockets]
         while self.alive:
             self._tick(listeners)
@@ -521,8 +527,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
 
     def _drain(self) -> None:
         """End what waits; requests that are under way, or come within a second, are answered first."""
-        window = self._service.config.drain if self._service else 0
-        waiting = [gevent.spawn(self._fanout.drain, window)]
-        if self._service:
-            waiting.append(gevent.spawn(self._service.hub.drain, window))
-        gevent.joinall(waiting)
+        services = self._services
+        window = max((service.config.drain for service in services), default=0)
+        hubs = [gevent.spawn(service.hub.drain, window) for service in services]
+        gevent.joinall([gevent.spawn(self._fanout.drain, window), *hubs])
