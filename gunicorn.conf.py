@@ -88,6 +88,8 @@ def nworkers_changed(server: Any, workers: int, before: int | None) -> None:
 def post_worker_init(worker: Any) -> None:
     """Let in as many subscribers as there are files for, and always the requests of others."""
     _spare_the_collector()
+    if worker.app.callable is None:
+        return  # with --reload, a page says that the app cannot be loaded; the next worker tries again
     from sse.service import living  # not in the master, which would have it for ever, whatever a reload changes
 
     is_ours = any(kind.__module__ == "sse.worker" for kind in type(worker).__mro__)

@@ -11,6 +11,7 @@ import socket
 import ssl
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from datetime import datetime
 from functools import lru_cache, partial
@@ -30,6 +31,7 @@ from gunicorn.http.message import Request  # type: ignore[import-untyped]
 from gunicorn.http.parser import RequestParser  # type: ignore[import-untyped]
 from gunicorn.http.wsgi import Response  # type: ignore[import-untyped]
 from gunicorn.sock import ssl_context  # type: ignore[import-untyped]
+from gunicorn.util import make_fail_app  # type: ignore[import-untyped]
 from gunicorn.workers.ggevent import GeventWorker  # type: ignore[import-untyped]
 
 from sse.fanout import LAST_CHUNK, PAUSE, Fanout, date, framed, has_left, send
@@ -276,9 +278,30 @@ class Worker(GeventWorker):  # type: ignore[misc]
         super().init_process()
 
     def load_wsgi(self) -> None:
-        super().load_wsgi()
         self._fanout = Fanout(self.log, self.cfg.keepalive, self._give_back)
-        self.wsgi = partial(self._call, self.wsgi)
+        try:
+            app = self.app.wsgi()
+        except (Exception, SystemExit) as error:
+            if not self.cfg.reload:
+                raise
+            app = self._until_mended(error)
+        self.wsgi = partial(self._call, app)
+
+    def _until_mended(self, error: BaseException) -> Any:
+        """Return an app that says what is wrong with the real one, under --reload, until any file that has to do with
+        the error changes. gunicorn does this for a SyntaxError alone, and watches only the file that has it.
+        """
+        self.log.error("The app cannot be loaded; that is tried again when its code changes", exc_info=error)
+        files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
+        if isinstance(error, SyntaxError) and error.filename:
+            files.append(error.filename)
+        for file in files:
+            if not file.startswith("<"):  # as Python names the code of its own importing
+                self.reloader.add_extra_file(file)
+        if isinstance(error, SyntaxError):
+            return make_fail_app("".join(traceback.format_exception(error)))
+        # The message of another error may have anything in it, and the page is for everybody.
+        return make_fail_app(f"The app cannot be loaded: {type(error).__name__}. The log has the whole error.\n")
 
     @property
     def _services(self) -> list[Service]:
