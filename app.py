@@ -27,7 +27,7 @@ PAGE_HEADERS = {
     "X-Content-Type-Options": "nosniff",
 }
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("sse")  # the service's, whose lines go where its others do
 
 
 def create_app(config: Mapping[str, object] | None = None) -> Flask:

@@ -58,7 +58,7 @@ limit_request_field_size = 32_768
 
 
 # Queries, tokens and tickets, and keys; and what gunicorn quotes of a request that it cannot read.
-_SECRETS = re.compile(r"\?\S*|\beyJ[\w.-]+|\bbearer\s.*", re.IGNORECASE)
+_SECRETS = re.compile(r"\?(?!\W*(?:\s|$))\S*|\beyJ[\w.-]+|\bbearer\s.*", re.IGNORECASE)
 _QUOTED = re.compile(r"(?<=^Invalid request from )([^'\"]*)['\"].*", re.DOTALL)
 _OWN_FILES = 50  # at most: listeners, logs, Redis, the event loop, and what the app has open for a moment
 
@@ -75,7 +75,8 @@ def when_ready(server: Any) -> None:
 
 def post_fork(_server: Any, _worker: Any) -> None:
     """Filter what a worker logs. The master's log would have this very filter for ever, whatever a reload changes."""
-    logging.getLogger("gunicorn.error").addFilter(_is_news)
+    for name in ("gunicorn.error", "sse"):
+        logging.getLogger(name).addFilter(_is_news)
 
 
 def nworkers_changed(server: Any, workers: int, before: int | None) -> None:
@@ -90,9 +91,12 @@ def post_worker_init(worker: Any) -> None:
     _spare_the_collector()
     if worker.app.callable is None:
         return  # with --reload, a page says that the app cannot be loaded; the next worker tries again
-    from sse.service import living  # not in the master, which would have it for ever, whatever a reload changes
+    from sse.log import follow_gunicorn  # not in the master, which would have it for ever, whatever a reload changes
+    from sse.service import living
 
     is_ours = any(kind.__module__ == "sse.worker" for kind in type(worker).__mro__)
+    if not is_ours:  # ours has done it before it loaded the app
+        follow_gunicorn(worker.log, worker.cfg)
     services = living()
     _share_files(worker, services, is_ours)
     for service in services:
@@ -163,7 +167,7 @@ def _spare_the_collector() -> None:
 def _is_news(record: logging.LogRecord) -> bool:
     """Drop the traceback that gunicorn logs for each peer that the kernel has cut; blank what a request may hide."""
     error = record.exc_info[1] if record.exc_info else None
-    if isinstance(error, OSError) and error.errno == errno.ETIMEDOUT:
+    if record.name != "sse" and isinstance(error, OSError) and error.errno == errno.ETIMEDOUT:
         return False
     record.msg, record.args = _SECRETS.sub("[…]", _QUOTED.sub(r"\1[…]", record.getMessage())), ()
     if record.exc_info:

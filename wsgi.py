@@ -1,5 +1,6 @@
 """For a WSGI server: `gunicorn -c gunicorn.conf.py wsgi:application`."""
 
+import logging
 import sys
 
 from app import create_app
@@ -8,5 +9,5 @@ from sse import ConfigError
 try:
     application = create_app()
 except ConfigError as error:
-    sys.stderr.write(f"Throughline does not start: {error}\n")
+    logging.getLogger("sse").critical("Throughline does not start: %s", error)
     sys.exit(3)  # the code of a worker that failed to boot: gunicorn's master ends, and does not try again for ever

@@ -26,6 +26,7 @@ from sse.access import unreached
 from sse.config import check_pattern
 from sse.errors import InvalidEvent, SSEError, TooLarge, Unavailable
 from sse.event import DEFAULT_TYPE, RESERVED_PREFIX, Event, LastEventId, check_channel, check_type
+from sse.log import plain
 from sse.permit import one_revoked
 from sse.script import embed_tag
 from sse.service import Service
@@ -52,7 +53,8 @@ _URL_HINT: Final = "give the service's prefix, such as https://push.example/sse"
 class _Group(AppGroup):
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with plain():
+                return super().invoke(ctx)
         except SSEError as error:
             raise click.ClickException(str(error)) from None
 

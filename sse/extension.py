@@ -21,7 +21,7 @@ from sse.config import Config, foreign, of_interest
 from sse.errors import InvalidEvent
 from sse.event import DEFAULT_TYPE, check_channel, check_idempotency_key, plain_int, plain_str
 from sse.event import Event as StoredEvent
-from sse.log import warn
+from sse.log import follow_app, warn
 from sse.permit import one_revoked
 from sse.service import Service
 from sse.stores import Publication
@@ -49,6 +49,7 @@ class SSE:
         :raises ConfigError: naming every setting that is unknown or has a bad value. An unknown SSE_* name in the
             environment that is not nearly one of ours may be another program's: the log tells that it is passed over.
         """
+        follow_app(partial(_logger, weakref.ref(app)))
         environ = of_interest(os.environ)
         if names := foreign(environ):
             warn("passed over in the environment, because these are not settings of Throughline: %s", ", ".join(names))
@@ -197,6 +198,12 @@ def _check_process(service: Service) -> None:
         service.check_workers(request.is_multiprocess)
     elif not service.shared:
         alone.wrote(cast("Flask", current_app._get_current_object()))  # type: ignore[attr-defined]
+
+
+def _logger(app: weakref.ref[Flask]) -> logging.Logger | None:
+    # The app's logger comes into being when it is first asked for, so not before there is something to log.
+    made = app()
+    return None if made is None else made.logger
 
 
 def get_service() -> Service:

@@ -1,13 +1,20 @@
-"""Warnings that a storm of the same kind cannot fill the log with."""
+"""The service's log, the logger `sse`: where its lines go, and warnings that a storm of one kind cannot fill it with.
+
+If logging is configured, by handlers of the root logger or of `sse`, it is as for any library. Otherwise the lines go
+where the server's do, or else where the app's do, and so have their time, level and form.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
-from typing import Final
+from collections.abc import Callable, Iterator
+from typing import Any, Final
 
 _log = logging.getLogger("sse")
+Write = Callable[[logging.LogRecord], object]
 
 _EVERY: Final = 10.0
 _lock = threading.Lock()
@@ -26,6 +33,80 @@ def warn(message: str, *args: object, exc_info: bool = False) -> None:
         _told[message] = (now, 0) if due else (at, held + 1)
     level = logging.ERROR if exc_info else logging.WARNING
     if due and held:
-        _log.log(level, f"{message} (and %d more like it)", *args, held, exc_info=exc_info)
+        _log.log(level, f"{message} (and %d more like it)", *args, held, exc_info=exc_info, stacklevel=2)
     elif due:
-        _log.log(level, message, *args, exc_info=exc_info)
+        _log.log(level, message, *args, exc_info=exc_info, stacklevel=2)
+
+
+class _Route(logging.Filter):
+    """Writes a record in the server's way or the app's, unless a handler is there that they did not bring."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.server: Write | None = None
+        self.app: Write | None = None
+        self.known: list[logging.Handler] = []  # the server's handlers of the root logger
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Tell whether the record goes on, to the handlers; otherwise it is written."""
+        write = self.server or self.app
+        if write is None or _log.handlers or any(handler not in self.known for handler in logging.root.handlers):
+            return True
+        write(record)
+        return False
+
+
+_route = _Route()
+
+
+def follow_gunicorn(log: Any, cfg: Any) -> None:
+    """Write the service's lines where gunicorn's `log` writes its own, with the same form, level and filters.
+
+    To be called before the app is loaded: the root logger's handlers are then those of gunicorn's own `--log-config`.
+    Any others are the app's. If there are some, they alone get the lines.
+    """
+    target = getattr(log, "error_log", None)
+    _route.known = list(logging.root.handlers) if cfg.logconfig or cfg.logconfig_dict or cfg.logconfig_json else []
+    _route.server = _to_logger(lambda: target) if isinstance(target, logging.Logger) else _to_methods(log)
+    _log.addFilter(_route)
+
+
+def follow_app(logger: Callable[[], logging.Logger | None]) -> None:
+    """Write the service's lines as lines of the app's logger, unless a server has a log for them.
+
+    :param logger: returns that logger, or None if the app is gone; called for each line, so that the app may configure
+        its logging at any time.
+    """
+    _route.app = _to_logger(logger)
+    _log.addFilter(_route)
+
+
+@contextlib.contextmanager
+def plain() -> Iterator[None]:
+    """In this block, write the service's lines as they are, to standard error: for commands."""
+    before, _route.server = _route.server, _to_stderr
+    try:
+        yield
+    finally:
+        _route.server = before
+
+
+def _to_logger(logger: Callable[[], logging.Logger | None]) -> Write:
+    def write(record: logging.LogRecord) -> None:
+        target = logger()
+        if target is None:
+            _to_stderr(record)
+        elif target.isEnabledFor(record.levelno):
+            target.handle(record)
+
+    return write
+
+
+def _to_methods(log: Any) -> Write:
+    """Write with a log of gunicorn's that has no logger of the standard library, but the methods of one."""
+    return lambda record: log.log(record.levelno, "%s", record.getMessage(), exc_info=record.exc_info)
+
+
+def _to_stderr(record: logging.LogRecord) -> None:
+    if logging.lastResort and record.levelno >= logging.lastResort.level:
+        logging.lastResort.handle(record)

@@ -36,6 +36,7 @@ from gunicorn.workers.ggevent import GeventWorker  # type: ignore[import-untyped
 
 from sse.fanout import LAST_CHUNK, PAUSE, Fanout, date, framed, has_left, send
 from sse.head import Head
+from sse.log import follow_gunicorn
 
 if TYPE_CHECKING:
     from sse.poll import Poll
@@ -275,6 +276,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
         self._cut = False  # the time that requests had to end is over
         self._is_replaced = False  # another process accepts what comes when this one ends
         RequestParser.mesg_class = _Request  # in this process, where gunicorn has no setting for it
+        follow_gunicorn(self.log, self.cfg)
         super().init_process()
 
     def load_wsgi(self) -> None:

@@ -86,7 +86,7 @@ def test_a_bad_setting_of_the_service_s_own_app_is_shown_and_mended(tmp_path: Pa
     server.edit("app.py", "    sse = SSE()\n", bad)
     with server:
         assert says(server)[0] == 500
-        assert "Throughline does not start: SSE_HEARTBEAT is 'soon'" in server.logs()
+        assert "[CRITICAL] Throughline does not start: SSE_HEARTBEAT is 'soon'" in server.logs()
         server.edit("app.py", bad, "    sse = SSE()\n")
         wait_until(lambda: says(server) == (200, "ok"), 15)
 
