@@ -6,11 +6,12 @@ import contextlib
 import logging
 import re
 import time
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from flask import Blueprint, Response, request
+from flask import Blueprint, Response, current_app, request
 from flask.sansio.app import App
 from flask_cors.core import get_cors_headers, get_cors_options, set_cors_headers
 from werkzeug.datastructures import EnvironHeaders, Headers
@@ -32,6 +33,7 @@ from sse.errors import (
     WrongMethod,
 )
 from sse.event import DEFAULT_TYPE, Event, LastEventId, check_channel, check_idempotency_key, data_url, id_size
+from sse.hooks import HookedPoll, HookedStream, keep_streams_coming
 from sse.hub import Charge
 from sse.limits import Limits, client_address
 from sse.log import warn
@@ -78,7 +80,12 @@ class _Rest(PathConverter):
 def make_blueprint(service: Service, authorize: Callable[[], access.Authorize | None]) -> Blueprint:
     """The routes of one app, all under SSE_PREFIX. `authorize` gives the app's rule for reading."""
     blueprint = Blueprint("sse", __name__)
-    blueprint.after_request(_finisher(blueprint, service.config))
+    finish = _finisher(blueprint, service.config)
+    keep = keep_streams_coming(service.config.retry, _STREAM_HEADERS, finish)
+    blueprint.after_request(finish)
+    blueprint.after_request(keep)  # the last is called first
+    blueprint.after_app_request(keep)
+    blueprint.teardown_request(_let_go)
     blueprint.register_error_handler(SSEError, partial(_refuse, service))
     blueprint.register_error_handler(HTTPException, _http_error)
     blueprint.record(lambda state: _add_rules(state.app, _Routes(service, authorize), service.config.prefix))
@@ -97,15 +104,62 @@ class _Answer(Response):
 
 
 class WaitingResponse(_Answer):
-    """Gives the server the stream or poll itself: one that knows how can hold it, others iterate over it."""
+    """Gives the server the stream or poll itself: one that knows how can hold it, others iterate over it.
+
+    A hook of the app may wrap the body or put another in its place. A stream that a hook has read is sent all the same:
+    what was made of the nothing that it read is dropped.
+    """
+
+    def __init__(self, body: Stream | Poll, headers: Mapping[str, str]) -> None:
+        super().__init__(body, headers=headers)
+        self._body = body
+
+    def make_sequence(self) -> None:
+        if isinstance(self.response, Stream):
+            deque(self.response, 0)  # tells the log which hook reads it, and gives nothing
+        else:
+            super().make_sequence()
+
+    def _ensure_sequence(self, mutable: bool = False) -> None:
+        super()._ensure_sequence(mutable)
+        if mutable and not self.is_sequence:
+            self.response = []
+
+    def get_wsgi_headers(self, environ: WSGIEnvironment) -> Headers:
+        is_read = "sse.read" in environ and "sse.busy" not in environ and self.status_code == 200
+        if is_read and self.is_sequence:
+            self.response = self._body
+            self.headers.remove("Content-Encoding")
+        elif self.response is self._body and "sse.answer" in environ:
+            self.response = environ["sse.answer"]  # of a poll, which a hook has waited for
+        if self.is_sequence:
+            return Response.get_wsgi_headers(self, environ)
+        if isinstance(self._body, Stream):
+            for name in ("Content-Length", "ETag"):
+                self.headers.remove(name)
+        return super().get_wsgi_headers(environ)
 
     def get_app_iter(self, environ: WSGIEnvironment) -> Iterable[bytes]:
-        body = self.response
-        if not isinstance(body, Stream | Poll):
-            return Response.get_app_iter(self, environ)  # the app has put another in its place
+        body = self._body
+        environ.pop("sse.unsent", None)
+        if self.response is not body or environ["REQUEST_METHOD"] == "HEAD":
+            self.call_on_close(body.close)
+            return Response.get_app_iter(self, environ)
         body.closing = self._on_close  # what the app wants done at the end
         environ["sse.body"] = body  # for a server that can tell it by that
         return body
+
+
+def _waiting(wanted: Any) -> type[WaitingResponse]:
+    """Return the class of responses that the app wants each of its responses to have, made to wait."""
+    return WaitingResponse if wanted is Response else type("WaitingResponse", (WaitingResponse, wanted), {})
+
+
+def _let_go(_: BaseException | None) -> None:
+    """Give back the seat of a poll whose response the app has dropped, or failed to finish."""
+    poll = request.environ.pop("sse.unsent", None)
+    if poll:
+        poll.close()
 
 
 class _Routes:
@@ -116,6 +170,7 @@ class _Routes:
         self._config = service.config
         self._authorize = authorize
         self._access = access.Access(service.config, service.tokens, service.keys, lambda: service.revocations)
+        self._waiting: Callable[[Any], type[Response]] = lru_cache(maxsize=4)(_waiting)
         self._wrong_answers: dict[tuple[str, str], object] = {}  # by rule and type: the log has told of these
 
     def stream(self) -> Response:
@@ -128,9 +183,7 @@ class _Routes:
         except (Unavailable, KeyUnknown) as error:  # a 401 would end an EventSource for good, too
             warn("a stream is told that this service is busy: %s", error)
             return Response(busy(self._config.retry, error.retry_after), headers=_STREAM_HEADERS)
-        if request.method == "HEAD":
-            return Response(iter(()), headers=_STREAM_HEADERS)  # as for GET, with no Content-Length
-        body = Stream(
+        body = HookedStream(
             self._service.hub,
             starts,
             heartbeat=heartbeat,
@@ -142,7 +195,7 @@ class _Routes:
             permit=permit,
             charge=self._charge(permit),
         )
-        return WaitingResponse(body, headers=_STREAM_HEADERS)
+        return self._waiting_response(body, _STREAM_HEADERS)
 
     def poll(self) -> Response:
         _drop_body()
@@ -151,7 +204,7 @@ class _Routes:
         starts, _, permit = self._starts(query)
         if request.method == "HEAD":
             return Response(iter(()), content_type="application/json")
-        body = Poll(
+        body = HookedPoll(
             self._service.hub,
             starts,
             timeout=timeout,
@@ -165,7 +218,8 @@ class _Routes:
             if answer and permit and permit.is_over:
                 raise Unavailable("the right to read has ended meanwhile", "ask again")
             if answer is None and "sse.holds" in request.environ:  # the server has one loop for all that wait
-                return WaitingResponse(body, content_type="application/json")
+                request.environ["sse.unsent"] = body
+                return self._waiting_response(body, {"Content-Type": "application/json"})
             return _Answer(answer or body.wait(), content_type="application/json")
         except StoreUnavailable as error:
             # What ails the store is for the log, not for whoever may read.
@@ -221,6 +275,11 @@ class _Routes:
         self._service.check_workers(request.is_multiprocess)
         last = LastEventId.parse(text) if text else None
         return starting_points(channels, last, from_header=from_header, replay=replay), replay, permit
+
+    def _waiting_response(self, body: Stream | Poll, headers: Mapping[str, str]) -> Response:
+        response: Response = WaitingResponse(body, headers)
+        response.__class__ = self._waiting(current_app.response_class)  # else Flask would make it the app's own class
+        return response
 
     def _charge(self, permit: Permit | None) -> Charge | None:
         """Return what counts the channels that the request brings into being; None if they are not limited."""
@@ -567,6 +626,9 @@ def _http_error(error: HTTPException) -> Response:
         return error.response  # type: ignore[return-value]
     response = _error(RequestError(error.description or error.name, code=error.name.lower().replace(" ", "_")))
     response.status_code = error.code or 400
+    told = Headers(error.get_headers())  # Retry-After, WWW-Authenticate and Allow, where the error has them
+    told.remove("Content-Type")
+    response.headers.extend(told)
     return response
 
 

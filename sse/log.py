@@ -17,8 +17,10 @@ _log = logging.getLogger("sse")
 Write = Callable[[logging.LogRecord], object]
 
 _EVERY: Final = 10.0
+_MOST_ONCE: Final = 100  # warnings that are kept to be told once; later ones are not told
 _lock = threading.Lock()
 _told: dict[str, tuple[float, int]] = {}  # by message: when it was last logged, and how many were held back since
+_once: set[str] = set()  # what this process has warned of, and does not repeat
 
 
 def warn(message: str, *args: object, exc_info: bool = False) -> None:
@@ -36,6 +38,16 @@ def warn(message: str, *args: object, exc_info: bool = False) -> None:
         _log.log(level, f"{message} (and %d more like it)", *args, held, exc_info=exc_info, stacklevel=2)
     elif due:
         _log.log(level, message, *args, exc_info=exc_info, stacklevel=2)
+
+
+def warn_once(message: str, *args: object) -> None:
+    """Log a warning, unless the same one, with the same `args`, was logged in this process before."""
+    text = message % args
+    with _lock:
+        if text in _once or len(_once) >= _MOST_ONCE:
+            return
+        _once.add(text)
+    _log.warning("%s", text, stacklevel=2)
 
 
 class _Route(logging.Filter):

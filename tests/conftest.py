@@ -58,6 +58,7 @@ def pytest_report_header(config: pytest.Config) -> str:
 def fresh_log(monkeypatch: pytest.MonkeyPatch) -> None:
     """What one test has warned of is said again in the next."""
     monkeypatch.setattr("sse.log._told", {})
+    monkeypatch.setattr("sse.log._once", set())
 
 
 SECRETS = ("eyJ", SECRET, KEY, "k" * 22, "-key-of-the-tests", "-key-of-22-characters", "hush")

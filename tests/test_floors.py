@@ -39,6 +39,7 @@ FLOORS = {
     "sse.script": 4,
     "sse.limits": 5,
     "sse.access": 5,
+    "sse.hooks": 5,
     "sse.blueprint": 5,
     "sse.extension": 6,
     "sse.cli": 6,
@@ -54,6 +55,7 @@ FOR_SIBLINGS["sse.subscriber"] = {"sse.hub"}
 FOR_SIBLINGS["sse.reload"] = {"sse.jwks", "sse.keys"}
 FOR_SIBLINGS["sse.jwks"] = {"sse.token"}
 FOR_SIBLINGS["sse.limits"] = {"sse.blueprint"}
+FOR_SIBLINGS["sse.hooks"] = {"sse.blueprint"}
 FOR_SIBLINGS["sse.access"] = {"sse.blueprint"}
 FOR_SIBLINGS["sse.cli"] = {"sse.extension"}  # which may register the commands
 MODULES = {

@@ -1,0 +1,133 @@
+"""The app's own hooks around the routes: what they do to a stream or a poll that would harm it."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from types import CodeType, FrameType
+from typing import Final
+
+from flask import Flask, Response, request
+from werkzeug.http import parse_date
+
+from sse.log import warn, warn_once
+from sse.poll import Poll
+from sse.stream import Stream, busy
+
+_DISPATCH: Final[CodeType] = Flask.full_dispatch_request.__code__
+_LONGEST_WAIT: Final = 86_400  # seconds that a client is told to wait, whatever the app says
+
+Finish = Callable[[Response], Response]
+
+
+class HookedStream(Stream):
+    """A stream that gives a hook of the app nothing: it would never end, and what was read of it would be lost."""
+
+    __slots__ = ()
+
+    def __iter__(self) -> Iterator[bytes]:
+        if reader := _reader():
+            request.environ["sse.read"] = True
+            warn_once(
+                "%s reads the body of a stream, which has no end. It is given an empty body, and the client gets the "
+                "stream. Have it do nothing where response.is_streamed is true",
+                reader,
+            )
+        else:
+            yield from super().__iter__()
+
+
+class HookedPoll(Poll):
+    """A poll that gives a hook of the app the answer, for which the hook has to wait."""
+
+    __slots__ = ()
+
+    def __iter__(self) -> Iterator[bytes]:
+        if reader := _reader():
+            warn_once(
+                "%s reads the body of a poll that waits, and so holds a greenlet until there is an answer. Have it do "
+                "nothing where response.is_streamed is true",
+                reader,
+            )
+            answers = request.environ.setdefault("sse.answer", [])
+            answers += () if answers else super().__iter__()
+            yield from answers
+        elif not self.subscriber.seats and (answer := self.open()):
+            yield answer  # it was given up at the request's end, but the app has made a response of its own of it
+        else:
+            yield from super().__iter__()
+
+
+def _reader() -> str:
+    """Return the function of the app that reads a body before it is sent; empty if the server reads it, to send it."""
+    frame: FrameType | None = sys._getframe(1)
+    hook, method = None, ""
+    while frame is not None and frame.f_code is not _DISPATCH:
+        module = frame.f_globals.get("__name__", "").partition(".")[0]
+        if module == "werkzeug" and hook is None:
+            method = frame.f_code.co_name.removeprefix("_")
+        elif module not in ("sse", "flask", "werkzeug", "blinker"):
+            hook = frame
+        frame = frame.f_back
+    if frame is None:
+        return ""
+    if hook is None:
+        return "a hook of the app"
+    code = hook.f_code
+    place = f"the app's {code.co_qualname} ({code.co_filename}, line {hook.f_lineno})"
+    return f"{place}, with {method}()," if method else place
+
+
+def keep_streams_coming(retry: int, headers: Mapping[str, str], finish: Finish) -> Finish:
+    """Return a hook that answers `busy` for a stream where the app answers 429 or 5xx, which would end an EventSource.
+
+    It comes first, and once more among the app's own hooks, which may only then answer so, or tell of a Retry-After.
+
+    :param retry: milliseconds that a client waits before it reconnects.
+    :param headers: of a stream.
+    :param finish: gives an answer the headers that all have.
+    """
+
+    def keep(response: Response) -> Response:
+        if request.endpoint != "sse.stream" or request.method not in ("GET", "HEAD"):
+            return response
+        status = response.status_code
+        if status == 429 or status >= 500:
+            request.environ["sse.busy"] = True
+            warn(
+                "a stream is told that this service is busy, because the app answered %s in its place: if that is "
+                'meant for pages alone, have it leave out request.blueprint == "sse"',
+                response.status,
+            )
+        elif status != 200 or "sse.busy" not in request.environ:
+            return response
+        _replace(response, busy(retry, _retry_after(response)), headers)
+        return finish(response)
+
+    return keep
+
+
+def _replace(response: Response, body: bytes, headers: Mapping[str, str]) -> None:
+    """Have a response be a whole stream, with this body and headers. Cookies and other headers of the app stay."""
+    if close := getattr(response.response, "close", None):
+        response.call_on_close(close)
+    response.status_code = 200
+    response.direct_passthrough = False
+    response.set_data(body)
+    response.headers.update(headers)
+    for name in ("Content-Encoding", "Content-Disposition", "ETag", "Last-Modified"):
+        response.headers.remove(name)
+
+
+def _retry_after(response: Response) -> int:
+    """Return the seconds that a response's Retry-After tells (RFC 9110, 10.2.3); 0 if it tells none."""
+    text = response.headers.get("Retry-After", "").strip()
+    if re.fullmatch("[0-9]{1,9}", text):
+        seconds = int(text)
+    elif moment := parse_date(text):
+        seconds = round(moment.timestamp() - time.time())
+    else:
+        seconds = 0
+    return min(max(seconds, 0), _LONGEST_WAIT)
