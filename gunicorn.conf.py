@@ -11,6 +11,8 @@ import re
 import resource
 import socket
 import sys
+import threading
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -102,6 +104,8 @@ def post_worker_init(worker: Any) -> None:
     for service in services:
         if service.shared:
             service.hub.start()  # the log tells at once what ails Redis, not first when someone subscribes
+        if not is_ours:
+            _drain_at_end(worker, service.hub)
     if worker.age == 1:  # once, not for every worker and its successors
         _tell_what_counts_elsewhere(worker, services)
         _tell_first_look()
@@ -151,6 +155,20 @@ def _tell_first_look() -> None:
             f"\n  curl -H 'Authorization: Bearer {key}' -d 'hello' {url}/sse/publish/demo/hello\n",
             flush=True,
         )
+
+
+def _drain_at_end(worker: Any, hub: Any) -> None:
+    """Have the streams of one of gunicorn's own workers told `drain` when it ends, before gunicorn cuts them.
+
+    In a thread, because the sync worker is held by its stream, and because a signal's handler could not take a lock.
+    """
+
+    def watch() -> None:
+        while worker.alive:
+            time.sleep(0.1)
+        hub.drain(drain)
+
+    threading.Thread(target=watch, name="drain-at-end", daemon=True).start()
 
 
 def _spare_the_collector() -> None:

@@ -34,6 +34,7 @@ from sse.errors import (
 )
 from sse.event import DEFAULT_TYPE, Event, LastEventId, check_channel, check_idempotency_key, data_url, id_size
 from sse.hooks import HookedPoll, HookedStream, keep_streams_coming
+from sse.host import warn_of_host
 from sse.hub import Charge
 from sse.limits import Limits, client_address
 from sse.log import warn
@@ -183,6 +184,8 @@ class _Routes:
         except (Unavailable, KeyUnknown) as error:  # a 401 would end an EventSource for good, too
             warn("a stream is told that this service is busy: %s", error)
             return Response(busy(self._config.retry, error.retry_after), headers=_STREAM_HEADERS)
+        if request.method == "GET":
+            warn_of_host(request.environ)
         body = HookedStream(
             self._service.hub,
             starts,
@@ -220,6 +223,8 @@ class _Routes:
             if answer is None and "sse.holds" in request.environ:  # the server has one loop for all that wait
                 request.environ["sse.unsent"] = body
                 return self._waiting_response(body, {"Content-Type": "application/json"})
+            if answer is None:
+                warn_of_host(request.environ)
             return _Answer(answer or body.wait(), content_type="application/json")
         except StoreUnavailable as error:
             # What ails the store is for the log, not for whoever may read.

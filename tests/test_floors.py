@@ -18,6 +18,7 @@ FLOORS = {
     "sse.config": 1,
     "sse.ring": 1,
     "sse.head": 1,
+    "sse.host": 2,
     "sse.stores": 2,
     "sse.stores.base": 2,
     "sse.stores.faults": 2,
