@@ -91,18 +91,19 @@ def keep_streams_coming(retry: int, headers: Mapping[str, str], finish: Finish) 
     """
 
     def keep(response: Response) -> Response:
+        status = response.status_code
+        is_refused = status == 429 or status >= 500
+        if not is_refused and (status != 200 or "sse.busy" not in request.environ):
+            return response
         if request.endpoint != "sse.stream" or request.method not in ("GET", "HEAD"):
             return response
-        status = response.status_code
-        if status == 429 or status >= 500:
+        if is_refused:
             request.environ["sse.busy"] = True
             warn(
                 "a stream is told that this service is busy, because the app answered %s in its place: if that is "
                 'meant for pages alone, have it leave out request.blueprint == "sse"',
                 response.status,
             )
-        elif status != 200 or "sse.busy" not in request.environ:
-            return response
         _replace(response, busy(retry, _retry_after(response)), headers)
         return finish(response)
 

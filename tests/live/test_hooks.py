@@ -31,6 +31,8 @@ READING = (
     "wrap_and_read",
     "write",
     "zip_it",
+    "by_signal",
+    "decorated",
     "after_this_request",
 )
 HARMLESS = (
@@ -102,7 +104,12 @@ def test_the_log_names_the_hook_that_reads_a_stream_once(server: Gunicorn, hook:
     for _ in range(2):
         with Stream(server.url, {"channel": "a"}, headers={"X-Hook": hook}) as stream:
             assert stream.next()
-    name = {"after_this_request": "before.<locals>.<lambda>"}.get(hook, "hook")
+    others = {
+        "after_this_request": "before.<locals>.<lambda>",
+        "by_signal": "by_signal",
+        "decorated": "decorated.<locals>.inner",
+    }
+    name = others.get(hook, "hook")
     found = re.findall(
         rf"the app's {re.escape(name)} \(\S+/hooked\.py, line \d+\).* reads the body of a stream, .*is_streamed",
         told(server),

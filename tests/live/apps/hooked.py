@@ -7,7 +7,17 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from flask import Flask, Response, abort, after_this_request, make_response, request, session, stream_with_context
+from flask import (
+    Flask,
+    Response,
+    abort,
+    after_this_request,
+    make_response,
+    request,
+    request_finished,
+    session,
+    stream_with_context,
+)
 from werkzeug.datastructures import WWWAuthenticate
 from werkzeug.exceptions import ServiceUnavailable, TooManyRequests, Unauthorized
 
@@ -143,7 +153,7 @@ def hook(response: Response) -> Response:
         return response
     if name == "another_around_it":
         return Response(response.response, headers=response.headers)
-    if name == "after_this_request":
+    if name in {"after_this_request", "by_signal", "decorated"}:
         return response
     (READING | HARMLESS | TURNING)[name](response)
     return response
@@ -203,6 +213,26 @@ def answer_error(_: Exception) -> tuple[dict[str, str], int]:
 @app.teardown_request
 def tear_down(_: BaseException | None) -> None:
     logging.getLogger("hooked").info("torn down")
+
+
+@request_finished.connect_via(app)
+def by_signal(_: Flask, response: Response) -> None:
+    if request.headers.get("X-Hook") == "by_signal":
+        response.get_data()
+
+
+def decorated(view: Callable[..., Response]) -> Callable[..., Response]:
+    def inner(**values: str) -> Response:
+        response = view(**values)
+        if request.headers.get("X-Hook") == "decorated":
+            response.get_data()
+        return response
+
+    return inner
+
+
+for endpoint in ("sse.stream", "sse.poll"):
+    app.view_functions[endpoint] = decorated(app.view_functions[endpoint])
 
 
 @app.get("/own")

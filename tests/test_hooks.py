@@ -1,0 +1,135 @@
+"""The app's own hooks, seen from within; tests/live/test_hooks.py has them under real servers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from flask import Flask, Response
+from flask.testing import EnvironBuilder
+
+from tests import client as wire
+from tests.conftest import MakeApp
+from tests.test_blueprint import publish
+
+
+class OwnResponse(Response):
+    """As an app's that adds a method."""
+
+
+def read(response: Response) -> Response:
+    response.add_etag()
+    return response
+
+
+def freeze(response: Response) -> Response:
+    response.freeze()
+    return response
+
+
+def write(response: Response) -> Response:
+    response.stream.write(b"more")
+    return response
+
+
+def rewrite(response: Response) -> Response:
+    response.data = response.data.upper()
+    response.headers["Content-Encoding"] = "gzip"
+    return response
+
+
+def fail(_: Response) -> Response:
+    raise RuntimeError("a hook fails")
+
+
+def replace(_: Response) -> Response:
+    return Response("other")
+
+
+def around(response: Response) -> Response:
+    return Response(response.response, headers=response.headers)
+
+
+def ask(app: Flask, path: str, method: str = "GET") -> tuple[str, bytes, dict[str, Any]]:
+    """The status, the first chunk, and the environ as the app left it, of a server that can hold streams."""
+    statuses: list[str] = []
+    environ = EnvironBuilder(app, path, method=method, environ_overrides={"sse.holds": True}).get_environ()
+    body = app.wsgi_app(environ, lambda status, _: statuses.append(status))  # type: ignore[arg-type,return-value]
+    chunk = next(iter(body), b"")
+    body.close()  # type: ignore[attr-defined]
+    return statuses[0], chunk, environ
+
+
+@pytest.fixture
+def app(make_app: MakeApp) -> Flask:
+    return make_app(PROPAGATE_EXCEPTIONS=False)
+
+
+def is_opening(chunk: bytes) -> bool:
+    return wire.Parser().feed(chunk)[0].event == "sse.open"
+
+
+@pytest.mark.parametrize(
+    ("hook", "method"), [(read, "add_etag"), (freeze, "freeze"), (write, "write"), (rewrite, "get_data")]
+)
+def test_a_stream_that_a_hook_has_read_is_handed_off_all_the_same(
+    app: Flask, hook: Callable[[Response], Response], method: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    app.after_request(hook)
+    for _ in range(2):
+        status, chunk, environ = ask(app, "/sse/stream?channel=a")
+        assert (status, is_opening(chunk), "sse.body" in environ) == ("200 OK", True, True)
+    [record] = caplog.records
+    place = rf"the app's {hook.__name__} \(\S+test_hooks\.py, line \d+\), with {method}\(\), reads the body of a stream"
+    assert re.match(place, record.getMessage())
+
+
+def test_an_app_s_own_class_of_responses_is_handed_off_and_kept(app: Flask) -> None:
+    app.response_class = OwnResponse
+    kinds: list[bool] = []
+
+    @app.after_request
+    def note(response: Response) -> Response:
+        kinds.append(isinstance(response, OwnResponse))
+        return response
+
+    place = publish(app, 1)[0]
+    assert "sse.body" in ask(app, "/sse/stream?channel=a")[2]
+    waiting = f"/sse/poll?channel=a&timeout=1&last_event_id={place.replace('=', '%3D')}"
+    assert "sse.body" in ask(app, waiting)[2]
+    assert kinds == [True, True]
+
+
+@pytest.mark.parametrize(("hook", "status"), [(read, "200 OK"), (replace, "200 OK"), (fail, "500"), (around, "200 OK")])
+def test_a_poll_that_waits_leaves_no_seat_behind(app: Flask, hook: Callable[[Response], Response], status: str) -> None:
+    app.after_request(hook)
+    [place] = publish(app, 1)
+    answer = ask(app, f"/sse/poll?channel=a&timeout=1&last_event_id={place.replace('=', '%3D')}")
+    assert answer[0].startswith(status)
+    assert (place.encode() in answer[1]) == (hook in (read, around))
+    assert app.extensions["sse"].hub.subscribers == 0
+
+
+@pytest.mark.parametrize("hook", [fail, lambda response: (setattr(response, "status_code", 503), response)[1]])
+def test_a_hook_that_fails_or_turns_a_stream_has_it_told_busy(app: Flask, hook: Callable[[Response], Response]) -> None:
+    app.after_request(hook)
+    status, chunk, _ = ask(app, "/sse/stream?channel=a")
+    [event] = wire.Parser().feed(chunk)
+    assert (status, event.json()["reason"]) == ("200 OK", "busy")
+
+
+@pytest.mark.parametrize(("status", "told"), [(429, 200), (503, 200), (500, 200), (401, 401), (403, 403)])
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_what_the_app_answers_before_the_view_is_busy_or_passes(
+    app: Flask, method: str, status: int, told: int
+) -> None:
+    app.before_request(lambda: Response("of the app", status, {"Retry-After": "30"}))
+    answered, chunk, _ = ask(app, "/sse/stream?channel=a", method)
+    assert answered.startswith(str(told))
+    if method == "GET" and told == 200:
+        [event] = wire.Parser().feed(chunk)
+        assert event.retry is not None
+        assert 33_000 <= event.retry <= 42_000
+    assert ask(app, "/sse/poll?channel=a", method)[0].startswith(str(status))
