@@ -28,7 +28,7 @@ run: .venv/run
 	@tools/serve $(if $(REDIS),--redis)
 
 test: .venv/test tests/node_modules/.package-lock.json
-	@tools/need $(PARTS) chromedriver curl squid varnishd
+	@tools/need $(PARTS) chromedriver curl squid systemd-analyze varnishd
 	@$(MAKE) --no-print-directory check wheel
 
 check:

@@ -281,15 +281,25 @@ class Nginx(Server):
         self.http_port, self.https_port = free_port(), free_port()
         self.url = f"https://127.0.0.1:{self.https_port}"
         self.http_url = f"http://127.0.0.1:{self.http_port}"
-        self.access_log, self.error_log = self.dir / "access.log", self.dir / "error.log"
+        self.access_log, self.error_log = self.dir / "throughline.log", self.dir / "error.log"
         logs.update((self.access_log, self.error_log))
         self.config = self.dir / "nginx.conf"
+        files = self.files()
+        for old, new in {**self.places(upstream), **(edits or {})}.items():
+            assert any(old in text for text in files.values()), f"nginx's configuration has no {old!r}"
+            files = {name: text.replace(old, new) for name, text in files.items()}
+        for name, text in files.items():
+            (self.dir / name).parent.mkdir(exist_ok=True)
+            (self.dir / name).write_text(text)
+        make_certificate(self.dir / "throughline.crt", self.dir / "throughline.key")
+
+    def places(self, upstream: str) -> dict[str, str]:
+        """Return the edits that have it run in `dir`, on free ports."""
         temporary = "".join(
             f"    {kind}_temp_path {self.dir}/{kind};\n"
             for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
         )
-        text = (ROOT / "nginx.conf").read_text()
-        for old, new in {
+        return {
             "server_name push.example;": "server_name localhost;",
             "server 127.0.0.1:8000;": f"server {upstream};",
             "user www-data;": "user root;" if os.getuid() == 0 else "",
@@ -302,12 +312,11 @@ class Nginx(Server):
             "listen 443 ssl http2;": f"listen 127.0.0.1:{self.https_port} ssl http2;",
             "listen [::]:443 ssl http2;": "",
             "http {\n": f"http {{\n{temporary}",
-            **(edits or {}),
-        }.items():
-            assert old in text, f"nginx.conf has no {old!r}"
-            text = text.replace(old, new)
-        self.config.write_text(text)
-        make_certificate(self.dir / "throughline.crt", self.dir / "throughline.key")
+        }
+
+    def files(self) -> dict[str, str]:
+        """Return the text of each file below /etc/nginx, by name."""
+        return {"nginx.conf": (ROOT / "nginx.conf").read_text()}
 
     def command(self) -> Sequence[str]:
         program = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
@@ -328,6 +337,99 @@ class Nginx(Server):
         except OSError:
             return False
         return True
+
+
+class NginxBeside(Nginx):
+    """Debian's nginx with two other sites, and deploy/nginx/throughline.conf as docs/deploying.md installs it.
+
+    Neither of the other sites says default_server, and their names sort around "throughline".
+    """
+
+    # Debian 12's and Ubuntu 24.04's, without the comments, and without `gzip on`, which a test adds.
+    DEBIAN = """\
+user www-data;
+worker_processes auto;
+pid /run/nginx.pid;
+error_log /var/log/nginx/error.log;
+include /etc/nginx/modules-enabled/*.conf;
+
+events {
+\tworker_connections 768;
+\t# multi_accept on;
+}
+
+http {
+\tsendfile on;
+\ttcp_nopush on;
+\ttypes_hash_max_size 2048;
+\tinclude /etc/nginx/mime.types;
+\tdefault_type application/octet-stream;
+\tssl_protocols TLSv1 TLSv1.1 TLSv1.2 TLSv1.3; # Dropping SSLv3, ref: POODLE
+\tssl_prefer_server_ciphers on;
+\taccess_log /var/log/nginx/access.log;
+\tinclude /etc/nginx/sites-enabled/*;
+}
+"""
+    # With all that a site may set for the others too, and with the names that come to mind first.
+    OTHER = """\
+upstream app { server 127.0.0.1:9; }
+upstream sse { server 127.0.0.1:9; }
+limit_req_zone $binary_remote_addr zone=subscribe:1m rate=1r/m;
+limit_req_zone $binary_remote_addr zone=publish:1m rate=1r/m;
+limit_conn_zone $binary_remote_addr zone=held:1m;
+log_format no_query '$remote_addr';
+map $http_origin $any_origin { default "other"; }
+server_tokens on;
+limit_req_status 444;
+limit_conn_status 444;
+proxy_intercept_errors on;
+proxy_next_upstream error timeout non_idempotent http_503;
+proxy_ignore_client_abort on;
+proxy_buffering on;
+error_page 404 429 500 502 503 504 =418 /broken;
+server {
+    server_name shop.example;
+    listen 80;
+    listen 443 ssl;
+    ssl_certificate /etc/nginx/throughline.crt;
+    ssl_certificate_key /etc/nginx/throughline.key;
+    ssl_session_cache shared:tls:1m;
+    location / { default_type text/plain; return 200 "the shop"; }
+}
+"""
+    LAST = """\
+server {
+    server_name www.example;
+    listen 80;
+    listen 443 ssl;
+    ssl_certificate /etc/nginx/throughline.crt;
+    ssl_certificate_key /etc/nginx/throughline.key;
+    location / { default_type text/plain; return 200 "the website"; }
+}
+"""
+
+    def __init__(self, directory: Path, upstream: str, edits: Mapping[str, str] | None = None) -> None:
+        super().__init__(directory, upstream, edits)
+        # By name: an address would reach the first of the sites.
+        self.url, self.http_url = (url.replace("127.0.0.1", "localhost") for url in (self.url, self.http_url))
+
+    def places(self, upstream: str) -> dict[str, str]:
+        """Return the edits that have it run in `dir`, on free ports."""
+        return {
+            **super().places(upstream),
+            "/etc/nginx/sites-enabled/": f"{self.dir}/sites-enabled/",
+            "listen 443 ssl;": f"listen 127.0.0.1:{self.https_port} ssl;",
+        }
+
+    def files(self) -> dict[str, str]:
+        """Return the text of each file below /etc/nginx, by name."""
+        site = (ROOT / "deploy/nginx/throughline.conf").read_text()
+        return {
+            "nginx.conf": self.DEBIAN,
+            "sites-enabled/shop": self.OTHER,
+            "sites-enabled/www": self.LAST,
+            "sites-enabled/zz-throughline.conf": site,
+        }
 
 
 def make_certificate(certificate: Path, key: Path) -> None:

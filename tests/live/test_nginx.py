@@ -1,13 +1,15 @@
-"""The bundled nginx.conf: first in front of a small upstream that can misbehave, then in front of the service."""
+"""nginx.conf, and the site that goes beside others: before a small upstream that misbehaves, and before the service."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import re
 import select
 import shutil
 import socket
 import subprocess
+import textwrap
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +24,7 @@ import pytest
 from sse import __version__, script
 from tests import client
 from tests.client import Parser, Stream
-from tests.servers import Gunicorn, Nginx, RedisServer, free_port, wait_until
+from tests.servers import ROOT, Gunicorn, Nginx, NginxBeside, RedisServer, free_port, wait_until
 from tests.tokens import KEY
 
 ORIGIN = "https://a.example"
@@ -96,10 +98,16 @@ def upstream() -> Iterator[Upstream]:
         thread.join(5)
 
 
+@pytest.fixture(params=[Nginx, NginxBeside], ids=["alone", "beside"])
+def front(request: pytest.FixtureRequest) -> Any:
+    """The class of nginx: on a machine of its own, or beside other sites."""
+    return request.param
+
+
 @pytest.fixture
-def down(tmp_path: Path) -> Iterator[Nginx]:
+def down(front: type[Nginx], tmp_path: Path) -> Iterator[Nginx]:
     """In front of nobody."""
-    with Nginx(tmp_path, f"127.0.0.1:{free_port()}") as nginx:
+    with front(tmp_path, f"127.0.0.1:{free_port()}") as nginx:
         yield nginx
 
 
@@ -121,15 +129,62 @@ def retry_of(answer: client.Answer) -> int:
     return event.retry
 
 
-def test_the_configuration_is_accepted_without_a_warning(tmp_path: Path) -> None:
-    result = Nginx(tmp_path, "unix:/run/throughline/throughline.sock").test()
+def test_the_configuration_is_accepted_without_a_warning(front: type[Nginx], tmp_path: Path) -> None:
+    result = front(tmp_path, "unix:/run/throughline/throughline.sock").test()
     assert result.returncode == 0, result.stderr
     assert "[warn]" not in result.stderr
     assert "[emerg]" not in result.stderr
 
 
+def test_the_site_beside_others_is_the_same_as_that_of_a_machine_of_its_own() -> None:
+    site = (ROOT / "deploy/nginx/throughline.conf").read_text().partition("\nupstream ")
+    alone = (ROOT / "nginx.conf").read_text()
+    shared = textwrap.indent("".join(site[1:]).lstrip("\n"), "    ")
+    assert alone.endswith(f"\n\n{shared}}}\n"), "make each change in nginx.conf and deploy/nginx/throughline.conf alike"
+    assert "zone=throughline_held" in shared
+
+
+def names(text: str) -> set[str]:
+    """Return the names that hold for a whole nginx: of upstreams, formats, zones and variables."""
+    defined = r"^ *(?:upstream|log_format) (\w+)|(?:zone=|shared:)(\w+):|^ *(?:map|split_clients) \S+ \$(\w+)"
+    return {name for found in re.findall(defined, text, re.MULTILINE) for name in found if name}
+
+
+def test_the_site_takes_no_other_site_s_names_and_sets_nothing_for_it() -> None:
+    text = (ROOT / "deploy/nginx/throughline.conf").read_text()
+    found = names(text)
+    assert {"throughline", "throughline_held", "throughline_tls", "throughline_origin"} <= found
+    assert all(name.startswith("throughline") for name in found)
+    assert "default_server" not in re.sub("#.*", "", text)
+    for_all = set(re.findall(r"^(\w+)", text, re.MULTILINE))
+    assert for_all == {"upstream", "log_format", "limit_req_zone", "limit_conn_zone", "map", "split_clients", "server"}
+
+
+def test_the_other_sites_stay_and_the_first_of_them_stays_the_default(tmp_path: Path) -> None:
+    with NginxBeside(tmp_path, f"127.0.0.1:{free_port()}") as nginx:
+        for host, text in (("shop.example", "the shop"), ("www.example", "the website"), ("other.example", "the shop")):
+            plain = get(nginx.http_url, "/", Host=host)
+            assert (plain.status, plain.body.decode()) == (200, text)
+            for version in ("--http1.1", "--http2"):
+                assert over_tls(nginx, host, version) == text
+        shared = nginx.dir / "access.log"
+        wait_until(lambda: len(shared.read_text().splitlines()) == 9, what="their log has their requests")
+        assert nginx.access_log.read_text() == ""
+        assert "nginx" in over_tls(nginx, "localhost", "--http2")  # ours, whose workers are down
+        wait_until(lambda: len(nginx.access_log.read_text().splitlines()) == 1, what="our own log has our request")
+        assert len(shared.read_text().splitlines()) == 9
+
+
+def over_tls(nginx: Nginx, host: str, version: str) -> str:
+    """Return the page that a browser gets for this host, at its root."""
+    at = f"{host}:{nginx.https_port}"
+    command = ["curl", "-sSk", version, "--max-time", "10", "--resolve", f"{at}:127.0.0.1", f"https://{at}/"]
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=30).stdout
+
+
 def test_plain_http_is_sent_to_our_own_name_whatever_host_was_asked_for(down: Nginx) -> None:
-    answer = get(down.http_url, "/page", {"a": "b"}, Host="evil.example")
+    host = "localhost:81" if isinstance(down, NginxBeside) else "evil.example"  # which other sites there get
+    answer = get(down.http_url, "/page", {"a": "b"}, Host=host)
     assert (answer.status, answer.headers["Location"]) == (308, "https://localhost/page?a=b")
 
 
@@ -190,9 +245,9 @@ def test_with_the_workers_down_polls_and_publishers_get_a_json_error(down: Nginx
     ("method", "path"), [("GET", "/sse/poll"), ("POST", "/sse/publish"), ("POST", "/sse/publish/a")]
 )
 def test_a_failure_of_nginx_itself_is_told_as_unavailable(
-    upstream: Upstream, tmp_path: Path, method: str, path: str
+    upstream: Upstream, front: type[Nginx], tmp_path: Path, method: str, path: str
 ) -> None:
-    with Nginx(tmp_path, upstream.address) as nginx:
+    with front(tmp_path, upstream.address) as nginx:
         shutil.rmtree(nginx.dir / "client_body")  # where it keeps a body of this size: 500
         answer = client.request(nginx.url, method, path, headers={"Origin": ORIGIN}, body=b"x" * 500_000)
         assert (answer.status, answer.json()["error"]["code"]) == (503, "unavailable")
@@ -203,9 +258,9 @@ def test_a_failure_of_nginx_itself_is_told_as_unavailable(
 
 @pytest.mark.parametrize("path", ["/sse/publish", "/sse/publish/a"])
 def test_a_body_that_nginx_itself_refuses_is_told_in_json_to_a_page_of_any_origin(
-    upstream: Upstream, tmp_path: Path, path: str
+    upstream: Upstream, front: type[Nginx], tmp_path: Path, path: str
 ) -> None:
-    with Nginx(tmp_path, upstream.address) as nginx:
+    with front(tmp_path, upstream.address) as nginx:
         for size, status in ((2 << 20, 200), ((2 << 20) + 1, 413)):
             answer = client.request(nginx.url, "POST", path, headers={"Origin": ORIGIN}, body=b"x" * size)
             assert (answer.status, answer.headers["Content-Type"]) == (status, "application/json")
@@ -228,15 +283,17 @@ def test_queries_and_referers_are_in_no_log(down: Nginx) -> None:
 
 
 @pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
-def test_an_upstream_failure_on_the_stream_becomes_a_stream(upstream: Upstream, tmp_path: Path, status: int) -> None:
-    with Nginx(tmp_path, upstream.address) as nginx:
+def test_an_upstream_failure_on_the_stream_becomes_a_stream(
+    upstream: Upstream, front: type[Nginx], tmp_path: Path, status: int
+) -> None:
+    with front(tmp_path, upstream.address) as nginx:
         answer = get(nginx.url, "/sse/stream", {"status": status}, Origin=ORIGIN)
         assert 2000 <= retry_of(answer) < 15000
         assert answer.headers["Access-Control-Allow-Origin"] == ORIGIN
 
 
-def test_the_app_s_own_answers_pass_unchanged(upstream: Upstream, tmp_path: Path) -> None:
-    with Nginx(tmp_path, upstream.address) as nginx:
+def test_the_app_s_own_answers_pass_unchanged(upstream: Upstream, front: type[Nginx], tmp_path: Path) -> None:
+    with front(tmp_path, upstream.address) as nginx:
         cases = [("/sse/stream", status) for status in (400, 401, 403, 404, 405)]
         cases += [(path, status) for path in ("/sse/poll", "/sse/publish", "/") for status in (200, 404, 413, 429, 503)]
         for path, status in cases:
@@ -246,10 +303,13 @@ def test_the_app_s_own_answers_pass_unchanged(upstream: Upstream, tmp_path: Path
 
 
 def test_over_the_request_limit_a_stream_comes_back_later_and_a_poll_gets_429(
-    upstream: Upstream, tmp_path: Path
+    upstream: Upstream, front: type[Nginx], tmp_path: Path
 ) -> None:
-    edits = {"rate=50r/s": "rate=1r/m", "limit_req zone=subscribe burst=500 nodelay;": "limit_req zone=subscribe;"}
-    with Nginx(tmp_path, upstream.address, edits) as nginx:
+    edits = {
+        "rate=50r/s": "rate=1r/m",
+        "limit_req zone=throughline_subscribe burst=500 nodelay;": "limit_req zone=throughline_subscribe;",
+    }
+    with front(tmp_path, upstream.address, edits) as nginx:
         assert get(nginx.url, "/sse/poll").json()["status"] == 200
         answer = get(nginx.url, "/sse/stream", Origin=ORIGIN)
         assert retry_of(answer) >= 2000
@@ -261,8 +321,12 @@ def test_over_the_request_limit_a_stream_comes_back_later_and_a_poll_gets_429(
         assert len(upstream.requests) == 1
 
 
-def test_over_the_connection_limit_a_stream_comes_back_later(upstream: Upstream, tmp_path: Path) -> None:
-    with Nginx(tmp_path, upstream.address, {"limit_conn held 1000;": "limit_conn held 1;"}) as nginx:
+def test_over_the_connection_limit_a_stream_comes_back_later(
+    upstream: Upstream, front: type[Nginx], tmp_path: Path
+) -> None:
+    with front(
+        tmp_path, upstream.address, {"limit_conn throughline_held 1000;": "limit_conn throughline_held 1;"}
+    ) as nginx:
         with Stream(nginx.url) as first:
             first.until("sse.open")
             assert retry_of(get(nginx.url, "/sse/stream")) >= 2000
@@ -271,10 +335,10 @@ def test_over_the_connection_limit_a_stream_comes_back_later(upstream: Upstream,
 
 
 def test_a_stream_is_never_compressed_even_where_a_site_compresses_everything(
-    upstream: Upstream, tmp_path: Path
+    upstream: Upstream, front: type[Nginx], tmp_path: Path
 ) -> None:
     everything = "sendfile on; gzip on; gzip_proxied any; gzip_min_length 0; gzip_types *;"
-    with Nginx(tmp_path, upstream.address, {"sendfile on;": everything}) as nginx:
+    with front(tmp_path, upstream.address, {"sendfile on;": everything}) as nginx:
         asked = {"Accept-Encoding": "gzip"}
         assert client.request(nginx.url, "GET", "/sse/poll", headers=asked).headers["Content-Encoding"] == "gzip"
         fallback = client.request(nginx.url, "GET", "/sse/stream", {"status": 503}, headers=asked)
@@ -284,23 +348,27 @@ def test_a_stream_is_never_compressed_even_where_a_site_compresses_everything(
             assert "Content-Encoding" not in stream.headers
 
 
-def test_the_upstream_learns_at_once_that_a_client_has_closed(upstream: Upstream, tmp_path: Path) -> None:
-    with Nginx(tmp_path, upstream.address) as nginx:
+def test_the_upstream_learns_at_once_that_a_client_has_closed(
+    upstream: Upstream, front: type[Nginx], tmp_path: Path
+) -> None:
+    with front(tmp_path, upstream.address) as nginx:
         with Stream(nginx.url) as stream:
             stream.until("sse.open")
             assert not upstream.left.wait(0.3)
         assert upstream.left.wait(1)
 
 
-def test_a_client_that_does_not_read_is_cut(upstream: Upstream, tmp_path: Path) -> None:
-    impatient = Nginx(tmp_path, upstream.address, {"send_timeout 30s;": "send_timeout 1s;"})
+def test_a_client_that_does_not_read_is_cut(upstream: Upstream, front: type[Nginx], tmp_path: Path) -> None:
+    impatient = front(tmp_path, upstream.address, {"send_timeout 30s;": "send_timeout 1s;"})
     with impatient as nginx, Stream(nginx.url, {"flood": 1}):
         assert upstream.left.wait(15)
 
 
 @pytest.mark.parametrize("kept_alive", [False, True])
-def test_a_publish_that_was_sent_is_never_repeated(upstream: Upstream, tmp_path: Path, kept_alive: bool) -> None:
-    with Nginx(tmp_path, upstream.address) as nginx:
+def test_a_publish_that_was_sent_is_never_repeated(
+    upstream: Upstream, front: type[Nginx], tmp_path: Path, kept_alive: bool
+) -> None:
+    with front(tmp_path, upstream.address) as nginx:
         if kept_alive:
             assert get(nginx.url, "/sse/publish").status == 200
             upstream.requests.clear()
@@ -309,8 +377,10 @@ def test_a_publish_that_was_sent_is_never_repeated(upstream: Upstream, tmp_path:
         assert upstream.requests == ["POST /sse/publish?drop=1"]
 
 
-def test_the_longest_last_event_id_passes_in_a_query_and_in_a_header(upstream: Upstream, tmp_path: Path) -> None:
-    with Nginx(tmp_path, upstream.address) as nginx:
+def test_the_longest_last_event_id_passes_in_a_query_and_in_a_header(
+    upstream: Upstream, front: type[Nginx], tmp_path: Path
+) -> None:
+    with front(tmp_path, upstream.address) as nginx:
         query = {"status": 404, "last_event_id": "%" * 8000}  # 24,000 bytes, percent-encoded
         assert get(nginx.url, "/sse/stream", query).status == 404
         assert get(nginx.url, "/sse/stream", {"status": 404}, **{"Last-Event-ID": "a" * 8000}).status == 404
@@ -328,7 +398,7 @@ class Site:
         return str(answer.json()["ids"][0])
 
 
-@pytest.fixture(scope="module", params=["tcp", "unix"])
+@pytest.fixture(scope="module", params=["tcp", "unix", "beside"])
 def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     directory = tmp_path_factory.mktemp(request.param)
     with contextlib.ExitStack() as stack:
@@ -339,9 +409,10 @@ def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
             "SSE_ORIGINS": ORIGIN,
             "SSE_PUBLISH_KEYS": KEY,
         }
-        bind = f"unix:{directory}/sock" if request.param == "unix" else None
+        bind = f"unix:{directory}/sock" if request.param != "tcp" else None
         gunicorn = stack.enter_context(Gunicorn(directory / "app", env=environment, workers=2, bind=bind))
-        nginx = stack.enter_context(Nginx(directory / "nginx", gunicorn.bind))
+        front = NginxBeside if request.param == "beside" else Nginx
+        nginx = stack.enter_context(front(directory / "nginx", gunicorn.bind))
         yield Site(redis, gunicorn, nginx)
 
 
@@ -483,7 +554,7 @@ def assert_script(nginx: Nginx) -> None:
 def test_the_script_comes_gzipped_once_and_for_every_page(site: Site, tmp_path: Path) -> None:
     assert_script(site.nginx)
     everything = "sendfile on; gzip on; gzip_proxied any; gzip_min_length 0; gzip_types *;"
-    with Nginx(tmp_path, site.gunicorn.bind, {"sendfile on;": everything}) as nginx:
+    with type(site.nginx)(tmp_path, site.gunicorn.bind, {"sendfile on;": everything}) as nginx:
         assert_script(nginx)
 
 

@@ -1,0 +1,148 @@
+"""The commands of the README and of docs/deploying.md: nginx beside other sites, the unit, and an app of one's own."""
+
+from __future__ import annotations
+
+import configparser
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.servers import ROOT, NginxBeside
+
+README = (ROOT / "README.md").read_text()
+GUIDE = (ROOT / "docs/deploying.md").read_text()
+UNIT = ROOT / "deploy/systemd/throughline.service"
+BLOCK = README.partition("\nNAME=push.example\n")[2].partition("```")[0]
+
+
+def shell(commands: str, cwd: Path = ROOT, **env: str) -> subprocess.CompletedProcess[str]:
+    command = ["bash", "-euc", commands]
+    return subprocess.run(
+        command, cwd=cwd, env={**os.environ, **env}, check=False, capture_output=True, text=True, timeout=60
+    )
+
+
+def lines_of_nginx(directory: Path) -> str:
+    """Return the README's commands that install the site, with `directory` in the place of /etc/nginx."""
+    commands = BLOCK.partition("\nopenssl req")[2].partition("nginx -t")[0]
+    return f"NAME=push.test; openssl req{commands.replace('/etc/nginx', str(directory))}"
+
+
+@pytest.fixture
+def etc_nginx(tmp_path: Path) -> Path:
+    directory = tmp_path / "etc"
+    for name in ("sites-available", "sites-enabled"):
+        (directory / name).mkdir(parents=True)
+    (directory / "nginx.conf").write_text(NginxBeside.DEBIAN)
+    return directory
+
+
+def test_the_readme_installs_one_site_beside_the_others(etc_nginx: Path, tmp_path: Path) -> None:
+    for _ in range(2):  # the second time changes nothing
+        result = shell(lines_of_nginx(etc_nginx))
+        assert result.returncode == 0, result.stderr
+    main = (etc_nginx / "nginx.conf").read_text()
+    site = (etc_nginx / "sites-enabled/zz-throughline.conf").read_text()
+    assert re.findall(r"server_name (.*?);", site) == ["push.test"]
+    assert "push.example" not in re.sub("#.*", "", site)
+    assert re.findall(r"worker_(?:connections|rlimit_nofile) \d+", main) == [
+        "worker_rlimit_nofile 65536",
+        "worker_connections 32768",
+    ]
+    assert (etc_nginx / "throughline.key").stat().st_mode & 0o777 == 0o600
+    assert sorted(path.name for path in etc_nginx.iterdir()) == [
+        *("nginx.conf", "sites-available", "sites-enabled"),
+        *("throughline.crt", "throughline.key"),
+    ]
+
+    class Installed(NginxBeside):
+        def files(self) -> dict[str, str]:
+            name = site.replace("server_name push.test;", "server_name push.example;").replace(
+                str(etc_nginx), "/etc/nginx"
+            )
+            return {**super().files(), "nginx.conf": main, "sites-enabled/zz-throughline.conf": name}
+
+    result = Installed(tmp_path / "nginx", "127.0.0.1:8000").test()
+    assert result.returncode == 0, result.stderr
+    assert "[warn]" not in result.stderr
+
+
+def test_values_of_an_operator_s_own_stay(etc_nginx: Path) -> None:
+    own = NginxBeside.DEBIAN.replace("768", "50000").replace("user www", "worker_rlimit_nofile 99999;\nuser www")
+    (etc_nginx / "nginx.conf").write_text(own)
+    assert shell(lines_of_nginx(etc_nginx)).returncode == 0
+    assert (etc_nginx / "nginx.conf").read_text() == own
+
+
+def test_no_command_replaces_the_configuration_of_nginx_but_the_one_that_says_so() -> None:
+    assert not re.search(r">\s*/etc/nginx/nginx\.conf", README)
+    before, _, rest = GUIDE.partition(">/etc/nginx/nginx.conf")
+    assert "every other site:" in before.rpartition("\n\n```")[0].rpartition("\n\n")[2]
+    assert ">/etc/nginx/nginx.conf" not in rest
+    assert "MACHINE OF ITS OWN" in (ROOT / "nginx.conf").read_text().partition("\n\n")[0]
+
+
+def test_the_key_is_read_from_the_file_and_stands_on_no_command_line(tmp_path: Path) -> None:
+    file = tmp_path / "env"
+    file.write_text("SSE_PUBLIC=news/* touch/*\nSSE_PUBLISH_KEYS=a-key-$HOME\nSSE_SECRET=other\n")
+    command = "sed -n" + BLOCK.rpartition("\nsed -n")[2]
+    assert "-H @- " in command
+    shown = shell(re.sub(r"\| *\n.*", "| cat", command.replace("/etc/throughline.env", str(file)), flags=re.DOTALL))
+    assert shown.stdout == "Authorization: Bearer a-key-$HOME\n"
+    for text in (README, GUIDE):
+        assert not re.search(r"^ *(set -a.*)?\. /etc", text, re.MULTILINE)
+
+
+def unit() -> dict[str, str]:
+    parser = configparser.ConfigParser(strict=False, interpolation=None)
+    parser.optionxform = str  # type: ignore[assignment,method-assign]
+    parser.read(UNIT)
+    return dict(parser["Service"])
+
+
+def test_the_unit_runs_as_a_user_of_its_own_that_the_readme_makes() -> None:
+    service = unit()
+    assert f"useradd --system --gid {service['Group']} --shell /usr/sbin/nologin {service['User']}\n" in BLOCK
+    assert (service["User"], service["Group"]) == ("throughline", "www-data")
+    assert f"user {service['Group']};" in (ROOT / "nginx.conf").read_text()
+    assert f"install -m 600 /dev/null {service['EnvironmentFile']} " in BLOCK
+    assert service["RuntimeDirectoryMode"] == "0750"  # gunicorn's socket is open to all that reach it
+    assert f"unix:/run/{service['RuntimeDirectory']}/throughline.sock;" in (ROOT / "nginx.conf").read_text()
+    assert service["ProtectSystem"] == "strict"
+    assert "ReadWritePaths" not in service
+
+
+def test_a_service_that_cannot_start_is_tried_again_for_good_but_not_all_the_time() -> None:
+    service = unit()
+    assert service["Restart"] == "always"
+    assert int(service["RestartSec"]) >= 2  # five starts within 10 s, and systemd would refuse the operator's own
+
+
+def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
+    analyze = shutil.which("systemd-analyze")
+    assert analyze, "systemd-analyze is not installed"
+    file = tmp_path / UNIT.name
+    file.write_text(re.sub(r"/opt/throughline/\.venv/bin/\w+", sys.executable, UNIT.read_text()))
+    result = subprocess.run([analyze, "verify", str(file)], check=False, capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stderr) == (0, "")
+    file.write_text(file.read_text().replace("Type=notify", "Type=nonsense"))
+    result = subprocess.run([analyze, "verify", str(file)], check=False, capture_output=True, text=True, timeout=60)
+    assert "nonsense" in result.stderr
+
+
+@pytest.mark.parametrize("fault", ["", "this is no Python", "raise RuntimeError('at import')"])
+def test_a_reload_of_an_app_of_one_s_own_is_refused_where_its_code_does_not_import(tmp_path: Path, fault: str) -> None:
+    example = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[0]
+    (tmp_path / "example.py").write_text(f"{example}\n{fault}\n")
+    [command] = re.findall(r"^ExecReload=/opt/shop/.venv/bin/(gunicorn .* --check-config .*)$", GUIDE, re.MULTILINE)
+    [start] = re.findall(r"^ExecStart=/opt/shop/.venv/bin/(gunicorn .*)$", GUIDE, re.MULTILINE)
+    assert command.replace(" --check-config", "") == start
+    program = Path(sys.executable).with_name("gunicorn")
+    line = command.replace("gunicorn", str(program), 1).replace("/opt/throughline", str(ROOT))
+    result = shell(line, tmp_path, PYTHONPATH=str(ROOT))
+    assert result.returncode == (1 if fault else 0), result.stderr
