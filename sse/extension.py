@@ -82,14 +82,16 @@ class SSE:
         Markup, and every other subclass of str, int or bytes counts as the plain value that it holds.
 
         With an idempotency key, repeating the call within 300 s stores nothing twice and gives the same id. A JSON
-        provider of the app's own has to write equal values alike, or the repetition is a conflict.
+        provider of the app's own has to write equal values alike, or the repetition is a conflict. Any thread may call
+        this.
 
         :raises InvalidEvent: if the channel, type, data or idempotency key can never be published. An error of
             `app.json` that is neither a TypeError, a ValueError nor a RecursionError passes as it is.
         :raises TooLarge: if the data is over SSE_MAX_EVENT_BYTES.
         :raises IdempotencyConflict: if the key was used before for another event.
         :raises StoreUnavailable: if the event may not be stored, within SSE_REDIS_TIMEOUT when Redis does not answer;
-            publish again with the same key.
+            publish again with the same key. Also if this is a real thread that gevent does not know, and gevent's loop
+            is blocked for as long.
         :raises Unavailable: if several processes serve the app over the memory store, which is for one.
         """
         service = get_service()
@@ -132,7 +134,7 @@ class SSE:
 
         What was issued to the subject, or for the channel, until now is refused from then on; a token for good.
         Who reads the channel by the app's rule is asked anew. The log warns if that ends nobody's reading: on a channel
-        that SSE_PUBLIC matches, and for a subject or token where no tokens are configured.
+        that SSE_PUBLIC matches, and for a subject or token where no tokens are configured. Any thread may call this.
 
         :raises ValueError: unless exactly one is given, a string; for a whole token in place of its `jti`.
         :raises InvalidEvent: if the channel is not one; a pattern is not.
@@ -141,7 +143,7 @@ class SSE:
         service = get_service()
         _check_process(service)
         kind, value = one_revoked(sub=sub, channel=channel, token=token)
-        service.revocations.revoke(kind, check_channel(value) if kind == "channel" else value)
+        service.revoke(kind, check_channel(value) if kind == "channel" else value)
         if trouble := unreached(service.config, kind, value):
             warn("revoke: %s", trouble)
 

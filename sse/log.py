@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import threading
 import time
+from _thread import RLock  # never patched, so that threads that gevent does not know can warn, too
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
@@ -18,7 +18,7 @@ Write = Callable[[logging.LogRecord], object]
 
 _EVERY: Final = 10.0
 _MOST_ONCE: Final = 100  # warnings that are kept to be told once; later ones are not told
-_lock = threading.Lock()
+_lock = RLock()  # held while nothing waits
 _told: dict[str, tuple[float, int]] = {}  # by message: when it was last logged, and how many were held back since
 _once: set[str] = set()  # what this process has warned of, and does not repeat
 

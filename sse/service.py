@@ -7,16 +7,24 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Final, ParamSpec, TypeVar
 
 from sse.config import Config
 from sse.errors import StoreUnavailable, TooLarge, Unavailable
 from sse.event import Event, Position
+from sse.home import Home
 from sse.hub import Hub
 from sse.keys import PublishKeys
-from sse.permit import Revocations
+from sse.permit import Kind, Revocations
 from sse.stores import Publication, Store, connect
 from sse.token import Tokens
 
+_BEYOND: Final = 2.0  # seconds that a call from another thread may take beside what it waits for Redis
+_CLOSING: Final = 30.0
+
+P = ParamSpec("P")
+T = TypeVar("T")
 _services: weakref.WeakSet[Service] = weakref.WeakSet()
 
 
@@ -44,6 +52,7 @@ class Service:
         """Called before events are stored, to wait while the server is late in telling those before them."""
         self._made: _Made | None = None  # in this process
         self._finalizer: weakref.finalize[..., Service] | None = None  # closes what is made
+        self._home = Home()
         self._max_subscribers = config.max_subscribers
         self._others: list[Callable[[], None]] = []
         self._lock = threading.Lock()  # held while nothing waits, so one from before a patch will do
@@ -51,15 +60,15 @@ class Service:
 
     @property
     def store(self) -> Store:
-        return (self._made or self._make())[0]
+        return self._all()[0]
 
     @property
     def hub(self) -> Hub:
-        return (self._made or self._make())[1]
+        return self._all()[1]
 
     @property
     def revocations(self) -> Revocations:
-        return (self._made or self._make())[2]
+        return self._all()[2]
 
     @property
     def shared(self) -> bool:
@@ -100,19 +109,43 @@ class Service:
         return sum(top is None or (isinstance(top, Position) and top.offset == 0) for top in tops)
 
     def publish(self, publications: Sequence[Publication]) -> list[Position]:
-        """Store and announce events; the position of each.
+        """Store and announce events, from whatever thread; the position of each.
 
         :raises IdempotencyConflict: if a key was used before for another event; nothing is stored.
         :raises StoreUnavailable: if one or more may not be stored; publish all again with the same keys.
         """
+        if self._home.is_elsewhere:
+            return self._at_home(self.config.redis_timeout + _BEYOND, self.publish, publications)
         if self.admit:
             self.admit()
         positions = []
-        for receipt in self.store.publish(publications):
+        for receipt in (self._made or self._make())[0].publish(publications):
             if isinstance(receipt, StoreUnavailable):
                 raise receipt
             positions.append(receipt.position)
         return positions
+
+    def revoke(self, kind: Kind, value: str) -> None:
+        """Refuse and end what was issued until now, from whatever thread.
+
+        :raises StoreUnavailable: if it may not be known to all.
+        """
+        if self._home.is_elsewhere:
+            return self._at_home(4 * self.config.redis_timeout + _BEYOND, self.revoke, kind, value)
+        return self.revocations.revoke(kind, value)
+
+    def _at_home(self, seconds: float, work: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
+        """Return what `work` returns, called in the thread that the store belongs to. For other threads.
+
+        :param seconds: how long to wait for that.
+        :raises StoreUnavailable: if that thread is busy for SSE_REDIS_TIMEOUT, or `seconds`.
+        """
+        return self._home.run(partial(work, *args, **options), begin=self.config.redis_timeout, end=seconds)
+
+    def _all(self) -> _Made:
+        if self._home.is_elsewhere:
+            self._home.check()
+        return self._made or self._make()
 
     def begin(self) -> None:
         """Call `at_first_use`, unless that has been done."""
@@ -127,6 +160,8 @@ class Service:
 
     def close(self) -> None:
         """End this process's hub and let go of its store, as `SSE.close` says; the next use makes new ones."""
+        if self._home.is_elsewhere:
+            return self._at_home(_CLOSING, self.close)
         with self._lock:
             made, self._made = self._made, None
             if self._finalizer:
@@ -134,15 +169,18 @@ class Service:
         if made:
             self._max_subscribers = made[1].max_subscribers  # a server may have lowered it
         _close(made, self._others)
+        return None
 
     def _forget(self) -> None:
         """Leave all that was made to the process that made it."""
         self._lock = threading.Lock()  # another thread may have held it
+        self._home = Home()
         self._made = None
         if self._finalizer:
             self._finalizer.detach()
 
     def _make(self) -> _Made:
+        self._home.check()
         self.begin()
         # Without the lock, because redis-py switches greenlets here. Of several that are made at once, one is kept; the
         # others have neither connected nor started anything.

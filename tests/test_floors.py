@@ -19,6 +19,7 @@ FLOORS = {
     "sse.ring": 1,
     "sse.head": 1,
     "sse.host": 2,
+    "sse.home": 2,
     "sse.stores": 2,
     "sse.stores.base": 2,
     "sse.stores.faults": 2,
