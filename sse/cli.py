@@ -290,13 +290,17 @@ def _service(hint: str = ", or give --url to go over HTTP") -> Iterator[Service]
 
 
 class _Ending:
-    """Makes Ctrl-C and SIGTERM a KeyboardInterrupt; one that comes while `held` is raised after that."""
+    """Makes Ctrl-C and SIGTERM a KeyboardInterrupt; one that comes while `held` is raised after that.
+
+    A signal that is ignored stays so: a shell has what runs in its background ignore Ctrl-C (POSIX, XCU 2.11).
+    """
 
     def __init__(self) -> None:
         self._held = self._asked = False
 
     def __enter__(self) -> Self:
-        self._before = [(number, signal.signal(number, self._end)) for number in (signal.SIGINT, signal.SIGTERM)]
+        heeded = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
+        self._before = [(number, signal.signal(number, self._end)) for number in heeded]
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -6,6 +6,7 @@ import gc
 import logging
 import os
 import random
+import signal
 import threading
 from collections.abc import Callable, Iterator
 
@@ -37,9 +38,24 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.hypothesis_seed = str(random.SystemRandom().randrange(2**32))
     config.addinivalue_line("markers", "browsers: engines on ways to the service; BROWSERS=all: each on each")
     config.addinivalue_line("markers", "long: the long forms of some tests, with BROWSERS=all only")
+    restore_signals()
     for name in list(os.environ):
         if name.startswith("SSE_") or name in ("REDIS_URL", "DEMO"):
             del os.environ[name]  # a developer's own settings must not decide
+
+
+def restore_signals() -> None:
+    """Have all that the tests start begin with signals as in a shell's foreground, whatever this process began with.
+
+    A shell without job control has what runs in its background ignore Ctrl-C, and programs that are started inherit
+    what is ignored or blocked. This process goes on without heeding it: a function that does nothing is not inherited.
+    SIGHUP stays ignored under nohup, for all.
+    """
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where it is ignored, nobody learns how a child has ended
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

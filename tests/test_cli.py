@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from base64 import b64encode
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import sha384
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -634,12 +634,14 @@ def test_tail_goes_on_while_gunicorn_is_killed_and_restarted(
 
 
 @contextlib.contextmanager
-def process(folder: Path, redis: str, *arguments: str, **options: Any) -> Iterator[subprocess.Popen[bytes]]:
+def process(
+    folder: Path, redis: str, *arguments: str, wrapper: Sequence[str] = (), **options: Any
+) -> Iterator[subprocess.Popen[bytes]]:
     (folder / "push.py").write_text(
         "from flask import Flask\nfrom sse import SSE\nfrom sse.cli import cli\n"
         "app = Flask(__name__)\nSSE(app)\napp.cli.add_command(cli)\n"
     )
-    command = [sys.executable, "-m", "flask", "--app", "push", "sse", *arguments]
+    command = [*wrapper, sys.executable, "-m", "flask", "--app", "push", "sse", *arguments]
     environment = os.environ | {"SSE_REDIS_URL": redis, "PYTHONPATH": str(ROOT)}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
     child = subprocess.Popen(command, cwd=folder, env=environment, **pipes)
@@ -684,6 +686,30 @@ def test_a_shell_pipe_feeds_lines(redis_url: str, shared_redis: RedisServer, tmp
         child.send_signal(signal.SIGINT)
         output, told = child.communicate(timeout=15)
     assert (child.returncode, output, told) == (0, b"", b"lines: 1 published\n")
+
+
+@pytest.mark.parametrize("arguments", [("publish", "log", "--lines"), ("tail", "log")])
+def test_a_ctrl_c_that_is_not_meant_for_it_leaves_it_running(
+    arguments: tuple[str, ...], redis_url: str, shared_redis: RedisServer, tmp_path: Path
+) -> None:
+    background = ("sh", "-c", 'trap "" INT; exec "$@"', "sh")
+    with process(tmp_path, redis_url, *arguments, wrapper=background) as child, shared_redis.client() as redis:
+        assert child.stdin
+        assert child.stdout
+        child.stdin.write(b"one\n")
+        child.stdin.flush()
+        if arguments[0] == "publish":
+            wait_until(lambda: stored(shared_redis, "log") == ["one"])
+        else:
+            wait_until(lambda: redis.exists("sse:{log}"))
+        time.sleep(1)  # it has yet to hear of that
+        child.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+        assert child.poll() is None
+        child.terminate()
+        _, told = child.communicate(timeout=15)
+    assert child.returncode == 0
+    assert told.startswith(b"lines: 1 published\n" if arguments[0] == "publish" else b"to go on from here")
 
 
 def test_a_signal_waits_until_an_event_is_told_and_a_second_does_not() -> None:

@@ -31,8 +31,7 @@ class MakeRun(Server):
         self.arguments, self.redis_url, self.port = arguments, redis_url, free_port()
 
     def command(self) -> Sequence[str]:
-        # A shell that starts the tests in the background has them ignore Ctrl-C, and so would all that they start.
-        return ["env", "--default-signal=INT", "setsid", "make", "run", *self.arguments]
+        return ["setsid", "make", "run", *self.arguments]
 
     def environment(self) -> dict[str, str]:
         own = ("SSE_", "REDIS_URL", "BIND", "WEB_CONCURRENCY", "GUNICORN_", "DEMO", "MAKE", "MFLAGS")
