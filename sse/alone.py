@@ -6,9 +6,9 @@ import atexit
 import logging
 import os
 import sys
-import threading
 import time
 import weakref
+from _thread import RLock  # never patched, so that threads that gevent does not know can publish, too
 from typing import Any, Final
 
 _log = logging.getLogger("sse")
@@ -30,14 +30,14 @@ class Alone:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = RLock()
         self._apps: weakref.WeakSet[Any] = weakref.WeakSet()
         self._since: float | None = None  # the first write
-        self._told = False
+        self._settled = False  # it has warned, or will never have to
 
     def wrote(self, app: Any) -> None:
         """Note that an app has published or revoked outside of a request, in this process's memory."""
-        if self._told:
+        if self._settled:
             return
         now = time.monotonic()
         with self._lock:
@@ -52,10 +52,12 @@ class Alone:
     def look(self) -> None:
         """Warn if this process serves nobody."""
         with self._lock:
-            apps = [] if self._told else list(self._apps)
-            if not apps or _is_served(apps):
+            apps = [] if self._settled else list(self._apps)
+            if not apps:
                 return
-            self._told = True
+            self._settled = True
+            if _is_served(apps):
+                return
         _log.warning(
             "this process publishes into its own memory and has served no request, so nobody gets its events: set "
             "SSE_REDIS_URL to the same Redis here and in the process that serves, or publish over HTTP"
@@ -63,7 +65,7 @@ class Alone:
 
     def forget(self) -> None:
         """Begin anew, in a fork."""
-        self._lock = threading.Lock()
+        self._lock = RLock()
         self._since = None
         self._apps.clear()
 

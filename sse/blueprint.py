@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from flask import Blueprint, Response, current_app, request
 from flask.sansio.app import App
 from flask_cors.core import get_cors_headers, get_cors_options, set_cors_headers
-from werkzeug.datastructures import EnvironHeaders, Headers
+from werkzeug.datastructures import EnvironHeaders, Headers, ImmutableMultiDict
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 from werkzeug.routing import PathConverter, Rule
 
@@ -33,7 +33,7 @@ from sse.errors import (
     WrongMethod,
 )
 from sse.event import DEFAULT_TYPE, Event, LastEventId, check_channel, check_idempotency_key, data_url, id_size
-from sse.hooks import HookedPoll, HookedStream, keep_streams_coming
+from sse.hooks import HookedPoll, HookedStream, is_busy, keep_streams_coming
 from sse.host import warn_of_host
 from sse.hub import Charge
 from sse.limits import Limits, client_address
@@ -67,6 +67,7 @@ _STREAM_HEADERS: Final = {
     "Cache-Control": "no-cache, no-store, no-transform",
     "X-Accel-Buffering": "no",
 }
+_OF_A_WHOLE: Final = ("content-length", "etag")  # headers that a stream cannot have
 _Query = dict[str, list[str]]
 _VARY: Final = ("Origin", "Cookie", "Authorization", "Last-Event-ID")
 
@@ -83,8 +84,8 @@ def make_blueprint(service: Service, authorize: Callable[[], access.Authorize | 
     blueprint = Blueprint("sse", __name__)
     finish = _finisher(blueprint, service.config)
     keep = keep_streams_coming(service.config.retry, _STREAM_HEADERS, finish)
-    blueprint.after_request(finish)
-    blueprint.after_request(keep)  # the last is called first
+    blueprint.url_value_preprocessor(_leave_form)
+    blueprint.after_request(lambda response: finish(keep(response)))
     blueprint.after_app_request(keep)
     blueprint.teardown_request(_let_go)
     blueprint.register_error_handler(SSEError, partial(_refuse, service))
@@ -127,7 +128,7 @@ class WaitingResponse(_Answer):
             self.response = []
 
     def get_wsgi_headers(self, environ: WSGIEnvironment) -> Headers:
-        is_read = "sse.read" in environ and "sse.busy" not in environ and self.status_code == 200
+        is_read = "sse.read" in environ and not is_busy(self) and self.status_code == 200
         if is_read and self.is_sequence:
             self.response = self._body
             self.headers.remove("Content-Encoding")
@@ -135,8 +136,8 @@ class WaitingResponse(_Answer):
             self.response = environ["sse.answer"]  # of a poll, which a hook has waited for
         if self.is_sequence:
             return Response.get_wsgi_headers(self, environ)
-        if isinstance(self._body, Stream):
-            for name in ("Content-Length", "ETag"):
+        if isinstance(self._body, Stream) and any(name.lower() in _OF_A_WHOLE for name, _ in self.headers):
+            for name in _OF_A_WHOLE:
                 self.headers.remove(name)
         return super().get_wsgi_headers(environ)
 
@@ -154,6 +155,12 @@ class WaitingResponse(_Answer):
 def _waiting(wanted: Any) -> type[WaitingResponse]:
     """Return the class of responses that the app wants each of its responses to have, made to wait."""
     return WaitingResponse if wanted is Response else type("WaitingResponse", (WaitingResponse, wanted), {})
+
+
+def _leave_form(endpoint: str | None, _: dict[str, Any] | None) -> None:
+    """Give a hook of the app that asks for the form an empty one. To parse it would use the event's data up."""
+    if endpoint == "sse.publish_raw":
+        request.form, request.files = ImmutableMultiDict(), ImmutableMultiDict()
 
 
 def _let_go(_: BaseException | None) -> None:

@@ -87,7 +87,9 @@ def _whole(low: int, high: int, unit: str) -> Callable[[object], int]:
 
 
 def _items(value: object) -> tuple[str, ...]:
-    """A list given as such, or as one string with commas or white space between."""
+    """A list given as such, or as one string with commas or white space between; None is an empty one."""
+    if value is None:
+        return ()
     if isinstance(value, str):
         return tuple(item for item in re.split(r"[\s,]+", value) if item)
     if isinstance(value, list | tuple | set | frozenset) and all(isinstance(item, str) for item in value):
@@ -153,7 +155,7 @@ def _printable(value: object) -> tuple[str, ...]:
 
 
 def _jwks(value: object) -> tuple[str, ...]:
-    places = () if value is None else _printable(value)
+    places = _printable(value)
     for place in places:
         if "://" not in place and ":" not in place.partition("/")[0]:
             continue

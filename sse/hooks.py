@@ -18,6 +18,7 @@ from sse.stream import Stream, busy
 
 _DISPATCH: Final[CodeType] = Flask.full_dispatch_request.__code__
 _LONGEST_WAIT: Final = 86_400  # seconds that a client is told to wait, whatever the app says
+_BUSY: Final = "sse.busy"
 
 Finish = Callable[[Response], Response]
 
@@ -93,12 +94,12 @@ def keep_streams_coming(retry: int, headers: Mapping[str, str], finish: Finish) 
     def keep(response: Response) -> Response:
         status = response.status_code
         is_refused = status == 429 or status >= 500
-        if not is_refused and (status != 200 or "sse.busy" not in request.environ):
+        if not is_refused and not is_busy(response):
             return response
         if request.endpoint != "sse.stream" or request.method not in ("GET", "HEAD"):
             return response
         if is_refused:
-            request.environ["sse.busy"] = True
+            vars(response)[_BUSY] = True
             warn(
                 "a stream is told that this service is busy, because the app answered %s in its place: if that is "
                 'meant for pages alone, have it leave out request.blueprint == "sse"',
@@ -108,6 +109,11 @@ def keep_streams_coming(retry: int, headers: Mapping[str, str], finish: Finish) 
         return finish(response)
 
     return keep
+
+
+def is_busy(response: Response) -> bool:
+    """Tell whether a response says `busy` in the place of another."""
+    return _BUSY in vars(response)
 
 
 def _replace(response: Response, body: bytes, headers: Mapping[str, str]) -> None:

@@ -103,6 +103,24 @@ def test_a_bad_redis_url_is_told_by_the_name_that_it_was_given_as() -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("SSE_PUBLIC", "news/*"),
+        ("SSE_ORIGINS", "https://a.example"),
+        ("SSE_PUBLISH_KEYS", "k" * 22),
+        ("SSE_PUBLISH_KEYS_FILE", "/etc/keys"),
+        ("SSE_SECRET", "s" * 32),
+        ("SSE_JWKS", "/etc/jwks"),
+        ("SSE_ISSUER", "a"),
+        ("SSE_LIMITS_URL", "redis://a"),
+    ],
+)
+def test_none_in_the_app_s_config_keeps_the_environment_s_value_out(name: str, given: str) -> None:
+    assert Config.load({name: given}) != Config()
+    assert Config.load({name: given}, {name: None}) == Config()
+
+
+@pytest.mark.parametrize(
     ("before", "after", "late"),
     [
         ({}, {}, []),
@@ -187,7 +205,7 @@ def test_a_value_that_is_taken(name: str, value: object, taken: object) -> None:
         ("MAX_EVENT_BYTES", [2**20 + 1]),
         ("SEND_BUFFER", [0, 4095, 2**24 + 1, "16k"]),
         ("DRAIN", [-1, 3601, 0.5, "soon"]),
-        ("PUBLIC", ["a/", "/*", "a*", "*/a", "a/*/b", "**", "a/**", "sse.x", "a b=c", 5, None, [5]]),
+        ("PUBLIC", ["a/", "/*", "a*", "*/a", "a/*/b", "**", "a/**", "sse.x", "a b=c", 5, [5], [None]]),
         ("ORIGINS", ["a.example", "https://a.example/", "https://a.example/x", "https://*.a.example", "HTTPS://a.example",
                      "https://A.example", "null", "https://", "https://u@a.example", "https://a.example:99999",
                      "https://a.example:0", "https://a.example:", "*, https://a.example", "ftp://a.example",

@@ -7,12 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from flask import Flask, Response
+from flask import Flask, Response, request
 from flask.testing import EnvironBuilder
 
 from tests import client as wire
 from tests.conftest import MakeApp
 from tests.test_blueprint import publish
+from tests.tokens import KEY
 
 
 class OwnResponse(Response):
@@ -133,3 +134,21 @@ def test_what_the_app_answers_before_the_view_is_busy_or_passes(
         assert event.retry is not None
         assert 33_000 <= event.retry <= 42_000
     assert ask(app, "/sse/poll?channel=a", method)[0].startswith(str(status))
+
+
+@pytest.mark.parametrize("ask", ["form", "values", "files", "data", "json"])
+@pytest.mark.parametrize("media_type", ["application/x-www-form-urlencoded", "text/plain", "application/json"])
+def test_a_hook_that_asks_for_the_body_of_a_publication_leaves_it_whole(
+    make_app: MakeApp, ask: str, media_type: str
+) -> None:
+    app = make_app(SSE_PUBLISH_KEYS=[KEY])
+
+    @app.before_request
+    def look() -> None:
+        request.get_json(silent=True) if ask == "json" else getattr(request, ask)
+
+    headers = {"Authorization": f"Bearer {KEY}", "Content-Type": media_type}
+    client = app.test_client()
+    assert client.post("/sse/publish/a", data='{"it": "rains"}', headers=headers).status_code == 201
+    [event] = client.get("/sse/poll?channel=a&timeout=0&replay=1").json["events"]  # type: ignore[index]
+    assert event["data"] == '{"it": "rains"}'

@@ -139,10 +139,9 @@ def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
 def test_a_reload_of_an_app_of_one_s_own_is_refused_where_its_code_does_not_import(tmp_path: Path, fault: str) -> None:
     example = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[0]
     (tmp_path / "example.py").write_text(f"{example}\n{fault}\n")
-    [command] = re.findall(r"^ExecReload=/opt/shop/.venv/bin/(gunicorn .* --check-config .*)$", GUIDE, re.MULTILINE)
+    [arguments] = re.findall(r"^ExecReload=/opt/shop/.venv/bin/python (\S+/loadable.py .*)$", GUIDE, re.MULTILINE)
     [start] = re.findall(r"^ExecStart=/opt/shop/.venv/bin/(gunicorn .*)$", GUIDE, re.MULTILINE)
-    assert command.replace(" --check-config", "") == start
-    program = Path(sys.executable).with_name("gunicorn")
-    line = command.replace("gunicorn", str(program), 1).replace("/opt/throughline", str(ROOT))
+    assert arguments.replace("/opt/throughline/tools/loadable.py $MAINPID", "gunicorn") == start
+    line = f"{sys.executable} {arguments.replace('/opt/throughline', str(ROOT)).replace('$MAINPID', '$$')}"
     result = shell(line, tmp_path, PYTHONPATH=str(ROOT))
     assert result.returncode == (1 if fault else 0), result.stderr
