@@ -119,7 +119,7 @@ class Service:
         if self.admit:
             self.admit()
         positions = []
-        for receipt in (self._made or self._make())[0].publish(publications):
+        for receipt in self.store.publish(publications):
             if isinstance(receipt, StoreUnavailable):
                 raise receipt
             positions.append(receipt.position)
