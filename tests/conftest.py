@@ -6,6 +6,7 @@ import gc
 import logging
 import os
 import random
+import resource
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from tests.servers import RedisServer, logs, open_fds, wait_until
 from tests.tokens import KEY, SECRET
 
 MakeApp = Callable[..., Flask]
+FILES = 4096
 
 for profile, examples in (("ci", 50), ("chaos", 1000)):
     settings.register_profile(
@@ -39,6 +41,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "browsers: engines on ways to the service; BROWSERS=all: each on each")
     config.addinivalue_line("markers", "long: the long forms of some tests, with BROWSERS=all only")
     restore_signals()
+    allow_files()
     for name in list(os.environ):
         if name.startswith("SSE_") or name in ("REDIS_URL", "DEMO"):
             del os.environ[name]  # a developer's own settings must not decide
@@ -56,6 +59,13 @@ def restore_signals() -> None:
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, lambda *_: None)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where it is ignored, nobody learns how a child has ended
+
+
+def allow_files() -> None:
+    """Let this process have the files that tests of many connections need, where its limit can be raised."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < FILES <= hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (FILES, hard))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
