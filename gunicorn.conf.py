@@ -105,7 +105,7 @@ def post_worker_init(worker: Any) -> None:
         if service.shared:
             service.hub.start()  # the log tells at once what ails Redis, not first when someone subscribes
         if not is_ours:
-            _drain_at_end(worker, service.hub)
+            _drain_at_end(worker, service)
     if worker.age == 1:  # once, not for every worker and its successors
         _tell_what_counts_elsewhere(worker, services)
         _tell_first_look()
@@ -157,7 +157,7 @@ def _tell_first_look() -> None:
         )
 
 
-def _drain_at_end(worker: Any, hub: Any) -> None:
+def _drain_at_end(worker: Any, service: Any) -> None:
     """Have the streams of one of gunicorn's own workers told `drain` when it ends, before gunicorn cuts them.
 
     In a thread, because the sync worker is held by its stream, and because a signal's handler could not take a lock.
@@ -166,7 +166,7 @@ def _drain_at_end(worker: Any, hub: Any) -> None:
     def watch() -> None:
         while worker.alive:
             time.sleep(0.1)
-        hub.drain(drain)
+        service.hub.drain(drain)
 
     threading.Thread(target=watch, name="drain-at-end", daemon=True).start()
 

@@ -208,8 +208,8 @@ def unreached(config: Config, kind: Kind, value: str) -> str:
         )
     if kind != "channel" and not (config.secret or config.jwks):
         return (
-            f"no token or ticket is taken here, so none of {kind} {value} is ended: revoke the channel to end what the "
-            "app's rule has opened, or set SSE_SECRET or SSE_JWKS as the service has it"
+            f"no tokens are configured here, so this ends nothing of {kind} {value}: revoke the channel to end what "
+            "the app's rule has opened, or set SSE_SECRET or SSE_JWKS as the service has it"
         )
     return ""
 

@@ -15,16 +15,17 @@ _log = logging.getLogger("sse")
 
 _PATIENCE: Final = 10.0
 _SERVERS: Final = (
-    *("bjoern", "cheroot.wsgi", "gevent.pywsgi", "gunicorn.arbiter", "hypercorn", "mod_wsgi", "tornado.httpserver"),
-    *("twisted.web.wsgi", "uvicorn", "uwsgi", "waitress", "pytest"),  # a test of an app is served by its test client
+    *("bjoern", "cheroot.wsgi", "eventlet.wsgi", "gevent.pywsgi", "granian", "gunicorn.arbiter", "hypercorn"),
+    *("mod_wsgi", "tornado.httpserver", "twisted.web.wsgi", "uvicorn", "uwsgi", "waitress", "wsgiref.simple_server"),
+    "pytest",  # a test of an app is served by its test client
 )
 _WERKZEUG: Final = "WERKZEUG_SERVER_FD"  # which werkzeug's run_simple sets, for `flask run` and `app.run`
 
 
 class Alone:
-    """Warns once a process, when its memory was written to outside of a request and nobody can ask for it.
+    """Warns, once in each process, that what it published into its own memory reaches nobody.
 
-    The rule: it warns if no app of this process that did so has served a request, none is under test (TESTING), no
+    The rule: it warns if no app that published in this process has served a request, none is under test (TESTING), no
     server's module is loaded, and werkzeug's server has not been started. A process may be about to serve, so it is
     looked at only later: at each further write from 10 s after the first, and at the end of the process.
     """
@@ -36,7 +37,7 @@ class Alone:
         self._settled = False  # it has warned, or will never have to
 
     def wrote(self, app: Any) -> None:
-        """Note that an app has published or revoked outside of a request, in this process's memory."""
+        """Note that an app has published or revoked in this process's memory."""
         if self._settled:
             return
         now = time.monotonic()

@@ -83,7 +83,7 @@ def make_blueprint(service: Service, authorize: Callable[[], access.Authorize | 
     """The routes of one app, all under SSE_PREFIX. `authorize` gives the app's rule for reading."""
     blueprint = Blueprint("sse", __name__)
     finish = _finisher(blueprint, service.config)
-    keep = keep_streams_coming(service.config.retry, _STREAM_HEADERS, finish)
+    keep = keep_streams_coming(service.config.retry, _STREAM_HEADERS, finish, WaitingResponse)
     blueprint.url_value_preprocessor(_leave_form)
     blueprint.after_request(lambda response: finish(keep(response)))
     blueprint.after_app_request(keep)
@@ -109,7 +109,7 @@ class WaitingResponse(_Answer):
     """Gives the server the stream or poll itself: one that knows how can hold it, others iterate over it.
 
     A hook of the app may wrap the body or put another in its place. A stream that a hook has read is sent all the same:
-    what was made of the nothing that it read is dropped.
+    the content that the hook made of the empty body is dropped.
     """
 
     def __init__(self, body: Stream | Poll, headers: Mapping[str, str]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import re
 from collections.abc import Callable, Mapping
@@ -469,8 +468,8 @@ def _distance(one: str, other: str) -> int:
 
 
 def _meant(name: str) -> str:
-    near = difflib.get_close_matches(name, _fields(), 1)
-    return f": did you mean {near[0]}?" if near else ""
+    near = _near(name)
+    return f": did you mean {near}?" if near else ""
 
 
 def _chosen(*sources: Mapping[str, object]) -> dict[str, tuple[str, object]]:

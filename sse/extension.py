@@ -49,10 +49,10 @@ class SSE:
         :raises ConfigError: naming every setting that is unknown or has a bad value. An unknown SSE_* name in the
             environment that is not nearly one of ours may be another program's: the log tells that it is passed over.
         """
-        follow_app(partial(_logger, weakref.ref(app)))
+        follow_app(weakref.ref(app))
         environ = of_interest(os.environ)
         if names := foreign(environ):
-            warn("passed over in the environment, because these are not settings of Throughline: %s", ", ".join(names))
+            warn("%s in the environment: not settings of Throughline, so they are passed over", ", ".join(names))
         service = Service(Config.load(environ, app.config))
         service.at_first_use = partial(_tell_late, service.config, environ, app.config)
         app.extensions["sse"] = service
@@ -121,6 +121,8 @@ class SSE:
         if seconds is not None and not seconds > 0:
             raise InvalidEvent(f"lifetime is {seconds}", "give seconds, more than 0")
         service = get_service()
+        if service.at_first_use:
+            service.begin()
         channels = [check_channel(channel) for channel in channels]
         if not channels:
             raise InvalidEvent("no channel is named", "give one or more")
@@ -198,14 +200,8 @@ def _check_process(service: Service) -> None:
     """
     if has_request_context():
         service.check_workers(request.is_multiprocess)
-    elif not service.shared:
+    if not service.shared:
         alone.wrote(cast("Flask", current_app._get_current_object()))  # type: ignore[attr-defined]
-
-
-def _logger(app: weakref.ref[Flask]) -> logging.Logger | None:
-    # The app's logger comes into being when it is first asked for, so not before there is something to log.
-    made = app()
-    return None if made is None else made.logger
 
 
 def get_service() -> Service:

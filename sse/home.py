@@ -14,10 +14,11 @@ import time
 from _queue import Empty, SimpleQueue  # gevent patches the one in `queue`
 from _thread import RLock  # this one is never patched
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Final, Generic, TypeVar, cast
 
 from sse.errors import SSEError, StoreUnavailable
 
+_RESOLVERS: Final = 2
 T = TypeVar("T")
 
 
@@ -91,7 +92,7 @@ class Home:
         if not self._mine._is_owned():  # type: ignore[attr-defined]
             raise StoreUnavailable(
                 "under gevent, the store belongs to the thread that the app was made in, and this is another",
-                "from other threads, publish or revoke, once that one has used the service",
+                "other threads may publish and revoke, but only after the app's own thread has used the service",
             )
         if self._loop is None:
             self._loop = _loop()  # patched since this was made, as where gunicorn preloads the app
@@ -137,4 +138,11 @@ def _loop() -> Any:
 
     gevent is found where it has been imported; this package alone does not need it.
     """
-    return sys.modules["gevent"].get_hub().loop if _is_patched() else None
+    if not _is_patched():
+        return None
+    hub = sys.modules["gevent"].get_hub()
+    # gevent looks host names up in its threadpool. If all threads of that pool waited for the home to publish, and the
+    # home for one of them to find Redis, neither would go on. So host names get threads of their own.
+    if getattr(hub.resolver, "pool", None) is hub.threadpool:
+        hub.resolver.pool = hub.threadpool_class(_RESOLVERS, hub=hub)
+    return hub.loop

@@ -24,13 +24,16 @@ Finish = Callable[[Response], Response]
 
 
 class HookedStream(Stream):
-    """A stream that gives a hook of the app nothing: it would never end, and what was read of it would be lost."""
+    """A stream that gives an empty body to a hook of the app.
+
+    The hook would wait for ever, and the client would lose what the hook read.
+    """
 
     __slots__ = ()
 
     def __iter__(self) -> Iterator[bytes]:
         if reader := _reader():
-            request.environ["sse.read"] = True
+            request.environ["sse.read"] = self
             warn_once(
                 "%s reads the body of a stream, which has no end. It is given an empty body, and the client gets the "
                 "stream. Have it do nothing where response.is_streamed is true",
@@ -81,20 +84,24 @@ def _reader() -> str:
     return f"{place}, with {method}()," if method else place
 
 
-def keep_streams_coming(retry: int, headers: Mapping[str, str], finish: Finish) -> Finish:
+def keep_streams_coming(retry: int, headers: Mapping[str, str], finish: Finish, own: type[Response]) -> Finish:
     """Return a hook that answers `busy` for a stream where the app answers 429 or 5xx, which would end an EventSource.
 
-    It comes first, and once more among the app's own hooks, which may only then answer so, or tell of a Retry-After.
+    It runs before the app's hooks, and again among them, because one of them may answer so, or set the Retry-After.
+    There it also puts a stream back where a hook has made a response of its own of the empty body that it read.
 
     :param retry: milliseconds that a client waits before it reconnects.
     :param headers: of a stream.
     :param finish: gives an answer the headers that all have.
+    :param own: the class of responses that keep a stream that has been read.
     """
 
     def keep(response: Response) -> Response:
         status = response.status_code
         is_refused = status == 429 or status >= 500
         if not is_refused and not is_busy(response):
+            if status == 200 and (stream := request.environ.get("sse.read")) and not isinstance(response, own):
+                _put_back(response, stream, headers)
             return response
         if request.endpoint != "sse.stream" or request.method not in ("GET", "HEAD"):
             return response
@@ -109,6 +116,17 @@ def keep_streams_coming(retry: int, headers: Mapping[str, str], finish: Finish) 
         return finish(response)
 
     return keep
+
+
+def _put_back(response: Response, stream: HookedStream, headers: Mapping[str, str]) -> None:
+    """Have a response that a hook made of a stream's empty body be that stream again."""
+    if response.is_streamed:
+        return  # it has the stream, or a wrapping of it
+    response.response = stream
+    response.call_on_close(stream.close)
+    response.headers.update(headers)
+    for name in ("Content-Length", "Content-Encoding", "ETag"):
+        response.headers.remove(name)
 
 
 def is_busy(response: Response) -> bool:

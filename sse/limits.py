@@ -26,6 +26,7 @@ from redis.retry import Retry
 from sse.config import Config
 from sse.errors import TooLarge, TooMany
 from sse.log import warn
+from sse.stores import faults
 
 _PATIENCE: Final = 0.5
 _TRY_AGAIN: Final = 5.0
@@ -151,7 +152,9 @@ class Limits:
             after = self._limiter.limiter.get_window_stats(rate, name, whose).reset_time
         except self._limiter.storage.base_exceptions as error:
             self._away_until = time.monotonic() + _TRY_AGAIN
-            warn("nothing is limited, the counts cannot be reached: %s", error)
+            fault = faults.unreachable(error, (self._url or "").partition(":")[0], is_known=False)
+            told = str(fault).replace("SSE_REDIS_URL", "SSE_LIMITS_URL")
+            warn("nothing is limited, because the Redis of SSE_LIMITS_URL does not count: %s", told)
             return math.inf
         wait = max(round(after - time.time()), 1)
         raise TooMany(f"more than {rate}, by {name}", f"try again in {wait} s", retry_after=wait, limit=name)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
+import weakref
 from _thread import RLock  # never patched, so that threads that gevent does not know can warn, too
 from collections.abc import Callable, Iterator
 from typing import Any, Final
@@ -56,16 +57,25 @@ class _Route(logging.Filter):
     def __init__(self) -> None:
         super().__init__()
         self.server: Write | None = None
-        self.app: Write | None = None
+        self.apps: list[weakref.ref[Any]] = []
         self.known: list[logging.Handler] = []  # the server's handlers of the root logger
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Tell whether the record goes on, to the handlers; otherwise it is written."""
-        write = self.server or self.app
-        if write is None or _log.handlers or any(handler not in self.known for handler in logging.root.handlers):
+        if _log.handlers or any(handler not in self.known for handler in logging.root.handlers):
+            return True
+        write = self.server or self._to_newest_app()
+        if write is None:
             return True
         write(record)
         return False
+
+    def _to_newest_app(self) -> Write | None:
+        app = next((app for ref in reversed(self.apps) if (app := ref())), None)
+        if app is None:
+            return None
+        gunicorn = logging.getLogger("gunicorn.error")  # it has handlers in gunicorn's processes alone: preload_app
+        return _to_logger(gunicorn if gunicorn.handlers else app.logger)
 
 
 _route = _Route()
@@ -79,17 +89,18 @@ def follow_gunicorn(log: Any, cfg: Any) -> None:
     """
     target = getattr(log, "error_log", None)
     _route.known = list(logging.root.handlers) if cfg.logconfig or cfg.logconfig_dict or cfg.logconfig_json else []
-    _route.server = _to_logger(lambda: target) if isinstance(target, logging.Logger) else _to_methods(log)
+    _route.server = _to_logger(target) if isinstance(target, logging.Logger) else _to_methods(log)
     _log.addFilter(_route)
 
 
-def follow_app(logger: Callable[[], logging.Logger | None]) -> None:
-    """Write the service's lines as lines of the app's logger, unless a server has a log for them.
+def follow_app(app: weakref.ref[Any]) -> None:
+    """Write the service's lines as lines of an app's logger, unless a server has a log for them.
 
-    :param logger: returns that logger, or None if the app is gone; called for each line, so that the app may configure
-        its logging at any time.
+    Of several apps, the newest that is there has them.
+
+    :param app: its attribute `logger` is asked for with each line, so that the app may configure logging at any time.
     """
-    _route.app = _to_logger(logger)
+    _route.apps = [other for other in _route.apps if other()] + [app]
     _log.addFilter(_route)
 
 
@@ -103,20 +114,18 @@ def plain() -> Iterator[None]:
         _route.server = before
 
 
-def _to_logger(logger: Callable[[], logging.Logger | None]) -> Write:
+def _to_logger(logger: logging.Logger) -> Write:
     def write(record: logging.LogRecord) -> None:
-        target = logger()
-        if target is None:
-            _to_stderr(record)
-        elif target.isEnabledFor(record.levelno):
-            target.handle(record)
+        if logger.isEnabledFor(record.levelno):
+            logger.handle(record)
 
     return write
 
 
 def _to_methods(log: Any) -> Write:
     """Write with a log of gunicorn's that has no logger of the standard library, but the methods of one."""
-    return lambda record: log.log(record.levelno, "%s", record.getMessage(), exc_info=record.exc_info)
+    whole = logging.Formatter()  # with the traceback as the filter of secrets has left it
+    return lambda record: log.log(record.levelno, "%s", whole.format(record))
 
 
 def _to_stderr(record: logging.LogRecord) -> None:

@@ -6,6 +6,7 @@ import _thread
 import os
 import threading
 import weakref
+from _thread import RLock  # never patched, so that any thread may take it
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Final, ParamSpec, TypeVar
@@ -55,7 +56,7 @@ class Service:
         self._home = Home()
         self._max_subscribers = config.max_subscribers
         self._others: list[Callable[[], None]] = []
-        self._lock = threading.Lock()  # held while nothing waits, so one from before a patch will do
+        self._lock = RLock()  # held while nothing waits
         _services.add(self)
 
     @property
@@ -173,7 +174,7 @@ class Service:
 
     def _forget(self) -> None:
         """Leave all that was made to the process that made it."""
-        self._lock = threading.Lock()  # another thread may have held it
+        self._lock = RLock()  # another thread may have held it
         self._home = Home()
         self._made = None
         if self._finalizer:
@@ -232,4 +233,4 @@ def _forget() -> None:
         service._forget()
 
 
-os.register_at_fork(after_in_child=_forget)  # a child makes its own; to ask for the process each time is a system call
+os.register_at_fork(after_in_child=_forget)  # a child makes its own; os.getpid() at each use is a system call

@@ -55,6 +55,7 @@ def run(program: str, *arguments: str, directory: Path | None = None, **env: str
     "rest",
     {
         "a script": "publish(3)",
+        "in a request that nobody sent": "app.test_request_context().push(); sse.publish('a', 'x')",
         "a thread of it": "thread = threading.Thread(target=publish); thread.start(); thread.join()",
         "what it revokes": "app.app_context().push(); sse.revoke(sub='ann')",
         "a fork of it": "pid = os.fork()\nif not pid:\n    publish()\n    sys.exit()\nos.waitpid(pid, 0)",
@@ -81,7 +82,6 @@ def test_one_who_goes_on_is_told_later_and_once() -> None:
         "a request before": "app.test_client().get('/'); publish(3)",
         "a request afterwards": "publish(3); app.test_client().get('/')",
         "under test": "app.testing = True; publish(3)",
-        "in a request": "app.test_request_context().push(); sse.publish('a', 'x')",
         "nothing published": "app.test_client()",
         "waitress": "import types; sys.modules['waitress'] = types.ModuleType('waitress'); publish(3)",
     }.items(),
@@ -91,7 +91,7 @@ def test_who_serves_or_tests_is_told_nothing(rest: tuple[str, str]) -> None:
     assert run(f"{APP}\n{rest[1]}") == ""
 
 
-def test_with_redis_everybody_gets_it(redis_url: str) -> None:
+def test_a_script_that_publishes_over_redis_is_told_nothing(redis_url: str) -> None:
     assert run(f"{APP}\npublish(3)", SSE_REDIS_URL=redis_url) == ""
 
 

@@ -869,8 +869,8 @@ def test_a_revocation_that_ends_nobody_s_reading_says_so(make_app: MakeApp, redi
     app = make_app(SSE_REDIS_URL=redis_url, SSE_PUBLIC="news/*")
     for arguments, trouble in (
         (("--channel", "news/a"), "channel news/a is public, since SSE_PUBLIC has news/*"),
-        (("--sub", "ann"), "no token or ticket is taken here"),
-        (("--token", "7f3a"), "no token or ticket is taken here"),
+        (("--sub", "ann"), "no tokens are configured here"),
+        (("--token", "7f3a"), "no tokens are configured here"),
     ):
         result = run(app, "revoke", *arguments)
         assert (result.exit_code, result.stdout) == (1, "")

@@ -38,7 +38,7 @@ def test_what_the_tests_start_heeds_signals_and_has_files() -> None:
         os.kill(os.getpid(), signal.SIGINT)  # as Ctrl-C does to what another shell's background has in its group
 
 
-def test_so_it_does_where_a_shell_has_them_ignored_or_blocked() -> None:
+def test_what_the_tests_start_heeds_signals_where_a_shell_has_them_ignored_or_blocked() -> None:
     for way in ("ignored", "blocked"):
         tests = ["-m", "pytest", "-q", "-p", "no:cacheprovider", f"tests/test_conftest.py::{HEEDED}"]
         done = subprocess.run(

@@ -90,7 +90,7 @@ def test_another_program_s_settings_in_the_environment_stop_nothing_and_are_told
         poll(make_app())
         make_app()
     (message,) = caplog.messages
-    assert message.endswith("not settings of Throughline: SSE_ALGORITHM, SSE_KMS_KEY_ID")
+    assert message.startswith("SSE_ALGORITHM, SSE_KMS_KEY_ID in the environment: not settings of Throughline")
     monkeypatch.setenv("SSE_HARTBEAT", "5")
     with pytest.raises(ConfigError, match="did you mean SSE_HEARTBEAT") as refusal:
         make_app()
@@ -517,8 +517,8 @@ def test_exactly_one_thing_is_revoked(make_app: MakeApp) -> None:
     [
         ({"channel": "news/a"}, {"SSE_PUBLIC": "b news/*"}, "public, since SSE_PUBLIC has news/*"),
         ({"channel": "a"}, {"SSE_PUBLIC": "*", "SSE_SECRET": SECRET}, "public, since SSE_PUBLIC has *"),
-        ({"sub": "ann"}, {}, "no token or ticket is taken here"),
-        ({"token": "7f3a"}, {}, "no token or ticket is taken here"),
+        ({"sub": "ann"}, {}, "no tokens are configured here"),
+        ({"token": "7f3a"}, {}, "no tokens are configured here"),
         ({"channel": "news"}, {"SSE_PUBLIC": "b news/*"}, ""),
         ({"sub": "news/a"}, {"SSE_PUBLIC": "news/*", "SSE_SECRET": SECRET}, ""),
     ],

@@ -392,14 +392,14 @@ def test_a_policy_that_changes_is_told_once_with_the_remedy_and_service_goes_on(
         wait_until(lambda: caplog.messages, 5)
         looked(client)
         assert caplog.messages == [
-            "Redis is not as it has to be, and is used all the same: Redis has maxmemory-policy allkeys-lru, which may "
+            "Redis is not fit, but still in use: Redis has maxmemory-policy allkeys-lru, which may "
             "evict rings: set maxmemory-policy noeviction"
         ]
         assert not isinstance(store.publish([Publication("a", Event("x"))])[0], StoreUnavailable)
         client.config_set("maxmemory-policy", "volatile-ttl")
         wait_until(lambda: "volatile-ttl" in caplog.messages[-1], 5)
         client.config_set("maxmemory-policy", "noeviction")
-        wait_until(lambda: caplog.messages[-1] == "Redis is as it has to be again", 5)
+        wait_until(lambda: caplog.messages[-1] == "Redis is fit again", 5)
         assert len(caplog.messages) == 3
 
 
@@ -433,7 +433,7 @@ def test_a_redis_that_becomes_a_replica_is_told_and_is_fit_again_as_the_primary(
         assert isinstance(refused, StoreUnavailable)
         assert refused.hint == "have SSE_REDIS_URL name the primary: this Redis is a replica"
         client.replicaof("NO", "ONE")
-        wait_until(lambda: "Redis is as it has to be again" in caplog.messages, 5)
+        wait_until(lambda: "Redis is fit again" in caplog.messages, 5)
 
 
 def test_rights_that_are_taken_away_are_told_with_the_commands(
@@ -528,7 +528,7 @@ def test_a_redis_that_cannot_store_is_told_with_the_remedy_and_goes_on_reading(
         wait_until(lambda: remedy in caplog.text, 5)
         looked(client)
         assert len(caplog.messages) == 1
-        assert caplog.messages[0].startswith("Redis is not as it has to be, and is used all the same: Redis refuses to")
+        assert caplog.messages[0].startswith("Redis is not fit, but still in use: Redis refuses to")
 
 
 def test_a_disk_that_has_room_again_is_told(
@@ -541,7 +541,7 @@ def test_a_disk_that_has_room_again_is_told(
         wait_until(lambda: "make room" in caplog.text, 5)
         _, most = resource.prlimit(server.pid, resource.RLIMIT_FSIZE)
         resource.prlimit(server.pid, resource.RLIMIT_FSIZE, (most, most))
-        wait_until(lambda: caplog.messages[-1] == "Redis is as it has to be again", 10)
+        wait_until(lambda: caplog.messages[-1] == "Redis is fit again", 10)
         assert not isinstance(store.publish([Publication("a", Event("x"))])[0], StoreUnavailable)
 
 

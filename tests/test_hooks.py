@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from flask import Flask, Response, request
+from flask import Flask, Response, make_response, request
 from flask.testing import EnvironBuilder
 
 from tests import client as wire
@@ -85,6 +85,27 @@ def test_a_stream_that_a_hook_has_read_is_handed_off_all_the_same(
     [record] = caplog.records
     place = rf"the app's {hook.__name__} \(\S+test_hooks\.py, line \d+\), with {method}\(\), reads the body of a stream"
     assert re.match(place, record.getMessage())
+
+
+@pytest.mark.parametrize(
+    "remake",
+    [
+        lambda response: Response(response.get_data(), headers=response.headers),
+        lambda response: Response(response.get_data(as_text=True) + "<!-- seen -->"),
+        lambda response: make_response(response.get_data(), 200, {"ETag": '"a"', "Content-Encoding": "gzip"}),
+    ],
+)
+def test_a_stream_comes_whole_where_a_hook_makes_a_response_of_its_own_of_what_it_read(
+    app: Flask, remake: Callable[[Response], Response]
+) -> None:
+    app.after_request(remake)
+    answer = app.test_client().get("/sse/stream?channel=a")
+    assert is_opening(next(answer.iter_encoded()))
+    assert (answer.status_code, answer.mimetype) == (200, "text/event-stream")
+    assert not {"Content-Length", "ETag", "Content-Encoding"} & {name for name, _ in answer.headers}
+    assert app.extensions["sse"].hub.subscribers == 1
+    answer.close()
+    assert app.extensions["sse"].hub.subscribers == 0
 
 
 def test_an_app_s_own_class_of_responses_is_handed_off_and_kept(app: Flask) -> None:

@@ -72,6 +72,13 @@ def gunicorn_s(logger: logging.Logger) -> SimpleNamespace:
     return SimpleNamespace(error_log=logger)
 
 
+class Made:
+    """As an app: it has a logger."""
+
+    def __init__(self, logger: logging.Logger) -> None:
+        self.logger = logger
+
+
 NO_CONFIG = SimpleNamespace(logconfig=None, logconfig_dict={}, logconfig_json=None)
 
 
@@ -110,7 +117,7 @@ def test_in_a_command_lines_are_plain(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 @unconfigured()
-def test_the_commands_of_flask_sse_are_such() -> None:
+def test_the_commands_of_flask_sse_write_plain_lines() -> None:
     app = Flask("log tests")
     SSE(app)
     cli.add_command(click.Command("warn", callback=lambda: warn("something happened")))
@@ -126,16 +133,64 @@ def test_a_server_s_log_goes_before_the_app_s_and_an_app_s_configuration_before_
     loggers = [logging.getLogger("log tests of a server"), logging.getLogger("log tests of an app")]
     for logger, handler in zip(loggers, (server, app), strict=True):
         logger.handlers = [handler]
-    follow_app(lambda: loggers[1])
+    made = Made(loggers[1])
+    follow_app(weakref.ref(made))
     warn("to the app")
     follow_gunicorn(gunicorn_s(loggers[0]), NO_CONFIG)
-    follow_app(lambda: loggers[1])
+    follow_app(weakref.ref(made))
     warn("to the server")
     loggers[0].setLevel(logging.ERROR)
     warn("to nobody")
     logging.root.addHandler(root)
     warn("to the root")
     assert (server.messages, app.messages, root.messages) == (["to the server"], ["to the app"], ["to the root"])
+
+
+@unconfigured()
+def test_of_several_apps_the_newest_that_is_there_has_the_lines() -> None:
+    first, second = Kept(), Kept()
+    apps = [Made(logging.Logger("first")), Made(logging.Logger("second"))]
+    for app, handler in zip(apps, (first, second), strict=True):
+        app.logger.addHandler(handler)
+        follow_app(weakref.ref(app))
+    del app
+    warn("to the second")
+    del apps[1]
+    warn("to the first")
+    assert (first.messages, second.messages) == (["to the first"], ["to the second"])
+
+
+@unconfigured()
+def test_where_gunicorn_s_master_makes_the_app_its_log_has_the_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    gunicorn, of_app = Kept(), Kept()
+    monkeypatch.setattr(logging.getLogger("gunicorn.error"), "handlers", [gunicorn])
+    app = Made(logging.Logger("app"))
+    app.logger.addHandler(of_app)
+    follow_app(weakref.ref(app))
+    warn("to gunicorn")
+    assert (gunicorn.messages, of_app.messages) == (["to gunicorn"], [])
+
+
+@unconfigured()
+def test_a_log_without_a_logger_gets_tracebacks_as_the_filter_of_secrets_left_them() -> None:
+    lines: list[str] = []
+    log = SimpleNamespace(log=lambda level, message, *args: lines.append(message % args))
+
+    def blank(record: logging.LogRecord) -> bool:
+        record.exc_text = "blanked"
+        return True
+
+    logger = logging.getLogger("sse")
+    logger.addFilter(blank)
+    try:
+        follow_gunicorn(log, NO_CONFIG)
+        try:
+            raise ValueError("hush")
+        except ValueError:
+            logger.exception("it failed")
+    finally:
+        logger.removeFilter(blank)
+    assert lines == ["it failed\nblanked"]
 
 
 @unconfigured()

@@ -317,6 +317,25 @@ def test_nothing_is_limited_while_that_redis_is_away(make_app: MakeApp, caplog: 
     assert "hush" not in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("config", "fault"),
+    [
+        ({"requirepass": "hush"}, "put the password into SSE_LIMITS_URL"),
+        ({"cluster_enabled": "yes"}, "have SSE_LIMITS_URL name a Redis that runs without cluster-enabled"),
+    ],
+)
+def test_a_redis_that_cannot_count_is_told_with_its_setting_and_the_remedy(
+    make_app: MakeApp, caplog: pytest.LogCaptureFixture, tmp_path: Path, config: dict[str, str], fault: str
+) -> None:
+    ports = {"cluster_port": free_port()} if "cluster_enabled" in config else {}
+    with RedisServer(tmp_path, **config, **ports) as redis:
+        app = make_app(SSE_LIMIT_SUBSCRIBE="1/hour", SSE_LIMITS_URL=redis.url)
+        assert poll(app.test_client()).status_code == 200
+    assert "nothing is limited" in caplog.text
+    assert fault in caplog.text
+    assert "SSE_REDIS_URL" not in caplog.text
+
+
 def test_a_window_begins_anew_and_those_that_are_over_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1000.0]
     for clock in ("time", "monotonic"):

@@ -23,6 +23,7 @@ import sse.server.worker  # noqa: E402, F401
 
 app = WSGIApplication("%(prog)s")
 assert app.cfg.worker_class
+os.environ.update(app.cfg.env)  # raw_env of the settings
 app.load()
 sys.stdout.flush()
 os._exit(0)  # without waiting for threads that the app has begun

@@ -293,7 +293,9 @@ class Worker(GeventWorker):  # type: ignore[misc]
         """Return an app that says what is wrong with the real one, under --reload, until any file that has to do with
         the error changes. gunicorn does this for a SyntaxError alone, and watches only the file that has it.
         """
-        self.log.error("The app cannot be loaded; that is tried again when its code changes", exc_info=error)
+        self.log.error(
+            "The app cannot be loaded; that is tried again when a file of this traceback changes", exc_info=error
+        )
         files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
         if isinstance(error, SyntaxError) and error.filename:
             files.append(error.filename)

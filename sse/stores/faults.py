@@ -80,7 +80,7 @@ def unreachable(error: Exception, scheme: str, *, is_known: bool) -> StoreUnavai
 
 def said(error: object) -> str:
     """Return the text of an error: without a command's arguments, which may be a password, and not all too long."""
-    return str(error).partition(", with args beginning with")[0][:_LONGEST]
+    return str(error).partition(", with args beginning with")[0][:_LONGEST].rstrip(".")
 
 
 def _text(error: object) -> str:

@@ -264,7 +264,7 @@ class RedisStore(Store):
             for ring, ttl in self._peers.look(entries):
                 _log.warning(
                     "SSE_RING is %d and SSE_RING_TTL %d here, but %d and %d elsewhere on namespace %s: each cuts the "
-                    "rings of both to its own; set them alike, or give each service a SSE_NAMESPACE of its own; after "
+                    "rings of both to its own; set them alike, or give each service an SSE_NAMESPACE of its own; after "
                     "a change, this ends with the old processes",
                     *(self._max_events, self._ttl, ring, ttl, self._namespace),
                 )
@@ -299,9 +299,9 @@ class RedisStore(Store):
         """Have the log tell what is wrong with a Redis that is used all the same, once for each change."""
         told, self._told = self._told, str(fault or "")
         if fault and self._told != told:
-            _log.warning("Redis is not as it has to be, and is used all the same: %s", fault)
+            _log.warning("Redis is not fit, but still in use: %s", fault)
         elif told and not fault:
-            _log.warning("Redis is as it has to be again")
+            _log.warning("Redis is fit again")
 
     def announcements(self, channel: str) -> str:
         """The pub/sub channel of a channel; it has the database's number, which pub/sub itself disregards."""

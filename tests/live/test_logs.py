@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from tests.live.load import APP, GREENLETS, KEY, address
 from tests.servers import Gunicorn, wait_until
 from tests.tokens import SECRET, claims, signed
 
-TOKEN = signed(claims())
+TOKEN = signed(claims(exp=int(time.time()) + 7200))  # longer than the tests take that come before
 SIGNATURE = TOKEN.rpartition(".")[2]
 
 

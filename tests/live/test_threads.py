@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import pytest
+import redis
 
 from tests import client
 from tests.client import Stream
@@ -98,6 +99,17 @@ def test_each_event_of_each_thread_arrives_in_its_order(server: Gunicorn, kind: 
             number, count = event.json()
             told[number].append(count)
     assert told == {number: list(range(each)) for number in range(threads)}
+
+
+@pytest.mark.parametrize("worker", ["worker", "gevent"])
+def test_all_of_gevent_s_threads_publish_while_redis_has_to_be_found_again(worker: str, tmp_path: Path) -> None:
+    with serving(f"{worker}, redis", tmp_path) as server, redis.Redis.from_url(server.env["SSE_REDIS_URL"]) as store:
+        for _ in range(3):
+            for kind in ("normal", "pubsub"):
+                store.execute_command("CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes")  # type: ignore[no-untyped-call]
+            outcomes = get(server, "/in/pool/publish", channel="news", threads=30, each=2)
+            assert [ids for ids in outcomes if not isinstance(ids, list)] == []
+            assert len(outcomes) == 30
 
 
 def test_a_key_is_good_in_every_thread(server: Gunicorn) -> None:
