@@ -23,7 +23,7 @@ _WERKZEUG: Final = "WERKZEUG_SERVER_FD"  # which werkzeug's run_simple sets, for
 
 
 class Alone:
-    """Warns, once in each process, that what it published into its own memory reaches nobody.
+    """Warns, once in each process, that the events in its own memory reach nobody.
 
     The rule: it warns if no app that published in this process has served a request, none is under test (TESTING), no
     server's module is loaded, and werkzeug's server has not been started. A process may be about to serve, so it is

@@ -106,7 +106,7 @@ class _Answer(Response):
 
 
 class WaitingResponse(_Answer):
-    """Gives the server the stream or poll itself: one that knows how can hold it, others iterate over it.
+    """Gives the server the stream or poll itself. Our worker hands it off, and other servers iterate over it.
 
     A hook of the app may wrap the body or put another in its place. A stream that a hook has read is sent all the same:
     the content that the hook made of the empty body is dropped.

@@ -290,7 +290,7 @@ def _service(hint: str = ", or give --url to go over HTTP") -> Iterator[Service]
 
 
 class _Ending:
-    """Makes Ctrl-C and SIGTERM a KeyboardInterrupt; one that comes while `held` is raised after that.
+    """Makes Ctrl-C and SIGTERM a KeyboardInterrupt. A signal that comes while `held` is raised after that.
 
     A signal that is ignored stays so: a shell has what runs in its background ignore Ctrl-C (POSIX, XCU 2.11).
     """

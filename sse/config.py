@@ -245,7 +245,7 @@ def _redis_url_fault(url: str) -> str | None:
 
 
 def _redis_options_fault(scheme: str, query: str, number: str) -> str | None:
-    """What is wrong with the options of a URL whose path has this number of a database."""
+    """Return the fault in the options of a URL whose path has this number of a database; None if there is none."""
     options = parse_qsl(query, keep_blank_values=True)
     forms = _REDIS_OPTIONS[scheme]
     for name, value in options:

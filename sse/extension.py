@@ -34,7 +34,7 @@ class SSE:
     """Server push for a Flask app: routes under SSE_PREFIX, and `publish`.
 
     Settings come from the environment and from `app.config`, which wins. They are read once, here or by `init_app`; the
-    log tells of those that are put into `app.config` later. Nothing is connected before the first use.
+    log tells of settings that are put into `app.config` later. Nothing is connected before the first use.
     """
 
     def __init__(self, app: Flask | None = None) -> None:
@@ -135,7 +135,7 @@ class SSE:
         """End the streams and waiting polls of a subject, on a channel, or of a token (its `jti`), on every worker.
 
         What was issued to the subject, or for the channel, until now is refused from then on; a token for good.
-        Who reads the channel by the app's rule is asked anew. The log warns if that ends nobody's reading: on a channel
+        Readers by the app's rule are asked about anew. The log warns if that ends nobody's reading: on a channel
         that SSE_PUBLIC matches, and for a subject or token where no tokens are configured. Any thread may call this.
 
         :raises ValueError: unless exactly one is given, a string; for a whole token in place of its `jti`.
@@ -163,7 +163,7 @@ class SSE:
 
 
 class Event(StoredEvent):
-    """What is published: `data`, as the text that a stream shows, and `type`.
+    """An event to publish: `data`, as the text that a stream shows, and `type`.
 
     A string is kept as its text, with CRLF and CR made LF; bytes become a `data:` URL; any other value becomes compact
     JSON, as `SSE.publish` writes it for the current app; outside of an app, by Flask's default rules.

@@ -79,7 +79,7 @@ class Home:
 
     @property
     def is_elsewhere(self) -> bool:
-        """Whether this thread is another one, and gevent is at work."""
+        """True in any other thread, if gevent is at work."""
         return self._loop is not None and not self._mine._is_owned()  # type: ignore[attr-defined]
 
     def check(self) -> None:

@@ -263,7 +263,7 @@ class Hub:
     def close(self) -> None:
         """End all who wait here, and the feed and its thread; return when that has ended, or after 5 s.
 
-        A stream says `sse.close` with the reason `drain`, and a waiting poll answers. Whoever still comes is refused.
+        A stream says `sse.close` with the reason `drain`, and a waiting poll answers. A newcomer is refused.
         """
         self._closed.set()
         with self.lock:

@@ -80,7 +80,7 @@ class Poll:
 
     @property
     def is_behind(self) -> bool:
-        """Whether something has come, or can no longer be continued, or it is to end."""
+        """True if something has come, if a position cannot be continued, or if the poll is to end."""
         return self.subscriber.draining or any(self.subscriber.at_hand(name) != [] for name in self.subscriber.places)
 
     def open(self) -> bytes | None:

@@ -21,7 +21,7 @@ from sse.permit import Kind, Revocations
 from sse.stores import Publication, Store, connect
 from sse.token import Tokens
 
-_BEYOND: Final = 2.0  # seconds that a call from another thread may take beside what it waits for Redis
+_BEYOND: Final = 2.0  # seconds that a call from another thread may take beside its wait for Redis
 _CLOSING: Final = 30.0
 
 P = ParamSpec("P")

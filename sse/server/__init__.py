@@ -1,1 +1,1 @@
-"""What runs in a worker process of gunicorn's and knows gevent: nobody else imports it."""
+"""The code of gunicorn's worker processes. Only this, `sse.fanout` and the stub `sse.worker` import gevent."""

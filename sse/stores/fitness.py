@@ -1,4 +1,4 @@
-"""Whether a Redis can keep what this service promises."""
+"""A check of a Redis: can it keep the promises of this service?"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The settings of a ring that the processes on one namespace have: those that differ trim each other's rings."""
+"""SSE_RING and SSE_RING_TTL of all processes on one namespace. Processes that differ trim each other's rings."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _Time = tuple[int, int]  # an entry's id: milliseconds of Redis's clock, and a n
 
 
 class Peers:
-    """What a process with `mine`, its SSE_RING and SSE_RING_TTL, knows of others by their entries in the record."""
+    """A process's knowledge of others, by their entries in the record; `mine` is its own SSE_RING and SSE_RING_TTL."""
 
     def __init__(self, mine: tuple[int, int]) -> None:
         self._mine = mine
@@ -28,7 +28,7 @@ class Peers:
         self._anew: Counter[tuple[int, int]] = Counter()  # how many looks have found a new entry of a pair
         self._told: set[tuple[int, int]] = set()
         self.is_due = False
-        """Whether ours has to be put into the record: since the look before, nobody has."""
+        """True if our pair has to be put into the record, because nobody has done so since the look before."""
 
     def look(self, entries: Sequence[Any]) -> list[tuple[int, int]]:
         """Take in the record's entries, newest first; return the pairs of others that are to be told of, each once.

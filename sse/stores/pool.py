@@ -118,7 +118,7 @@ class Pool:
         self._generation += 1
 
     def close(self) -> None:
-        """Let go of all connections: of one that is in use when it is given back."""
+        """Let go of all connections. A connection in use is closed when it is given back."""
         with self._lock:
             self._closed = True
             free, self._free = self._free, []

@@ -92,7 +92,7 @@ class RedisStore(Store):
         self._publish_script = _Script("publish.lua")
         self._found_script = _Script("found.lua")
         self._clock_trouble = ""  # what the log told last of Redis's clock
-        self._told = ""  # what it told last of Redis itself
+        self._told = ""  # the last fault of Redis itself in the log
         self._peers = Peers((ring, ring_ttl))
         self._has_feed = False  # it serves readers
         self._look_at = math.inf  # when Redis is looked at again, by `time.monotonic`
@@ -254,7 +254,7 @@ class RedisStore(Store):
     def _compare(self, deadline: float) -> None:
         """Have the log tell of others on this namespace that keep other rings. That never fails, nor refuses anything.
 
-        Who publishes trims the ring to its own SSE_RING. Who has readers puts its settings on record for others.
+        Each publisher trims a ring to its own SSE_RING. A process with readers puts its settings on record for others.
         """
         key = self._key(_SETTINGS)
         with contextlib.suppress(RedisError, OSError):
