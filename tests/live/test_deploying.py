@@ -145,3 +145,82 @@ def test_a_reload_of_an_app_of_one_s_own_is_refused_where_its_code_does_not_impo
     line = f"{sys.executable} {arguments.replace('/opt/throughline', str(ROOT)).replace('$MAINPID', '$$')}"
     result = shell(line, tmp_path, PYTHONPATH=str(ROOT))
     assert result.returncode == (1 if fault else 0), result.stderr
+
+
+def script(section: str) -> str:
+    """Return the command `throughline` as the section makes it."""
+    [text] = re.findall(r"cat >/usr/local/sbin/throughline <<'EOF'\n(.*?)EOF\n", part(section), re.DOTALL)
+    return str(text)
+
+
+def part(title: str) -> str:
+    return GUIDE.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+
+
+def blocks(title: str) -> list[str]:
+    return re.findall(r"^```\n(.*?)^```", part(title), re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("section", ["The command `throughline`", "Your own app"])
+def test_the_command_passes_on_arguments_and_input_and_keeps_its_arguments_out_of_the_journal(
+    tmp_path: Path, section: str
+) -> None:
+    command, fake = tmp_path / "throughline", tmp_path / "systemd-run"
+    command.write_text(script(section))
+    fake.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\ncat\nexit 7\n')
+    command.chmod(0o755)
+    fake.chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    result = shell(f"echo a line | {command} publish 'news/a b' --lines", PATH=path)
+    assert result.returncode == 7
+    arguments = result.stdout.splitlines()
+    assert arguments[-5:] == ["sse", "publish", "news/a b", "--lines", "a line"]
+    assert {"--pipe", "--pty", "--wait", "--collect", "--description=flask sse"} <= set(arguments)
+    service = unit()
+    where = "/opt/shop" if section == "Your own app" else service["WorkingDirectory"]
+    for value in (f"User={service['User']}", f"EnvironmentFile={service['EnvironmentFile']}"):
+        assert value in arguments
+    assert f"WorkingDirectory={where}" in arguments
+    assert f"{where}/.venv/bin/flask" in arguments
+
+
+def test_the_way_back_is_the_block_of_the_upgrade_with_another_version() -> None:
+    upgrade = [block for block in blocks("Upgrade") if "checkout" in block]
+    back = [block for block in blocks("Roll back") if "checkout" in block]
+    assert len(back) == 2
+    assert [block.partition("\n")[2].replace("$OLD", "$NEW") for block in back] == upgrade
+    assert "tee /root/throughline.old" in blocks("Upgrade")[0]
+    assert all(block.startswith("OLD=$(cat /root/throughline.old)") for block in back)
+
+
+def test_an_upgrade_brings_the_package_that_runs_and_tries_it_before_the_restart() -> None:
+    checkout, own = (block for block in blocks("Upgrade") if "checkout" in block)
+    assert "/opt/throughline/.venv/bin/pip install --require-hashes -r /opt/throughline/requirements.txt" in checkout
+    assert "/opt/shop/.venv/bin/pip install '/opt/throughline[server]'" in own
+    assert own.index("rm -rf /opt/throughline/build") < own.index("pip install")
+    for block in (checkout, own):
+        assert block.endswith("  throughline config >/dev/null && systemctl restart throughline\n")
+        steps = block[block.index("git ") :]
+        assert all(line.endswith("&&") for line in steps.splitlines()[:-1])  # a step that fails stops the others
+
+
+def test_only_the_lines_that_say_where_depend_on_where_one_stands() -> None:
+    for block in re.findall(r"^```\n(.*?)^```", GUIDE, re.DOTALL | re.MULTILINE):
+        for path in re.findall(r"(?<![\w./*$-])(?:\.venv|deploy|tools|nginx|docs)/\S*", block):
+            raise AssertionError(f"{path} in {block}")
+        for source in re.findall(r"\bcp (?:-a )?(\S+)", block):
+            assert source.startswith("/") or source == "example.py"
+
+
+def test_a_refused_reload_puts_the_former_file_back(tmp_path: Path) -> None:
+    [block] = [block for block in blocks("Your own app") if "systemctl reload" in block]
+    assert block.endswith("; false; }\n")
+    shop, root, here = (tmp_path / name for name in ("shop", "root", "here"))
+    for directory in (shop, root, here):
+        directory.mkdir()
+    commands = block.replace("/opt/shop", str(shop)).replace("/root", str(root))
+    for code, stays in ((0, "new"), (1, "old")):
+        (shop / "example.py").write_text("old")
+        (here / "example.py").write_text("new")
+        shell(f"systemctl() {{ return {code}; }}\n{commands}", here)
+        assert (shop / "example.py").read_text() == stays
