@@ -12,7 +12,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --generate-hashes --universal --python-
 # What the tests with browsers run.
 PARTS := g++ redis-server nginx lighttpd caddy haproxy openssl chromium firefox-esr MiniBrowser Xvfb
 
-.PHONY: help run test check check-here check-live check-browser chaos browsers bench bench-more audit wheel format lock clean
+.PHONY: help run test check check-here check-browser chaos browsers bench bench-more audit wheel format lock clean
 help:
 	@echo 'make run      set up and serve http://127.0.0.1:$(PORT)/ (REDIS=1: with Redis, on all cores)'
 	@echo 'make test     every check: lint, types, tests with real parts, coverage, the wheel'
@@ -35,14 +35,15 @@ check:
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	@$(MAKE) --no-print-directory --jobs=3 --output-sync=target check-here check-live check-browser
+	@$(MAKE) --no-print-directory --jobs=4 --output-sync=target check-here check-browser \
+	  check-live-a-to-l check-live-m-to-z
 	$(BIN)/coverage report
 
 # Side by side: the first computes, the others mostly wait.
 check-here:
 	$(BIN)/coverage run -m pytest --ignore=tests/live --ignore=tests/browser
-check-live:
-	$(BIN)/python -m pytest tests/live
+check-live-%:
+	$(BIN)/python -m pytest tests/live/test_[$(subst -to-,-,$*)]*.py
 check-browser:
 	$(BIN)/python -m pytest tests/browser
 
