@@ -132,7 +132,7 @@ def test_the_second_service_is_told_at_its_check_and_the_first_within_its_next_l
     second.serve()
     (message,) = second.told
     assert f"but 1000 and {TTL} elsewhere on namespace sse" in message
-    assert "give each service a SSE_NAMESPACE of its own" in message
+    assert "give each service an SSE_NAMESPACE of its own" in message
     for _ in range(5):
         first.serve()
         second.serve()
