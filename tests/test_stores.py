@@ -993,6 +993,7 @@ def test_a_connection_that_is_stuck_holds_up_nobody_else(tmp_path: Path, make_st
         try:
             many = [f"{number:0128}" for number in range(150_000)]  # more than all buffers take
             stuck = pool.submit(feed.subscribe, many)
+            wait_until(lambda: vars(feed)["_is_sending"], 10)  # else `wake` might be the one to send all that
             time.sleep(0.2)
             feed.wake()
             assert not stuck.done()
