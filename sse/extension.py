@@ -135,8 +135,9 @@ class SSE:
         """End the streams and waiting polls of a subject, on a channel, or of a token (its `jti`), on every worker.
 
         What was issued to the subject, or for the channel, until now is refused from then on; a token for good.
-        Readers by the app's rule are asked about anew. The log warns if that ends nobody's reading: on a channel
-        that SSE_PUBLIC matches, and for a subject or token where no tokens are configured. Any thread may call this.
+        For readers whom the app's rule let in, the rule is asked anew. The log warns if that ends nobody's reading: on
+        a channel that SSE_PUBLIC matches, and for a subject or token where no tokens are configured. Any thread may
+        call this.
 
         :raises ValueError: unless exactly one is given, a string; for a whole token in place of its `jti`.
         :raises InvalidEvent: if the channel is not one; a pattern is not.
@@ -194,7 +195,7 @@ def _tell_late(read: Config, environ: Mapping[str, object], config: Mapping[str,
 
 
 def _check_process(service: Service) -> None:
-    """Refuse to write where others cannot see it in a request; outside of one, have the log tell if nobody can.
+    """Refuse a request to write where other processes cannot see it, and have the log tell if nobody can see it.
 
     :raises Unavailable: if several processes serve the app over the memory store.
     """

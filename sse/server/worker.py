@@ -309,7 +309,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
 
     @property
     def _services(self) -> list[Service]:
-        """What the app, or the apps, of this process have of ours. Nothing is imported for an app without SSE."""
+        """Return the services of all apps in this process. Nothing is imported for an app without SSE."""
         module = sys.modules.get("sse.service")
         return module.living() if module else []
 
