@@ -14,6 +14,7 @@ from typing import Any
 
 import gevent
 from flask import Flask, request
+from flask.testing import FlaskClient
 from gevent.monkey import get_original
 
 from sse import SSE
@@ -24,6 +25,9 @@ really_sleep = get_original("time", "sleep")
 application = Flask(__name__)
 sse = SSE(application)
 application.add_url_rule("/healthz", "healthz", lambda: "ok")
+# Flask would import it in the first thread that asks for a client. Under gevent, an import takes a lock that a real
+# thread can wait for in vain.
+application.test_client_class = FlaskClient
 
 
 def publish(number: int, given: Mapping[str, str]) -> list[str]:
