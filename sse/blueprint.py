@@ -261,14 +261,14 @@ class _Routes:
         _read_body()  # of which nothing is needed, but a request that breaks off is not acted on
         return _json({"ticket": text, "expires": TICKET_LIFE}, 201)
 
-    def script(self) -> Response:
-        return _script("public, max-age=300")
+    def script(self, suffix: str) -> Response:
+        return _script(suffix, "public, max-age=300")
 
-    def script_of(self, version: str) -> Response:
+    def script_of(self, version: str, suffix: str) -> Response:
         if version != __version__:
-            address = f"{self._config.prefix}/sse.{__version__}.js"
+            address = f"{self._config.prefix}/sse.{__version__}.{suffix}"
             raise NotFound(f"the script has no version {version[:60]!a} here", f"its address is {address}")
-        return _script("public, max-age=31536000, immutable")
+        return _script(suffix, "public, max-age=31536000, immutable")
 
     def nothing_here(self, **_: str) -> Response:
         raise NotFound("there is nothing here", f"see {self._config.prefix}/stream and {self._config.prefix}/poll")
@@ -385,8 +385,8 @@ def _add_rules(app: App, routes: _Routes, prefix: str) -> None:
     for path, view, methods in (
         ("/stream", routes.stream, ("GET", "HEAD", "OPTIONS")),
         ("/poll", routes.poll, ("GET", "HEAD", "OPTIONS")),
-        ("/sse.js", routes.script, ("GET", "HEAD", "OPTIONS")),
-        ("/sse.<version>.js", routes.script_of, ("GET", "HEAD", "OPTIONS")),
+        ("/sse.<any(js, mjs):suffix>", routes.script, ("GET", "HEAD", "OPTIONS")),
+        ("/sse.<version>.<any(js, mjs):suffix>", routes.script_of, ("GET", "HEAD", "OPTIONS")),
         ("/ticket", routes.ticket, ("POST", "OPTIONS")),
         ("/publish", routes.publish, ("POST", "OPTIONS")),
         ("/publish/<sse_rest:channel>", routes.publish_raw, ("POST", "OPTIONS")),
@@ -601,10 +601,11 @@ def _json(value: object, status: int = 200) -> Response:
     return _Answer(encode_json(value), status, content_type="application/json")
 
 
-def _script(cache_control: str) -> Response:
+def _script(suffix: str, cache_control: str) -> Response:
     """The embed script, a constant that carries nothing of anyone's: any page may load it, and check its hash."""
     zipped = request.accept_encodings["gzip"] > 0
-    body, etag = script.load().gzipped if zipped else script.load().plain
+    loaded = script.load(suffix == "mjs")
+    body, etag = loaded.gzipped if zipped else loaded.plain
     headers = {
         "Content-Type": "text/javascript; charset=utf-8",
         "Cache-Control": cache_control,

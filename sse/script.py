@@ -1,4 +1,4 @@
-"""The embed script as it is served: static/sse.js without its comments and indentation."""
+"""The embed script as it is served: static/sse.js without its comments and indentation, as a script or a module."""
 
 from __future__ import annotations
 
@@ -30,17 +30,22 @@ class Variant(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """The embed script, plain and gzipped; `integrity` is the hash that a page can hold it to (W3C SRI)."""
+    """The embed script or module, plain and gzipped; `integrity` is the hash that a page can hold it to (W3C SRI)."""
 
     plain: Variant
     gzipped: Variant
     integrity: str
 
 
+# The file is one expression, so these words before it make a module with a default export (ECMA-262, 16.2.3).
+_MODULE = "export default "
+
+
 @cache
-def load() -> Script:
-    """The script of this version, read once."""
-    body = f"/* Throughline {__version__}, MIT licence */\n{strip(_source())}".encode()
+def load(module: bool = False) -> Script:
+    """Return the script of this version, which is read once, or the same as a module."""
+    begin = _MODULE if module else ""
+    body = f"/* Throughline {__version__}, MIT licence */\n{begin}{strip(_source())}".encode()
     return Script(
         _variant(body),
         _variant(gzip.compress(body, 9, mtime=0)),

@@ -37,13 +37,13 @@
  * the page holds. What arrives are *steps*: {channel, from, to, items} says all there is between two positions of a
  * channel. A feed takes a step only if it stands at its `from`: so nothing is lost or doubled, whoever brings it.
  */
-(function (root) {
+(function (root, global) { // they are the same in a classic script, and not in a module or outside of browsers
   "use strict";
 
   var VERSION = "0.1.0";
-  if (root.SSE && root.SSE.version) {
+  if (global === root && root.SSE && root.SSE.version) {
     root.SSE.start();
-    return;
+    return root.SSE;
   }
 
   var PATIENCE = 3000; // ms for a stream's first message
@@ -117,7 +117,9 @@
   }
 
   function absolute(url) {
-    var link = document.createElement("a");
+    var link;
+    if (!document) throw new Error("SSE: there is no page here: make feeds in a browser");
+    link = document.createElement("a");
     link.href = url;
     link.href = link.href; // Internet Explorer fills in protocol and host only now
     return link;
@@ -1359,6 +1361,9 @@
   SSE.start = start; // tags that were added later
   SSE.EventSource = Source;
   SSE.Parser = Parser;
-  root.SSE = SSE;
-  start();
-})(window);
+  if (global === root) {
+    root.SSE = SSE;
+    start();
+  }
+  return SSE;
+})(typeof window === "undefined" ? {} : window, this);

@@ -828,3 +828,21 @@ def test_a_bad_parameter_and_a_wrong_address_are_told_in_words(page: Page, servi
     page.wait("bad.state === 'closed'")
     assert page.value("bad.reason").startswith("400 replay is 'soon'")
     page.wait("astray.reason.indexOf('404 ') === 0 && /^(waiting|closed)$/.test(astray.state)")  # before it tries again
+
+
+# As a module
+
+
+def test_a_module_sets_no_global_and_starts_no_tag(page: Page, pages: Pages, service: Gunicorn, channel: str) -> None:
+    publish(service, channel, "before")
+    page.show(
+        f"<script type=module>import SSE from '{service.url}/sse/sse.mjs';"
+        f"document.feed = SSE('{service.url}/sse', {{channels: ['{channel}'], replay: 1}})"
+        ".on('message', (event) => { document.heard = event.data; });</script>"
+        f"<i data-channels='{channel}'></i><script type=none data-channels='{channel}'></script>"
+    )
+    page.wait("document.heard === 'before'")
+    added = set(page.value("Object.getOwnPropertyNames(window)")) - set(page.value("seen.globals"))
+    assert added - {"ret_nodes"} == set()
+    assert page.value("document.querySelectorAll('script[data-channels]')[0].sse === undefined")
+    page.wait("document.feed.state === 'live'")
