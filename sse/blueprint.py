@@ -59,6 +59,7 @@ _DISCARD_SECONDS: Final = 2.0
 _MAX_DROPPED: Final = 16_384
 _MAX_ID: Final = 4096
 _MAX_POLL: Final = 60
+_ANSWER_BYTES: Final = (1024, 1 << 20)  # that a poll may set as its bound
 _MIN_HEARTBEAT: Final = 3
 _MAX_WRONG_ANSWERS: Final = 100
 _TEXT_TYPES: Final = ("application/json", "application/x-www-form-urlencoded")
@@ -209,8 +210,9 @@ class _Routes:
 
     def poll(self) -> Response:
         _drop_body()
-        query = _query("last_event_id", "lastEventId", "replay", "timeout", "token")
+        query = _query("last_event_id", "lastEventId", "replay", "timeout", "max_bytes", "token")
         timeout = _integer(query, "timeout", self._config.poll_timeout, 0, _MAX_POLL)
+        max_bytes = _integer(query, "max_bytes", 0, *_ANSWER_BYTES) or None
         starts, _, permit = self._starts(query)
         if request.method == "HEAD":
             return Response(iter(()), content_type="application/json")
@@ -218,6 +220,7 @@ class _Routes:
             self._service.hub,
             starts,
             timeout=timeout,
+            max_bytes=max_bytes,
             retry=self._config.retry,
             permit=permit,
             charge=self._charge(permit),

@@ -19,7 +19,7 @@ from sse.event import UNBORN, Entry, Position, Reason
 from sse.log import warn
 from sse.ring import Ring
 from sse.stores import PAGE, PAGE_BYTES, READ_AT_ONCE, Feed, Notice, Page, Store
-from sse.subscriber import Channel, Delivery, Form, Reset, Start, Subscriber, encoded, in_blocks, reset_at
+from sse.subscriber import Channel, Delivery, Form, Reset, Start, Subscriber, encoded, in_blocks, reset_at, reset_size
 
 ATTACH_TIMEOUT: Final = 5.0
 """Seconds that a new subscriber waits for a store that is away."""
@@ -238,15 +238,17 @@ class Hub:
         for (name, _), place in zip(replays, map(_good, self._store.before(replays)), strict=True):
             places[name] = place or UNBORN
         behind = [name for name, place in places.items() if place != tops[name] and not starts[name].fault]
-        events = size = 0
+        events, size = 0, sum(reset_size(name) for name, start in starts.items() if start.fault)
         while behind:
             pages = self.read([(name, places[name]) for name in behind], PAGE, min(max_bytes - size, PAGE_BYTES))
             for name, page in zip(behind, pages, strict=True):
                 if page.reason and (tops[name] or starts[name].position):
-                    if any(item.channel == name for item in taken):
+                    reset = reset_at(name, page.reason, places[name], tops[name] or UNBORN)
+                    size += reset_size(name)
+                    if any(item.channel == name for item in taken) or (events and size > max_bytes):
                         return Look(taken, places, more=True)  # first what came before: the next look meets it again
-                    place, places[name] = places[name], tops[name] or UNBORN
-                    taken.append(reset_at(name, page.reason, place, places[name]))
+                    places[name] = reset.position
+                    taken.append(reset)
                 for entry in page.entries:
                     delivery = form(name, entry)
                     size += len(delivery.entry.body)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Final
 
 from sse.errors import Busy, StoreUnavailable
-from sse.event import Entry, Event, Position, format_last_event_id
+from sse.event import Entry, Event, Position, format_last_event_id, id_size
 from sse.hub import ATTACH_TIMEOUT, Charge, Hub
 from sse.permit import Permit
 from sse.subscriber import Delivery, Lagging, Reset, Start, Subscriber
@@ -15,6 +16,7 @@ from sse.wire import encode_json
 
 _MAX_EVENTS: Final = 1000
 _MAX_BYTES: Final = 1 << 20
+_MAX_REST: Final = 80  # bytes of an answer beside its events, its resets and its last event id
 _WRITTEN: Final = Event("")  # in place of one whose JSON is there: only one of both is kept
 
 
@@ -26,6 +28,8 @@ class Poll:
 
     :param timeout: seconds to wait at the most; with 0 no ring is founded, and a channel that has none stands at `0-0`.
     :param retry: milliseconds that the client is to wait after a failure.
+    :param max_bytes: of the answer; one event is given whatever its size, and so are the resets. None if the client has
+        set no bound.
     :param permit: what it stands on, where not all of its channels are public. When that ends, so does the wait, and
         nothing is told.
     :param charge: counts the channels that it brings into being, see `Hub.attach`.
@@ -33,7 +37,7 @@ class Poll:
     """
 
     __slots__ = (
-        *("_began", "_charge", "_clock", "_gone", "_opened", "_retry", "_starts", "_timeout"),
+        *("_began", "_charge", "_clock", "_gone", "_max_bytes", "_opened", "_retry", "_starts", "_timeout"),
         *("closing", "deadline", "hub", "permit", "subscriber"),
     )
     GATHER: Final = 0.01
@@ -49,6 +53,7 @@ class Poll:
         *,
         timeout: float,
         retry: int,
+        max_bytes: int | None = None,
         permit: Permit | None = None,
         charge: Charge | None = None,
         gone: Callable[[], bool] | None = None,
@@ -61,6 +66,7 @@ class Poll:
         self._starts = starts
         self._timeout = timeout
         self._retry = retry
+        self._max_bytes = max_bytes
         self._clock = clock
         self._charge = charge
         self._gone = gone
@@ -71,7 +77,7 @@ class Poll:
     @property
     def alike(self) -> Hashable:
         """Equal for polls that wait for the same."""
-        return self.hub, self._retry, tuple(self.subscriber.places.items())
+        return self.hub, self._retry, self._max_bytes, tuple(self.subscriber.places.items())
 
     @property
     def nothing(self) -> bytes:
@@ -89,14 +95,18 @@ class Poll:
         :raises Unavailable: if there is no room for another subscriber, or the store is away.
         """
         if self._timeout == 0:
-            look = self.hub.look(self._starts, _MAX_EVENTS, _MAX_BYTES, _in_json)
-            return _encode(look.taken, look.places, self._retry, more=look.more)
-        places = {name: start.position for name, start in self._starts.items() if not start.fault}
-        if len(places) == len(self._starts) and (answer := self._known(places)):
+            starts = self._starts if self._max_bytes is None else _turned(self._starts)
+            look = self.hub.look(starts, _MAX_EVENTS, self._room, _in_json)
+            places = {name: look.places[name] for name in self._starts}
+            return _encode(look.taken, places, self._retry, more=look.more)
+        begins = {name: start.position for name, start in self._starts.items() if not start.fault}
+        if len(begins) == len(self._starts) and (answer := self._known(begins)):
             return answer
         self.subscriber = self.hub.attach(self._starts, max(self._timeout, ATTACH_TIMEOUT), self._charge)
         self._opened = True
         self._began = {**self.subscriber.places}
+        if self._max_bytes is not None:
+            self.subscriber.turn(random.randrange(len(self._began)))
         try:
             answer = self.answer()
             if answer is None and not all(start.position for start in self._starts.values()):
@@ -119,7 +129,7 @@ class Poll:
             return answer
         stands = self._stands(subscriber.places)
         try:
-            taken = subscriber.take(_MAX_EVENTS, _MAX_BYTES, _in_json)
+            taken = subscriber.take(_MAX_EVENTS, self._room, _in_json)
         except Lagging as error:
             raise Busy(
                 f"the ring of channel {error.message} has passed this poll", "ask again with the same last event id"
@@ -178,9 +188,16 @@ class Poll:
         for done in closing:
             done()
 
+    @property
+    def _room(self) -> int:
+        """The bytes that events and resets may take."""
+        if self._max_bytes is None:
+            return _MAX_BYTES
+        return max(self._max_bytes - _MAX_REST - id_size(self._starts), 1)
+
     def _stands(self, places: Mapping[str, Position | None]) -> Hashable:
         # A position commits to all before it, so what lies between two is always the same.
-        return self._retry, frozenset(places.items()), self.hub.tops(places)
+        return self._retry, self._max_bytes, frozenset(places.items()), self.hub.tops(places)
 
     def _known(self, places: Mapping[str, Position | None]) -> bytes | None:
         """The answer, if it is the one that was given last: very many come back from the same place at once."""
@@ -195,11 +212,18 @@ class Poll:
             yield self.nothing
 
 
+def _turned(starts: Mapping[str, Start]) -> dict[str, Start]:
+    """Return the same, beginning with any channel: a small answer is not to leave out the same ones each time."""
+    items = list(starts.items())
+    first = random.randrange(len(items))
+    return dict(items[first:] + items[:first])
+
+
 def _in_json(channel: str, entry: Entry) -> Delivery:
-    """The delivery for a poll: the body is the event as it stands in the answer."""
+    """The delivery for a poll: the body is the event as it stands in the answer, with the comma before it."""
     event = entry.event
     told = {"channel": channel, "id": f"{channel}={entry.position}", "type": event.type, "data": event.data}
-    return Delivery(channel, Entry(entry.position, _WRITTEN, encode_json(told).encode()))
+    return Delivery(channel, Entry(entry.position, _WRITTEN, b"," + encode_json(told).encode()))
 
 
 def _encode(taken: Sequence[Delivery | Reset], places: Mapping[str, Position], retry: int, *, more: bool) -> bytes:
@@ -221,6 +245,5 @@ def _encode(taken: Sequence[Delivery | Reset], places: Mapping[str, Position], r
     }
     head = {"last_event_id": format_last_event_id(places)}
     # Put together by hand, because the events are large, and JSON already.
-    commas = [b","] * max(len(events) - 1, 0) + [b""] * bool(events)
-    listed = [part for pair in zip(events, commas, strict=True) for part in pair]
-    return b"".join([encode_json(head)[:-1].encode(), b',"events":[', *listed, b"],", encode_json(rest)[1:].encode()])
+    events[:1] = [body[1:] for body in events[:1]]
+    return b"".join([encode_json(head)[:-1].encode(), b',"events":[', *events, b"],", encode_json(rest)[1:].encode()])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from sse.errors import SSEError, StoreUnavailable
 from sse.event import Entry, LastEventId, Position, Reason
@@ -68,6 +68,8 @@ class Delivery(NamedTuple):
     channel: str
     entry: Entry
 
+
+_LARGEST_RESET: Final = 192  # bytes, see reset_size
 
 Form = Callable[[str, Entry], Delivery]
 """Makes the delivery of a channel's entry, whose `body` is what the subscriber's client is sent."""
@@ -165,23 +167,24 @@ class Subscriber:
     def take(self, max_events: int, max_bytes: int, form: Form | None = None) -> list[Delivery | Reset]:
         """Return what has come since, resets first and then each channel's events in order.
 
-        There are up to `max_bytes` of bodies, but at least one event if any. The caller answers for what it has taken:
-        the places move on. `form` makes each delivery; without it, a body is the event's block of a stream.
+        There are up to `max_bytes` of bodies and resets, but at least one event if any, and all the resets that are
+        known before. The caller answers for what it has taken: the places move on. `form` makes each delivery; without
+        it, a body is the event's block of a stream.
 
         :raises Lagging: if a channel's ring has passed the subscriber's place.
         :raises StoreUnavailable: if older entries are needed and cannot be read.
         """
         self.rest()
         taken: list[Delivery | Reset] = list(self.resets)
-        self.resets = ()
         form = form or in_blocks
-        events = size = 0
+        events, size = 0, sum(reset_size(reset.channel) for reset in self.resets)
+        self.resets = ()
         order = self.order()
         self.turn()
         try:
             for name in order:
-                # For a last small part, the store is not asked.
-                while entries := self._next(name, taken, max_bytes - size if size * 4 <= max_bytes * 3 else 0):
+                before = len(taken)
+                while entries := self._next(name, taken, _to_read(max_bytes, size, taken)):
                     for entry in entries:
                         delivery = form(name, entry)  # of a whole page, only what is taken
                         size += len(delivery.entry.body)
@@ -191,6 +194,8 @@ class Subscriber:
                         events += 1
                         taken.append(delivery)
                         self.places[name] = entry.position
+                if len(taken) > before and isinstance(taken[-1], Reset):
+                    size += reset_size(name)
         except (Lagging, StoreUnavailable):
             # What was taken before must still be told; the fault will be met again.
             if not taken:
@@ -204,9 +209,9 @@ class Subscriber:
         start = (self._turn + 1) % len(names)
         return names[start:] + names[:start]
 
-    def turn(self) -> None:
-        """The next channel has its turn."""
-        self._turn = (self._turn + 1) % len(self.places)
+    def turn(self, channels: int = 1) -> None:
+        """Another channel has its turn: the next, or the one that comes so many after this."""
+        self._turn = (self._turn + channels) % len(self.places)
 
     def at_hand(self, name: str) -> Sequence[Entry] | None:
         """What has come since in a channel, not taken yet, a page at the most; None if the hub's ring has passed it."""
@@ -274,6 +279,17 @@ def reset_at(channel: str, reason: Reason, place: Position, top: Position) -> Re
     # Counted up to where the subscriber goes on: the store may be ahead of that by now, and what is there still comes.
     missed = max(top.offset - place.offset, 0) if reason == "trimmed" else None
     return Reset(channel, reason, missed, top)
+
+
+def reset_size(channel: str) -> int:
+    """An upper bound of the bytes of a channel's reset in a poll's answer."""
+    return 64 + len(channel)
+
+
+def _to_read(max_bytes: int, size: int, taken: Sequence[object]) -> int:
+    """The bytes for which the store is asked: none for a last small part, nor where a reset would be too much."""
+    left = max_bytes - size
+    return left if left * 4 >= max_bytes and (left >= _LARGEST_RESET or not taken) else 0
 
 
 def encoded(entry: Entry) -> Entry:

@@ -17,11 +17,16 @@ from sse.stream import Stream
 from sse.subscriber import Start
 
 
-def poll(hub: Hub, starts: Mapping[str, Start], *, timeout: float, retry: int) -> dict[str, Any]:
+def poll(hub: Hub, starts: Mapping[str, Start], **options: Any) -> dict[str, Any]:
     """A poll's answer."""
-    body = Poll(hub, starts, timeout=timeout, retry=retry)
-    answer: dict[str, Any] = json.loads(body.open() or body.wait())
+    answer: dict[str, Any] = json.loads(poll_bytes(hub, starts, **options))
     return answer
+
+
+def poll_bytes(hub: Hub, starts: Mapping[str, Start], **options: Any) -> bytes:
+    """A poll's answer as it is sent."""
+    body = Poll(hub, starts, **options)
+    return body.open() or body.wait()
 
 
 def driven(stream: Stream, rng: random.Random | None = None) -> Generator[bytes]:

@@ -202,11 +202,13 @@ class Fuzzer:
             headers |= header
             query += parameters
         if "id" in spoiled and self.one_in(3):
-            name = self.pick(*"last_event_id lastEventId replay heartbeat timeout ids types token type".split())
+            name = self.pick(
+                *"last_event_id lastEventId replay heartbeat timeout max_bytes ids types token type".split()
+            )
             query.append(f"{name}={quote(self.mutated(self.pick('1', 'delta', 'data', '9' * 30)))}".encode())
             sound = False
         if like == "poll":
-            query.append(b"timeout=0")
+            query += [b"timeout=0", *self.pick([], [b"max_bytes=1024"])]
         elif like == "stream":
             query += self.pick([], [b"ids=delta"], [b"types=data"])
 

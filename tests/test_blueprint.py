@@ -345,10 +345,30 @@ def test_a_stream_s_own_parameters_are_checked(small: Flask, query: str) -> None
     assert small.test_client().get(f"/sse/poll?channel=a&timeout=0&{query}").status_code == 200
 
 
-@pytest.mark.parametrize("query", ["timeout=x", "timeout=", "timeout=1&timeout=1", "timeout=0.5"])
+@pytest.mark.parametrize(
+    "query",
+    [
+        *("timeout=x", "timeout=", "timeout=1&timeout=1", "timeout=0.5"),
+        *("max_bytes=x", "max_bytes=", "max_bytes=5000&max_bytes=5000", "max_bytes=4e3", "max_bytes=4k"),
+    ],
+)
 def test_a_poll_s_own_parameters_are_checked(small: Flask, query: str) -> None:
     assert code(small.test_client().get(f"/sse/poll?channel=a&{query}"))[0] == 400
     assert small.test_client().head(f"/sse/stream?channel=a&{query}").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("asked", "used"),
+    [("1024", 1024), ("1", 1024), ("0", 1024), ("-9", 1024), ("%2B3000", 3000), ("9" * 5000, 1 << 20)],
+)
+@pytest.mark.parametrize("timeout", [0, 5])
+def test_a_poll_s_bytes_are_clamped(make_app: MakeApp, asked: str, used: int, timeout: int) -> None:
+    app = make_app(SSE_RING=1000)
+    first, *_ = publish(app, "before", *["x"] * 100, *["y" * 1500] * 800)
+    query = f"channel=a&timeout={timeout}&last_event_id={first}"
+    answer = app.test_client().get(f"/sse/poll?{query}&max_bytes={asked}")
+    assert used * 0.75 < len(answer.data) <= used
+    assert answer.get_json()["more"]
 
 
 def test_unknown_parameters_are_passed_over(small: Flask) -> None:

@@ -136,7 +136,7 @@ class Judge:
             if body and environ["PATH_INFO"].startswith("/sse/publish"):
                 self.judge_published(given, json.loads(body)["ids"])
             elif body:
-                self.judge_told(environ["PATH_INFO"], asked(environ), body)
+                self.judge_told(environ["PATH_INFO"], environ["QUERY_STRING"], asked(environ), body)
         if given.sound:
             assert (status == WAYS[given.way or ""][2]) if credential.good else (status in (401, 403)), "the wrong one"
         for item in given.spoiled or {"nothing"}:
@@ -157,7 +157,7 @@ class Judge:
             told = f"{body!r} {headers}"
             assert not [piece for piece in pieces if len({*piece}) > 14 and piece in told], "a credential is told"
 
-    def judge_told(self, path: str, asked: list[str], body: bytes) -> None:
+    def judge_told(self, path: str, query: str, asked: list[str], body: bytes) -> None:
         """What a reader is told: of the channels asked for alone, in order, and as it was published."""
         assert asked and all(map(OURS.fullmatch, asked))
         told: list[tuple[str, str, str]] = []
@@ -169,7 +169,9 @@ class Judge:
             answer = json.loads(body)
             places = dict(entry.split("=") for entry in answer["last_event_id"].split("~"))
             assert list(places) == asked
-            assert not [channel for channel, position in places.items() if self.is_behind(channel, position)]
+            behind = [channel for channel, position in places.items() if self.is_behind(channel, position)]
+            assert answer["more"] or not behind
+            assert "max_bytes=1024" not in query or len(body) <= 1024 or len(answer["events"]) <= 1
             told = [(event["id"], event["type"], event["data"]) for event in answer["events"]]
             resets = answer["resets"]
         else:

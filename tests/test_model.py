@@ -262,13 +262,13 @@ class Machine(RuleBasedStateMachine):
         if key:
             self.keys[key] = (channel, data, type, position, self.clock() + 300)
 
-    @rule(channel=channels, count=st.integers(1, RING + 2), worker=number)
-    def publish_many(self, channel: str, count: int, worker: int) -> None:
-        """Enough at once to trim away a client's place."""
+    @rule(channel=channels, count=st.integers(1, RING + 2), worker=number, size=st.sampled_from([1, 1, 300, 2000]))
+    def publish_many(self, channel: str, count: int, worker: int, size: int) -> None:
+        """Enough at once to trim away a client's place, or to fill a small answer."""
         self.publish(channel, "first", "message", worker)
-        batch = [Publication(channel, Event(str(place))) for place in range(count)]
+        batch = [Publication(channel, Event(str(place) * size)) for place in range(count)]
         for place, position in enumerate(self.workers[worker % 2].publish(batch)):
-            self.note(channel, str(position), "message", str(place))
+            self.note(channel, str(position), "message", str(place) * size)
 
     @rule(channel=channels, data=data, type=types, worker=number)
     def publish_with_key(self, channel: str, data: Any, type: str, worker: int) -> None:
@@ -336,11 +336,15 @@ class Machine(RuleBasedStateMachine):
         timeout=st.integers(0, 1),
         replay=st.integers(0, RING),
         lost=st.booleans(),
+        max_bytes=st.sampled_from([0, 0, 1024, 2500]),
     )
-    def poll(self, who: int, worker: int, by_header: bool, timeout: int, replay: int, lost: bool) -> None:
+    def poll(
+        self, who: int, worker: int, by_header: bool, timeout: int, replay: int, lost: bool, max_bytes: int
+    ) -> None:
         visitor = self.visitor(who)
         visitor.disconnect()
-        request = visitor.request(by_header, {"replay": str(replay)} if replay else {})
+        extra = ({"replay": str(replay)} if replay else {}) | ({"max_bytes": str(max_bytes)} if max_bytes else {})
+        request = visitor.request(by_header, extra)
         visitor.poll(self.sites[worker % 2], request, timeout, lost)
 
     @rule(who=number, which=number, how=st.sampled_from(["soon", "", "0-0", "2-7", "77-7", None]))

@@ -19,7 +19,7 @@ from sse.poll import Poll
 from sse.stores import MemoryStore, Publication, Store, connect
 from sse.subscriber import Start, starting_points
 from sse.token import Grant
-from tests.drive import poll
+from tests.drive import poll, poll_bytes
 from tests.servers import wait_until
 
 RETRY = 1000
@@ -283,6 +283,117 @@ def test_a_reset_is_told_though_another_poll_at_the_same_place_was_answered_with
     assert answer["resets"] == [{"channel": "b", "reason": "invalid", "missed": None}]
     assert data(answer) == ["2"]
     assert {*answer["last_event_id"].split("~")} == {second, b}
+
+
+# Within max_bytes
+
+
+def ask_for(hub: Hub, place: str, channels: str, timeout: float, max_bytes: int) -> tuple[dict[str, Any], int]:
+    """The answer, and its bytes."""
+    starts = starting_points(channels, LastEventId.parse(place))
+    answer = poll_bytes(hub, starts, timeout=timeout, retry=RETRY, max_bytes=max_bytes)
+    return json.loads(answer), len(answer)
+
+
+@pytest.mark.parametrize("timeout", [0, 5])
+@pytest.mark.parametrize("max_bytes", [1024, 1500, 5000, 1 << 20])
+def test_an_answer_keeps_within_its_bytes_and_the_rest_comes_in_order(
+    hub: Hub, store: Store, timeout: float, max_bytes: int
+) -> None:
+    begun = {channel: publish(store, "before", channel=channel)[0] for channel in "abc"}
+    sizes = [(number * 37) % 800 for number in range(40)]
+    ids = {ch: publish(store, *[f'"é\n{ch}' + "ö" * size for size in sizes], channel=ch) for ch in "abc"}
+    place, got = "~".join(begun.values()), dict[str, list[str]](a=[], b=[], c=[])
+    while True:
+        answer, size = ask_for(hub, place, "abc", timeout, max_bytes)
+        assert size <= max_bytes or len(answer["events"]) == 1
+        assert answer["events"]
+        for event in answer["events"]:
+            got[event["channel"]].append(event["id"])
+        place = answer["last_event_id"]
+        assert set(place.split("~")) == {got[ch][-1] if got[ch] else begun[ch] for ch in "abc"}
+        assert answer["more"] == (got != ids)
+        if not answer["more"]:
+            break
+        if max_bytes < 1 << 20:
+            # No event of the next answer would have had room in this one: all have less than 2,000 bytes.
+            assert size > max_bytes - 2100 or len(answer["events"]) == 1
+    assert got == ids
+
+
+@pytest.mark.parametrize("timeout", [0, 5])
+def test_at_least_one_event_is_sent_whatever_its_size(hub: Hub, store: Store, timeout: float) -> None:
+    first, *_ = ids = publish(store, "before", "x" * 5000, "y" * 5000, "")
+    answer, size = ask_for(hub, first, "a", timeout, 1024)
+    assert [event["id"] for event in answer["events"]] == ids[1:2]
+    assert (answer["more"], size > 5000) == (True, True)
+    answer, _ = ask_for(hub, ids[2], "a", timeout, 1024)
+    assert ([event["id"] for event in answer["events"]], answer["more"]) == (ids[3:], False)
+
+
+@pytest.mark.parametrize("timeout", [0, 5])
+@pytest.mark.parametrize("lost", ["b=7-7~c=7-7~d=7-7", "b=oops~c=oops~d=oops", "b=7-7~c=oops~d=7-7"])
+def test_resets_count_among_the_bytes(hub: Hub, store: Store, timeout: float, lost: str) -> None:
+    first, *ids = publish(store, "before", *["x" * 20] * 30)
+    for channel in "bcd":
+        publish(store, *["y" * 20] * 30, channel=channel)
+    place = f"{first}~{lost}"
+    got, resets = [], []
+    while True:
+        answer, size = ask_for(hub, place, "abcd", timeout, 1024)
+        assert size <= 1024
+        resets += [reset["channel"] for reset in answer["resets"]]
+        got += [event["id"] for event in answer["events"]]
+        place = answer["last_event_id"]
+        if not answer["more"]:
+            break
+    assert (got, sorted(resets)) == (ids, ["b", "c", "d"])
+
+
+@pytest.mark.parametrize("timeout", [0, 5])
+def test_no_channel_is_left_out_of_all_small_answers(hub: Hub, store: Store, timeout: float) -> None:
+    place = "~".join(publish(store, "before", *["x" * 700] * 100, channel=channel)[0] for channel in "abc")
+    heard = set()
+    for _ in range(60):
+        answer, _ = ask_for(hub, place, "abc", timeout, 1024)
+        heard |= {event["channel"] for event in answer["events"]}
+        place = answer["last_event_id"]
+    assert heard == {"a", "b", "c"}
+
+
+def test_the_store_is_asked_for_no_more_than_a_small_answer_needs(hub: Hub, store: Store) -> None:
+    first, *_ = publish(store, "before", *["x" * 100] * 2000)
+    asked = list[int]()
+    read = store.read
+
+    def watched(places: Any, limit: int, max_bytes: int) -> Any:
+        asked.append(max_bytes)
+        return read(places, limit, max_bytes)
+
+    store.read = watched  # type: ignore[method-assign,assignment]
+    for channels in ("a", "abc"):
+        _, size = ask_for(hub, first, channels, 0, 2000)
+        assert asked
+        assert max(asked) <= 2000
+        assert size <= 2000
+        asked.clear()
+
+
+def test_polls_with_other_bounds_do_not_share_an_answer(hub: Hub, store: Store) -> None:
+    first, *ids = publish(store, "before", *["x" * 500] * 5)
+    sizes = []
+    for max_bytes in (5000, 1024, 5000, 2000):
+        answer, size = ask_for(hub, first, "a", 5, max_bytes)
+        sizes.append(len(answer["events"]))
+        assert size <= max_bytes
+    assert sizes == [5, 1, 5, 3]
+    assert len(ask(hub, first, timeout=5)["events"]) == 5
+    starts = starting_points("a", LastEventId.parse(ids[-1]))
+    one, other = [Poll(hub, starts, timeout=9, retry=RETRY, max_bytes=bound) for bound in (1024, 2000)]
+    assert (one.open(), other.open()) == (None, None)
+    assert one.alike != other.alike
+    one.close()
+    other.close()
 
 
 # Waiting together, and iterated
