@@ -65,8 +65,21 @@
 
   function noop() {}
 
-  function now() {
+  // The wall clock, for what other pages read. It may be set at any time, so a time to come is not believed.
+  function date() {
     return Date.now();
+  }
+
+  // The clock of every duration: it only goes forward. performance.now stands still in some browsers while the machine
+  // sleeps, so what the wall clock gains on it at once is added. Where the wall clock was only set, that looks like sleep.
+  var steady = root.performance && root.performance.now ? root.performance : Date;
+  var gap = date() - steady.now(), added = gap;
+
+  function now() {
+    var before = gap;
+    gap = date() - steady.now();
+    if (gap - before > 2000) added += gap - before;
+    return steady.now() + added;
   }
 
   // Without a prototype: "constructor" is a channel's name like any other.
@@ -175,18 +188,23 @@
     }
   }
 
+  function lasts(until) {
+    return until > date() && until <= date() + REMEMBERED;
+  }
+
   function Memory(host) {
-    var key = "sse:" + host, own = { at: now() - LEARNT };
+    var key = "sse:" + host, own = { at: date() - LEARNT };
 
     function get(name) {
       var stored = load(key);
-      if (stored.at > own.at) own = stored; // by another tab, or an earlier page
+      // By another tab, or an earlier page, and newer than our own, which may have been kept by a wrong clock.
+      if (stored.at <= date() && !(stored.at <= own.at && own.at <= date())) own = stored;
       return own[name];
     }
 
     function keep(name, value) {
       own[name] = value;
-      own.at = now();
+      own.at = date();
       save(key, own);
     }
 
@@ -194,11 +212,11 @@
       get: get,
       keep: keep,
       polls: function () {
-        return get("until") > now();
+        return lasts(get("until"));
       },
       poll: function (why) {
         keep("why", why);
-        keep("until", now() + REMEMBERED);
+        keep("until", date() + REMEMBERED);
       },
       stream: function () {
         if (get("until")) keep("until", 0);
@@ -208,18 +226,18 @@
 
   // Browsers that cannot share allow six connections a host to all tabs together: two may stream, the rest polls.
   function Crowd(host) {
-    var key = "sse:tabs:" + host, me = now().toString(36) + unique(), before = 0, countedAt = 0;
+    var key = "sse:tabs:" + host, me = date().toString(36) + unique(), before = 0, countedAt = 0;
 
     function count(leaving) {
       var tabs = load(key), kept = {};
       before = 0;
       countedAt = now();
       Object.keys(tabs).forEach(function (tab) {
-        if (tab === me || !(tabs[tab] > now() - 15000)) return;
+        if (tab === me || !(tabs[tab] > date() - 15000 && tabs[tab] <= date())) return;
         kept[tab] = tabs[tab];
         if (tab < me) before += 1;
       });
-      if (!leaving) kept[me] = now();
+      if (!leaving) kept[me] = date();
       save(key, kept);
     }
 
@@ -660,7 +678,7 @@
     /* Polls */
 
     function poll() {
-      var hold = memory.get("held") > now() ? memory.get("hold") : HOLD, began = now(), crowded = crowd && crowd.full();
+      var hold = lasts(memory.get("held")) ? memory.get("hold") : HOLD, began = now(), crowded = crowd && crowd.full();
       asking = ask(service, places, crowded ? 1 : hold, 0, function (fault, steps, answer) {
         asking = null;
         if (fault) {
@@ -686,7 +704,7 @@
       if (fault.age < SHORTEST * 1000 || (fault.status && fault.status !== 200 && fault.status < 500)) return;
       if (seconds >= hold) return;
       memory.keep("hold", Math.max(SHORTEST, seconds));
-      memory.keep("held", now() + REMEMBERED);
+      memory.keep("held", date() + REMEMBERED);
     }
 
     return {

@@ -8,7 +8,7 @@ const GLOBALS = new Set(
 );
 // Members of `root` that IE 10 has, and newer ones, each with the functions that ask for it or are behind that question.
 const OLD = new Set(
-  "SSE XMLHttpRequest addEventListener atob clearInterval clearTimeout console document localStorage navigator removeEventListener setInterval setTimeout".split(" "),
+  "SSE XMLHttpRequest addEventListener atob clearInterval clearTimeout console document localStorage navigator performance removeEventListener setInterval setTimeout".split(" "),
 );
 const NEW = {
   EventSource: ["open", "openEventSource"],
