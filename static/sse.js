@@ -291,22 +291,32 @@
 
   /* The transports. Each returns a function that ends it without a word */
 
-  // It must not reconnect by itself: it would, with an id that has only one channel.
+  // It must not reconnect by itself: it would, with an id that has only one channel. WebKit revives a closed one when
+  // its page comes back by "Back": so whatever comes of it after its end closes it again, and goes no further.
   function openEventSource(url, credentials, message, end) {
-    var source = new root.EventSource(url, { withCredentials: credentials });
-    OWN_TYPES.forEach(function (type) {
+    var source = new root.EventSource(url, { withCredentials: credentials }), over = false;
+
+    function listen(type, act) {
       source.addEventListener(type, function (event) {
-        message(type, event.data, event.lastEventId);
+        if (over) source.close();
+        else act(type, event.data, event.lastEventId);
       });
+    }
+
+    function stop() {
+      over = true;
+      source.close();
+    }
+
+    OWN_TYPES.forEach(function (type) {
+      listen(type, message);
     });
-    source.onerror = function () {
-      source.close();
+    listen("open", noop);
+    listen("error", function () {
+      stop();
       end();
-    };
-    return function () {
-      source.onerror = null;
-      source.close();
-    };
+    });
+    return stop;
   }
 
   function openXhr(url, credentials, message, end) {

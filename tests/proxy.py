@@ -1,4 +1,4 @@
-"""A TCP proxy that breaks what goes through it."""
+"""TCP proxies that break or slow down what goes through them."""
 
 from __future__ import annotations
 
@@ -21,10 +21,18 @@ class Connection:
     near: asyncio.StreamWriter
     far: asyncio.StreamWriter
     doomed: bool = False  # for those who look at what passes
+    answered: int = 0  # bytes that came down since the last request
 
 
 class Cutter:
-    """Forwards TCP connections on a port of its own to `upstream`, until told to cut or to refuse them."""
+    """Forwards TCP connections on a port of its own to `upstream`, until told to cut or to refuse them.
+
+    Its line to the clients takes `pace` bytes a second, of all connections together, and `room` bytes of each answer:
+    the connection of a longer one is reset there.
+    """
+
+    pace: float = float("inf")
+    room: float = float("inf")
 
     def __init__(self, upstream: int) -> None:
         self.port = servers.free_port()  # kept while nobody listens on it
@@ -34,6 +42,7 @@ class Cutter:
         self._server: asyncio.Server | None = None
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="cutter", daemon=True)
+        self._line = asyncio.Lock()
 
     def cut(self, reset: bool = False) -> int:
         """End every connection on both sides, by FIN or by RST; how many there were."""
@@ -77,10 +86,7 @@ class Cutter:
         connections = list(self._connections)
         for connection in connections:
             for side in (connection.near, connection.far):
-                sock = side.get_extra_info("socket")
-                if reset and sock.fileno() >= 0:
-                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                side.transport.abort()
+                abort(side, reset)
         return len(connections)
 
     async def _end(self) -> None:
@@ -118,8 +124,25 @@ class Cutter:
         self, connection: Connection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, upward: bool
     ) -> None:
         with contextlib.suppress(OSError):
-            while (data := await reader.read(65536)) and self.passes(connection, data, upward):
-                writer.write(data)
+            while data := await reader.read(65536 if upward else max(1, int(min(65536, self.pace / 20)))):
+                if not self.passes(connection, data, upward):
+                    break
+                connection.answered = 0 if upward else connection.answered + len(data)
+                over = connection.answered - self.room
+                writer.write(data[: len(data) - int(over)] if over > 0 else data)
                 await writer.drain()
+                if over > 0:
+                    abort(connection.near, reset=True)
+                if not upward and self.pace < float("inf"):
+                    async with self._line:
+                        await asyncio.sleep(len(data) / self.pace)
         connection.near.close()  # what is buffered for it is still sent
         connection.far.close()
+
+
+def abort(side: asyncio.StreamWriter, reset: bool) -> None:
+    """End a connection at once on this side, by FIN or by RST."""
+    sock = side.get_extra_info("socket")
+    if reset and sock.fileno() >= 0:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    side.transport.abort()
