@@ -52,6 +52,8 @@
   var LONGEST_WAIT = 20000; // ms between two tries
   var SHORTEST = 3; // seconds, of a heartbeat and of a poll
   var HOLD = 25; // seconds that a poll waits for an event
+  var ANSWER_GAP = 10000; // ms without a byte, after which an answer that has begun is given up
+  var LONGEST_ANSWER = 120000; // ms from its first byte to its last
   var LONGEST_TEXT = 2000000; // characters that one XMLHttpRequest may gather
   var SILENT_LEADER = 45000; // ms after which another tab takes the lead
   var FIRST_WORD = 5000; // ms for a leader's answer to a newcomer
@@ -351,19 +353,26 @@
     return stop;
   }
 
+  // Waits so many ms for an answer to begin, ANSWER_GAP for each of its further bytes, and LONGEST_ANSWER for all of them.
+  // Tells answer(status, text, Retry-After in ms, bytes that came, ms from the first to the last).
   function get(url, credentials, patience, answer) {
-    var xhr = new root.XMLHttpRequest(), timer;
+    var xhr = new root.XMLHttpRequest(), bytes = 0, began = 0, timer;
 
     function finish(status) {
       var after = status > 400 ? Number(xhr.getResponseHeader("Retry-After")) : 0;
       var text = status ? xhr.responseText : "";
       stop();
-      answer(status, text, after * 1000 || 0);
+      answer(status, text, after * 1000 || 0, bytes, began && now() - began);
+    }
+
+    function wait(delay) {
+      root.clearTimeout(timer);
+      timer = root.setTimeout(finish, delay, 0);
     }
 
     function stop() {
       root.clearTimeout(timer);
-      xhr.onreadystatechange = noop;
+      xhr.onreadystatechange = xhr.onprogress = noop;
       xhr.abort();
     }
 
@@ -372,7 +381,12 @@
     xhr.onreadystatechange = function () {
       if (xhr.readyState === 4) finish(xhr.status);
     };
-    timer = root.setTimeout(finish, patience, 0);
+    xhr.onprogress = function (event) {
+      bytes = event.loaded;
+      began = began || now();
+      wait(Math.min(ANSWER_GAP, began + LONGEST_ANSWER - now()));
+    };
+    wait(patience);
     xhr.send();
     return stop;
   }
@@ -395,14 +409,14 @@
     var stop = noop, timer;
     if (!service.renew || now() - service.renewedAt < FRESH) return connect();
 
-    function use(token, status, after) {
+    function use(token, status, after, own) {
       if (!timer) return;
       end();
       if (token && !/[\s<]/.test(token)) { // no login page
         service.token = token;
         service.renewedAt = now();
         stop = connect("a new token") || noop;
-      } else failed({ status: status === 200 ? 401 : status, reason: "no token: " + status, after: after || 0, age: 0 });
+      } else failed({ final: FINAL[status === 200 ? 401 : status], reason: "no token: " + status, after: after || 0, broken: 0 });
     }
 
     function end() {
@@ -416,18 +430,29 @@
     return end;
   }
 
+  // A refusal in the service's own form. A proxy or a login page has the same statuses, and is passed in time.
+  function isOwn(answer) {
+    return Boolean(answer.error) && typeof answer.error.code === "string";
+  }
+
   // One poll after these places: done(fault) or done(null, steps, answer).
   function ask(service, places, seconds, replay, done, again) {
-    var asked = map(places), began = now(), stop = authorized(service, function () {
-      return get(address(service, "/poll", asked, [["timeout", seconds], ["replay", replay]]), service.credentials,
-        (seconds + 10) * 1000, answered);
-    }, done);
+    var asked = map(places), began = now(), size = 1024, stop;
 
-    function answered(status, text, after) {
-      var answer = parse(text) || {}, error = answer.error || {};
+    function connect() {
+      return get(address(service, "/poll", asked, [["timeout", seconds], ["replay", replay], ["max_bytes", size]]),
+        service.credentials, (seconds + 10) * 1000, answered);
+    }
+
+    function answered(status, text, after, bytes, took) {
+      var answer = parse(text) || {}, own = isOwn(answer), broken = own ? 0 : 1;
       after *= 1 + Math.random() / 2;
-      if (status === 200 && answer.events) done(null, toSteps(asked, answer), answer);
-      else if (status === 401 && (service.renew || after) && !again) {
+      if (status === 200 && Array.isArray(answer.events) && Array.isArray(answer.resets)) {
+        if (answer.more) limit(Math.min(service.growth, Math.max(0.25, 1000 / took)) * service.bytes);
+        answer.quick = took < 1000;
+        return done(null, toSteps(asked, answer), answer);
+      }
+      if (status === 401 && (service.renew || after) && !again) {
         service.renewedAt = 0; // after a revocation, only what is issued a little later is taken
         after = root.setTimeout(function () {
           stop = ask(service, places, seconds, replay, done, true);
@@ -435,19 +460,34 @@
         stop = function () {
           root.clearTimeout(after);
         };
+        return;
       }
-      else {
-        done({
-          status: status,
-          reason: status === 200 ? "not the service's answer" : status ? status + " " + (error.message || "")
-            : "no answer, or none for this origin",
-          channels: error.channels,
-          after: after,
-          age: now() - began
-        });
+      if (!status || (status === 200 && text.charAt(0) === "{")) {
+        if (bytes) { // it was cut on its way: what is as long as that does not get through
+          service.growth = 1.05;
+          broken = 2;
+        }
+        limit(bytes ? 0.7 * bytes : service.bytes / 4);
       }
+      return done({
+        status: status,
+        final: FINAL[status],
+        reason: broken > 1 ? "the answer broke off" : !status ? "no answer, or none for this origin"
+          : status + " " + (own ? answer.error.message : "not the service's answer"),
+        channels: own && answer.error.channels,
+        after: after,
+        broken: broken,
+        age: now() - began
+      });
     }
 
+    // Bytes of the next answer: as many as come in a second, and no more than get through.
+    function limit(bytes) {
+      service.bytes = Math.max(1024, Math.min(1048576, bytes));
+    }
+
+    while (size * 2 <= service.bytes) size *= 2; // few sizes: the service answers polls that are alike together
+    stop = authorized(service, connect, done);
     return function () {
       stop();
     };
@@ -504,7 +544,7 @@
     var memory = service.memory, crowd = service.crowd, backoff = Backoff();
     var on = false, waiting = false, live = false, refusals = 0;
     var stands = null, stream = null, asking = null, timer = 0, restart = 0, action = null, due = 0;
-    var opened = 0, bursts = 0, heardAt = 0, period = 15, lastAge = 0, ages = 0, lastQuiet = 0;
+    var opened = 0, bursts = 0, heardAt = 0, period = 15, lastAge = 0, ages = 0, lastQuiet = 0, moved = false, broken = 0;
 
     // Browsers hold back the timers of pages out of sight: a tick may be sooner.
     function after(delay, act) {
@@ -549,7 +589,7 @@
 
     function failed(fault) {
       halt();
-      if (FINAL[fault.status]) heard.refused(fault);
+      if (fault.final) heard.refused(fault);
       else wait(Math.max(backoff.next(), fault.after), fault.reason);
     }
 
@@ -559,7 +599,9 @@
         places[step.channel] = step.to;
         return true;
       });
-      if (taken.length) heard.steps(taken);
+      if (!taken.length) return;
+      moved = true;
+      heard.steps(taken);
     }
 
     /* The stream */
@@ -571,6 +613,7 @@
       function connect() {
         opened = heardAt = now();
         stands = map(places);
+        moved = false;
         after(PATIENCE, question);
         return (root.EventSource ? openEventSource : openXhr)(address(service, "/stream", places,
           [["ids", "delta"], ["types", "data"], ["heartbeat", heartbeat()]]), service.credentials, message, ended);
@@ -669,20 +712,20 @@
 
     function cut(age, quiet) {
       learn(age, quiet);
-      if (age > PATIENCE) backoff.reset();
+      if (moved || age > PATIENCE) backoff.reset();
       wait(backoff.next(), "the stream was cut");
     }
 
     // Cut after the same quiet twice: something on the way wants to hear more often. After the same age three times,
-    // for chance does it twice: nothing may live longer there.
+    // for chance does it twice: nothing may live longer there. A stream that brings events is not left all the same.
     function learn(age, quiet) {
       var idle = quiet > 2000 && Math.abs(quiet - lastQuiet) < 300 + quiet / 10;
       var wanted = Math.max(SHORTEST, Math.floor(quiet / 2000));
-      ages = age < 15000 && Math.abs(age - lastAge) < 50 + age / 30 ? ages + 1 : 1;
+      ages = moved ? 0 : age < 15000 && Math.abs(age - lastAge) < 50 + age / 30 ? ages + 1 : 1;
       lastAge = age;
       lastQuiet = idle ? 0 : quiet;
       if (idle && wanted < period) memory.keep("heartbeat", wanted);
-      else if (idle || ages > 2) memory.poll("the stream was cut again and again");
+      else if (!moved && (idle || ages > 2)) memory.poll("the stream was cut again and again");
     }
 
     /* Polls */
@@ -693,17 +736,21 @@
         asking = null;
         if (fault) {
           shorten(fault, hold);
+          broken += fault.broken;
+          if (broken > 1) memory.stream(); // no better than a stream: that is tried again
           return failed(fault);
         }
+        broken = 0;
         backoff.reset();
         backoff.base = answer.retry || backoff.base;
         if (!steps.length) heard.beat();
         move(steps);
         if (!on || asking || stream) return; // whoever heard it has changed the line
         if (!crowded && !memory.polls()) return open("trying the stream again");
+        if (answer.more) return poll();
         if (crowded) return after(2000 + Math.random() * 1000, run);
         // What answers at once with nothing to say is perhaps a cache; a burst of events is gathered a little.
-        if (!answer.more && now() - began < (steps.length ? 100 : 500)) return after(steps.length ? 100 : 1000, poll);
+        if (now() - began < (steps.length ? 100 : 500)) return after(steps.length ? 100 : 1000, poll);
         return poll();
       });
       heard.state("polling", crowded ? "more than two tabs" : memory.get("why"), "poll");
@@ -922,7 +969,7 @@
       asking = ask(service, feed.places, 1, 0, function (fault, steps, answer) {
         asking = null;
         if (!fault) feed.take(steps);
-        else if (FINAL[fault.status]) feed.finish(fault);
+        else if (fault.final) feed.finish(fault);
         if (!closed && ((answer && answer.more) || formatId(told) !== before)) suspect();
       });
     }
@@ -1011,6 +1058,8 @@
       renewedAt: 0,
       credentials: credentials,
       heartbeat: options.heartbeat,
+      bytes: 4096, // of the next poll's answer
+      growth: 4, // of that, at the most, from one answer to the next
       memory: Memory(link.host),
       crowd: canShare() ? null : Crowd(link.host)
     };
@@ -1082,16 +1131,16 @@
         backoff.reset();
         take(steps);
         if (closed || asking) return;
-        if (answer.more) return settle();
         settled = true;
+        if (answer.more && answer.quick) return settle(); // over a slow line, the stream brings the rest bit by bit
         return begin();
       });
       show("connecting", "first poll", "poll", false, 1);
     }
 
     function unsettled(fault) {
-      if (FINAL[fault.status]) return finish(fault);
-      timer = root.setTimeout(settle, Math.max(backoff.next(), fault.after));
+      if (fault.final) return finish(fault);
+      timer = root.setTimeout(begin, Math.max(backoff.next(), fault.after));
       return show("waiting", fault.reason, "", false, 1);
     }
 
@@ -1167,14 +1216,14 @@
       service.token = "";
       service.renew = function (use) {
         call(options.token, function (token) {
-          root.setTimeout(use, 0, token, 401); // never before it is waited for
+          root.setTimeout(use, 0, token, 401, 0, true); // never before it is waited for
         });
       };
     } else if (options.tokenUrl) {
       service.renew = function (use) {
         return get(options.tokenUrl, true, 10000, function (status, text, after) {
           var given = parse(text) || { token: text.trim() };
-          use(status === 200 && (given.token || given.ticket), status, after);
+          use(status === 200 && (given.token || given.ticket), status, after, isOwn(given));
         });
       };
     }

@@ -96,6 +96,46 @@ def fronts(lab: Lab) -> Iterator[dict[tuple[str, str], Front]]:
             lab.origin.wait_for_report(name)
 
 
+def test_behind_a_proxy_that_cuts_what_is_long_events_come_no_later_than_to_a_native_eventsource(
+    lab: Lab, fronts: dict[tuple[str, str], Front]
+) -> None:
+    channel, count = "public/long", 100
+    for number in range(count):
+        lab.house.publish(channel, [number, "x" * 300])
+    for (engine, transport), front in fronts.items():
+        front.room = 6000
+        lab.start(engine, transport, transport, channel, count, share=False)
+    for engine in NATIVE:
+        lab.start_native(engine, "native", channel, count)
+    for engine, transport in fronts:
+        lab.wait_for(engine, transport, count, timeout=40)
+    for engine in NATIVE:
+        lab.wait_for(engine, "native", count, timeout=40)
+    for engine in ENGINES:
+        native = lab.log(engine if engine in NATIVE else "chromium", "native times")[-1]
+        print(f"{engine}: streams {lab.log(engine, 'stream times')[-1]} s, natively {native} s")
+        assert lab.log(engine, "stream times")[-1] <= 1.25 * native + 1, lab.log(engine, "stream states")
+        assert "polling" not in {state for state, *_ in lab.log(engine, "stream states")}
+
+
+@pytest.mark.parametrize(("pace", "count"), [(4000, 20), pytest.param(8000, 60, marks=LONG)])
+def test_over_a_slow_line_the_first_event_comes_soon_and_the_others_in_order(
+    lab: Lab, fronts: dict[tuple[str, str], Front], pace: int, count: int
+) -> None:
+    channel = f"public/slow/{pace}"
+    for number in range(count):
+        lab.house.publish(channel, [number, "x" * 2000])
+    for (engine, transport), front in fronts.items():
+        front.pace = pace  # bytes a second
+        lab.start(engine, transport, f"{transport} at {pace}", channel, count, share=engine == "chromium")
+    for engine, transport in fronts:
+        name = f"{transport} at {pace}"
+        lab.wait_for(engine, name, count, timeout=60)
+        times = lab.log(engine, f"{name} times")
+        print(f"{engine}, {name}: the first event after {times[0]} s, the last after {times[-1]} s")
+        assert times[0] < 5
+
+
 def test_a_page_that_is_left_and_come_back_to_again_and_again_has_one_connection_for_each_line(
     lab: Lab, fronts: dict[tuple[str, str], Front]
 ) -> None:
