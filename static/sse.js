@@ -53,7 +53,7 @@
   var SHORTEST = 3; // seconds, of a heartbeat and of a poll
   var HOLD = 25; // seconds that a poll waits for an event
   var ANSWER_GAP = 10000; // ms without a byte, after which an answer that has begun is given up
-  var LONGEST_ANSWER = 120000; // ms from its first byte to its last
+  var LONGEST_ANSWER = 600000; // ms from its first byte to its last
   var LONGEST_TEXT = 2000000; // characters that one XMLHttpRequest may gather
   var SILENT_LEADER = 45000; // ms after which another tab takes the lead
   var FIRST_WORD = 5000; // ms for a leader's answer to a newcomer
@@ -354,7 +354,7 @@
   }
 
   // Waits so many ms for an answer to begin, ANSWER_GAP for each of its further bytes, and LONGEST_ANSWER for all of them.
-  // Tells answer(status, text, Retry-After in ms, bytes that came, ms from the first to the last).
+  // Tells answer(status, text, Retry-After in ms, bytes that came).
   function get(url, credentials, patience, answer) {
     var xhr = new root.XMLHttpRequest(), bytes = 0, began = 0, timer;
 
@@ -362,7 +362,7 @@
       var after = status > 400 ? Number(xhr.getResponseHeader("Retry-After")) : 0;
       var text = status ? xhr.responseText : "";
       stop();
-      answer(status, text, after * 1000 || 0, bytes, began && now() - began);
+      answer(status, text, after * 1000 || 0, bytes);
     }
 
     function wait(delay) {
@@ -416,7 +416,7 @@
         service.token = token;
         service.renewedAt = now();
         stop = connect("a new token") || noop;
-      } else failed({ final: FINAL[status === 200 ? 401 : status], reason: "no token: " + status, after: after || 0, broken: 0 });
+      } else failed({ final: FINAL[status === 200 ? 401 : status], reason: "no token: " + status, after: after || 0 });
     }
 
     function end() {
@@ -444,12 +444,13 @@
         service.credentials, (seconds + 10) * 1000, answered);
     }
 
-    function answered(status, text, after, bytes, took) {
-      var answer = parse(text) || {}, own = isOwn(answer), broken = own ? 0 : 1;
+    function answered(status, text, after, bytes) {
+      var told = parse(text), answer = told || {}, own = isOwn(answer), age = now() - began, broken = false;
       after *= 1 + Math.random() / 2;
       if (status === 200 && Array.isArray(answer.events) && Array.isArray(answer.resets)) {
-        if (answer.more) limit(Math.min(service.growth, Math.max(0.25, 1000 / took)) * service.bytes);
-        answer.quick = took < 1000;
+        answer.quick = age < 300;
+        // The next takes a second, too: one that has more was not waited for.
+        if (answer.more) service.bytes = size * Math.min(service.growth, Math.max(0.25, 1000 / age));
         return done(null, toSteps(asked, answer), answer);
       }
       if (status === 401 && (service.renew || after) && !again) {
@@ -462,31 +463,26 @@
         };
         return;
       }
-      if (!status || (status === 200 && text.charAt(0) === "{")) {
-        if (bytes) { // it was cut on its way: what is as long as that does not get through
-          service.growth = 1.05;
-          broken = 2;
-        }
-        limit(bytes ? 0.7 * bytes : service.bytes / 4);
+      if (!status || (status === 200 && !told && text.charAt(0) === "{")) {
+        broken = bytes > 0;
+        service.growth = Math.abs(bytes - service.cut) < bytes / 5 ? 1 : 2; // cut there again: nothing longer gets through
+        service.cut = bytes;
+        service.bytes = bytes || size / 4;
       }
       return done({
         status: status,
         final: FINAL[status],
-        reason: broken > 1 ? "the answer broke off" : !status ? "no answer, or none for this origin"
+        reason: broken ? "the answer broke off" : !status ? "no answer, or none for this origin"
           : status + " " + (own ? answer.error.message : "not the service's answer"),
         channels: own && answer.error.channels,
         after: after,
         broken: broken,
-        age: now() - began
+        age: age
       });
     }
 
-    // Bytes of the next answer: as many as come in a second, and no more than get through.
-    function limit(bytes) {
-      service.bytes = Math.max(1024, Math.min(1048576, bytes));
-    }
-
-    while (size * 2 <= service.bytes) size *= 2; // few sizes: the service answers polls that are alike together
+    // Few sizes, 1 KiB to 1 MiB: the service answers those together who ask alike.
+    while (size * 2 <= service.bytes && size < 1048576) size *= 2;
     stop = authorized(service, connect, done);
     return function () {
       stop();
@@ -544,7 +540,7 @@
     var memory = service.memory, crowd = service.crowd, backoff = Backoff();
     var on = false, waiting = false, live = false, refusals = 0;
     var stands = null, stream = null, asking = null, timer = 0, restart = 0, action = null, due = 0;
-    var opened = 0, bursts = 0, heardAt = 0, period = 15, lastAge = 0, ages = 0, lastQuiet = 0, moved = false, broken = 0;
+    var opened = 0, bursts = 0, heardAt = 0, period = 15, lastAge = 0, ages = 0, lastQuiet = 0, moved = false, movedAt = 0;
 
     // Browsers hold back the timers of pages out of sight: a tick may be sooner.
     function after(delay, act) {
@@ -599,9 +595,7 @@
         places[step.channel] = step.to;
         return true;
       });
-      if (!taken.length) return;
-      moved = true;
-      heard.steps(taken);
+      if (taken.length) heard.steps(taken);
     }
 
     /* The stream */
@@ -614,6 +608,7 @@
         opened = heardAt = now();
         stands = map(places);
         moved = false;
+        movedAt = 0;
         after(PATIENCE, question);
         return (root.EventSource ? openEventSource : openXhr)(address(service, "/stream", places,
           [["ids", "delta"], ["types", "data"], ["heartbeat", heartbeat()]]), service.credentials, message, ended);
@@ -677,6 +672,10 @@
       var at = id.indexOf("="), channel = id.slice(0, at), to = id.slice(at + 1), end = data.indexOf("\n");
       var from = stands[channel];
       stands[channel] = to;
+      if (type === "sse.event" && from === places[channel]) {
+        moved = true;
+        if (heardAt - opened > 1000) movedAt = movedAt || heardAt;
+      }
       move([{
         channel: channel,
         from: from,
@@ -710,10 +709,14 @@
       wait(goodbye.retry >= 0 ? goodbye.retry : backoff.next(), goodbye.reason);
     }
 
+    // A stream makes progress that brings events before it is cut: while it is young any, later others than those which
+    // came at its beginning or were let go at its end.
     function cut(age, quiet) {
+      var young = age <= PATIENCE;
+      if (!young) moved = movedAt && now() - movedAt > 200;
       learn(age, quiet);
-      if (moved || age > PATIENCE) backoff.reset();
-      wait(backoff.next(), "the stream was cut");
+      if (moved || !young) backoff.reset();
+      wait(young && moved ? backoff.base * (1 + Math.random()) / 2 : backoff.next(), "the stream was cut");
     }
 
     // Cut after the same quiet twice: something on the way wants to hear more often. After the same age three times,
@@ -736,17 +739,18 @@
         asking = null;
         if (fault) {
           shorten(fault, hold);
-          broken += fault.broken;
-          if (broken > 1) memory.stream(); // no better than a stream: that is tried again
+          if (fault.broken) memory.stream(); // a stream may bring what a poll does not
           return failed(fault);
         }
-        broken = 0;
         backoff.reset();
         backoff.base = answer.retry || backoff.base;
         if (!steps.length) heard.beat();
         move(steps);
         if (!on || asking || stream) return; // whoever heard it has changed the line
-        if (!crowded && !memory.polls()) return open("trying the stream again");
+        if (!crowded && !memory.polls()) {
+          bursts = 1; // it has to be heard of soon
+          return open("trying the stream again");
+        }
         if (answer.more) return poll();
         if (crowded) return after(2000 + Math.random() * 1000, run);
         // What answers at once with nothing to say is perhaps a cache; a burst of events is gathered a little.
@@ -1059,7 +1063,8 @@
       credentials: credentials,
       heartbeat: options.heartbeat,
       bytes: 4096, // of the next poll's answer
-      growth: 4, // of that, at the most, from one answer to the next
+      growth: 4, // of that from one answer to the next, at the most
+      cut: 0, // the length at which an answer broke off
       memory: Memory(link.host),
       crowd: canShare() ? null : Crowd(link.host)
     };
@@ -1223,7 +1228,7 @@
       service.renew = function (use) {
         return get(options.tokenUrl, true, 10000, function (status, text, after) {
           var given = parse(text) || { token: text.trim() };
-          use(status === 200 && (given.token || given.ticket), status, after, isOwn(given));
+          use(status === 200 && (given.token || given.ticket), status, after, given.error);
         });
       };
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import time
@@ -14,7 +15,7 @@ import pytest
 from tests import client
 from tests.browser.tabs import Browser, Front, House, Numbers, Tab, answer, descendants
 from tests.live.conftest import pytest_runtest_makereport
-from tests.proxy import Connection
+from tests.proxy import Connection, abort
 from tests.servers import RedisServer, wait_until
 
 __all__ = ["pytest_runtest_makereport"]
@@ -46,6 +47,30 @@ def front(house: House) -> Iterator[Front]:
 def browser(tabbed: Browser) -> Iterator[Browser]:
     yield tabbed
     tabbed.clear()
+
+
+class Dam(Front):
+    """Holds back what is behind the opening of streams, or behind what it says in their place; all stay connected."""
+
+    def __init__(self, upstream: int) -> None:
+        super().__init__(upstream)
+        self.openings = 0  # how many more are all that comes of their streams
+        self.instead: list[bytes] = []
+
+    def passes(self, connection: Connection, data: bytes, upward: bool) -> bool:
+        if upward and self.instead and data.startswith(b"GET /sse/stream?"):
+            connection.near.write(self.instead.pop())
+            connection.far.transport.pause_reading()
+        elif not upward and self.openings and b"event: sse.open\n" in data:
+            self.openings -= 1
+            connection.far.transport.pause_reading()
+        return super().passes(connection, data, upward)
+
+
+@pytest.fixture
+def dam(house: House) -> Iterator[Dam]:
+    with Dam(house.port) as dam:
+        yield dam
 
 
 def assert_complete(tab: Tab, numbers: Numbers, name: str = "feed", timeout: float = 5) -> None:
@@ -266,6 +291,59 @@ def test_what_is_final_closes_it_and_nothing_more_is_asked(house: House, front: 
         assert states(tab, f"{status}{when}")[-1] == "closed"
 
 
+class Timekeeper(Front):
+    """Cuts each stream at the same age."""
+
+    age = 1.0
+
+    def passes(self, connection: Connection, data: bytes, upward: bool) -> bool:
+        if upward and data.startswith(b"GET /sse/stream?"):
+            asyncio.get_running_loop().call_later(self.age, abort, connection.near, True)
+        return super().passes(connection, data, upward)
+
+
+def test_streams_that_bring_events_are_not_left_however_often_they_are_cut(house: House, browser: Browser) -> None:
+    with Timekeeper(house.port) as front:
+        busy = browser.open(front.url).start(A, name="busy", share=False)
+        quiet = browser.open(f"http://localhost:{front.port}").start("public/quiet", name="quiet", share=False)
+        with house.publishing(A) as numbers:
+            quiet.wait("polling", "quiet", timeout=20, reason="the stream was cut again and again")
+            wait_until(lambda: states(busy, "busy").count("live") > 4, 20, what="four cuts")
+            assert set(states(busy, "busy")) <= {"connecting", "live", "waiting"}
+            front.age = 60
+            busy.wait("live", "busy")
+        assert_complete(busy, numbers, "busy")
+
+
+@pytest.mark.parametrize("minutes", [-10, 10])
+def test_a_wall_clock_that_is_set_hides_no_silence_and_loses_nothing(
+    house: House, dam: Dam, browser: Browser, minutes: int
+) -> None:
+    dam.openings = 1
+    tab = browser.open(dam.url)
+    tab.run("const clock = Date.now; set = (minutes) => { Date.now = () => clock() + minutes * 60000; }")
+    tab.start(A, share=False).wait()
+    tab.run("set(arguments[0])", minutes)
+    house.publish(A, 0)
+    wait_until(lambda: tab.count() == 1, 12, what="the mute stream is replaced")
+    assert tab.numbers(A) == [0]
+    tab.wait()
+    assert "polling" not in states(tab)
+
+
+def test_a_verdict_from_a_time_to_come_is_not_believed(house: House, front: Front, browser: Browser) -> None:
+    tab = browser.open(front.url)
+    remember = (
+        "const at = Date.now() + arguments[0], until = Date.now() + arguments[1], why = 'a wrong clock';"
+        "localStorage.setItem('sse:' + location.host, JSON.stringify({at, until, why}));"
+    )
+    hour = 3600000
+    for name, at, until in (("all", hour, hour + 60000), ("until", 0, hour)):
+        tab.run(remember, at, until)
+        tab.start(A, name=name, share=False).wait("live", name)
+        assert "polling" not in states(tab, name)
+
+
 @pytest.mark.parametrize("seconds", [10, pytest.param(25, marks=LONG), pytest.param(120, marks=LONG)])
 def test_a_machine_that_slept_is_live_again_at_once_and_from_the_same_place(
     house: House, browser: Browser, seconds: float
@@ -309,30 +387,6 @@ def test_the_network_that_is_back_is_used_at_once(house: House, front: Front, br
             tab.wait(name=name)
             assert moments(tab, "live", name)[-1][0] - before < 1
     assert_complete(tab, numbers, "live")
-
-
-class Dam(Front):
-    """Holds back what is behind the opening of streams, or behind what it says in their place; all stay connected."""
-
-    def __init__(self, upstream: int) -> None:
-        super().__init__(upstream)
-        self.openings = 0  # how many more are all that comes of their streams
-        self.instead: list[bytes] = []
-
-    def passes(self, connection: Connection, data: bytes, upward: bool) -> bool:
-        if upward and self.instead and data.startswith(b"GET /sse/stream?"):
-            connection.near.write(self.instead.pop())
-            connection.far.transport.pause_reading()
-        elif not upward and self.openings and b"event: sse.open\n" in data:
-            self.openings -= 1
-            connection.far.transport.pause_reading()
-        return super().passes(connection, data, upward)
-
-
-@pytest.fixture
-def dam(house: House) -> Iterator[Dam]:
-    with Dam(house.port) as dam:
-        yield dam
 
 
 def test_streams_that_fall_silent_behind_their_opening_twice_give_way_to_polls(
