@@ -58,7 +58,7 @@
   var SILENT_LEADER = 45000; // ms after which another tab takes the lead
   var FIRST_WORD = 5000; // ms for a leader's answer to a newcomer
   var FRESH = 30000; // ms that a token is used for new connections: a ticket lives 60 s
-  var FINAL = { 204: 1, 400: 1, 401: 1, 403: 1 }; // answers after which there is nothing to try again
+  var FINAL = { 400: 1, 401: 1, 403: 1 }; // refusals after which there is nothing to try again, if they are the service's own
   var OWN_TYPES = ["sse.open", "sse.heartbeat", "sse.event", "sse.reset", "sse.auth", "sse.close"];
 
   var document = root.document;
@@ -416,7 +416,7 @@
         service.token = token;
         service.renewedAt = now();
         stop = connect("a new token") || noop;
-      } else failed({ final: FINAL[status === 200 ? 401 : status], reason: "no token: " + status, after: after || 0 });
+      } else failed({ final: own && FINAL[status], reason: "no token: " + status, after: after || 0 });
     }
 
     function end() {
@@ -471,7 +471,7 @@
       }
       return done({
         status: status,
-        final: FINAL[status],
+        final: own && FINAL[status],
         reason: broken ? "the answer broke off" : !status ? "no answer, or none for this origin"
           : status + " " + (own ? answer.error.message : "not the service's answer"),
         channels: own && answer.error.channels,

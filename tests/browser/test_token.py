@@ -156,18 +156,28 @@ def test_who_gets_no_ticket_any_more_is_told_and_listens_to_nothing(house: Ticke
         tab.run("document.cookie = 'out=; path=/; max-age=0'")
 
 
-def test_a_login_page_is_no_token_and_goes_nowhere(house: TicketHouse, front: Front, browser: Browser) -> None:
+def test_a_page_that_is_not_the_apps_word_is_no_token_goes_nowhere_and_is_waited_out(
+    house: TicketHouse, front: Front, browser: Browser
+) -> None:
+    html = "Content-Type: text/html"
     pages = {
-        "/token?here": answer(200, "Content-Type: text/html", body="<p>Who are you?"),
-        "/token?elsewhere": answer(302, f"Location: {house.other}/pages/tabs.html"),
+        "200": answer(200, html, body="<p>Who are you?"),
+        "0": answer(302, f"Location: {house.other}/pages/tabs.html"),  # as a browser tells of a network at fault
+        "204": answer(204),
+        "401": answer(401, html, body="<p>Who are you?"),
+        "403": answer(403, html, body="<p>Not from here"),
     }
-    front.answer = pages.get
+    front.answer = lambda target: pages.get(target.removeprefix("/token?"))
     tab = browser.open(front.url)
-    for name in ("here", "elsewhere"):
+    for name in pages:
         tab.start(MINE, name=name, tokenUrl=f"/token?{name}")
-    tab.wait("closed", "here", reason="no token: 200")
-    wait_for(tab, "waiting", "no token: 0", "elsewhere")  # as a browser tells of a network at fault
+    for name in pages:
+        wait_for(tab, "waiting", f"no token: {name}", name)
     assert front.since(0, "/sse/poll") + front.since(0, "/sse/stream") == []
+    front.answer = lambda target: None
+    for name in pages:
+        tab.wait("live", name, timeout=25)
+    assert house.noted("bare") == []
 
 
 def test_while_no_token_can_be_had_it_is_asked_for_less_and_less_often(

@@ -25,9 +25,9 @@ def note_who_brings_none() -> None:
 
 
 @application.get("/token")
-def token() -> dict[str, str] | tuple[str, int]:
+def token() -> dict[str, str] | tuple[dict[str, str], int]:
     if request.cookies.get("out"):
-        return "log in first", 401
+        return {"error": "log in first"}, 401
     given.append(time.time())
     lifetime = int(os.environ["TICKET_LIFETIME"])
     return {"token": sse.ticket(["user/ann"], sub="ann", lifetime=lifetime)}
