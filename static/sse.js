@@ -56,6 +56,7 @@
   var LONGEST_ANSWER = 600000; // ms from its first byte to its last
   var LONGEST_TEXT = 2000000; // characters that one XMLHttpRequest may gather
   var SILENT_LEADER = 45000; // ms after which another tab takes the lead
+  var GONE = 75000; // ms after which a tab out of sight no longer counts
   var FIRST_WORD = 5000; // ms for a leader's answer to a newcomer
   var FRESH = 30000; // ms that a token is used for new connections: a ticket lives 60 s
   var FINAL = { 400: 1, 401: 1, 403: 1 }; // refusals after which there is nothing to try again, if they are the service's own
@@ -226,30 +227,35 @@
     };
   }
 
-  // Browsers that cannot share allow six connections a host to all tabs together: two may stream, the rest polls.
-  function Crowd(host) {
-    var key = "sse:tabs:" + host, me = date().toString(36) + unique(), before = 0, countedAt = 0;
+  // A browser allows six connections a host to all its tabs together, so the lines of all tabs are counted: two that are
+  // of one feed alone may stream, or four that are shared. The rest polls. What is shared keeps its seat if another leads.
+  function Crowd(host, alone, seat) {
+    var key = "sse:tabs:" + host, me = seat || date().toString(36) + unique(), before = 0, countedAt = 0;
 
     function count(leaving) {
-      var tabs = load(key), kept = {};
+      var tabs = load(key), kept = {}, time = date();
       before = 0;
       countedAt = now();
       Object.keys(tabs).forEach(function (tab) {
-        if (tab === me || !(tabs[tab] > date() - 15000 && tabs[tab] <= date())) return;
+        if (tab === me || !(tabs[tab] > time && tabs[tab] <= time + GONE)) return;
         kept[tab] = tabs[tab];
         if (tab < me) before += 1;
       });
-      if (!leaving) kept[me] = date();
+      if (!leaving) kept[me] = time + (document.hidden ? GONE : 15000); // out of sight, there is one tick a minute
       save(key, kept);
+      if (alone && !load(key)[me]) before = Infinity; // nowhere to count: others may have taken all
     }
 
     count();
     return {
+      seat: me,
       tick: function (time) {
         if (time - countedAt > 4000) count();
       },
+      // Why it is to poll, if it is.
       full: function () {
-        return before >= 2;
+        return before < (alone ? 2 : 4) ? "" : before < Infinity ? "more than two tabs"
+          : "the connections of other tabs cannot be counted here";
       },
       leave: function () {
         count(true);
@@ -536,8 +542,8 @@
    * A line keeps one connection going, over the transport that works. heard: steps(list), beat() when the service shows
    * that it is there, state(state, reason, transport), refused(fault) when it will not be let in.
    */
-  function Line(service, places, heard) {
-    var memory = service.memory, crowd = service.crowd, backoff = Backoff();
+  function Line(service, places, crowd, heard) {
+    var memory = service.memory, backoff = Backoff();
     var on = false, waiting = false, live = false, refusals = 0;
     var stands = null, stream = null, asking = null, timer = 0, restart = 0, action = null, due = 0;
     var opened = 0, bursts = 0, heardAt = 0, period = 15, lastAge = 0, ages = 0, lastQuiet = 0, moved = false, movedAt = 0;
@@ -570,7 +576,7 @@
     function run(why) {
       halt();
       if (!on) return;
-      if (memory.polls() || (crowd && crowd.full())) poll();
+      if (crowd.full() || memory.polls()) poll();
       else open(why);
     }
 
@@ -734,7 +740,7 @@
     /* Polls */
 
     function poll() {
-      var hold = lasts(memory.get("held")) ? memory.get("hold") : HOLD, began = now(), crowded = crowd && crowd.full();
+      var hold = lasts(memory.get("held")) ? memory.get("hold") : HOLD, began = now(), crowded = crowd.full();
       asking = ask(service, places, crowded ? 1 : hold, 0, function (fault, steps, answer) {
         asking = null;
         if (fault) {
@@ -757,7 +763,7 @@
         if (now() - began < (steps.length ? 100 : 500)) return after(steps.length ? 100 : 1000, poll);
         return poll();
       });
-      heard.state("polling", crowded ? "more than two tabs" : memory.get("why"), "poll");
+      heard.state("polling", crowded || memory.get("why"), "poll");
     }
 
     function shorten(fault, hold) {
@@ -777,6 +783,7 @@
       stop: function () {
         on = false;
         halt();
+        crowd.leave();
       },
       // More channels: what is waiting takes them along by itself.
       add: function (more) {
@@ -798,7 +805,8 @@
         run(why);
       },
       tick: function (time, asleep) {
-        if (crowd) crowd.tick(time);
+        crowd.tick(time);
+        if (stream && crowd.full()) run();
         if (action && time > due + 100) fire();
         if (live ? time - heardAt > period * 1500 + 1500 : asleep > 90000 || (asleep > 5000 && waiting)) {
           // Twice nothing after the first burst: what is behind it is kept back.
@@ -823,7 +831,7 @@
   function Member(feed, service) {
     var name = ["sse", VERSION, service.url, service.query, service.credentials, identity(service.token)].join(" ");
     var me = unique(), bus = new root.BroadcastChannel(name), round = 0, closed = false;
-    var leader = "", heardAt = now() - SILENT_LEADER + FIRST_WORD, told = map(), joinedAt = 0;
+    var leader = "", seat = "", heardAt = now() - SILENT_LEADER + FIRST_WORD, told = map(), joinedAt = 0;
     var line = null, release = noop, members = map(), shown = [];
     var suspicion = 0, asking = null, knocking = false, patience = new root.AbortController();
 
@@ -858,11 +866,14 @@
     }
 
     function lead() {
+      var crowd;
       leader = me;
       members = map();
       shown = ["connecting", "taking the lead", ""];
       stopAsking();
-      line = Line(service, map(feed.places), {
+      crowd = Crowd(service.host, false, seat);
+      seat = crowd.seat;
+      line = Line(service, map(feed.places), crowd, {
         steps: function (steps) {
           post("steps", { steps: steps });
           feed.take(steps);
@@ -892,7 +903,7 @@
         else tabs += 1;
       });
       heardAt = now();
-      post("lead", { places: line.places, shown: [shown[0], shown[1], shown[2]], tabs: tabs });
+      post("lead", { places: line.places, shown: [shown[0], shown[1], shown[2]], tabs: tabs, seat: seat });
       feed.show(shown[0], shown[1], shown[2], true, tabs);
     }
 
@@ -944,6 +955,7 @@
       var fresh = leader !== message.by, stands = map(message.places);
       if (fresh) told = map();
       leader = message.by;
+      seat = message.seat;
       if (fresh || now() - joinedAt > 10000) join();
       Object.keys(feed.places).forEach(function (channel) {
         if (channel in stands) told[channel] = stands[channel];
@@ -1065,10 +1077,10 @@
       bytes: 4096, // of the next poll's answer
       growth: 4, // of that from one answer to the next, at the most
       cut: 0, // the length at which an answer broke off
-      memory: Memory(link.host),
-      crowd: canShare() ? null : Crowd(link.host)
+      host: link.host,
+      memory: Memory(link.host)
     };
-    var places = map(), listeners = map(), backoff = Backoff(), share = options.share !== false && canShare();
+    var places = map(), listeners = map(), backoff = Backoff(), share = options.share !== false;
     var keeper = null, asking = null, timer = 0, settled = false, closed = false, tickedAt = now(), shown = "";
     var face = { on: on, off: off, close: close, lastEventId: "" };
     var feed = { places: places, take: take, show: show, finish: finish, alone: alone, auth: auth };
@@ -1151,18 +1163,18 @@
 
     function begin() {
       if (!settled) return settle();
-      if (!share) return alone();
       try {
-        keeper = Member(feed, service);
-      } catch (error) { // a page without an origin of its own
-        alone();
+        if (share && canShare()) keeper = Member(feed, service);
+      } catch (error) {
+        // a page without an origin of its own
       }
+      if (!keeper) alone();
     }
 
     function alone() {
       halt();
       share = false;
-      keeper = Line(service, map(places), {
+      keeper = Line(service, map(places), Crowd(link.host, true), {
         steps: take,
         beat: noop,
         auth: auth,
@@ -1194,7 +1206,6 @@
       if (face.state !== "closed") show("closed", "closed by the page", "", false, 1);
       closed = true;
       root.clearInterval(ticker);
-      if (service.crowd) service.crowd.leave();
       events.forEach(function (event) {
         event[0].removeEventListener(event[1], event[2]);
       });
@@ -1238,7 +1249,6 @@
       [root, "online", nudge],
       [root, "pagehide", function () { // it may come back from the browser's cache
         halt();
-        if (service.crowd) service.crowd.leave();
         show("waiting", "the page is hidden", "", false, 1);
       }],
       [root, "pageshow", function (event) {
