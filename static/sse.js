@@ -55,12 +55,14 @@
   var ANSWER_GAP = 10000; // ms without a byte, after which an answer that has begun is given up
   var LONGEST_ANSWER = 600000; // ms from its first byte to its last
   var LONGEST_TEXT = 2000000; // characters that one XMLHttpRequest may gather
-  var SILENT_LEADER = 45000; // ms after which another tab takes the lead
+  var SILENT_LEADER = 40000; // ms without a word after which a tab out of sight asks the leader for one
+  var WORD = 1500; // ms for a leader's answer, and for a lock that is taken from a leader that gives none
   var GONE = 75000; // ms after which a tab out of sight no longer counts
-  var FIRST_WORD = 5000; // ms for a leader's answer to a newcomer
   var FRESH = 30000; // ms that a token is used for new connections: a ticket lives 60 s
   var FINAL = { 400: 1, 401: 1, 403: 1 }; // refusals after which there is nothing to try again, if they are the service's own
   var OWN_TYPES = ["sse.open", "sse.heartbeat", "sse.event", "sse.reset", "sse.auth", "sse.close"];
+
+  var PAGE = unique(); // a leader in the same page is not asked for a word: both stand still together
 
   var document = root.document;
 
@@ -227,10 +229,10 @@
     };
   }
 
-  // A browser allows six connections a host to all its tabs together, so the lines of all tabs are counted: two that are
-  // of one feed alone may stream, or four that are shared. The rest polls. What is shared keeps its seat if another leads.
-  function Crowd(host, alone, seat) {
-    var key = "sse:tabs:" + host, me = seat || date().toString(36) + unique(), before = 0, countedAt = 0;
+  // A browser allows six connections a host to all its tabs together, so the lines of all tabs are counted: the first
+  // four may stream, or two where tabs cannot share. The rest polls. A shared line has a seat, which its next leader takes.
+  function Crowd(host, most, seat) {
+    var key = "sse:tabs:" + host, me = seat || date().toString(36) + unique(), before = 0, countedAt;
 
     function count(leaving) {
       var tabs = load(key), kept = {}, time = date();
@@ -243,10 +245,11 @@
       });
       if (!leaving) kept[me] = time + (document.hidden ? GONE : 15000); // out of sight, there is one tick a minute
       save(key, kept);
-      if (alone && !load(key)[me]) before = Infinity; // nowhere to count: others may have taken all
+      if (seat === undefined && !load(key)[me]) before = Infinity; // no count is kept: others may have taken all
     }
 
     count();
+    countedAt -= 3000; // once more soon: tabs that are restored together do not see each other at first
     return {
       seat: me,
       tick: function (time) {
@@ -254,7 +257,7 @@
       },
       // Why it is to poll, if it is.
       full: function () {
-        return before < (alone ? 2 : 4) ? "" : before < Infinity ? "more than two tabs"
+        return before < most ? "" : before < Infinity ? "more than two tabs"
           : "the connections of other tabs cannot be counted here";
       },
       leave: function () {
@@ -831,13 +834,14 @@
   function Member(feed, service) {
     var name = ["sse", VERSION, service.url, service.query, service.credentials, identity(service.token)].join(" ");
     var me = unique(), bus = new root.BroadcastChannel(name), round = 0, closed = false;
-    var leader = "", seat = "", heardAt = now() - SILENT_LEADER + FIRST_WORD, told = map(), joinedAt = 0;
-    var line = null, release = noop, members = map(), shown = [];
-    var suspicion = 0, asking = null, knocking = false, patience = new root.AbortController();
+    var leader = "", near = false, term = 0, seat = "", heardAt = 0, told = map(), joinedAt = 0;
+    var line = null, aside = null, release = noop, members = map(), shown = [];
+    var suspicion = 0, asking = null, doubt = 0, consequence = null, patience = new root.AbortController();
 
     function post(kind, message) {
       message.kind = kind;
       message.by = me;
+      if (line) message.term = term;
       bus.postMessage(message);
     }
 
@@ -845,33 +849,47 @@
 
     function elect(steal) {
       var mine = round += 1, options = steal ? { steal: true } : { signal: patience.signal };
-      root.navigator.locks.request(name, options, function () {
-        if (closed || mine !== round) return;
-        return new root.Promise(function (resolve) {
-          release = resolve;
-          lead();
-        });
+      new root.Promise(function (resolve) {
+        resolve(root.navigator.locks.request(name, options, function () {
+          if (closed || mine !== round) return;
+          return new root.Promise(function (resolve) {
+            release = resolve;
+            lead();
+          });
+        }));
       }).then(noop, function () { // it was taken from us; or this page may have no locks
         if (closed || mine !== round) return;
-        if (!line) feed.alone();
-        else {
-          line.stop();
-          line = null;
-          leader = "";
-          heardAt = now();
-          join();
-          elect(false);
-        }
+        if (line) yieldLead();
+        else feed.alone();
       });
+    }
+
+    // It does not take the lead back by itself: where no tab hears another, two would do that for ever.
+    function yieldLead() {
+      line.stop();
+      line = null;
+      leader = "";
+      release();
+      elect(false);
+      join();
+      expect(stepAside, WORD);
+    }
+
+    // Nobody leads, and no lock comes: it goes on by itself until one of them does.
+    function stepAside() {
+      elect(false);
+      aside = feed.ownLine(2);
     }
 
     function lead() {
       var crowd;
       leader = me;
+      term = Math.max(date(), term + 1);
       members = map();
-      shown = ["connecting", "taking the lead", ""];
+      shown = ["connecting", "connecting for all tabs", ""];
       stopAsking();
-      crowd = Crowd(service.host, false, seat);
+      heard();
+      crowd = Crowd(service.host, 4, seat);
       seat = crowd.seat;
       line = Line(service, map(feed.places), crowd, {
         steps: function (steps) {
@@ -891,7 +909,7 @@
       });
       tell();
       root.setTimeout(function () { // the others say first what they need
-        if (line) line.start("this tab leads");
+        if (line) line.start(shown[1]);
       }, 50);
     }
 
@@ -903,7 +921,7 @@
         else tabs += 1;
       });
       heardAt = now();
-      post("lead", { places: line.places, shown: [shown[0], shown[1], shown[2]], tabs: tabs, seat: seat });
+      post("lead", { places: line.places, shown: [shown[0], shown[1], shown[2]], tabs: tabs, seat: seat, page: PAGE });
       feed.show(shown[0], shown[1], shown[2], true, tabs);
     }
 
@@ -951,12 +969,49 @@
       post("join", { places: feed.places });
     }
 
+    // If no word of the leader comes, something follows. A timer that is late has to ask once more: perhaps it was this
+    // page that stood still.
+    function expect(what, wait, again) {
+      var late = now() + wait + 500;
+      root.clearTimeout(doubt);
+      consequence = what;
+      doubt = root.setTimeout(function () {
+        doubt = 0;
+        if (now() > late && !again) knock(what, true);
+        else what();
+      }, wait);
+    }
+
+    function knock(what, again) {
+      post("knock", {});
+      expect(what, WORD, again);
+    }
+
+    function heard() {
+      root.clearTimeout(doubt);
+      doubt = 0;
+      heardAt = now();
+      if (aside) aside.stop();
+      aside = null;
+    }
+
+    function takeLead() {
+      elect(true);
+      expect(stepAside, WORD); // a browser whose locks never answer
+    }
+
+    // Another tab asks, and one question is enough. Of two that ask at once, the one with the smaller name goes on.
+    function standBack(other) {
+      if (!document.hidden && !aside && (!doubt || (consequence === takeLead && other < me))) expect(takeLead, WORD + 500);
+    }
+
     function follow(message) {
       var fresh = leader !== message.by, stands = map(message.places);
       if (fresh) told = map();
       leader = message.by;
       seat = message.seat;
-      if (fresh || now() - joinedAt > 10000) join();
+      near = message.page === PAGE;
+      if (fresh || now() - joinedAt > SILENT_LEADER) join();
       Object.keys(feed.places).forEach(function (channel) {
         if (channel in stands) told[channel] = stands[channel];
         else if (!fresh && now() - joinedAt > 1000) join();
@@ -999,20 +1054,23 @@
 
     bus.onmessage = function (event) {
       var message = event.data, kind = message.kind;
+      if (message.term) {
+        if (line ? message.term <= term : message.term < term) return; // a former leader, which has just woken
+        term = message.term;
+        if (line) yieldLead();
+        heard();
+      }
       if (line) {
         if (kind === "join") admit(message.by, message.places);
         else if (kind === "leave" && message.by in members) {
           leave(message.by);
           tell();
-        } else if (kind === "knock") tell();
-        else if (kind === "wake") line.tick(now(), 0);
-        return;
-      }
-      if (kind === "lead" || kind === "steps") {
-        heardAt = now();
-        knocking = false;
-      }
-      if (kind === "lead") follow(message);
+        } else if (kind === "knock") {
+          line.tick(now(), 0); // the timers of a page out of sight are held back
+          post("here", {});
+        }
+      } else if (kind === "knock") standBack(message.by);
+      else if (kind === "lead") follow(message);
       else if (kind === "auth") feed.auth(message.told);
       else if (kind === "steps") {
         message.steps.forEach(function (step) {
@@ -1027,31 +1085,22 @@
 
     join();
     elect(false);
+    knock(takeLead);
     return {
       nudge: function (why) {
-        if (line) line.nudge(why);
-      },
-      // A leader that does not answer now has stopped: some systems halt the pages that are out of sight.
-      knock: function () {
-        if (line) return;
-        if (!knocking) heardAt = now() - SILENT_LEADER + FIRST_WORD;
-        knocking = true; // until it answers: another knock gives it no more time
-        post("knock", {});
+        if (line || aside) (line || aside).nudge(why);
       },
       tick: function (time, asleep) {
         if (line) {
           line.tick(time, asleep);
           if (line && time - heardAt > SILENT_LEADER / 3) tell();
-        } else if (asleep > 5000) this.knock();
-        else if (time - heardAt > SILENT_LEADER) {
-          heardAt = time;
-          knocking = false;
-          elect(true);
-        } else if (shown[0] !== "live" && !document.hidden) post("wake", {}); // the leader's timers may be held back
+        } else if (aside) aside.tick(time, asleep);
+        else if (!doubt && !near && time - heardAt > (document.hidden ? SILENT_LEADER : 300)) knock(takeLead);
       },
       stop: function () {
         closed = true;
         stopAsking();
+        heard();
         if (line) line.stop();
         else post("leave", {});
         line = null;
@@ -1083,7 +1132,7 @@
     var places = map(), listeners = map(), backoff = Backoff(), share = options.share !== false;
     var keeper = null, asking = null, timer = 0, settled = false, closed = false, tickedAt = now(), shown = "";
     var face = { on: on, off: off, close: close, lastEventId: "" };
-    var feed = { places: places, take: take, show: show, finish: finish, alone: alone, auth: auth };
+    var feed = { places: places, take: take, show: show, finish: finish, alone: alone, ownLine: ownLine, auth: auth };
     var began = parseId(options.lastEventId);
 
     /* What it tells the page */
@@ -1152,7 +1201,7 @@
         if (answer.more && answer.quick) return settle(); // over a slow line, the stream brings the rest bit by bit
         return begin();
       });
-      show("connecting", "first poll", "poll", false, 1);
+      show("connecting", "asking for the first events", "poll", false, 1);
     }
 
     function unsettled(fault) {
@@ -1173,8 +1222,13 @@
 
     function alone() {
       halt();
+      keeper = ownLine(canShare() && !share ? 4 : 2);
       share = false;
-      keeper = Line(service, map(places), Crowd(link.host, true), {
+    }
+
+    // A line for this feed alone.
+    function ownLine(most) {
+      var line = Line(service, map(places), Crowd(link.host, most), {
         steps: take,
         beat: noop,
         auth: auth,
@@ -1183,7 +1237,8 @@
           show(state, reason, transport, false, 1);
         }
       });
-      keeper.start("first stream");
+      line.start("opening a stream");
+      return line;
     }
 
     function halt() {
@@ -1258,7 +1313,6 @@
       }],
       [document, "visibilitychange", function () {
         tick();
-        if (keeper && keeper.knock && !document.hidden) keeper.knock();
       }]
     ];
     events.forEach(function (event) {

@@ -95,11 +95,11 @@ class Numbers(threading.Thread):
 
 
 class Tab:
-    """One tab; to ask its page anything brings it into sight."""
+    """One tab, in a window of its own or beside others; to ask its page anything brings it into sight."""
 
-    def __init__(self, driver: webdriver.Chrome, address: str) -> None:
+    def __init__(self, driver: webdriver.Chrome, address: str, kind: str = "tab") -> None:
         self._driver = driver
-        driver.switch_to.new_window("tab")
+        driver.switch_to.new_window(kind)
         self.handle = driver.current_window_handle
         self.address = address
         driver.get(address)
@@ -161,6 +161,33 @@ class Tab:
         self.run("return 0")
         self._driver.back()
 
+    @contextlib.contextmanager
+    def alert(self) -> Iterator[None]:
+        """While this lasts, an alert is open: the page stands still."""
+        self.run("setTimeout(() => alert('wait'), 0)")
+        yield
+        self._driver.switch_to.window(self.handle)
+        self._driver.switch_to.alert.accept()
+
+    @contextlib.contextmanager
+    def breakpoint(self) -> Iterator[None]:
+        """While this lasts, a debugger has halted the page."""
+        self.run("return 0")
+        self._driver.execute_cdp_cmd("Debugger.enable", {})
+        self._driver.execute_cdp_cmd("Debugger.pause", {})
+        yield
+        self._driver.switch_to.window(self.handle)
+        self._driver.execute_cdp_cmd("Debugger.resume", {})
+        self._driver.execute_cdp_cmd("Debugger.disable", {})
+
+    @contextlib.contextmanager
+    def task(self, seconds: float = 6) -> Iterator[None]:
+        """While this lasts, a task of the page computes."""
+        ends = time.monotonic() + seconds
+        self.run("setTimeout(burn, 0, arguments[0])", 1000 * seconds)
+        yield
+        time.sleep(max(0, ends - time.monotonic()))
+
     def close(self) -> None:
         self.run("return 0")
         self._driver.close()
@@ -184,8 +211,12 @@ class Browser:
         self.resume()
         self.driver.quit()
 
-    def open(self, origin: str, page: str = "/pages/tabs.html") -> Tab:
-        return Tab(self.driver, origin + page)
+    def open(self, origin: str, page: str = "/pages/tabs.html", kind: str = "tab") -> Tab:
+        return Tab(self.driver, origin + page, kind)
+
+    def windows(self, count: int, origin: str) -> list[Tab]:
+        """Tabs that are all in sight."""
+        return [self.open(origin, kind="window") for _ in range(count)]
 
     def tabs(self, count: int, origin: str) -> list[Tab]:
         return [self.open(origin) for _ in range(count)]

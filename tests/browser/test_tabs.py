@@ -351,6 +351,120 @@ def test_a_leader_that_has_stopped_is_replaced_and_follows_when_it_wakes(
     assert_one_connection(house)
 
 
+@pytest.mark.parametrize("way", ["alert", "task", pytest.param("breakpoint", marks=LONG)])
+def test_a_leader_that_stands_still_is_replaced_in_seconds_and_loses_and_doubles_nothing_when_it_goes_on(
+    house: House, browser: Browser, way: str
+) -> None:
+    windows = sharing(browser.windows(3, house.url), A)
+    leader = leader_of(windows)
+    others = without(windows, leader)
+    with house.publishing(A) as numbers:
+        time.sleep(0.5)
+        began = time.time()
+        with getattr(leader, way)():
+            time.sleep(4.5)
+            gaps = [largest_gap(tab.log(), began) for tab in others]
+            assert all(newest(tab) > time.time() - 1 for tab in others), [tab.log("states")[-5:] for tab in others]
+        for tab in windows:
+            tab.wait(shared=True, tabs=3)
+        time.sleep(0.5)
+    for tab in windows:
+        assert_complete(tab, numbers, 1)
+    print(way, gaps)
+    assert max(gaps) < FAILOVER + 1
+    assert leader_of(windows) is not leader
+    assert_one_connection(house)
+
+
+def test_a_tab_that_stood_still_itself_leaves_the_lead_where_it_is(house: House, browser: Browser) -> None:
+    leader, follower = sharing(browser.windows(2, house.url), A)
+    assert leader.leads()
+    told = leader.log("states")
+    with house.publishing(A) as numbers:
+        follower.run("burn(5000)")
+        follower.wait(tabs=2)
+        time.sleep(2)  # for its question, and for the lead if it took that
+    assert leader.leads()
+    for tab in (leader, follower):
+        assert_complete(tab, numbers, 1)
+    assert leader.log("states") == told
+
+
+def test_of_all_tabs_in_sight_few_ask_the_leader_and_none_in_its_own_page(house: House, browser: Browser) -> None:
+    hear = (
+        "return navigator.locks.query().then(locks => {"
+        "const name = locks.held.filter(lock => lock.name.startsWith('sse '))[0].name;"
+        "window.heard = []; window.bus = new BroadcastChannel(name);"
+        "bus.onmessage = event => heard.push(event.data.kind); })"
+    )
+    [first] = browser.windows(1, house.url)
+    first.start(A, name="one").wait(name="one").start(A, name="two").wait(name="two", tabs=2)
+    first.run(hear)
+    time.sleep(3)
+    assert first.run("return heard") == []
+    others = browser.windows(3, house.url)
+    for tab in others:
+        tab.start(A).wait(tabs=2 + 1 + others.index(tab))
+    first.run("heard.length = 0")
+    time.sleep(4)
+    heard = first.run("return heard")
+    assert 3 <= heard.count("knock") <= 4 * 4
+    assert heard.count("knock") == heard.count("here")
+    assert first.leads()
+    browser.look_away()
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_where_no_lock_is_ever_given_each_tab_goes_on_alone_until_one_is(
+    house: House, browser: Browser, late: bool
+) -> None:
+    tabs = browser.tabs(2, house.url)
+    for tab in tabs:
+        tab.run(
+            "window.asked = []; const real = navigator.locks.request.bind(navigator.locks);"
+            "navigator.locks.request = (...given) => given[0].startsWith('sse ')"
+            "  ? new Promise((resolve, reject) => asked.push(() => real(...given).then(resolve, reject)))"
+            "  : real(...given)"
+        )
+        began = time.time()
+        tab.start(A).wait("live", shared=False, tabs=1, timeout=8)
+        live = [at for at, state, *_ in tab.log("states") if state == "live"]
+        assert 2 < live[0] / 1000 - began < 6
+    with house.publishing(A) as numbers:
+        time.sleep(0.5)
+        if late:
+            for tab in tabs:
+                tab.run("asked.forEach(ask => ask())")
+            for tab in tabs:
+                tab.wait("live", shared=True, tabs=2)
+            assert len([tab for tab in tabs if tab.leads()]) == 1
+        time.sleep(0.5)
+    for tab in tabs:
+        assert_complete(tab, numbers, 1)
+
+
+def test_tabs_of_different_users_leave_connections_to_others(house: House, browser: Browser) -> None:
+    tabs = browser.tabs(7, house.url)
+    for number, tab in enumerate(tabs):
+        tab.start(A, token=f"user{number}")
+        tab.wait("live" if number < 4 else "polling", shared=True, tabs=1)
+    house.publish(A, 0)
+    for tab in tabs:
+        wait_until(lambda tab=tab: tab.numbers(A) == [0], what="the event")
+    assert [tab.get("transport") for tab in tabs] == ["eventsource"] * 4 + ["poll"] * 3
+    tabs[0].close()  # its seat is free
+    tabs[4].wait("live", transport="eventsource")
+
+
+def test_tabs_share_where_nothing_can_be_stored(house: House, browser: Browser) -> None:
+    tabs = browser.tabs(2, house.url)
+    for tab in tabs:
+        tab.run("Object.defineProperty(window, 'localStorage', {get() { throw new Error('blocked'); }})")
+    for tab in sharing(tabs, A):
+        assert tab.get("transport") == "eventsource"
+    assert_one_connection(house)
+
+
 @pytest.mark.parametrize("company", [pytest.param(0, marks=LONG), 1])
 def test_a_page_that_comes_back_from_the_browsers_cache_goes_on_from_the_same_place(
     house: House, browser: Browser, company: int
