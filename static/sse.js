@@ -879,6 +879,7 @@
     function stepAside() {
       elect(false);
       aside = feed.ownLine(2);
+      aside.start("no other tab answers");
     }
 
     function lead() {
@@ -1224,11 +1225,12 @@
       halt();
       keeper = ownLine(canShare() && !share ? 4 : 2);
       share = false;
+      keeper.start("opening a stream");
     }
 
     // A line for this feed alone.
     function ownLine(most) {
-      var line = Line(service, map(places), Crowd(link.host, most), {
+      return Line(service, map(places), Crowd(link.host, most), {
         steps: take,
         beat: noop,
         auth: auth,
@@ -1237,8 +1239,6 @@
           show(state, reason, transport, false, 1);
         }
       });
-      line.start("opening a stream");
-      return line;
     }
 
     function halt() {
