@@ -6,12 +6,12 @@ import vm from "node:vm";
 import { createParser } from "eventsource-parser";
 
 const window = { document: { querySelectorAll: () => [] } }; // what the script needs to load
-vm.runInNewContext(readFileSync(process.argv[2], "utf8"), { window });
+const SSE = vm.runInNewContext(readFileSync(process.argv[2], "utf8"), { window }); // the value of its only statement
 
 function own() {
   const result = { events: [], retries: [] };
   const decoder = new TextDecoder(); // takes one BOM off, as XMLHttpRequest's does (Encoding, "UTF-8 decode")
-  const parser = new window.SSE.Parser(
+  const parser = new SSE.Parser(
     ({ type, data, id }) => result.events.push([type, data, id]),
     (milliseconds) => result.retries.push(milliseconds),
   );
