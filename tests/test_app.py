@@ -1,9 +1,11 @@
 """The app: health, the page and its headers, the sampler of this machine, and what the page's buttons break."""
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
+import re
 import socket
 import threading
 import time
@@ -133,11 +135,27 @@ def test_the_page_has_nothing_inline_and_its_files_are_served(make_app: MakeApp)
         page = response.get_data(as_text=True)
     for forbidden in ("<style", "style=", "onclick", "<script>", "https://"):
         assert forbidden not in page
-    for path in ("sse/sse.js", "static/demo.js", "static/demo.css"):
-        assert f'"{path}"' in page
+    paths = re.findall(r'(?:src|href)="([^"#:]+)"', page)
+    assert {"sse/sse.js", "static/demo.js", "static/old.js", "static/demo.css"} < set(paths)
+    for path in paths:
         with client.get(f"/{path}") as response:
             assert response.status_code == 200
             assert response.headers["X-Content-Type-Options"] == "nosniff"
+            if path.startswith("static/"):  # a new version of the page never runs with old files of a browser's cache
+                assert response.headers["Cache-Control"] == "no-cache"
+                with client.get(f"/{path}", headers={"If-None-Match": response.headers["ETag"]}) as again:
+                    assert again.status_code == 304
+
+
+def test_the_library_for_the_charts_is_as_published_and_beside_its_licence() -> None:
+    folder = Path(service.__file__).parent / "static/vendor/uPlot-1.6.32"
+    published = {
+        "LICENSE": "8f989229699b4fe2f1a0432d0e9edc338a8a911e250e2d1b01ecd770a5f5b1bd",
+        "uPlot.iife.min.js": "19c8d4c6ad88929a79f4ae49d6f7161566dfd0ba3d15cc495e974f787eb78f1f",
+        "uPlot.min.css": "df630c6a8d6f8eeaff264b50f73ce5b114f646ffd9a0bb74f049b0a00135fa04",
+    }
+    assert {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.iterdir()} == published
+    assert "static/vendor" in (Path(service.__file__).parent / "README.md").read_text()
 
 
 def test_the_sampler_starts_once_and_with_a_request_only(make_app: MakeApp) -> None:
