@@ -304,6 +304,7 @@ function now() {
 function sampled(sample) {
   clock = { at: sample.at, heardAt: performance.now() };
   samples.push(sample);
+  while (samples[0].at < sample.at - WINDOW - 2) samples.shift();
   const delay = Date.now() - sample.at * 1000;
   byId("delay").textContent = delay >= 0 && delay < 5000 ? Math.round(delay) + " ms" : "–"; // a replay, or the clocks differ
   requestDraw();
@@ -411,8 +412,17 @@ function prepare(chart) {
   ["2 min ago", "1 min ago", "now"].forEach((text) => make("span", "", times, text));
   makeSlider(chart);
   chart.plot = new uPlot(options(chart), [[], ...chart.lines.map(() => [])], chart.frame);
-  chart.plot.over.addEventListener("mousemove", () => { pinned = null; });
+  followPointer(chart.plot);
   new ResizeObserver(() => chart.plot.setSize(size(chart))).observe(chart.frame);
+}
+
+// uPlot follows a mouse by itself.
+function followPointer(plot) {
+  plot.over.addEventListener("mousemove", () => { pinned = null; });
+  plot.over.addEventListener("pointermove", (event) => {
+    if (event.pointerType !== "mouse") pin(nearest(plot.posToIdx(event.clientX - plot.over.getBoundingClientRect().left)));
+  });
+  plot.over.addEventListener("pointerleave", (event) => event.pointerType !== "mouse" && pin(null));
 }
 
 const size = (chart) => ({ width: chart.frame.clientWidth, height: chart.frame.clientHeight });
@@ -478,7 +488,6 @@ function layRows() {
 
 function draw() {
   const least = now() - WINDOW;
-  while (samples.length && samples[0].at < least - 2) samples.shift();
   if (!latest()) return;
   if (pinned && pinned.at < least) pinned = samples.find((s) => !s.gap && s.at >= least) || null;
   layRows();
