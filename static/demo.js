@@ -197,6 +197,7 @@ function begin(name, expected) {
   if (breaking) tell(breaking.name, ""); // two at once cannot be told apart
   breaking = { name: name, at: performance.now(), transport: feed.transport, missed: counts.missed, resets: counts.resets };
   log(title(name), "pressed", "pressed");
+  ["cut", "buffer", "sleep"].forEach((each) => byId(each + "-outcome").classList.toggle("latest", each === name));
   tell(name, expected);
 }
 

@@ -36,6 +36,10 @@
   });
   byId("command").textContent = 'curl -d "hello" -H "Authorization: Bearer $THROUGHLINE_KEY" ' +
     location.href.replace(/[^\/]*([?#].*)?$/, "") + "sse/publish/demo/hello";
+  if (!window.SSE) {
+    byId("state").textContent = "sse/sse.js has not been loaded";
+    return;
+  }
   feed = SSE("sse", { channels: ["demo/machine", "demo/hello"], replay: 50, heartbeat: 5 });
   feed.on("sse.state", show);
   feed.on("sse.event", hear);

@@ -266,20 +266,23 @@ def test_on_a_phone_the_buttons_and_the_log_are_in_sight_together(page: webdrive
     for width in (390, 360, 320):
         look(page, "light", width)
         assert page.execute_script("return document.documentElement.scrollWidth") == width
-        assert page.execute_script("return audit.cutOff()") == []
+        held = "document.getElementById('buffer').setAttribute('aria-pressed', true); return audit.cutOff()"
+        assert page.execute_script(held) == []
     look(page, "light", 390)
     place = "return document.getElementById(arguments[0]).getBoundingClientRect()"
-    first, last, log = (page.execute_script(place, name) for name in ("cut", "sleep", "log"))
-    assert log["top"] + 100 - first["top"] < 600
-    assert 0 < log["top"] - last["bottom"] < 150
+    log = page.execute_script(place, "log")
+    for button in ("cut", "buffer", "sleep"):
+        assert 0 < log["top"] - page.execute_script(place, button)["bottom"] < 200
+    press(page, "cut", "Back after")
+    assert 0 < log["top"] - page.execute_script(place, "cut-outcome")["bottom"] < 100
 
 
 def test_on_a_desk_no_card_is_half_empty(page: webdriver.Chrome) -> None:
-    told = page.execute_script("return audit.filled()")
+    told = page.execute_script("return audit.empty()")
     assert len(told) == 5
     for name, (down, across) in told.items():
-        assert down > 0.6, f"{name} is filled to {down:.0%} of its height"
-        assert across > 0.6, f"{name} is filled to {across:.0%} of its width"
+        assert down < 0.4, f"{name} is empty over {down:.0%} of its height"
+        assert across < 0.4, f"{name} is empty over {across:.0%} of its width"
 
 
 def test_a_break_is_told_once_and_messages_are_gathered(page: webdriver.Chrome, demo: Gunicorn) -> None:

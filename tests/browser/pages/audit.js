@@ -84,17 +84,28 @@
     }).map(({ text }) => text);
   }
 
-  // How much of each card its content reaches, downwards and to the right.
-  function filled() {
+  // The largest share of each card's height, and of its width, in which there is nothing.
+  function empty() {
     const told = {};
     document.querySelectorAll(".card").forEach((card) => {
       if (!shown(card)) return;
       const frame = card.getBoundingClientRect();
-      const boxes = texts().filter(({ element }) => card.contains(element)).map(({ box }) => box);
-      const reach = (side, from, size) => (Math.max(...boxes.map((box) => box[side])) - from) / size;
-      told[card.querySelector("h2").textContent] = [reach("bottom", frame.top, frame.height), reach("right", frame.left, frame.width)];
+      const boxes = texts().filter(({ element }) => card.contains(element)).map(({ box }) => box)
+        .concat(Array.from(card.querySelectorAll("canvas"), (canvas) => canvas.getBoundingClientRect()));
+      told[card.querySelector("h2").textContent] = [
+        widest(boxes, "top", "bottom", frame) / frame.height, widest(boxes, "left", "right", frame) / frame.width,
+      ];
     });
     return told;
+  }
+
+  function widest(boxes, from, to, frame) {
+    let reached = frame[from], gap = 0;
+    boxes.filter((box) => box[from] < frame[to]).sort((one, other) => one[from] - other[from]).forEach((box) => {
+      gap = Math.max(gap, box[from] - reached);
+      reached = Math.max(reached, box[to]);
+    });
+    return Math.max(gap, frame[to] - reached);
   }
 
   // A picture's pixels that stand out from its corner, as text: two shapes that look alike have the same.
@@ -111,5 +122,5 @@
     image.src = "data:image/png;base64," + picture;
   }
 
-  window.audit = { faint, cutOff, filled, mask };
+  window.audit = { faint, cutOff, empty, mask };
 }());
