@@ -131,6 +131,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrom
     """A browser that writes down what its pages have a screen reader say."""
     driver = start_chromium(tmp_path_factory.mktemp("reader"), "--hide-scrollbars")
     try:
+        driver.set_script_timeout(60)  # axe looks at much
         driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": HEAR})
         yield driver
     finally:
