@@ -208,6 +208,8 @@ def test_nothing_is_inaccessible_faint_or_cut_off_in_any_mode(
             assert faults(page) == [], f"{mode}, {width} pixels"
             assert page.execute_script("return document.documentElement.scrollWidth") == width
         assert (text(page, "state") in {"Waiting", "Connecting"}) == (state == "broken")
+        if state == "polling":
+            assert heard(page) == [f"Buffer: {text(page, 'buffer-outcome')}"]
     finally:
         if state == "broken":
             demo.start()
