@@ -59,6 +59,7 @@
   var WORD = 1500; // ms for a leader's answer, and for a lock that is taken from a leader that gives none
   var GONE = 75000; // ms after which a tab out of sight no longer counts
   var FRESH = 30000; // ms that a token is used for new connections: a ticket lives 60 s
+  var MOST_KNOWN = 10000; // events that `document` was told of; a service keeps 1,000 of each channel by itself
   var FINAL = { 400: 1, 401: 1, 403: 1 }; // refusals after which there is nothing to try again, if they are the service's own
   var OWN_TYPES = ["sse.open", "sse.heartbeat", "sse.event", "sse.reset", "sse.auth", "sse.close"];
 
@@ -1421,10 +1422,20 @@
 
   /* The tag */
 
-  function announce(type, detail) {
+  var known = map(), oldest = [];
+
+  function announce(target, type, detail) {
     var event = document.createEvent("CustomEvent");
     event.initCustomEvent(type, false, false, detail);
-    document.dispatchEvent(event);
+    target.dispatchEvent(event);
+  }
+
+  // `document` is told once of what several tags bring: at the same time, or later by a replay.
+  function isKnown(name) {
+    if (known[name]) return true;
+    known[name] = true;
+    if (oldest.push(name) > MOST_KNOWN) delete known[oldest.shift()];
+    return false;
   }
 
   // Members of JSON data go before the event's own of the same name.
@@ -1472,8 +1483,9 @@
       return tag.getAttribute("data-" + name);
     }
 
-    var into = data("into"), credentials = data("credentials");
-    tag.sse = SSE(data("url") || tag.src.replace(/[^\/]*$/, ""), {
+    var credentials = data("credentials"), into = data("into");
+    var service = absolute(data("url") || tag.src.replace(/[^\/]*$/, "")).href.replace(/\/*$/, "");
+    var feed = tag.sse = SSE(service, {
       channels: data("channels"),
       token: data("token"),
       tokenUrl: data("token-url"),
@@ -1482,18 +1494,22 @@
       credentials: credentials !== null && credentials !== "off" && credentials !== "omit",
       share: data("share") !== "off"
     });
-    tag.sse.on("sse.event", function (event) {
-      announce("sse:" + event.type, event);
+
+    function tell(type, detail, name) {
+      announce(tag, type, detail);
+      if (!name || !isKnown(name + service)) announce(document, type, detail);
+    }
+
+    feed.on("sse.event", function (event) {
+      tell("sse:" + event.type, event, event.id);
       if (into) place(event, into, data("template"), Number(data("keep")) || 100);
+    }).on("sse.reset", function (reset) {
+      tell("sse-reset", reset, "reset " + reset.id);
     });
-    tag.sse.on("sse.state", function (state) {
-      announce("sse-state", state);
-    });
-    tag.sse.on("sse.reset", function (reset) {
-      announce("sse-reset", reset);
-    });
-    tag.sse.on("sse.auth", function (told) {
-      announce("sse-auth", told);
+    ["state", "auth"].forEach(function (kind) {
+      feed.on("sse." + kind, function (told) {
+        tell("sse-" + kind, told);
+      });
     });
   }
 
