@@ -61,6 +61,7 @@
   var FRESH = 30000; // ms that a token is used for new connections: a ticket lives 60 s
   var MOST_KNOWN = 10000; // events that `document` was told of; a service keeps 1,000 of each channel by itself
   var FINAL = { 400: 1, 401: 1, 403: 1 }; // refusals after which there is nothing to try again, if they are the service's own
+  var CODE = /^(script|style|template)$/i; // elements whose text is not for readers
   var OWN_TYPES = ["sse.open", "sse.heartbeat", "sse.event", "sse.reset", "sse.auth", "sse.close"];
 
   var PAGE = unique(); // a leader in the same page is not asked for a word: both stand still together
@@ -1422,7 +1423,11 @@
 
   /* The tag */
 
-  var known = map(), oldest = [];
+  var known = map(), oldest = [], warned = map();
+
+  function attached(tag) {
+    return document.documentElement.contains(tag);
+  }
 
   function announce(target, type, detail) {
     var event = document.createEvent("CustomEvent");
@@ -1450,32 +1455,64 @@
     });
   }
 
-  // Text only: what an event brings never becomes markup.
-  function place(event, into, template, keep) {
-    var target = document.querySelector(into), source = null, text = event.data, item, walker;
-    if (!target) return warn("data-into finds no " + into);
-    if (/^#[\w-]+$/.test(template)) {
-      source = document.querySelector(template);
-      item = source && (source.content || source).firstElementChild;
-      if (!item) return warn("data-template finds no element in " + template);
-      item = item.cloneNode(true);
-      walker = document.createTreeWalker(item, 4, null, false); // NodeFilter.SHOW_TEXT
+  // Shows events in data-into. Returns what takes an event; without one, it tries again to show those that wait.
+  function Display(tag, data) {
+    var into = data("into"), template = data("template"), keep = Number(data("keep")) || 100, held = [];
+    var copies = /^#[\w-]+$/.test(template), item = document.createElement("li");
+
+    function wrong(name, why) {
+      var text = "data-" + name + " is '" + data(name) + "': " + why;
+      if (!warned[text]) warn(text);
+      warned[text] = true;
+    }
+
+    function getTarget() {
+      try {
+        return document.querySelector(into);
+      } catch (error) { // no selector
+        return null;
+      }
+    }
+
+    // A list's item, and a text that is replaced, take their text from an element as well.
+    function getSource() {
+      var element = copies ? document.getElementById(template.slice(1)) : item;
+      return copies && element ? (element.content || element).firstElementChild : element;
+    }
+
+    // Text only: what an event brings never becomes markup.
+    function put(event, target, source) {
+      var copy = source.cloneNode(true), walker = document.createTreeWalker(copy, 4, null, false); // NodeFilter.SHOW_TEXT
+      if (!template) event = { data: event.data };
       while (walker.nextNode()) {
-        if (!/^(script|style)$/i.test(walker.currentNode.parentNode.tagName)) {
+        if (!CODE.test(walker.currentNode.parentNode.tagName)) {
           walker.currentNode.nodeValue = fill(walker.currentNode.nodeValue, event);
         }
       }
-    } else {
-      if (template) text = fill(template, event);
-      if (!/^[uo]l$/i.test(target.tagName)) {
-        target.textContent = text;
+      if (!copies && !/^[uo]l$/i.test(target.tagName)) {
+        if (target.contains(tag)) target.parentNode.insertBefore(tag, target); // or it would go with the old text
+        target.textContent = copy.textContent;
         return;
       }
-      item = document.createElement("li");
-      item.textContent = text;
+      target.appendChild(copy);
+      while (target.children.length > keep) target.removeChild(target.firstElementChild);
     }
-    target.appendChild(item);
-    while (target.children.length > keep) target.removeChild(target.firstElementChild);
+
+    item.textContent = template || "{data}";
+
+    return function (event) {
+      var target, source;
+      if (into && event) held.push(event);
+      if (held.length > keep + 1000) held.shift();
+      while (held.length && attached(tag)) {
+        target = getTarget();
+        source = target && getSource();
+        if (!source && document.readyState !== "complete") return;
+        event = held.shift();
+        if (source) put(event, target, source);
+        else wrong(target ? "template" : "into", "it finds no element");
+      }
+    };
   }
 
   function begin(tag) {
@@ -1483,7 +1520,7 @@
       return tag.getAttribute("data-" + name);
     }
 
-    var credentials = data("credentials"), into = data("into");
+    var credentials = data("credentials"), display = Display(tag, data);
     var service = absolute(data("url") || tag.src.replace(/[^\/]*$/, "")).href.replace(/\/*$/, "");
     var feed = tag.sse = SSE(service, {
       channels: data("channels"),
@@ -1500,10 +1537,14 @@
       if (!name || !isKnown(name + service)) announce(document, type, detail);
     }
 
+    function look() {
+      call(display);
+      root.setTimeout(look, 1000);
+    }
+
     feed.on("sse.event", function (event) {
       tell("sse:" + event.type, event, event.id);
-      if (into) place(event, into, data("template"), Number(data("keep")) || 100);
-    }).on("sse.reset", function (reset) {
+    }).on("sse.event", display).on("sse.reset", function (reset) {
       tell("sse-reset", reset, "reset " + reset.id);
     });
     ["state", "auth"].forEach(function (kind) {
@@ -1511,6 +1552,7 @@
         tell("sse-" + kind, told);
       });
     });
+    look();
   }
 
   function start() {

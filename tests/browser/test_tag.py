@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections.abc import Callable
+from http.server import SimpleHTTPRequestHandler
 from typing import Any
+from urllib.parse import urlsplit
 
+import pytest
+
+from tests.browser.engines import Chromium, Engine, Firefox, PhantomJS, WebKit
+from tests.browser.origin import Origin
 from tests.browser.test_embed import Page, browser, channel, page, pages, publish, script, serve, service
 from tests.servers import Gunicorn, wait_until
 
@@ -117,3 +125,141 @@ def test_what_a_later_tag_replays_is_announced_on_document_unless_it_has_been(
     page.wait("of('later', 'sse:message').length === 3 && of('tag 0', 'sse:message').length === 2")
     assert page.value("of('later', 'sse:message')") == ["before", "both", "after"]
     assert page.value("of('document', 'sse:message')") == ["both", "before", "after"]
+
+
+# Elements that are not there yet, or no longer
+
+
+def test_the_elements_are_looked_up_for_each_event(page: Page, service: Gunicorn, channel: str) -> None:
+    show(page, "<div id=box></div>", ROW, script(service, channel, into="#list", template="#row"))
+    publish(service, channel, {"name": "nowhere"})
+    page.wait("warnings.length === 1")
+    page.run("document.querySelector('#box').innerHTML = '<section id=list></section>'")
+    publish(service, channel, {"name": "a"})
+    wait_for_texts(page, "#list b", ["a"])
+    page.run("document.querySelector('#box').innerHTML = '<section id=list></section>'")
+    page.run("document.querySelector('#row').remove()")
+    publish(service, channel, {"name": "no template"})
+    page.wait("warnings.length === 2")
+    page.run("document.body.insertAdjacentHTML('beforeend', '<template id=row><b>{name}!</b></template>')")
+    publish(service, channel, {"name": "b"})
+    wait_for_texts(page, "#list b", ["b!"])
+    assert warnings(page) == [
+        "SSE: data-into is '#list': it finds no element",
+        "SSE: data-template is '#row': it finds no element",
+    ]
+
+
+class SlowPages(Origin):
+    """An origin whose page `/slow` comes in parts: each when the test lets it go."""
+
+    def __init__(self, parts: list[str]) -> None:
+        self._parts = parts
+        self.gates = [threading.Event() for _ in parts]
+        super().__init__()
+
+    def _handler(self) -> type[SimpleHTTPRequestHandler]:
+        parts, gates = self._parts, self.gates
+
+        class Handler(super()._handler()):
+            def do_GET(self) -> None:  # noqa: N802
+                if urlsplit(self.path).path != "/slow":
+                    super().do_GET()
+                    return
+                self.send_response(200)
+                self.send_header("Content-Type", "text/html; charset=utf-8")
+                self.end_headers()
+                for part, gate in zip(parts, gates, strict=True):
+                    gate.wait(60)
+                    self.wfile.write(part.encode())
+
+        return Handler
+
+
+SLOW = [
+    """<!doctype html><html><head><meta charset="utf-8"><title>A slow page</title><link rel="icon" href="data:,">
+    <script src="/report.js"></script>
+    <script>
+      page.logs.announced = [];
+      page.logs.warnings = [];
+      document.addEventListener("sse:message", function (e) { page.logs.announced.push(e.detail.json.n); });
+      console.warn = function (text) { page.logs.warnings.push(text); };
+      function texts(selector) {
+        return Array.prototype.map.call(document.querySelectorAll(selector), function (e) { return e.textContent; });
+      }
+      setInterval(function () {
+        var tags = document.querySelectorAll("script[data-channels]");
+        page.state = {
+          feeds: Array.prototype.map.call(tags, function (tag) {
+            return Boolean(tag.sse && /live|polling/.test(tag.sse.state));
+          }),
+          removed: page.removed ? page.removed.sse.state : "",
+          list: texts("#list > li"), text: texts("#text"), made: texts("#made > li"), rows: texts("#rows > p")
+        };
+      }, 100);
+      page.commands.move = function () {
+        var tags = document.querySelectorAll("script[data-channels]");
+        document.body.appendChild(tags[0]);
+        page.removed = tags[1];
+        page.removed.parentNode.removeChild(page.removed);
+      };
+      window.onload = function () {
+        document.body.appendChild(document.createElement("ul")).id = "made";
+      };
+    </script>
+    TAGS
+    <!-- PADDING --></head><body><p>The beginning""",
+    """</p><ul id="list"></ul><p id="text"></p><div id="rows"></div><p>The middle""",
+    """</p><div hidden id="row"><p>{id} is <b>{n}</b></p></div>""",
+    """<p>The end</p></body></html>""",
+]
+ENGINES: list[type[Engine]] = [Chromium, Firefox, WebKit, PhantomJS]
+
+
+def test_events_wait_for_the_elements_of_a_page_that_arrives_slowly_in_every_engine(
+    tmp_path_factory: pytest.TempPathFactory, serve: Callable[..., Gunicorn], channel: str
+) -> None:
+    service, directory = serve(origins="*"), tmp_path_factory.mktemp("slow")
+    tag = f'<script src="{service.url}/sse/sse.js" data-channels="{channel}" '
+    tags = [
+        f'{tag}data-into="#list" data-template="{{n}}"></script>',
+        f'{tag}data-into="#text" data-template="{{n}}" async></script>',
+        f'{tag}data-into="#rows" data-template="#row"></script>',
+        f'{tag}data-into="#made" data-template="{{n}}"></script>',
+    ]
+    parts = [part.replace("TAGS", "".join(tags)).replace("PADDING", "." * 4000) for part in SLOW]
+    names = [engine.name for engine in ENGINES]
+
+    with contextlib.ExitStack() as stack:
+        origin = stack.enter_context(SlowPages(parts))
+        origin.gates[0].set()
+        for engine in ENGINES:
+            stack.enter_context(engine(directory / engine.name, origin.page("slow", engine.name)))
+
+        def wait(**wanted: Any) -> None:
+            def seen(name: str) -> dict[str, Any]:
+                return {key: origin.reports[name].state.get(key) for key in wanted}
+
+            try:
+                wait_until(lambda: all(seen(name) == wanted for name in names), 40, what=str(wanted))
+            except AssertionError as error:
+                for name in names:
+                    error.add_note(f"{name}: {origin.reports[name].state} {origin.reports[name].logs}")
+                raise
+
+        wait(feeds=[True] * 4)
+        for number in range(7):
+            publish(service, channel, {"id": number % 3, "n": number})
+        seven = [str(number) for number in range(7)]
+        logs = [origin.reports[name].logs for name in names]
+        wait_until(lambda: all(len(log["announced"]) == 7 for log in logs), 20, what="all seven are announced")
+        wait(list=[], text=[], rows=[])
+        origin.gates[1].set()
+        wait(list=seven, text=["6"], rows=[])
+        origin.gates[2].set()
+        rows = [f"{number % 3} is {number}" for number in range(7)]
+        wait(rows=rows, made=[])
+        origin.gates[3].set()
+        wait(made=seven)
+
+        assert logs == [{"errors": [], "warnings": [], "announced": list(range(7))} for _ in names]

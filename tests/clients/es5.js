@@ -16,7 +16,7 @@ const NEW = {
   AbortController: ["canShare", "Member"],
   Promise: ["Member", "elect"],
   locks: ["canShare", "Member", "elect"],
-  content: ["place"],
+  content: ["getSource"],
   reportError: ["call"],
   currentScript: [],
   dataset: [],
