@@ -31,6 +31,7 @@
  *   feed.on("sse.event" | "sse.state" | "sse.reset" | "sse.auth", …);           // each event; our own notices
  *   feed.state       connecting | live | polling | waiting | closed; beside it reason, transport, shared, tabs, lastEventId
  *   new SSE.EventSource(url, {withCredentials})                    // the standard interface
+ *   SSE.noConflict()                        // gives window.SSE back; ours is document.documentElement.sse as well
  *
  * How it works, from the bottom up: a Parser and three transports; `ask`, which is one poll; a Line, which keeps a
  * connection going over the transport that works; a Member, which shares the line of whichever tab leads; a Feed, which
@@ -40,10 +41,10 @@
 (function (root, global) { // they are the same in a classic script, and not in a module or outside of browsers
   "use strict";
 
-  var VERSION = "0.1.0";
-  if (global === root && root.SSE && root.SSE.version) {
-    root.SSE.start();
-    return root.SSE;
+  var VERSION = "0.1.0", document = root.document, before = root.SSE;
+  if (global === root && document.documentElement.sse) {
+    document.documentElement.sse.start();
+    return document.documentElement.sse;
   }
 
   var PATIENCE = 3000; // ms for a stream's first message
@@ -65,8 +66,6 @@
   var OWN_TYPES = ["sse.open", "sse.heartbeat", "sse.event", "sse.reset", "sse.auth", "sse.close"];
 
   var PAGE = unique(); // a leader in the same page is not asked for a word: both stand still together
-
-  var document = root.document;
 
   /* Small things */
 
@@ -1425,6 +1424,10 @@
 
   var known = map(), oldest = [], warned = map();
 
+  function each(list, act) {
+    Array.prototype.forEach.call(list, act);
+  }
+
   function attached(tag) {
     return document.documentElement.contains(tag);
   }
@@ -1520,7 +1523,7 @@
       return tag.getAttribute("data-" + name);
     }
 
-    var credentials = data("credentials"), display = Display(tag, data);
+    var credentials = data("credentials"), away = 0, display = Display(tag, data);
     var service = absolute(data("url") || tag.src.replace(/[^\/]*$/, "")).href.replace(/\/*$/, "");
     var feed = tag.sse = SSE(service, {
       channels: data("channels"),
@@ -1537,9 +1540,13 @@
       if (!name || !isKnown(name + service)) announce(document, type, detail);
     }
 
+    // A tag that is moved is back at the next look.
     function look() {
       call(display);
-      root.setTimeout(look, 1000);
+      away = attached(tag) ? 0 : away + 1;
+      if (away < 2) return root.setTimeout(look, 1000);
+      feed.ended = true;
+      return feed.close();
     }
 
     feed.on("sse.event", function (event) {
@@ -1556,17 +1563,25 @@
   }
 
   function start() {
-    Array.prototype.forEach.call(document.querySelectorAll("script[data-channels]"), function (tag) {
-      if (!tag.sse) call(begin, tag);
+    each(document.querySelectorAll("script[data-channels]"), function (tag) {
+      if (!tag.sse || tag.sse.ended) call(begin, tag);
     });
   }
 
+  // Gives the name SSE back to what had it before.
+  function noConflict() {
+    if (root.SSE === SSE) root.SSE = before;
+    return SSE;
+  }
+
   SSE.version = VERSION;
-  SSE.start = start; // tags that were added later
+  SSE.start = start; // tags that were added later, or are back
+  SSE.noConflict = noConflict;
   SSE.EventSource = Source;
   SSE.Parser = Parser;
   if (global === root) {
-    root.SSE = SSE;
+    document.documentElement.sse = SSE;
+    if (!before || before.nodeType) root.SSE = SSE;
     start();
   }
   return SSE;

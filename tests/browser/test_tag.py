@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable
 from http.server import SimpleHTTPRequestHandler
 from typing import Any
@@ -262,4 +263,119 @@ def test_events_wait_for_the_elements_of_a_page_that_arrives_slowly_in_every_eng
         origin.gates[3].set()
         wait(made=seven)
 
-        assert logs == [{"errors": [], "warnings": [], "announced": list(range(7))} for _ in names]
+        for name in names:
+            origin.command(name, "move")
+        wait(removed="closed")
+        publish(service, channel, {"id": 1, "n": 7})
+        wait(list=[*seven, "7"], text=["6"], rows=[*rows, "1 is 7"], made=[*seven, "7"], feeds=[True] * 3)
+        assert logs == [{"errors": [], "warnings": [], "announced": list(range(8))} for _ in names]
+
+
+# The global, and the end of a tag
+
+OTHER = "function SSE(url) { this.url = url; } SSE.version = 7;"  # as npm's sse.js makes one
+
+
+def load(page: Page, service: Gunicorn, channel: str = "") -> None:
+    """Run the script in the page once more, from a tag that is added to it."""
+    page.run(
+        """
+        var tag = document.createElement("script");
+        window.loadedAgain = false;
+        tag.src = arguments[0];
+        if (arguments[1]) tag.setAttribute("data-channels", arguments[1]);
+        tag.onload = function () { loadedAgain = true; };
+        document.body.appendChild(tag);""",
+        f"{service.url}/sse/sse.js",
+        channel,
+    )
+    page.wait("loadedAgain")
+
+
+def test_the_name_of_another_script_is_left_alone(page: Page, service: Gunicorn, channel: str) -> None:
+    show(page, f"<script>{OTHER} var theirs = SSE;</script><ul id=list></ul>", script(service, channel, into="#list"))
+    assert page.value("SSE === theirs && new SSE('/x').url === '/x'")
+    publish(service, channel, "by tag")
+    wait_for_texts(page, "#list > li", ["by tag"])
+    page.run("""
+        window.ours = document.documentElement.sse;
+        window.log = [];
+        window.feed = ours(arguments[0], {channels: [arguments[1]], replay: 1});
+        feed.on("sse.event", function (event) { log.push(event.data); });""",
+             f"{service.url}/sse", channel)  # fmt: skip
+    page.wait("feed.state === 'live' && log.length === 1")
+    assert page.value("ours.noConflict() === ours && SSE === theirs")
+    load(page, service, channel)
+    page.wait("allLive()")
+    publish(service, channel, "once")
+    wait_for_texts(page, "#list > li", ["by tag", "once"])
+    page.wait("of('tag 0', 'sse:message').length === 2")
+    assert page.value("of('document', 'sse:message')") == ["by tag", "once"]
+    assert page.value("SSE === theirs")
+
+
+def test_a_second_load_starts_new_tags_only_although_another_script_took_the_name(
+    page: Page, service: Gunicorn, channel: str
+) -> None:
+    show(page, "<ul id=list></ul>", script(service, channel, into="#list"))
+    page.run(f"window.ours = SSE; (0, eval)({OTHER!r}); window.theirs = SSE")
+    assert page.value("ours !== theirs && SSE === theirs")
+    load(page, service, channel)
+    page.wait("tags().length === 2 && allLive()")
+    publish(service, channel, "once")
+    wait_for_texts(page, "#list > li", ["once"])
+    page.wait("tags()[1].sse.lastEventId === tags()[0].sse.lastEventId")
+    assert page.value("of('document', 'sse:message')") == ["once"]
+    assert page.value("document.documentElement.sse === ours && ours.noConflict() === ours && SSE === theirs")
+
+
+def test_no_conflict_gives_the_name_back_and_ours_goes_on(page: Page, service: Gunicorn, channel: str) -> None:
+    show(page, "<b id=SSE></b><ul id=list></ul>", script(service, channel, into="#list"))
+    assert page.value("typeof SSE === 'function' && SSE === document.documentElement.sse")  # an id takes no name
+    assert page.value("(window.ours = SSE.noConflict()) === document.documentElement.sse")
+    assert page.value("SSE === document.querySelector('b')")
+    load(page, service)
+    assert page.value("SSE === document.querySelector('b')")
+    publish(service, channel, "still")
+    wait_for_texts(page, "#list > li", ["still"])
+    page.run("window.feed = ours(arguments[0], {channels: [arguments[1]]})", f"{service.url}/sse", channel)
+    page.wait("feed.state === 'live'")
+
+
+def test_a_tag_that_is_removed_ends_its_feed_and_one_that_is_moved_goes_on(
+    page: Page, service: Gunicorn, channel: str
+) -> None:
+    show(
+        page,
+        "<ul id=list></ul><ul id=other></ul><div id=end></div>",
+        script(service, channel, into="#list"),
+        script(service, channel, into="#other"),
+    )
+    publish(service, channel, "a")
+    wait_for_texts(page, "#list > li", ["a"])
+    wait_for_texts(page, "#other > li", ["a"])
+    page.run("""
+        window.gone = tags()[0], window.moved = tags()[1], window.feed = gone.sse, window.kept = moved.sse;
+        gone.parentNode.removeChild(gone);
+        moved.parentNode.removeChild(moved);""")
+    publish(service, channel, "meanwhile")
+    page.wait("kept.lastEventId === feed.lastEventId")
+    page.run("document.querySelector('#end').appendChild(moved)")
+    page.wait("feed.state === 'closed' && gone.sse === feed")
+    wait_for_texts(page, "#other > li", ["a", "meanwhile"])
+    publish(service, channel, "b")
+    wait_for_texts(page, "#other > li", ["a", "meanwhile", "b"])
+    assert texts(page, "#list > li") == ["a"]
+    assert page.value("moved.sse === kept && kept.state === 'live' && kept.tabs === 1")
+    page.run("document.body.appendChild(gone); SSE.start(); SSE.start()")
+    page.wait("allLive() && gone.sse !== feed")
+    publish(service, channel, "c")
+    wait_for_texts(page, "#list > li", ["a", "c"])
+    wait_for_texts(page, "#other > li", ["a", "meanwhile", "b", "c"])
+
+
+def test_a_feed_that_the_page_has_closed_is_not_started_again(page: Page, service: Gunicorn, channel: str) -> None:
+    show(page, script(service, channel))
+    page.run("tags()[0].sse.close(); SSE.start()")
+    time.sleep(2.5)  # more than it takes to judge a tag that is away
+    assert page.value("tags()[0].sse.state") == "closed"
