@@ -17,11 +17,15 @@
  *   data-into         a selector: each event's text replaces the element's; to a list (ul, ol) an item is added
  *   data-template     a text such as "{name}: {price}" or a selector such as "#row" of an element to copy for each
  *                     event; {type}, {data}, {id}, {channel} and members of JSON data such as {user.name} are filled in
- *   data-keep         how many items to keep there (100)
+ *   data-types        the types of the events to show there; by default all
+ *   data-key          such as "{id}", with data-template: an event updates the row that has this key, or adds one
+ *   data-remove       types of events that remove the row with their key
+ *   data-order        "append" (the default) or "prepend": where a new row is put
+ *   data-keep         how many rows to keep there (100)
  *
- *   On `document`: "sse:TYPE" for each event, detail {channel, id, type, data, json};
- *   "sse-state", detail {state, reason, transport, shared, tabs, channels}; "sse-reset", detail {channel, reason, missed, id};
- *   "sse-auth", detail {expires}: the seconds that the token is still good for.
+ *   On the tag's element, and once on `document` if several tags have the channel: "sse:TYPE" for each event, detail
+ *   {channel, id, type, data, json}; "sse-reset", detail {channel, reason, missed, id}. For each tag, on both:
+ *   "sse-state", detail {state, reason, transport, shared, tabs, channels}; "sse-auth", detail {expires}, in seconds.
  *
  * By hand:
  *
@@ -1423,6 +1427,7 @@
   /* The tag */
 
   var known = map(), oldest = [], warned = map();
+  var missing = 0, found = 0; // members of JSON data that `fill` has looked for
 
   function each(list, act) {
     Array.prototype.forEach.call(list, act);
@@ -1450,18 +1455,50 @@
   function fill(text, event) {
     return text.replace(/\{([^{}\s]+)\}/g, function (_, path) {
       var names = path.split("."), has = Object.prototype.hasOwnProperty;
-      var start = event.json !== null && typeof event.json === "object" && has.call(event.json, names[0]) ? event.json : event;
+      var start = has.call(Object(event.json), names[0]) || !has.call(event, names[0]) ? event.json : event;
       var value = names.reduce(function (object, name) {
-        return object !== null && object !== undefined && has.call(object, name) ? object[name] : undefined;
+        return has.call(Object(object), name) ? object[name] : undefined;
       }, start);
-      return value === null || value === undefined ? "" : typeof value === "object" ? JSON.stringify(value) : String(value);
+      if (value === undefined) missing += 1;
+      else if (start !== event) found += 1;
+      return value === null || value === undefined ? "" : typeof value === "string" ? value : JSON.stringify(value);
+    });
+  }
+
+  // Fills the template's texts into its copy. The server may have made that, and the page may have changed it: what
+  // has no placeholder is left alone. Text only: what an event brings never becomes markup.
+  function refill(template, copy, event) {
+    var at = copy.firstChild, before, text;
+    if (CODE.test(template.nodeName)) return;
+    if (!template.firstElementChild) {
+      before = template.textContent;
+      text = fill(before, event);
+      if (/\{/.test(before) && copy.textContent !== text) copy.textContent = text;
+      return;
+    }
+    each(template.childNodes, function (node) {
+      if (node.nodeType === 1) while (at && at.nodeName !== node.nodeName) at = at.nextSibling;
+      else if (node.nodeType !== 3) return;
+      else if (!at || at.nodeType !== 3) {
+        if (!/\S/.test(node.nodeValue)) return;
+        at = copy.insertBefore(document.createTextNode(""), at);
+      }
+      if (!at) return;
+      refill(node, at, event);
+      at = at.nextSibling;
     });
   }
 
   // Shows events in data-into. Returns what takes an event; without one, it tries again to show those that wait.
   function Display(tag, data) {
-    var into = data("into"), template = data("template"), keep = Number(data("keep")) || 100, held = [];
+    var lacking = "an event without it is not shown: list types to show in data-types";
+    var into = data("into"), template = data("template"), key = data("key"), order = data("order");
+    var keep = Number(data("keep") || 100), types = list("types"), removing = list("remove"), held = [];
     var copies = /^#[\w-]+$/.test(template), item = document.createElement("li");
+
+    function list(name) {
+      return (data(name) || "").split(/[\s,]+/).filter(Boolean);
+    }
 
     function wrong(name, why) {
       var text = "data-" + name + " is '" + data(name) + "': " + why;
@@ -1477,35 +1514,61 @@
       }
     }
 
-    // A list's item, and a text that is replaced, take their text from an element as well.
+    // A row is a copy of it. A list's item, and a text that is replaced, are filled in from an element as well.
     function getSource() {
       var element = copies ? document.getElementById(template.slice(1)) : item;
       return copies && element ? (element.content || element).firstElementChild : element;
     }
 
-    // Text only: what an event brings never becomes markup.
+    // An event's own id is no key: no other event has it.
+    function getKey(event) {
+      var text;
+      missing = 0;
+      text = fill(key, event);
+      return missing || text.indexOf(event.id) >= 0 ? "" : text;
+    }
+
+    function getRows(target) {
+      return Array.prototype.filter.call(target.children, function (child) {
+        return !CODE.test(child.nodeName) && (!key || child.hasAttribute("data-key"));
+      });
+    }
+
     function put(event, target, source) {
-      var copy = source.cloneNode(true), walker = document.createTreeWalker(copy, 4, null, false); // NodeFilter.SHOW_TEXT
-      if (!template) event = { data: event.data };
-      while (walker.nextNode()) {
-        if (!CODE.test(walker.currentNode.parentNode.tagName)) {
-          walker.currentNode.nodeValue = fill(walker.currentNode.nodeValue, event);
-        }
+      var text = !copies && !/^[uo]l$/i.test(target.tagName), rows = getRows(target);
+      var copy = source.cloneNode(true), value, row;
+      if (key && !text) {
+        value = getKey(event);
+        if (!value) return wrong("key", lacking);
+        row = rows.filter(function (row) {
+          return row.getAttribute("data-key") === value;
+        })[0];
       }
-      if (!copies && !/^[uo]l$/i.test(target.tagName)) {
+      if (removing.indexOf(event.type) >= 0) return row && target.removeChild(row);
+      if (!template) event = { data: event.data };
+      missing = found = 0;
+      refill(source, copy, event);
+      if (missing && !found) return wrong("template", lacking);
+      if (text) {
         if (target.contains(tag)) target.parentNode.insertBefore(tag, target); // or it would go with the old text
         target.textContent = copy.textContent;
         return;
       }
-      target.appendChild(copy);
-      while (target.children.length > keep) target.removeChild(target.firstElementChild);
+      if (row) return refill(source, row, event);
+      if (value) copy.setAttribute("data-key", value);
+      target.insertBefore(copy, order === "prepend" && rows[0] || null);
+      while (rows.length >= keep) target.removeChild(order === "prepend" ? rows.pop() : rows.shift());
     }
 
     item.textContent = template || "{data}";
+    if (order && !/^(ap|pre)pend$/.test(order)) wrong("order", "give append or prepend");
+    if (!(keep >= 1)) keep = wrong("keep", "give a number such as 100") || 100;
+    if (key && !(template && /\{/.test(key))) key = wrong("key", "give a {member}, and data-template as well");
+    if (removing[0] && !key) wrong("remove", "give data-key as well");
 
     return function (event) {
       var target, source;
-      if (into && event) held.push(event);
+      if (into && event && (!types.length || types.concat(removing).indexOf(event.type) >= 0)) held.push(event);
       if (held.length > keep + 1000) held.shift();
       while (held.length && attached(tag)) {
         target = getTarget();

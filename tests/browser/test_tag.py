@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import threading
 import time
 from collections.abc import Callable
 from http.server import SimpleHTTPRequestHandler
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -14,8 +16,9 @@ import pytest
 
 from tests.browser.engines import Chromium, Engine, Firefox, PhantomJS, WebKit
 from tests.browser.origin import Origin
-from tests.browser.test_embed import Page, browser, channel, page, pages, publish, script, serve, service
-from tests.servers import Gunicorn, wait_until
+from tests.browser.test_embed import Page, Pages, browser, channel, page, pages, publish, script, serve, service
+from tests.servers import ROOT, Gunicorn, wait_until
+from tests.tokens import KEY
 
 __all__ = ["browser", "channel", "page", "pages", "serve", "service"]
 
@@ -128,6 +131,207 @@ def test_what_a_later_tag_replays_is_announced_on_document_unless_it_has_been(
     assert page.value("of('document', 'sse:message')") == ["both", "before", "after"]
 
 
+def test_a_reset_is_announced_once_on_document_and_rows_stay(
+    page: Page, pages: Pages, tmp_path: Path, channel: str
+) -> None:
+    settings = {"SSE_PUBLIC": "*", "SSE_ORIGINS": pages.url, "SSE_PUBLISH_KEYS": KEY, "SSE_RETRY": "300"}
+    with Gunicorn(tmp_path, env=settings) as service:
+        tag = script(service, channel, into="#rows", template="#row", key="{id}")
+        show(page, "<div id=rows></div>", ROW, tag, script(service, channel))
+        publish(service, channel, {"id": 1, "name": "Ada"})
+        wait_for_texts(page, "#rows b", ["Ada"])
+        service.stop()  # its memory, and with it the ring, is gone
+        service.start()
+        publish(service, channel, {"id": 1, "name": "Grace"})
+        page.wait("of('tag 0', 'sse-reset').length === 1 && of('tag 1', 'sse-reset').length === 1", 20)
+        assert len(page.value("of('document', 'sse-reset')")) == 1
+        assert len(texts(page, "#rows > *")) == 1
+        publish(service, channel, {"id": 1, "name": "Joan"})
+        wait_for_texts(page, "#rows b", ["Joan"])
+        page.run("location.href = 'about:blank'")
+
+
+# Rows
+
+
+def test_an_event_updates_the_row_with_its_key_or_adds_one(page: Page, service: Gunicorn, channel: str) -> None:
+    written = (
+        "<div id=rows>\n  <p class='mine row' data-key='1'>\n <!-- one --> <input type=checkbox><b>Ada</b>:"
+        "<i>new</i>\n 1 <em>mine</em><button>Edit</button></p>\n"
+        " <p data-key='2'><b></b>: <i></i> <button></button></p></div>"
+    )
+    attributes = {"into": "#rows", "template": "#row", "key": "{id}", "remove": "deleted gone"}
+    show(page, written, ROW, script(service, channel, **attributes))
+    page.run("""
+        window.first = document.querySelector("#rows > p");
+        window.button = first.querySelector("button");
+        button.textContent = "Saving";
+        button.focus();""")
+    for data in ({"id": 1, "name": "Ada <b>", "state": "paid"}, {"id": 3, "name": "Joan", "state": "{name}"}):
+        publish(service, channel, data)
+    wait_for_texts(page, "#rows b", ["Ada <b>", "", "Joan"])
+    assert texts(page, "#rows i") == ["paid", "", "{name}"]
+    assert page.value("first.textContent.replace(/\\s+/g, ' ').trim()") == "Ada <b>:paid 1 mineSaving"
+    assert page.value("first === document.querySelector('#rows').children[0] && document.activeElement === button")
+    assert page.value("first.className + first.getAttribute('title')") == "mine rownull"  # attributes are the page's
+
+    publish(service, channel, {"id": 3, "name": "Joan", "state": "shipped"}, "updated")
+    publish(service, channel, {"id": "1"}, "deleted")
+    publish(service, channel, {"id": 77}, "deleted")  # is not there
+    wait_for_texts(page, "#rows b", ["", "Joan"])
+    assert texts(page, "#rows i") == ["", "shipped"]
+    publish(service, channel, {"id": 3}, "gone")
+    publish(service, channel, {"id": 1, "name": "Ada", "state": "back"})
+    wait_for_texts(page, "#rows i", ["", "back"])
+    assert page.value("first !== document.querySelector('#rows').children[1]")
+    assert warnings(page) == []
+
+
+def test_a_key_may_be_any_text(page: Page, service: Gunicorn, channel: str) -> None:
+    keys = ["\"]'", " a  b ", "__proto__", "constructor", "<b>", "\\", "{id}", "é\n猫", "0", "-1.5", "[1]", "true", "#"]
+    show(page, "<ul id=list></ul>",
+         script(service, channel, into="#list", template="{id}: {n}", key="{id}", remove="deleted"))  # fmt: skip
+    for turn in range(2):
+        for key in keys:
+            publish(service, channel, {"id": key, "n": turn})
+    wait_for_texts(page, "#list > li", [f"{key}: 1" for key in keys])
+    for key in keys[::2]:
+        publish(service, channel, {"id": key}, "deleted")
+    wait_for_texts(page, "#list > li", [f"{key}: 1" for key in keys[1::2]])
+    for data in (0, False, [1], {"a": 1}):  # no texts, and yet keys; the last is its JSON
+        publish(service, channel, {"id": data, "n": "added"})
+        publish(service, channel, {"id": data, "n": "updated"})
+    wanted = [f"{key}: 1" for key in keys[1::2]] + ["0: updated", "false: updated", "[1]: updated", '{"a":1}: updated']
+    wait_for_texts(page, "#list > li", wanted)
+    assert warnings(page) == []
+
+
+def test_a_row_is_found_by_several_members_and_by_members_of_the_event(
+    page: Page, service: Gunicorn, channel: str
+) -> None:
+    show(
+        page,
+        "<ol id=a></ol><ul id=b></ul>",
+        script(service, f"{channel} {channel}/b", into="#a", template="{channel} {n}", key="{channel}"),
+        script(service, channel, into="#b", template="{n}", key="{type} {user.id}"),
+    )
+    for number in range(4):
+        publish(service, (channel, f"{channel}/b")[number % 2], {"n": number, "user": {"id": number // 2}})
+        publish(service, channel, {"n": number, "user": {"id": 1}}, "paid")
+    wait_for_texts(page, "#a > li", [f"{channel} 3", f"{channel}/b 3"])
+    wait_for_texts(page, "#b > li", ["0", "3", "2"])
+
+
+def test_new_rows_come_first_or_last_and_the_oldest_go(page: Page, service: Gunicorn, channel: str) -> None:
+    old = "<li data-key=x>x</li><li>y</li>"
+    show(
+        page,
+        f"<ul id=first>{old}</ul><ul id=last>{old}</ul><ul id=plain>{old}</ul>",
+        script(service, channel, into="#first", template="{id}{n}", key="{id}", order="prepend", keep="3"),
+        script(service, channel, into="#last", template="{id}{n}", key="{id}", order="append", keep="3"),
+        script(service, channel, into="#plain", template="{id}{n}", order="prepend", keep="4"),
+    )
+    for place, key in enumerate("abacb"):  # the second a moves nothing
+        publish(service, channel, {"id": key, "n": place})
+    wait_for_texts(page, "#first > li", ["c3", "b4", "a2", "y"])
+    wait_for_texts(page, "#last > li", ["y", "a2", "b4", "c3"])
+    wait_for_texts(page, "#plain > li", ["b4", "c3", "a2", "b1"])
+    assert warnings(page) == []
+
+
+def test_types_choose_what_is_shown_and_nothing_of_what_is_announced(
+    page: Page, service: Gunicorn, channel: str
+) -> None:
+    show(
+        page,
+        "<ul id=list></ul><ul id=rows></ul><p id=text></p><p id=fixed></p>",
+        script(service, channel, into="#fixed", template="Paid!", types="paid"),
+        script(service, channel, into="#list", types="paid refunded"),
+        script(service, channel, into="#rows", template="{id}", key="{id}", types="paid, refunded", remove="deleted"),
+        script(service, channel, into="#text", types="message"),
+    )
+    for place, type in enumerate(["paid", "message", "refunded", "toString", "deleted", "paid"]):
+        publish(service, channel, {"id": place % 4}, type)
+    wait_for_texts(page, "#list > li", ['{"id":0}', '{"id":2}', '{"id":1}'])
+    wait_for_texts(page, "#rows > li", ["2", "1"])
+    wait_for_texts(page, "#text", ['{"id":1}'])
+    wait_for_texts(page, "#fixed", ["Paid!"])
+    assert page.value("of('tag 0', 'sse:message')") == page.value("of('document', 'sse:message')") == ['{"id":1}']
+    assert len(page.value("of('tag 0', 'sse:paid')")) == 2
+    assert warnings(page) == []
+
+
+def test_an_event_that_has_nothing_of_the_template_changes_nothing_and_that_is_told_once(
+    page: Page, service: Gunicorn, channel: str
+) -> None:
+    show(
+        page,
+        f"<ul id=list></ul><div id=box></div><p id=text></p><ul id=keyed></ul><ul id=fixed></ul>{ROW}",
+        script(service, channel, into="#list", template="{name}: {user.name}"),
+        script(service, channel, into="#box", template="#row"),
+        script(service, channel, into="#text", template="{name}"),
+        script(service, channel, into="#keyed", template="{type} {name}", key="{id}{name}"),
+        script(service, channel, into="#fixed", template="One more"),
+    )
+    page.run("document.querySelector('#row').content.querySelector('p').lastChild.previousSibling.nodeValue = ' '")
+    publish(service, channel, {"id": 1, "name": "Ada"})
+    for data in ({"other": 1}, "no JSON", [7], {"user": {"nobody": 1}}, {"id": 2}, {"id": 2, "name": ""}, 7):
+        publish(service, channel, data)
+    publish(service, channel, {"id": 3, "name": None})
+    wait_for_texts(page, "#fixed > li", ["One more"] * 9)
+    wait_for_texts(page, "#list > li", ["Ada: ", ": ", ": "])
+    wait_for_texts(page, "#box b", ["Ada", "", ""])
+    wait_for_texts(page, "#text", [""])
+    wait_for_texts(page, "#keyed > li", ["message Ada", "message ", "message "])
+    none = "an event without it is not shown: list types to show in data-types"
+    assert sorted(warnings(page)) == sorted([
+        f"SSE: data-template is '{{name}}: {{user.name}}': {none}",
+        f"SSE: data-template is '#row': {none}",
+        f"SSE: data-template is '{{name}}': {none}",
+        f"SSE: data-key is '{{id}}{{name}}': {none}",
+    ])  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("key", "data"),
+    [("{id}", {"number": 7}), ("{type}:{id}", {"number": 7}), ("{id}", {"id": None}), ("{id}", {"id": ""}),
+     ("{id}", "plain"), ("{user.id}", {"user": 7}), ("{channel}{id}", [7])],
+)  # fmt: skip
+def test_an_event_without_the_key_is_not_shown_and_the_console_says_why(
+    page: Page, service: Gunicorn, channel: str, key: str, data: Any
+) -> None:
+    show(page, "<ul id=list><li>old</li></ul>", script(service, channel, into="#list", template="{type}", key=key))
+    for _ in range(2):
+        publish(service, channel, data)
+    page.wait("of('tag 0', 'sse:message').length === 2")
+    assert texts(page, "#list > li") == ["old"]
+    fault = "an event without it is not shown: list types to show in data-types"
+    assert warnings(page) == [f"SSE: data-key is '{key}': {fault}"]
+
+
+@pytest.mark.parametrize(
+    ("attributes", "fault"),
+    [
+        ({"order": "up"}, "data-order is 'up': give append or prepend"),
+        ({"order": "Prepend "}, "data-order is 'Prepend ': give append or prepend"),
+        ({"keep": "ten"}, "data-keep is 'ten': give a number such as 100"),
+        ({"keep": "-1"}, "data-keep is '-1': give a number such as 100"),
+        ({"into": "#1a"}, "data-into is '#1a': it finds no element"),
+        ({"key": "{id}"}, "data-key is '{id}': give a {member}, and data-template as well"),
+        ({"key": "id", "template": "{id}"}, "data-key is 'id': give a {member}, and data-template as well"),
+        ({"remove": "deleted"}, "data-remove is 'deleted': give data-key as well"),
+    ],
+)
+def test_a_wrong_attribute_is_told_with_its_value_and_the_remedy(
+    page: Page, service: Gunicorn, channel: str, attributes: dict[str, str], fault: str
+) -> None:
+    show(page, "<ul id=list></ul>", script(service, channel, **{"into": "#list", **attributes}))
+    publish(service, channel, {"id": "announced all the same"})
+    page.wait("of('document', 'sse:message').length === 1 && warnings.length")
+    assert warnings(page) == [f"SSE: {fault}"]
+    assert page.value("seen.errors") == []
+
+
 # Elements that are not there yet, or no longer
 
 
@@ -225,7 +429,7 @@ def test_events_wait_for_the_elements_of_a_page_that_arrives_slowly_in_every_eng
     tags = [
         f'{tag}data-into="#list" data-template="{{n}}"></script>',
         f'{tag}data-into="#text" data-template="{{n}}" async></script>',
-        f'{tag}data-into="#rows" data-template="#row"></script>',
+        f'{tag}data-into="#rows" data-template="#row" data-key="{{id}}" data-order="prepend"></script>',
         f'{tag}data-into="#made" data-template="{{n}}"></script>',
     ]
     parts = [part.replace("TAGS", "".join(tags)).replace("PADDING", "." * 4000) for part in SLOW]
@@ -258,8 +462,7 @@ def test_events_wait_for_the_elements_of_a_page_that_arrives_slowly_in_every_eng
         origin.gates[1].set()
         wait(list=seven, text=["6"], rows=[])
         origin.gates[2].set()
-        rows = [f"{number % 3} is {number}" for number in range(7)]
-        wait(rows=rows, made=[])
+        wait(rows=["2 is 5", "1 is 4", "0 is 6"], made=[])
         origin.gates[3].set()
         wait(made=seven)
 
@@ -267,7 +470,8 @@ def test_events_wait_for_the_elements_of_a_page_that_arrives_slowly_in_every_eng
             origin.command(name, "move")
         wait(removed="closed")
         publish(service, channel, {"id": 1, "n": 7})
-        wait(list=[*seven, "7"], text=["6"], rows=[*rows, "1 is 7"], made=[*seven, "7"], feeds=[True] * 3)
+        rows = ["2 is 5", "1 is 7", "0 is 6"]
+        wait(list=[*seven, "7"], text=["6"], rows=rows, made=[*seven, "7"], feeds=[True] * 3)
         assert logs == [{"errors": [], "warnings": [], "announced": list(range(8))} for _ in names]
 
 
@@ -379,3 +583,46 @@ def test_a_feed_that_the_page_has_closed_is_not_started_again(page: Page, servic
     page.run("tags()[0].sse.close(); SSE.start()")
     time.sleep(2.5)  # more than it takes to judge a tag that is away
     assert page.value("tags()[0].sse.state") == "closed"
+
+
+def test_a_tag_may_stand_in_what_it_fills(page: Page, service: Gunicorn, channel: str) -> None:
+    into = script(service, channel, into="#list", template="#row", keep="2")
+    keyed = script(service, channel, into="#keyed", template="{id}", key="{id}", keep="2", order="prepend")
+    show(
+        page,
+        f"<p id=text>old {script(service, channel, into='#text')}</p>",
+        f"<div id=list>{into}{ROW}</div>",
+        f"<ul id=keyed>{keyed}<li class=head>Orders</li><li data-key=old>old</li></ul>",
+    )
+    for number in range(5):
+        publish(service, channel, {"id": number, "name": number, "state": "new"})
+    wait_for_texts(page, "#list > p > b", ["3", "4"])
+    wait_for_texts(page, "#text", ['{"id":4,"name":4,"state":"new"}'])
+    wait_for_texts(page, "#keyed > li", ["Orders", "4", "3"])
+    time.sleep(2.5)  # more than it takes to judge a tag that is away
+    assert page.value("tags().length === 3 && allLive()")
+    assert warnings(page) == page.value("seen.errors") == []
+
+
+def test_the_documented_example_of_rows_works_as_printed(page: Page, service: Gunicorn, channel: str) -> None:
+    docs = (ROOT / "docs/embedding.md").read_text()
+    (html,) = re.findall(r"### Rows that change\n.*?```html\n(.*?)```", docs, re.DOTALL)
+    for printed, own in (("https://push.example", service.url), ('s="orders"', f's="{channel}"')):
+        assert html.count(printed) == 1
+        html = html.replace(printed, own)
+    show(page, html)
+    publish(service, channel, {"id": 8, "customer": {"name": "Grace Hopper"}, "state": "new"}, "created")
+    publish(service, channel, {"id": 7, "customer": {"name": "Ada Lovelace"}, "state": "paid"}, "paid")
+    publish(service, channel, {"id": 9, "customer": {"name": "Joan Clarke"}, "state": "new"}, "created")
+    publish(service, channel, {"id": 7, "note": "seen"}, "noted")
+    publish(service, channel, {"id": 8}, "deleted")
+    wait_for_texts(page, "#orders td", ["9", "Joan Clarke", "new", "7", "Ada Lovelace", "paid"])
+    page.run("""
+        window.fetch = function () {
+          return Promise.resolve(new Response("<tr data-key=9><td>9<td>Joan<td>paid</tr>"));
+        };
+        document.dispatchEvent(new CustomEvent("sse-reset", {detail: {}}));""")
+    wait_for_texts(page, "#orders td", ["9", "Joan", "paid"])
+    publish(service, channel, {"id": 9, "customer": {"name": "Joan Clarke"}, "state": "refunded"}, "refunded")
+    wait_for_texts(page, "#orders td", ["9", "Joan Clarke", "refunded"])
+    assert warnings(page) == page.value("seen.errors") == []
