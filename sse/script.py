@@ -1,4 +1,4 @@
-"""The embed script as it is served: static/sse.js without its comments and indentation, as a script or a module."""
+"""The embed script as it is served: static/sse.js without its comments, indentation and spaces, as a script or a module."""
 
 from __future__ import annotations
 
@@ -18,6 +18,11 @@ from sse.version import __version__
 # Comments that start a line; and those at its end with no quote in them, which are in no string then.
 _COMMENT = re.compile(
     r"""^[ \t]*(?://[^\n]*\n?|/\*.*?\*/(?:[ \t]*(?:\n|\Z))?)|(?<=[;,{}()\]]) // [^"\n]*$""", re.DOTALL | re.MULTILINE
+)
+# A string or a regular expression, which stays as it is; or the spaces around an operator or a bracket. A division is
+# none of them: it has a space behind it.
+_SPACES = re.compile(
+    r"""("(?:\\.|[^"\\\n])*"|/(?![ /*])(?:\\.|\[(?:\\.|[^]\\\n])*\]|[^/\\\n[])+/)| *([-+*=<>!&|?:;,(){}[\]]) *"""
 )
 
 
@@ -45,7 +50,7 @@ _MODULE = "export default "
 def load(module: bool = False) -> Script:
     """Return the script of this version, which is read once, or the same as a module."""
     begin = _MODULE if module else ""
-    body = f"/* Throughline {__version__}, MIT licence */\n{begin}{strip(_source())}".encode()
+    body = f"/* Throughline {__version__}, MIT licence */\n{begin}{squeeze(_source())}".encode()
     return Script(
         _variant(body),
         _variant(gzip.compress(body, 9, mtime=0)),
@@ -53,9 +58,13 @@ def load(module: bool = False) -> Script:
     )
 
 
-def strip(source: str) -> str:
-    """The source without its comments, blank lines and indentation."""
-    return re.sub(r"^\s+", "", strip_comments(source), flags=re.MULTILINE)
+def squeeze(source: str) -> str:
+    """Return the source without comments, blank lines, and spaces that a program does not need.
+
+    Its strings have double quotes, and no two signs such as `- -1` stand side by side.
+    """
+    code = re.sub(r"^\s+", "", strip_comments(source), flags=re.MULTILINE)
+    return _SPACES.sub(lambda found: found[1] or found[2], code)
 
 
 def strip_comments(source: str) -> str:

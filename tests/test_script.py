@@ -18,7 +18,7 @@ import pytest
 from flask import Flask
 
 import sse
-from sse.script import load, strip_comments
+from sse.script import load, squeeze, strip_comments
 from tests.conftest import MakeApp
 from tests.servers import ROOT
 
@@ -66,17 +66,43 @@ def test_comments_are_stripped_and_nothing_else(source: str, stripped: str) -> N
     assert strip_comments(source) == stripped
 
 
-def test_of_the_script_every_line_of_code_is_served_without_its_indentation() -> None:
-    code, inside = [], False
-    for line in SOURCE.read_text().split("\n"):
-        text = line.strip()
-        inside = inside or text.startswith("/*")
-        if text and not inside and not text.startswith("//"):
-            code.append(re.sub(r"([;,{}]) // [^\"]*$", r"\1", text))
-        inside = inside and not text.endswith("*/")
-    served = load().plain.body.decode()
-    assert served == f"/* Throughline {sse.__version__}, MIT licence */\n" + "\n".join(code) + "\n"
-    assert len(code) > 100
+@pytest.mark.parametrize(
+    ("source", "squeezed"),
+    [
+        ("  var a = 1, b;\n\n  if (a) { b = -a; }\n", "var a=1,b;\nif(a){b=-a;}\n"),
+        (r"""f("a , b", "\" - " + "\\" + "'") ;""", r"""f("a , b","\" - "+"\\"+"'");"""),
+        ("a = b / 2 + c / 3;\n", "a=b / 2+c / 3;\n"),
+        ('a = /[/ ] , "\\/ =/.test(b) ;\n', 'a=/[/ ] , "\\/ =/.test(b);\n'),
+        ("return typeof a === b ? c : d;\nvar e = a in b;\n", "return typeof a===b?c:d;\nvar e=a in b;\n"),
+    ],
+)
+def test_spaces_are_taken_out_of_code_and_of_nothing_else(source: str, squeezed: str) -> None:
+    assert squeeze(source) == squeezed
+
+
+SAME = """
+import { parse } from "acorn";
+import { readFileSync } from "node:fs";
+const tree = (file) => JSON.stringify(parse(readFileSync(file, "utf8"), { ecmaVersion: 5 }), (name, value) =>
+  name === "start" || name === "end" || name === "raw" ? undefined : value instanceof RegExp ? String(value) : value);
+const [source, served] = process.argv.slice(1).map(tree);
+console.log(source === served, source.length);
+"""
+
+
+def test_the_script_is_served_as_the_same_program_on_lines_of_its_own(tmp_path: Path) -> None:
+    served = tmp_path / "sse.js"
+    served.write_bytes(load().plain.body)
+    command = ["node", "--input-type=module", "--eval", SAME, str(SOURCE), str(served)]
+    clients = ROOT / "tests" / "clients"
+    done = subprocess.run(command, cwd=clients, capture_output=True, text=True, timeout=60, check=True)
+    same, length = done.stdout.split()
+    assert same == "true"
+    assert int(length) > 100_000
+    lines = served.read_text().split("\n")
+    assert lines[0] == f"/* Throughline {sse.__version__}, MIT licence */"
+    assert not [line for line in lines[1:] if re.match(r" |//|/\*", line)]
+    assert len(lines) > 1000
 
 
 def test_it_is_small_and_the_same_in_every_process() -> None:
