@@ -1,4 +1,4 @@
-"""The embed script as it is served: static/sse.js without its comments, indentation and spaces, as a script or a module."""
+"""The embed script as it is served, a script or a module: static/sse.js without its comments and needless spaces."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ def names() -> set[str]:
     assert told
     found = {name for text in (options[1], told[1]) for name in re.findall(r"`(\w+)`", text)}
     found |= set(re.findall(r"^\| `(connecting|\w+ing|live|closed)` \|", by_hand, re.MULTILINE))
-    found |= set(re.findall(r"`(sse\.\w+)`", by_hand[: by_hand.index("## What it does")]))
+    found |= set(re.findall(r"`(sse\.(?!m?js)\w+)`", by_hand[: by_hand.index("## What it does")]))
     found |= set(re.findall(r"`(sse-\w+)`", EMBEDDING))
     found |= {f"SSE.{name}" for name in re.findall(r"\bSSE\.(\w+)", EMBEDDING)}
     assert len(found) > 25, found
