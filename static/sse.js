@@ -376,7 +376,7 @@
       var after = status > 400 ? Number(xhr.getResponseHeader("Retry-After")) : 0;
       var text = status ? xhr.responseText : "";
       stop();
-      answer(status, text, after * 1000 || 0, bytes);
+      answer(status, text, Math.min(after * 1000 || 0, REMEMBERED), bytes);
     }
 
     function wait(delay) {
@@ -765,10 +765,9 @@
           bursts = 1; // it has to be heard of soon
           return open("trying the stream again");
         }
-        if (answer.more) return poll();
         if (crowded) return after(2000 + Math.random() * 1000, run);
         // What answers at once with nothing to say is perhaps a cache; a burst of events is gathered a little.
-        if (now() - began < (steps.length ? 100 : 500)) return after(steps.length ? 100 : 1000, poll);
+        if (!answer.more && now() - began < (steps.length ? 100 : 500)) return after(steps.length ? 100 : 1000, poll);
         return poll();
       });
       heard.state("polling", crowded || memory.get("why"), "poll");

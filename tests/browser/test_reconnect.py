@@ -293,7 +293,7 @@ PORTAL = "<!doctype html><title>Welcome to our network</title><form>" + "Sign in
 FOREIGN = {
     "403page": answer(403, "Content-Type: text/html", body=PORTAL),
     "401page": answer(401, "Content-Type: text/html", body=PORTAL),
-    "400empty": answer(400),
+    "400empty": answer(400, "Retry-After: 99999999999"),  # more than a timer takes
     "204empty": answer(204),
     "200login": answer(200, "Content-Type: text/html", body=PORTAL),
     "403json": answer(403, "Content-Type: application/json", body='{"message": "Forbidden"}'),
@@ -327,6 +327,7 @@ def test_an_answer_that_is_not_the_services_is_waited_out(
         wait_until(lambda told=told, name=name: told in [log[2] for log in tab.log("states", name)], 20, what=told)  # type: ignore[misc]
     for channel in channels.values():
         house.publish(channel, 1)  # from when each has its place, none is missed
+    assert len(front.requests) < 100
     front.answer = lambda target: None
     tab.run("dispatchEvent(new Event('online'))")
     for name, channel in channels.items():
