@@ -430,7 +430,7 @@
         service.token = token;
         service.renewedAt = now();
         stop = connect("a new token") || noop;
-      } else failed({ final: own && FINAL[status], reason: "no token: " + status, after: after || 0 });
+      } else failed({ final: own && FINAL[status], reason: "no token: " + status, after: after || 0, age: 0 });
     }
 
     function end() {
@@ -444,11 +444,6 @@
     return end;
   }
 
-  // A refusal in the service's own form. A proxy or a login page has the same statuses, and is passed in time.
-  function isOwn(answer) {
-    return Boolean(answer.error) && typeof answer.error.code === "string";
-  }
-
   // One poll after these places: done(fault) or done(null, steps, answer).
   function ask(service, places, seconds, replay, done, again) {
     var asked = map(places), began = now(), size = 1024, stop;
@@ -459,7 +454,8 @@
     }
 
     function answered(status, text, after, bytes) {
-      var told = parse(text), answer = told || {}, own = isOwn(answer), age = now() - began, broken = false;
+      var json = parse(text), answer = json || {}, error = answer.error || {}, age = now() - began, broken = false;
+      var own = typeof error.code === "string"; // a proxy or a login page has the same statuses
       after *= 1 + Math.random() / 2;
       if (status === 200 && Array.isArray(answer.events) && Array.isArray(answer.resets)) {
         answer.quick = age < 300;
@@ -477,7 +473,7 @@
         };
         return;
       }
-      if (!status || (status === 200 && !told && text.charAt(0) === "{")) {
+      if (!status || (status === 200 && !json && text.charAt(0) === "{")) {
         broken = bytes > 0;
         service.growth = Math.abs(bytes - service.cut) < bytes / 5 ? 1 : 2; // cut there again: nothing longer gets through
         service.cut = bytes;
@@ -487,8 +483,8 @@
         status: status,
         final: own && FINAL[status],
         reason: broken ? "the answer broke off" : !status ? "no answer, or none for this origin"
-          : status + " " + (own ? answer.error.message : "not the service's answer"),
-        channels: own && answer.error.channels,
+          : status + " " + (own ? error.message : "not the service's answer"),
+        channels: error.channels,
         after: after,
         broken: broken,
         age: age
@@ -775,7 +771,7 @@
 
     function shorten(fault, hold) {
       var seconds = Math.floor(0.7 * fault.age / 1000);
-      if (fault.age < SHORTEST * 1000 || (fault.status && fault.status !== 200 && fault.status < 500)) return;
+      if (fault.broken || fault.age < SHORTEST * 1000 || (fault.status && fault.status !== 200 && fault.status < 500)) return;
       if (seconds >= hold) return;
       memory.keep("hold", Math.max(SHORTEST, seconds));
       memory.keep("held", date() + REMEMBERED);
@@ -1201,7 +1197,7 @@
         if (fault) return unsettled(fault);
         backoff.reset();
         take(steps);
-        if (closed || asking) return;
+        if (closed || asking || keeper) return; // whoever heard it has changed the feed
         settled = true;
         if (answer.more && answer.quick) return settle(); // over a slow line, the stream brings the rest bit by bit
         return begin();
