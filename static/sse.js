@@ -548,7 +548,7 @@
    */
   function Line(service, places, crowd, heard) {
     var memory = service.memory, backoff = Backoff();
-    var on = false, waiting = false, live = false, refusals = 0;
+    var on = false, waiting = false, live = false, proven = false, refusals = 0;
     var stands = null, stream = null, asking = null, timer = 0, restart = 0, action = null, due = 0;
     var opened = 0, bursts = 0, heardAt = 0, period = 15, lastAge = 0, ages = 0, lastQuiet = 0, moved = false, movedAt = 0;
 
@@ -670,7 +670,7 @@
     }
 
     function begin(told, transport) {
-      live = true;
+      live = proven = true;
       refusals = 0;
       period = told.heartbeat || period;
       backoff.base = told.retry || backoff.base;
@@ -698,18 +698,16 @@
     // A stream that is mute, or refused: a poll tells more, and if it delivers first it is the better one.
     function question() {
       asking = ask(service, places, 1, 0, function (fault, steps) {
-        var mute = stream !== null;
+        var mute = stream !== null, reason = mute ? "the stream was mute" : "the stream was refused";
         asking = null;
         if (fault) return failed(fault);
         halt();
         move(steps);
         refusals += 1;
         if (!on) return;
-        if (mute || refusals >= 2) {
-          memory.poll(mute ? "the stream was mute" : "the stream was refused");
-          return poll();
-        }
-        return wait(backoff.next(), "the stream was refused");
+        if (refusals < 2 && (proven || !mute)) return wait(backoff.next(), reason); // a restart may have been at fault
+        memory.poll(reason);
+        return poll();
       });
     }
 

@@ -457,6 +457,25 @@ def test_streams_that_fall_silent_behind_their_opening_twice_give_way_to_polls(
         assert states(once) == ["connecting", "live"] * 2
 
 
+def test_streams_that_have_come_through_are_not_given_up_because_one_is_mute(
+    house: House, dam: Dam, browser: Browser
+) -> None:
+    with Dam(house.port) as other:
+        once = browser.open(dam.url).start(A).wait()
+        twice = browser.open(other.url).start(A).wait()
+        dam.instead, other.instead = [b""], [b"", b""]
+        with house.publishing(A, every=0.1) as numbers:
+            dam.cut()
+            other.cut()
+            for tab in (once, twice):
+                wait_until(lambda tab=tab: "the stream was mute" in [log[2] for log in tab.log("states")], 10)  # type: ignore[misc]
+            once.wait("live")
+            twice.wait("polling", reason="the stream was mute")
+        for tab in (once, twice):
+            assert_complete(tab, numbers)
+        assert "polling" not in states(once)
+
+
 def test_a_goodbye_on_a_connection_that_stays_open_is_followed(house: House, dam: Dam, browser: Browser) -> None:
     data = json.dumps({"reason": "busy", "retry": 300})
     head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
