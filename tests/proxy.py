@@ -56,6 +56,10 @@ class Cutter:
         """Take new connections."""
         self._run(self._admit())
 
+    def answered(self) -> int:
+        """Bytes that have come down on all open connections since their last requests."""
+        return sum(connection.answered for connection in list(self._connections))
+
     def passes(self, connection: Connection, data: bytes, upward: bool) -> bool:
         """Whether `data` goes on; where it does not, its connection ends. For subclasses."""
         return True

@@ -120,7 +120,7 @@ class Tab:
     def log(self, kind: str = "events", name: str = "feed") -> list[Any]:
         return list(self.run(f"return {kind}[arguments[0]]", name))
 
-    def numbers(self, channel: str, name: str = "feed") -> list[int]:
+    def numbers(self, channel: str, name: str = "feed") -> list[Any]:
         return [number for _, told, number, _ in self.log("events", name) if told == channel]
 
     def count(self, name: str = "feed") -> int:

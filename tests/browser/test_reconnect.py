@@ -364,13 +364,16 @@ def test_streams_that_bring_events_are_not_left_however_often_they_are_cut(house
         assert_complete(busy, numbers, "busy")
 
 
+SET_CLOCK = "const clock = Date.now; set = (minutes) => { Date.now = () => clock() + minutes * 60000; }"
+
+
 @pytest.mark.parametrize("minutes", [-10, 10])
 def test_a_wall_clock_that_is_set_hides_no_silence_and_loses_nothing(
     house: House, dam: Dam, browser: Browser, minutes: int
 ) -> None:
     dam.openings = 1
     tab = browser.open(dam.url)
-    tab.run("const clock = Date.now; set = (minutes) => { Date.now = () => clock() + minutes * 60000; }")
+    tab.run(SET_CLOCK)
     tab.start(A, share=False).wait()
     tab.run("set(arguments[0])", minutes)
     house.publish(A, 0)
@@ -378,6 +381,22 @@ def test_a_wall_clock_that_is_set_hides_no_silence_and_loses_nothing(
     assert tab.numbers(A) == [0]
     tab.wait()
     assert "polling" not in states(tab)
+
+
+def test_an_answer_that_drips_is_given_up_after_ten_minutes(house: House, front: Front, browser: Browser) -> None:
+    house.publish("public/drip", ["x" * 3000])
+    tab = browser.open(house.other)
+    tab.run(SET_CLOCK)
+    front.pace = 500
+    tab.start("public/drip", url=f"{front.url}/sse", replay=1, share=False)
+    wait_until(lambda: front.answered() > 1000, 10, what="a part of the answer's body")
+    time.sleep(0.5)
+    assert states(tab) == ["connecting"]
+    tab.run("set(10)")
+    wait_until(lambda: "the answer broke off" in [log[2] for log in tab.log("states")], 3, what="it is given up")
+    front.pace = float("inf")
+    tab.wait("live")
+    assert tab.numbers("public/drip") == [["x" * 3000]]
 
 
 def test_a_verdict_from_a_time_to_come_is_not_believed(house: House, front: Front, browser: Browser) -> None:
@@ -534,7 +553,7 @@ def test_of_tabs_that_cannot_share_two_stream_and_a_third_takes_the_place_of_one
     for tab in tabs[:2]:
         tab.start(A).wait(transport="eventsource", shared=False, tabs=1)
     third.start(A).wait("polling", transport="poll", reason="more than two tabs", shared=False, tabs=1)
-    with house.publishing(A) as numbers:
+    with house.publishing(A, every=0.1) as numbers:  # what comes in a pause fits into one answer
         crowded = time.time()
         wait_until(lambda: front.since(crowded, "/poll")[1:], 8, what="two polls")
         assert set(timeouts(front, crowded)) == {"1"}
