@@ -545,6 +545,14 @@
   /*
    * A line keeps one connection going, over the transport that works. heard: steps(list), beat() when the service shows
    * that it is there, state(state, reason, transport), refused(fault) when it will not be let in.
+   *
+   *   connecting  A stream is opened, and its first message makes it live. If it is mute for 3 s or refused, a poll is
+   *               asked beside it. If that answers first: polling, or waiting if streams have come through here before.
+   *   live        Silence for one and a half heartbeats: connecting, or polling if nothing ever came after the first
+   *               second. Goodbye or cut: waiting. Cut again and again, and no events: polling.
+   *   polling     For ten minutes, or until the network is back or the machine wakes. An answer that breaks off: waiting,
+   *               then a stream, since that brings its events one by one.
+   *   waiting     Then connecting, or polling.
    */
   function Line(service, places, crowd, heard) {
     var memory = service.memory, backoff = Backoff();
