@@ -21,6 +21,7 @@ from werkzeug.routing import PathConverter, Rule
 from sse import access, script
 from sse.config import Config
 from sse.errors import (
+    Gone,
     InvalidEvent,
     KeyUnknown,
     NotFound,
@@ -28,12 +29,22 @@ from sse.errors import (
     SSEError,
     StoreUnavailable,
     TooLarge,
+    TooMany,
     Unavailable,
     UnsupportedMedia,
     WrongMethod,
 )
-from sse.event import DEFAULT_TYPE, Event, LastEventId, check_channel, check_idempotency_key, data_url, id_size
-from sse.hooks import HookedPoll, HookedStream, is_busy, keep_streams_coming
+from sse.event import (
+    DEFAULT_TYPE,
+    Event,
+    LastEventId,
+    check_channel,
+    check_idempotency_key,
+    data_url,
+    format_last_event_id,
+    id_size,
+)
+from sse.hooks import HookedPoll, HookedStream, busy_error, is_busy, keep_streams_coming
 from sse.host import warn_of_host
 from sse.hub import Charge
 from sse.limits import Limits, client_address
@@ -43,7 +54,7 @@ from sse.poll import Poll
 from sse.service import Service
 from sse.stores import Publication
 from sse.stream import Stream, busy
-from sse.subscriber import Start, starting_points
+from sse.subscriber import Reset, Start, starting_points
 from sse.token import TICKET_LIFE
 from sse.version import __version__
 from sse.wire import encode_json, parse_publish, stored_size
@@ -165,10 +176,10 @@ def _leave_form(endpoint: str | None, _: dict[str, Any] | None) -> None:
 
 
 def _let_go(_: BaseException | None) -> None:
-    """Give back the seat of a poll whose response the app has dropped, or failed to finish."""
-    poll = request.environ.pop("sse.unsent", None)
-    if poll:
-        poll.close()
+    """Give back the seat of a poll or a bare stream whose response the app has dropped, or failed to finish."""
+    body = request.environ.pop("sse.unsent", None)
+    if body:
+        body.close()
 
 
 class _Routes:
@@ -184,14 +195,19 @@ class _Routes:
 
     def stream(self) -> Response:
         _drop_body()
-        query = _query("last_event_id", "lastEventId", "ids", "types", "replay", "heartbeat", "token")
+        query = _query("last_event_id", "lastEventId", "ids", "types", "form", "replay", "heartbeat", "token")
         delta, typed = _switch(query, "ids", "delta"), _switch(query, "types", "data")
+        bare = _switch(query, "form", "bare")
+        if bare and (delta or typed):
+            name = "ids" if delta else "types"
+            raise RequestError(
+                f"form=bare stands beside {name}={query[name][0]}", f"leave {name} out: bare stands alone"
+            )
         heartbeat = _integer(query, "heartbeat", self._config.heartbeat, _MIN_HEARTBEAT, self._config.heartbeat)
         try:
             starts, replay, permit = self._starts(query)
         except (Unavailable, KeyUnknown) as error:  # a 401 would end an EventSource for good, too
-            warn("a stream is told that this service is busy: %s", error)
-            return Response(busy(self._config.retry, error.retry_after), headers=_STREAM_HEADERS)
+            return self._busy(error, error.retry_after, bare=bare)
         if request.method == "GET":
             warn_of_host(request.environ)
         body = HookedStream(
@@ -202,11 +218,32 @@ class _Routes:
             retry=self._config.retry,
             delta=delta,
             typed=typed,
+            bare=bare,
             told={"replay": replay} if "replay" in query else None,
             permit=permit,
             charge=self._charge(permit),
         )
+        if bare:
+            try:
+                body.attach()
+            except Unavailable as error:
+                return self._busy(error, error.retry_after if isinstance(error, TooMany) else 0, bare=True)
+            if resets := body.subscriber.resets:
+                places = {name: body.subscriber.places[name] for name in starts}
+                body.close()
+                return _gone(resets, format_last_event_id(places))
+            if request.method == "HEAD":
+                body.close()
+            else:
+                request.environ["sse.unsent"] = body
         return self._waiting_response(body, _STREAM_HEADERS)
+
+    def _busy(self, error: SSEError, after: int, *, bare: bool) -> Response:
+        """Return the answer to a stream's request that cannot be served now; it comes in vain for `after` seconds."""
+        warn("a stream is told that this service is busy: %s", error)
+        if bare:
+            return busy_error(self._config.retry, after)
+        return Response(busy(self._config.retry, after), headers=_STREAM_HEADERS)
 
     def poll(self) -> Response:
         _drop_body()
@@ -602,6 +639,16 @@ def _raw_data(body: bytes) -> str:
 
 def _json(value: object, status: int = 200) -> Response:
     return _Answer(encode_json(value), status, content_type="application/json")
+
+
+def _gone(resets: Sequence[Reset], last_event_id: str) -> Response:
+    """Refuse a bare stream that would have to tell of resets; the client goes on from the last event id."""
+    error = Gone(
+        f"channel {resets[0].channel} cannot be continued: {resets[0].reason}",
+        "fetch the state again, and come back with the last_event_id of this answer",
+    )
+    told = [reset.told for reset in resets]
+    return _json({"error": error.to_json(), "resets": told, "last_event_id": last_event_id}, error.status)
 
 
 def _script(suffix: str, cache_control: str) -> Response:

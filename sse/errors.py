@@ -104,6 +104,13 @@ class WrongMethod(SSEError):
         return {"Allow": ", ".join(self.allowed)}  # RFC 9110, 15.5.6
 
 
+class Gone(SSEError):
+    """A position cannot be continued, and the stream's form has no way to tell: go on from the answer's own."""
+
+    status = 410
+    default_code = "gone"
+
+
 class TooLarge(SSEError):
     """More bytes than a limit allows: send less."""
 

@@ -158,7 +158,10 @@ class Streams(Row):
             self.fanout.ask(self)
         elif self.stream.ended:
             for fd in list(self.fds):  # each with a pause of its own before it comes back
-                self._say_goodbye(fd, "drain" if self.stream.subscriber.draining else "slow")
+                if self.stream.lost:
+                    self._tell_one(fd, chunk, last=True)
+                else:
+                    self._say_goodbye(fd, "drain" if self.stream.subscriber.draining else "slow")
         else:
             if chunk:
                 self._tell(chunk)
@@ -200,7 +203,7 @@ class Streams(Row):
                 self._say_goodbye(fd, "expired")
         elif not self.fanout.draining and not self.fanout.is_time(fd):
             # While the row is ahead of what it has told, one that stalls would take along a place it was not given.
-            if self._is_told and (notice := self.fanout.permits[fd][0].notice()):
+            if self._is_told and (notice := self.stream.notice(self.fanout.permits[fd][0])):
                 self._tell_one(fd, notice)
             self.fanout.keep(fd)
         elif not self.rest:
@@ -239,8 +242,8 @@ class Streams(Row):
         self._tell_one(fd, self.stream.goodbye(reason, permit), last=True)
 
     def _tell_one(self, fd: int, data: bytes, *, last: bool = False) -> None:
-        if self.chunked:
-            data = framed(data, LAST_CHUNK if last else b"")
+        if self.chunked and data:  # a chunk of no bytes would be the last one
+            data = framed(data, LAST_CHUNK if last and not self.stream.lost else b"")
         sent = send(fd, data)
         if 0 <= sent < len(data):
             self._stall(fd, memoryview(data)[sent:]).ends = last

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 import time
@@ -12,9 +13,11 @@ from typing import Final
 from flask import Flask, Response, request
 from werkzeug.http import parse_date
 
+from sse.errors import Busy
 from sse.log import warn, warn_once
 from sse.poll import Poll
-from sse.stream import Stream, busy
+from sse.stream import Stream, busy, busy_for
+from sse.wire import encode_json
 
 _DISPATCH: Final[CodeType] = Flask.full_dispatch_request.__code__
 _LONGEST_WAIT: Final = 86_400  # seconds that a client is told to wait, whatever the app says
@@ -87,8 +90,9 @@ def _reader() -> str:
 def keep_streams_coming(retry: int, headers: Mapping[str, str], finish: Finish, own: type[Response]) -> Finish:
     """Return a hook that answers `busy` for a stream where the app answers 429 or 5xx, which would end an EventSource.
 
-    It runs before the app's hooks, and again among them, because one of them may answer so, or set the Retry-After.
-    There it also puts a stream back where a hook has made a response of its own of the empty body that it read.
+    A bare stream is answered 503 then. The hook runs before the app's hooks, and again among them, because one of them
+    may answer so, or set the Retry-After. There it also puts a stream back where a hook has made a response of its own
+    of the empty body that it read.
 
     :param retry: milliseconds that a client waits before it reconnects.
     :param headers: of a stream.
@@ -105,6 +109,9 @@ def keep_streams_coming(retry: int, headers: Mapping[str, str], finish: Finish, 
             return response
         if request.endpoint != "sse.stream" or request.method not in ("GET", "HEAD"):
             return response
+        is_bare = request.args.getlist("form") == ["bare"]
+        if is_bare and status == 503 and is_busy(response):
+            return response
         if is_refused:
             vars(response)[_BUSY] = True
             warn(
@@ -112,16 +119,43 @@ def keep_streams_coming(retry: int, headers: Mapping[str, str], finish: Finish, 
                 'meant for pages alone, have it leave out request.blueprint == "sse"',
                 response.status,
             )
-        _replace(response, busy(retry, _retry_after(response)), headers)
+        if is_bare:
+            _refuse(response, retry, _retry_after(response))
+        else:
+            _replace(response, busy(retry, _retry_after(response)), headers)
         return finish(response)
 
     return keep
+
+
+def busy_error(retry: int, after: int) -> Response:
+    """Return the answer to a bare stream that cannot be served now.
+
+    :param retry: milliseconds that a client waits before it reconnects.
+    :param after: seconds before which it would come in vain.
+    """
+    response = Response()
+    vars(response)[_BUSY] = True
+    _refuse(response, retry, after)
+    return response
+
+
+def _refuse(response: Response, retry: int, after: int) -> None:
+    """Have a response be the refusal of a bare stream, which the client is to ask for again."""
+    error = Busy(
+        "this service is busy", "wait as Retry-After says, then ask again with the same last event id",
+        retry_after=math.ceil(busy_for(retry, after) / 1000),
+    )  # fmt: skip
+    _replace(response, encode_json({"error": error.to_json()}).encode(), error.headers)
+    response.status_code = error.status
+    response.content_type = "application/json"
 
 
 def _put_back(response: Response, stream: HookedStream, headers: Mapping[str, str]) -> None:
     """Have a response that a hook made of a stream's empty body be that stream again."""
     if response.is_streamed:
         return  # it has the stream, or a wrapping of it
+    request.environ.pop("sse.unsent", None)
     response.response = stream
     response.call_on_close(stream.close)
     response.headers.update(headers)
@@ -135,7 +169,7 @@ def is_busy(response: Response) -> bool:
 
 
 def _replace(response: Response, body: bytes, headers: Mapping[str, str]) -> None:
-    """Have a response be a whole stream, with this body and headers. Cookies and other headers of the app stay."""
+    """Have a response be 200, with this whole body and these headers. Cookies and other headers of the app stay."""
     if close := getattr(response.response, "close", None):
         response.call_on_close(close)
     response.status_code = 200

@@ -16,7 +16,7 @@ from sse.event import plain_str
 from sse.log import warn
 from sse.stores import Revocation, Store
 from sse.token import LEEWAY, Grant
-from sse.wire import encode_control
+from sse.wire import encode_comment, encode_control
 
 _log = logging.getLogger("sse")
 
@@ -97,13 +97,14 @@ class Permit:
         self.wake = wake
         self._revocations.hold(self)
 
-    def notice(self) -> bytes:
-        """The block of a stream that tells of its end, once, when it is time for that."""
+    def notice(self, *, bare: bool = False) -> bytes:
+        """The block of a stream that tells of its end, or the comment, once, when it is time for that."""
         now = time.time()
         if now < self.warn_at:
             return b""
         self.warn_at = math.inf
-        return encode_control("sse.auth", {"expires": max(round(self.ends_at - LEEWAY - now), 0)})
+        data = {"expires": max(round(self.ends_at - LEEWAY - now), 0)}
+        return encode_comment("auth", data) if bare else encode_control("sse.auth", data)
 
     def revoke(self) -> None:
         self.ended = True

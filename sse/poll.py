@@ -236,9 +236,7 @@ def _encode(taken: Sequence[Delivery | Reset], places: Mapping[str, Position], r
     ]
     rest = {
         "resets": [
-            {"channel": item.channel, "reason": item.reason, "missed": item.missed}
-            for index, item in enumerate(taken)
-            if isinstance(item, Reset) and index == resets[item.channel]
+            item.told for index, item in enumerate(taken) if isinstance(item, Reset) and index == resets[item.channel]
         ],
         "more": more,
         "retry": retry,

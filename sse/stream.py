@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from sse.log import warn
 from sse.permit import TAKEN_AFTER, Permit
 from sse.stores import PAGE
 from sse.subscriber import Delivery, Lagging, Reset, Start, Subscriber
-from sse.wire import HEARTBEAT, encode_control, encode_id, type_in_data
+from sse.wire import BARE_HEARTBEAT, HEARTBEAT, encode_comment, encode_control, encode_id, type_in_data
 
 _CHUNK: Final = 16_384
 _CHUNK_EVENTS: Final = 1000
@@ -33,6 +34,7 @@ class Manner(NamedTuple):
     retry: int
     delta: bool
     typed: bool
+    bare: bool
 
 
 class Segment(NamedTuple):
@@ -52,18 +54,31 @@ Shared = dict[tuple[str, Position, bool], Segment | None]
 _manner = lru_cache(maxsize=1024)(Manner)
 
 
+class Cut(BrokenPipeError):
+    """The end of a body that is to break off.
+
+    It is raised by the body's iterator. A server takes it for a connection that is gone already, and closes it without
+    the end of the body and without a word in its log.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(errno.EPIPE, "the body breaks off here")
+
+
 class Stream:
     """A subscriber as a body: iterate over it; or drive it by `open`, `step` and `written`, as a loop over many does.
 
     An id never claims more than the blocks up to and including its own have said, so a client that is cut anywhere
-    comes back for the rest. The subscriber is attached by `open`, and detached by `close`. Driven, one stream can tell
-    many clients at once: see `alike`, `absorb`, `split` and `leave`.
+    comes back for the rest. The subscriber is attached by `open`, or by `attach` before that, and detached by `close`.
+    Driven, one stream can tell many clients at once: see `alike`, `absorb`, `split` and `leave`.
 
     :param heartbeat: seconds of quiet before a heartbeat.
     :param lifetime: seconds until `sse.close`, give or take 20 %, so that clients do not come back all at once.
     :param retry: milliseconds that a client waits before it reconnects.
     :param delta: whether an event's id has the position of its own channel only.
     :param typed: whether an event's type is told in its data, see `type_in_data`.
+    :param bare: whether the service says all that it says in comments, so that every block is an event's. Such a stream
+        cannot tell of a reset: it has to be refused where one is due at its opening, and it is `lost` at a later one.
     :param told: what else `sse.open` tells.
     :param permit: what it stands on, where not all of its channels are public.
     :param charge: counts the channels that it brings into being, see `Hub.attach`.
@@ -71,8 +86,8 @@ class Stream:
 
     # An idle stream is to be small.
     __slots__ = (
-        *("_again", "_charge", "_claims", "_clock", "_manner", "_starts", "_told", "_written"),
-        *("closing", "deadline", "ended", "hub", "permit", "subscriber"),
+        *("_again", "_attached", "_charge", "_claims", "_clock", "_manner", "_starts", "_tells_retry", "_told"),
+        *("_written", "closing", "deadline", "ended", "hub", "lost", "permit", "subscriber"),
     )
     subscriber: Subscriber
 
@@ -86,6 +101,7 @@ class Stream:
         retry: int,
         delta: bool = False,
         typed: bool = False,
+        bare: bool = False,
         told: Mapping[str, object] | None = None,
         permit: Permit | None = None,
         charge: Charge | None = None,
@@ -95,13 +111,17 @@ class Stream:
         """What else to do at the end."""
         self.ended = False
         """Whether what was given last is the end of the body."""
+        self.lost = False
+        """Whether that end is a cut, because a position cannot be continued and there is no way to tell."""
         self.deadline = lifetime * random.uniform(0.8, 1.2)
         """When it ends: in seconds from the opening on, and then by the clock."""
         self.permit = permit
         """What it stands on; None also once that is looked after by others."""
         self.hub = hub
         self._starts: Mapping[str, Start] | None = starts
-        self._manner = _manner(heartbeat, retry, delta, typed)
+        self._attached = False
+        self._manner = _manner(heartbeat, retry, delta, typed, bare)
+        self._tells_retry = bare  # with the first event, since there is no block before it
         self._told = told
         self._charge = charge
         self._clock = clock
@@ -127,18 +147,31 @@ class Stream:
         """Equal for streams that may be told by one another; None for one that is not at rest."""
         if self.subscriber.resets or self._claims is not None or self._again or self.ended:
             return None
-        return self.hub, self._manner, *self.subscriber.places
+        return self.hub, self._manner, self._tells_retry, *self.subscriber.places
+
+    def attach(self) -> None:
+        """Attach before `open`, to know the subscriber's resets.
+
+        :raises Unavailable: if there is no room for another subscriber, or the store is away.
+        """
+        assert self._starts is not None, "a stream is opened once"
+        self.subscriber = self.hub.attach(self._starts, ATTACH_TIMEOUT, self._charge)
+        self._attached = True
 
     def open(self) -> bytes:
         """Attach, and give the first blocks; or the whole body, if this service is busy."""
         assert self._starts is not None, "a stream is opened once"
         starts, manner = self._starts, self._manner
         try:
-            self.subscriber = self.hub.attach(starts, ATTACH_TIMEOUT, self._charge)
+            if not self._attached:
+                self.attach()
         except Unavailable as error:
             warn("a stream is told that this service is busy: %s", error)
             self.ended = True
-            return busy(manner.retry, error.retry_after if isinstance(error, TooMany) else 0)
+            return busy(manner.retry, error.retry_after if isinstance(error, TooMany) else 0, bare=manner.bare)
+        if manner.bare and self.subscriber.resets:  # it has been closed meanwhile, or it would have been refused
+            self.ended = self.lost = True
+            return b""
         self._starts = self._charge = None
         if self.permit:
             self.permit.begin(self.subscriber.notify)
@@ -146,7 +179,7 @@ class Stream:
         if self.subscriber.resets:
             self._claims = claims
         told = {"heartbeat": manner.heartbeat, "lifetime": round(self.deadline), "retry": manner.retry}
-        opening = _opening(self.subscriber, starts, claims, {**told, **(self._told or {})}, manner.retry)
+        opening = _opening(self.subscriber, starts, claims, {**told, **(self._told or {})}, manner)
         self._told = None
         now = self._clock()
         self.deadline += now
@@ -165,7 +198,14 @@ class Stream:
         except Lagging:
             return self.end("slow")
         self._claims = None  # it is given all that it takes
-        return self._or_heartbeat(b"".join(_block(item, claims, self._manner) for item in taken))
+        if self._manner.bare:
+            for index, item in enumerate(taken):
+                if isinstance(item, Reset):
+                    # The ids before it have the channel's old entry, so the client is refused when it comes back.
+                    self.ended = self.lost = True
+                    del taken[index:]
+                    break
+        return self._or_heartbeat(self._begun(b"".join(_block(item, claims, self._manner) for item in taken)))
 
     def quick(self, shared: Shared) -> bytes | None:
         """As `step`, but with what the hub has at hand and for many at once; None if that does not do."""
@@ -195,7 +235,7 @@ class Stream:
                     break
         if parts:
             subscriber.turn()
-        return self._or_heartbeat(b"".join(parts) if len(parts) > 1 else parts[0] if parts else b"")
+        return self._or_heartbeat(self._begun(b"".join(parts) if len(parts) > 1 else parts[0] if parts else b""))
 
     def end(self, reason: Reason) -> bytes:
         """The last block, after which nothing comes."""
@@ -205,9 +245,14 @@ class Stream:
     def goodbye(self, reason: Reason, permit: Permit | None = None) -> bytes:
         """The last block, for one of those that it tells, by its permit if that is not this stream's; others go on."""
         permit = permit or self.permit
+        bare = self._manner.bare
         if permit and permit.ended:  # revoked: a new token is not taken before
-            return _close(reason, random.uniform(1, 1.5) * 1000 * TAKEN_AFTER)
-        return _close(reason, random.uniform(0.1, 1) * self._manner.retry)
+            return _close(reason, random.uniform(1, 1.5) * 1000 * TAKEN_AFTER, bare)
+        return _close(reason, random.uniform(0.1, 1) * self._manner.retry, bare)
+
+    def notice(self, permit: Permit) -> bytes:
+        """Tell of the end of a permit, when it is time for that: of one of those that this stream tells."""
+        return permit.notice(bare=self._manner.bare)
 
     def absorb(self, other: Stream) -> bool:
         """Tell the client of another stream too from now on, and end that; False if they are not at the same place.
@@ -235,7 +280,8 @@ class Stream:
 
     def close(self) -> None:
         """Detach; a second time does nothing."""
-        if self._starts is None:
+        if self._attached:
+            self._attached = False
             self.hub.detach(self.subscriber)
         if self.permit:
             self.permit.end()
@@ -245,7 +291,9 @@ class Stream:
 
     def __iter__(self) -> Iterator[bytes]:
         try:
-            yield self.open()
+            opening = self.open()
+            if opening:
+                yield opening
             while not self.ended:
                 chunk = self.step()
                 if chunk:
@@ -257,6 +305,8 @@ class Stream:
                         yield self.end("slow")
                 if not self.ended and not self.subscriber.draining:
                     self.subscriber.wait(max(self.due - self._clock(), 0))
+            if self.lost:
+                raise Cut
         finally:
             self.close()
 
@@ -265,14 +315,23 @@ class Stream:
         if self.permit:
             if self.permit.is_over:
                 return self.end("expired")  # without the chunk: who knows which was first
-            chunk += self.permit.notice()
+            chunk += self.notice(self.permit)
+        if self.lost:
+            return chunk
         if self.subscriber.draining:
             return chunk + self.end("drain")
         if now >= self.deadline:
             return chunk + self.end("lifetime")
         if not chunk and now - self._written >= self._manner.heartbeat:
-            return HEARTBEAT
+            return BARE_HEARTBEAT if self._manner.bare else HEARTBEAT
         return chunk
+
+    def _begun(self, blocks: bytes) -> bytes:
+        """Return the same blocks of events, the first of which tells `retry` if none has been told it."""
+        if not (blocks and self._tells_retry):
+            return blocks
+        self._tells_retry = False
+        return b"retry: %d\n%b" % (self._manner.retry, blocks)
 
 
 def _segment(subscriber: Subscriber, name: str, typed: bool) -> Segment | None:
@@ -298,17 +357,24 @@ def _around(segment: Segment, name: str, places: Mapping[str, Position]) -> byte
     return b"".join(head + others + body for head, body in segment.pieces)
 
 
-def busy(retry: int, after: int = 0) -> bytes:
+def busy(retry: int, after: int = 0, *, bare: bool = False) -> bytes:
     """The whole body for a client that cannot be served now: an error status would end its EventSource for good.
 
     :param retry: milliseconds, of which it is told once to four times as many.
     :param after: seconds before which it would come in vain.
     """
-    return _close("busy", random.uniform(1, 4) * retry + after * 1000)
+    return _close("busy", busy_for(retry, after), bare)
 
 
-def _close(reason: Reason, retry: float) -> bytes:
+def busy_for(retry: int, after: int = 0) -> float:
+    """The milliseconds for which a client that cannot be served is to wait, see `busy`."""
+    return random.uniform(1, 4) * retry + after * 1000
+
+
+def _close(reason: Reason, retry: float, bare: bool) -> bytes:
     # In the data too: an EventSource keeps the `retry:` field to itself.
+    if bare:
+        return encode_comment("close", {"reason": reason, "retry": round(retry)})
     return encode_control("sse.close", {"reason": reason, "retry": round(retry)}, retry=round(retry))
 
 
@@ -323,7 +389,7 @@ def _opening(
     starts: Mapping[str, Start],
     claims: Mapping[str, Position | None],
     told: Mapping[str, object],
-    retry: int,
+    manner: Manner,
 ) -> bytes:
     unheard = {reset.channel for reset in subscriber.resets}
     channels = {
@@ -334,15 +400,16 @@ def _opening(
         for name, start in starts.items()
     }
     data = {"channels": channels, **told}
-    return encode_control("sse.open", data, last_event_id=format_last_event_id(claims), retry=retry) + HEARTBEAT
+    if manner.bare:
+        return encode_comment("open", data) + BARE_HEARTBEAT
+    return encode_control("sse.open", data, last_event_id=format_last_event_id(claims), retry=manner.retry) + HEARTBEAT
 
 
 def _block(item: Delivery | Reset, claims: dict[str, Position | None], manner: Manner) -> bytes:
     """The bytes of a delivery or a reset; from here on, the ids claim it."""
     if isinstance(item, Reset):
         claims[item.channel] = item.position
-        data = {"channel": item.channel, "reason": item.reason, "missed": item.missed}
-        return encode_control("sse.reset", data, last_event_id=_id(item.channel, claims, manner.delta))
+        return encode_control("sse.reset", item.told, last_event_id=_id(item.channel, claims, manner.delta))
     claims[item.channel] = item.entry.position
     return encode_id(_id(item.channel, claims, manner.delta)) + _body(item.entry, manner.typed)
 

@@ -61,6 +61,11 @@ class Reset(NamedTuple):
     missed: int | None
     position: Position
 
+    @property
+    def told(self) -> dict[str, object]:
+        """What a client is told of it, as members of a JSON object."""
+        return {"channel": self.channel, "reason": self.reason, "missed": self.missed}
+
 
 class Delivery(NamedTuple):
     """An entry for a subscriber."""

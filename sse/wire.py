@@ -23,6 +23,9 @@ MAX_PAYLOAD: Final = 6 * 1_048_576 + 1024
 HEARTBEAT = b"event: sse.heartbeat\ndata:\n\n"
 """A named event with one empty data line: with none, no browser would dispatch it (WHATWG HTML 9.2.6)."""
 
+BARE_HEARTBEAT = b": heartbeat\n"
+"""The same for `form=bare`, where the service says nothing but comments."""
+
 _FREE: Final = 65_536  # bytes of a payload that may hold any JSON; decoding a larger one of others' could take a second
 _STRING: Final = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
 _FLAT: Final = re.compile(rb"\{(?:%s:(?:%s|[^][{}\",]{1,32}+),?){1,64}+\}" % (_STRING, _STRING), re.DOTALL)
@@ -66,6 +69,14 @@ def encode_control(
         lines.append(f"id: {last_event_id}\n")
     lines.append(f"event: {type}\ndata: {encode_json(data)}\n\n")
     return "".join(lines).encode()
+
+
+def encode_comment(name: str, data: Mapping[str, object]) -> bytes:
+    """What the service says where it may send no blocks: one line, which the next event's block takes in.
+
+    No blank line follows it, because some readers take that for the end of an event.
+    """
+    return f": {name} {encode_json(data)}\n".encode()
 
 
 @dataclass(frozen=True, slots=True)

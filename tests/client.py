@@ -38,11 +38,15 @@ class Event:
 
 
 class Parser:
-    """`text/event-stream` as in WHATWG HTML 9.2.6; an unfinished last block is simply never returned."""
+    """`text/event-stream` as in WHATWG HTML 9.2.6; an unfinished last block is simply never returned.
 
-    def __init__(self, last_event_id: str = "") -> None:
+    With `bare`, each blank line has to end a block with data, because there are readers that make an event of any.
+    """
+
+    def __init__(self, last_event_id: str = "", *, bare: bool = False) -> None:
         self.last_event_id = last_event_id
         self.retry: int | None = None
+        self._bare = bare
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._start = True
         self._after_cr = False
@@ -71,6 +75,7 @@ class Parser:
                 self._line += character
                 continue
             line, self._line = self._line, ""
+            assert line or not self._bare or self._data is not None, "a blank line that ends no event"
             if line:
                 self._field(line)
             elif (event := self._dispatch()) is not None:

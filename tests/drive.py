@@ -13,7 +13,7 @@ from typing import Any
 from sse.errors import Unavailable
 from sse.hub import Hub
 from sse.poll import Poll
-from sse.stream import Stream
+from sse.stream import Cut, Stream
 from sse.subscriber import Start
 
 
@@ -34,7 +34,9 @@ def driven(stream: Stream, rng: random.Random | None = None) -> Generator[bytes]
     woken = threading.Event()
     row = _Row(stream)
     try:
-        yield stream.open()
+        opening = stream.open()
+        if opening:
+            yield opening
         if not stream.ended:
             stream.subscriber.wake_by(woken.set)
         while not row.stream.ended:
@@ -47,6 +49,8 @@ def driven(stream: Stream, rng: random.Random | None = None) -> Generator[bytes]
                 row.stream.written(time.monotonic())
             if not row.stream.ended:
                 woken.wait(max(row.stream.due - time.monotonic(), 0))
+        if row.stream.lost:
+            raise Cut
     finally:
         row.close()
 

@@ -5,6 +5,7 @@ They share no code with `sse/` but the app that they ask.
 
 from __future__ import annotations
 
+import contextlib
 import random
 import time
 from abc import ABC, abstractmethod
@@ -15,13 +16,21 @@ from flask import Flask
 
 from sse.blueprint import make_blueprint
 from sse.service import Service
-from sse.stream import Stream
-from sse.wire import HEARTBEAT
+from sse.stream import Cut, Stream
+from sse.wire import BARE_HEARTBEAT, HEARTBEAT
 from tests.client import Event as Block
 from tests.client import Parser
 from tests.drive import driven
 
 LOST = "lost"  # the client's place in a channel that it must be told the loss of
+
+
+class Refused(Exception):
+    """A bare stream whose position cannot be continued: `answer` has the resets, and where to go on."""
+
+    def __init__(self, answer: dict[str, Any]) -> None:
+        super().__init__(answer)
+        self.answer = answer
 
 
 class Request(NamedTuple):
@@ -57,19 +66,28 @@ class Site:
         self._browser = self._app.test_client()
 
     def stream(self, request: Request) -> Iterator[bytes]:
-        """The chunks of a stream; it is connected at the first."""
+        """The chunks of a stream; it is connected at the first. One that is cut ends without a word.
+
+        :raises Refused: in place of the first.
+        """
         headers = {} if request.header is None else {"Last-Event-ID": request.header}
         query = list(request.query)
         if self._rng:
             with self._app.test_request_context("/sse/stream", query_string=query, headers=headers):
-                body = self._app.full_dispatch_request().response
-            assert isinstance(body, Stream)
-            yield from driven(body, self._rng)
+                answer = self._app.full_dispatch_request()
+            if answer.status_code == 410:
+                raise Refused(dict(answer.get_json()))
+            assert isinstance(answer.response, Stream)
+            with contextlib.suppress(Cut):
+                yield from driven(answer.response, self._rng)
             return
         response = self._browser.get("/sse/stream", query_string=query, headers=headers)
+        if response.status_code == 410:
+            raise Refused(dict(response.get_json()))
         assert response.status_code == 200, response.get_data()
         try:
-            yield from response.iter_encoded()
+            with contextlib.suppress(Cut):
+                yield from response.iter_encoded()
         finally:
             response.close()
 
@@ -117,10 +135,11 @@ def until_quiet(chunks: Iterator[bytes], enough: Callable[[], bool] = lambda: Tr
     """Chunks up to the first heartbeat at which there is `enough`, and no longer than 3 seconds."""
     deadline = time.monotonic() + 15
     for chunk in chunks:
-        if chunk == HEARTBEAT and enough():
+        is_quiet = chunk in (HEARTBEAT, BARE_HEARTBEAT)
+        if is_quiet and enough():
             return
         assert time.monotonic() < deadline, "the stream has not told all"
-        if chunk != HEARTBEAT:
+        if not is_quiet:
             yield chunk
 
 
@@ -276,6 +295,34 @@ class DeltaClient(Client):
         assert block.event == "sse.open" or len(told) <= 1
         held = entries(self.held) | told
         self.held = "~".join(f"{channel}={position}" for channel, position in held.items())
+
+
+class BareClient(Client):
+    """A reader that takes every block for an event, and knows of no other."""
+
+    def connect(self, request: Request) -> Parser:
+        self.asked = request
+        return Parser(bare=True)
+
+    def take(self, block: Block) -> None:
+        assert block.data is not None
+        assert block.own_id, "the ids of other blocks mean nothing to it"
+        assert not block.event.startswith("sse.")
+        self.held = block.own_id
+        channel, position = next(iter(entries(block.own_id).items()))
+        for name, claimed in entries(block.own_id).items():
+            if self.places[name] is None:
+                place = self.rings.before(name, claimed) if name == channel else claimed
+                assert self.rings.starts(name, place, self.asked.replay)
+                self.places[name] = place
+        self._event(channel, position, block.event, block.data)
+        self.judge()
+
+    def take_refusal(self, answer: dict[str, Any], request: Request) -> None:
+        """Go on from where the 410 says."""
+        assert answer["error"]["code"] == "gone"
+        assert answer["resets"]
+        self.take_answer({"events": [], "more": False, **answer}, request)
 
 
 def with_parameter(request: Request, last_event_id: str) -> Request:

@@ -338,6 +338,7 @@ def test_a_query_that_cannot_be_read_is_400(small: Flask, path: str, query: str)
     [
         *("ids=full", "ids=", "ids=delta&ids=delta", "types=event", "types=", "types=data&types=data"),
         *("heartbeat=x", "heartbeat=", "heartbeat=5&heartbeat=5"),
+        *("form=Bare", "form=", "form=bare&form=bare", "form=bare&ids=delta", "types=data&form=bare", "form=bare&ids="),
     ],
 )
 def test_a_stream_s_own_parameters_are_checked(small: Flask, query: str) -> None:
@@ -484,6 +485,99 @@ def test_a_key_of_a_wrong_type_is_503_for_publishers_and_busy_for_streams(
         for timeout in (0, 1):
             assert code(app.test_client().get(f"/sse/poll?channel=a&timeout={timeout}"))[0] == 503
         assert client.get("sse:{a}") == "precious"
+
+
+# The bare stream
+
+
+def assert_refused(response: TestResponse, low: int, high: int) -> None:
+    assert code(response) == (503, "busy")
+    assert low <= int(response.headers["Retry-After"]) <= high
+    assert response.headers["Cache-Control"] == "private, no-store"
+    assert response.headers["X-Content-Type-Options"] == "nosniff"
+
+
+def test_a_bare_stream_has_a_stream_s_status_and_headers_and_takes_its_seat_once(small: Flask) -> None:
+    client, hub = small.test_client(), small.extensions["sse"].hub
+    answer = client.head("/sse/stream?channel=a&form=bare")
+    assert (answer.status_code, answer.data, hub.subscribers) == (200, b"", 0)
+    answer = client.get("/sse/stream?channel=a&form=bare")
+    for name, value in STREAM_HEADERS.items():
+        assert answer.headers[name] == value
+    assert next(answer.iter_encoded()).startswith(b': open {"channels":{"a":{"position":')
+    assert hub.subscribers == 1
+    answer.close()
+    assert hub.subscribers == 0
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("by_header", [False, True])
+@pytest.mark.parametrize(
+    ("given", "reason", "missed"),
+    [("a=9-1", "diverged", None), ("a=?", "invalid", None), ("{trimmed}", "trimmed", 9), ("x=1-1", "missing", None)],
+)
+def test_a_bare_stream_that_would_be_reset_is_410_with_the_way_on(
+    make_app: MakeApp, given: str, reason: str, missed: int | None, by_header: bool, method: str
+) -> None:
+    app = make_app(SSE_RING=5, SSE_ORIGINS=ORIGIN)
+    client = app.test_client()
+    ids = publish(app, *range(10))
+    (kept,) = publish(app, "x", channel="b")
+    last = f"{given.format(trimmed=ids[0])}~{kept}"
+    query, headers = {"channel": ["a", "b", "new"], "form": "bare"}, {"Origin": ORIGIN}
+    if by_header:
+        headers["Last-Event-ID"] = f"{last}~new=0-0" if reason != "missing" else last
+    else:
+        query["last_event_id"] = last
+    answer = client.open("/sse/stream", method=method, query_string=query, headers=headers)
+    if reason == "missing" and not by_header:
+        assert answer.status_code == 200  # it is a channel that is being added
+        answer.close()
+        return
+    assert answer.status_code == 410
+    assert answer.headers["Cache-Control"] == "private, no-store"
+    assert answer.headers["Access-Control-Allow-Origin"] == ORIGIN
+    assert app.extensions["sse"].hub.subscribers == 0
+    if method == "HEAD":
+        assert answer.data == b""
+        return
+    told = answer.get_json()
+    assert told.keys() == {"error", "resets", "last_event_id"}
+    assert code(answer) == (410, "gone")
+    assert told["resets"][0] == {"channel": "a", "reason": reason, "missed": missed}
+    positions = dict(entry.split("=") for entry in told["last_event_id"].split("~"))
+    assert list(positions) == ["a", "b", "new"]
+    assert f"b={positions['b']}" == kept
+    assert f"a={positions['a']}" == ids[-1]
+    publish(app, "on", channel="new")
+    query["last_event_id"] = told["last_event_id"]
+    on = client.get("/sse/stream", query_string=query)  # it never leads to another 410
+    chunks: Iterator[bytes] = iter(on.iter_encoded())
+    (event,) = wire.Parser(bare=True).feed(next(chunks) + next(chunks))
+    assert event.data == "on"
+    on.close()
+
+
+def test_a_bare_stream_that_cannot_be_served_now_is_503(make_app: MakeApp) -> None:
+    app = make_app(SSE_MAX_SUBSCRIBERS=1, SSE_ORIGINS=ORIGIN)
+    client = app.test_client()
+    assert_refused(client.get("/sse/stream?channel=a&form=bare", environ_overrides={"wsgi.multiprocess": True}), 3, 14)
+    with stream(client, "channel=a"):
+        waits = set()
+        for _ in range(20):
+            answer = client.get("/sse/stream?channel=a&form=bare", headers={"Origin": ORIGIN})
+            assert_refused(answer, 3, 12)
+            assert answer.headers["Access-Control-Expose-Headers"] == "Retry-After"
+            waits.add(answer.headers["Retry-After"])
+        assert len(waits) > 3
+        assert client.head("/sse/stream?channel=a&form=bare").status_code == 503
+
+
+def test_over_the_limit_on_how_often_a_bare_stream_is_503(make_app: MakeApp) -> None:
+    client = make_app(SSE_LIMIT_SUBSCRIBE="1/hour").test_client()
+    client.environ_base["REMOTE_ADDR"] = "192.0.2.1"
+    client.get("/sse/stream?channel=a&form=bare").close()
+    assert_refused(client.get("/sse/stream?channel=a&form=bare"), 3500, 3612)
 
 
 # The poll

@@ -22,9 +22,11 @@ from sse.service import Service
 from sse.stores import Publication
 from tests.judge import (
     LOST,
+    BareClient,
     Client,
     DeltaClient,
     LiteralClient,
+    Refused,
     Request,
     Rings,
     Site,
@@ -121,7 +123,15 @@ def follow_all_cuts(world: World, client: Client, first_body: bytes) -> int:
         cut = todo.pop()
         for request in (cut.request(), *cut.other_requests()):
             back = cut.copy()
-            walk(back, request, body(request), visit)
+            try:
+                told = body(request)
+            except Refused as refused:
+                assert isinstance(back, BareClient)
+                back.take_refusal(refused.answer, request)
+                visit(back.copy())
+                request = back.request()
+                told = body(request)
+            walk(back, request, told, visit)
             assert back.has_all, f"back with {request}, ended with {back.places}"
             for timeout in (0,) if cut.has_all else (0, 1):
                 polled = cut.copy()
@@ -241,8 +251,9 @@ def cut_everywhere(world: World, make: Callable[[], Client], resets: dict[str, s
     witness = make()
     body = record(world, witness)
     assert sorted(witness.resets) == sorted(resets.items())
-    # States: nothing heard; opened; and one after each reset, each event.
-    assert follow_all_cuts(world, make(), body) >= 2 + len(resets) + 2 * len(witness.places)
+    # States: nothing heard; opened, if the client hears of that; and one after each reset, each event.
+    heard = 1 if isinstance(witness, BareClient) else 2
+    assert follow_all_cuts(world, make(), body) >= heard + len(resets) + 2 * len(witness.places)
 
 
 @pytest.mark.parametrize("kind", [Client, DeltaClient])
@@ -261,6 +272,26 @@ def test_a_client_that_began_with_a_header_has_all_after_any_cuts(world: World, 
     template, resets = BY_HEADER[case]
     text = template.format_map(positions(world))
     cut_everywhere(world, lambda: start(world, Client, text, resets, by_header=True), resets)
+
+
+@pytest.mark.parametrize(
+    ("case", "by_header"),
+    [*((case, False) for case in BY_PARAMETER if case != "all new"), *((case, True) for case in BY_HEADER)],
+)
+def test_a_bare_client_is_refused_in_place_of_a_reset_and_has_all_after_any_cuts(
+    world: World, case: str, by_header: bool
+) -> None:
+    template, resets = (BY_HEADER if by_header else BY_PARAMETER)[case]
+    text = template.format_map(positions(world))
+    client = start(world, BareClient, text, resets, by_header=by_header, extra=[("form", "bare")])
+    assert isinstance(client, BareClient)
+    if resets:
+        for _ in range(2):  # asked twice, it answers twice
+            with pytest.raises(Refused) as refused:
+                next(world.stream(client.request()))
+        client.take_refusal(refused.value.answer, client.request())
+    assert sorted(client.resets) == sorted(resets.items())
+    cut_everywhere(world, client.copy, {})
 
 
 @pytest.mark.parametrize("replay", [0, 2])

@@ -31,7 +31,7 @@ OURS = re.compile(r"own(/(?!\.\.?(/|\Z))[A-Za-z0-9_.:@-]+)+")
 CODES = """bad_batch bad_json bad_request forbidden idempotency_conflict invalid_channel invalid_data invalid_event
     invalid_idempotency_key invalid_type method_not_allowed not_found token_audience token_claims token_early
     token_expired token_in_query token_invalid token_lifetime token_revoked too_large unauthorized unsupported_media
-    trimmed unknown diverged invalid missing""".split()
+    trimmed unknown diverged invalid missing gone""".split()
 
 TypeAndData = tuple[str, str]
 
@@ -40,6 +40,18 @@ class Answer(NamedTuple):
     status: int
     headers: dict[str, str]
     body: bytes
+
+
+def opening(text: bytes) -> dict[str, Any]:
+    """What a stream says at its opening."""
+    if text.startswith(b": open "):
+        return dict(json.loads(text.splitlines()[0].removeprefix(b": open ")))
+    (block,) = [block for block in Parser().feed(text) if block.event == "sse.open"]
+    return dict(block.json())
+
+
+def is_bare(environ: dict[str, Any]) -> bool:
+    return ("form", "bare") in parse_qsl(environ["QUERY_STRING"])
 
 
 def asked(environ: dict[str, Any]) -> list[str]:
@@ -109,7 +121,7 @@ class Judge:
             if headers.get("content-type") != "text/event-stream" or environ["REQUEST_METHOD"].upper() != "GET":
                 return Answer(int(status[:3]), headers, b"".join(chunks))
             text = next(chunks)
-            (opened,) = [block.json()["channels"] for block in Parser().feed(text) if block.event == "sse.open"]
+            opened = opening(text)["channels"]
             if any(self.is_behind(name, channel["position"]) for name, channel in opened.items()):
                 text += next(chunks)
             return Answer(int(status[:3]), headers, text)
@@ -137,7 +149,11 @@ class Judge:
                 self.judge_published(given, json.loads(body)["ids"])
             elif body:
                 self.judge_told(environ["PATH_INFO"], environ["QUERY_STRING"], asked(environ), body)
-        if given.sound:
+        if status == 410:
+            assert credential.good, "one was told of a ring who may not read it"
+            assert is_bare(environ)
+            self.judge_gone(asked(environ), body)
+        elif given.sound:
             assert (status == WAYS[given.way or ""][2]) if credential.good else (status in (401, 403)), "the wrong one"
         for item in given.spoiled or {"nothing"}:
             self.met[item, status < 400] += 1
@@ -175,7 +191,7 @@ class Judge:
             told = [(event["id"], event["type"], event["data"]) for event in answer["events"]]
             resets = answer["resets"]
         else:
-            for block in Parser().feed(body):
+            for block in Parser(bare=body.startswith(b": ")).feed(body):
                 assert {entry.partition("=")[0] for entry in block.id.split("~")} <= {*asked}
                 if block.event == "sse.open":
                     assert list(block.json()["channels"]) == asked
@@ -196,6 +212,20 @@ class Judge:
             assert self.texts[id] in (None, (type, data)), "a forged frame"
             assert channel in asked and before.get(channel, offset - 1) == offset - 1
             before[channel] = offset
+
+    def judge_gone(self, asked: list[str], body: bytes) -> None:
+        """How a bare stream is refused whose position cannot be continued."""
+        if not body:
+            return  # of a HEAD
+        answer = json.loads(body)
+        places = dict(entry.split("=") for entry in answer["last_event_id"].split("~"))
+        assert list(places) == asked
+        reset = {item["channel"]: item["reason"] for item in answer["resets"]}
+        assert reset
+        assert reset.keys() <= {*asked}
+        for channel in reset:  # to a place in the ring, from which it can go on
+            assert places[channel].startswith("0-") or places[channel] in self.stored[channel]
+        self.met.update(reset.values())
 
     def judge_published(self, given: Input, ids: list[str]) -> None:
         texts = published(given) or [(id.partition("=")[0], None) for id in ids]

@@ -157,6 +157,52 @@ def test_what_the_app_answers_before_the_view_is_busy_or_passes(
     assert ask(app, "/sse/poll?channel=a", method)[0].startswith(str(status))
 
 
+@pytest.mark.parametrize("status", [429, 503, 500])
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_a_bare_stream_is_503_where_the_app_answers_429_or_5xx(app: Flask, method: str, status: int) -> None:
+    app.before_request(lambda: Response("of the app", status, {"Retry-After": "30"}))
+    answer = app.test_client().open("/sse/stream?channel=a&form=bare", method=method)
+    assert (answer.status_code, answer.mimetype) == (503, "application/json")
+    assert 33 <= int(answer.headers["Retry-After"]) <= 42
+    if method == "GET":
+        assert answer.get_json()["error"]["code"] == "busy"
+
+
+def note_retry(response: Response) -> Response:
+    response.headers["Retry-After"] = "77"
+    return response
+
+
+@pytest.mark.parametrize(
+    ("hook", "status"),
+    [
+        *((read, 200), (freeze, 200), (rewrite, 200), (around, 200), (note_retry, 200)),
+        *((replace, 200), (fail, 503), (lambda response: (setattr(response, "status_code", 502), response)[1], 503)),
+    ],
+)
+def test_a_bare_stream_leaves_no_seat_behind_whatever_a_hook_does(
+    app: Flask, hook: Callable[[Response], Response], status: int
+) -> None:
+    app.after_request(hook)
+    hub = app.extensions["sse"].hub
+    answer = app.test_client().get("/sse/stream?channel=a&form=bare")
+    assert answer.status_code == status
+    first = next(answer.iter_encoded())
+    if status == 503:
+        assert answer.headers["Retry-After"]
+    elif hook is not replace:
+        assert first.startswith(b": open ")
+        assert hub.subscribers == 1
+    answer.close()
+    assert hub.subscribers == 0
+
+
+def test_a_hook_may_set_when_a_bare_stream_is_to_come_back(app: Flask) -> None:
+    app.before_request(lambda: Response(status=503))
+    app.after_request(note_retry)
+    assert app.test_client().get("/sse/stream?channel=a&form=bare").headers["Retry-After"] == "77"
+
+
 @pytest.mark.parametrize("ask", ["form", "values", "files", "data", "json"])
 @pytest.mark.parametrize("media_type", ["application/x-www-form-urlencoded", "text/plain", "application/json"])
 def test_a_hook_that_asks_for_the_body_of_a_publication_leaves_it_whole(

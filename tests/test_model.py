@@ -34,15 +34,16 @@ from sse.hub import Hub
 from sse.service import Service
 from sse.stores import MemoryStore, Publication, Store, connect
 from sse.subscriber import Start
-from sse.wire import HEARTBEAT
+from sse.wire import BARE_HEARTBEAT, HEARTBEAT
 from tests.client import Parser
-from tests.judge import LOST, Client, Request, Rings, Site, entries
+from tests.judge import LOST, BareClient, Client, Refused, Request, Rings, Site, entries
 
 CHANNELS = ("a", "b", "c")
 ALARM = "alarm"  # a channel that every hub listens to, to be woken by
 RING = 3
 RING_TTL = 60
 QUIET = 0.002
+FORMS: dict[str, dict[str, str]] = {"": {}, "delta": {"ids": "delta"}, "bare": {"form": "bare"}}
 PATIENCE = 15.0  # well above the 5 s after which a hub looks for what no announcement told of
 
 channels = st.sampled_from(CHANNELS)
@@ -157,8 +158,9 @@ class Visitor:
     """A client, and its stream if it has one now."""
 
     def __init__(self, rings: Lives, names: list[str]) -> None:
-        self.client = Client(rings, Request(tuple(("channel", name) for name in names)), dict.fromkeys(names))
+        self.client = BareClient(rings, Request(tuple(("channel", name) for name in names)), dict.fromkeys(names))
         self.delta = False
+        self.bare = False
         self.worker = 0
         self._chunks: Iterator[bytes] | None = None
         self._parser = Parser()
@@ -180,19 +182,28 @@ class Visitor:
             return Request((*query, ("last_event_id", "a=1-1")) if held and "replay" in extra else query, held or None)
         return Request((*query, ("last_event_id", held)) if held else query)
 
-    def connect(self, site: Site, worker: int, request: Request, delta: bool) -> None:
-        self.worker, self.delta = worker, delta
-        self._parser = self.client.connect(request)
-        self._chunks = site.stream(request)
+    def connect(self, site: Site, worker: int, request: Request, form: str = "") -> None:
+        self.worker, self.delta, self.bare = worker, form == "delta", form == "bare"
+        self._parser = self.client.connect(request) if self.bare else Client.connect(self.client, request)
+        self._chunks = self._taken_in(site, request)
 
     def read(self) -> None:
         """All until the stream falls quiet."""
         assert self._chunks is not None
         for chunk in self._chunks:
             self._feed(chunk)
-            if chunk == HEARTBEAT:
+            if chunk in (HEARTBEAT, BARE_HEARTBEAT):
                 return
-        self._chunks = None  # closed by the service: too slow
+        self._chunks = None  # closed by the service: too slow, or a bare one that cannot go on
+
+    def _taken_in(self, site: Site, request: Request) -> Iterator[bytes]:
+        """The chunks of a stream, or none where it is refused; then the client knows from where to go on."""
+        chunks = site.stream(request)
+        try:
+            yield from chunks
+        except Refused as refused:
+            assert self.bare
+            self.client.take_refusal(refused.answer, request)
 
     def cut(self, count: int) -> None:
         """Read one more chunk, and only some bytes of it; then the connection is gone."""
@@ -219,7 +230,10 @@ class Visitor:
             if self.delta:  # what a script does with ids=delta
                 held = entries(client.held) | entries(block.own_id or "")
                 block = dataclasses.replace(block, id="~".join(f"{name}={held[name]}" for name in held))
-            client.take(block)
+            if self.bare:
+                client.take(block)
+            else:
+                Client.take(client, block)
 
 
 class Machine(RuleBasedStateMachine):
@@ -244,7 +258,7 @@ class Machine(RuleBasedStateMachine):
         self.publish("a", "first", "message", 0)
         for who, names in enumerate(("abc", "bc")):
             self.come(list(names))
-            self.connect(who, who, by_header=True, delta=False, replay=who)
+            self.connect(who, who, by_header=True, form="", replay=who)
             self.read(who)
 
     def make_store(self) -> Store:
@@ -305,13 +319,20 @@ class Machine(RuleBasedStateMachine):
     def come(self, names: list[str]) -> None:
         self.visitors.append(Visitor(self.rings, names))
 
-    @rule(who=number, worker=number, by_header=st.booleans(), delta=st.booleans(), replay=st.integers(0, RING + 1))
-    def connect(self, who: int, worker: int, by_header: bool, delta: bool, replay: int) -> None:
+    @rule(
+        who=number,
+        worker=number,
+        by_header=st.booleans(),
+        form=st.sampled_from(["", "delta", "bare"]),
+        replay=st.integers(0, RING + 1),
+    )
+    def connect(self, who: int, worker: int, by_header: bool, form: str, replay: int) -> None:
         visitor = self.visitor(who)
         visitor.disconnect()
-        delta = delta and not by_header
-        extra = ({"replay": str(replay)} if replay else {}) | ({"ids": "delta"} if delta else {})
-        visitor.connect(self.sites[worker % 2], worker % 2, visitor.request(by_header, extra), delta)
+        if form == "delta" and by_header:
+            form = ""
+        extra = ({"replay": str(replay)} if replay else {}) | FORMS[form]
+        visitor.connect(self.sites[worker % 2], worker % 2, visitor.request(by_header, extra), form)
 
     @rule(who=number)
     def read(self, who: int) -> None:
@@ -431,7 +452,7 @@ class Machine(RuleBasedStateMachine):
         """Everybody hears everything, and then one event more."""
         for visitor in self.visitors:
             if not visitor.is_connected:
-                visitor.connect(self.sites[0], 0, visitor.request(True, {}), False)
+                visitor.connect(self.sites[0], 0, visitor.request(True, {}))
             visitor.read()
         for channel in CHANNELS:
             self.publish(channel, "is that all?", "message", 0)
@@ -440,7 +461,7 @@ class Machine(RuleBasedStateMachine):
         while waiting:
             for visitor in waiting:
                 if not visitor.is_connected:
-                    visitor.connect(self.sites[0], 0, visitor.request(True, {}), False)
+                    visitor.connect(self.sites[0], 0, visitor.request(True, {}))
                 visitor.read()
             waiting = [visitor for visitor in waiting if not visitor.client.has_all]
             places = [visitor.client.places for visitor in waiting]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -19,7 +20,7 @@ from sse.event import Event, Position
 from sse.hub import Hub
 from sse.permit import Permit, Revocations
 from sse.stores import PAGE_BYTES, MemoryStore, Page, Publication
-from sse.stream import Shared, Stream, busy
+from sse.stream import Cut, Shared, Stream, busy
 from sse.subscriber import Start
 from sse.token import Grant
 from tests import client
@@ -100,6 +101,11 @@ def open_stream(hub: Hub, request: pytest.FixtureRequest) -> Iterator[OpenStream
     for chunks in opened:
         chunks.close()
     assert hub.subscribers == 0
+
+
+@pytest.fixture(params=[iter, driven], ids=["iterated", "driven"])
+def chunks_of(request: pytest.FixtureRequest) -> Any:
+    return request.param
 
 
 def make_stream(hub: Hub, starts: Mapping[str, Start] | None = None, **options: Any) -> Stream:
@@ -324,6 +330,107 @@ def test_a_typed_stream_tells_each_event_s_type_in_its_data_and_its_own_blocks_a
     assert [(event.event, event.data) for event in plain.take(2)] == [("created", "x\n\ny"), ("message", "")]
 
 
+# Bare
+
+
+def words(chunk: bytes) -> list[tuple[str, Any]]:
+    """The comments of a chunk that has no blocks, as name and data."""
+    lines = chunk.decode().split("\n")
+    assert lines.pop() == ""
+    assert all(line.startswith(": ") for line in lines)
+    pairs = [line.removeprefix(": ").partition(" ") for line in lines]
+    return [(name, json.loads(data) if data else None) for name, _, data in pairs]
+
+
+def test_a_bare_stream_says_all_but_events_in_comments(hub: Hub, store: FaultyStore, open_stream: OpenStream) -> None:
+    permit = Permit(Revocations(store, 3600), Grant("ann", ("a",), ends_at=time.time() + 60), ["a"])
+    body = open_stream({"a": Start(), "b": Start()}, bare=True, heartbeat=0.2, lifetime=1.5, permit=permit)
+    (name, told), heartbeat = words(next(body.chunks))
+    assert (name, heartbeat) == ("open", ("heartbeat", None))
+    assert told.keys() == {"channels", "heartbeat", "lifetime", "retry"}
+    assert told["channels"]["a"]["resumed"] is False
+    chunks = []
+    for chunk in body.chunks:
+        if len(chunks) == 2:
+            publish(store, "1\n\nid: 7", "2")
+        chunks.append(chunk)
+    permit.end()
+    parser = client.Parser(bare=True)
+    events = parser.feed(b"".join(chunks))
+    assert [event.data for event in events] == ["1\n\nid: 7", "2"]
+    assert {entry[0] for entry in events[0].id.split("~")} == {"a", "b"}
+    assert [event.retry for event in events] == [RETRY, None]
+    said = [word for chunk in chunks if not chunk.endswith(b"\n\n") for word in words(chunk)]
+    assert [name for name, _ in said].count("auth") == 1
+    assert ("heartbeat", None) in said
+    assert said[-1] == ("close", {"reason": "lifetime", "retry": said[-1][1]["retry"]})
+    assert RETRY / 10 <= said[-1][1]["retry"] <= RETRY
+
+
+def test_the_first_event_of_each_bare_connection_tells_retry(
+    hub: Hub, store: FaultyStore, open_stream: OpenStream
+) -> None:
+    publish(store, "before", "replayed")
+    early, late = (open_stream({"a": Start(replay=replay)}, bare=True) for replay in (0, 1))
+    next(early.chunks)
+    next(late.chunks)
+    assert next(late.chunks).startswith(b"retry: 1000\nid: a=2-")
+    publish(store, "live")
+    wait_until(lambda: newest(hub) == 3, 3)
+    assert next(early.chunks).startswith(b"retry: 1000\nid: a=3-")
+    assert next(late.chunks).startswith(b"id: a=3-")
+
+
+def test_bare_streams_share_a_row_once_they_have_been_told_the_same(hub: Hub, store: FaultyStore) -> None:
+    publish(store, "before")
+    row = row_of(make_stream(hub, bare=True), make_stream(hub, bare=True))
+    told = make_stream(hub, {"a": Start(replay=1)}, bare=True)
+    told.open()
+    assert b"retry: " in tell(told)
+    assert told.alike != row.alike
+    assert told.subscriber.places == row.subscriber.places
+    publish(store, "on")
+    assert tell(row) == b"retry: 1000\n" + tell(told)
+    assert told.alike == row.alike is not None
+    assert row.absorb(told)
+    publish(store, "and on")
+    assert tell(row).startswith(b"id: ")
+    row.close()
+
+
+def test_a_bare_stream_that_would_be_reset_is_cut_after_what_came_before(
+    hub: Hub, store: FaultyStore, chunks_of: Callable[[Stream], Generator[bytes]]
+) -> None:
+    chunks = chunks_of(make_stream(hub, {"a": Start(), "b": Start()}, bare=True))
+    next(chunks)
+    place = str(store.newest(["b"])[0])
+    publish(store, "of a")
+    del store._rings["b"]
+    publish(store, "another life", channel="b")
+    wait_until(lambda: hub._channels["b"].lives and newest(hub) == 1, 8)
+    told = b""
+    with pytest.raises(Cut):
+        while True:
+            told += next(chunks)
+    events = client.Parser(bare=True).feed(told)
+    assert [event.data for event in events] in (["of a"], [])
+    assert all(f"b={place}" in event.id for event in events)
+    assert b"close" not in told
+    assert b"another life" not in told
+    assert hub.subscribers == 0
+
+
+def test_a_bare_stream_that_is_opened_too_late_is_cut(hub: Hub, store: FaultyStore) -> None:
+    stream = make_stream(hub, {"a": Start(Position(7, 7))}, bare=True)
+    stream.attach()
+    assert stream.subscriber.resets
+    stream.close()
+    assert hub.subscribers == 0
+    with pytest.raises(Cut):
+        list(stream)
+    assert hub.subscribers == 0
+
+
 # Ending together
 
 
@@ -426,6 +533,7 @@ def test_only_streams_that_are_told_in_the_same_manner_are_alike(hub: Hub, store
         {"retry": 1},
         {"delta": True},
         {"typed": True},
+        {"bare": True},
         {"starts": {"a": Start(), "b": Start()}},
         {"starts": {"b": Start(), "a": Start()}},
     ]
@@ -516,15 +624,16 @@ published = st.lists(
     names=st.permutations("abc").flatmap(lambda names: st.integers(1, 3).map(lambda count: names[:count])),
     delta=st.booleans(),
     typed=st.booleans(),
+    bare=st.booleans(),
     rounds=st.lists(published, min_size=1, max_size=5),
 )
 def test_what_is_shared_is_byte_for_byte_what_one_alone_gets(
-    names: list[str], delta: bool, typed: bool, rounds: list[list[tuple[str, str, str | None]]]
+    names: list[str], delta: bool, typed: bool, bare: bool, rounds: list[list[tuple[str, str, str | None]]]
 ) -> None:
     store = MemoryStore(ring=100, ring_ttl=3600)
     hub = Hub(store, max_subscribers=3)
     alone, one, other = streams = [
-        make_stream(hub, {name: Start() for name in names}, delta=delta, typed=typed) for _ in range(3)
+        make_stream(hub, {name: Start() for name in names}, delta=delta, typed=typed, bare=bare) for _ in range(3)
     ]
     try:
         assert len({stream.open().partition(b"lifetime")[0] for stream in streams}) == 1
