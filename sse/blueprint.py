@@ -44,7 +44,7 @@ from sse.event import (
     format_last_event_id,
     id_size,
 )
-from sse.hooks import HookedPoll, HookedStream, busy_error, is_busy, keep_streams_coming
+from sse.hooks import HookedPoll, HookedStream, break_off, busy_error, is_busy, keep_streams_coming
 from sse.host import warn_of_host
 from sse.hub import Charge
 from sse.limits import Limits, client_address
@@ -195,9 +195,9 @@ class _Routes:
 
     def stream(self) -> Response:
         _drop_body()
-        query = _query("last_event_id", "lastEventId", "ids", "types", "form", "replay", "heartbeat", "token")
+        query = _query("last_event_id", "lastEventId", "ids", "types", "form", "end", "replay", "heartbeat", "token")
         delta, typed = _switch(query, "ids", "delta"), _switch(query, "types", "data")
-        bare = _switch(query, "form", "bare")
+        bare, cut = _switch(query, "form", "bare"), _switch(query, "end", "cut")
         if bare and (delta or typed):
             name = "ids" if delta else "types"
             raise RequestError(
@@ -207,7 +207,7 @@ class _Routes:
         try:
             starts, replay, permit = self._starts(query)
         except (Unavailable, KeyUnknown) as error:  # a 401 would end an EventSource for good, too
-            return self._busy(error, error.retry_after, bare=bare)
+            return self._busy(error, error.retry_after, bare=bare, cut=cut)
         if request.method == "GET":
             warn_of_host(request.environ)
         body = HookedStream(
@@ -219,6 +219,7 @@ class _Routes:
             delta=delta,
             typed=typed,
             bare=bare,
+            cut=cut,
             told={"replay": replay} if "replay" in query else None,
             permit=permit,
             charge=self._charge(permit),
@@ -227,7 +228,7 @@ class _Routes:
             try:
                 body.attach()
             except Unavailable as error:
-                return self._busy(error, error.retry_after if isinstance(error, TooMany) else 0, bare=True)
+                return self._busy(error, error.retry_after if isinstance(error, TooMany) else 0, bare=True, cut=cut)
             if resets := body.subscriber.resets:
                 places = {name: body.subscriber.places[name] for name in starts}
                 body.close()
@@ -238,12 +239,15 @@ class _Routes:
                 request.environ["sse.unsent"] = body
         return self._waiting_response(body, _STREAM_HEADERS)
 
-    def _busy(self, error: SSEError, after: int, *, bare: bool) -> Response:
+    def _busy(self, error: SSEError, after: int, *, bare: bool, cut: bool) -> Response:
         """Return the answer to a stream's request that cannot be served now; it comes in vain for `after` seconds."""
         warn("a stream is told that this service is busy: %s", error)
         if bare:
             return busy_error(self._config.retry, after)
-        return Response(busy(self._config.retry, after), headers=_STREAM_HEADERS)
+        response = Response(busy(self._config.retry, after), headers=_STREAM_HEADERS)
+        if cut:
+            break_off(response)
+        return response
 
     def poll(self) -> Response:
         _drop_body()

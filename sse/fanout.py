@@ -243,7 +243,7 @@ class Streams(Row):
 
     def _tell_one(self, fd: int, data: bytes, *, last: bool = False) -> None:
         if self.chunked and data:  # a chunk of no bytes would be the last one
-            data = framed(data, LAST_CHUNK if last and not self.stream.lost else b"")
+            data = framed(data, LAST_CHUNK if last and not self.stream.cuts else b"")
         sent = send(fd, data)
         if 0 <= sent < len(data):
             self._stall(fd, memoryview(data)[sent:]).ends = last

@@ -6,18 +6,23 @@ import math
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import CodeType, FrameType
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from flask import Flask, Response, request
+from werkzeug.datastructures import Headers
 from werkzeug.http import parse_date
+from werkzeug.wsgi import ClosingIterator
 
 from sse.errors import Busy
 from sse.log import warn, warn_once
 from sse.poll import Poll
-from sse.stream import Stream, busy, busy_for
+from sse.stream import Cut, Stream, busy, busy_for
 from sse.wire import encode_json
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIEnvironment
 
 _DISPATCH: Final[CodeType] = Flask.full_dispatch_request.__code__
 _LONGEST_WAIT: Final = 86_400  # seconds that a client is told to wait, whatever the app says
@@ -123,9 +128,37 @@ def keep_streams_coming(retry: int, headers: Mapping[str, str], finish: Finish, 
             _refuse(response, retry, _retry_after(response))
         else:
             _replace(response, busy(retry, _retry_after(response)), headers)
+            if request.args.getlist("end") == ["cut"]:
+                break_off(response)
         return finish(response)
 
     return keep
+
+
+class _Broken(Response):
+    """A response whose body breaks off after its last byte."""
+
+    def get_wsgi_headers(self, environ: WSGIEnvironment) -> Headers:
+        headers = super().get_wsgi_headers(environ)
+        headers.remove("Content-Length")
+        return headers
+
+    def get_app_iter(self, environ: WSGIEnvironment) -> Iterable[bytes]:
+        body = super().get_app_iter(environ)
+        if environ["REQUEST_METHOD"] == "HEAD":
+            return body
+        return ClosingIterator(_broken(body), getattr(body, "close", None))
+
+
+def _broken(body: Iterable[bytes]) -> Iterator[bytes]:
+    yield from body
+    raise Cut
+
+
+def break_off(response: Response) -> None:
+    """Have the body of a response break off at its end."""
+    if not isinstance(response, _Broken):
+        response.__class__ = type("Broken", (_Broken, type(response)), {})
 
 
 def busy_error(retry: int, after: int) -> Response:

@@ -35,6 +35,7 @@ class Manner(NamedTuple):
     delta: bool
     typed: bool
     bare: bool
+    cut: bool
 
 
 class Segment(NamedTuple):
@@ -79,6 +80,7 @@ class Stream:
     :param typed: whether an event's type is told in its data, see `type_in_data`.
     :param bare: whether the service says all that it says in comments, so that every block is an event's. Such a stream
         cannot tell of a reset: it has to be refused where one is due at its opening, and it is `lost` at a later one.
+    :param cut: whether the body breaks off at its end, for clients that take a clean end for the last one.
     :param told: what else `sse.open` tells.
     :param permit: what it stands on, where not all of its channels are public.
     :param charge: counts the channels that it brings into being, see `Hub.attach`.
@@ -102,6 +104,7 @@ class Stream:
         delta: bool = False,
         typed: bool = False,
         bare: bool = False,
+        cut: bool = False,
         told: Mapping[str, object] | None = None,
         permit: Permit | None = None,
         charge: Charge | None = None,
@@ -120,7 +123,7 @@ class Stream:
         self.hub = hub
         self._starts: Mapping[str, Start] | None = starts
         self._attached = False
-        self._manner = _manner(heartbeat, retry, delta, typed, bare)
+        self._manner = _manner(heartbeat, retry, delta, typed, bare, cut)
         self._tells_retry = bare  # with the first event, since there is no block before it
         self._told = told
         self._charge = charge
@@ -128,6 +131,11 @@ class Stream:
         # What the client may say that it has, where that is not what it was given: see _claims.
         self._claims: dict[str, Position | None] | None = None
         self._written = self._again = 0.0
+
+    @property
+    def cuts(self) -> bool:
+        """Whether the body breaks off where it ends."""
+        return self.lost or self._manner.cut
 
     @property
     def waits(self) -> bool:
@@ -305,7 +313,7 @@ class Stream:
                         yield self.end("slow")
                 if not self.ended and not self.subscriber.draining:
                     self.subscriber.wait(max(self.due - self._clock(), 0))
-            if self.lost:
+            if self.cuts:
                 raise Cut
         finally:
             self.close()

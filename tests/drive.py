@@ -49,7 +49,7 @@ def driven(stream: Stream, rng: random.Random | None = None) -> Generator[bytes]
                 row.stream.written(time.monotonic())
             if not row.stream.ended:
                 woken.wait(max(row.stream.due - time.monotonic(), 0))
-        if row.stream.lost:
+        if row.stream.cuts:
             raise Cut
     finally:
         row.close()

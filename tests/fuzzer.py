@@ -203,14 +203,16 @@ class Fuzzer:
             query += parameters
         if "id" in spoiled and self.one_in(3):
             name = self.pick(
-                *"last_event_id lastEventId replay heartbeat timeout max_bytes ids types form token type".split()
+                *"last_event_id lastEventId replay heartbeat timeout max_bytes ids types form end token type".split()
             )
-            query.append(f"{name}={quote(self.mutated(self.pick('1', 'delta', 'data', 'bare', '9' * 30)))}".encode())
+            query.append(
+                f"{name}={quote(self.mutated(self.pick('1', 'delta', 'data', 'bare', 'cut', '9' * 30)))}".encode()
+            )
             sound = False
         if like == "poll":
             query += [b"timeout=0", *self.pick([], [b"max_bytes=1024"])]
         elif like == "stream":
-            query += self.pick([], [b"ids=delta"], [b"types=data"], [b"form=bare"])
+            query += self.pick([], [b"ids=delta"], [b"types=data"], [b"form=bare"]) + self.pick([], [b"end=cut"])
 
         headers["CONTENT_TYPE"], content = self.content(way, like, names, "body" in spoiled)
         body: bytes | None = content

@@ -339,6 +339,7 @@ def test_a_query_that_cannot_be_read_is_400(small: Flask, path: str, query: str)
         *("ids=full", "ids=", "ids=delta&ids=delta", "types=event", "types=", "types=data&types=data"),
         *("heartbeat=x", "heartbeat=", "heartbeat=5&heartbeat=5"),
         *("form=Bare", "form=", "form=bare&form=bare", "form=bare&ids=delta", "types=data&form=bare", "form=bare&ids="),
+        *("end=Cut", "end=", "end=cut&end=cut", "end=clean"),
     ],
 )
 def test_a_stream_s_own_parameters_are_checked(small: Flask, query: str) -> None:

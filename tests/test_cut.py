@@ -323,11 +323,17 @@ def test_a_reader_that_begins_each_connection_without_an_id_has_all_after_any_cu
 def test_streams_that_end_by_themselves_are_continued(store_url: str | None) -> None:
     with make_world(store_url, stream_lifetime=0.01) as world:
         text = "a={a}~b={trimmed}".format_map(positions(world))
-        for kind in (Client, LiteralClient):
-            client = start(world, kind, text, {"b"})
+        for kind, extra in ((Client, []), (LiteralClient, []), (Client, [("end", "cut")])):
+            client = start(world, kind, text, {"b"}, extra=extra)
             body = b"".join(world.stream(client.request()))
             assert b"event: sse.close" in body
             assert follow_all_cuts(world, client, body) >= 5
+        text = "a={a}~b={b}".format_map(positions(world))
+        for extra in ([("form", "bare")], [("form", "bare"), ("end", "cut")]):
+            client = start(world, BareClient, text, {}, extra=extra)
+            body = b"".join(world.stream(client.request()))
+            assert b": close" in body
+            assert follow_all_cuts(world, client, body) >= 3
 
 
 def test_a_busy_answer_leaves_the_client_where_it_was(store_url: str | None) -> None:

@@ -43,7 +43,7 @@ ALARM = "alarm"  # a channel that every hub listens to, to be woken by
 RING = 3
 RING_TTL = 60
 QUIET = 0.002
-FORMS: dict[str, dict[str, str]] = {"": {}, "delta": {"ids": "delta"}, "bare": {"form": "bare"}}
+FORMS: dict[str, dict[str, str]] = {"": {}, "delta": {"ids": "delta"}, "bare": {"form": "bare"}, "cut": {"end": "cut"}}
 PATIENCE = 15.0  # well above the 5 s after which a hub looks for what no announcement told of
 
 channels = st.sampled_from(CHANNELS)
@@ -323,7 +323,7 @@ class Machine(RuleBasedStateMachine):
         who=number,
         worker=number,
         by_header=st.booleans(),
-        form=st.sampled_from(["", "delta", "bare"]),
+        form=st.sampled_from(list(FORMS)),
         replay=st.integers(0, RING + 1),
     )
     def connect(self, who: int, worker: int, by_header: bool, form: str, replay: int) -> None:

@@ -431,6 +431,41 @@ def test_a_bare_stream_that_is_opened_too_late_is_cut(hub: Hub, store: FaultySto
     assert hub.subscribers == 0
 
 
+# Cut
+
+
+@pytest.mark.parametrize("bare", [False, True])
+@pytest.mark.parametrize("reason", ["lifetime", "slow", "expired", "drain", "busy"])
+def test_each_end_of_a_stream_with_a_cut_is_one_after_the_goodbye(
+    hub: Hub, store: FaultyStore, chunks_of: Callable[[Stream], Generator[bytes]], reason: str, bare: bool
+) -> None:
+    permit = Permit(
+        Revocations(store, 3600), Grant("ann", ("a",), ends_at=time.time() + (reason != "expired") * 99), "a"
+    )
+    lifetime = 0.1 if reason == "lifetime" else 90
+    options: dict[str, Any] = {"heartbeat": 0.1, "lifetime": lifetime, "bare": bare, "permit": permit}
+    chunks, clean = (chunks_of(make_stream(hub, cut=cut, **options)) for cut in (True, False))
+    if reason == "busy":
+        hub.max_subscribers = 0
+    told = b""
+    if reason != "busy":
+        told += next(chunks)
+        next(clean)
+    if reason == "slow":
+        publish(store, *["x" * 300_000] * 10)  # the hub keeps 1 MiB, the store 5 events
+        wait_until(lambda: newest(hub) == 10, 3)
+    if reason == "drain":
+        hub.drain(0)
+    list(clean)
+    with pytest.raises(Cut):
+        for chunk in chunks:
+            told += chunk
+    name = b": close " if bare else b"data: "
+    assert name + b'{"reason":"%b",' % reason.encode() in told.splitlines()[-1 if bare else -2]
+    assert told.endswith(b"}\n" if bare else b"}\n\n")
+    assert hub.subscribers == 0
+
+
 # Ending together
 
 
@@ -534,6 +569,7 @@ def test_only_streams_that_are_told_in_the_same_manner_are_alike(hub: Hub, store
         {"delta": True},
         {"typed": True},
         {"bare": True},
+        {"cut": True},
         {"starts": {"a": Start(), "b": Start()}},
         {"starts": {"b": Start(), "a": Start()}},
     ]

@@ -386,10 +386,11 @@ class Worker(GeventWorker):  # type: ignore[misc]
         # A request that has come behind it is never answered: the connection ends with the stream.
         opening = stream.open()
         response.sent = len(opening)
-        if stream.lost:
+        cuts = stream.ended and stream.cuts
+        if cuts:
             response.force_close()
         if response.chunked and opening:
-            opening = framed(opening, LAST_CHUNK if stream.ended and not stream.lost else b"")
+            opening = framed(opening, LAST_CHUNK if stream.ended and not cuts else b"")
         response.headers_sent = True
         connection.sendall(b"%bDate: %b\r\n\r\n%b" % (_head(response), date(), opening))
         if not stream.ended:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import re
 import threading
 from collections.abc import Iterator
@@ -99,6 +100,19 @@ def test_a_stream_arrives_whole_whatever_a_hook_does_with_its_body(server: Gunic
         assert [event.data for event in stream.take(1)] == ["after"]
 
 
+@pytest.mark.parametrize("hook", [*READING, *HARMLESS])
+def test_a_bare_stream_arrives_whole_and_gives_its_seat_back_whatever_a_hook_does(server: Gunicorn, hook: str) -> None:
+    place, bare = begin(server, hook), {"channel": hook, "form": "bare"}
+    with Stream(server.url, bare, last_event_id=place, headers={"X-Hook": hook}) as stream:
+        assert stream.status == 200
+        client.publish(server.url, hook, "after", key=KEY)
+        assert [event.data for event in stream.take(1)] == ["after"]
+        assert stream.received.startswith(b": open ")
+    head = client.request(server.url, "HEAD", "/sse/stream", bare, headers={"X-Hook": hook})
+    assert head.status == 200
+    wait_until(lambda: seats(server) == 0)
+
+
 @pytest.mark.parametrize("hook", READING)
 def test_the_log_names_the_hook_that_reads_a_stream_once(server: Gunicorn, hook: str) -> None:
     for _ in range(2):
@@ -194,6 +208,27 @@ def test_a_stream_is_told_busy_where_a_hook_after_it_fails_or_turns_it(server: G
 @pytest.mark.parametrize("hook", ["get_data", "data", "iterate", "iter_encoded", "make_conditional", "by_helper"])
 def test_a_busy_answer_stays_one_when_a_hook_reads_it(server: Gunicorn, hook: str) -> None:
     assert_busy(ask(server, X_Before="503", X_Hook=hook))
+
+
+@pytest.mark.parametrize("hook", ["", "get_data", "data", "iterate", "iter_encoded", "make_conditional", "by_helper"])
+def test_a_busy_answer_to_end_cut_is_cut_also_when_a_hook_reads_it(server: Gunicorn, hook: str) -> None:
+    headers = {"Origin": ORIGIN, "X-Before": "503", "X-Hook": hook or "nothing"}
+    before = len(told(server))
+    with pytest.raises(http.client.IncompleteRead) as broken:
+        client.request(server.url, "GET", "/sse/stream", {"channel": "a", "end": "cut"}, headers=headers)
+    [event] = client.Parser().feed(broken.value.partial)
+    assert event.json()["reason"] == "busy"
+    assert "Traceback" not in told(server)[before:]
+
+
+@pytest.mark.parametrize("before", TURNED)
+def test_a_bare_stream_is_503_where_the_app_answers_429_or_5xx(server: Gunicorn, before: str) -> None:
+    bare = {"channel": "a", "form": "bare"}
+    answer = client.request(server.url, "GET", "/sse/stream", bare, headers={"Origin": ORIGIN, "X-Before": before})
+    assert (answer.status, answer.json()["error"]["code"]) == (503, "busy")
+    assert answer.headers.get_all("Content-Type") == ["application/json"]
+    assert answer.headers["Access-Control-Allow-Origin"] == ORIGIN
+    assert TURNED[before] + 3 <= int(answer.headers["Retry-After"]) <= TURNED[before] + 13
 
 
 def test_a_retry_after_that_a_later_hook_adds_counts(server: Gunicorn) -> None:

@@ -68,6 +68,8 @@ class UpstreamHandler(BaseHTTPRequestHandler):
             b"" if streams else json.dumps({"status": status, "forwarded": self.headers["X-Forwarded-Proto"]}).encode()
         )
         self.send_response(status)
+        if "after" in query:
+            self.send_header("Retry-After", query["after"])
         self.send_header("Content-Type", "text/event-stream" if streams else "application/json")
         self.send_header(*("Connection", "close") if streams else ("Content-Length", str(len(body))))
         self.end_headers()
@@ -292,6 +294,69 @@ def test_an_upstream_failure_on_the_stream_becomes_a_stream(
         assert answer.headers["Access-Control-Allow-Origin"] == ORIGIN
 
 
+# end=cut and form=bare
+
+
+QUERIES = ("form=bare", "channel=a&form=bare&x=1", "end=cut&form=bare")
+OTHERS = ("form=bar", "xform=bare", "form=bare2", "send=cut", "end=cute", "x=end=cut")
+
+
+def curl_code(nginx: Nginx, version: str, query: str) -> int:
+    """How curl ends: 52 for a connection that is closed without an answer, 92 for an HTTP/2 stream that is reset."""
+    address = f"{nginx.url}/sse/stream?{query}"
+    command = ["curl", "-sk", version, "--max-time", "20", "-o", "/dev/null", address]
+    return subprocess.run(command, timeout=40).returncode
+
+
+def test_with_the_workers_down_a_bare_stream_is_503_and_one_that_asks_for_a_cut_gets_no_answer(down: Nginx) -> None:
+    for query in QUERIES:
+        answer = get(down.url, f"/sse/stream?{query}", Origin=ORIGIN)
+        assert (answer.status, answer.json()["error"]["code"]) == (503, "unavailable")
+        assert answer.headers["Content-Type"] == "application/json"
+        assert int(answer.headers["Retry-After"]) in range(2, 15)
+        assert answer.headers["Access-Control-Allow-Origin"] == ORIGIN
+        assert answer.headers["Access-Control-Expose-Headers"] == "Retry-After"
+    for query in ("end=cut", "channel=a&end=cut&x=1"):
+        assert curl_code(down, "--http1.1", query) in (52, 56)
+        assert curl_code(down, "--http2", query) == 92
+    for query in OTHERS:
+        assert retry_of(get(down.url, f"/sse/stream?{query}"))
+    for query in ("form=bare", "end=cut"):
+        assert get(down.url, f"/sse/poll?{query}").status == 503
+        assert client.request(down.url, "OPTIONS", f"/sse/stream?{query}", headers={"Origin": ORIGIN}).status == 204
+
+
+@pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
+def test_an_upstream_failure_is_503_for_a_bare_stream_which_waits_as_the_app_says(
+    upstream: Upstream, front: type[Nginx], tmp_path: Path, status: int
+) -> None:
+    with front(tmp_path, upstream.address) as nginx:
+        for after, waits in (("77", range(77, 78)), (None, range(2, 15))):
+            query = {"status": status, "form": "bare"} | ({"after": after} if after else {})
+            answer = get(nginx.url, "/sse/stream", query, Origin=ORIGIN)
+            assert (answer.status, answer.headers["Content-Type"]) == (503, "application/json")
+            assert [int(wait) in waits for wait in answer.headers.get_all("Retry-After", [])] == [True]
+        assert curl_code(nginx, "--http2", f"status={status}&end=cut") == 92
+        answer = get(nginx.url, "/sse/stream", {"status": 410, "form": "bare"})
+        assert (answer.status, answer.json()["status"]) == (410, 410)
+
+
+def test_a_body_that_is_cut_reaches_the_client_as_one_and_a_whole_one_whole(tmp_path: Path) -> None:
+    env = {"SSE_PUBLIC": "*", "SSE_STREAM_LIFETIME": "5"}
+    with Gunicorn(tmp_path, env=env) as server, Nginx(tmp_path, server.bind) as nginx, ThreadPoolExecutor(9) as pool:
+        streams = {end: Stream(nginx.url, {"channel": "a"} | end_query(end)) for end in ("cut", "clean")}
+        codes = {end: pool.submit(curl_code, nginx, "--http2", f"channel=a&{end}=cut") for end in ("end", "x")}
+        for end, stream in streams.items():
+            *_, last = stream.events()
+            assert last.json()["reason"] == "lifetime"
+            assert stream.complete == (end == "clean")
+        assert (codes["end"].result(20), codes["x"].result(20)) == (92, 0)
+
+
+def end_query(end: str) -> dict[str, str]:
+    return {"end": "cut"} if end == "cut" else {}
+
+
 def test_the_app_s_own_answers_pass_unchanged(upstream: Upstream, front: type[Nginx], tmp_path: Path) -> None:
     with front(tmp_path, upstream.address) as nginx:
         cases = [("/sse/stream", status) for status in (400, 401, 403, 404, 405)]
@@ -318,6 +383,7 @@ def test_over_the_request_limit_a_stream_comes_back_later_and_a_poll_gets_429(
         assert (answer.status, answer.json()["error"]["code"]) == (429, "too_many_requests")
         assert answer.headers["Access-Control-Allow-Origin"] == ORIGIN
         assert answer.headers["Retry-After"]
+        assert get(nginx.url, "/sse/stream", {"form": "bare"}).status == 503
         assert len(upstream.requests) == 1
 
 
