@@ -253,7 +253,7 @@ class _Routes:
         _drop_body()
         query = _query("last_event_id", "lastEventId", "replay", "timeout", "max_bytes", "token")
         timeout = _integer(query, "timeout", self._config.poll_timeout, 0, _MAX_POLL)
-        max_bytes = _integer(query, "max_bytes", 0, *_ANSWER_BYTES) or None
+        max_bytes = _fewer(_integer(query, "max_bytes", 0, *_ANSWER_BYTES))
         starts, _, permit = self._starts(query)
         if request.method == "HEAD":
             return Response(iter(()), content_type="application/json")
@@ -492,6 +492,11 @@ def _integer(query: _Query, name: str, default: int, low: int, high: int) -> int
     # A number of over 18 digits is far out of range; converting thousands of them is refused by Python.
     number = int(text) if len(text) <= 18 else (low - 1 if text.startswith("-") else high + 1)
     return min(max(number, low), high)
+
+
+def _fewer(max_bytes: int) -> int | None:
+    """Return one of 41 sizes, the next smaller, so that polls with bounds of their own can share their answers."""
+    return max_bytes >> (max_bytes.bit_length() - 3) << (max_bytes.bit_length() - 3) if max_bytes else None
 
 
 def _channels(query: _Query, config: Config) -> list[str]:

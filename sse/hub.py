@@ -240,7 +240,9 @@ class Hub:
         behind = [name for name, place in places.items() if place != tops[name] and not starts[name].fault]
         events, size = 0, sum(reset_size(name) for name, start in starts.items() if start.fault)
         while behind:
-            pages = self.read([(name, places[name]) for name in behind], PAGE, min(max_bytes - size, PAGE_BYTES))
+            pages = self.read(
+                [(name, places[name]) for name in behind], PAGE, min(max(max_bytes - size, 1), PAGE_BYTES)
+            )
             for name, page in zip(behind, pages, strict=True):
                 if page.reason and (tops[name] or starts[name].position):
                     reset = reset_at(name, page.reason, places[name], tops[name] or UNBORN)

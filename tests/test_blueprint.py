@@ -373,6 +373,17 @@ def test_a_poll_s_bytes_are_clamped(make_app: MakeApp, asked: str, used: int, ti
     assert answer.get_json()["more"]
 
 
+def test_polls_with_bounds_of_their_own_share_their_answers(make_app: MakeApp) -> None:
+    app = make_app()
+    first, *_ = publish(app, "before", *["x"] * 99)
+    query = f"channel=a&timeout=5&last_event_id={first}"
+    answers = {
+        bound: app.test_client().get(f"/sse/poll?{query}&max_bytes={bound}").data for bound in range(3000, 4096, 5)
+    }
+    assert all(bound * 0.7 < len(answer) <= bound for bound, answer in answers.items())
+    assert len(set(answers.values())) == 3
+
+
 def test_unknown_parameters_are_passed_over(small: Flask) -> None:
     assert small.test_client().get("/sse/poll?channel=a&timeout=0&_=123&_=456&x%00=%ff").status_code == 200
 

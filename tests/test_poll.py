@@ -351,6 +351,25 @@ def test_resets_count_among_the_bytes(hub: Hub, store: Store, timeout: float, lo
 
 
 @pytest.mark.parametrize("timeout", [0, 5])
+def test_resets_without_room_come_and_so_does_what_follows(hub: Hub, store: Store, timeout: float) -> None:
+    first, *ids = publish(store, "before", *"12")
+    names = [f"{letter * 100}" for letter in "bcdefghijklmno"]
+    starts = starting_points(["a", *names], LastEventId.parse("~".join([first, *(f"{name}=?" for name in names)])))
+    got, place = [], ""
+    while True:
+        answer = poll(hub, starts, timeout=timeout, retry=RETRY, max_bytes=1024)
+        got += data(answer)
+        if not place:
+            assert sorted(reset["channel"] for reset in answer["resets"]) == names
+        place = answer["last_event_id"]
+        starts = starting_points(["a", *names], LastEventId.parse(place))
+        if not answer["more"]:
+            break
+    assert got == ["1", "2"]
+    assert ids[-1] in place.split("~")
+
+
+@pytest.mark.parametrize("timeout", [0, 5])
 def test_no_channel_is_left_out_of_all_small_answers(hub: Hub, store: Store, timeout: float) -> None:
     place = "~".join(publish(store, "before", *["x" * 700] * 100, channel=channel)[0] for channel in "abc")
     heard = set()

@@ -298,7 +298,7 @@ def test_an_upstream_failure_on_the_stream_becomes_a_stream(
 
 
 QUERIES = ("form=bare", "channel=a&form=bare&x=1", "end=cut&form=bare")
-OTHERS = ("form=bar", "xform=bare", "form=bare2", "send=cut", "end=cute", "x=end=cut")
+OTHERS = ("form=bar", "xform=bare", "form=bare2", "send=cut", "end=cute", "x=end=cut", "x=:end=cut")
 
 
 def curl_code(nginx: Nginx, version: str, query: str) -> int:
