@@ -17,7 +17,7 @@ from sse.log import warn
 from sse.permit import TAKEN_AFTER, Permit
 from sse.stores import PAGE
 from sse.subscriber import Delivery, Lagging, Reset, Start, Subscriber
-from sse.wire import BARE_HEARTBEAT, HEARTBEAT, encode_comment, encode_control, encode_id, type_in_data
+from sse.wire import BARE_HEARTBEAT, HEARTBEAT, encode_comment, encode_control, type_in_data, with_id
 
 _CHUNK: Final = 16_384
 _CHUNK_EVENTS: Final = 1000
@@ -37,6 +37,15 @@ class Manner(NamedTuple):
     bare: bool
     cut: bool
 
+    @property
+    def id_last(self) -> bool:
+        """Whether the id is the last line of its block.
+
+        Some readers in need of these forms take an id when they read its line. If the body broke off behind that line,
+        in the middle of the data, they would never ask for that event again.
+        """
+        return self.bare or self.cut
+
 
 class Segment(NamedTuple):
     """Blocks of one channel that many streams go on with: as a whole, where ids have this channel only, or piece by
@@ -49,7 +58,7 @@ class Segment(NamedTuple):
     more: bool
 
 
-Shared = dict[tuple[str, Position, bool], Segment | None]
+Shared = dict[tuple[str, Position, bool, bool], Segment | None]
 """Segments by channel, place and form, for one round."""
 
 _manner = lru_cache(maxsize=1024)(Manner)
@@ -175,11 +184,11 @@ class Stream:
                 self.attach()
         except Unavailable as error:
             warn("a stream is told that this service is busy: %s", error)
-            self.ended = True
+            self.ended, self.lost = True, manner.bare
             return busy(manner.retry, error.retry_after if isinstance(error, TooMany) else 0, bare=manner.bare)
         if manner.bare and self.subscriber.resets:  # it has been closed meanwhile, or it would have been refused
             self.ended = self.lost = True
-            return b""
+            return BARE_HEARTBEAT
         self._starts = self._charge = None
         if self.permit:
             self.permit.begin(self.subscriber.notify)
@@ -224,11 +233,11 @@ class Stream:
         parts: list[bytes] = []
         size = 0
         for name in subscriber.order():
-            key = (name, places[name], manner.typed)
+            key = (name, places[name], manner.typed, manner.id_last)
             if key in shared:
                 segment = shared[key]
             else:
-                segment = shared[key] = _segment(subscriber, name, manner.typed)
+                segment = shared[key] = _segment(subscriber, name, manner)
             if segment is None:
                 if not parts:
                     return None
@@ -299,9 +308,7 @@ class Stream:
 
     def __iter__(self) -> Iterator[bytes]:
         try:
-            opening = self.open()
-            if opening:
-                yield opening
+            yield self.open()
             while not self.ended:
                 chunk = self.step()
                 if chunk:
@@ -342,7 +349,7 @@ class Stream:
         return b"retry: %d\n%b" % (self._manner.retry, blocks)
 
 
-def _segment(subscriber: Subscriber, name: str, typed: bool) -> Segment | None:
+def _segment(subscriber: Subscriber, name: str, manner: Manner) -> Segment | None:
     entries = subscriber.at_hand(name)
     if entries is None:
         return None
@@ -354,7 +361,8 @@ def _segment(subscriber: Subscriber, name: str, typed: bool) -> Segment | None:
         if pieces and size > _CHUNK:
             break
         place = entry.position
-        pieces.append((f"id: {name}={place}".encode(), b"\n" + _body(entry, typed)))
+        id, body = f"id: {name}={place}".encode(), _body(entry, manner.typed)
+        pieces.append((body[:-1] + id, b"\n\n") if manner.id_last else (id, b"\n" + body))
     more = len(pieces) < len(entries) or len(entries) >= PAGE
     return Segment(b"".join(part for piece in pieces for part in piece), pieces, place, more)
 
@@ -410,16 +418,19 @@ def _opening(
     data = {"channels": channels, **told}
     if manner.bare:
         return encode_comment("open", data) + BARE_HEARTBEAT
-    return encode_control("sse.open", data, last_event_id=format_last_event_id(claims), retry=manner.retry) + HEARTBEAT
+    id = format_last_event_id(claims)
+    opening = encode_control("sse.open", data, last_event_id=id, retry=manner.retry, id_last=manner.id_last)
+    return opening + HEARTBEAT
 
 
 def _block(item: Delivery | Reset, claims: dict[str, Position | None], manner: Manner) -> bytes:
     """The bytes of a delivery or a reset; from here on, the ids claim it."""
     if isinstance(item, Reset):
         claims[item.channel] = item.position
-        return encode_control("sse.reset", item.told, last_event_id=_id(item.channel, claims, manner.delta))
+        id = _id(item.channel, claims, manner.delta)
+        return encode_control("sse.reset", item.told, last_event_id=id, id_last=manner.id_last)
     claims[item.channel] = item.entry.position
-    return encode_id(_id(item.channel, claims, manner.delta)) + _body(item.entry, manner.typed)
+    return with_id(_id(item.channel, claims, manner.delta), _body(item.entry, manner.typed), last=manner.id_last)
 
 
 def _id(channel: str, claims: Mapping[str, Position | None], delta: bool) -> str:

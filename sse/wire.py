@@ -55,20 +55,24 @@ def type_in_data(body: bytes) -> bytes:
     return b"event: sse.event\ndata: " + body.removeprefix(_EVENT)
 
 
-def encode_id(last_event_id: str) -> bytes:
-    """The id line that goes before a body."""
-    return f"id: {last_event_id}\n".encode()
+def with_id(last_event_id: str, body: bytes, *, last: bool = False) -> bytes:
+    """The whole block: a body and its id line, which is the first or the last one."""
+    line = f"id: {last_event_id}\n".encode()
+    return body[:-1] + line + b"\n" if last else line + body
 
 
 def encode_control(
-    type: str, data: Mapping[str, object], *, last_event_id: str | None = None, retry: int | None = None
+    type: str,
+    data: Mapping[str, object],
+    *,
+    last_event_id: str | None = None,
+    retry: int | None = None,
+    id_last: bool = False,
 ) -> bytes:
     """A whole block of the service's own; `retry` in milliseconds."""
-    lines = [] if retry is None else [f"retry: {retry}\n"]
-    if last_event_id is not None:
-        lines.append(f"id: {last_event_id}\n")
-    lines.append(f"event: {type}\ndata: {encode_json(data)}\n\n")
-    return "".join(lines).encode()
+    head = b"" if retry is None else f"retry: {retry}\n".encode()
+    body = f"event: {type}\ndata: {encode_json(data)}\n\n".encode()
+    return head + (body if last_event_id is None else with_id(last_event_id, body, last=id_last))
 
 
 def encode_comment(name: str, data: Mapping[str, object]) -> bytes:

@@ -34,9 +34,7 @@ def driven(stream: Stream, rng: random.Random | None = None) -> Generator[bytes]
     woken = threading.Event()
     row = _Row(stream)
     try:
-        opening = stream.open()
-        if opening:
-            yield opening
+        yield stream.open()
         if not stream.ended:
             stream.subscriber.wake_by(woken.set)
         while not row.stream.ended:

@@ -19,12 +19,12 @@ from sse.wire import (
     decode_payload,
     encode_body,
     encode_control,
-    encode_id,
     encode_payload,
     parse_json,
     parse_publish,
     stored_size,
     type_in_data,
+    with_id,
 )
 from tests import client
 
@@ -86,7 +86,7 @@ def test_a_block_of_the_service_s_own() -> None:
 
 @given(st.lists(EVENTS, max_size=5), st.integers(1, 20))
 def test_events_are_read_back_whole_and_in_pieces(events: list[Event], size: int) -> None:
-    stream = b"".join(encode_id(f"a={number}-1") + encode_body(event) for number, event in enumerate(events))
+    stream = b"".join(with_id(f"a={number}-1", encode_body(event)) for number, event in enumerate(events))
     wanted = [Block(event.type, event.data, f"a={number}-1") for number, event in enumerate(events)]
     for pieces in (None, 1, size):
         assert read(stream, pieces) == wanted

@@ -389,7 +389,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
         cuts = stream.ended and stream.cuts
         if cuts:
             response.force_close()
-        if response.chunked and opening:
+        if response.chunked:
             opening = framed(opening, LAST_CHUNK if stream.ended and not cuts else b"")
         response.headers_sent = True
         connection.sendall(b"%bDate: %b\r\n\r\n%b" % (_head(response), date(), opening))
