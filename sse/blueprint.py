@@ -82,6 +82,21 @@ _STREAM_HEADERS: Final = {
 _OF_A_WHOLE: Final = ("content-length", "etag")  # headers that a stream cannot have
 _Query = dict[str, list[str]]
 _VARY: Final = ("Origin", "Cookie", "Authorization", "Last-Event-ID")
+# The request headers that a page of another origin may send, by their names: a star would not count beside credentials.
+# Datastar and htmx 4 send theirs with every request; Datastar sends a Content-Type even with GET. As in nginx.conf.
+ALLOWED_HEADERS: Final = (
+    "Authorization",
+    "Cache-Control",
+    "Content-Type",
+    "Datastar-Request",
+    "HX-Current-URL",
+    "HX-Request",
+    "HX-Request-Type",
+    "HX-Source",
+    "HX-Target",
+    "Idempotency-Key",
+    "Last-Event-ID",
+)
 
 
 class _Rest(PathConverter):
@@ -743,7 +758,7 @@ def _cors(blueprint: Blueprint, config: Config) -> Callable[[Response, WSGIEnvir
             "always_send": False,
             "vary_header": False,
             "methods": ["GET", "HEAD", "POST", "OPTIONS"],
-            "allow_headers": ["Authorization", "Cache-Control", "Content-Type", "Idempotency-Key", "Last-Event-ID"],
+            "allow_headers": [*ALLOWED_HEADERS],
             "expose_headers": ["Retry-After"],
             "max_age": 600,
         },

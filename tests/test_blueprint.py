@@ -19,6 +19,7 @@ from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from sse import SSE, InvalidEvent
+from sse.blueprint import ALLOWED_HEADERS
 from sse.event import Event
 from sse.stores import Publication
 from tests import client as wire
@@ -1044,6 +1045,14 @@ def test_a_preflight_with_a_last_event_id_is_allowed(small: Flask, path: str) ->
     assert {"GET", "HEAD", "POST"} <= set(told["Allow-Methods"].split(", "))
     assert int(told["Max-Age"]) > 0
     assert is_unborn(small)
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_a_preflight_may_ask_for_all_that_is_allowed_and_is_told_exact_names(small: Flask, method: str) -> None:
+    asked = ",".join(name.lower() for name in ALLOWED_HEADERS)  # as browsers do
+    for path in ("/sse/stream", "/sse/poll", "/sse/publish"):
+        told = cors(preflight(small, path, ORIGIN, method, f"{asked},hx-boosted,x-requested-with"))
+        assert told["Allow-Headers"].split(", ") == asked.split(",")
 
 
 @pytest.mark.parametrize("origin", ["null", "https://a.example.evil.net"])

@@ -1,4 +1,4 @@
-"""The blocks of docs/testing.md are an app and its tests, which run as they stand."""
+"""The blocks of docs/testing.md are an app and its tests, which run as they stand; lists of the docs are the code's."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from sse.blueprint import ALLOWED_HEADERS
 from tests.servers import ROOT, RedisServer
 
 PAGE = (ROOT / "docs" / "testing.md").read_text()
@@ -48,3 +49,10 @@ def nothing_left():
     yield
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("sse-")]
 """
+
+
+def test_the_protocol_lists_the_headers_that_pages_of_other_origins_may_send() -> None:
+    page = (ROOT / "docs" / "protocol.md").read_text()
+    table = page.partition("## Other origins\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
+    assert {name for row in rows for name in re.findall(r"`([\w-]+)`", row)} == set(ALLOWED_HEADERS)
