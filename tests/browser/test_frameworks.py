@@ -21,7 +21,7 @@ from tests import client
 from tests.browser.driver import start_chromium
 from tests.browser.origin import Origin
 from tests.proxy import Connection, Cutter
-from tests.servers import ROOT, Gunicorn, wait_until
+from tests.servers import ROOT, Gunicorn, Nginx, wait_until
 from tests.tokens import KEY
 
 MODULES = ROOT / "tests" / "node_modules"
@@ -483,3 +483,34 @@ def test_an_event_that_breaks_off_comes_again(name: str, open_page: Callable[...
     wait_until(lambda: not page.cutter.armed, 15, what="the stream is broken off")
     page.publish(3)
     page.wait_for_rows(1, 2, 3)
+
+
+@pytest.mark.parametrize("name", ["htmx 4", "datastar"])
+def test_through_nginx_a_fetch_of_the_framework_s_own_comes_back_from_the_end_of_a_stream_s_life(
+    name: str, open_page: Callable[..., Page], serve: Callable[..., Gunicorn], tmp_path: Path
+) -> None:
+    with Nginx(tmp_path / "nginx", serve(5).bind) as nginx:
+        page = open_page(RECIPES[name], 5, nginx.url)
+        page.publish(1)
+        page.show()
+        page.wait_for_rows(1)
+        wait_until(lambda: page.streams() == 2, 20, what="a second stream")
+        page.publish(2)
+        page.wait_for_rows(1, 2)
+
+
+def test_through_nginx_datastar_comes_back_from_a_restart(
+    open_page: Callable[..., Page], serve: Callable[..., Gunicorn], tmp_path: Path
+) -> None:
+    service = serve()
+    with Nginx(tmp_path / "nginx", service.bind) as nginx:
+        page = open_page(RECIPES["datastar"], address=nginx.url)
+        page.publish(1)
+        page.show()
+        page.wait_for_rows(1)
+        service.stop()
+        wait_until(lambda: re.search(r" 502$", nginx.access_log.read_text(), re.MULTILINE), 20, what="a 502 for nginx")
+        service.start()
+        page.wait_for_subscribers(1)
+        page.publish(2)
+        page.wait_for_rows(1, 2)
