@@ -471,7 +471,7 @@ def test_an_event_that_is_a_reason_to_fetch_brings_the_newest_state(open_page: C
     wait_for(9)
 
 
-@pytest.mark.parametrize("name", ["htmx 2", "htmx 4"])
+@pytest.mark.parametrize("name", ["htmx 2", "htmx 4", "datastar"])
 def test_an_event_that_breaks_off_comes_again(name: str, open_page: Callable[..., Page]) -> None:
     page = open_page(RECIPES[name])
     page.publish(1)
