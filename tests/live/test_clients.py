@@ -1,0 +1,268 @@
+"""The programs of docs/clients.md, as they stand there: the real packages against our worker, cut on the way."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import NamedTuple, Self
+
+import pytest
+
+from tests import client
+from tests.proxy import Connection, Cutter
+from tests.servers import ROOT, Gunicorn, wait_until
+from tests.tokens import KEY
+
+PAGE = (ROOT / "docs" / "clients.md").read_text()
+ADDRESS = "http://127.0.0.1:5000"
+LOAD = "load the state"
+
+
+class Program(NamedTuple):
+    """A block of the page: its heading, and how it is started."""
+
+    heading: str
+    command: str
+    suffix: str
+
+
+PROGRAMS = {
+    "httpx-sse": Program("Python: httpx and httpx-sse", sys.executable, ".py"),
+    "sseclient-py": Program("Python: requests and sseclient-py", sys.executable, ".py"),
+    "eventsource": Program("Node: eventsource", "node", ".mjs"),
+    "curl": Program("Shell: curl", "bash", ".sh"),
+}
+
+
+# Sends a message by the transport of the page, and prints the answer that the package makes of its parts.
+ASK = """
+const { readUIMessageStream } = await import("ai");
+const text = Array.from({ length: 300 }, (_, number) => number).join(" ");
+const messages = [{ id: "1", role: "user", parts: [{ type: "text", text }] }];
+const stream = await transport.sendMessages({ trigger: "submit-message", chatId: "7", messages });
+let message;
+for await (message of readUIMessageStream({ stream }));
+console.log(JSON.stringify(message.parts));
+"""
+
+
+def blocks(heading: str) -> list[str]:
+    """Return the code blocks below a heading of the page."""
+    section = PAGE.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    return re.findall(r"```\w+\n(.*?)```", section, re.DOTALL)
+
+
+def port_of(server: Gunicorn) -> int:
+    return int(server.bind.rpartition(":")[2])
+
+
+class Proxy(Cutter):
+    """Counts the streams and errors that it has seen, and cuts a connection in the middle of an event when told to.
+
+    `start` is how the data of such an event begins; `to_cut` is how many connections are to be cut.
+    """
+
+    def __init__(self, upstream: int, start: bytes = b'data: {"number":', to_cut: int = 0) -> None:
+        super().__init__(upstream)
+        self.start = start
+        self.to_cut = to_cut
+        self.streams = self.cuts = self.errors = 0
+
+    def passes(self, connection: Connection, data: bytes, upward: bool) -> bool:
+        if upward:
+            return True
+        self.streams += data.startswith(b"HTTP/1.1 200") and b"text/event-stream" in data
+        self.errors += data.startswith(b"HTTP/1.1 503")
+        at = data.rfind(self.start)
+        if at < 0 or not self.to_cut:
+            return True
+        self.to_cut -= 1
+        self.cuts += 1
+        connection.near.write(data[: at + len(self.start)])
+        return False
+
+
+class Running:
+    """A program of the page that runs behind a proxy of its own; `heard` is what it has printed."""
+
+    def __init__(self, directory: Path, name: str, upstream: int) -> None:
+        program = PROGRAMS[name]
+        (code,) = blocks(program.heading)
+        assert ADDRESS in code
+        self.name = name
+        self.proxy = Proxy(upstream)
+        self.dir = directory / name
+        self.dir.mkdir()
+        (self.dir / "node_modules").symlink_to(ROOT / "tests" / "node_modules")
+        self.file = self.dir / f"program{program.suffix}"
+        self.file.write_text(code.replace(ADDRESS, f"http://127.0.0.1:{self.proxy.port}"))
+        self.command = [program.command, str(self.file)]
+        self.heard: list[str] = []
+
+    def __enter__(self) -> Self:
+        self.proxy.__enter__()
+        with (self.dir / "errors").open("wb") as errors:
+            self.process = subprocess.Popen(
+                self.command, cwd=self.dir, stdout=subprocess.PIPE, stderr=errors, text=True
+            )
+        self.reader = threading.Thread(target=self._read)
+        self.reader.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.terminate()
+        self.proxy.__exit__()  # ends what the program has left running, such as curl
+        self.process.wait(10)
+        self.reader.join(10)
+
+    def _read(self) -> None:
+        assert self.process.stdout
+        with self.process.stdout as lines:
+            for line in lines:
+                self.heard.append(LOAD if line.startswith(LOAD) else re.sub(r"\D", "", line))
+
+    def errors(self) -> str:
+        return (self.dir / "errors").read_text()
+
+
+@contextlib.contextmanager
+def unavailable(port: int) -> Iterator[None]:
+    """Answer every request on this port with an error, as a proxy does while the service is away."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            self.send_error(503)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+class Told(NamedTuple):
+    """What was published before the gap, and after it."""
+
+    before: list[str]
+    after: list[str]
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[str, Running], Told]]:
+    """All programs side by side, through a lifetime's end, a cut within an event, errors, and a gap."""
+    directory = tmp_path_factory.mktemp("clients")
+    env = {
+        "SSE_PUBLIC": "orders",
+        "SSE_PUBLISH_KEYS": KEY,
+        "SSE_RETRY": "300",
+        "SSE_STREAM_LIFETIME": "5",
+    }
+    numbers = iter(range(1, 10_000))
+
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(Gunicorn(directory, env=env))
+        programs = [stack.enter_context(Running(directory, name, port_of(server))) for name in PROGRAMS]
+
+        def publish(count: int = 1) -> list[str]:
+            published = [str(next(numbers)) for _ in range(count)]
+            for number in published:
+                answer = client.publish(server.url, "orders", {"number": int(number)}, type="paid", key=KEY)
+                assert answer.status == 201
+            return published
+
+        def all_of(what: str, check: Callable[[Running], object], timeout: float = 30) -> None:
+            def missing() -> list[Running]:
+                return [one for one in programs if not check(one)]
+
+            try:
+                wait_until(lambda: not missing(), timeout, what=what)
+            except AssertionError as error:
+                for one in missing():
+                    error.add_note(f"{one.name}: {one.heard[-9:]} {one.errors()}")
+                raise
+
+        all_of("streams", lambda one: one.heard == [LOAD] and one.proxy.streams)
+        before = publish(3)
+        all_of("the first events are heard", lambda one: one.heard[1:] == before)
+        begun = {one.name: one.proxy.streams for one in programs}
+        all_of("the next stream", lambda one: one.proxy.streams > begun[one.name])
+        for one in programs:
+            one.proxy.to_cut = 1
+        before += publish(1)
+        all_of("cuts in the middle of an event", lambda one: one.proxy.cuts)
+        before += publish(3)
+        all_of("events after the cuts", lambda one: one.heard[-1] == before[-1])
+        for one in programs:
+            one.proxy.refuse()
+            one.proxy.cut()
+        server.stop()
+        with unavailable(port_of(server)):
+            patient = [one for one in programs if one.name != "eventsource"]  # which an error ends, as in a browser
+            for one in patient:
+                one.proxy.admit()
+            all_of("errors", lambda one: one.proxy.errors or one not in patient)
+            for one in patient:
+                one.proxy.refuse()
+                one.proxy.cut()
+        server.start()  # whose memory store knows nothing of the positions
+        publish(5)
+        for one in programs:
+            one.proxy.admit()
+        all_of("the state is loaded", lambda one: one.heard[-1] == LOAD)
+        begun = {one.name: one.proxy.streams for one in programs}
+        after = publish(3)
+        all_of("events after the gap", lambda one: one.heard[-1] == after[-1])
+        yield {one.name: one for one in programs}, Told(before, after)
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_each_event_comes_once_and_in_order_and_a_gap_is_told(ran: tuple[dict[str, Running], Told], name: str) -> None:
+    programs, told = ran
+    assert programs[name].heard == [LOAD, *told.before, LOAD, *told.after]
+    assert not [line for line in programs[name].errors().splitlines() if not line.startswith("curl: (")]
+    assert programs[name].process.poll() is None
+
+
+def test_a_program_that_is_refused_ends(tmp_path: Path) -> None:
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(Gunicorn(tmp_path))  # where no channel is public
+        programs = [stack.enter_context(Running(tmp_path, name, port_of(server))) for name in PROGRAMS]
+        for one in programs:
+            assert one.process.wait(15) > 0, one.name
+    assert [one.heard for one in programs] == [[]] * len(PROGRAMS)
+
+
+def test_an_answer_in_parts_is_whole_though_its_stream_is_cut(tmp_path: Path) -> None:
+    app, page = blocks("AI SDK: parts of an answer")
+    (tmp_path / "chat.py").write_text(app)
+    (tmp_path / "node_modules").symlink_to(ROOT / "tests" / "node_modules")
+    server = Gunicorn(tmp_path, app="chat:app", env={"PYTHONPATH": str(tmp_path)})
+    with server, Proxy(port_of(server), b'data: {"type":"text-delta"', to_cut=3) as proxy:
+        program = tmp_path / "chat.mjs"
+        program.write_text(page.replace(ADDRESS, f"http://127.0.0.1:{proxy.port}") + ASK)
+        done = subprocess.run(["node", str(program)], capture_output=True, text=True, timeout=60)
+    assert done.stderr == ""
+    (part,) = json.loads(done.stdout)
+    assert part["text"] == f"You said: {' '.join(map(str, range(300)))} "
+    assert (proxy.cuts, proxy.streams) == (3, 4)
+
+
+def test_every_block_of_the_page_is_run() -> None:
+    run = [program.heading for program in PROGRAMS.values()] + ["AI SDK: parts of an answer"]
+    assert PAGE.count("\n```") == 2 * sum(len(blocks(heading)) for heading in run)
