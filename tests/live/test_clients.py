@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -23,24 +24,29 @@ from tests.tokens import KEY
 PAGE = (ROOT / "docs" / "clients.md").read_text()
 ADDRESS = "http://127.0.0.1:5000"
 LOAD = "load the state"
+# As in a browser: the package asks these for the page's visibility and its timers.
+WINDOW = "globalThis.window = globalThis;\nglobalThis.document = new EventTarget();\n"
 
 
 class Program(NamedTuple):
-    """A block of the page: its heading, and how it is started."""
+    """A block of the page: its heading, how it is started, and what this machine has to lend it."""
 
     heading: str
     command: str
     suffix: str
+    before: str = ""
 
 
 PROGRAMS = {
     "httpx-sse": Program("Python: httpx and httpx-sse", sys.executable, ".py"),
     "sseclient-py": Program("Python: requests and sseclient-py", sys.executable, ".py"),
     "eventsource": Program("Node: eventsource", "node", ".mjs"),
+    "fetch-event-source": Program("Browser: fetch-event-source", "node", ".mjs", WINDOW),
     "curl": Program("Shell: curl", "bash", ".sh"),
 }
 
 
+NODES = ("eventsource", "@microsoft/fetch-event-source", "ai")
 # Sends a message by the transport of the page, and prints the answer that the package makes of its parts.
 ASK = """
 const { readUIMessageStream } = await import("ai");
@@ -102,7 +108,7 @@ class Running:
         self.dir.mkdir()
         (self.dir / "node_modules").symlink_to(ROOT / "tests" / "node_modules")
         self.file = self.dir / f"program{program.suffix}"
-        self.file.write_text(code.replace(ADDRESS, f"http://127.0.0.1:{self.proxy.port}"))
+        self.file.write_text(program.before + code.replace(ADDRESS, f"http://127.0.0.1:{self.proxy.port}"))
         self.command = [program.command, str(self.file)]
         self.heard: list[str] = []
 
@@ -266,3 +272,15 @@ def test_an_answer_in_parts_is_whole_though_its_stream_is_cut(tmp_path: Path) ->
 def test_every_block_of_the_page_is_run() -> None:
     run = [program.heading for program in PROGRAMS.values()] + ["AI SDK: parts of an answer"]
     assert PAGE.count("\n```") == 2 * sum(len(blocks(heading)) for heading in run)
+
+
+def test_the_page_names_the_versions_that_are_tried() -> None:
+    modules = ROOT / "tests" / "node_modules"
+    pythons = [(name, version(name)) for name in ("httpx", "httpx-sse", "requests", "sseclient-py")]
+    nodes = [
+        (name.rpartition("/")[2], json.loads((modules / name / "package.json").read_text())["version"])
+        for name in NODES
+    ]
+    table = PAGE.partition("| client |")[2].partition("\n\n")[0]
+    for name, tried in pythons + nodes:
+        assert re.search(rf"\b{name} {re.escape(tried)}\b", table), f"{name} is {tried} here"

@@ -1,0 +1,100 @@
+"""The page's program of docs/clients.md with fetch-event-source, in Chromium, on another origin than the service."""
+
+from __future__ import annotations
+
+import functools
+import subprocess
+import threading
+from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from selenium import webdriver
+
+from tests import client
+from tests.browser.driver import start_chromium
+from tests.live.test_clients import ADDRESS, LOAD, Proxy, blocks, port_of
+from tests.servers import ROOT, Gunicorn, free_port, wait_until
+from tests.tokens import KEY
+
+HEAD = "<!doctype html><script>heard = []; console.log = (line) => heard.push(String(line));</script>"
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def origin(tmp_path: Path) -> Iterator[str]:
+    """A server of the files in tmp_path/page."""
+    (tmp_path / "page").mkdir()
+    handler = functools.partial(Quiet, directory=str(tmp_path / "page"))
+    server = ThreadingHTTPServer(("127.0.0.1", free_port()), handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def chromium(tmp_path: Path) -> Iterator[webdriver.Chrome]:
+    driver = start_chromium(tmp_path)
+    yield driver
+    driver.quit()
+
+
+def bundle(folder: Path, port: int) -> None:
+    """Make a page of the program, with its package, that asks the service on this port."""
+    (code,) = blocks("Browser: fetch-event-source")
+    (folder / "node_modules").symlink_to(ROOT / "tests" / "node_modules")
+    (folder / "program.mjs").write_text(code.replace(ADDRESS, f"http://127.0.0.1:{port}"))
+    esbuild = ROOT / "tests/node_modules/esbuild/bin/esbuild"
+    command = [str(esbuild), "program.mjs", "--bundle", "--outfile=page/program.js", "--log-level=warning"]
+    subprocess.run(command, cwd=folder, check=True, timeout=30)
+    (folder / "page/index.html").write_text(f'{HEAD}<script src="program.js" type="module"></script>')
+
+
+def test_it_goes_on_after_a_cut_a_lifetime_and_a_time_in_the_background(
+    tmp_path: Path, origin: str, chromium: webdriver.Chrome
+) -> None:
+    env = {
+        "SSE_PUBLIC": "orders",
+        "SSE_PUBLISH_KEYS": KEY,
+        "SSE_ORIGINS": origin,
+        "SSE_RETRY": "300",
+        "SSE_STREAM_LIFETIME": "5",
+    }
+    published: list[str] = []
+    with Gunicorn(tmp_path, env=env) as server, Proxy(port_of(server)) as proxy:
+
+        def publish() -> None:
+            published.append(str(len(published) + 1))
+            answer = client.publish(server.url, "orders", {"number": len(published)}, type="paid", key=KEY)
+            assert answer.status == 201
+
+        def heard() -> bool:
+            return bool(chromium.execute_script("return heard") == [LOAD, *published])
+
+        bundle(tmp_path, proxy.port)
+        chromium.get(f"{origin}/index.html")
+        wait_until(heard, what="the state is loaded")
+        publish()
+        wait_until(heard, what="the first event")
+        proxy.to_cut = 1
+        publish()
+        wait_until(lambda: proxy.cuts and heard(), what="the event that was cut")
+        streams = proxy.streams
+        wait_until(lambda: proxy.streams > streams, 20, what="a stream after the end of the last one's lifetime")
+        publish()
+        wait_until(heard, what="an event of that stream")
+
+        page = chromium.current_window_handle
+        chromium.switch_to.new_window("tab")
+        streams = proxy.streams
+        publish()
+        chromium.switch_to.window(page)
+        wait_until(lambda: proxy.streams > streams and heard(), what="the event from its time in the background")
