@@ -54,7 +54,7 @@ const text = Array.from({ length: 300 }, (_, number) => number).join(" ");
 const messages = [{ id: "1", role: "user", parts: [{ type: "text", text }] }];
 const stream = await transport.sendMessages({ trigger: "submit-message", chatId: "7", messages });
 let message;
-for await (message of readUIMessageStream({ stream }));
+for await (message of readUIMessageStream({ stream, terminateOnError: true }));
 console.log(JSON.stringify(message.parts));
 """
 
@@ -63,6 +63,9 @@ def blocks(heading: str) -> list[str]:
     """Return the code blocks below a heading of the page."""
     section = PAGE.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
     return re.findall(r"```\w+\n(.*?)```", section, re.DOTALL)
+
+
+VIEW, TRANSPORT = blocks("AI SDK: parts of an answer")
 
 
 def port_of(server: Gunicorn) -> int:
@@ -278,19 +281,31 @@ def test_a_program_that_is_refused_ends(tmp_path: Path) -> None:
     assert [one.heard for one in programs] == [[]] * len(PROGRAMS)
 
 
+def ask(directory: Path, app: str, *, to_cut: int = 0) -> tuple[subprocess.CompletedProcess[str], Proxy]:
+    """Run the page's view, or one that a test has made of it, and send it a message by the page's transport."""
+    (directory / "chat.py").write_text(app)
+    (directory / "node_modules").symlink_to(ROOT / "tests" / "node_modules")
+    server = Gunicorn(directory, app="chat:app", env={"PYTHONPATH": str(directory)})
+    with server, Proxy(port_of(server), b'data: {"type":"text-delta"', to_cut) as proxy:
+        program = directory / "chat.mjs"
+        program.write_text(TRANSPORT.replace(ADDRESS, f"http://127.0.0.1:{proxy.port}") + ASK)
+        return subprocess.run(["node", str(program)], capture_output=True, text=True, timeout=60), proxy
+
+
 def test_an_answer_in_parts_is_whole_though_its_stream_is_cut(tmp_path: Path) -> None:
-    app, page = blocks("AI SDK: parts of an answer")
-    (tmp_path / "chat.py").write_text(app)
-    (tmp_path / "node_modules").symlink_to(ROOT / "tests" / "node_modules")
-    server = Gunicorn(tmp_path, app="chat:app", env={"PYTHONPATH": str(tmp_path)})
-    with server, Proxy(port_of(server), b'data: {"type":"text-delta"', to_cut=3) as proxy:
-        program = tmp_path / "chat.mjs"
-        program.write_text(page.replace(ADDRESS, f"http://127.0.0.1:{proxy.port}") + ASK)
-        done = subprocess.run(["node", str(program)], capture_output=True, text=True, timeout=60)
+    done, proxy = ask(tmp_path, VIEW, to_cut=3)
     assert done.stderr == ""
     (part,) = json.loads(done.stdout)
     assert part["text"] == f"You said: {' '.join(map(str, range(300)))} "
     assert (proxy.cuts, proxy.streams) == (3, 4)
+
+
+def test_an_answer_that_may_not_be_read_is_an_error(tmp_path: Path) -> None:
+    rule = 'return channel.startswith("answer/")'
+    assert rule in VIEW
+    done, _ = ask(tmp_path, VIEW.replace(rule, "return False"))
+    assert "Error: refused: 403" in done.stderr
+    assert done.returncode == 1
 
 
 def test_every_block_of_the_page_is_run() -> None:
