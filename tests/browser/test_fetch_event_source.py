@@ -84,9 +84,9 @@ def test_it_goes_on_after_a_cut_a_lifetime_and_a_time_in_the_background(
         wait_until(heard, what="the state is loaded")
         publish()
         wait_until(heard, what="the first event")
-        proxy.to_cut = 1
+        proxy.to_cut = 2
         publish()
-        wait_until(lambda: proxy.cuts and heard(), what="the event that was cut")
+        wait_until(lambda: proxy.cuts == 2 and heard(), what="the event that was cut")
         streams = proxy.streams
         wait_until(lambda: proxy.streams > streams, 20, what="a stream after the end of the last one's lifetime")
         publish()

@@ -73,9 +73,10 @@ def port_of(server: Gunicorn) -> int:
 
 
 class Proxy(Cutter):
-    """Counts the streams and errors that it has seen, and cuts a connection in the middle of an event when told to.
+    """Counts the streams and errors that it has seen, and cuts connections within an event when told to.
 
-    `start` is how the data of such an event begins; `to_cut` is how many connections are to be cut.
+    `start` is how the data of such an event begins, and `to_cut` is how many connections are to be cut: by turns behind
+    that start, and behind the line of the event's id.
     """
 
     def __init__(self, upstream: int, start: bytes = b'data: {"number":', to_cut: int = 0) -> None:
@@ -89,12 +90,16 @@ class Proxy(Cutter):
             return True
         self.streams += data.startswith(b"HTTP/1.1 200") and b"text/event-stream" in data
         self.errors += data.startswith(b"HTTP/1.1 503") or b'"reason":"busy"' in data
-        at = data.rfind(self.start)
-        if at < 0 or not self.to_cut:
+        at = data.find(self.start)
+        id = data.rfind(b"\nid: ", 0, at)
+        if id < 0 or b"\n\n" in data[id:at]:  # it is the last line of its block, not the first
+            id = data.find(b"\nid: ", at)
+        if self.to_cut == 0 or at < 0 or id < 0:
             return True
+        end = data.index(b"\n", id + 1) + 1 if self.cuts % 2 else at + len(self.start)
         self.to_cut -= 1
         self.cuts += 1
-        connection.near.write(data[: at + len(self.start)])
+        connection.near.write(data[:end])
         return False
 
 
@@ -227,9 +232,9 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[str, Ru
         begun = {one.name: one.proxy.streams for one in programs}
         all_of("the next stream", lambda one: one.proxy.streams > begun[one.name])
         for one in programs:
-            one.proxy.to_cut = 1
+            one.proxy.to_cut = 2
         publish()
-        all_of("cuts in the middle of an event", lambda one: one.proxy.cuts)
+        all_of("cuts in the middle of an event", lambda one: one.proxy.cuts == 2)
         publish(3)
         all_of("events after the cuts", lambda one: one.heard == story)
         for one in programs:
