@@ -118,12 +118,15 @@ declare global {
     /** The feed of a tag with data-channels. */
     sse?: SSE.Feed;
   }
-  interface DocumentEventMap {
+  /** On `document`, and on the element of each tag. */
+  interface TagEventMap {
     "sse-state": CustomEvent<SSE.StateChange>;
     "sse-reset": CustomEvent<SSE.Reset>;
     "sse-auth": CustomEvent<SSE.Expiry>;
     [event: `sse:${string}`]: CustomEvent<SSE.Event>;
   }
+  interface DocumentEventMap extends TagEventMap {}
+  interface HTMLElementEventMap extends TagEventMap {}
   interface Window {
     /** Where sse.js was loaded by a tag. */
     SSE: typeof SSE;
