@@ -19,10 +19,10 @@ from sse.version import __version__
 _COMMENT = re.compile(
     r"""^[ \t]*(?://[^\n]*\n?|/\*.*?\*/(?:[ \t]*(?:\n|\Z))?)|(?<=[;,{}()\]]) // [^"\n]*$""", re.DOTALL | re.MULTILINE
 )
-# A string or a regular expression, which stays as it is; or the spaces around an operator or a bracket. A division is
-# none of them: it has a space behind it.
+# A string or a regular expression, which stays as it is; or the white space around an operator or a bracket. A division
+# is none of them: it has a space behind it.
 _SPACES = re.compile(
-    r"""("(?:\\.|[^"\\\n])*"|/(?![ /*])(?:\\.|\[(?:\\.|[^]\\\n])*\]|[^/\\\n[])+/)| *([-+*=<>!&|?:;,(){}[\]]) *"""
+    r"""("(?:\\.|[^"\\\n])*"|/(?![ /*])(?:\\.|\[(?:\\.|[^]\\\n])*\]|[^/\\\n[])+/)|\s*([-+*=<>!&|?:;,(){}[\]])\s*"""
 )
 
 
@@ -59,9 +59,10 @@ def load(module: bool = False) -> Script:
 
 
 def squeeze(source: str) -> str:
-    """Return the source without comments, blank lines, and spaces that a program does not need.
+    """Return the source without comments, and without the white space that a program does not need.
 
-    Its strings have double quotes, and no two signs such as `- -1` stand side by side.
+    Its strings have double quotes, its statements end with semicolons, and no two signs such as `- -1` stand side by
+    side.
     """
     code = re.sub(r"^\s+", "", strip_comments(source), flags=re.MULTILINE)
     return _SPACES.sub(lambda found: found[1] or found[2], code)
