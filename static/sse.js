@@ -61,7 +61,9 @@
   var LONGEST_ANSWER = 600000; // ms from its first byte to its last
   var LONGEST_TEXT = 2000000; // characters that one XMLHttpRequest may gather
   var SILENT_LEADER = 40000; // ms without a word after which a tab out of sight asks the leader for one
-  var WORD = 1500; // ms for a leader's answer, and for a lock that is taken from a leader that gives none
+  var WORD = 1500; // ms for a leader's answer
+  var FIRST_WORD = 2000; // ms for a leader's answer to a newcomer
+  var LOCK = 1000; // ms for a lock that is taken from a leader without an answer
   var GONE = 75000; // ms after which a tab out of sight no longer counts
   var FRESH = 30000; // ms that a token is used for new connections: a ticket lives 60 s
   var MOST_KNOWN = 10000; // events that `document` was told of; a service keeps 1,000 of each channel by itself
@@ -855,14 +857,12 @@
 
     function elect(steal) {
       var mine = round += 1, options = steal ? { steal: true } : { signal: patience.signal };
-      new root.Promise(function (resolve) {
-        resolve(root.navigator.locks.request(name, options, function () {
-          if (closed || mine !== round) return;
-          return new root.Promise(function (resolve) {
-            release = resolve;
-            lead();
-          });
-        }));
+      root.navigator.locks.request(name, options, function () {
+        if (closed || mine !== round) return;
+        return new root.Promise(function (resolve) {
+          release = resolve;
+          lead();
+        });
       }).then(noop, function () { // it was taken from us; or this page may have no locks
         if (closed || mine !== round) return;
         if (line) yieldLead();
@@ -984,14 +984,14 @@
       consequence = what;
       doubt = root.setTimeout(function () {
         doubt = 0;
-        if (now() > late && !again) knock(what, true);
+        if (now() > late && !again) knock(what, wait, true);
         else what();
       }, wait);
     }
 
-    function knock(what, again) {
+    function knock(what, wait, again) {
       post("knock", {});
-      expect(what, WORD, again);
+      expect(what, wait, again);
     }
 
     function heard() {
@@ -1004,7 +1004,7 @@
 
     function takeLead() {
       elect(true);
-      expect(stepAside, WORD); // a browser whose locks never answer
+      expect(stepAside, LOCK); // a browser whose locks never answer
     }
 
     // Another tab asks, and one question is enough. Of two that ask at once, the one with the smaller name goes on.
@@ -1059,6 +1059,7 @@
       suspicion = 0;
     }
 
+    elect(false);
     bus.onmessage = function (event) {
       var message = event.data, kind = message.kind;
       if (message.term) {
@@ -1091,8 +1092,7 @@
     };
 
     join();
-    elect(false);
-    knock(takeLead);
+    knock(takeLead, FIRST_WORD);
     return {
       nudge: function (why) {
         if (line || aside) (line || aside).nudge(why);
@@ -1102,7 +1102,7 @@
           line.tick(time, asleep);
           if (line && time - heardAt > SILENT_LEADER / 3) tell();
         } else if (aside) aside.tick(time, asleep);
-        else if (!doubt && !near && time - heardAt > (document.hidden ? SILENT_LEADER : 300)) knock(takeLead);
+        else if (!doubt && !near && time - heardAt > (document.hidden ? SILENT_LEADER : 300)) knock(takeLead, WORD);
       },
       stop: function () {
         closed = true;

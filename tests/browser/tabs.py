@@ -170,17 +170,6 @@ class Tab:
         self._driver.switch_to.alert.accept()
 
     @contextlib.contextmanager
-    def breakpoint(self) -> Iterator[None]:
-        """While this lasts, a debugger has halted the page."""
-        self.run("return 0")
-        self._driver.execute_cdp_cmd("Debugger.enable", {})
-        self._driver.execute_cdp_cmd("Debugger.pause", {})
-        yield
-        self._driver.switch_to.window(self.handle)
-        self._driver.execute_cdp_cmd("Debugger.resume", {})
-        self._driver.execute_cdp_cmd("Debugger.disable", {})
-
-    @contextlib.contextmanager
     def task(self, seconds: float = 6) -> Iterator[None]:
         """While this lasts, a task of the page computes."""
         ends = time.monotonic() + seconds

@@ -346,12 +346,12 @@ def test_a_leader_that_has_stopped_is_replaced_and_follows_when_it_wakes(
     for tab in tabs:
         assert_complete(tab, numbers, joined + 50 if tab is newcomer else 1)
     for tab in others:
-        assert 2 < largest_gap(tab.log(), stopped) < within, "it was not stopped, or for too long"
+        assert 1 < largest_gap(tab.log(), stopped) < within, "it was not stopped, or for too long"
     assert leader_of(tabs) is not leader
     assert_one_connection(house)
 
 
-@pytest.mark.parametrize("way", ["alert", "task", pytest.param("breakpoint", marks=LONG)])
+@pytest.mark.parametrize("way", ["alert", "task"])
 def test_a_leader_that_stands_still_is_replaced_in_seconds_and_loses_and_doubles_nothing_when_it_goes_on(
     house: House, browser: Browser, way: str
 ) -> None:
