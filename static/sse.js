@@ -239,20 +239,24 @@
   // A browser allows six connections a host to all its tabs together, so the lines of all tabs are counted: the first
   // four may stream, or two where tabs cannot share. The rest polls. A shared line has a seat, which its next leader takes.
   function Crowd(host, most, seat) {
-    var key = "sse:tabs:" + host, me = seat || date().toString(36) + unique(), before = 0, countedAt;
+    var prefix = "sse:tabs:" + host + " ", me = seat || date().toString(36) + unique(), before, countedAt;
 
     function count(leaving) {
-      var tabs = load(key), kept = {}, time = date();
-      before = 0;
+      var store, time = date(), mine = prefix + me;
+      before = seat === undefined ? Infinity : 0; // a line of one feed, and no count is kept: others may have taken all
       countedAt = now();
-      Object.keys(tabs).forEach(function (tab) {
-        if (tab === me || !(tabs[tab] > time && tabs[tab] <= time + GONE)) return;
-        kept[tab] = tabs[tab];
-        if (tab < me) before += 1;
-      });
-      if (!leaving) kept[me] = time + (document.hidden ? GONE : 15000); // out of sight, there is one tick a minute
-      save(key, kept);
-      if (seat === undefined && !load(key)[me]) before = Infinity; // no count is kept: others may have taken all
+      try {
+        store = root.localStorage;
+        if (leaving) return store.removeItem(mine);
+        store.setItem(mine, time + (document.hidden ? GONE : 15000)); // out of sight, there is one tick a minute
+        before = Object.keys(store).filter(function (key) {
+          var until = key.indexOf(prefix) ? 0 : store.getItem(key);
+          if (until && !(until > time && until <= time + GONE)) store.removeItem(key);
+          else return until && key < mine;
+        }).length;
+      } catch (error) {
+        // forbidden, or full
+      }
     }
 
     count();
