@@ -838,6 +838,17 @@
   /*
    * A member of the tabs (and feeds of one page) that share a line. The one that has the lock leads: its line has the
    * channels of all, and it tells each step to all. A member that does not stand where a step begins asks for itself.
+   *
+   *   newcomer   has said `join` and waits in line for the lock     → follower, leader; FIRST_WORD without an answer: taker
+   *   follower   hears the leader; in sight, it says `knock`        → leader; WORD without an answer: taker
+   *              after 0.3 s of quiet, out of sight after SILENT_LEADER
+   *   taker      has requested the lock as its own                  → leader; LOCK without an answer: aside
+   *   leader     answers `knock` with `here`                        → robbed, when another has taken the lock
+   *   robbed     has stopped its line and waits in line again       → follower, leader; WORD without an answer: aside
+   *   aside      has a line for itself, and waits in line           → follower, leader
+   *
+   * Each message of a leader has its term. A lower term than the highest heard is of a former leader, which has just
+   * woken, and is ignored; a leader that hears a higher term has been robbed. A page that stood still itself asks again.
    */
   function canShare() {
     return Boolean(root.navigator.locks && root.BroadcastChannel && root.AbortController);

@@ -459,9 +459,8 @@ def test_tabs_of_different_users_leave_connections_to_others(house: House, brows
 def test_of_tabs_that_cannot_share_one_that_streams_gives_way_to_two_before_it(house: House, browser: Browser) -> None:
     tab = browser.open(house.url, "/pages/crowd.html").start(A).wait("live", shared=False)
     prefix = "const prefix = 'sse:tabs:' + location.host + ' '; "
-    tab.run(
-        prefix + "for (const tab of '01') localStorage.setItem(prefix + tab, Date.now() + 60000)"
-    )  # restored with it
+    earlier = "for (const tab of '01') localStorage.setItem(prefix + tab, Date.now() + 60000)"  # restored with this one
+    tab.run(prefix + earlier)
     tab.wait("polling", timeout=15, reason="more than two tabs")
     with house.publishing(A, every=0.1) as numbers:
         tab.run(prefix + "localStorage.setItem(prefix + '1', Date.now() - 1)")  # nothing was heard of it since
