@@ -239,16 +239,16 @@
   // A browser allows six connections a host to all its tabs together, so the lines of all tabs are counted: the first
   // four may stream, or two where tabs cannot share. The rest polls. A shared line has a seat, which its next leader takes.
   function Crowd(host, most, seat) {
-    var prefix = "sse:tabs:" + host + " ", me = seat || date().toString(36) + unique(), before, countedAt;
+    var prefix = "sse:tabs:" + host + " ", me = seat || date().toString(36) + unique(), before, countedAt = now();
 
     function count(leaving) {
-      var store, time = date(), mine = prefix + me;
+      var store, time = date(), mine = prefix + me, gap = now() - countedAt;
       before = seat === undefined ? Infinity : 0; // a line of one feed, and no count is kept: others may have taken all
-      countedAt = now();
+      countedAt += gap;
       try {
         store = root.localStorage;
         if (leaving) return store.removeItem(mine);
-        store.setItem(mine, time + (document.hidden ? GONE : 15000)); // out of sight, there is one tick a minute
+        store.setItem(mine, time + Math.min(Math.max(15000, 2 * gap), GONE)); // out of sight, there is one tick a minute
         before = Object.keys(store).filter(function (key) {
           var until = key.indexOf(prefix) ? 0 : store.getItem(key);
           if (until && !(until > time && until <= time + GONE)) store.removeItem(key);
