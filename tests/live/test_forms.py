@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import signal
-import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -16,18 +15,24 @@ import pytest
 
 from tests import client
 from tests.client import Parser, Stream, target
-from tests.live.load import APP, ENV, GREENLETS, KEY, address
+from tests.live.load import APP, ENV, GREENLETS, KEY
 from tests.live.test_service import FlaskRun
-from tests.servers import Gunicorn, RedisServer, wait_until
+from tests.servers import Gunicorn, RedisServer, make_certificate, wait_until
 
 LAST_CHUNK = b"\r\n0\r\n\r\n"
 SHORT = ENV | {"SSE_STREAM_LIFETIME": "5", "SSE_MAX_SUBSCRIBERS": "6"}
-KINDS = ("handed off", "greenlets", "threads", "flask run")
+KINDS = ("handed off", "over TLS", "greenlets", "threads", "flask run")
 
 
 def make(kind: str, directory: Path, env: Mapping[str, str] = SHORT) -> Gunicorn:
     if kind == "flask run":
         return FlaskRun(directory, APP, env)
+    if kind == "over TLS":
+        make_certificate(directory / "own.crt", directory / "own.key")
+        tls = ("--certfile", f"{directory}/own.crt", "--keyfile", f"{directory}/own.key")
+        server = Gunicorn(directory, APP, env, arguments=tls)
+        server.url = f"https://{server.bind}"
+        return server
     arguments = {"handed off": (), "greenlets": GREENLETS, "threads": ("-k", "gthread", "--threads", "9")}
     return Gunicorn(directory, APP, env, arguments=arguments[kind])
 
@@ -52,7 +57,7 @@ def is_quiet(server: Gunicorn) -> None:
 
 def read(url: str, query: Mapping[str, str], version: str = "1.1") -> tuple[bytes, bytes]:
     """The head of a stream, and all bytes that follow until the connection ends."""
-    with socket.create_connection(address(url), 15) as sock:
+    with client.connect(url, 15) as sock:
         line = f"GET {target('/sse/stream', {'channel': 'a', **query})} HTTP/{version}\r\n"
         sock.sendall(f"{line}Host: localhost\r\n\r\n".encode())
         sock.settimeout(15)
