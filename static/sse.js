@@ -71,8 +71,6 @@
   var CODE = /^(script|style|template)$/i; // elements whose text is not for readers
   var OWN_TYPES = ["sse.open", "sse.heartbeat", "sse.event", "sse.reset", "sse.auth", "sse.close"];
 
-  var PAGE = unique(); // a leader in the same page is not asked for a word: both stand still together
-
   /* Small things */
 
   function noop() {}
@@ -248,11 +246,12 @@
       try {
         store = root.localStorage;
         if (leaving) return store.removeItem(mine);
-        store.setItem(mine, time + Math.min(Math.max(15000, 2 * gap), GONE)); // out of sight, there is one tick a minute
+        store.setItem(mine, time + (gap > 15000 ? GONE : 15000)); // out of sight, there may be one tick a minute
         before = Object.keys(store).filter(function (key) {
-          var until = key.indexOf(prefix) ? 0 : store.getItem(key);
-          if (until && !(until > time && until <= time + GONE)) store.removeItem(key);
-          else return until && key < mine;
+          var left = store.getItem(key) - time;
+          if (key.indexOf(prefix)) return;
+          if (left > 0 && left <= GONE) return key < mine;
+          store.removeItem(key);
         }).length;
       } catch (error) {
         // forbidden, or full
@@ -269,7 +268,7 @@
       // Why it is to poll, if it is.
       full: function () {
         return before < most ? "" : before < Infinity ? "more than two tabs"
-          : "the connections of other tabs cannot be counted here";
+          : "other tabs cannot be counted here";
       },
       leave: function () {
         count(true);
@@ -850,6 +849,8 @@
    * Each message of a leader has its term. A lower term than the highest heard is of a former leader, which has just
    * woken, and is ignored; a leader that hears a higher term has been robbed. A page that stood still itself asks again.
    */
+  var here = map(); // the members of this page: they do not ask each other, for they stand still together
+
   function canShare() {
     return Boolean(root.navigator.locks && root.BroadcastChannel && root.AbortController);
   }
@@ -857,9 +858,11 @@
   function Member(feed, service) {
     var name = ["sse", VERSION, service.url, service.query, service.credentials, identity(service.token)].join(" ");
     var me = unique(), bus = new root.BroadcastChannel(name), round = 0, closed = false;
-    var leader = "", near = false, term = 0, seat = "", heardAt = 0, told = map(), joinedAt = 0;
+    var leader = "", term = 0, seat = "", heardAt = 0, told = map(), joinedAt = 0;
     var line = null, aside = null, release = noop, members = map(), shown = [];
     var suspicion = 0, asking = null, doubt = 0, consequence = null, patience = new root.AbortController();
+
+    here[me] = 1;
 
     function post(kind, message) {
       message.kind = kind;
@@ -943,7 +946,7 @@
         else tabs += 1;
       });
       heardAt = now();
-      post("lead", { places: line.places, shown: [shown[0], shown[1], shown[2]], tabs: tabs, seat: seat, page: PAGE });
+      post("lead", { places: line.places, shown: [shown[0], shown[1], shown[2]], tabs: tabs, seat: seat });
       feed.show(shown[0], shown[1], shown[2], true, tabs);
     }
 
@@ -1032,7 +1035,6 @@
       if (fresh) told = map();
       leader = message.by;
       seat = message.seat;
-      near = message.page === PAGE;
       if (fresh || now() - joinedAt > SILENT_LEADER) join();
       Object.keys(feed.places).forEach(function (channel) {
         if (channel in stands) told[channel] = stands[channel];
@@ -1117,7 +1119,7 @@
           line.tick(time, asleep);
           if (line && time - heardAt > SILENT_LEADER / 3) tell();
         } else if (aside) aside.tick(time, asleep);
-        else if (!doubt && !near && time - heardAt > (document.hidden ? SILENT_LEADER : 300)) knock(takeLead, WORD);
+        else if (!doubt && !(leader in here) && time - heardAt > (document.hidden ? SILENT_LEADER : 300)) knock(takeLead, WORD);
       },
       stop: function () {
         closed = true;
@@ -1244,8 +1246,7 @@
 
     function alone() {
       halt();
-      keeper = ownLine(canShare() && !share ? 4 : 2);
-      share = false;
+      keeper = ownLine(share ? 2 : 4);
       keeper.start("opening a stream");
     }
 

@@ -78,7 +78,7 @@ def assert_each_is_served(origin: Origin, service: Gunicorn, frames: list[tuple[
     wait_until(lambda: origin.reports["page"].state.get("answered"), what="a connection for something else")
     for report, number in frames:
         assert {told["state"] for told in report.logs[f"{number} states"]} <= {"connecting", "polling"}
-        assert report.state[number]["reason"] == "the connections of other tabs cannot be counted here"
+        assert report.state[number]["reason"] == "other tabs cannot be counted here"
         assert report.state[number]["shared"] is False
         assert report.logs["errors"] == []
 
