@@ -6,6 +6,7 @@ import contextlib
 import random
 import re
 import socket
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -16,7 +17,8 @@ from tests.live.load import GREENLETS, KEY, address
 from tests.servers import Gunicorn
 from tests.tokens import SECRET, claims, signed
 
-ALICE, BOB = (signed(claims(sub=name, subscribe=[name])) for name in ("alice", "bob"))
+# They live longer than the tests take that come before.
+ALICE, BOB = (signed(claims(sub=name, subscribe=[name], exp=int(time.time()) + 7200)) for name in ("alice", "bob"))
 SECRETS = ["eyJ", *(token.rpartition(".")[2] for token in (ALICE, BOB)), KEY, SECRET]
 
 

@@ -104,6 +104,7 @@ def test_a_reload_runs_the_new_code_of_everything_and_streams_go_on(
     with server:
         assert server.seen() == {"new": [], "settings": "old", "is one": True}
         follower = Follower(server.url, ["a", "b"])
+        follower.poll()
         with Storm(server.url, ["a", "b"]) as storm:
             follower.stream(lambda: follower.is_at(20))
             server.renew()
