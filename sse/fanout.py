@@ -165,6 +165,8 @@ class Streams(Row):
         else:
             if chunk:
                 self._tell(chunk)
+                if self.stream.is_bare and self.alike != self.key:
+                    self.fanout.forget(self)  # the first event has made it like other rows than before
             if asked and not self.stream.waits:
                 self.fanout.call(self)  # there may be more: a call that came while it asked was passed over
             elif self.fds and not self.fanout.join(self):

@@ -147,6 +147,11 @@ class Stream:
         return self.lost or self._manner.cut
 
     @property
+    def is_bare(self) -> bool:
+        """Whether all that the service says stands in comments."""
+        return self._manner.bare
+
+    @property
     def waits(self) -> bool:
         """Whether the store did not answer, so that there is nothing to say before it is `due`."""
         return self._again > 0

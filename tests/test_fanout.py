@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 import math
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from types import SimpleNamespace
 from typing import Any
 
 import gevent
+import pytest
 
 from sse.event import Event
 from sse.fanout import Fanout, Row, Streams
@@ -54,6 +57,46 @@ def test_a_notice_waits_until_its_row_has_told_what_it_took() -> None:
         hub.close()
         for fd in (reading, writing):
             os.close(fd)
+
+
+@pytest.mark.parametrize("bare", [False, True])
+def test_streams_that_come_after_an_event_share_a_row_as_those_before_it_did(*, bare: bool) -> None:
+    store = MemoryStore(ring=10, ring_ttl=60)
+    hub = Hub(store, max_subscribers=30)
+    with ExitStack() as stack:
+        stack.callback(hub.close)
+
+        def run() -> None:
+            fanout: Any = Fanout(logging.getLogger(), 75, lambda *_: True)
+
+            def add() -> None:
+                ours, peer = socket.socketpair()
+                stack.callback(peer.close)
+                ours.setblocking(False)
+                stream = Stream(hub, {"a": Start()}, heartbeat=15, lifetime=60, retry=1000, bare=bare)
+                stream.open()
+                fanout.take_over(ours.detach(), stream, chunked=True)
+
+            def become(rows: int) -> None:
+                end = time.monotonic() + 5
+                while (count := len(set(fanout._row_of.values()))) != rows:
+                    assert time.monotonic() < end, f"{count} rows, not {rows}"
+                    gevent.sleep(0.01)
+
+            for rows in (1, 2 if bare else 1):
+                for _ in range(10):
+                    add()
+                # Those that have been told no event yet are apart, because their first one tells `retry`.
+                become(rows)
+                for _ in range(2):  # rows that stand at the same place become one with what they are told next
+                    store.publish([Publication("a", Event("news"))])
+                    gevent.sleep(0.1)
+                become(1)
+            for fd in list(fanout._row_of):
+                fanout.end(fd)
+            gevent.sleep(0.1)
+
+        in_a_hub(run)
 
 
 class Telling:
