@@ -259,9 +259,9 @@ class _Routes:
         warn("a stream is told that this service is busy: %s", error)
         if bare:
             return busy_error(self._config.retry, after)
-        response = Response(busy(self._config.retry, after), headers=_STREAM_HEADERS)
+        response = current_app.make_response(Response(busy(self._config.retry, after), headers=_STREAM_HEADERS))
         if cut:
-            break_off(response)
+            break_off(response)  # as the app's own class of responses, which Flask would else make of it
         return response
 
     def poll(self) -> Response:

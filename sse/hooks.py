@@ -7,8 +7,9 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import lru_cache
 from types import CodeType, FrameType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from flask import Flask, Response, request
 from werkzeug.datastructures import Headers
@@ -114,7 +115,7 @@ def keep_streams_coming(retry: int, headers: Mapping[str, str], finish: Finish, 
             return response
         if request.endpoint != "sse.stream" or request.method not in ("GET", "HEAD"):
             return response
-        is_bare = request.args.getlist("form") == ["bare"]
+        is_bare = _asks_for("form", "bare")
         if is_bare and status == 503 and is_busy(response):
             return response
         if is_refused:
@@ -128,11 +129,18 @@ def keep_streams_coming(retry: int, headers: Mapping[str, str], finish: Finish, 
             _refuse(response, retry, _retry_after(response))
         else:
             _replace(response, busy(retry, _retry_after(response)), headers)
-            if request.args.getlist("end") == ["cut"]:
+            if _asks_for("end", "cut"):
                 break_off(response)
         return finish(response)
 
     return keep
+
+
+def _asks_for(name: str, value: str) -> bool:
+    try:
+        return request.args.getlist(name) == [value]
+    except UnicodeDecodeError:  # where the app has answered, nobody has refused such a query
+        return False
 
 
 class _Broken(Response):
@@ -155,10 +163,16 @@ def _broken(body: Iterable[bytes]) -> Iterator[bytes]:
     raise Cut
 
 
+@lru_cache(maxsize=4)
+def _broken_kind(kind: type[Response]) -> type[Response]:
+    return type("Broken", (_Broken, kind), {})
+
+
 def break_off(response: Response) -> None:
     """Have the body of a response break off at its end."""
     if not isinstance(response, _Broken):
-        response.__class__ = type("Broken", (_Broken, type(response)), {})
+        kind: Any = type(response)
+        response.__class__ = _broken_kind(kind)
 
 
 def busy_error(retry: int, after: int) -> Response:

@@ -10,6 +10,7 @@ import pytest
 from flask import Flask, Response, make_response, request
 from flask.testing import EnvironBuilder
 
+from sse.stream import Cut
 from tests import client as wire
 from tests.conftest import MakeApp
 from tests.test_blueprint import publish
@@ -122,6 +123,38 @@ def test_an_app_s_own_class_of_responses_is_handed_off_and_kept(app: Flask) -> N
     waiting = f"/sse/poll?channel=a&timeout=1&last_event_id={place.replace('=', '%3D')}"
     assert "sse.body" in ask(app, waiting)[2]
     assert kinds == [True, True]
+
+
+@pytest.mark.parametrize("kind", [Response, OwnResponse])
+def test_a_busy_answer_breaks_off_whatever_the_app_s_class_of_responses(
+    make_app: MakeApp, kind: type[Response]
+) -> None:
+    app = make_app(SSE_LIMIT_SUBSCRIBE="1/minute")
+    app.response_class = kind
+    classes = set()
+    app.after_request(lambda response: (classes.add(type(response)), response)[1])
+    browser = app.test_client()
+    path, far = "/sse/stream?channel=a&end=cut", {"REMOTE_ADDR": "203.0.113.9"}
+    browser.get(path, environ_base=far).close()
+    classes.clear()
+    for _ in range(2):
+        answer = browser.get(path, environ_base=far)
+        assert "Content-Length" not in answer.headers
+        chunks = answer.iter_encoded()
+        assert wire.Parser().feed(next(chunks))[0].json()["reason"] == "busy"
+        with pytest.raises(Cut):
+            next(chunks)
+    assert [issubclass(one, kind) for one in classes] == [True]
+
+
+@pytest.mark.parametrize("query", ["", "&form=bare", "&end=cut"])
+def test_a_query_that_cannot_be_read_does_not_keep_a_stream_from_being_busy(app: Flask, query: str) -> None:
+    app.before_request(lambda: Response("of the app", 429))
+    environ = EnvironBuilder(app, "/sse/stream").get_environ() | {"QUERY_STRING": f"channel=a{query}&x=\xff"}
+    statuses: list[str] = []
+    body = app.wsgi_app(environ, lambda status, _: statuses.append(status))  # type: ignore[arg-type,return-value]
+    [event] = wire.Parser().feed(b"".join(body))
+    assert (statuses, event.json()["reason"]) == (["200 OK"], "busy")
 
 
 @pytest.mark.parametrize(("hook", "status"), [(read, "200 OK"), (replace, "200 OK"), (fail, "500"), (around, "200 OK")])
