@@ -202,7 +202,6 @@ def _put_back(response: Response, stream: HookedStream, headers: Mapping[str, st
     """Have a response that a hook made of a stream's empty body be that stream again."""
     if response.is_streamed:
         return  # it has the stream, or a wrapping of it
-    request.environ.pop("sse.unsent", None)
     response.response = stream
     response.call_on_close(stream.close)
     response.headers.update(headers)

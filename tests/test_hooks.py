@@ -230,6 +230,24 @@ def test_a_bare_stream_leaves_no_seat_behind_whatever_a_hook_does(
     assert hub.subscribers == 0
 
 
+def test_a_bare_stream_that_is_put_back_and_then_dropped_leaves_no_seat_behind(app: Flask) -> None:
+    app.after_request(lambda response: Response(response.get_data()))
+    app.after_request_funcs[None].insert(0, replace)  # as if it had been registered before SSE(app)
+    answer = app.test_client().get("/sse/stream?channel=a&form=bare")
+    assert answer.data == b"other"
+    assert app.extensions["sse"].hub.subscribers == 0
+
+
+@pytest.mark.parametrize("form", ["", "&form=bare"])
+def test_a_stream_that_is_put_back_is_told_and_has_one_seat(app: Flask, form: str) -> None:
+    app.after_request(lambda response: Response(response.get_data()))
+    answer = app.test_client().get(f"/sse/stream?channel=a{form}")
+    assert b"heartbeat" in next(answer.iter_encoded())
+    assert app.extensions["sse"].hub.subscribers == 1
+    answer.close()
+    assert app.extensions["sse"].hub.subscribers == 0
+
+
 def test_a_hook_may_set_when_a_bare_stream_is_to_come_back(app: Flask) -> None:
     app.before_request(lambda: Response(status=503))
     app.after_request(note_retry)
