@@ -1083,6 +1083,7 @@
         if (line ? message.term <= term : message.term < term) return; // a former leader, which has just woken
         term = message.term;
         if (line) yieldLead();
+        if (kind === "leave") near = false; // the next may be in another page
         heard();
       }
       if (line) {
@@ -1125,8 +1126,8 @@
         closed = true;
         stopAsking();
         heard();
+        post("leave", {});
         if (line) line.stop();
-        else post("leave", {});
         line = null;
         bus.close();
         patience.abort(); // a page that waits for a lock is not kept to come back to

@@ -376,6 +376,29 @@ def test_a_leader_that_stands_still_is_replaced_in_seconds_and_loses_and_doubles
     assert_one_connection(house)
 
 
+def test_a_feed_whose_leader_in_its_own_page_ends_does_not_wait_for_a_tab_that_stands_still(
+    house: House, browser: Browser
+) -> None:
+    page, other = browser.windows(2, house.url)
+    page.start(A, name="one").wait(name="one")
+    other.start(A).wait(tabs=2)  # the next in line for the lead
+    page.start(A).wait(tabs=3)
+    renderer = other.renderer(browser.pid)
+    with house.publishing(A) as numbers:
+        wait_until(lambda: page.count() > 10, what="some events")
+        browser.stop(renderer)
+        page.run("feeds.one.close()")
+        closed = time.time()
+        wait_until(lambda: newest(page) > closed + 2, 15, 0.1, what="events by another lead")
+        browser.resume()
+        for tab in (page, other):
+            tab.wait(shared=True, tabs=2)
+        time.sleep(0.5)
+    for tab in (page, other):
+        assert_complete(tab, numbers, 1)
+    assert_one_connection(house)
+
+
 def test_tabs_that_slept_together_leave_the_lead_where_it_is(house: House, browser: Browser) -> None:
     leader, follower = sharing(browser.windows(2, house.url), A)
     renderers = [tab.renderer(browser.pid) for tab in (leader, follower)]
