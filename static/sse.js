@@ -772,7 +772,7 @@
           bursts = 1; // it has to be heard of soon
           return open("trying the stream again");
         }
-        if (crowded) return after(2000 + Math.random() * 1000, run);
+        if (crowded && !answer.more) return after(2000 + Math.random() * 1000, run);
         // What answers at once with nothing to say is perhaps a cache; a burst of events is gathered a little.
         if (!answer.more && now() - began < (steps.length ? 100 : 500)) return after(steps.length ? 100 : 1000, poll);
         return poll();

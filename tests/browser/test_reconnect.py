@@ -571,3 +571,17 @@ def test_of_tabs_that_cannot_share_two_stream_and_a_third_takes_the_place_of_one
     for tab in (second, third):
         assert_complete(tab, numbers)
         assert "waiting" not in states(tab)
+
+
+def test_a_feed_that_cannot_stream_fetches_without_a_pause_what_one_answer_has_no_room_for(
+    house: House, front: Front, browser: Browser
+) -> None:
+    tabs = [browser.open(front.url, "/pages/crowd.html").start(A).wait(transport="eventsource") for _ in range(2)]
+    third = browser.open(front.url, "/pages/crowd.html").start(A).wait("polling")
+    published = time.time()
+    for number in range(20):
+        house.publish(A, [number, "x" * 3000])
+    for tab in [third, *tabs]:
+        wait_until(lambda tab=tab: tab.count() == 20, 15, what="all events")  # type: ignore[misc]
+        assert [number for number, _ in tab.numbers(A)] == list(range(20))
+    assert min(after - before for before, after in itertools.pairwise(front.since(published, "/poll"))) < 1.9
