@@ -1053,7 +1053,7 @@
 
     // The leader stands elsewhere. That passes in a moment, or a step was missed.
     function suspect() {
-      if (!suspicion && !asking && differs()) suspicion = root.setTimeout(repair, 300);
+      if (!closed && !suspicion && !asking && differs()) suspicion = root.setTimeout(repair, 300);
     }
 
     function repair() {
@@ -1065,7 +1065,7 @@
         asking = null;
         if (!fault) feed.take(steps);
         else if (fault.final) feed.finish(fault);
-        if (!closed && ((answer && answer.more) || formatId(told) !== before)) suspect();
+        if ((answer && answer.more) || formatId(told) !== before) suspect();
       });
     }
 
@@ -1092,8 +1092,8 @@
           leave(message.by);
           tell();
         } else if (kind === "knock") {
-          line.tick(now(), 0); // the timers of a page out of sight are held back
           post("here", {});
+          line.tick(now(), 0); // the timers of a page out of sight are held back
         }
       } else if (kind === "knock") standBack(message.by);
       else if (kind === "lead") follow(message);

@@ -585,3 +585,23 @@ def test_a_feed_that_cannot_stream_fetches_without_a_pause_what_one_answer_has_n
         wait_until(lambda tab=tab: tab.count() == 20, 15, what="all events")  # type: ignore[misc]
         assert [number for number, _ in tab.numbers(A)] == list(range(20))
     assert min(after - before for before, after in itertools.pairwise(front.since(published, "/poll"))) < 1.9
+
+
+def test_a_follower_that_is_closed_amid_several_events_asks_for_nothing_more(
+    house: House, front: Front, browser: Browser
+) -> None:
+    front.answer = lambda target: answer(502) if "/stream" in target else None
+    leader, follower = browser.tabs(2, front.url)
+    leader.start(A).wait("polling")
+    follower.start(A).wait("polling", tabs=2)
+    follower.run("feeds.feed.on('sse.event', () => feeds.feed.close())")
+    before = time.time()
+    for number in range(5):
+        house.publish(A, number)
+    leader.wait("polling", tabs=1)
+    wait_until(lambda: leader.numbers(A) == list(range(5)), 5, what="all events")
+    time.sleep(1)
+    assert follower.numbers(A) == [0]
+    assert "1" not in timeouts(front, before)  # as a tab asks that has missed something
+    for tab in (leader, follower):
+        assert tab.run("return errors") == []
