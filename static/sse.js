@@ -451,9 +451,10 @@
 
   // One poll after these places: done(fault) or done(null, steps, answer).
   function ask(service, places, seconds, replay, done, again) {
-    var asked = map(places), began = now(), size = 1024, stop;
+    var asked = map(places), began, size = 1024, stop;
 
     function connect() {
+      began = now();
       return get(address(service, "/poll", asked, [["timeout", seconds], ["replay", replay], ["max_bytes", size]]),
         service.credentials, (seconds + 10) * 1000, answered);
     }
@@ -465,7 +466,8 @@
       if (status === 200 && Array.isArray(answer.events) && Array.isArray(answer.resets)) {
         answer.quick = age < 300;
         // The next takes a second, too: one that has more was not waited for.
-        if (answer.more) service.bytes = size * Math.min(service.growth, Math.max(0.25, 1000 / age));
+        size *= Math.min(service.growth, Math.max(0.25, 1000 / age));
+        if (answer.more) service.bytes = Math.min(service.most, size);
         return done(null, toSteps(asked, answer), answer);
       }
       if (status === 401 && (service.renew || after) && !again) {
@@ -480,7 +482,8 @@
       }
       if (!status || (status === 200 && !json && text.charAt(0) === "{")) {
         broken = bytes > 0;
-        service.growth = Math.abs(bytes - service.cut) < bytes / 5 ? 1 : 2; // cut there again: nothing longer gets through
+        service.growth = 2;
+        service.most = Math.abs(bytes - service.cut) < bytes / 5 ? bytes : Infinity;
         service.cut = bytes;
         service.bytes = bytes || size / 4;
       }
@@ -816,6 +819,7 @@
       nudge: function (why) {
         backoff.reset();
         memory.stream();
+        service.most = Infinity;
         run(why);
       },
       tick: function (time, asleep) {
@@ -1151,6 +1155,7 @@
       bytes: 4096, // of the next poll's answer
       growth: 4, // of that from one answer to the next, at the most
       cut: 0, // the length at which an answer broke off
+      most: Infinity, // of an answer, where two broke off at the same length
       host: link.host,
       memory: Memory(link.host)
     };

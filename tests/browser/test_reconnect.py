@@ -605,3 +605,58 @@ def test_a_follower_that_is_closed_amid_several_events_asks_for_nothing_more(
     assert "1" not in timeouts(front, before)  # as a tab asks that has missed something
     for tab in (leader, follower):
         assert tab.run("return errors") == []
+
+
+def sizes(front: Front) -> list[int]:
+    """The bounds of all polls."""
+    return [int(parameters(target)["max_bytes"]) for _, target in front.requests if "/poll" in target]
+
+
+def test_the_time_that_a_token_takes_makes_answers_no_smaller(house: House, front: Front, browser: Browser) -> None:
+    front.answer = lambda target: answer(502) if "/stream" in target else None
+    for number in range(20):
+        house.publish("public/token", [number, "x" * 300])
+    tab = browser.open(front.url)
+    tab.run(
+        "start('feed', '/sse', {channels: ['public/token'], replay: 20, share: false,"
+        " token: use => { setTimeout(use, 4000, 'ann'); }})"
+    )
+    wait_until(lambda: tab.count() == 20, 15, what="all events")
+    assert sizes(front)[0] == 4096
+    assert sizes(front)[1] >= 4096
+
+
+def test_answers_that_were_cut_at_the_same_length_grow_again_up_to_it_and_beyond_it_on_another_network(
+    house: House, front: Front, browser: Browser
+) -> None:
+    slow: list[int] = []  # the sizes that were asked for before
+
+    def shape(target: str) -> bytes | None:
+        if "/stream" in target:
+            return answer(502)
+        if "/poll" in target:
+            *before, newest = sizes(front)
+            front.pace = float("inf")
+            if not slow and sum(size > front.room for size in before) > 1 and newest < front.room:
+                front.pace = 1500
+                slow.extend(before)
+        return None
+
+    def publish(count: int) -> None:
+        for _ in range(count):
+            house.publish("public/cut", "x" * 300)
+
+    publish(200)
+    front.room, front.answer = 6000, shape
+    tab = browser.open(house.other).start("public/cut", url=f"{front.url}/sse", replay=200, share=False)
+    wait_until(lambda: tab.count() == 200, 40, what="all events")
+    slowed = sizes(front)[len(slow) :]
+    assert min(slowed) < 4096
+    assert max(slowed[slowed.index(min(slowed)) :]) >= 4096
+    before = len(sizes(front))
+    front.room = float("inf")
+    tab.run("dispatchEvent(new Event('online'))")
+    wait_until(lambda: len(sizes(front)) > before, 10, what="a poll by the new network")
+    publish(200)
+    wait_until(lambda: tab.count() == 400, 20, what="all events")
+    assert max(sizes(front)[before:]) > 6000
