@@ -118,6 +118,10 @@ declare global {
     /** The feed of a tag with data-channels. */
     sse?: SSE.Feed;
   }
+  interface HTMLHtmlElement {
+    /** `SSE`, where sse.js was loaded by a tag, whatever `window.SSE` is. */
+    sse?: typeof SSE;
+  }
   /** On `document`, and on the element of each tag. */
   interface TagEventMap {
     "sse-state": CustomEvent<SSE.StateChange>;

@@ -34,6 +34,7 @@ show(SSE.version);
 SSE.start();
 SSE.noConflict()("/sse", { channels: "orders" });
 window.SSE("/sse", { channels: "orders" });
+(document.documentElement as HTMLHtmlElement).sse?.start();
 const tag = document.querySelector<HTMLScriptElement>("script[data-channels]");
 tag?.sse?.close();
 tag?.addEventListener("sse:paid", (event) => show(event.detail.id));
