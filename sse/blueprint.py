@@ -255,7 +255,7 @@ class _Routes:
         return self._waiting_response(body, _STREAM_HEADERS)
 
     def _busy(self, error: SSEError, after: int, *, bare: bool, cut: bool) -> Response:
-        """Return the answer to a stream's request that cannot be served now; it comes in vain for `after` seconds."""
+        """Return the answer to a stream's request that cannot be served now, nor for the next `after` seconds."""
         warn("a stream is told that this service is busy: %s", error)
         if bare:
             return busy_error(self._config.retry, after)
@@ -510,7 +510,7 @@ def _integer(query: _Query, name: str, default: int, low: int, high: int) -> int
 
 
 def _fewer(max_bytes: int) -> int | None:
-    """Return one of 41 sizes, the next smaller, so that polls with bounds of their own can share their answers."""
+    """Round down to one of 41 sizes, so that polls with different bounds can share their answers."""
     return max_bytes >> (max_bytes.bit_length() - 3) << (max_bytes.bit_length() - 3) if max_bytes else None
 
 

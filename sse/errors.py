@@ -105,7 +105,7 @@ class WrongMethod(SSEError):
 
 
 class Gone(SSEError):
-    """A position cannot be continued, and the stream's form has no way to tell: go on from the answer's own."""
+    """The position of a bare stream cannot be continued: the client goes on from the position in the answer."""
 
     status = 410
     default_code = "gone"

@@ -65,9 +65,9 @@ _manner = lru_cache(maxsize=1024)(Manner)
 
 
 class Cut(BrokenPipeError):
-    """The end of a body that is to break off.
+    """Raised by the iterator of a body at its end, to have the body break off.
 
-    It is raised by the body's iterator. A server takes it for a connection that is gone already, and closes it without
+    A server takes it for a connection that is gone already, and closes it without
     the end of the body and without a word in its log.
     """
 
@@ -87,8 +87,8 @@ class Stream:
     :param retry: milliseconds that a client waits before it reconnects.
     :param delta: whether an event's id has the position of its own channel only.
     :param typed: whether an event's type is told in its data, see `type_in_data`.
-    :param bare: whether the service says all that it says in comments, so that every block is an event's. Such a stream
-        cannot tell of a reset: it has to be refused where one is due at its opening, and it is `lost` at a later one.
+    :param bare: whether the service itself speaks in comments, so that every block is an event's. Such a stream cannot
+        tell of a reset. If one is due at its opening, it has to be refused; if one is due later, it is `lost`.
     :param cut: whether the body breaks off at its end, for clients that take a clean end for the last one.
     :param told: what else `sse.open` tells.
     :param permit: what it stands on, where not all of its channels are public.
@@ -273,7 +273,7 @@ class Stream:
         return _close(reason, random.uniform(0.1, 1) * self._manner.retry, bare)
 
     def notice(self, permit: Permit) -> bytes:
-        """Tell of the end of a permit, when it is time for that: of one of those that this stream tells."""
+        """Return the block that tells of the end of a permit of this stream's clients, or nothing before it is time."""
         return permit.notice(bare=self._manner.bare)
 
     def absorb(self, other: Stream) -> bool:

@@ -63,7 +63,7 @@ class Reset(NamedTuple):
 
     @property
     def told(self) -> dict[str, object]:
-        """What a client is told of it, as members of a JSON object."""
+        """The members of the JSON object that tells a client of it."""
         return {"channel": self.channel, "reason": self.reason, "missed": self.missed}
 
 
@@ -215,7 +215,7 @@ class Subscriber:
         return names[start:] + names[:start]
 
     def turn(self, channels: int = 1) -> None:
-        """Another channel has its turn: the next, or the one that comes so many after this."""
+        """Give the turn to the next channel, or to a later one, so many `channels` after this one."""
         self._turn = (self._turn + channels) % len(self.places)
 
     def at_hand(self, name: str) -> Sequence[Entry] | None:
@@ -292,7 +292,7 @@ def reset_size(channel: str) -> int:
 
 
 def _to_read(max_bytes: int, size: int, taken: Sequence[object]) -> int:
-    """The bytes for which the store is asked: none for a last small part, nor where a reset would be too much."""
+    """Return the bytes to ask the store for: none if only a small part is left, or if a reset would be too much."""
     left = max_bytes - size
     return left if left * 4 >= max_bytes and (left >= _LARGEST_RESET or not taken) else 0
 

@@ -76,7 +76,7 @@ def encode_control(
 
 
 def encode_comment(name: str, data: Mapping[str, object]) -> bytes:
-    """What the service says where it may send no blocks: one line, which the next event's block takes in.
+    """Return a comment of one line, for a stream in which only events are blocks.
 
     No blank line follows it, because some readers take that for the end of an event.
     """

@@ -256,7 +256,7 @@ function buffer() {
   }).catch(failed);
 }
 
-// What is remembered of this network no longer holds. In every tab: one of them has the connection.
+// Forget the verdict on this network, in every tab, because one of them has the connection.
 function retry() {
   window.dispatchEvent(new Event("online"));
 }

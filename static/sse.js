@@ -15,8 +15,8 @@
  *   data-share        "off": a connection of its own, instead of one for all tabs
  *   data-heartbeat    seconds of quiet before a heartbeat
  *   data-into         a selector: each event's text replaces the element's; to a list (ul, ol) an item is added
- *   data-template     a text such as "{name}: {price}" or a selector such as "#row" of an element to copy for each
- *                     event; {type}, {data}, {id}, {channel} and members of JSON data such as {user.name} are filled in
+ *   data-template     a text such as "{name}: {price}", or "#" and the id of an element to copy for each event;
+ *                     {type}, {data}, {id}, {channel} and members of JSON data such as {user.name} are filled in
  *   data-types        the types of the events to show there; by default all
  *   data-key          such as "{id}", with data-template: an event updates the row that has this key, or adds one
  *   data-remove       types of events that remove the row with their key
@@ -35,14 +35,14 @@
  *   feed.on("sse.event" | "sse.state" | "sse.reset" | "sse.auth", …);           // each event; our own notices
  *   feed.state       connecting | live | polling | waiting | closed; beside it reason, transport, shared, tabs, lastEventId
  *   new SSE.EventSource(url, {withCredentials})                    // the standard interface
- *   SSE.noConflict()                        // gives window.SSE back; ours is document.documentElement.sse as well
+ *   SSE.noConflict()                        // gives window.SSE back; ours is document.documentElement.sse, too
  *
  * How it works, from the bottom up: a Parser and three transports; `ask`, which is one poll; a Line, which keeps a
  * connection going over the transport that works; a Member, which shares the line of whichever tab leads; a Feed, which
  * the page holds. What arrives are *steps*: {channel, from, to, items} says all there is between two positions of a
  * channel. A feed takes a step only if it stands at its `from`: so nothing is lost or doubled, whoever brings it.
  */
-(function (root, global) { // they are the same in a classic script, and not in a module or outside of browsers
+(function (root, global) { // equal in a classic script; different in a module, and outside of browsers
   "use strict";
 
   var VERSION = "0.1.0", document = root.document, before = root.SSE;
@@ -67,7 +67,7 @@
   var GONE = 75000; // ms after which a tab out of sight no longer counts
   var FRESH = 30000; // ms that a token is used for new connections: a ticket lives 60 s
   var MOST_KNOWN = 10000; // events that `document` was told of; a service keeps 1,000 of each channel by itself
-  var FINAL = { 400: 1, 401: 1, 403: 1 }; // refusals after which there is nothing to try again, if they are the service's own
+  var FINAL = { 400: 1, 401: 1, 403: 1 }; // statuses that close a feed, if the service itself answers so
   var CODE = /^(script|style|template)$/i; // elements whose text is not for readers
   var OWN_TYPES = ["sse.open", "sse.heartbeat", "sse.event", "sse.reset", "sse.auth", "sse.close"];
 
@@ -75,13 +75,13 @@
 
   function noop() {}
 
-  // The wall clock, for what other pages read. It may be set at any time, so a time to come is not believed.
+  // The wall clock, for times that other pages read. It may be set at any time: times in the future are not believed.
   function date() {
     return Date.now();
   }
 
-  // The clock of every duration: it only goes forward. performance.now stands still in some browsers while the machine
-  // sleeps, so what the wall clock gains on it at once is added. Where the wall clock was only set, that looks like sleep.
+  // The clock of every duration: it only goes forward. In some browsers performance.now stands still while the machine
+  // sleeps. So if the wall clock jumps ahead of it, the jump is added. A wall clock that is set forward looks like sleep.
   var steady = root.performance && root.performance.now ? root.performance : Date;
   var gap = date() - steady.now(), added = gap;
 
@@ -180,7 +180,7 @@
     return places;
   }
 
-  /* What is remembered of a host, by all tabs where there is localStorage */
+  /* The memory of a host: shared by all tabs where there is localStorage */
 
   function load(key) {
     try {
@@ -235,13 +235,13 @@
   }
 
   // A browser allows six connections a host to all its tabs together, so the lines of all tabs are counted: the first
-  // four may stream, or two where tabs cannot share. The rest polls. A shared line has a seat, which its next leader takes.
+  // four may stream, or two where tabs cannot share. The others poll. A shared line has a seat, which its next leader takes.
   function Crowd(host, most, seat) {
     var prefix = "sse:tabs:" + host + " ", me = seat || date().toString(36) + unique(), before, countedAt = now();
 
     function count(leaving) {
       var store, time = date(), mine = prefix + me, gap = now() - countedAt;
-      before = seat === undefined ? Infinity : 0; // a line of one feed, and no count is kept: others may have taken all
+      before = seat === undefined ? Infinity : 0; // a feed's own line, and no count: others may have taken all
       countedAt += gap;
       try {
         store = root.localStorage;
@@ -372,8 +372,8 @@
     return stop;
   }
 
-  // Waits so many ms for an answer to begin, ANSWER_GAP for each of its further bytes, and LONGEST_ANSWER for all of them.
-  // Tells answer(status, text, Retry-After in ms, bytes that came).
+  // Waits `patience` ms for an answer to begin, ANSWER_GAP for each further byte, and LONGEST_ANSWER for all of it.
+  // Calls answer(status, text, Retry-After in ms, bytes that came).
   function get(url, credentials, patience, answer) {
     var xhr = new root.XMLHttpRequest(), bytes = 0, began = 0, timer;
 
@@ -499,7 +499,7 @@
       });
     }
 
-    // Few sizes, 1 KiB to 1 MiB: the service answers those together who ask alike.
+    // Few sizes, 1 KiB to 1 MiB: the service answers equal polls together.
     while (size * 2 <= service.bytes && size < 1048576) size *= 2;
     stop = authorized(service, connect, done);
     return function () {
@@ -733,8 +733,8 @@
       wait(goodbye.retry >= 0 ? goodbye.retry : backoff.next(), goodbye.reason);
     }
 
-    // A stream makes progress that brings events before it is cut: while it is young any, later others than those which
-    // came at its beginning or were let go at its end.
+    // A stream that brings events before it is cut makes progress. In a young stream any event counts. In an older one,
+    // events that came at its beginning, or were let go at its end, do not.
     function cut(age, quiet) {
       var young = age <= PATIENCE;
       if (!young) moved = movedAt && now() - movedAt > 200;
@@ -743,8 +743,8 @@
       wait(young && moved ? backoff.base * (1 + Math.random()) / 2 : backoff.next(), "the stream was cut");
     }
 
-    // Cut after the same quiet twice: something on the way wants to hear more often. After the same age three times,
-    // for chance does it twice: nothing may live longer there. A stream that brings events is not left all the same.
+    // Cut twice after the same quiet: something on the way wants to hear more often. Cut three times at the same age
+    // (twice may be chance): nothing may live longer there. A stream that brings events is not left even then.
     function learn(age, quiet) {
       var idle = quiet > 2000 && Math.abs(quiet - lastQuiet) < 300 + quiet / 10;
       var wanted = Math.max(SHORTEST, Math.floor(quiet / 2000));
@@ -763,14 +763,14 @@
         asking = null;
         if (fault) {
           shorten(fault, hold);
-          if (fault.broken) memory.stream(); // a stream may bring what a poll does not
+          if (fault.broken) memory.stream(); // a stream may bring events that a poll cannot
           return failed(fault);
         }
         backoff.reset();
         backoff.base = answer.retry || backoff.base;
         if (!steps.length) heard.beat();
         move(steps);
-        if (!on || asking || stream) return; // whoever heard it has changed the line
+        if (!on || asking || stream) return; // a listener has changed the line
         if (!crowded && !memory.polls()) {
           bursts = 1; // it has to be heard of soon
           return open("trying the stream again");
@@ -892,7 +892,7 @@
       });
     }
 
-    // It does not take the lead back by itself: where no tab hears another, two would do that for ever.
+    // It does not take the lead back by itself: if tabs do not hear each other, two of them would do that for ever.
     function yieldLead() {
       line.stop();
       line = null;
@@ -903,7 +903,7 @@
       expect(stepAside, WORD);
     }
 
-    // Nobody leads, and no lock comes: it goes on by itself until one of them does.
+    // Nobody leads, and no lock comes: this tab goes on alone until either happens.
     function stepAside() {
       elect(false);
       aside = feed.ownLine(2);
@@ -975,7 +975,7 @@
       }));
     }
 
-    // What is refused to the union is refused to those who need it: they go on alone, the rest is not disturbed.
+    // If a channel is refused to the union, the feeds that need it go on alone, and the others are not disturbed.
     function refused(fault) {
       var listed = fault.channels, mine = false;
       var others = Object.keys(line.places).filter(function (channel) {
@@ -998,8 +998,8 @@
       post("join", { places: feed.places });
     }
 
-    // If no word of the leader comes, something follows. A timer that is late has to ask once more: perhaps it was this
-    // page that stood still.
+    // Calls `what` if no word of the leader comes in time. A timer that is late has the tab ask once more, because
+    // perhaps this page itself stood still.
     function expect(what, wait, again) {
       var late = now() + wait + 500;
       root.clearTimeout(doubt);
@@ -1165,7 +1165,7 @@
     var feed = { places: places, take: take, show: show, finish: finish, alone: alone, ownLine: ownLine, auth: auth };
     var began = parseId(options.lastEventId);
 
-    /* What it tells the page */
+    /* Telling the page */
 
     function on(type, listener) {
       (listeners[type] = listeners[type] || []).push(listener);
@@ -1226,7 +1226,7 @@
         if (fault) return unsettled(fault);
         backoff.reset();
         take(steps);
-        if (closed || asking || keeper) return; // whoever heard it has changed the feed
+        if (closed || asking || keeper) return; // a listener has changed the feed
         settled = true;
         if (answer.more && answer.quick) return settle(); // over a slow line, the stream brings the rest bit by bit
         return begin();
@@ -1466,7 +1466,7 @@
     target.dispatchEvent(event);
   }
 
-  // `document` is told once of what several tags bring: at the same time, or later by a replay.
+  // `document` is told once of each event that several tags bring, at the same time or later by a replay.
   function isKnown(name) {
     if (known[name]) return true;
     known[name] = true;
@@ -1474,7 +1474,7 @@
     return false;
   }
 
-  // Members of JSON data go before the event's own of the same name.
+  // Where JSON data has a member of the same name as the event, the data's member is taken.
   function fill(text, event) {
     return text.replace(/\{([^{}\s]+)\}/g, function (_, path) {
       var names = path.split("."), has = Object.prototype.hasOwnProperty;
@@ -1488,8 +1488,8 @@
     });
   }
 
-  // Fills the template's texts into its copy. The server may have made that, and the page may have changed it: what
-  // has no placeholder is left alone. Text only: what an event brings never becomes markup.
+  // Fills the template's texts into its copy. The server may have made the copy, and the page may have changed it, so
+  // texts without a placeholder are left alone. Only texts are filled in: nothing in an event becomes markup.
   function refill(template, copy, event) {
     var at = copy.firstChild, before, text;
     if (CODE.test(template.nodeName)) return;
@@ -1512,7 +1512,7 @@
     });
   }
 
-  // Shows events in data-into. Returns what takes an event; without one, it tries again to show those that wait.
+  // Shows events in data-into. Returns a function that takes an event. Called without one, it tries to show those that wait.
   function Display(tag, data) {
     var lacking = "an event without it is not shown: list types to show in data-types";
     var into = data("into"), template = data("template"), key = data("key"), order = data("order");
@@ -1537,7 +1537,7 @@
       }
     }
 
-    // A row is a copy of it. A list's item, and a text that is replaced, are filled in from an element as well.
+    // The element of which a row is a copy. A list's item, and a text that is replaced, are filled in from one, too.
     function getSource() {
       var element = copies ? document.getElementById(template.slice(1)) : item;
       return copies && element ? (element.content || element).firstElementChild : element;
@@ -1654,7 +1654,7 @@
     });
   }
 
-  // Gives the name SSE back to what had it before.
+  // Gives the name SSE back to its owner.
   function noConflict() {
     if (root.SSE === SSE) root.SSE = before;
     return SSE;

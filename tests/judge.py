@@ -319,7 +319,7 @@ class BareClient(Client):
         self.judge()
 
     def take_refusal(self, answer: dict[str, Any], request: Request) -> None:
-        """Go on from where the 410 says."""
+        """Go on from the position in the 410."""
         assert answer["error"]["code"] == "gone"
         assert answer["resets"]
         self.take_answer({"events": [], "more": False, **answer}, request)

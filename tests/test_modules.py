@@ -1,4 +1,4 @@
-"""The script as a module: of the service, and as the npm package, with types that know every name in the docs."""
+"""The script as the service's module and as an npm package, with types that know every name in the docs."""
 
 from __future__ import annotations
 

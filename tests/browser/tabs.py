@@ -95,7 +95,7 @@ class Numbers(threading.Thread):
 
 
 class Tab:
-    """One tab, in a window of its own or beside others; to ask its page anything brings it into sight."""
+    """One tab, in a window of its own or beside others. Each question to its page brings it into sight."""
 
     def __init__(self, driver: webdriver.Chrome, address: str, kind: str = "tab") -> None:
         self._driver = driver

@@ -23,7 +23,7 @@ __all__ = ["pytest_runtest_makereport"]
 
 @contextlib.contextmanager
 def forgetful_chromium(directory: Path, *urls: str) -> Iterator[None]:
-    """It blocks all that a page might store; that takes its locks too."""
+    """Chromium that lets pages store nothing, and so has no locks either."""
     options = webdriver.ChromeOptions()
     options.add_experimental_option("prefs", {"profile.default_content_setting_values.cookies": 2})
     driver = start_chromium(directory, options=options)
@@ -37,7 +37,7 @@ def forgetful_chromium(directory: Path, *urls: str) -> Iterator[None]:
 
 
 class ForgetfulFirefox(Firefox):
-    """It blocks all that a page might store; that takes its locks too."""
+    """Firefox that lets pages store nothing, and so has no locks either."""
 
     PREFERENCES = Firefox.PREFERENCES | {"network.cookie.cookieBehavior": 2}
 

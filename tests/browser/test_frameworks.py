@@ -60,7 +60,7 @@ def datastar_rows(name: str, rows: list[int]) -> tuple[str, str]:
 
 @dataclass
 class Recipe:
-    """What a test has to know of a section beyond its code blocks."""
+    """The facts of a section that a test needs beyond its code blocks."""
 
     section: str
     packages: dict[str, str] = field(default_factory=dict)
@@ -69,13 +69,13 @@ class Recipe:
     data: Callable[[str, int], Any] = lambda name, number: {"number": number}
     """An event's data for a list of this name."""
     leave: str = "document.querySelector('li').parentNode.remove()"
-    """What takes the list out of the page."""
+    """The code that takes the list out of the page."""
     asked: frozenset[str] = frozenset()
     """The headers that preflights ask for."""
     only: int | None = None
-    """The place of the block that makes the page, where it is not all of them."""
+    """The number of the block that makes the page; None if all blocks do."""
     mount: str = ""
-    """For recipes that are bundled: what begins them."""
+    """The code that starts a recipe that is bundled."""
     state: Callable[[str, list[int]], tuple[str, str]] = json_rows
     """The media type and text of the state that a page fetches after a reset."""
     tells_resets: bool = True
@@ -351,7 +351,7 @@ class Page:
             assert answer.status == 201, answer
 
     def wait_for_rows(self, *numbers: int) -> None:
-        """Until the list has these rows, each once and in this order."""
+        """Wait until the list has these rows, each once and in this order."""
         try:
             wait_until(lambda: self.rows() == list(numbers), 15, what=f"the rows {numbers}")
         except AssertionError as error:
@@ -370,7 +370,7 @@ class Page:
         return int(told["subscribers"])
 
     def streams(self) -> int:
-        """How many were asked for since the page was opened."""
+        """Return how many streams were asked for since the page was opened."""
         self.subscribers()
         return sum((method, path) == ("GET", "/sse/stream") for method, path, _ in self.asked)
 

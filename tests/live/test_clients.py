@@ -29,7 +29,7 @@ WINDOW = "globalThis.window = globalThis;\nglobalThis.document = new EventTarget
 
 
 class Program(NamedTuple):
-    """A block of the page: its heading, how it is started, and what this machine has to lend it."""
+    """A block of the page: its heading, how it is started, and the code that Node needs before it."""
 
     heading: str
     command: str
@@ -183,7 +183,7 @@ def unavailable(port: int) -> Iterator[None]:
 
 
 Story = list[str]
-"""What each program has to print: the events, and where the state is to be loaded."""
+"""The lines that each program has to print: the events, and when to load the state."""
 
 
 @pytest.fixture(scope="module")

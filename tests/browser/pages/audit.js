@@ -1,4 +1,4 @@
-// What a test asks of a page's looks: the contrast of every text and drawing, what is cut off, and what is left empty.
+// The questions of a test about a page's looks: the contrast of every text and drawing, what is cut off, and what is left empty.
 (function () {
   "use strict";
 

@@ -1,4 +1,4 @@
-// What a test commands: feeds by name, {name: {url, channels, …}}; a browser's own EventSource by name, {name: url};
+// The commands of a test: feeds by name, {name: {url, channels, …}}; a browser's own EventSource by name, {name: url};
 // and rounds: so many times this page is left for away.html and come back to, each time as soon as all feeds deliver.
 // The logs have each event's data by its name, and when it came. ?without=EventSource: this browser has none.
 (function () {

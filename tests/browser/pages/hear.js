@@ -1,4 +1,4 @@
-// What a screen reader says by itself: each text that enters a live region, in order, as `heard`.
+// Collects in `heard` each text that enters a live region, in order: a screen reader says these by itself.
 (function () {
   "use strict";
 
