@@ -49,7 +49,7 @@ let unread = 0, newest = "", readAt = -PAUSE, reading = 0;
 
 function say(text) {
   const line = make("p", "", byId("spoken"), text);
-  setTimeout(() => line.remove(), 10000); // nobody reads it again by chance
+  setTimeout(() => line.remove(), 10000); // or a screen reader would come across it again
 }
 
 function settle(state) {
@@ -194,7 +194,7 @@ const isBuffering = () => document.cookie.split("; ").includes(HELD_BACK);
 const title = (name) => name.charAt(0).toUpperCase() + name.slice(1);
 
 function begin(name, expected) {
-  if (breaking) tell(breaking.name, ""); // two at once cannot be told apart
+  if (breaking) tell(breaking.name, ""); // the effects of two breaks at once cannot be told apart
   breaking = { name: name, at: performance.now(), transport: feed.transport, missed: counts.missed, resets: counts.resets };
   log(title(name), "pressed", "pressed");
   ["cut", "buffer", "sleep"].forEach((each) => byId(each + "-outcome").classList.toggle("latest", each === name));
@@ -217,7 +217,7 @@ function end(text) {
 const failed = (error) => breaking && end("Not done: " + error.message + ".");
 const span = (from, to) => (to - from < 1000 ? Math.round(to - from) + " ms" : ((to - from) / 1000).toFixed(1) + " s");
 
-// With the first event after it is back: whether any is missing shows in its place.
+// Called with the first event after the connection is back: its offset shows whether any event is missing.
 function judge() {
   if (!breaking || !delivers()) return;
   const inPolls = breaking.name === "cut" || (breaking.name === "sleep" && feed.state === "polling");
@@ -279,7 +279,7 @@ function copy() {
   return navigator.clipboard.writeText(byId("command").textContent).then(() => copied("Copied", "Command copied."), select);
 }
 
-// Where a page may not write to the clipboard.
+// For a page that may not write to the clipboard.
 function select() {
   getSelection().selectAllChildren(byId("command"));
   copied("Selected", "The command is selected. Copy it with the keyboard.");
@@ -326,7 +326,7 @@ function scaled(value, base, units) {
   return (value < 10 && unit > 0 ? value.toFixed(1).replace(".0", "") : Math.round(value)) + " " + units[unit];
 }
 
-// The next of 1, 2, 5 × 10ⁿ.
+// The next larger of 1, 2 and 5 × 10ⁿ.
 function roundUp(value) {
   const power = Math.pow(10, Math.floor(Math.log10(value)));
   return power * [1, 2, 5, 10].find((step) => step * power >= value * 0.9999);
@@ -335,12 +335,13 @@ function roundUp(value) {
 // The next power of two: bytes of memory look odd otherwise.
 const doubleUp = (value) => Math.pow(2, Math.ceil(Math.log2(value)));
 
-// Where next to nothing else moves, as in a sandbox, the loopback is drawn.
+// If there is next to no other traffic, as in a sandbox, the loopback's is drawn.
 const quietNetwork = () => samples.every((s) => s.gap || s.network.in + s.network.out < 1000);
 const traffic = (s) => (quietNetwork() ? s.loopback : s.network);
 const cores = (s) => "of " + s.cores + (s.cores === 1 ? " core" : " cores");
 
-// `tell` gives a value and its words for each line, also as they are read where that differs; `tick` labels the axis, which is `axis` pixels wide.
+// For each line, `tell` gives a value, its words, and the words that are read aloud if they differ. `tick` labels the
+// axis, which is `axis` pixels wide.
 const charts = [
   {
     id: "cpu", axis: 46, lines: [(s) => s.cpu], tick: (value) => Math.round(value) + " %",
@@ -374,7 +375,7 @@ let pinned = null; // the sample that the keyboard has put the cursors on
 
 const latest = () => samples.filter((s) => !s.gap).pop();
 
-// The page's colours as a canvas knows them, also where the system chooses them.
+// The page's colours in a form that a canvas takes, also if the system chooses them.
 const palette = {};
 function colour(name) {
   if (!palette[name]) {
@@ -450,7 +451,7 @@ function options(chart) {
     ],
     series: [{}].concat(chart.lines.map((_, i) => ({
       stroke: () => colour(i ? "soft" : "accent"),
-      fill: i ? undefined : () => colour("wash"), // two areas over each other are mud
+      fill: i ? undefined : () => colour("wash"), // two areas that overlap look muddy
       fillTo: 0,
       width: 1.75,
       dash: i ? [4, 3] : undefined,
@@ -500,7 +501,7 @@ function drawChart(chart) {
   if (chart.plot) {
     chart.plot.setData([rows.map((s) => s.at)].concat(chart.lines.map((line) => rows.map((s) => (s.gap ? null : line(s))))));
     if (pinned) point(chart);
-    if (document.activeElement !== chart.frame) describe(chart); // or it would be read each second
+    if (document.activeElement !== chart.frame) describe(chart); // or a screen reader would read it each second
   }
   readOut(chart, chart.plot);
 }
@@ -595,7 +596,7 @@ function point(chart) {
   chart.plot.setCursor({ left: left, top: pinned ? 0 : -10 });
 }
 
-// The table stays as it is while it is open: nothing moves under whoever reads it.
+// The table stays as it is while it is open, so that nothing moves under a reader.
 function fillTable() {
   if (!byId("figures").open) return;
   let before = Infinity;
