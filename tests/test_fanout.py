@@ -257,7 +257,9 @@ def test_a_thread_of_the_app_s_own_and_the_loop_itself_do_not_wait() -> None:
         row = Publishing(telling.fanout)
         row.fds[-1000] = 0
         telling.fanout.call(row)
-        gevent.sleep(0.5)
+        with gevent.Timeout(10):
+            while not waited:
+                gevent.sleep(0.01)
         assert waited == [0]
 
     in_a_hub(run)
