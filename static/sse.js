@@ -1085,6 +1085,7 @@
       var message = event.data, kind = message.kind;
       if (message.term) {
         if (line ? message.term <= term : message.term < term) return; // a former leader, which has just woken
+        if (message.term > term) leader = ""; // it leads anew, and knows nobody
         term = message.term;
         if (line) yieldLead();
         if (kind === "leave") near = false; // the next may be in another page

@@ -450,6 +450,18 @@ def test_of_all_tabs_in_sight_few_ask_the_leader_and_none_in_its_own_page(house:
     browser.look_away()
 
 
+def test_a_follower_joins_again_when_its_leader_leads_anew(house: House, browser: Browser) -> None:
+    leader, _ = sharing(browser.windows(2, house.url), A)
+    leader.run(
+        "return navigator.locks.query().then(locks => {"
+        "window.bus = new BroadcastChannel(locks.held.filter(lock => lock.name.startsWith('sse '))[0].name);"
+        "window.joined = []; bus.onmessage = ({data}) => {"
+        "  if (data.kind === 'lead' && !window.lead) { lead = data; lead.term += 1000; bus.postMessage(lead); }"
+        "  else if (window.lead && data.kind === 'join' && data.by !== lead.by) joined.push(data.by); }; })"
+    )
+    wait_until(lambda: leader.run("return joined.length"), 25, 0.1, what="the follower joins the leader of a new term")
+
+
 @pytest.mark.parametrize("late", [False, True])
 def test_where_no_lock_is_ever_given_each_tab_goes_on_alone_until_one_is(
     house: House, browser: Browser, late: bool
