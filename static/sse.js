@@ -721,7 +721,8 @@
         move(steps);
         refusals += 1;
         if (!on) return;
-        if (refusals < 2 && (proven || !mute)) return wait(backoff.next(), reason); // a restart may have been at fault
+        if (refusals < 2 && !mute) return wait(backoff.next(), reason);
+        if (refusals < 2 && proven) return open(reason); // a restart may have been at fault
         memory.poll(reason);
         return poll();
       });
@@ -1088,7 +1089,6 @@
         if (message.term > term) leader = ""; // it leads anew, and knows nobody
         term = message.term;
         if (line) yieldLead();
-        if (kind === "leave") near = false; // the next may be in another page
         heard();
       }
       if (line) {
@@ -1129,6 +1129,7 @@
       },
       stop: function () {
         closed = true;
+        delete here[me]; // the next leader may be in another page
         stopAsking();
         heard();
         post("leave", {});
@@ -1515,7 +1516,7 @@
 
   // Shows events in data-into. Returns a function that takes an event. Called without one, it tries to show those that wait.
   function Display(tag, data) {
-    var lacking = "an event without it is not shown: list types to show in data-types";
+    var lacking = "this event lacks it, so it is not shown: if other types come here, list yours in data-types";
     var into = data("into"), template = data("template"), key = data("key"), order = data("order");
     var keep = Number(data("keep") || 100), types = list("types"), removing = list("remove"), held = [];
     var copies = /^#[\w-]+$/.test(template), item = document.createElement("li");
@@ -1587,8 +1588,12 @@
     item.textContent = template || "{data}";
     if (order && !/^(ap|pre)pend$/.test(order)) wrong("order", "give append or prepend");
     if (!(keep >= 1)) keep = wrong("keep", "give a number such as 100") || 100;
-    if (key && !(template && /\{/.test(key))) key = wrong("key", "give a {member}, and data-template as well");
+    if (key && !/\{/.test(key)) key = wrong("key", "give a {member} of the data");
+    if (key && !template) key = wrong("key", "give data-template as well");
     if (removing[0] && !key) wrong("remove", "give data-key as well");
+    ["template", "key", "types", "order", "keep"].forEach(function (name) {
+      if (data(name) && !into) wrong(name, "give data-into as well");
+    });
 
     return function (event) {
       var target, source;

@@ -493,6 +493,7 @@ def test_streams_that_have_come_through_are_not_given_up_because_one_is_mute(
         for tab in (once, twice):
             assert_complete(tab, numbers)
         assert "polling" not in states(once)
+        assert states(twice).count("waiting") == 1  # after the cut; the next stream is opened at once
 
 
 def test_a_goodbye_on_a_connection_that_stays_open_is_followed(house: House, dam: Dam, browser: Browser) -> None:

@@ -287,7 +287,7 @@ def test_an_event_that_has_nothing_of_the_template_changes_nothing_and_that_is_t
     wait_for_texts(page, "#box b", ["Ada", "", ""])
     wait_for_texts(page, "#text", [""])
     wait_for_texts(page, "#keyed > li", ["message Ada", "message ", "message "])
-    none = "an event without it is not shown: list types to show in data-types"
+    none = "this event lacks it, so it is not shown: if other types come here, list yours in data-types"
     assert sorted(warnings(page)) == sorted([
         f"SSE: data-template is '{{name}}: {{user.name}}': {none}",
         f"SSE: data-template is '#row': {none}",
@@ -309,7 +309,7 @@ def test_an_event_without_the_key_is_not_shown_and_the_console_says_why(
         publish(service, channel, data)
     page.wait("of('tag 0', 'sse:message').length === 2")
     assert texts(page, "#list > li") == ["old"]
-    fault = "an event without it is not shown: list types to show in data-types"
+    fault = "this event lacks it, so it is not shown: if other types come here, list yours in data-types"
     assert warnings(page) == [f"SSE: data-key is '{key}': {fault}"]
 
 
@@ -321,9 +321,11 @@ def test_an_event_without_the_key_is_not_shown_and_the_console_says_why(
         ({"keep": "ten"}, "data-keep is 'ten': give a number such as 100"),
         ({"keep": "-1"}, "data-keep is '-1': give a number such as 100"),
         ({"into": "#1a"}, "data-into is '#1a': it finds no element"),
-        ({"key": "{id}"}, "data-key is '{id}': give a {member}, and data-template as well"),
-        ({"key": "id", "template": "{id}"}, "data-key is 'id': give a {member}, and data-template as well"),
+        ({"key": "{id}"}, "data-key is '{id}': give data-template as well"),
+        ({"key": "id", "template": "{id}"}, "data-key is 'id': give a {member} of the data"),
         ({"remove": "deleted"}, "data-remove is 'deleted': give data-key as well"),
+        ({"into": "", "template": "{id}"}, "data-template is '{id}': give data-into as well"),
+        ({"into": "", "types": "paid"}, "data-types is 'paid': give data-into as well"),
     ],
 )
 def test_a_wrong_attribute_is_told_with_its_value_and_the_remedy(
