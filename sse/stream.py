@@ -39,9 +39,9 @@ class Manner(NamedTuple):
 
     @property
     def id_last(self) -> bool:
-        """Whether the id is the last line of its block.
+        """True if the id is the last line of its block.
 
-        Some readers in need of these forms take an id when they read its line. If the body broke off behind that line,
+        Some readers that need these forms take an id when they read its line. If the body broke off behind that line,
         in the middle of the data, they would never ask for that event again.
         """
         return self.bare or self.cut
@@ -124,7 +124,7 @@ class Stream:
         self.ended = False
         """Whether what was given last is the end of the body."""
         self.lost = False
-        """Whether that end is a cut, because a position cannot be continued and there is no way to tell."""
+        """True if the body ends with a cut because a position is lost, and a bare stream cannot say so."""
         self.deadline = lifetime * random.uniform(0.8, 1.2)
         """When it ends: in seconds from the opening on, and then by the clock."""
         self.permit = permit
@@ -143,12 +143,12 @@ class Stream:
 
     @property
     def cuts(self) -> bool:
-        """Whether the body breaks off where it ends."""
+        """True if the body ends without its last chunk, so that clients see a broken connection."""
         return self.lost or self._manner.cut
 
     @property
     def is_bare(self) -> bool:
-        """Whether all that the service says stands in comments."""
+        """True for `form=bare`: the service says everything in comments."""
         return self._manner.bare
 
     @property

@@ -172,9 +172,9 @@ class Subscriber:
     def take(self, max_events: int, max_bytes: int, form: Form | None = None) -> list[Delivery | Reset]:
         """Return what has come since, resets first and then each channel's events in order.
 
-        There are up to `max_bytes` of bodies and resets, but at least one event if any, and all the resets that are
-        known before. The caller answers for what it has taken: the places move on. `form` makes each delivery; without
-        it, a body is the event's block of a stream.
+        Bodies and resets together have up to `max_bytes`. The resets that are known already come whatever their size.
+        So does one event if there is any, unless resets have filled the answer. The caller answers for what it has
+        taken: the places move on. `form` makes each delivery; without it, a body is the event's block of a stream.
 
         :raises Lagging: if a channel's ring has passed the subscriber's place.
         :raises StoreUnavailable: if older entries are needed and cannot be read.

@@ -465,7 +465,7 @@
       after *= 1 + Math.random() / 2;
       if (status === 200 && Array.isArray(answer.events) && Array.isArray(answer.resets)) {
         answer.quick = age < 300;
-        // The next takes a second, too: one that has more was not waited for.
+        // Have the next answer take about a second. An answer with `more` came at once, so its age is the line's time.
         size *= Math.min(service.growth, Math.max(0.25, 1000 / age));
         if (answer.more) service.bytes = Math.min(service.most, size);
         return done(null, toSteps(asked, answer), answer);
@@ -555,7 +555,8 @@
    * that it is there, state(state, reason, transport), refused(fault) when it will not be let in.
    *
    *   connecting  A stream is opened, and its first message makes it live. If it is mute for 3 s or refused, a poll is
-   *               asked beside it. If that answers first: polling, or waiting if streams have come through here before.
+   *               asked beside it. If the poll answers first: polling. But the first refusal leads to waiting, and the
+   *               first mute stream on a line that has been live leads to connecting again.
    *   live        Silence for one and a half heartbeats: connecting, or polling if nothing ever came after the first
    *               second. Goodbye or cut: waiting. Cut again and again, and no events: polling.
    *   polling     For ten minutes, or until the network is back or the machine wakes. An answer that breaks off: waiting,
@@ -1514,7 +1515,7 @@
     });
   }
 
-  // Shows events in data-into. Returns a function that takes an event. Called without one, it tries to show those that wait.
+  // Shows events in data-into. Returns a function that shows an event, or, without an event, those that still wait.
   function Display(tag, data) {
     var lacking = "this event lacks it, so it is not shown: if other types come here, list yours in data-types";
     var into = data("into"), template = data("template"), key = data("key"), order = data("order");

@@ -66,7 +66,7 @@ class Site:
         self._browser = self._app.test_client()
 
     def stream(self, request: Request) -> Iterator[bytes]:
-        """The chunks of a stream; it is connected at the first. One that is cut ends without a word.
+        """Give the chunks of a stream, which is connected at the first chunk. A stream that is cut just ends.
 
         :raises Refused: in place of the first.
         """

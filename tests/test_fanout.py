@@ -86,7 +86,7 @@ def test_streams_that_come_after_an_event_share_a_row_as_those_before_it_did(*, 
             for rows in (1, 2 if bare else 1):
                 for _ in range(10):
                     add()
-                # Those that have been told no event yet are apart, because their first one tells `retry`.
+                # Streams that have been told no event yet are apart, because their first event tells `retry`.
                 become(rows)
                 for _ in range(2):  # rows that stand at the same place become one with what they are told next
                     store.publish([Publication("a", Event("news"))])

@@ -50,7 +50,7 @@ def browser(tabbed: Browser) -> Iterator[Browser]:
 
 
 class Dam(Front):
-    """Holds back what is behind the opening of streams, or behind what it says in their place; all stay connected."""
+    """A proxy that passes the opening of streams, or an answer of its own, and then nothing; all stay connected."""
 
     def __init__(self, upstream: int) -> None:
         super().__init__(upstream)
