@@ -105,18 +105,29 @@ def do_while_blocked(seconds: float, kind: str, work: str) -> dict[str, Any]:
 
 @application.get("/by-signal/<work>")
 def do_by_signal(work: str) -> list[Any]:
-    """Do the work for each of 20 signals, as gevent hands them on."""
+    """Do the work for each of 20 signals, as gevent hands them on.
+
+    Each signal waits until the one before has been taken up: the kernel and gevent merge signals that nobody has
+    taken up yet.
+    """
+    taken_up: list[None] = []
     outcomes: list[list[Any]] = []
     given = request.args.to_dict()
-    handler = gevent.signal_handler(signal.SIGUSR2, lambda: outcomes.append(wait_for(begin("green", work, given))))
+
+    def take_up() -> None:
+        taken_up.append(None)
+        outcomes.append(wait_for(begin("green", work, given)))
 
     def send() -> None:
-        for _ in range(20):
-            really_sleep(0.02)
+        end = time.monotonic() + 20
+        for count in range(1, 21):
             os.kill(os.getpid(), signal.SIGUSR2)
+            while len(taken_up) < count and time.monotonic() < end:
+                really_sleep(0.01)
 
+    handler = gevent.signal_handler(signal.SIGUSR2, take_up)
     start_real_thread(send, ())
-    end = time.monotonic() + 5
+    end = time.monotonic() + 25
     while len(outcomes) < 20 and time.monotonic() < end:
         time.sleep(0.1)
     handler.cancel()
