@@ -21,7 +21,7 @@ help:
 	@echo 'make bench    measure, beside others of its kind, and write docs/benchmarks.md (bench-more: those in Go too)'
 	@echo 'make audit    what is known against the packages that we pin'
 	@echo 'make format   lay the code out'
-	@echo 'make lock     compile requirements*.txt anew (LOCK=--upgrade: with the newest versions)'
+	@echo 'make lock     compile requirements.txt and requirements/*.txt anew (LOCK=--upgrade: with the newest versions)'
 	@echo 'make clean    remove what was set up'
 
 run: .venv/run
@@ -57,7 +57,7 @@ browsers: .venv/test
 
 # Not in `make test`: it asks the network, and may find tomorrow what it does not find today.
 audit: .venv/test
-	$(BIN)/pip-audit --strict --require-hashes --disable-pip -r requirements.txt -r requirements-dev.txt
+	$(BIN)/pip-audit --strict --require-hashes --disable-pip -r requirements.txt -r requirements/dev.txt
 
 # g++ brings a C compiler together with its headers.
 bench: .venv/bench
@@ -78,8 +78,8 @@ format: .venv/test
 
 lock: .venv/test
 	$(COMPILE) $(LOCK) requirements.in -o requirements.txt
-	$(COMPILE) $(LOCK) requirements-dev.in -c requirements.txt -o requirements-dev.txt
-	$(COMPILE) $(LOCK) requirements-bench.in -c requirements.txt -o requirements-bench.txt
+	$(COMPILE) $(LOCK) requirements/dev.in -c requirements.txt -o requirements/dev.txt
+	$(COMPILE) $(LOCK) requirements/bench.in -c requirements.txt -o requirements/bench.txt
 
 clean:
 	rm -rf .venv tests/node_modules bench/build build dist *.egg-info .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
@@ -91,12 +91,12 @@ clean:
 	$(INSTALL) requirements.txt
 	@touch $@
 
-.venv/test: requirements-dev.txt .venv/run
-	$(INSTALL) requirements-dev.txt
+.venv/test: requirements/dev.txt .venv/run
+	$(INSTALL) requirements/dev.txt
 	@touch $@
 
-.venv/bench: requirements-bench.txt .venv/run
-	$(INSTALL) requirements-bench.txt
+.venv/bench: requirements/bench.txt .venv/run
+	$(INSTALL) requirements/bench.txt
 	@touch $@
 
 tests/node_modules/.package-lock.json: tests/package-lock.json

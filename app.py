@@ -1,23 +1,13 @@
 """The service: Flask, the SSE extension, a health check and, where DEMO is set, a page of this machine's live data."""
 
-import logging
 import os
-import threading
-import time
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 
 from flask import Flask, Response, request
 
-from demo import Breaker
-from sse import SSE, IdempotencyConflict, StoreUnavailable
+from sse import SSE
 from sse.cli import cli
 
-CHANNEL = "demo/machine"
-PROC = Path("/proc")
-# Their bytes pass a real interface too: counting both would double the traffic.
-VIRTUAL_INTERFACES = ("veth", "docker", "br-", "virbr", "ifb")
 PAGE_HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
@@ -27,12 +17,10 @@ PAGE_HEADERS = {
     "X-Content-Type-Options": "nosniff",
 }
 
-log = logging.getLogger("sse")  # the service's, whose lines go where its others do
-
 
 def create_app(config: Mapping[str, object] | None = None) -> Flask:
     """Give the WSGI application; `config` goes before the environment's SSE_* and DEMO."""
-    app = Flask(__name__)
+    app = Flask(__name__, static_folder=None)
     app.config.from_mapping(config)
     sse = SSE()
     sse.init_app(app)
@@ -41,6 +29,8 @@ def create_app(config: Mapping[str, object] | None = None) -> Flask:
     app.url_map.merge_slashes = False  # no redirection, which would repeat a ticket in the query
     app.after_request(add_page_headers)
     if is_on(app.config.get("DEMO", os.environ.get("DEMO", ""))):
+        from demo import add_demo  # only here, so that a copy of this file needs no demo
+
         add_demo(app, sse)
     else:
         app.add_url_rule("/", "index", lambda: plain("Throughline is running. DEMO=1 shows a page here.\n"))
@@ -65,138 +55,3 @@ def plain(text: str) -> Response:
 
 def is_on(value: object) -> bool:
     return str(value).lower() in {"1", "true", "yes", "on"}
-
-
-def add_demo(app: Flask, sse: SSE) -> None:
-    sampler = Sampler(app, sse)
-    breaker = Breaker(app, sse)
-    app.extensions["demo"] = (sampler, breaker)
-
-    # In the process that serves, after any fork, and never in a command such as `flask sse publish`.
-    @app.before_request
-    def start_sampler() -> None:
-        sampler.start()
-
-    app.add_url_rule("/", "index", lambda: breaker.know(app.send_static_file("index.html")))
-
-
-class Sampler:
-    """Publishes what this machine does each second; every worker runs one, and the first in each second is stored."""
-
-    def __init__(self, app: Flask, sse: SSE) -> None:
-        self._app = app
-        self._sse = sse
-        self._lock = threading.Lock()
-        self._stopping = threading.Event()
-        self._thread: threading.Thread | None = None
-        self._store_away = False
-
-    def start(self) -> None:
-        """Start sampling, unless it has been started before."""
-        with self._lock:
-            if self._thread is not None:
-                return
-            self._thread = threading.Thread(target=self._run, name="demo-sampler", daemon=True)
-        self._thread.start()  # not under the lock: it lets other greenlets run
-
-    def stop(self) -> None:
-        """End sampling; it cannot be started again."""
-        self._stopping.set()
-        if self._thread is not None:
-            self._thread.join()
-
-    def _run(self) -> None:
-        with self._app.app_context():
-            before = read_counters()
-            # In the middle of a second: a wake-up that is a little early is still in the same one.
-            while not self._stopping.wait(1 - (time.time() - 0.5) % 1):
-                after = read_counters()
-                self._publish(describe(before, after))
-                before = after
-
-    def _publish(self, sample: dict[str, object]) -> None:
-        try:
-            self._sse.publish(CHANNEL, sample, type="sample", idempotency_key=f"machine-{int(time.time())}")
-        except IdempotencyConflict:
-            pass  # another worker was first in this second
-        except StoreUnavailable as error:
-            if not self._store_away:
-                log.warning("The demo skips samples until the store answers again: %s", error)
-            self._store_away = True
-            return
-        self._store_away = False
-
-
-@dataclass(frozen=True, slots=True)
-class Counters:
-    """What the kernel says of this machine at one moment; CPU in ticks, memory and traffic in bytes."""
-
-    monotonic: float
-    load: tuple[float, float, float]
-    cpu: tuple[int, int]
-    memory: tuple[int, int]
-    traffic: tuple[int, int]
-    loopback: tuple[int, int]
-
-
-def read_counters() -> Counters:
-    network = parse_network((PROC / "net/dev").read_text())
-    real = [pair for name, pair in network.items() if name != "lo" and not name.startswith(VIRTUAL_INTERFACES)]
-    return Counters(
-        monotonic=time.monotonic(),
-        load=parse_load((PROC / "loadavg").read_text()),
-        cpu=parse_cpu((PROC / "stat").read_text()),
-        memory=parse_memory((PROC / "meminfo").read_text()),
-        traffic=(sum(received for received, _ in real), sum(sent for _, sent in real)),
-        loopback=network.get("lo", (0, 0)),
-    )
-
-
-def describe(before: Counters, after: Counters) -> dict[str, object]:
-    """Give the sample that the page draws: percent, bytes, and bytes a second between the two readings."""
-    seconds = max(after.monotonic - before.monotonic, 0.001)
-    busy, total = (new - old for old, new in zip(before.cpu, after.cpu, strict=True))
-    return {
-        "at": round(time.time(), 3),
-        "load": after.load,
-        "cores": os.cpu_count() or 1,
-        "cpu": round(min(max(100 * busy / total, 0), 100), 1) if total > 0 else 0,
-        "memory": dict(zip(("used", "total"), after.memory, strict=True)),
-        "network": rates(before.traffic, after.traffic, seconds),
-        "loopback": rates(before.loopback, after.loopback, seconds),
-    }
-
-
-def rates(before: tuple[int, int], after: tuple[int, int], seconds: float) -> dict[str, int]:
-    # An interface that went away takes its count with it: never below zero.
-    received, sent = (max(round((new - old) / seconds), 0) for old, new in zip(before, after, strict=True))
-    return {"in": received, "out": sent}
-
-
-def parse_load(text: str) -> tuple[float, float, float]:
-    """Give the load averages over 1, 5 and 15 minutes from /proc/loadavg."""
-    one, five, fifteen = text.split()[:3]
-    return float(one), float(five), float(fifteen)
-
-
-def parse_cpu(text: str) -> tuple[int, int]:
-    """Give busy and total ticks of all cores together from /proc/stat."""
-    # The first eight: user nice system idle iowait irq softirq steal. The guest times after them are part of user.
-    ticks = [int(field) for field in text.split("\n", 1)[0].split()[1:9]]
-    return sum(ticks) - sum(ticks[3:5]), sum(ticks)
-
-
-def parse_memory(text: str) -> tuple[int, int]:
-    """Give used and total bytes from /proc/meminfo; what can be freed at need is not used."""
-    kib = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in text.splitlines()) if rest}
-    return (kib["MemTotal"] - kib["MemAvailable"]) * 1024, kib["MemTotal"] * 1024
-
-
-def parse_network(text: str) -> dict[str, tuple[int, int]]:
-    """Give bytes received and sent by each interface from /proc/net/dev."""
-    interfaces = {}
-    for line in text.splitlines()[2:]:  # two lines of headings
-        name, _, rest = line.partition(":")
-        fields = rest.split()
-        interfaces[name.strip()] = int(fields[0]), int(fields[8])
-    return interfaces

@@ -14,18 +14,18 @@ from typing import cast
 
 from flask import Flask, current_app, has_request_context, json, request
 
-from sse.access import Authorize, check_rule, unreached
+from sse.access.decision import Authorize, check_rule, unreached
+from sse.access.permit import one_revoked
+from sse.access.token import Grant
 from sse.alone import alone
-from sse.blueprint import make_blueprint
 from sse.config import Config, foreign, of_interest
 from sse.errors import InvalidEvent
 from sse.event import DEFAULT_TYPE, check_channel, check_idempotency_key, plain_int, plain_str
 from sse.event import Event as StoredEvent
 from sse.log import follow_app, warn
-from sse.permit import one_revoked
 from sse.service import Service
 from sse.stores import Publication
-from sse.token import Grant
+from sse.web.views import make_blueprint
 
 _log = logging.getLogger("sse")
 

@@ -11,15 +11,15 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Final, ParamSpec, TypeVar
 
+from sse.access.keys import PublishKeys
+from sse.access.permit import Kind, Revocations
+from sse.access.token import Tokens
 from sse.config import Config
 from sse.errors import StoreUnavailable, TooLarge, Unavailable
 from sse.event import Event, Position
 from sse.home import Home
-from sse.hub import Hub
-from sse.keys import PublishKeys
-from sse.permit import Kind, Revocations
+from sse.hub.hub import Hub
 from sse.stores import Publication, Store, connect
-from sse.token import Tokens
 
 _BEYOND: Final = 2.0  # seconds that a call from another thread may take beside its wait for Redis
 _CLOSING: Final = 30.0

@@ -11,10 +11,10 @@ from collections.abc import Generator, Mapping
 from typing import Any
 
 from sse.errors import Unavailable
-from sse.hub import Hub
-from sse.poll import Poll
-from sse.stream import Cut, Stream
-from sse.subscriber import Start
+from sse.hub.hub import Hub
+from sse.hub.subscriber import Start
+from sse.transports.poll import Poll
+from sse.transports.stream import Cut, Stream
 
 
 def poll(hub: Hub, starts: Mapping[str, Start], **options: Any) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def poll_bytes(hub: Hub, starts: Mapping[str, Start], **options: Any) -> bytes:
 
 
 def driven(stream: Stream, rng: random.Random | None = None) -> Generator[bytes]:
-    """The chunks of a stream as a loop over many gives them, see sse/fanout.py; with `rng`, amid others' comings."""
+    """The chunks of a stream as a loop over many gives them; with `rng`, while others come and go."""
     woken = threading.Event()
     row = _Row(stream)
     try:

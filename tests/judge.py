@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 from flask import Flask
 
-from sse.blueprint import make_blueprint
 from sse.service import Service
-from sse.stream import Cut, Stream
+from sse.transports.stream import Cut, Stream
+from sse.web.views import make_blueprint
 from sse.wire import BARE_HEARTBEAT, HEARTBEAT
 from tests.client import Event as Block
 from tests.client import Parser

@@ -17,15 +17,15 @@ from werkzeug.local import LocalProxy
 from werkzeug.test import TestResponse, create_environ, run_wsgi_app
 
 from sse import SSE, InvalidEvent
-from sse.access import Access, Brought, cookie_counts
+from sse.access.decision import Access, Brought, cookie_counts
+from sse.access.keys import PublishKeys
+from sse.access.permit import Revocations
+from sse.access.token import Tokens
 from sse.config import Config
 from sse.errors import Forbidden, NotFound, Unauthorized
 from sse.event import Event
-from sse.keys import PublishKeys
-from sse.permit import Revocations
-from sse.poll import Poll
 from sse.stores import MemoryStore, Publication
-from sse.token import Tokens
+from sse.transports.poll import Poll
 from tests.conftest import MakeApp
 from tests.servers import wait_until
 from tests.tokens import CREDENTIALS, SECRET, claims, jwk_set, signed

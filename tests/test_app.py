@@ -18,7 +18,8 @@ from flask import Flask
 from werkzeug.test import TestResponse, create_environ, run_wsgi_app
 
 import app as service
-import demo
+from demo import breaker
+from demo import sampler as machine
 from sse import SSE, Event
 from sse.stores import Publication
 from tests import client as wire
@@ -118,7 +119,7 @@ def test_the_page_allows_only_its_own_scripts_and_styles(make_app: MakeApp) -> N
 
 
 @pytest.mark.parametrize("is_demo", [True, False])
-@pytest.mark.parametrize("path", ["/", "/healthz", "/nothing?token=x", "/static//demo.css?token=x", "/sse//poll"])
+@pytest.mark.parametrize("path", ["/", "/healthz", "/nothing?token=x", "/demo//static/demo.css?token=x", "/sse//poll"])
 def test_every_answer_is_closed_to_frames_and_none_repeats_a_query(make_app: MakeApp, path: str, is_demo: bool) -> None:
     with make_app(DEMO=is_demo).test_client().get(path) as response:
         assert response.status_code in (200, 404)
@@ -136,26 +137,26 @@ def test_the_page_has_nothing_inline_and_its_files_are_served(make_app: MakeApp)
     for forbidden in ("<style", "style=", "onclick", "<script>", "https://"):
         assert forbidden not in page
     paths = re.findall(r'(?:src|href)="([^"#:]+)"', page)
-    assert {"sse/sse.js", "static/demo.js", "static/old.js", "static/demo.css"} < set(paths)
+    assert {"sse/sse.js", "demo/static/demo.js", "demo/static/old.js", "demo/static/demo.css"} < set(paths)
     for path in paths:
         with client.get(f"/{path}") as response:
             assert response.status_code == 200
             assert response.headers["X-Content-Type-Options"] == "nosniff"
-            if path.startswith("static/"):  # a new version of the page never runs with old files of a browser's cache
+            if path.startswith("demo/static/"):  # no old file of a browser's cache runs with a new page
                 assert response.headers["Cache-Control"] == "no-cache"
                 with client.get(f"/{path}", headers={"If-None-Match": response.headers["ETag"]}) as again:
                     assert again.status_code == 304
 
 
 def test_the_library_for_the_charts_is_as_published_and_beside_its_licence() -> None:
-    folder = Path(service.__file__).parent / "static/vendor/uPlot-1.6.32"
+    folder = Path(service.__file__).parent / "demo/static/vendor/uPlot-1.6.32"
     published = {
         "LICENSE": "8f989229699b4fe2f1a0432d0e9edc338a8a911e250e2d1b01ecd770a5f5b1bd",
         "uPlot.iife.min.js": "19c8d4c6ad88929a79f4ae49d6f7161566dfd0ba3d15cc495e974f787eb78f1f",
         "uPlot.min.css": "df630c6a8d6f8eeaff264b50f73ce5b114f646ffd9a0bb74f049b0a00135fa04",
     }
     assert {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.iterdir()} == published
-    assert "static/vendor" in (Path(service.__file__).parent / "README.md").read_text()
+    assert "demo/static/vendor" in (Path(service.__file__).parent / "README.md").read_text()
 
 
 def test_the_sampler_starts_once_and_with_a_request_only(make_app: MakeApp) -> None:
@@ -187,7 +188,7 @@ def test_of_several_samplers_one_is_stored_each_second() -> None:
     app.config["SSE_PUBLIC"] = "demo/*"
     sse = SSE()
     sse.init_app(app)
-    samplers = [service.Sampler(app, sse) for _ in range(3)]
+    samplers = [machine.Sampler(app, sse) for _ in range(3)]
     for sampler in samplers:
         sampler.start()
     events = poll_events(app, wanted=3)
@@ -211,41 +212,41 @@ def test_with_the_store_away_samples_are_skipped_and_it_is_said_once(
 
 
 def test_the_load_is_parsed() -> None:
-    assert service.parse_load(LOADAVG) == (0.42, 1.31, 12.2)
+    assert machine.parse_load(LOADAVG) == (0.42, 1.31, 12.2)
 
 
 def test_waiting_for_a_disk_is_not_busy_and_guests_count_once() -> None:
     busy = 5363 + 10 + 2454 + 1 + 67 + 16
-    assert service.parse_cpu(STAT) == (busy, busy + 266337 + 395)
+    assert machine.parse_cpu(STAT) == (busy, busy + 266337 + 395)
 
 
 def test_memory_that_can_be_freed_is_not_used() -> None:
-    assert service.parse_memory(MEMINFO) == ((24684084 - 24408260) * 1024, 24684084 * 1024)
+    assert machine.parse_memory(MEMINFO) == ((24684084 - 24408260) * 1024, 24684084 * 1024)
 
 
 def test_traffic_is_parsed_also_where_the_count_touches_the_name() -> None:
-    assert service.parse_network(NET_DEV) == {
+    assert machine.parse_network(NET_DEV) == {
         "lo": (3193, 3194),
         "eth0": (326157804, 523997),
         "docker0": (77, 78),
     }
 
 
-def counters(monotonic: float, cpu: tuple[int, int], traffic: tuple[int, int]) -> service.Counters:
-    return service.Counters(
+def counters(monotonic: float, cpu: tuple[int, int], traffic: tuple[int, int]) -> machine.Counters:
+    return machine.Counters(
         monotonic=monotonic, load=(0.1, 0.2, 0.3), cpu=cpu, memory=(30, 100), traffic=traffic, loopback=(0, 0)
     )
 
 
 def test_a_sample_tells_what_changed_between_two_readings() -> None:
-    sample = service.describe(counters(10, (50, 100), (1000, 500)), counters(12, (100, 300), (5000, 501)))
+    sample = machine.describe(counters(10, (50, 100), (1000, 500)), counters(12, (100, 300), (5000, 501)))
     assert sample["cpu"] == 25
     assert sample["memory"] == {"used": 30, "total": 100}
     assert sample["network"] == {"in": 2000, "out": 0}
 
 
 def test_a_counter_that_went_back_gives_no_negative_rate() -> None:
-    sample = service.describe(counters(10, (50, 100), (1000, 500)), counters(11, (50, 100), (10, 5)))
+    sample = machine.describe(counters(10, (50, 100), (1000, 500)), counters(11, (50, 100), (10, 5)))
     assert sample["cpu"] == 0
     assert sample["network"] == {"in": 0, "out": 0}
 
@@ -257,8 +258,8 @@ def test_bytes_of_virtual_interfaces_are_not_counted_twice(
     (proc / "net").mkdir()
     for name, text in {"loadavg": LOADAVG, "stat": STAT, "meminfo": MEMINFO, "net/dev": NET_DEV}.items():
         (proc / name).write_text(text)
-    monkeypatch.setattr(service, "PROC", proc)
-    counted = service.read_counters()
+    monkeypatch.setattr(machine, "PROC", proc)
+    counted = machine.read_counters()
     assert counted.traffic == (326157804, 523997)
     assert counted.loopback == (3193, 3194)
 
@@ -324,7 +325,7 @@ def test_with_the_store_away_a_press_is_told_so(make_app: MakeApp) -> None:
 def test_a_buffered_browser_gets_the_head_of_a_stream_and_no_more_until_the_button_is_pressed_again(
     make_app: MakeApp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(demo, "HELD", 0.3)
+    monkeypatch.setattr(breaker, "HELD", 0.3)
     app = make_app(DEMO=True)
     client, other = app.test_client(), app.test_client()
     client.post("/demo/buffer?on=1", headers=OWN_PAGE)
@@ -391,12 +392,12 @@ def test_a_number_that_is_another_connection_s_by_now_is_let_be() -> None:
     other_server, other = socket.socketpair()
     other.settimeout(5)
     with server, browser, other_server, other:
-        connection = demo._Connection("ann", server.fileno())
+        connection = breaker._Connection("ann", server.fileno())
         os.dup2(other_server.fileno(), server.fileno())
-        demo._cut(connection)
+        breaker._cut(connection)
         other_server.sendall(b"x")
         assert other.recv(2) == b"x"
-    demo._cut(connection)  # nor is it a fault where it is closed
+    breaker._cut(connection)  # nor is it a fault where it is closed
 
 
 def test_no_lock_is_held_while_the_demo_s_threads_start(make_app: MakeApp, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -417,7 +418,7 @@ def test_no_lock_is_held_while_the_demo_s_threads_start(make_app: MakeApp, monke
 def test_asleep_a_connection_says_nothing_and_is_closed_when_it_has_slept(
     make_app: MakeApp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(demo, "NAP", 1.0)
+    monkeypatch.setattr(breaker, "NAP", 1.0)
     app = make_app(DEMO=True, SSE_HEARTBEAT=3)
     client, stream, server, browser = open_stream(app)
     _, other_stream, other_server, other = open_stream(app)
@@ -442,7 +443,7 @@ def test_asleep_a_connection_says_nothing_and_is_closed_when_it_has_slept(
 def test_a_poll_that_is_put_to_sleep_is_not_answered(
     make_app: MakeApp, monkeypatch: pytest.MonkeyPatch, holds: bool
 ) -> None:
-    monkeypatch.setattr(demo, "NAP", 1.5)
+    monkeypatch.setattr(breaker, "NAP", 1.5)
     app = make_app(DEMO=True)
     client, stream, *ends = open_stream(app)
     place = client.get("/sse/poll?channel=demo/quiet&timeout=1").get_json()["last_event_id"]
@@ -518,7 +519,7 @@ FAR = [
 
 @pytest.mark.parametrize(
     ("method", "path"),
-    [("GET", "/"), ("GET", "/static/demo.js"), *(("POST", f"/demo/{button}?on=1") for button in BUTTONS)],
+    [("GET", "/"), ("GET", "/demo/static/demo.js"), *(("POST", f"/demo/{button}?on=1") for button in BUTTONS)],
 )
 @pytest.mark.parametrize(("address", "host", "further"), FAR, ids=range(len(FAR)))
 def test_the_demo_s_routes_are_for_this_machine_alone(

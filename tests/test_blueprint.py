@@ -19,9 +19,9 @@ from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from sse import SSE, InvalidEvent
-from sse.blueprint import ALLOWED_HEADERS
 from sse.event import Event
 from sse.stores import Publication
+from sse.web.views import ALLOWED_HEADERS
 from tests import client as wire
 from tests.conftest import MakeApp
 from tests.servers import RedisServer, wait_until

@@ -25,9 +25,9 @@ from flask.cli import ScriptInfo
 
 from app import create_app
 from sse import Event, __version__
-from sse.cli import _Ending, cli
-from sse.script import load
+from sse.cli.commands import _Ending, cli
 from sse.stores import Publication
+from sse.web.script import load
 from tests import client
 from tests.conftest import MakeApp
 from tests.servers import ROOT, Gunicorn, RedisServer, free_port, wait_until

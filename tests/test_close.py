@@ -17,8 +17,8 @@ import pytest
 from flask import Flask
 
 from sse import SSE, StoreUnavailable
+from sse.hub.subscriber import Start
 from sse.service import Service
-from sse.subscriber import Start
 from tests.conftest import MakeApp
 from tests.servers import ROOT, RedisServer, open_fds, wait_until
 from tests.tokens import by_key, claims

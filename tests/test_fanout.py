@@ -16,14 +16,14 @@ from typing import Any
 import gevent
 import pytest
 
+from sse.access.permit import Permit, Revocations
+from sse.access.token import Grant
 from sse.event import Event
-from sse.fanout import Fanout, Row, Streams
-from sse.hub import Hub
-from sse.permit import Permit, Revocations
+from sse.hub.hub import Hub
+from sse.hub.subscriber import Start
+from sse.server.loop import Fanout, Row, Streams
 from sse.stores import MemoryStore, Publication
-from sse.stream import Stream
-from sse.subscriber import Start
-from sse.token import Grant
+from sse.transports.stream import Stream
 
 
 def test_a_notice_waits_until_its_row_has_told_what_it_took() -> None:

@@ -24,7 +24,7 @@ from cryptography.x509.oid import NameOID
 
 from sse.errors import StoreUnavailable
 from sse.event import Event
-from sse.hub import Hub
+from sse.hub.hub import Hub
 from sse.stores import Publication, RedisStore, connect
 from sse.stores.faults import refusal
 from sse.stores.fitness import judge
@@ -352,7 +352,7 @@ def follow(
 ) -> Iterator[Callable[[str], RedisStore]]:
     """Starts a hub over a URL that looks often whether its Redis is fit."""
     monkeypatch.setattr("sse.stores.redis._LOOK_EVERY", 0.1)
-    monkeypatch.setattr("sse.hub._CHECK_EVERY", 0.1)
+    monkeypatch.setattr("sse.hub.hub._CHECK_EVERY", 0.1)
     hubs: list[Hub] = []
 
     def begin(url: str) -> RedisStore:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 RELOADED = """
 import logging, pathlib, sys, time
-from sse.reload import Reloaded
+from sse.access.reload import Reloaded
 
 now = [0.0]
 path = pathlib.Path(sys.argv[1])
@@ -41,8 +41,8 @@ assert first.get(timeout=5) == "good" and len(said) == 1
 STARTED = """
 from gevent import monkey; monkey.patch_all()
 import threading, gevent
-from sse.hub import Hub
-from sse.permit import Revocations
+from sse.hub.hub import Hub
+from sse.access.permit import Revocations
 from sse.stores import connect
 
 store = connect(None, ring=5, ring_ttl=60)
@@ -64,7 +64,7 @@ READ = """
 from gevent import monkey; monkey.patch_all()
 import time, gevent
 from sse.errors import StoreUnavailable
-from sse.permit import Revocations
+from sse.access.permit import Revocations
 from sse.stores import MemoryStore
 
 class Slow(MemoryStore):

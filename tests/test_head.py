@@ -11,7 +11,7 @@ from gunicorn.http.errors import NoMoreData, ParseException  # type: ignore[impo
 from gunicorn.http.message import Request  # type: ignore[import-untyped]
 from gunicorn.http.unreader import IterUnreader  # type: ignore[import-untyped]
 
-from sse.head import Head
+from sse.server.head import Head
 
 LINE = 60
 PLAIN = [

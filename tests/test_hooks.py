@@ -10,7 +10,7 @@ import pytest
 from flask import Flask, Response, make_response, request
 from flask.testing import EnvironBuilder
 
-from sse.stream import Cut
+from sse.transports.stream import Cut
 from tests import client as wire
 from tests.conftest import MakeApp
 from tests.test_blueprint import publish

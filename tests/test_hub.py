@@ -17,11 +17,11 @@ import pytest
 
 from sse.errors import Busy, StoreUnavailable, TooMany
 from sse.event import UNBORN, Event, LastEventId, Position
-from sse.hub import Hub
+from sse.hub.hub import Hub
+from sse.hub.subscriber import Channel, Delivery, Lagging, Reset, Start, Subscriber, starting_points
 from sse.ring import Ring
 from sse.stores import PAGE_BYTES, Feed, MemoryStore, Notice, Page, Publication, RedisStore, Store, connect
 from sse.stores.memory import _MemoryFeed
-from sse.subscriber import Channel, Delivery, Lagging, Reset, Start, Subscriber, starting_points
 from tests.servers import ROOT, RedisServer, wait_until
 
 RING = 50
@@ -629,7 +629,7 @@ def test_an_event_that_is_too_much_for_the_hub_makes_room_from_few_rings(
     subscriber = attach(hub, {name: Start() for name in [*names, "a"]})
     store.publish([Publication(name, Event("x" * 1000)) for name in names])
     assert len(collect(subscriber, 300)) == 300
-    monkeypatch.setattr("sse.hub._HUB_BYTES", hub._bytes)
+    monkeypatch.setattr("sse.hub.hub._HUB_BYTES", hub._bytes)
     shrunk: list[int] = []
     shrink = Ring.shrink
 
@@ -648,9 +648,9 @@ def test_an_event_that_is_too_much_for_the_hub_makes_room_from_few_rings(
 UNDER_GEVENT = """
 import gevent.monkey; gevent.monkey.patch_all()
 import gevent, socket, sys, time
-from sse.hub import Hub
+from sse.hub.hub import Hub
 from sse.stores import connect
-from sse.subscriber import Start
+from sse.hub.subscriber import Start
 
 store = connect(sys.argv[1] or None, ring=10, ring_ttl=3600)
 hub = Hub(store, max_subscribers=10)
@@ -784,7 +784,7 @@ def test_older_entries_are_read_from_the_store_when_the_hub_has_let_them_go(make
 
 
 def test_the_hub_s_rings_are_bounded_together(make_hub: MakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sse.hub._HUB_BYTES", 100_000)
+    monkeypatch.setattr("sse.hub.hub._HUB_BYTES", 100_000)
     store = MemoryStore(ring=RING, ring_ttl=TTL)
     hub = make_hub(store)
     names = [f"c{number}" for number in range(10)]
@@ -974,7 +974,7 @@ def test_over_its_fill_a_hub_is_busy_until_someone_leaves(make_hub: MakeHub, sto
 def test_very_many_new_channels_at_once_are_refused_and_later_allowed(
     make_hub: MakeHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sse.hub._ENSURED_AT_ONCE", 250)
+    monkeypatch.setattr("sse.hub.hub._ENSURED_AT_ONCE", 250)
     clock = Clock()
     store = MemoryStore(ring=RING, ring_ttl=TTL, clock=clock)
     hub = make_hub(store, clock=clock)

@@ -12,10 +12,10 @@ import jwt
 import pytest
 
 from sse import SSE
+from sse.access.jwks import Fetched, parse_keys
+from sse.access.token import Tokens
 from sse.config import Config
 from sse.errors import Unauthorized, Unavailable
-from sse.jwks import Fetched, parse_keys
-from sse.token import Tokens
 from tests.conftest import MakeApp
 from tests.servers import wait_until
 from tests.tokens import EC, SECRET, by_key, claims, jwk_set, signed
@@ -209,7 +209,7 @@ def test_who_needs_none_of_them_does_not_wait_for_an_address_that_is_mute(issuer
 def test_an_address_that_answers_byte_by_byte_holds_nobody_for_long(
     issuer: Issuer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sse.jwks._TIMEOUT", 0.3)
+    monkeypatch.setattr("sse.access.jwks._TIMEOUT", 0.3)
     issuer.drips = True
     keys = Fetched(issuer.url)
     began = time.monotonic()

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from sse.access.keys import PublishKeys, parse_keys
+from sse.access.reload import Reloaded
 from sse.config import Config
 from sse.errors import ConfigError
-from sse.keys import PublishKeys, parse_keys
-from sse.reload import Reloaded
 
 OLD, NEW = "old-key-of-22-characters", "new-key-of-22-characters"
 

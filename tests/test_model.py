@@ -30,10 +30,10 @@ from hypothesis.stateful import (
 from sse.config import Config
 from sse.errors import IdempotencyConflict
 from sse.event import Event
-from sse.hub import Hub
+from sse.hub.hub import Hub
+from sse.hub.subscriber import Start
 from sse.service import Service
 from sse.stores import MemoryStore, Publication, Store, connect
-from sse.subscriber import Start
 from sse.wire import BARE_HEARTBEAT, HEARTBEAT
 from tests.client import Parser
 from tests.judge import LOST, BareClient, Client, Refused, Request, Rings, Site, entries

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 import redis
 
+from sse.access.permit import WARNING, Kind, Permit, Revocations, one_revoked
+from sse.access.token import LEEWAY, Grant
 from sse.errors import StoreUnavailable
-from sse.hub import Hub
-from sse.permit import WARNING, Kind, Permit, Revocations, one_revoked
+from sse.hub.hub import Hub
 from sse.stores import MemoryStore, Revocation, Store, connect
-from sse.token import LEEWAY, Grant
 from sse.wire import encode_control
 from tests.servers import RedisServer, wait_until
 from tests.tokens import claims, signed
@@ -409,7 +409,7 @@ class Counting(MemoryStore):
 
 @pytest.mark.parametrize("is_away", [False, True])
 def test_who_waits_for_a_reading_shares_what_comes_of_it(monkeypatch: pytest.MonkeyPatch, is_away: bool) -> None:
-    monkeypatch.setattr("sse.permit._LOOK_EVERY", 60)
+    monkeypatch.setattr("sse.access.permit._LOOK_EVERY", 60)
     store = Counting()
     store.is_away = is_away
     revocations = Revocations(store, 3600)
@@ -423,7 +423,7 @@ def test_who_waits_for_a_reading_shares_what_comes_of_it(monkeypatch: pytest.Mon
 
 
 def test_a_revocation_waits_for_a_reading_that_begins_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sse.permit._LOOK_EVERY", 60)
+    monkeypatch.setattr("sse.access.permit._LOOK_EVERY", 60)
     store = Counting()
     revocations = Revocations(store, 3600)
     with ThreadPoolExecutor(9) as pool:

@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
+from sse.access.permit import Permit, Revocations
+from sse.access.token import Grant
 from sse.errors import Busy, StoreUnavailable
 from sse.event import Event, LastEventId, Position
-from sse.hub import Hub
-from sse.permit import Permit, Revocations
-from sse.poll import Poll
+from sse.hub.hub import Hub
+from sse.hub.subscriber import Start, starting_points
 from sse.stores import MemoryStore, Publication, Store, connect
-from sse.subscriber import Start, starting_points
-from sse.token import Grant
+from sse.transports.poll import Poll
 from tests.drive import poll, poll_bytes
 from tests.servers import wait_until
 

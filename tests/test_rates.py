@@ -13,7 +13,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
-from sse.limits import Counts, client_address
+from sse.access.limits import Counts, client_address
 from tests.conftest import MakeApp
 from tests.servers import RedisServer, free_port
 from tests.tokens import SECRET, claims, signed
@@ -339,7 +339,7 @@ def test_a_redis_that_cannot_count_is_told_with_its_setting_and_the_remedy(
 def test_a_window_begins_anew_and_those_that_are_over_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1000.0]
     for clock in ("time", "monotonic"):
-        monkeypatch.setattr(f"sse.limits.time.{clock}", lambda: now[0])
+        monkeypatch.setattr(f"sse.access.limits.time.{clock}", lambda: now[0])
     counts = Counts()
     assert [counts.incr("a", 10), counts.incr("a", 10, 5), counts.get("a")] == [1, 6, 6]
     assert (counts.get_expiry("a"), counts.get("b")) == (1010, 0)

@@ -18,7 +18,7 @@ import pytest
 from flask import Flask
 
 import sse
-from sse.script import load, squeeze, strip_comments
+from sse.web.script import load, squeeze, strip_comments
 from tests.conftest import MakeApp
 from tests.servers import ROOT
 
@@ -118,7 +118,7 @@ def test_its_version_is_the_package_s() -> None:
 
 
 def test_it_is_not_read_before_it_is_asked_for() -> None:
-    code = "import app, sse.script; app.create_app(); assert sse.script.load.cache_info().currsize == 0"
+    code = "import app, sse.web.script; app.create_app(); assert sse.web.script.load.cache_info().currsize == 0"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
 
 

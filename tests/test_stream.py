@@ -15,14 +15,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sse.access.permit import Permit, Revocations
+from sse.access.token import Grant
 from sse.errors import StoreUnavailable
 from sse.event import Event, Position
-from sse.hub import Hub
-from sse.permit import Permit, Revocations
+from sse.hub.hub import Hub
+from sse.hub.subscriber import Start
 from sse.stores import PAGE_BYTES, MemoryStore, Page, Publication
-from sse.stream import Cut, Shared, Stream, busy
-from sse.subscriber import Start
-from sse.token import Grant
+from sse.transports.stream import Cut, Shared, Stream, busy
 from tests import client
 from tests.drive import driven
 from tests.servers import wait_until
@@ -250,7 +250,7 @@ def test_a_writer_that_stalls_for_twenty_seconds_is_closed_as_slow(store: Faulty
 def test_with_the_store_away_a_stream_stays_and_goes_on_when_it_is_back(
     hub: Hub, store: FaultyStore, open_stream: OpenStream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sse.hub._CHANNEL_BYTES", 10_000)
+    monkeypatch.setattr("sse.hub.hub._CHANNEL_BYTES", 10_000)
     body = open_stream(heartbeat=0.3)
     body.next()
     publish(store, *["x" * 1000] * 5)  # more than the hub keeps: older ones are read from the store
@@ -611,7 +611,7 @@ def test_only_streams_that_are_told_in_the_same_manner_are_alike(hub: Hub, store
 
 
 def test_one_that_is_not_at_rest_is_like_none(hub: Hub, store: FaultyStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sse.hub._CHANNEL_BYTES", 10_000)
+    monkeypatch.setattr("sse.hub.hub._CHANNEL_BYTES", 10_000)
     lost = make_stream(hub, {"a": Start(Position(7, 7))})
     lost.open()
     assert lost.alike is None

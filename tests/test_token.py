@@ -13,9 +13,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from sse.access.token import LEEWAY, TICKET_LIFE, Grant, Tokens
 from sse.config import Config
 from sse.errors import ConfigError, InvalidEvent, NotFound, TooLarge, Unauthorized
-from sse.token import LEEWAY, TICKET_LIFE, Grant, Tokens
 from tests.tokens import EC, RSA, SECRET, by_key, claims, jwk_set, part, signed, unsigned
 
 
@@ -326,7 +326,7 @@ def test_neither_is_a_ticket_a_token_nor_a_token_a_ticket() -> None:
 
 
 def test_what_is_kept_of_verified_tokens_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sse.token._KEPT", 3)
+    monkeypatch.setattr("sse.access.token._KEPT", 3)
     made = tokens()
     texts = [signed(claims(jti=str(number))) for number in range(10)]
     assert [made.verify(text).id for text in texts * 2] == [str(number) for number in range(10)] * 2

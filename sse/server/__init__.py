@@ -1,1 +1,1 @@
-"""The code of gunicorn's worker processes. Only this, `sse.fanout` and the stub `sse.worker` import gevent."""
+"""gunicorn's worker: the only part that knows gevent and gunicorn, beside the stub `sse.worker`."""

@@ -34,14 +34,14 @@ from gunicorn.sock import ssl_context  # type: ignore[import-untyped]
 from gunicorn.util import make_fail_app  # type: ignore[import-untyped]
 from gunicorn.workers.ggevent import GeventWorker  # type: ignore[import-untyped]
 
-from sse.fanout import LAST_CHUNK, PAUSE, Fanout, date, framed, has_left, send
-from sse.head import Head
 from sse.log import follow_gunicorn
+from sse.server.head import Head
+from sse.server.loop import LAST_CHUNK, PAUSE, Fanout, date, framed, has_left, send
 
 if TYPE_CHECKING:
-    from sse.poll import Poll
     from sse.service import Service
-    from sse.stream import Stream
+    from sse.transports.poll import Poll
+    from sse.transports.stream import Stream
 
 _ACCEPTED: Final = 1000  # connections that are let in before others have their turn
 _SMALL: Final = 65_536  # bytes of an answer that goes out in one write

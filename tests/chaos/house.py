@@ -18,11 +18,11 @@ from typing import Any, NamedTuple, Self
 from sse.config import Config
 from sse.errors import StoreUnavailable, Unavailable
 from sse.event import UNBORN, Event, LastEventId, Position
-from sse.hub import Hub
+from sse.hub.hub import Hub
+from sse.hub.subscriber import starting_points
 from sse.service import Service
 from sse.stores import Publication, Store
-from sse.stream import Stream
-from sse.subscriber import starting_points
+from sse.transports.stream import Stream
 from tests import client as wire
 from tests.drive import driven, poll
 from tests.servers import RedisServer, wait_until

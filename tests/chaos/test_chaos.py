@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from sse import hub
 from sse.event import UNBORN
+from sse.hub import hub
 from tests.chaos.house import CrashingRedis, House
 
 SEEDS = [int(os.environ["CHAOS_SEED"])] if "CHAOS_SEED" in os.environ else range(int(os.environ.get("CHAOS_SEEDS", 20)))

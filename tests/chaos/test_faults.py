@@ -16,8 +16,8 @@ from werkzeug.test import TestResponse
 
 from sse.errors import StoreUnavailable
 from sse.event import Entry, LastEventId
-from sse.stream import Stream
-from sse.subscriber import Delivery, Reset, Start, Subscriber, starting_points
+from sse.hub.subscriber import Delivery, Reset, Start, Subscriber, starting_points
+from sse.transports.stream import Stream
 from tests import client as wire
 from tests.chaos.house import Client, CrashingRedis, House
 from tests.chaos.proxy import LosingProxy

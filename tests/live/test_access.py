@@ -18,7 +18,7 @@ import redis
 from flask import Flask
 
 from sse import SSE
-from sse.token import LEEWAY, TICKET_LIFE
+from sse.access.token import LEEWAY, TICKET_LIFE
 from tests import client
 from tests.client import Answer, Stream
 from tests.conftest import MakeApp

@@ -96,9 +96,9 @@ def test_another_checkout_is_served_from_its_own_folder_and_compared(tmp_path: P
     """The other checkout notes when its own code is imported."""
     other = tmp_path / "other"
     other.mkdir()
-    for name in ("sse", "static"):
+    for name in ("sse", "static", "demo"):
         shutil.copytree(ROOT / name, other / name)
-    for name in ("app.py", "demo.py", "wsgi.py", "gunicorn.conf.py"):
+    for name in ("app.py", "wsgi.py", "gunicorn.conf.py"):
         shutil.copy(ROOT / name, other / name)
     wsgi = other / "wsgi.py"
     wsgi.write_text(f"{wsgi.read_text()}\nopen({str(tmp_path / 'served')!r}, 'a').write(__file__)\n")

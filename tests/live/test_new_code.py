@@ -87,7 +87,9 @@ class Probed(Copy):
         self.append("app.py", "\nNEW = True\n")
         self.append("gunicorn.conf.py", SETTINGS)
         self.edit("sse/server/worker.py", "Server: {response.version}", "Server: the new worker's")
-        self.edit("sse/fanout.py", "def date() -> bytes:\n", 'def date() -> bytes:\n    return b"the new fan-out\'s"\n')
+        self.edit(
+            "sse/server/loop.py", "def date() -> bytes:\n", 'def date() -> bytes:\n    return b"the new fan-out\'s"\n'
+        )
 
     def written_by(self) -> tuple[str | None, str | None]:
         """What the code that writes answers says of itself."""
@@ -182,7 +184,7 @@ def test_an_app_that_the_master_has_imported_keeps_the_code_that_fits_it(tmp_pat
         assert [event.data for event in stream.take(1)] == ["heard"]
         for name in EDITED:
             server.append(f"sse/{name}.py", "\nNEW = True\n")
-        server.edit("sse/fanout.py", "def date() -> bytes:\n", 'def date() -> bytes:\n    return b"new"\n')
+        server.edit("sse/server/loop.py", "def date() -> bytes:\n", 'def date() -> bytes:\n    return b"new"\n')
         server.reload()
         assert stream.until("sse.close").json()["reason"] == "drain"
         assert server.seen()["new"] == [], "the app has the old code, so all have it"
@@ -251,7 +253,7 @@ def tree(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("fault", ["def broken(:\n", "import nothing_like_it\n", "raise ValueError('while it runs')\n"])
 @pytest.mark.parametrize(
-    "file", ["app.py", "wsgi.py", "gunicorn.conf.py", "sse/__init__.py", "sse/worker.py", "sse/fanout.py"]
+    "file", ["app.py", "wsgi.py", "gunicorn.conf.py", "sse/__init__.py", "sse/worker.py", "sse/server/loop.py"]
 )
 def test_systemd_does_not_reload_code_that_cannot_be_loaded(tree: Path, file: str, fault: str) -> None:
     with (tree / file).open("a") as opened:

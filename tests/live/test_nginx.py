@@ -21,8 +21,9 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from sse import __version__, script
-from sse.blueprint import ALLOWED_HEADERS
+from sse import __version__
+from sse.web import script
+from sse.web.views import ALLOWED_HEADERS
 from tests import client
 from tests.client import Parser, Stream
 from tests.servers import ROOT, Gunicorn, Nginx, NginxBeside, RedisServer, free_port, wait_until

@@ -14,9 +14,9 @@ from tests.servers import ROOT, Gunicorn, wait_until
 
 def copy_tree(folder: Path) -> None:
     ignore = shutil.ignore_patterns("__pycache__")
-    for name in ("sse", "static", "tools"):
+    for name in ("sse", "static", "demo", "tools"):
         shutil.copytree(ROOT / name, folder / name, ignore=ignore)
-    for name in ("app.py", "demo.py", "wsgi.py", "gunicorn.conf.py"):
+    for name in ("app.py", "wsgi.py", "gunicorn.conf.py"):
         shutil.copy2(ROOT / name, folder)
 
 

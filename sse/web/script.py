@@ -89,7 +89,7 @@ def embed_tag(prefix: str, channels: Sequence[str]) -> str:
 
 
 def _source() -> str:
-    package = Path(__file__).parent
+    package = Path(__file__).parent.parent
     installed = package / "static" / "sse.js"
     return (installed if installed.exists() else package.parent / "static" / "sse.js").read_text(encoding="utf-8")
 

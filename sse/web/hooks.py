@@ -18,8 +18,8 @@ from werkzeug.wsgi import ClosingIterator
 
 from sse.errors import Busy
 from sse.log import warn, warn_once
-from sse.poll import Poll
-from sse.stream import Cut, Stream, busy, busy_for
+from sse.transports.poll import Poll
+from sse.transports.stream import Cut, Stream, busy, busy_for
 from sse.wire import encode_json
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ from urllib.parse import urlsplit
 from jwt import PyJWK
 from jwt.exceptions import PyJWTError
 
+from sse.access.reload import Reloaded
 from sse.errors import Unavailable
 from sse.log import warn
-from sse.reload import Reloaded
 
 ALGORITHMS: Final = {("RSA", None): "RS256", ("EC", "P-256"): "ES256", ("OKP", "Ed25519"): "EdDSA"}
 """The one algorithm of each type of key, and its curve: a token's own header never chooses."""

@@ -7,11 +7,11 @@ import zlib
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Final
 
+from sse.access.permit import Permit
 from sse.errors import Busy, StoreUnavailable
 from sse.event import Entry, Event, Position, format_last_event_id, id_size
-from sse.hub import ATTACH_TIMEOUT, Charge, Hub
-from sse.permit import Permit
-from sse.subscriber import Delivery, Lagging, Reset, Start, Subscriber
+from sse.hub.hub import ATTACH_TIMEOUT, Charge, Hub
+from sse.hub.subscriber import Delivery, Lagging, Reset, Start, Subscriber
 from sse.wire import encode_json
 
 _MAX_EVENTS: Final = 1000

@@ -22,18 +22,18 @@ from urllib.parse import urlencode, urlsplit
 import click
 from flask.cli import AppGroup, ScriptInfo
 
-from sse.access import unreached
+from sse.access.decision import unreached
+from sse.access.permit import one_revoked
+from sse.access.token import id_of
 from sse.config import check_pattern
 from sse.errors import InvalidEvent, SSEError, TooLarge, Unavailable
 from sse.event import DEFAULT_TYPE, RESERVED_PREFIX, Event, LastEventId, check_channel, check_type
+from sse.hub.subscriber import starting_points
 from sse.log import plain
-from sse.permit import one_revoked
-from sse.script import embed_tag
 from sse.service import Service
 from sse.stores import Publication
-from sse.stream import Stream
-from sse.subscriber import starting_points
-from sse.token import id_of
+from sse.transports.stream import Stream
+from sse.web.script import embed_tag
 from sse.wire import MAX_BATCH, Block, Parser
 
 T = TypeVar("T")

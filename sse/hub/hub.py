@@ -16,10 +16,21 @@ from typing import Final, NamedTuple, TypeVar
 
 from sse.errors import Busy, SSEError, StoreUnavailable
 from sse.event import UNBORN, Entry, Position, Reason
+from sse.hub.subscriber import (
+    Channel,
+    Delivery,
+    Form,
+    Reset,
+    Start,
+    Subscriber,
+    encoded,
+    in_blocks,
+    reset_at,
+    reset_size,
+)
 from sse.log import warn
 from sse.ring import Ring
 from sse.stores import PAGE, PAGE_BYTES, READ_AT_ONCE, Feed, Notice, Page, Store
-from sse.subscriber import Channel, Delivery, Form, Reset, Start, Subscriber, encoded, in_blocks, reset_at, reset_size
 
 ATTACH_TIMEOUT: Final = 5.0
 """Seconds that a new subscriber waits for a store that is away."""

@@ -8,9 +8,9 @@ import re
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
+from sse.access.reload import Reloaded
 from sse.config import KEY, Config, check_pattern
 from sse.errors import InvalidEvent
-from sse.reload import Reloaded
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _SETTING: Final = "SSE_PUBLISH_KEYS_FILE"

@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Literal, NamedTuple
 
+from sse.access.keys import PublishKeys
+from sse.access.permit import TAKEN_AFTER, Kind, Permit, Revocations
+from sse.access.token import Grant, Tokens
 from sse.config import Config, matches
 from sse.errors import Forbidden, NotFound, SSEError, Unauthorized, Unavailable
-from sse.keys import PublishKeys
-from sse.permit import TAKEN_AFTER, Kind, Permit, Revocations
-from sse.token import Grant, Tokens
 
 Authorize = Callable[[str], bool]
 """The app's own rule: whether the current request may read a channel. Only `True` is a yes."""

@@ -26,7 +26,7 @@ from jwt.exceptions import (
     PyJWTError,
 )
 
-from sse import jwks
+from sse.access import jwks
 from sse.config import Config, check_pattern
 from sse.errors import ConfigError, InvalidEvent, KeyUnknown, NotFound, TooLarge, Unauthorized
 from sse.log import warn

@@ -14,12 +14,12 @@ from collections.abc import Iterator
 from flask import Flask, Response, g, request
 
 from sse import SSE, SSEError, StoreUnavailable
-from sse.hub import ATTACH_TIMEOUT
+from sse.hub.hub import ATTACH_TIMEOUT
+from sse.hub.subscriber import Delivery, Start
 from sse.log import warn
-from sse.poll import Poll
 from sse.service import Service
-from sse.stream import Stream
-from sse.subscriber import Delivery, Start
+from sse.transports.poll import Poll
+from sse.transports.stream import Stream
 
 CHANNEL = "breaks"  # through which all workers hear of each break
 BROWSER = "demo"  # a cookie: by chance, and good for telling this browser's connections from others', no more
@@ -58,8 +58,6 @@ class Breaker:
         self._thread: threading.Thread | None = None
         app.before_request(self._enter)
         app.after_request(self._leave)
-        for action in (self.cut, self.sleep, self.buffer):
-            app.add_url_rule(f"/demo/{action.__name__}", f"demo.{action.__name__}", action, methods=["POST"])
 
     def know(self, response: Response) -> Response:
         """Give a browser that has none the cookie that its connections are known by."""
@@ -106,7 +104,7 @@ class Breaker:
         self._start()
         endpoint = request.endpoint or ""
         if not is_local():
-            return _not_here() if endpoint in {"index", "static"} or endpoint.startswith("demo.") else None
+            return _not_here() if request.blueprint == "demo" else None
         peer = request.environ.get("gunicorn.socket") or request.environ.get("werkzeug.socket")
         fd = peer.fileno() if peer else -1
         if fd >= 0 and endpoint in {"sse.stream", "sse.poll"} and (browser := _browser()):

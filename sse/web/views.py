@@ -18,7 +18,10 @@ from werkzeug.datastructures import EnvironHeaders, Headers, ImmutableMultiDict
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 from werkzeug.routing import PathConverter, Rule
 
-from sse import access, script
+from sse.access import decision as access
+from sse.access.limits import Limits, client_address
+from sse.access.permit import Permit
+from sse.access.token import TICKET_LIFE
 from sse.config import Config
 from sse.errors import (
     Gone,
@@ -44,19 +47,17 @@ from sse.event import (
     format_last_event_id,
     id_size,
 )
-from sse.hooks import HookedPoll, HookedStream, break_off, busy_error, is_busy, keep_streams_coming
-from sse.host import warn_of_host
-from sse.hub import Charge
-from sse.limits import Limits, client_address
+from sse.hub.hub import Charge
+from sse.hub.subscriber import Reset, Start, starting_points
 from sse.log import warn
-from sse.permit import Permit
-from sse.poll import Poll
 from sse.service import Service
 from sse.stores import Publication
-from sse.stream import Stream, busy
-from sse.subscriber import Reset, Start, starting_points
-from sse.token import TICKET_LIFE
+from sse.transports.poll import Poll
+from sse.transports.stream import Stream, busy
 from sse.version import __version__
+from sse.web import script
+from sse.web.hooks import HookedPoll, HookedStream, break_off, busy_error, is_busy, keep_streams_coming
+from sse.web.host import warn_of_host
 from sse.wire import encode_json, parse_publish, stored_size
 
 if TYPE_CHECKING:

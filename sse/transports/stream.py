@@ -10,13 +10,13 @@ from copy import copy
 from functools import lru_cache
 from typing import Final, Literal, NamedTuple
 
+from sse.access.permit import TAKEN_AFTER, Permit
 from sse.errors import StoreUnavailable, TooMany, Unavailable
 from sse.event import Entry, Position, format_last_event_id
-from sse.hub import ATTACH_TIMEOUT, Charge, Hub
+from sse.hub.hub import ATTACH_TIMEOUT, Charge, Hub
+from sse.hub.subscriber import Delivery, Lagging, Reset, Start, Subscriber
 from sse.log import warn
-from sse.permit import TAKEN_AFTER, Permit
 from sse.stores import PAGE
-from sse.subscriber import Delivery, Lagging, Reset, Start, Subscriber
 from sse.wire import BARE_HEARTBEAT, HEARTBEAT, encode_comment, encode_control, type_in_data, with_id
 
 _CHUNK: Final = 16_384

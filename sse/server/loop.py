@@ -29,9 +29,9 @@ from gunicorn.util import http_date  # type: ignore[import-untyped]
 if TYPE_CHECKING:
     import socket
 
-    from sse.permit import Permit
-    from sse.poll import Poll
-    from sse.stream import Reason, Shared, Stream
+    from sse.access.permit import Permit
+    from sse.transports.poll import Poll
+    from sse.transports.stream import Reason, Shared, Stream
 
 STALLED_AFTER: Final = 20.0
 """Seconds that one who takes nothing more is waited for."""

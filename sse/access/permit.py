@@ -11,11 +11,11 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple, cast
 
+from sse.access.token import LEEWAY, Grant
 from sse.errors import StoreUnavailable
 from sse.event import plain_str
 from sse.log import warn
 from sse.stores import Revocation, Store
-from sse.token import LEEWAY, Grant
 from sse.wire import encode_comment, encode_control
 
 _log = logging.getLogger("sse")

@@ -1,0 +1,34 @@
+"""The demonstration that DEMO=1 adds to the service: a page of this machine's live data.
+
+`sampler` publishes what the machine does each second, `breaker` is behind the buttons that break connections, and
+`static/` has the page. Nothing else needs this folder.
+"""
+
+from __future__ import annotations
+
+from flask import Blueprint, Flask, Response
+
+from demo.breaker import Breaker
+from demo.sampler import Sampler
+from sse import SSE
+
+
+def add_demo(app: Flask, sse: SSE) -> None:
+    """Add the page at `/`, its files, its buttons and its sampler to an app."""
+    sampler = Sampler(app, sse)
+    breaker = Breaker(app, sse)
+    app.extensions["demo"] = (sampler, breaker)
+    pages = Blueprint("demo", __name__, static_folder="static", static_url_path="/demo/static")
+
+    # In the process that serves, after any fork, and never in a command such as `flask sse publish`.
+    @app.before_request
+    def start_sampler() -> None:
+        sampler.start()
+
+    @pages.get("/")
+    def index() -> Response:
+        return breaker.know(pages.send_static_file("index.html"))
+
+    for action in (breaker.cut, breaker.sleep, breaker.buffer):
+        pages.add_url_rule(f"/demo/{action.__name__}", view_func=action, methods=["POST"])
+    app.register_blueprint(pages)

@@ -1,0 +1,3 @@
+"""The commands `flask sse …`."""
+
+from sse.cli.commands import cli as cli

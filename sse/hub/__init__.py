@@ -1,0 +1,1 @@
+"""The fan-out of one process: `hub` follows the store, and each `subscriber` takes events from it."""

@@ -1,0 +1,1 @@
+"""The routes under SSE_PREFIX, for Flask, and the embed script that they serve."""
