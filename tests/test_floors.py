@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "sse"
 FLOORS = [
-    {"errors", "version", "log", "alone", "ring", "event", "wire", "config"},
+    {"errors", "version", "log", "alone", "ring", "event", "wire", "config", "spread"},
     {"home", "stores"},
     {"hub"},
     {"access"},

@@ -1,0 +1,107 @@
+"""The rule for the end of one connection, whatever it is: a generator, a waiting poll, or a member of a row.
+
+`decide` is a pure function. Its callers bring the moment, and do what it says. The first line that applies counts:
+
+| state                             | nothing, or events, before | an answer before    | unsent bytes before |
+|-----------------------------------|----------------------------|---------------------|---------------------|
+| it takes nothing for 20 s         | close: slow                | close: slow         | cut                 |
+| its permit is over                | close: expired             | close: expired      | cut                 |
+| it is drained                     | close: drain               | close: drain        | cut                 |
+| its deadline has come             | close: lifetime            | look again in 1 s   | look again in 1 s   |
+| its permit's notice is due        | tell, if nothing is before | look again in 0.1 s | look again in 0.1 s |
+| none of these                     | go on until the first of these moments                           |||
+
+A goodbye has no id, so it may overtake events that a row has taken and not yet written: the client comes back for them.
+A notice waits for them, since a row whose member stalls would hand that member a position that it was not told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import inf
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from sse.access.permit import Permit
+
+STALLED_AFTER: Final = 20.0
+"""Seconds that a client has which takes nothing of what it is given."""
+
+_AGAIN: Final = 1.0  # seconds until a deadline that has to wait is looked at again
+_SOON: Final = 0.1  # the same for a notice
+
+CloseReason = Literal["lifetime", "drain", "expired", "slow", "busy"]
+"""The word by which a goodbye tells why."""
+
+Before = Literal["nothing", "events", "answer", "unsent"]
+"""What stands before a goodbye: events that a row has taken and not written, the answer of a poll that is being made,
+or bytes that the client has not taken.
+"""
+
+
+class Next(NamedTuple):
+    """The thing to do with a connection now; if it goes on, it is looked at again `until` then at the latest.
+
+    :param until: by the clock of `now`.
+    :param reason: say goodbye, and why. A poll is answered with nothing.
+    :param cuts: close it without a word.
+    :param tells: tell that its permit will end.
+    """
+
+    until: float
+    reason: CloseReason | None = None
+    cuts: bool = False
+    tells: bool = False
+
+    @property
+    def ends(self) -> bool:
+        """Whether it ends, with a word or without."""
+        return self.cuts or self.reason is not None
+
+
+class Handed(NamedTuple):
+    """The things that a body gives up when it is handed off: they are one connection's, and its row has them now."""
+
+    deadline: float
+    permit: Permit | None
+    closing: Sequence[Callable[[], object]]
+
+
+def decide(
+    now: float,
+    deadline: float,
+    *,
+    ends_in: float = inf,
+    notice_in: float = inf,
+    stalled_at: float = inf,
+    draining: bool = False,
+    before: Before = "nothing",
+) -> Next:
+    """Return what is to happen to a connection, by the table above.
+
+    :param deadline: the end of its lifetime, or of a poll's timeout, by the clock of `now`.
+    :param ends_in: seconds until its permit is over.
+    :param notice_in: seconds until its client is to be told of that.
+    :param stalled_at: since when its client takes nothing of what it is given.
+    """
+    reason = _reason(now, deadline, ends_in, stalled_at, draining=draining, before=before)
+    if reason:
+        return Next(now, cuts=True) if before == "unsent" else Next(now, reason)
+    end = min(deadline if deadline > now else now + _AGAIN, now + ends_in, stalled_at + STALLED_AFTER)
+    if notice_in > 0:
+        return Next(min(end, now + notice_in))
+    return Next(end, tells=True) if before == "nothing" else Next(min(end, now + _SOON))
+
+
+def _reason(
+    now: float, deadline: float, ends_in: float, stalled_at: float, *, draining: bool, before: Before
+) -> CloseReason | None:
+    if now - stalled_at >= STALLED_AFTER:
+        return "slow"
+    if ends_in <= 0:
+        return "expired"
+    if draining:
+        return "drain"
+    if now >= deadline and before in ("nothing", "events"):
+        return "lifetime"
+    return None
