@@ -56,9 +56,20 @@ def type_in_data(body: bytes) -> bytes:
 
 
 def with_id(last_event_id: str, body: bytes, *, last: bool = False) -> bytes:
-    """The whole block: a body and its id line, which is the first or the last one."""
-    line = f"id: {last_event_id}\n".encode()
-    return body[:-1] + line + b"\n" if last else line + body
+    """Return the whole block: a body and its id line, which is the first or the last one."""
+    head, tail = around_id(last_event_id, body, last)
+    return head + tail
+
+
+def around_id(id: str, body: bytes, last: bool) -> tuple[bytes, bytes]:
+    """Return a block in two parts, between which its id goes on; the id's line is the first or the last one."""
+    line = f"id: {id}".encode()
+    return (body[:-1] + line, b"\n\n") if last else (line, b"\n" + body)
+
+
+def with_retry(retry: int, blocks: bytes) -> bytes:
+    """Return the same blocks; the first one tells `retry`, in milliseconds."""
+    return b"retry: %d\n%b" % (retry, blocks)
 
 
 def encode_control(
@@ -69,10 +80,11 @@ def encode_control(
     retry: int | None = None,
     id_last: bool = False,
 ) -> bytes:
-    """A whole block of the service's own; `retry` in milliseconds."""
-    head = b"" if retry is None else f"retry: {retry}\n".encode()
-    body = f"event: {type}\ndata: {encode_json(data)}\n\n".encode()
-    return head + (body if last_event_id is None else with_id(last_event_id, body, last=id_last))
+    """Return a whole block of the service's own; `retry` in milliseconds."""
+    block = f"event: {type}\ndata: {encode_json(data)}\n\n".encode()
+    if last_event_id is not None:
+        block = with_id(last_event_id, block, last=id_last)
+    return block if retry is None else with_retry(retry, block)
 
 
 def encode_comment(name: str, data: Mapping[str, object]) -> bytes:

@@ -22,7 +22,8 @@ from sse.event import Event, Position
 from sse.hub.hub import Hub
 from sse.hub.subscriber import Start
 from sse.stores import PAGE_BYTES, MemoryStore, Page, Publication
-from sse.transports.stream import Cut, Shared, Stream, busy
+from sse.transports.dialect import Shared, busy
+from sse.transports.stream import Cut, Stream
 from tests import client
 from tests.drive import driven
 from tests.servers import wait_until

@@ -16,7 +16,6 @@ from sse.errors import StoreUnavailable
 from sse.event import plain_str
 from sse.log import warn
 from sse.stores import Revocation, Store
-from sse.wire import encode_comment, encode_control
 
 _log = logging.getLogger("sse")
 
@@ -97,14 +96,13 @@ class Permit:
         self.wake = wake
         self._revocations.hold(self)
 
-    def notice(self, *, bare: bool = False) -> bytes:
-        """The block of a stream that tells of its end, or the comment, once, when it is time for that."""
+    def notice(self) -> int | None:
+        """Return in how many seconds it ends, once, when it is time to tell its client; else None."""
         now = time.time()
         if now < self.warn_at:
-            return b""
+            return None
         self.warn_at = math.inf
-        data = {"expires": max(round(self.ends_at - LEEWAY - now), 0)}
-        return encode_comment("auth", data) if bare else encode_control("sse.auth", data)
+        return max(round(self.ends_at - LEEWAY - now), 0)
 
     def revoke(self) -> None:
         self.ended = True

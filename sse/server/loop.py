@@ -30,8 +30,10 @@ if TYPE_CHECKING:
     import socket
 
     from sse.access.permit import Permit
+    from sse.transports.dialect import Shared
+    from sse.transports.life import CloseReason
     from sse.transports.poll import Poll
-    from sse.transports.stream import Reason, Shared, Stream
+    from sse.transports.stream import Stream
 
 STALLED_AFTER: Final = 20.0
 """Seconds that one who takes nothing more is waited for."""
@@ -239,7 +241,7 @@ class Streams(Row):
             self.fanout.pause()
         self.stream.written(time.monotonic())
 
-    def _say_goodbye(self, fd: int, reason: Reason) -> None:
+    def _say_goodbye(self, fd: int, reason: CloseReason) -> None:
         permit = self.fanout.permits[fd][0] if fd in self.fanout.permits else None
         self._tell_one(fd, self.stream.goodbye(reason, permit), last=True)
 

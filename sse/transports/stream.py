@@ -7,61 +7,22 @@ import random
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from copy import copy
-from functools import lru_cache
-from typing import Final, Literal, NamedTuple
+from typing import Final
 
 from sse.access.permit import TAKEN_AFTER, Permit
 from sse.errors import StoreUnavailable, TooMany, Unavailable
-from sse.event import Entry, Position, format_last_event_id
+from sse.event import Position
 from sse.hub.hub import ATTACH_TIMEOUT, Charge, Hub
-from sse.hub.subscriber import Delivery, Lagging, Reset, Start, Subscriber
+from sse.hub.subscriber import Lagging, Reset, Start, Subscriber
 from sse.log import warn
 from sse.stores import PAGE
-from sse.wire import BARE_HEARTBEAT, HEARTBEAT, encode_comment, encode_control, type_in_data, with_id
+from sse.transports.dialect import NOTHING, Dialect, Segment, Shared, busy, claims_of, dialect_of
+from sse.transports.life import CloseReason
 
 _CHUNK: Final = 16_384
 _CHUNK_EVENTS: Final = 1000
 _STALLED_AFTER: Final = 20.0
 _RETRY_STORE: Final = 1.0
-
-Reason = Literal["lifetime", "drain", "expired", "slow", "busy"]
-
-
-class Manner(NamedTuple):
-    """How a stream is told, the same for very many."""
-
-    heartbeat: float
-    retry: int
-    delta: bool
-    typed: bool
-    bare: bool
-    cut: bool
-
-    @property
-    def id_last(self) -> bool:
-        """True if the id is the last line of its block.
-
-        Some readers that need these forms take an id when they read its line. If the body broke off behind that line,
-        in the middle of the data, they would never ask for that event again.
-        """
-        return self.bare or self.cut
-
-
-class Segment(NamedTuple):
-    """Blocks of one channel that many streams go on with: as a whole, where ids have this channel only, or piece by
-    piece around the ids' other entries; where they lead to, and whether there is more at hand.
-    """
-
-    whole: bytes
-    pieces: Sequence[tuple[bytes, bytes]]
-    place: Position
-    more: bool
-
-
-Shared = dict[tuple[str, Position, bool, bool], Segment | None]
-"""Segments by channel, place and form, for one round."""
-
-_manner = lru_cache(maxsize=1024)(Manner)
 
 
 class Cut(BrokenPipeError):
@@ -97,8 +58,8 @@ class Stream:
 
     # An idle stream is to be small.
     __slots__ = (
-        *("_again", "_attached", "_charge", "_claims", "_clock", "_manner", "_starts", "_tells_retry", "_told"),
-        *("_written", "closing", "deadline", "ended", "hub", "lost", "permit", "subscriber"),
+        *("_again", "_attached", "_charge", "_claims", "_clock", "_starts", "_tells_retry", "_told"),
+        *("_written", "closing", "deadline", "dialect", "ended", "hub", "lost", "permit", "subscriber"),
     )
     subscriber: Subscriber
 
@@ -132,24 +93,24 @@ class Stream:
         self.hub = hub
         self._starts: Mapping[str, Start] | None = starts
         self._attached = False
-        self._manner = _manner(heartbeat, retry, delta, typed, bare, cut)
+        self.dialect = dialect_of(heartbeat, retry, delta=delta, typed=typed, bare=bare, cut=cut)
         self._tells_retry = bare  # with the first event, since there is no block before it
         self._told = told
         self._charge = charge
         self._clock = clock
-        # What the client may say that it has, where that is not what it was given: see _claims.
+        # What the client may say that it has, where that is not what it was given: see `claims_of`.
         self._claims: dict[str, Position | None] | None = None
         self._written = self._again = 0.0
 
     @property
     def cuts(self) -> bool:
         """True if the body ends without its last chunk, so that clients see a broken connection."""
-        return self.lost or self._manner.cut
+        return self.lost or self.dialect.cut
 
     @property
     def is_bare(self) -> bool:
         """True for `form=bare`: the service says everything in comments."""
-        return self._manner.bare
+        return self.dialect.bare
 
     @property
     def waits(self) -> bool:
@@ -159,7 +120,7 @@ class Stream:
     @property
     def due(self) -> float:
         """When there is something to say, by the clock, if no event comes."""
-        due = min(self._written + self._manner.heartbeat, self.deadline)
+        due = min(self._written + self.dialect.heartbeat, self.deadline)
         if self.permit:
             due = min(due, self._clock() + self.permit.due_in)
         return min(due, self._again) if self._again else due
@@ -169,7 +130,7 @@ class Stream:
         """Equal for streams that may be told by one another; None for one that is not at rest."""
         if self.subscriber.resets or self._claims is not None or self._again or self.ended:
             return None
-        return self.hub, self._manner, self._tells_retry, *self.subscriber.places
+        return self.hub, self.dialect, self._tells_retry, *self.subscriber.places
 
     def attach(self) -> None:
         """Attach before `open`, to know the subscriber's resets.
@@ -183,25 +144,25 @@ class Stream:
     def open(self) -> bytes:
         """Attach, and give the first blocks; or the whole body, if this service is busy."""
         assert self._starts is not None, "a stream is opened once"
-        starts, manner = self._starts, self._manner
+        starts, dialect = self._starts, self.dialect
         try:
             if not self._attached:
                 self.attach()
         except Unavailable as error:
             warn("a stream is told that this service is busy: %s", error)
-            self.ended, self.lost = True, manner.bare
-            return busy(manner.retry, error.retry_after if isinstance(error, TooMany) else 0, bare=manner.bare)
-        if manner.bare and self.subscriber.resets:  # it has been closed meanwhile, or it would have been refused
+            self.ended, self.lost = True, dialect.bare
+            return busy(dialect.retry, error.retry_after if isinstance(error, TooMany) else 0, bare=dialect.bare)
+        if dialect.bare and self.subscriber.resets:  # it has been closed meanwhile, or it would have been refused
             self.ended = self.lost = True
-            return BARE_HEARTBEAT
+            return dialect.beat
         self._starts = self._charge = None
         if self.permit:
             self.permit.begin(self.subscriber.notify)
-        claims = _claims(self.subscriber, starts)
-        if self.subscriber.resets:
+        resets = self.subscriber.resets
+        claims = claims_of(self.subscriber.places, resets, starts)
+        if resets:
             self._claims = claims
-        told = {"heartbeat": manner.heartbeat, "lifetime": round(self.deadline), "retry": manner.retry}
-        opening = _opening(self.subscriber, starts, claims, {**told, **(self._told or {})}, manner)
+        opening = dialect.opening(starts, resets, claims, round(self.deadline), self._told or {})
         self._told = None
         now = self._clock()
         self.deadline += now
@@ -220,36 +181,36 @@ class Stream:
         except Lagging:
             return self.end("slow")
         self._claims = None  # it is given all that it takes
-        if self._manner.bare:
+        if self.dialect.bare:
             for index, item in enumerate(taken):
                 if isinstance(item, Reset):
                     # The ids before it have the channel's old entry, so the client is refused when it comes back.
                     self.ended = self.lost = True
                     del taken[index:]
                     break
-        return self._or_heartbeat(self._begun(b"".join(_block(item, claims, self._manner) for item in taken)))
+        return self._or_heartbeat(self._begun(self.dialect.blocks(taken, claims)))
 
     def quick(self, shared: Shared) -> bytes | None:
         """As `step`, but with what the hub has at hand and for many at once; None if that does not do."""
-        subscriber, manner = self.subscriber, self._manner
+        subscriber, dialect = self.subscriber, self.dialect
         if subscriber.resets or self._claims is not None or self._again:
             return None
         places = subscriber.places
         parts: list[bytes] = []
         size = 0
         for name in subscriber.order():
-            key = (name, places[name], manner.typed, manner.id_last)
+            key = (name, places[name], dialect.typed, dialect.id_last)
             if key in shared:
                 segment = shared[key]
             else:
-                segment = shared[key] = _segment(subscriber, name, manner)
+                segment = shared[key] = _segment(subscriber, name, dialect)
             if segment is None:
                 if not parts:
                     return None
                 subscriber.notify()
                 break
             if segment.whole:
-                parts.append(segment.whole if manner.delta or len(places) == 1 else _around(segment, name, places))
+                parts.append(dialect.within(segment, name, places))
                 places[name] = segment.place
                 size += len(segment.whole)
                 if segment.more or size > _CHUNK:
@@ -257,24 +218,22 @@ class Stream:
                     break
         if parts:
             subscriber.turn()
-        return self._or_heartbeat(self._begun(b"".join(parts) if len(parts) > 1 else parts[0] if parts else b""))
+        return self._or_heartbeat(self._begun(b"".join(parts)))
 
-    def end(self, reason: Reason) -> bytes:
+    def end(self, reason: CloseReason) -> bytes:
         """The last block, after which nothing comes."""
         self.ended = True
         return self.goodbye(reason)
 
-    def goodbye(self, reason: Reason, permit: Permit | None = None) -> bytes:
+    def goodbye(self, reason: CloseReason, permit: Permit | None = None) -> bytes:
         """The last block, for one of those that it tells, by its permit if that is not this stream's; others go on."""
         permit = permit or self.permit
-        bare = self._manner.bare
-        if permit and permit.ended:  # revoked: a new token is not taken before
-            return _close(reason, random.uniform(1, 1.5) * 1000 * TAKEN_AFTER, bare)
-        return _close(reason, random.uniform(0.1, 1) * self._manner.retry, bare)
+        is_revoked = permit is not None and permit.ended  # then a new token is not taken before
+        return self.dialect.close(reason, TAKEN_AFTER if is_revoked else 0)
 
     def notice(self, permit: Permit) -> bytes:
         """Return the block that tells of the end of a permit of this stream's clients, or nothing before it is time."""
-        return permit.notice(bare=self._manner.bare)
+        return self.dialect.notice(permit.notice())
 
     def absorb(self, other: Stream) -> bool:
         """Tell the client of another stream too from now on, and end that; False if they are not at the same place.
@@ -342,8 +301,8 @@ class Stream:
             return chunk + self.end("drain")
         if now >= self.deadline:
             return chunk + self.end("lifetime")
-        if not chunk and now - self._written >= self._manner.heartbeat:
-            return BARE_HEARTBEAT if self._manner.bare else HEARTBEAT
+        if not chunk and now - self._written >= self.dialect.heartbeat:
+            return self.dialect.beat
         return chunk
 
     def _begun(self, blocks: bytes) -> bytes:
@@ -351,96 +310,12 @@ class Stream:
         if not (blocks and self._tells_retry):
             return blocks
         self._tells_retry = False
-        return b"retry: %d\n%b" % (self._manner.retry, blocks)
+        return self.dialect.begun(blocks)
 
 
-def _segment(subscriber: Subscriber, name: str, manner: Manner) -> Segment | None:
+def _segment(subscriber: Subscriber, name: str, dialect: Dialect) -> Segment | None:
+    """Return the blocks of what the hub has at hand for a channel; None if it does not reach back far enough."""
     entries = subscriber.at_hand(name)
-    if entries is None:
-        return None
-    pieces: list[tuple[bytes, bytes]] = []
-    size = 0
-    place = subscriber.places[name]
-    for entry in entries:
-        size += len(entry.body)
-        if pieces and size > _CHUNK:
-            break
-        place = entry.position
-        id, body = f"id: {name}={place}".encode(), _body(entry, manner.typed)
-        pieces.append((body[:-1] + id, b"\n\n") if manner.id_last else (id, b"\n" + body))
-    more = len(pieces) < len(entries) or len(entries) >= PAGE
-    return Segment(b"".join(part for piece in pieces for part in piece), pieces, place, more)
-
-
-def _around(segment: Segment, name: str, places: Mapping[str, Position]) -> bytes:
-    """The segment with full ids: the other channels' entries stand after its own."""
-    others = "".join(f"~{other}={place}" for other, place in places.items() if other != name).encode()
-    return b"".join(head + others + body for head, body in segment.pieces)
-
-
-def busy(retry: int, after: int = 0, *, bare: bool = False) -> bytes:
-    """The whole body for a client that cannot be served now: an error status would end its EventSource for good.
-
-    :param retry: milliseconds, of which it is told once to four times as many.
-    :param after: seconds before which it would come in vain.
-    """
-    return _close("busy", busy_for(retry, after), bare)
-
-
-def busy_for(retry: int, after: int = 0) -> float:
-    """The milliseconds for which a client that cannot be served is to wait, see `busy`."""
-    return random.uniform(1, 4) * retry + after * 1000
-
-
-def _close(reason: Reason, retry: float, bare: bool) -> bytes:
-    # In the data too: an EventSource keeps the `retry:` field to itself.
-    if bare:
-        return encode_comment("close", {"reason": reason, "retry": round(retry)})
-    return encode_control("sse.close", {"reason": reason, "retry": round(retry)}, retry=round(retry))
-
-
-def _claims(subscriber: Subscriber, starts: Mapping[str, Start]) -> dict[str, Position | None]:
-    """What the client may say that it has: its own word, if any, for a channel whose reset it has not heard yet."""
-    unheard = {reset.channel for reset in subscriber.resets}
-    return {name: starts[name].position if name in unheard else place for name, place in subscriber.places.items()}
-
-
-def _opening(
-    subscriber: Subscriber,
-    starts: Mapping[str, Start],
-    claims: Mapping[str, Position | None],
-    told: Mapping[str, object],
-    manner: Manner,
-) -> bytes:
-    unheard = {reset.channel for reset in subscriber.resets}
-    channels = {
-        name: {
-            "position": str(claims[name]) if claims[name] else None,
-            "resumed": start.position is not None and name not in unheard,
-        }
-        for name, start in starts.items()
-    }
-    data = {"channels": channels, **told}
-    if manner.bare:
-        return encode_comment("open", data) + BARE_HEARTBEAT
-    id = format_last_event_id(claims)
-    opening = encode_control("sse.open", data, last_event_id=id, retry=manner.retry, id_last=manner.id_last)
-    return opening + HEARTBEAT
-
-
-def _block(item: Delivery | Reset, claims: dict[str, Position | None], manner: Manner) -> bytes:
-    """The bytes of a delivery or a reset; from here on, the ids claim it."""
-    if isinstance(item, Reset):
-        claims[item.channel] = item.position
-        id = _id(item.channel, claims, manner.delta)
-        return encode_control("sse.reset", item.told, last_event_id=id, id_last=manner.id_last)
-    claims[item.channel] = item.entry.position
-    return with_id(_id(item.channel, claims, manner.delta), _body(item.entry, manner.typed), last=manner.id_last)
-
-
-def _id(channel: str, claims: Mapping[str, Position | None], delta: bool) -> str:
-    return format_last_event_id({channel: claims[channel]} if delta else claims, channel)
-
-
-def _body(entry: Entry, typed: bool) -> bytes:
-    return type_in_data(entry.body) if typed else entry.body
+    if entries:
+        return dialect.segment(name, entries, _CHUNK, more=len(entries) >= PAGE)
+    return NOTHING if entries is not None else None

@@ -18,8 +18,9 @@ from werkzeug.wsgi import ClosingIterator
 
 from sse.errors import Busy
 from sse.log import warn, warn_once
+from sse.transports.dialect import busy, busy_for
 from sse.transports.poll import Poll
-from sse.transports.stream import Cut, Stream, busy, busy_for
+from sse.transports.stream import Cut, Stream
 from sse.wire import encode_json
 
 if TYPE_CHECKING:

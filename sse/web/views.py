@@ -52,8 +52,9 @@ from sse.hub.subscriber import Reset, Start, starting_points
 from sse.log import warn
 from sse.service import Service
 from sse.stores import Publication
+from sse.transports.dialect import busy
 from sse.transports.poll import Poll
-from sse.transports.stream import Stream, busy
+from sse.transports.stream import Stream
 from sse.version import __version__
 from sse.web import script
 from sse.web.hooks import HookedPoll, HookedStream, break_off, busy_error, is_busy, keep_streams_coming

@@ -1,0 +1,214 @@
+"""The writer of a stream's blocks: the opening, events, resets, notices, heartbeats and the close, in each dialect.
+
+`wire` has the grammar of single fields and blocks, and the hub encodes an event's body once for all. All else that a
+stream says is written here. Nothing here does I/O.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from typing import Final, NamedTuple
+
+from sse.event import UNBORN, Entry, Position, format_last_event_id
+from sse.hub.subscriber import Delivery, Reset, Start
+from sse.transports.life import CloseReason
+from sse.wire import BARE_HEARTBEAT, HEARTBEAT, around_id, encode_comment, encode_control, type_in_data, with_retry
+
+Claims = Mapping[str, Position | None]
+"""The position that a stream's ids give for each channel. It is None until a reset is told to a client without one."""
+
+Piece = tuple[bytes, bytes]
+"""The two parts of a block, before and after the place where its id goes on with the other channels."""
+
+
+class Segment(NamedTuple):
+    """Consecutive blocks of one channel, for all streams that go on with them.
+
+    `whole` has the blocks with ids of this channel only. `pieces` has one piece for each block, for ids that go on.
+    `place` is the position of the last block. `more` is True if the hub may have more at hand after it.
+    """
+
+    whole: bytes
+    pieces: Sequence[Piece]
+    place: Position
+    more: bool
+
+
+NOTHING: Final = Segment(b"", (), UNBORN, more=False)
+"""The segment of a channel in which nothing has come; its place means nothing."""
+
+Shared = dict[tuple[str, Position, bool, bool], Segment | None]
+"""The segments of one round, by channel, position, `typed` and `id_last`; None where the hub's ring has passed it."""
+
+
+class Dialect(NamedTuple):
+    """How a stream is written. Streams that are written alike share one: see `dialect_of`.
+
+    :param heartbeat: seconds of quiet before a heartbeat.
+    :param retry: milliseconds that a client waits before it reconnects.
+    :param delta: True if an event's id has the position of its own channel only.
+    :param typed: True if an event's type is told in its data, see `type_in_data`.
+    :param bare: True if the service itself speaks in comments, so that every block is an event's.
+    :param cut: True if the body breaks off at its end.
+    :param id_last: True if the id is the last line of its block. Some readers that need `bare` or `cut` take an id when
+        they read its line. If the body broke off behind that line, in the middle of the data, they would never ask for
+        that event again.
+    """
+
+    heartbeat: float
+    retry: int
+    delta: bool
+    typed: bool
+    bare: bool
+    cut: bool
+    id_last: bool
+
+    @property
+    def beat(self) -> bytes:
+        """The heartbeat."""
+        return BARE_HEARTBEAT if self.bare else HEARTBEAT
+
+    def opening(
+        self,
+        starts: Mapping[str, Start],
+        resets: Iterable[Reset],
+        claims: Claims,
+        lifetime: int,
+        told: Mapping[str, object],
+    ) -> bytes:
+        """Return the block that tells where the stream begins in each channel, and a heartbeat.
+
+        :param resets: what the client is still to hear.
+        :param lifetime: seconds.
+        :param told: members that the block has besides.
+        """
+        unheard = {reset.channel for reset in resets}
+        channels = {
+            name: {
+                "position": str(claims[name]) if claims[name] else None,
+                "resumed": start.position is not None and name not in unheard,
+            }
+            for name, start in starts.items()
+        }
+        data = {"channels": channels, "heartbeat": self.heartbeat, "lifetime": lifetime, "retry": self.retry, **told}
+        if self.bare:
+            return encode_comment("open", data) + self.beat
+        id = format_last_event_id(claims)
+        return encode_control("sse.open", data, last_event_id=id, retry=self.retry, id_last=self.id_last) + self.beat
+
+    def blocks(self, taken: Iterable[Delivery | Reset], claims: dict[str, Position | None]) -> bytes:
+        """Return the blocks of deliveries and resets, in order.
+
+        `claims` moves along: the id of each block claims that block and those before it, and nothing else.
+        """
+        parts: list[bytes] = []
+        channel, others = "", b""
+        for item in taken:
+            if item.channel != channel:
+                channel = item.channel
+                others = self._others(channel, claims)
+            if isinstance(item, Reset):
+                claims[channel] = item.position
+                head, tail = self._reset(item)
+            else:
+                claims[channel] = item.entry.position
+                head, tail = self._event(channel, item.entry)
+            parts += (head, others, tail)
+        return b"".join(parts)
+
+    def segment(self, channel: str, entries: Sequence[Entry], max_bytes: int, *, more: bool) -> Segment:
+        """Return the blocks of a channel's entries: the first one, and more while their bodies fit in `max_bytes`.
+
+        :param more: True if the hub may have more at hand after these entries.
+        """
+        size = 0
+        pieces: list[Piece] = []
+        for entry in entries:
+            size += len(entry.body)
+            if pieces and size > max_bytes:
+                more = True
+                break
+            pieces.append(self._event(channel, entry))
+        place = entries[len(pieces) - 1].position
+        return Segment(b"".join([part for piece in pieces for part in piece]), pieces, place, more)
+
+    def within(self, segment: Segment, channel: str, claims: Claims) -> bytes:
+        """Return the blocks of a segment of a channel, for a stream that claims this in its other channels."""
+        if self.delta or len(claims) == 1:
+            return segment.whole
+        others = self._others(channel, claims)
+        return b"".join([head + others + tail for head, tail in segment.pieces])
+
+    def begun(self, blocks: bytes) -> bytes:
+        """Return the first blocks of a bare stream, the first of which tells `retry`."""
+        return with_retry(self.retry, blocks)
+
+    def notice(self, expires: int | None) -> bytes:
+        """Return the block that tells in how many seconds a permit ends; nothing for None."""
+        if expires is None:
+            return b""
+        data = {"expires": expires}
+        return encode_comment("auth", data) if self.bare else encode_control("sse.auth", data)
+
+    def close(self, reason: CloseReason, after: int = 0) -> bytes:
+        """Return the last block. The client is told to wait a random time of up to `retry` before it comes back.
+
+        :param after: seconds before which it would come in vain. If they are given, it waits up to half as long again.
+        """
+        wait = random.uniform(1, 1.5) * 1000 * after if after else random.uniform(0.1, 1) * self.retry
+        return _close(reason, round(wait), bare=self.bare)
+
+    def _event(self, channel: str, entry: Entry) -> Piece:
+        body = type_in_data(entry.body) if self.typed else entry.body
+        return around_id(f"{channel}={entry.position}", body, self.id_last)
+
+    def _reset(self, reset: Reset) -> Piece:
+        return around_id(f"{reset.channel}={reset.position}", encode_control("sse.reset", reset.told), self.id_last)
+
+    def _others(self, channel: str, claims: Claims) -> bytes:
+        """Return the rest of the channel's ids: the other channels' entries, as `format_last_event_id` writes them."""
+        if self.delta or len(claims) == 1:
+            return b""
+        return "".join([f"~{name}={place or ''}" for name, place in claims.items() if name != channel]).encode()
+
+
+@lru_cache(maxsize=1024)
+def dialect_of(heartbeat: float, retry: int, *, delta: bool, typed: bool, bare: bool, cut: bool) -> Dialect:
+    """Return the dialect with these switches, which is the same object for very many streams."""
+    return Dialect(heartbeat, retry, delta, typed, bare, cut, id_last=bare or cut)
+
+
+def claims_of(
+    places: Mapping[str, Position], resets: Iterable[Reset], starts: Mapping[str, Start]
+) -> dict[str, Position | None]:
+    """Return the claims with which a stream opens.
+
+    They are the subscriber's places. For a channel whose reset is not told yet, it is the client's own word, if any: a
+    client that is cut before it hears of the reset has to come back with a position that is refused again.
+    """
+    unheard = {reset.channel for reset in resets}
+    return {name: starts[name].position if name in unheard else place for name, place in places.items()}
+
+
+def busy(retry: int, after: int = 0, *, bare: bool = False) -> bytes:
+    """Return the whole body for a client that cannot be served now.
+
+    An error status would end an EventSource for good.
+
+    :param retry: milliseconds, of which it is told once to four times as many.
+    :param after: seconds before which it would come in vain.
+    """
+    return _close("busy", round(busy_for(retry, after)), bare=bare)
+
+
+def busy_for(retry: int, after: int = 0) -> float:
+    """Return the milliseconds for which a client that cannot be served is to wait, see `busy`."""
+    return random.uniform(1, 4) * retry + after * 1000
+
+
+def _close(reason: CloseReason, retry: int, *, bare: bool) -> bytes:
+    # `retry` is in the data too, because an EventSource keeps the `retry:` field to itself.
+    data = {"reason": reason, "retry": retry}
+    return encode_comment("close", data) if bare else encode_control("sse.close", data, retry=retry)
