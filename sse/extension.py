@@ -15,7 +15,7 @@ from typing import cast
 from flask import Flask, current_app, has_request_context, json, request
 
 from sse.access.decision import Authorize, check_rule, unreached
-from sse.access.permit import one_revoked
+from sse.access.revocations import one_revoked
 from sse.access.token import Grant
 from sse.alone import alone
 from sse.config import Config, foreign, of_interest

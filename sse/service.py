@@ -12,7 +12,7 @@ from functools import partial
 from typing import Final, ParamSpec, TypeVar
 
 from sse.access.keys import PublishKeys
-from sse.access.permit import Kind, Revocations
+from sse.access.revocations import Kind, Revocations
 from sse.access.token import Tokens
 from sse.config import Config
 from sse.errors import StoreUnavailable, TooLarge, Unavailable

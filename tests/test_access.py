@@ -19,7 +19,7 @@ from werkzeug.test import TestResponse, create_environ, run_wsgi_app
 from sse import SSE, InvalidEvent
 from sse.access.decision import Access, Brought, cookie_counts
 from sse.access.keys import PublishKeys
-from sse.access.permit import Revocations
+from sse.access.revocations import Revocations
 from sse.access.token import Tokens
 from sse.config import Config
 from sse.errors import Forbidden, NotFound, Unauthorized

@@ -16,7 +16,8 @@ from typing import Any
 import gevent
 import pytest
 
-from sse.access.permit import Permit, Revocations
+from sse.access.permit import Permit
+from sse.access.revocations import Revocations
 from sse.access.token import Grant
 from sse.event import Event
 from sse.hub.hub import Hub

@@ -42,7 +42,7 @@ STARTED = """
 from gevent import monkey; monkey.patch_all()
 import threading, gevent
 from sse.hub.hub import Hub
-from sse.access.permit import Revocations
+from sse.access.revocations import Revocations
 from sse.stores import connect
 
 store = connect(None, ring=5, ring_ttl=60)
@@ -64,7 +64,7 @@ READ = """
 from gevent import monkey; monkey.patch_all()
 import time, gevent
 from sse.errors import StoreUnavailable
-from sse.access.permit import Revocations
+from sse.access.revocations import Revocations
 from sse.stores import MemoryStore
 
 class Slow(MemoryStore):

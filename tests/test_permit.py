@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import redis
 
-from sse.access.permit import WARNING, Kind, Permit, Revocations, one_revoked
+from sse.access.permit import WARNING, Permit
+from sse.access.revocations import Kind, Revocations, one_revoked
 from sse.access.token import LEEWAY, Grant
 from sse.errors import StoreUnavailable
 from sse.hub.hub import Hub
@@ -408,7 +409,7 @@ class Counting(MemoryStore):
 
 @pytest.mark.parametrize("is_away", [False, True])
 def test_who_waits_for_a_reading_shares_what_comes_of_it(monkeypatch: pytest.MonkeyPatch, is_away: bool) -> None:
-    monkeypatch.setattr("sse.access.permit._LOOK_EVERY", 60)
+    monkeypatch.setattr("sse.access.revocations._LOOK_EVERY", 60)
     store = Counting()
     store.is_away = is_away
     revocations = Revocations(store, 3600)
@@ -422,7 +423,7 @@ def test_who_waits_for_a_reading_shares_what_comes_of_it(monkeypatch: pytest.Mon
 
 
 def test_a_revocation_waits_for_a_reading_that_begins_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sse.access.permit._LOOK_EVERY", 60)
+    monkeypatch.setattr("sse.access.revocations._LOOK_EVERY", 60)
     store = Counting()
     revocations = Revocations(store, 3600)
     with ThreadPoolExecutor(9) as pool:
@@ -465,7 +466,7 @@ def test_what_has_ended_is_let_go(make: MakeRevocations) -> None:
     permit.begin(lambda: None)
     permit.end()
     permit.end()
-    assert not revocations._permits
+    assert not revocations._held
     revocations.revoke("sub", "ann")
     assert not permit.ended
 
@@ -544,12 +545,13 @@ def test_the_client_is_warned_once_and_in_time(make: MakeRevocations) -> None:
     now = time.time()
     for left, due in ((WARNING + 30, 30), (20, 0)):
         permit = Permit(make(), Grant("ann", ends_at=now + left + LEEWAY), ["a"])
-        assert max(permit.due_in, 0) == pytest.approx(due, abs=1)
+        assert max(permit.notice_in, 0) == pytest.approx(due, abs=1)
         notice = permit.notice()
         assert notice in ([None] if due else [left - 1, left])
     assert permit.notice() is None
-    assert permit.due_in == pytest.approx(20 + LEEWAY, abs=1)
-    assert Permit(make(), None, [], ["a"]).due_in > 10**9
+    assert min(permit.ends_in, permit.notice_in) == pytest.approx(20 + LEEWAY, abs=1)
+    ruled = Permit(make(), None, [], ["a"])
+    assert min(ruled.ends_in, ruled.notice_in) > 10**9
 
 
 def test_one_thing_is_revoked_at_a_time() -> None:

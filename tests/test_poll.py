@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from sse.access.permit import Permit, Revocations
+from sse.access.permit import Permit
+from sse.access.revocations import Revocations
 from sse.access.token import Grant
 from sse.errors import Busy, StoreUnavailable
 from sse.event import Event, LastEventId, Position

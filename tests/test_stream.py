@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sse.access.permit import Permit, Revocations
+from sse.access.permit import Permit
+from sse.access.revocations import Revocations
 from sse.access.token import Grant
 from sse.errors import StoreUnavailable
 from sse.event import Event, Position
@@ -289,7 +290,7 @@ def test_a_stream_that_is_closed_waits_for_nothing_when_it_is_closed_again(store
         stream.close()
         with ThreadPoolExecutor(1) as threads, hub.lock, revocations._lock:
             threads.submit(stream.close).result(5)
-        assert not revocations._permits
+        assert not revocations._held
     finally:
         revocations.close()
 

@@ -8,7 +8,8 @@ from functools import partial
 from typing import Literal, NamedTuple
 
 from sse.access.keys import PublishKeys
-from sse.access.permit import TAKEN_AFTER, Kind, Permit, Revocations
+from sse.access.permit import Permit
+from sse.access.revocations import TAKEN_AFTER, Kind, Revocations
 from sse.access.token import Grant, Tokens
 from sse.config import Config, matches
 from sse.errors import Forbidden, NotFound, SSEError, Unauthorized, Unavailable

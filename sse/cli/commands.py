@@ -23,7 +23,7 @@ import click
 from flask.cli import AppGroup, ScriptInfo
 
 from sse.access.decision import unreached
-from sse.access.permit import one_revoked
+from sse.access.revocations import one_revoked
 from sse.access.token import id_of
 from sse.config import check_pattern
 from sse.errors import InvalidEvent, SSEError, TooLarge, Unavailable

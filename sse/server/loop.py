@@ -637,7 +637,7 @@ class Fanout:
         """Have it dismissed at its end, or when there is something to say of its permit."""
         if fd in self.permits:
             permit, end = self.permits[fd]
-            self.set_end(fd, min(end, time.monotonic() + permit.due_in))
+            self.set_end(fd, min(end, time.monotonic() + max(min(permit.ends_in, permit.notice_in), 0)))
 
     def watch(self, fd: int, events: int) -> None:
         with contextlib.suppress(OSError):

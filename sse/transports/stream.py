@@ -9,7 +9,8 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from copy import copy
 from typing import Final
 
-from sse.access.permit import TAKEN_AFTER, Permit
+from sse.access.permit import Permit
+from sse.access.revocations import TAKEN_AFTER
 from sse.errors import StoreUnavailable, TooMany, Unavailable
 from sse.event import Position
 from sse.hub.hub import ATTACH_TIMEOUT, Charge, Hub
@@ -122,7 +123,7 @@ class Stream:
         """When there is something to say, by the clock, if no event comes."""
         due = min(self._written + self.dialect.heartbeat, self.deadline)
         if self.permit:
-            due = min(due, self._clock() + self.permit.due_in)
+            due = min(due, self._clock() + min(self.permit.ends_in, self.permit.notice_in))
         return min(due, self._again) if self._again else due
 
     @property
