@@ -113,7 +113,7 @@ def test_it_never_goes_on_into_the_past() -> None:
     """Or its caller would look again at once, and for ever."""
     moments = (-inf, -7.0, 0.0, 0.05, 7.0, inf)
     for deadline, ends, notice, stalled, before in product(moments, moments, moments, (-7.0, -0.5, inf), BEFORE):
-        next = decide(NOW, NOW + deadline, ends_in=ends, notice_in=notice, stalled_at=NOW + stalled, before=before)
-        assert next.ends or next.until > NOW
-        assert next.ends == (ends <= 0 or (deadline <= 0 and before in ("nothing", "events")))
-        assert not (next.ends and next.tells)
+        outcome = decide(NOW, NOW + deadline, ends_in=ends, notice_in=notice, stalled_at=NOW + stalled, before=before)
+        assert outcome.ends or outcome.until > NOW
+        assert outcome.ends == (ends <= 0 or (deadline <= 0 and before in ("nothing", "events")))
+        assert not (outcome.ends and outcome.tells)

@@ -26,6 +26,9 @@ from gevent.pool import Group
 from gevent.queue import SimpleQueue
 from gunicorn.util import http_date  # type: ignore[import-untyped]
 
+from sse.spread import spread
+from sse.transports.life import STALLED_AFTER
+
 if TYPE_CHECKING:
     import socket
 
@@ -34,9 +37,6 @@ if TYPE_CHECKING:
     from sse.transports.life import CloseReason
     from sse.transports.poll import Poll
     from sse.transports.stream import Stream
-
-STALLED_AFTER: Final = 20.0
-"""Seconds that one who takes nothing more is waited for."""
 
 PAUSE: Final = 1e-6
 """Seconds of sleep that let others have their turn: a real timer, since `gevent.sleep(0)` lets no input in."""
@@ -97,8 +97,10 @@ class Row:
 
     def left(self) -> None:
         """One of `fds` is gone from here, and is in no other row."""
-        if self.fds or not self.asks:  # else it is needed a little longer
+        if self.fds:
             self.leave()
+        elif not self.asks:  # else it is needed a little longer
+            self.detach()
 
     def asked(self) -> None:
         """What it had to wait for is there."""
@@ -106,10 +108,13 @@ class Row:
         if self.fds:
             self.fanout.call(self)  # for what has come meanwhile, too
         else:
-            self.leave()
+            self.detach()
 
     def leave(self) -> None:
-        """Let the hub know that one fewer is here."""
+        """Let the hub know that one connection has left, and others are here."""
+
+    def detach(self) -> None:
+        """Let the hub know that the last connection has left."""
 
 
 class Streams(Row):
@@ -158,12 +163,12 @@ class Streams(Row):
         if chunk is None:
             self.asks = True
             self.fanout.ask(self)
-        elif self.stream.ended:
+        elif self.stream.lost:
+            for fd in list(self.fds):
+                self._tell_one(fd, chunk, last=True)
+        elif reason := self.stream.reason:
             for fd in list(self.fds):  # each with a pause of its own before it comes back
-                if self.stream.lost:
-                    self._tell_one(fd, chunk, last=True)
-                else:
-                    self._say_goodbye(fd, "drain" if self.stream.subscriber.draining else "slow")
+                self._say_goodbye(fd, reason)
         else:
             if chunk:
                 self._tell(chunk)
@@ -219,6 +224,9 @@ class Streams(Row):
 
     def leave(self) -> None:
         self.stream.leave()
+
+    def detach(self) -> None:
+        self.stream.detach()
 
     def _tell(self, chunk: bytes) -> None:
         # What a push costs: as little as can be for each.
@@ -313,6 +321,9 @@ class Polls(Row):
 
     def leave(self) -> None:
         self.poll.leave()
+
+    def detach(self) -> None:
+        self.poll.detach()
 
     def _answer(self) -> None:
         try:
@@ -478,8 +489,8 @@ class Fanout:
 
     def take_over(self, fd: int, stream: Stream, *, chunked: bool) -> None:
         row = Streams(self, stream, chunked=chunked)
-        self._admit(fd, row, stream.deadline, stream.closing, stream.permit)
-        stream.deadline, stream.permit = math.inf, None  # each has its own, and the wheel tells
+        self._poller.register(fd, row.events)  # it may fail: then the stream is still its greenlet's to close
+        self._admit(fd, row, *stream.hand_off())
         stream.subscriber.wake_by(row)
 
     def hold(self, fd: int, poll: Poll, head: bytes, early: bytes = b"") -> None:
@@ -489,13 +500,16 @@ class Fanout:
         if not (isinstance(row, Polls) and not row.asks and row.poll.absorb(poll)):
             row = self._rows[key] = Polls(self, poll, head)
             row.key = key
-        self._admit(fd, row, poll.deadline, poll.closing, poll.permit)
+        self._poller.register(fd, row.events)
+        self._admit(fd, row, *poll.hand_off())
         if row.poll is poll:
             poll.subscriber.wake_by(row)
 
     def rest(self, fd: int, *, new: bool = False) -> None:
         """Wait for the next request on a connection, or the first."""
-        self._admit(fd, self._new if new else self._resting, self._rest_until(new=new))
+        row = self._new if new else self._resting
+        self._poller.register(fd, row.events)
+        self._admit(fd, row, self._rest_until(new=new))
 
     def send_rest(self, fd: int, rest: memoryview, *, closes: bool, early: bytes) -> None:
         """Send the rest of an answer that a greenlet has begun, as the client takes it.
@@ -505,6 +519,7 @@ class Fanout:
         :param early: what has come behind the request.
         """
         self._keep_early(fd, early)
+        self._poller.register(fd, self._sending.events)
         self._admit(fd, self._sending, time.monotonic() + STALLED_AFTER)
         self.rests[fd] = Rest(rest, closes, len(rest))
         self._own += len(rest)
@@ -520,13 +535,7 @@ class Fanout:
         for fd in (*self._new.fds, *self._resting.fds):
             self.set_end(fd, self._rest_until())
         fds = [fd for fd, row in self._row_of.items() if row.waits]
-        begun = time.monotonic()
-        for number, fd in enumerate(fds):
-            if (row := self._row_of.get(fd)) and row.waits:  # its number may be another connection's by now
-                self._make_due(fd)
-            ahead = begun + window * number / len(fds) - time.monotonic()
-            if ahead > 0 or number % _TURN == 0:  # a short sleep takes longer than it says
-                gevent.sleep(max(ahead, PAUSE))
+        spread(fds, window, self._make_due_if_it_waits, lambda seconds: gevent.sleep(max(seconds, PAUSE)))
 
     # For the rows
 
@@ -777,10 +786,9 @@ class Fanout:
         fd: int,
         row: Row,
         end: float,
-        closing: Sequence[Callable[[], object]] = (),
         permit: Permit | None = None,
+        closing: Sequence[Callable[[], object]] = (),
     ) -> None:
-        self._poller.register(fd, row.events)
         self._row_of[fd] = row
         self.set_end(fd, end)
         if closing:
@@ -791,6 +799,8 @@ class Fanout:
             self.permits[fd] = permit, end
             if isinstance(row, Streams):
                 self.keep(fd)  # before it begins: that may have it dismissed at once
+            else:
+                self.set_end(fd, min(end, time.monotonic() + max(permit.ends_in, 0)))
             permit.begin(partial(self._make_due, fd))
         if (self.draining and row.waits) or (permit and permit.is_over):
             self._make_due(fd)
@@ -840,6 +850,10 @@ class Fanout:
             row.fds[fd] = 0
             self._due.append(fd)
             self._wake.set()
+
+    def _make_due_if_it_waits(self, fd: int) -> None:
+        if (row := self._row_of.get(fd)) and row.waits:  # its number may be another connection's by now
+            self._make_due(fd)
 
     def _unwatch(self, fd: int) -> None:
         with contextlib.suppress(OSError):

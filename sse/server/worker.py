@@ -327,7 +327,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
             response.force_close()
         write: Callable[[Any, socket.socket, Any], None]
         if body is environ.get("sse.body", self) and "sse.holds" in environ and _is_read(response.req):
-            write = self._hand_off_stream if hasattr(body, "step") else self._hand_off_poll
+            write = self._hand_off_stream if body.is_stream else self._hand_off_poll
         elif _is_small(response, _WHOLE if "sse.whole" in environ else _SMALL) and not isinstance(
             body, environ["wsgi.file_wrapper"]
         ):

@@ -5,13 +5,15 @@ from __future__ import annotations
 import time
 import zlib
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from typing import Final
+from math import inf
+from typing import ClassVar, Final
 
 from sse.access.permit import Permit
 from sse.errors import Busy, StoreUnavailable
 from sse.event import Entry, Event, Position, format_last_event_id, id_size
 from sse.hub.hub import ATTACH_TIMEOUT, Charge, Hub
 from sse.hub.subscriber import Delivery, Lagging, Reset, Start, Subscriber
+from sse.transports.life import Handed, Next, decide
 from sse.wire import encode_json
 
 _MAX_EVENTS: Final = 1000
@@ -30,8 +32,8 @@ class Poll:
     :param retry: milliseconds that the client is to wait after a failure.
     :param max_bytes: of the answer; one event is given whatever its size, and so are the resets. None if the client has
         set no bound.
-    :param permit: what it stands on, where not all of its channels are public. When that ends, so does the wait, and
-        nothing is told.
+    :param permit: the right that it stands on, where not all of its channels are public. When that ends, so does the
+        wait, and nothing is told.
     :param charge: counts the channels that it brings into being, see `Hub.attach`.
     :param gone: tells whether the client has gone; asked every few seconds of `wait`, which ends then.
     """
@@ -40,6 +42,8 @@ class Poll:
         *("_began", "_charge", "_clock", "_gone", "_max_bytes", "_opened", "_retry", "_starts", "_timeout"),
         *("closing", "deadline", "hub", "permit", "subscriber"),
     )
+    is_stream: ClassVar[bool] = False
+    """Tells a stream from a poll."""
     GATHER: Final = 0.01
     """Seconds that one that waits gives further events after the first."""
     LOOK: Final = 3.0
@@ -60,8 +64,9 @@ class Poll:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.closing: Sequence[Callable[[], object]] = ()
-        """What else to do at the end."""
+        """Called at the end."""
         self.permit = permit
+        """The right that it stands on; None where all is public, and once it is handed off."""
         self.hub = hub
         self._starts = starts
         self._timeout = timeout
@@ -71,7 +76,7 @@ class Poll:
         self._charge = charge
         self._gone = gone
         self._opened = False
-        self.deadline = clock() + (min(timeout, permit.ends_in) if permit else timeout)
+        self.deadline = clock() + timeout
         """When it is answered even if nothing comes."""
 
     @property
@@ -147,8 +152,19 @@ class Poll:
         return self.hub.merge(self.subscriber, other.subscriber)
 
     def leave(self) -> None:
-        """Forget one of those that it waits for."""
+        """Forget one of its clients; others are left."""
         self.hub.leave(self.subscriber)
+
+    def detach(self) -> None:
+        """Forget its last client; a second time does nothing."""
+        if self._opened:
+            self.hub.detach(self.subscriber)
+
+    def hand_off(self) -> Handed:
+        """Give up all that concerns its client alone: from now on, a row decides when that connection ends."""
+        handed = Handed(self.deadline, self.permit, self.closing)
+        self.deadline, self.permit, self.closing = inf, None, ()
+        return handed
 
     def wait(self) -> bytes:
         """The answer of a poll that was opened, as soon as there is one, and `close`.
@@ -156,33 +172,37 @@ class Poll:
         :raises Unavailable: as `answer` does.
         """
         try:
-            answer = None
             if self.permit:
                 self.permit.begin(self.subscriber.notify)
-            while answer is None and not self.subscriber.draining:
-                if not self._is_woken():
-                    break
+            answer = None
+            while answer is None and not self.subscriber.draining and self._is_woken():
                 time.sleep(self.GATHER)
                 answer = self.answer()
-                if self.permit and self.permit.is_over:  # perhaps while the store was asked
+                if self._next(self._clock()).reason == "expired":  # perhaps while the store was asked
                     return self.nothing
             return answer or self.nothing
         finally:
             self.close()
 
     def _is_woken(self) -> bool:
-        """Wait until something may have come; False once the time is over, or the client has gone."""
-        while (left := self.deadline - self._clock()) > 0:
+        """Wait until something may have come; False if it is to end without that, or its client has gone."""
+        now = self._clock()
+        while not (outcome := self._next(now)).ends:
+            left = outcome.until - now
             if self.subscriber.wait(min(left, self.LOOK) if self._gone else left):
                 return True
             if self._gone and self._gone():
                 return False
-        return self.subscriber.wait(0)
+            now = self._clock()
+        return outcome.reason != "expired" and self.subscriber.wait(0)
+
+    def _next(self, now: float) -> Next:
+        ends_in = self.permit.ends_in if self.permit else inf
+        return decide(now, self.deadline, ends_in=ends_in, draining=self.subscriber.draining)
 
     def close(self) -> None:
-        """Detach; a second time does nothing."""
-        if self._opened:
-            self.hub.detach(self.subscriber)
+        """Detach, and end its permit; a second time does nothing."""
+        self.detach()
         if self.permit:
             self.permit.end()
         closing, self.closing = self.closing, ()

@@ -7,7 +7,8 @@ import random
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from copy import copy
-from typing import Final
+from math import inf
+from typing import ClassVar, Final
 
 from sse.access.permit import Permit
 from sse.access.revocations import TAKEN_AFTER
@@ -18,11 +19,10 @@ from sse.hub.subscriber import Lagging, Reset, Start, Subscriber
 from sse.log import warn
 from sse.stores import PAGE
 from sse.transports.dialect import NOTHING, Dialect, Segment, Shared, busy, claims_of, dialect_of
-from sse.transports.life import CloseReason
+from sse.transports.life import CloseReason, Handed, Next, decide
 
 _CHUNK: Final = 16_384
 _CHUNK_EVENTS: Final = 1000
-_STALLED_AFTER: Final = 20.0
 _RETRY_STORE: Final = 1.0
 
 
@@ -60,8 +60,10 @@ class Stream:
     # An idle stream is to be small.
     __slots__ = (
         *("_again", "_attached", "_charge", "_claims", "_clock", "_starts", "_tells_retry", "_told"),
-        *("_written", "closing", "deadline", "dialect", "ended", "hub", "lost", "permit", "subscriber"),
+        *("_written", "closing", "deadline", "dialect", "hub", "lost", "permit", "reason", "subscriber"),
     )
+    is_stream: ClassVar[bool] = True
+    """Tells a stream from a poll."""
     subscriber: Subscriber
 
     def __init__(
@@ -82,15 +84,15 @@ class Stream:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.closing: Sequence[Callable[[], object]] = ()
-        """What else to do at the end."""
-        self.ended = False
-        """Whether what was given last is the end of the body."""
+        """Called at the end."""
+        self.reason: CloseReason | None = None
+        """The reason that the last block told, after which nothing comes."""
         self.lost = False
         """True if the body ends with a cut because a position is lost, and a bare stream cannot say so."""
         self.deadline = lifetime * random.uniform(0.8, 1.2)
-        """When it ends: in seconds from the opening on, and then by the clock."""
+        """When it ends: in seconds from the opening on, and then by the clock. Infinity once it is handed off."""
         self.permit = permit
-        """What it stands on; None also once that is looked after by others."""
+        """The right that it stands on; None where all is public, and once it is handed off."""
         self.hub = hub
         self._starts: Mapping[str, Start] | None = starts
         self._attached = False
@@ -102,6 +104,11 @@ class Stream:
         # What the client may say that it has, where that is not what it was given: see `claims_of`.
         self._claims: dict[str, Position | None] | None = None
         self._written = self._again = 0.0
+
+    @property
+    def ended(self) -> bool:
+        """Whether the bytes that it gave last are the end of the body."""
+        return self.reason is not None or self.lost
 
     @property
     def cuts(self) -> bool:
@@ -121,10 +128,14 @@ class Stream:
     @property
     def due(self) -> float:
         """When there is something to say, by the clock, if no event comes."""
-        due = min(self._written + self.dialect.heartbeat, self.deadline)
-        if self.permit:
-            due = min(due, self._clock() + min(self.permit.ends_in, self.permit.notice_in))
-        return min(due, self._again) if self._again else due
+        due = self._written + self.dialect.heartbeat
+        if self._again:
+            due = min(due, self._again)
+        if self.deadline < inf or self.permit:
+            now = self._clock()
+            outcome = self._next(now)
+            due = min(due, now if outcome.tells else outcome.until)
+        return due
 
     @property
     def alike(self) -> Hashable:
@@ -151,10 +162,10 @@ class Stream:
                 self.attach()
         except Unavailable as error:
             warn("a stream is told that this service is busy: %s", error)
-            self.ended, self.lost = True, dialect.bare
+            self.reason, self.lost = "busy", dialect.bare
             return busy(dialect.retry, error.retry_after if isinstance(error, TooMany) else 0, bare=dialect.bare)
         if dialect.bare and self.subscriber.resets:  # it has been closed meanwhile, or it would have been refused
-            self.ended = self.lost = True
+            self.lost = True
             return dialect.beat
         self._starts = self._charge = None
         if self.permit:
@@ -186,7 +197,7 @@ class Stream:
             for index, item in enumerate(taken):
                 if isinstance(item, Reset):
                     # The ids before it have the channel's old entry, so the client is refused when it comes back.
-                    self.ended = self.lost = True
+                    self.lost = True
                     del taken[index:]
                     break
         return self._or_heartbeat(self._begun(self.dialect.blocks(taken, claims)))
@@ -222,12 +233,12 @@ class Stream:
         return self._or_heartbeat(self._begun(b"".join(parts)))
 
     def end(self, reason: CloseReason) -> bytes:
-        """The last block, after which nothing comes."""
-        self.ended = True
+        """Return the last block, after which nothing comes."""
+        self.reason = reason
         return self.goodbye(reason)
 
     def goodbye(self, reason: CloseReason, permit: Permit | None = None) -> bytes:
-        """The last block, for one of those that it tells, by its permit if that is not this stream's; others go on."""
+        """Return the last block for one of its clients, whose permit this is; its other clients go on."""
         permit = permit or self.permit
         is_revoked = permit is not None and permit.ended  # then a new token is not taken before
         return self.dialect.close(reason, TAKEN_AFTER if is_revoked else 0)
@@ -253,18 +264,28 @@ class Stream:
         return one
 
     def leave(self) -> None:
-        """Forget one of those that it tells."""
+        """Forget one of its clients; others are left."""
         self.hub.leave(self.subscriber)
+
+    def detach(self) -> None:
+        """Forget its last client; a second time does nothing."""
+        if self._attached:
+            self._attached = False
+            self.hub.detach(self.subscriber)
+
+    def hand_off(self) -> Handed:
+        """Give up all that concerns its client alone: from now on, a row decides when that connection ends."""
+        handed = Handed(self.deadline, self.permit, self.closing)
+        self.deadline, self.permit, self.closing = inf, None, ()
+        return handed
 
     def written(self, now: float) -> None:
         """Tell that what was given has gone out: from now on it is quiet."""
         self._written = now
 
     def close(self) -> None:
-        """Detach; a second time does nothing."""
-        if self._attached:
-            self._attached = False
-            self.hub.detach(self.subscriber)
+        """Detach, and end its permit; a second time does nothing."""
+        self.detach()
         if self.permit:
             self.permit.end()
         closing, self.closing = self.closing, ()
@@ -281,9 +302,9 @@ class Stream:
                     yield chunk
                     now = self._clock()
                     self.written(now)
-                    if now - began > _STALLED_AFTER and not self.ended:
+                    if not self.ended and decide(now, inf, stalled_at=began).ends:
                         yield self.end("slow")
-                if not self.ended and not self.subscriber.draining:
+                if not self.ended:
                     self.subscriber.wait(max(self.due - self._clock(), 0))
             if self.cuts:
                 raise Cut
@@ -291,20 +312,28 @@ class Stream:
             self.close()
 
     def _or_heartbeat(self, chunk: bytes) -> bytes:
+        """Return the chunk, with all that the moment adds to it: a notice, a goodbye, or a heartbeat in its place."""
         now = self._clock()
-        if self.permit:
-            if self.permit.is_over:
-                return self.end("expired")  # without the chunk: who knows which was first
-            chunk += self.notice(self.permit)
-        if self.lost:
-            return chunk
-        if self.subscriber.draining:
-            return chunk + self.end("drain")
-        if now >= self.deadline:
-            return chunk + self.end("lifetime")
-        if not chunk and now - self._written >= self.dialect.heartbeat:
+        if self.deadline < inf or self.subscriber.draining or self.permit:  # else it is handed off
+            chunk = self._or_end(chunk, self._next(now))
+        if not chunk and not self.ended and now - self._written >= self.dialect.heartbeat:
             return self.dialect.beat
         return chunk
+
+    def _or_end(self, chunk: bytes, outcome: Next) -> bytes:
+        if outcome.reason == "expired":
+            return self.end("expired")  # without the chunk: nobody knows which of them came first
+        if outcome.tells and self.permit:
+            chunk += self.notice(self.permit)
+        if outcome.reason and not self.lost:
+            chunk += self.end(outcome.reason)
+        return chunk
+
+    def _next(self, now: float) -> Next:
+        permit, draining = self.permit, self.subscriber.draining
+        if permit is None:
+            return decide(now, self.deadline, draining=draining)
+        return decide(now, self.deadline, ends_in=permit.ends_in, notice_in=permit.notice_in, draining=draining)
 
     def _begun(self, blocks: bytes) -> bytes:
         """Return the same blocks of events, the first of which tells `retry` if none has been told it."""
