@@ -169,18 +169,19 @@ def test_a_permit_that_is_over_takes_the_place_of_the_chunk_and_of_every_other_e
     body.close()
 
 
-def test_a_stream_that_is_drained_or_over_is_due_at_once(hub: Hub, revocations: Revocations, clock: Clock) -> None:
-    drained = stream(hub, clock)
-    drained.open()
-    held = permit(revocations, clock, 5000)
-    over = stream(hub, clock, permit=held)
-    over.open()
-    assert (drained.due, over.due) == (1015, 1015)
-    hub.drain(0)
-    assert drained.due == clock.now
-    held.ended = True
-    assert over.due == clock.now
-    for body in drained, over:
+def test_a_stream_whose_permit_is_revoked_or_over_is_due_at_once(
+    hub: Hub, revocations: Revocations, clock: Clock
+) -> None:
+    over, revoked = (stream(hub, clock, permit=permit(revocations, clock, seconds)) for seconds in (10, 5000))
+    for body in over, revoked:
+        body.open()
+        body.step()
+    assert (over.due, revoked.due) == (1010, 1015)
+    clock.now += 10
+    revocations.revoke("sub", "ann")
+    assert (over.due, revoked.due) == (1010, 1010)
+    assert [names(body.step()) for body in (over, revoked)] == [["sse.close"]] * 2
+    for body in over, revoked:
         body.close()
 
 

@@ -87,10 +87,10 @@ def decide(
     reason = _reason(now, deadline, ends_in, stalled_at, draining=draining, before=before)
     if reason:
         return Next(now, cuts=True) if before == "unsent" else Next(now, reason)
-    end = min(deadline if deadline > now else now + _AGAIN, now + ends_in, stalled_at + STALLED_AFTER)
-    if notice_in > 0:
-        return Next(min(end, now + notice_in))
-    return Next(end, tells=True) if before == "nothing" else Next(min(end, now + _SOON))
+    ends_at = deadline if deadline > now else now + _AGAIN
+    tells = notice_in <= 0 and before == "nothing"
+    notice_at = now + notice_in if notice_in > 0 else inf if tells else now + _SOON
+    return Next(min(ends_at, now + ends_in, stalled_at + STALLED_AFTER, notice_at), tells=tells)
 
 
 def _reason(

@@ -128,10 +128,10 @@ class Stream:
     @property
     def due(self) -> float:
         """When there is something to say, by the clock, if no event comes."""
-        due = self._written + self.dialect.heartbeat
+        due = min(self._written + self.dialect.heartbeat, self.deadline)
         if self._again:
             due = min(due, self._again)
-        if self.deadline < inf or self.permit:
+        if self.permit:
             now = self._clock()
             outcome = self._next(now)
             due = min(due, now if outcome.tells else outcome.until)
@@ -314,7 +314,7 @@ class Stream:
     def _or_heartbeat(self, chunk: bytes) -> bytes:
         """Return the chunk, with all that the moment adds to it: a notice, a goodbye, or a heartbeat in its place."""
         now = self._clock()
-        if self.deadline < inf or self.subscriber.draining or self.permit:  # else it is handed off
+        if self.permit or self.subscriber.draining or now >= self.deadline:  # else there is nothing to decide
             chunk = self._or_end(chunk, self._next(now))
         if not chunk and not self.ended and now - self._written >= self.dialect.heartbeat:
             return self.dialect.beat
