@@ -17,9 +17,11 @@ from sse.event import Event, LastEventId
 from sse.hub.hub import Hub
 from sse.hub.subscriber import Start, Subscriber, starting_points
 from sse.stores import MemoryStore, Publication
+from sse.transports.life import STALLED_AFTER
 from sse.transports.poll import Poll
 from sse.transports.stream import Stream
 from tests import client
+from tests.servers import wait_until
 
 
 @pytest.fixture
@@ -183,6 +185,31 @@ def test_a_stream_whose_permit_is_revoked_or_over_is_due_at_once(
     assert [names(body.step()) for body in (over, revoked)] == [["sse.close"]] * 2
     for body in over, revoked:
         body.close()
+
+
+def test_a_goodbye_that_is_written_slowly_is_the_last_word(hub: Hub, clock: Clock) -> None:
+    body = iter(stream(hub, clock))
+    next(body)
+    hub.drain(0)
+    assert names(next(body)) == ["sse.close"]
+    clock.now += STALLED_AFTER + 1
+    assert list(body) == []
+
+
+def test_a_bare_stream_that_is_lost_says_no_goodbye_whatever_else_ends_it(
+    hub: Hub, store: MemoryStore, clock: Clock
+) -> None:
+    body = stream(hub, clock, bare=True)
+    body.open()
+    assert body.step() == b""
+    store._rings.clear()
+    store.publish([Publication("a", Event("another life"))])
+    wait_until(lambda: hub._channels["a"].lives, 8)
+    hub.drain(0)
+    clock.now += 5000
+    assert body.step() == b""
+    assert (body.ended, body.lost, body.reason, body.cuts) == (True, True, None, True)
+    body.close()
 
 
 def waiting(hub: Hub, store: MemoryStore, clock: Clock, held: Permit | None = None) -> tuple[Poll, str]:

@@ -93,6 +93,7 @@ def test_a_moment_too_early_it_goes_on() -> None:
     assert decide(NOW, NOW + 0.001, stalled_at=NOW + 0.001 - STALLED_AFTER) == Next(pytest.approx(NOW + 0.001))
     assert decide(NOW, LATER, ends_in=0.001) == Next(NOW + 0.001)
     assert decide(NOW, LATER, notice_in=0.001) == Next(NOW + 0.001)
+    assert decide(NOW, LATER, notice_in=0) == Next(LATER, tells=True)
 
 
 @pytest.mark.parametrize("before", ["answer", "unsent"])

@@ -68,6 +68,8 @@ def test_another_worker_ends_what_is_revoked_within_two_seconds(make: MakeRevoca
     here.revoke(kind, value)
     wait_until(lambda: woken == ["ann"], 2)
     assert permit.is_over
+    assert permit.ends_in == -math.inf
+    assert 0 < other.ends_in < 700
     assert not other.is_over
 
 
