@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection
 from typing import Final, TypeVar
 
 _AT_ONCE: Final = 128  # items that are late, before others have their turn
+_PAUSE: Final = 1e-6  # seconds: under gevent a real timer, which lets input in; 0 would not
 
 T = TypeVar("T")
 
@@ -21,11 +22,11 @@ def spread(
     """Call `act` with each item, at equal distances over `window` seconds; return at their end.
 
     :param sleep: called with the seconds until the next item. A short sleep takes longer than it says, so where items
-        are late, it is called with 0 once for many of them.
+        are late, it is called once for many of them.
     """
     begun = clock()
     for number, item in enumerate(items, 1):
         act(item)
         ahead = begun + window * number / len(items) - clock()
         if ahead > 0 or number % _AT_ONCE == 0:
-            sleep(max(ahead, 0))
+            sleep(max(ahead, _PAUSE))

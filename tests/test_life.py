@@ -61,7 +61,8 @@ def test_of_two_states_the_first_of_the_table_counts(number: int, before: Before
         return
     for count in range(number + 1, len(CASES)):
         both = {**CASES[count][2], **state}
-        assert decide(NOW, min(deadline, CASES[count][1]), before=before, **both) == first
+        outcome = decide(NOW, min(deadline, CASES[count][1]), before=before, **both)
+        assert outcome._replace(tells=False) == first
 
 
 @pytest.mark.parametrize("before", BEFORE)
@@ -105,6 +106,13 @@ def test_a_deadline_that_waits_is_looked_at_again_before_its_second_is_over_if_s
     assert decide(NOW, NOW - 5, notice_in=-3, before=before) == Next(NOW + 0.1)
 
 
+@pytest.mark.parametrize("before", BEFORE)
+def test_a_notice_may_be_told_with_the_goodbye_of_a_drain_or_a_deadline_and_no_other(before: Before) -> None:
+    for state, reason in ((STALLED, "slow"), (OVER, "expired"), (DRAINED, "drain"), ({}, "lifetime")):
+        outcome = decide(NOW, NOW, before=before, **DUE, **state)
+        assert outcome.tells == (before == "nothing" and reason in ("drain", "lifetime"))
+
+
 def test_a_notice_that_is_told_is_not_what_it_waits_for_next() -> None:
     assert decide(NOW, LATER, ends_in=60, notice_in=-1) == Next(NOW + 60, tells=True)
     assert decide(NOW, LATER, ends_in=59, notice_in=inf) == Next(NOW + 59)
@@ -117,4 +125,4 @@ def test_it_never_goes_on_into_the_past() -> None:
         outcome = decide(NOW, NOW + deadline, ends_in=ends, notice_in=notice, stalled_at=NOW + stalled, before=before)
         assert outcome.ends or outcome.until > NOW
         assert outcome.ends == (ends <= 0 or (deadline <= 0 and before in ("nothing", "events")))
-        assert not (outcome.ends and outcome.tells)
+        assert outcome.tells == (notice <= 0 and before == "nothing" and not ends <= 0)

@@ -56,7 +56,13 @@ class Permit:
         return self.warn_at - time.time()
 
     @property
+    def due_in(self) -> float:
+        """Seconds until there is something to say or to end, unless it is revoked before, which wakes its user."""
+        return min(self.warn_at, self.ends_at) - time.time()
+
+    @property
     def is_over(self) -> bool:
+        """Whether it gives no right any more."""
         return self.ends_in <= 0
 
     def begin(self, wake: Callable[[], None]) -> None:
@@ -74,7 +80,7 @@ class Permit:
 
     def check(self) -> None:
         """Wake the stream or poll that stands on it, if it has been revoked."""
-        if self._is_revoked:
+        if self._is_revoked:  # also if its user has seen that: it may have been unable to act at that moment
             self.ended = True
             wake = self.wake  # read once: `end` may come in between
             if wake:

@@ -11,6 +11,7 @@
 | its permit's notice is due        | tell, if nothing is before | look again in 0.1 s | look again in 0.1 s |
 | none of these                     | go on until the first of these moments                           |||
 
+A notice that is due may also be told in the very moment of a drain or of a deadline, before the goodbye.
 A goodbye has no id, so it may overtake events that a row has taken and not yet written: the client comes back for them.
 A notice waits for them, since a row whose member stalls would hand that member a position that it was not told.
 """
@@ -45,7 +46,7 @@ class Next(NamedTuple):
     :param until: by the clock of `now`.
     :param reason: say goodbye, and why. A poll is answered with nothing.
     :param cuts: close it without a word.
-    :param tells: tell that its permit will end.
+    :param tells: its permit's notice is due, and may be told now.
     """
 
     until: float
@@ -85,10 +86,10 @@ def decide(
     :param stalled_at: since when its client takes nothing of what it is given.
     """
     reason = _reason(now, deadline, ends_in, stalled_at, draining=draining, before=before)
+    tells = notice_in <= 0 and before == "nothing" and reason not in ("slow", "expired")
     if reason:
-        return Next(now, cuts=True) if before == "unsent" else Next(now, reason)
+        return Next(now, cuts=True) if before == "unsent" else Next(now, reason, tells=tells)
     ends_at = deadline if deadline > now else now + _AGAIN
-    tells = notice_in <= 0 and before == "nothing"
     notice_at = now + notice_in if notice_in > 0 else inf if tells else now + _SOON
     return Next(min(ends_at, now + ends_in, stalled_at + STALLED_AFTER, notice_at), tells=tells)
 

@@ -86,7 +86,7 @@ class Stream:
         self.closing: Sequence[Callable[[], object]] = ()
         """Called at the end."""
         self.reason: CloseReason | None = None
-        """The reason that the last block told, after which nothing comes."""
+        """The reason that the last block told, after which nothing comes. If it is `lost`, no block tells one."""
         self.lost = False
         """True if the body ends with a cut because a position is lost, and a bare stream cannot say so."""
         self.deadline = lifetime * random.uniform(0.8, 1.2)
@@ -132,9 +132,7 @@ class Stream:
         if self._again:
             due = min(due, self._again)
         if self.permit:
-            now = self._clock()
-            outcome = self._next(now)
-            due = min(due, now if outcome.tells else outcome.until)
+            due = min(due, self._clock() + self.permit.due_in)
         return due
 
     @property
