@@ -96,7 +96,7 @@ def post_worker_init(worker: Any) -> None:
     from sse.log import follow_gunicorn  # not in the master, which would have it for ever, whatever a reload changes
     from sse.service import living
 
-    is_ours = any(kind.__module__ == "sse.worker" for kind in type(worker).__mro__)
+    is_ours = getattr(type(worker), "hands_off", False)
     if not is_ours:  # ours has done it before it loaded the app
         follow_gunicorn(worker.log, worker.cfg)
     services = living()

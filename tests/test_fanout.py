@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,8 +23,11 @@ from sse.access.token import Grant
 from sse.event import Event
 from sse.hub.hub import Hub
 from sse.hub.subscriber import Start
-from sse.server.loop import Fanout, Row, Streams
+from sse.server.loop import Loop
+from sse.server.rows import Row, Rows, Streams
+from sse.server.terms import Terms
 from sse.stores import MemoryStore, Publication
+from sse.transports.life import Handed
 from sse.transports.stream import Stream
 
 
@@ -33,15 +37,15 @@ def test_a_notice_waits_until_its_row_has_told_what_it_took() -> None:
     reading, writing = os.pipe()
     os.set_blocking(reading, False)
     permit = Permit(Revocations(store, 60), Grant("ann", ("a",), ends_at=time.time() + 30), ["a"])
-    fanout: Any = SimpleNamespace(
-        permits={writing: (permit, math.inf)}, draining=False, keep=lambda fd: kept.append(fd)
-    )
-    fanout.is_over = fanout.is_time = lambda _: False
+    rows: Any = SimpleNamespace(terms=Terms(), draining=False, set_end=lambda fd, _: kept.append(fd))
+    rows.means = SimpleNamespace(write=os.write, clock=time.monotonic)
+    rows.decide = partial(Rows.decide, rows)
+    rows.terms.put(writing, Handed(math.inf, permit, ()))
     kept: list[int] = []
     try:
         stream = Stream(hub, {"a": Start()}, heartbeat=15, lifetime=60, retry=1)
         stream.open()
-        row = Streams(fanout, stream, chunked=False)
+        row = Streams(rows, stream, chunked=False)
         row.fds = {writing: 0}
         store.publish([Publication("a", Event("news"))])
         row.asks = True  # as while the store is asked, when the stream is ahead of what its connections have got
@@ -68,7 +72,8 @@ def test_streams_that_come_after_an_event_share_a_row_as_those_before_it_did(*, 
         stack.callback(hub.close)
 
         def run() -> None:
-            fanout: Any = Fanout(logging.getLogger(), 75, lambda *_: True)
+            loop: Any = Loop(logging.getLogger(), 75, lambda *_: True)
+            rows = loop.rows
 
             def add() -> None:
                 ours, peer = socket.socketpair()
@@ -76,36 +81,36 @@ def test_streams_that_come_after_an_event_share_a_row_as_those_before_it_did(*, 
                 ours.setblocking(False)
                 stream = Stream(hub, {"a": Start()}, heartbeat=15, lifetime=60, retry=1000, bare=bare)
                 stream.open()
-                fanout.take_over(ours.detach(), stream, chunked=True)
+                rows.take_over(ours.detach(), stream, chunked=True)
 
-            def become(rows: int) -> None:
+            def become(count: int) -> None:
                 end = time.monotonic() + 5
-                while (count := len(set(fanout._row_of.values()))) != rows:
-                    assert time.monotonic() < end, f"{count} rows, not {rows}"
+                while (found := len(set(rows.row_of.values()))) != count:
+                    assert time.monotonic() < end, f"{found} rows, not {count}"
                     gevent.sleep(0.01)
 
-            for rows in (1, 2 if bare else 1):
+            for count in (1, 2 if bare else 1):
                 for _ in range(10):
                     add()
                 # Streams that have been told no event yet are apart, because their first event tells `retry`.
-                become(rows)
+                become(count)
                 for _ in range(2):  # rows that stand at the same place become one with what they are told next
                     store.publish([Publication("a", Event("news"))])
                     gevent.sleep(0.1)
                 become(1)
-            for fd in list(fanout._row_of):
-                fanout.end(fd)
+            for fd in list(rows.row_of):
+                rows.end(fd)
             gevent.sleep(0.1)
 
         in_a_hub(run)
 
 
 class Telling:
-    """A fan-out in a thread of its own, whose rows take `cost` seconds each to be told."""
+    """A loop in a thread of its own, whose rows take `cost` seconds each to be told."""
 
     def __init__(self, rows: int, cost: float, again: bool = False) -> None:
         self.told: list[float] = []
-        self.fanout: Any = Fanout(logging.getLogger(), 75, lambda *_: True)
+        self.loop: Any = Loop(logging.getLogger(), 75, lambda *_: True)
         self.rows = [self._row(number, cost, again) for number in range(rows)]
 
     def _row(self, number: int, cost: float, again: bool) -> Row:
@@ -117,18 +122,18 @@ class Telling:
                 while time.perf_counter() < end:
                     pass
                 telling.told.append(time.monotonic())
-                self.fanout.pause()
+                self.rows.means.pause()
                 if again:
-                    self.fanout.call(self)
+                    self.rows.agenda.call(self)
 
-        row = Slow(self.fanout)
+        row = Slow(self.loop.rows)
         row.fds[-number - 1] = 0  # no file is behind it
-        self.fanout._row_of[-number - 1] = row
+        self.loop.rows.row_of[-number - 1] = row
         return row
 
     def call_all(self) -> None:
         for row in self.rows:
-            self.fanout.call(row)
+            self.loop.rows.agenda.call(row)
 
 
 def in_a_hub(run: Callable[[], None]) -> None:
@@ -158,7 +163,7 @@ def test_publishers_wait_in_line_while_many_rows_are_late_and_nobody_else_does()
         others: list[int] = []
 
         def publisher(number: int) -> None:
-            telling.fanout.admit()
+            telling.loop.publishers.admit()
             admitted.append((number, len(telling.told)))
 
         def other() -> None:
@@ -180,8 +185,8 @@ def test_publishers_wait_while_announcements_for_many_channels_are_unread_though
     def run() -> None:
         telling = Telling(rows=1, cost=0)
         unread = time.monotonic() - 0.02
-        telling.fanout.unread_since = lambda: unread
-        publisher = gevent.spawn(telling.fanout.admit)
+        telling.loop.publishers.unread_since = lambda: unread
+        publisher = gevent.spawn(telling.loop.publishers.admit)
         gevent.sleep(0.2)
         assert not publisher.ready()
         unread = 0.0
@@ -198,7 +203,7 @@ def test_publishers_do_not_wait_for_few_rows_that_share_writes_nor_where_nobody_
             telling.call_all()
             gevent.sleep(0.03)
             before = len(telling.told)
-            telling.fanout.admit()
+            telling.loop.publishers.admit()
             assert len(telling.told) == before
 
     in_a_hub(run)
@@ -210,7 +215,7 @@ def test_publishers_who_go_on_without_a_pause_let_the_loop_tell_in_between() -> 
         told = []
         for _ in range(20):
             telling.call_all()
-            telling.fanout.admit()
+            telling.loop.publishers.admit()
             end = time.perf_counter() + 0.005  # a publish that never switches, as into the memory store
             while time.perf_counter() < end:
                 pass
@@ -226,14 +231,14 @@ def test_a_publisher_waits_a_second_at_the_most_and_one_that_is_ended_does_not_h
         telling.call_all()
         gevent.sleep(0.03)
         began = time.monotonic()
-        ended = gevent.spawn(telling.fanout.admit)
-        others = [gevent.spawn(telling.fanout.admit) for _ in range(3)]
+        ended = gevent.spawn(telling.loop.publishers.admit)
+        others = [gevent.spawn(telling.loop.publishers.admit) for _ in range(3)]
         gevent.sleep(0.1)
         ended.kill()
         gevent.joinall(others, timeout=10)
         assert all(one.successful() for one in others)
         assert 0.8 < time.monotonic() - began < 5
-        assert not telling.fanout._publishers
+        assert not telling.loop.publishers._line
 
     in_a_hub(run)
 
@@ -243,7 +248,7 @@ def test_a_thread_of_the_app_s_own_and_the_loop_itself_do_not_wait() -> None:
         telling = Telling(rows=200, cost=0.001)
         telling.call_all()
         gevent.sleep(0.03)
-        other = threading.Thread(target=telling.fanout.admit)
+        other = threading.Thread(target=telling.loop.publishers.admit)
         other.start()
         other.join(5)
         assert not other.is_alive()
@@ -251,13 +256,13 @@ def test_a_thread_of_the_app_s_own_and_the_loop_itself_do_not_wait() -> None:
         class Publishing(Row):
             def serve(self) -> None:
                 began = len(telling.told)
-                self.fanout.admit()
+                telling.loop.publishers.admit()
                 waited.append(len(telling.told) - began)
 
         waited: list[int] = []
-        row = Publishing(telling.fanout)
+        row = Publishing(telling.loop.rows)
         row.fds[-1000] = 0
-        telling.fanout.call(row)
+        telling.loop.rows.agenda.call(row)
         with gevent.Timeout(10):
             while not waited:
                 gevent.sleep(0.01)

@@ -59,7 +59,10 @@ def _is_news(record):
     record.msg, record.args = record.getMessage().replace("Bearer of good", "[new filter]"), ()
     return True
 """
-EDITED = ("__init__", "event", "fanout", "head", "log", "server/__init__", "server/worker", "service", "stores/redis")
+EDITED = (
+    *("__init__", "event", "log", "server/__init__", "server/answers", "server/framing", "server/head", "server/loop"),
+    *("server/rows", "server/worker", "service", "stores/redis"),
+)
 NEW = sorted(
     ["app", "sse", "sse.server"]
     + [f"sse.{name.replace('/', '.')}" for name in EDITED if not name.endswith("__init__")]
@@ -86,9 +89,11 @@ class Probed(Copy):
             self.append(f"sse/{name}.py", "\nNEW = True\n")
         self.append("app.py", "\nNEW = True\n")
         self.append("gunicorn.conf.py", SETTINGS)
-        self.edit("sse/server/worker.py", "Server: {response.version}", "Server: the new worker's")
+        self.edit("sse/server/answers.py", "Server: {response.version}", "Server: the new worker's")
         self.edit(
-            "sse/server/loop.py", "def date() -> bytes:\n", 'def date() -> bytes:\n    return b"the new fan-out\'s"\n'
+            "sse/server/framing.py",
+            "def date() -> bytes:\n",
+            'def date() -> bytes:\n    return b"the new fan-out\'s"\n',
         )
 
     def written_by(self) -> tuple[str | None, str | None]:
@@ -115,7 +120,7 @@ def test_a_reload_runs_the_new_code_of_everything_and_streams_go_on(
                 assert server.seen() == {"new": NEW, "settings": "new", "is one": True}
                 assert server.written_by() == ("the new worker's", "the new fan-out's")
             follower.stream(lambda: follower.is_at(storm.count))
-            server.edit("sse/server/worker.py", "the new worker's", "the newest worker's")
+            server.edit("sse/server/answers.py", "the new worker's", "the newest worker's")
             server.reload()
             assert server.written_by() == ("the newest worker's", "the new fan-out's")
             follower.stream(lambda: follower.is_at(storm.count))
@@ -184,7 +189,7 @@ def test_an_app_that_the_master_has_imported_keeps_the_code_that_fits_it(tmp_pat
         assert [event.data for event in stream.take(1)] == ["heard"]
         for name in EDITED:
             server.append(f"sse/{name}.py", "\nNEW = True\n")
-        server.edit("sse/server/loop.py", "def date() -> bytes:\n", 'def date() -> bytes:\n    return b"new"\n')
+        server.edit("sse/server/framing.py", "def date() -> bytes:\n", 'def date() -> bytes:\n    return b"new"\n')
         server.reload()
         assert stream.until("sse.close").json()["reason"] == "drain"
         assert server.seen()["new"] == [], "the app has the old code, so all have it"

@@ -1,0 +1,161 @@
+"""The app's answers: which of them this worker writes in gunicorn's place, and which connections it hands off."""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+from collections.abc import Callable
+from datetime import datetime
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from gunicorn.http.wsgi import Response  # type: ignore[import-untyped]
+
+from sse.server.framing import LAST_CHUNK, date, framed
+from sse.server.reading import is_read, skip_body
+from sse.server.rows import Rows, send
+from sse.server.sockets import has_left
+
+if TYPE_CHECKING:
+    from sse.transports.poll import Poll
+    from sse.transports.stream import Stream
+
+_SMALL: Final = 65_536  # bytes of an answer that goes out in one write
+_WHOLE: Final = 2 << 20  # the same for the service's own, which are never given piece by piece
+
+_same = lru_cache(maxsize=1024)(lambda head: head)  # one object for equal ones: very many wait with the same
+
+
+class Answer(NamedTuple):
+    """The app's answer to a request, where this worker and not gunicorn is to write it."""
+
+    body: Any
+    write: Callable[[Any, socket.socket, Any], None]
+    environ: dict[str, Any]
+    response: Any
+    began: datetime
+
+    def close(self) -> None:
+        """Close the body, as a WSGI server has to (PEP 3333)."""
+        if hasattr(self.body, "close"):
+            self.body.close()
+
+
+class Answers:
+    """Calls the app, and writes its answers.
+
+    :param is_last: tells whether a request's connection is to end with its answer, whatever its client asks for.
+    """
+
+    def __init__(self, rows: Rows, is_last: Callable[[Any], bool], log: Any) -> None:
+        self._rows = rows
+        self._is_last = is_last
+        self._log = log
+
+    def call(self, app: Any, environ: dict[str, Any], start_response: Any) -> Any:
+        """Call the app. Return its body, or what this worker writes in gunicorn's place."""
+        response, connection = start_response.__self__, environ["gunicorn.socket"]
+        environ["sse.gone"] = partial(has_left, connection)
+        if type(response) is not Response:
+            return app(environ, start_response)  # HTTP/2 puts more than bytes on the connection
+        if not isinstance(connection, ssl.SSLSocket):  # and so does TLS
+            environ["sse.holds"] = True
+        began = datetime.now()
+        body = app(environ, start_response)
+        if self._is_last(response.req):
+            response.force_close()
+        write: Callable[[Any, socket.socket, Any], None]
+        if body is environ.get("sse.body", self) and "sse.holds" in environ and is_read(response.req):
+            write = self._hand_off_stream if body.is_stream else self._hand_off_poll
+        elif _is_small(response, _WHOLE if "sse.whole" in environ else _SMALL) and not isinstance(
+            body, environ["wsgi.file_wrapper"]
+        ):
+            write = self._write_whole
+        else:
+            return body
+        return Answer(body, write, environ, response, began)
+
+    def write(self, answer: Answer) -> None:
+        """Write an answer.
+
+        :raises StopIteration: if its connection has ended, or has been handed off.
+        """
+        body, write, environ, response, began = answer
+        connection = environ["gunicorn.socket"]
+        try:
+            write(body, connection, response)
+            self._log.access(response, response.req, environ, datetime.now() - began)
+        except BaseException:
+            answer.close()
+            raise
+        is_gone = connection.fileno() < 0
+        if not is_gone or write == self._write_whole:
+            answer.close()
+        if is_gone or response.should_close():
+            raise StopIteration
+
+    def _write_whole(self, body: Any, connection: socket.socket, response: Any) -> None:
+        """Send head and body in one write: a system call is a large part of what a request costs.
+
+        The loop sends what the client does not take at once, so that slow clients hold no greenlets.
+        """
+        data = b"".join(body)[: response.response_length]
+        if len(data) < response.response_length or not skip_body(response.req):
+            response.force_close()  # or the next answer, or request, would be taken for the rest of this one
+        response.sent, response.headers_sent = len(data), True
+        data = b"%bDate: %b\r\n\r\n%b" % (_head(response), date(), data)
+        sent = -1 if isinstance(connection, ssl.SSLSocket) else send(os.write, connection.fileno(), data)
+        if sent < 0:
+            connection.sendall(data)  # which waits, or tells what is wrong
+        elif sent < len(data):
+            early = response.req.unreader.take_buffered()
+            rest = memoryview(data)[sent:]
+            self._rows.send_rest(connection.fileno(), rest, closes=response.should_close(), early=early)
+            connection.detach()
+
+    def _hand_off_stream(self, stream: Stream, connection: socket.socket, response: Any) -> None:
+        # A request that has come behind it is never answered: the connection ends with the stream.
+        opening = stream.open()
+        response.sent = len(opening)
+        cuts = stream.ended and stream.cuts
+        if cuts:
+            response.force_close()
+        if response.chunked:
+            opening = framed(opening, LAST_CHUNK if stream.ended and not cuts else b"")
+        response.headers_sent = True
+        connection.sendall(b"%bDate: %b\r\n\r\n%b" % (_head(response), date(), opening))
+        if not stream.ended:
+            self._rows.take_over(connection.fileno(), stream, chunked=response.chunked)
+            connection.detach()
+
+    def _hand_off_poll(self, poll: Poll, connection: socket.socket, response: Any) -> None:
+        response.chunked, response.response_length = False, 0  # its length is told when it is known
+        early = response.req.unreader.take_buffered()
+        self._rows.hold(connection.fileno(), poll, _same(_head(response)), early)
+        connection.detach()
+
+
+def _is_small(response: Any, most: int) -> bool:
+    return (
+        not response.headers_sent
+        and response.response_length is not None
+        and response.response_length <= most
+        and response.status_code not in (204, 304)
+        and response.req.method != "HEAD"
+        and not response.upgrade
+    )
+
+
+def _head(response: Any) -> bytes:
+    """Return the head of gunicorn's response, as it would write it itself, but for the date and the end."""
+    connection = "close" if response.should_close() else "keep-alive"
+    major, minor = response.req.version
+    lines = [
+        f"HTTP/{major}.{minor} {response.status}\r\nServer: {response.version}\r\nConnection: {connection}\r\n",
+        *[f"{name}: {value}\r\n" for name, value in response.headers],
+    ]
+    if response.chunked:
+        lines.append("Transfer-Encoding: chunked\r\n")
+    head: bytes = "".join(lines).encode("latin-1")
+    return head

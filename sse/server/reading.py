@@ -1,0 +1,123 @@
+"""Requests as gunicorn reads them, but with bounds: a head has a size and a time, and a body has a pace."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from typing import Any, Final
+
+import gevent
+from gunicorn.http.body import Body as GunicornBody  # type: ignore[import-untyped]
+from gunicorn.http.body import LengthReader
+from gunicorn.http.errors import (  # type: ignore[import-untyped]
+    LimitRequestHeaders,
+    NoMoreData,
+    ParseException,
+)
+from gunicorn.http.message import Request as GunicornRequest  # type: ignore[import-untyped]
+
+from sse.server.head import Head
+
+HEAD_SECONDS: Final = 20.0
+"""Seconds from a head's first byte to its last."""
+
+_HEAD_BYTES: Final = 131_072  # of a request's head: the longest that gunicorn.conf.py is meant for has 90 KB
+_TRAILER_BYTES: Final = 16_384  # of what follows a chunked body; gunicorn searches it anew at each packet
+_BODY_SECONDS: Final = 20.0  # that a body may take, beside what its bytes take at _BODY_RATE
+_BODY_RATE: Final = 4096.0  # bytes a second
+_BODY_STEP: Final = 65_536
+_SKIPS: Final = 20  # of 64 KB: more than may be published at once
+_SKIP_SECONDS: Final = 2.0  # for the rest of a body that the app has left
+
+
+class Request(GunicornRequest):  # type: ignore[misc]
+    """gunicorn's request, whose head has bounded bytes, lines and time, and is parsed once: when it is there."""
+
+    body: Any
+
+    def parse(self, unreader: Any) -> Any:
+        """Return what has come behind the head.
+
+        :raises StopIteration: if nothing comes, or the head is not there in time: the connection is to be closed.
+        """
+        head = Head(_HEAD_BYTES, self.limit_request_line, self.cfg.proxy_protocol if self.req_number == 1 else "off")
+        is_enough = False
+        while not (is_enough or head.has_begun):
+            is_enough = head.add(_read(unreader, head))
+        if not is_enough:
+            with gevent.Timeout(HEAD_SECONDS, False):
+                while not is_enough:
+                    is_enough = head.add(_read(unreader, head))
+        if not is_enough:
+            raise StopIteration(f"the head of a request has not come within {HEAD_SECONDS:g} s")
+        if head.is_too_large:
+            raise LimitRequestHeaders(f"the head of a request is over {_HEAD_BYTES} bytes")
+        unreader.unread(head.data)  # from where the parser gets all of it at once
+        self.max_buffer_headers = _TRAILER_BYTES
+        return super().parse(unreader)
+
+    def parse_headers(self, data: bytes, from_trailer: bool = False) -> Any:
+        """Return the headers, as gunicorn does.
+
+        :raises LimitRequestHeaders: if there are too many, the headers that gunicorn drops and does not count included.
+        """
+        if data.count(b"\r\n") >= self.limit_request_fields:
+            raise LimitRequestHeaders("limit request headers fields")
+        return super().parse_headers(data, from_trailer)
+
+    def set_body_reader(self) -> None:
+        """Give the body a reader that bounds its pace, unless there is none to read."""
+        super().set_body_reader()
+        if not is_read(self):
+            self.body = Body(self.body.reader)
+
+
+class Body(GunicornBody):  # type: ignore[misc]
+    """gunicorn's body of a request, which gives up on a client that sends it too slowly."""
+
+    def __init__(self, reader: Any) -> None:
+        super().__init__(reader)
+        self._patience = _BODY_SECONDS
+
+    def _read_reader(self, size: int) -> bytes:
+        """Return the next `size` bytes, or fewer.
+
+        :raises TimeoutError: if they come too slowly; then the connection is closed after the answer.
+        """
+        size = min(size, _BODY_STEP)
+        began = time.monotonic()
+        with gevent.Timeout(self._patience + size / _BODY_RATE, TimeoutError("the body of a request comes too slowly")):
+            data: bytes = super()._read_reader(size)
+        earned = len(data) / _BODY_RATE - (time.monotonic() - began)
+        self._patience = min(self._patience + earned, _BODY_SECONDS)
+        return data
+
+
+def is_read(request: Any) -> bool:
+    """Return whether nothing of a request's body is yet to come, so that the next bytes are another request's."""
+    reader = request.body.reader
+    return not reader.length if isinstance(reader, LengthReader) else reader.parser is None
+
+
+def skip_body(request: Any) -> bool:
+    """Read what the app has left of a request's body, within bounds. Return whether its end was reached."""
+    if is_read(request):
+        return True
+    if request.body.failed:
+        return False
+    ended = False
+    with gevent.Timeout(_SKIP_SECONDS, False), contextlib.suppress(OSError, ParseException):
+        for _ in range(_SKIPS):
+            if not request.body.read(65_536):
+                ended = True
+                break
+    return ended
+
+
+def _read(unreader: Any, head: Head) -> bytes:
+    data: bytes = unreader.read()
+    if data:
+        return data
+    if head.data:
+        raise NoMoreData(bytes(head.data))
+    raise StopIteration  # the client has closed between two requests

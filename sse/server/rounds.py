@@ -1,0 +1,63 @@
+"""The rounds of the loop: in each, connections that are due are dismissed, and rows that were called are served."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sse.server.rows import Row, Rows, Streams
+
+
+class Rounds:
+    """Holds the rounds in which rows are told, and puts on their agenda what time brings."""
+
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
+
+    def hold(self) -> None:
+        """Do what is on the agenda. Only the loop's own greenlet may call this, since it pauses."""
+        agenda, pause = self._rows.agenda, self._rows.means.pause
+        for fd in agenda.take_due():
+            self._dismiss(fd)
+            pause()
+        # Who stands alone comes first: were the others told first, for a while, it would never be where they are.
+        for row in sorted(agenda.take_ready(), key=lambda row: row.key is not None):
+            agenda.begin_next()
+            self._serve(row)
+        agenda.finish()
+
+    def look(self, slot: int, items: Sequence[int | Streams]) -> None:
+        """Put on the agenda what is due by now, of the items that stand in a slot of the wheel."""
+        rows = self._rows
+        now = rows.means.clock()
+        for item in items:
+            if isinstance(item, int):
+                row = rows.row_of.get(item)
+                if row is not None and row.fds[item] == slot:
+                    rows.make_due(item)
+            elif item.fds and item.slot == slot:
+                if item.due <= now:
+                    rows.agenda.call(item)
+                item.set_timer()
+
+    def look_at_permits(self) -> None:
+        """Put all connections on the agenda whose permit has to be looked at, because the wall clock has leapt."""
+        for fd in self._rows.terms.with_permit():
+            self._rows.make_due(fd)
+
+    def _dismiss(self, fd: int) -> None:
+        row = self._rows.row_of.get(fd)
+        if row is None or row.fds[fd]:
+            return  # it has ended meanwhile, or is to be looked at later
+        try:
+            row.dismiss(fd)
+        except Exception:  # noqa: BLE001 - logged; the others go on
+            self._rows.means.fault("a connection is cut after a fault")
+            self._rows.end(fd)
+
+    def _serve(self, row: Row) -> None:
+        try:
+            if row.fds:
+                row.serve()
+        except Exception:  # noqa: BLE001 - logged; the others go on
+            self._rows.means.fault("streams are cut after a fault")
+            row.end_all()
