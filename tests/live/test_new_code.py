@@ -272,5 +272,6 @@ def test_systemd_does_not_reload_what_refuses_the_master_s_settings(tree: Path) 
 
 def test_systemd_reloads_what_can_be_loaded(tree: Path) -> None:
     with (tree / "app.py").open("a") as opened:
+        opened.write("import threading, time\n")
         opened.write("threading.Thread(target=time.sleep, args=(100,)).start()\n")  # which the check does not wait for
     assert check_before_reload(tree, {"SSE_HEARTBEAT": "20"}) == 0

@@ -1,0 +1,1184 @@
+"""Each line of the tables at the head of sse/server/rows.py, with a list for a socket and a clock that is set."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import count
+from typing import Any
+
+import pytest
+
+from sse.access.permit import Permit
+from sse.access.revocations import Revocations
+from sse.access.token import Grant
+from sse.errors import StoreUnavailable
+from sse.event import Event
+from sse.hub.hub import Hub
+from sse.hub.subscriber import Start
+from sse.server import rows as module
+from sse.server.means import Calls, Means
+from sse.server.rounds import Rounds
+from sse.server.rows import Polls, Row, Rows, Sending, Streams
+from sse.server.wheel import Wheel
+from sse.stores import MemoryStore, Publication
+from sse.transports.poll import Poll
+from sse.transports.stream import Stream
+from sse.wire import HEARTBEAT
+
+KEPT = b"HTTP/1.1 200 OK\r\nConnection: keep-alive\r\n"
+CLOSED = b"HTTP/1.1 200 OK\r\nConnection: close\r\n"
+
+
+class World:
+    """All that rows are given, made of lists and dicts, over a real hub and the memory store."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.got: dict[int, list[bytes]] = defaultdict(list)  # by connection, what each write has brought
+        self.room: dict[int, int] = {}  # bytes that it takes, if not all
+        self.sent: dict[int, bytes] = {}  # that nobody has read
+        self.gone: set[int] = set()
+        self.interest: dict[int, str] = {}
+        self.in_pause: list[Callable[[], object]] = []  # what happens in the next pauses, one after the other
+        self.asked: list[Callable[[], object]] = []
+        self.later: list[Callable[[], object]] = []
+        self.doomed: list[int] = []
+        self.closed: list[int] = []
+        self.given_back: list[int] = []
+        self.has_greenlets = True
+        self.finished: list[object] = []
+        self.log: list[str] = []
+        self.wakes = 0
+        self.wheel: Wheel[Any] = Wheel(self.now)
+        self.rows = Rows(self._means(), 75)
+        self.rounds = Rounds(self.rows)
+        self.store = MemoryStore(ring=100, ring_ttl=600)
+        self.hub = Hub(self.store, max_subscribers=100)
+        self.revocations = Revocations(self.store, 600)
+        self._numbers = count(1)
+
+    def _means(self) -> Means:
+        return Means(
+            write=self._write,
+            read=self._read,
+            unread=lambda fd: len(self.sent.get(fd, b"")),
+            clock=lambda: self.now,
+            timer=self.wheel.add,
+            watch=self.interest.__setitem__,
+            change=self.interest.__setitem__,
+            unwatch=self.interest.pop,
+            pause=self._pause,
+            sleep=lambda _: self._pause(),
+            ask=self.asked.append,
+            later=lambda _, call: self.later.append(call),
+            wake=self._wake,
+            close=self.closed.append,
+            doom=self._doom,
+            finish=self.finished.extend,
+            give_back=self._give_back,
+            warn=lambda line, *values: self.log.append(line % values),
+            fault=self.log.append,
+        )
+
+    def _write(self, fd: int, data: bytes | memoryview) -> int:
+        if fd in self.gone:
+            raise BrokenPipeError
+        takes = min(self.room.get(fd, len(data)), len(data))
+        if not takes:
+            raise BlockingIOError
+        self.got[fd].append(bytes(data[:takes]))
+        if fd in self.room:
+            self.room[fd] -= takes
+        return takes
+
+    def _read(self, fd: int, size: int) -> bytes:
+        if fd in self.gone:
+            return b""
+        data = self.sent.pop(fd, b"")
+        if not data:
+            raise BlockingIOError
+        return data[:size]
+
+    def _pause(self) -> None:
+        if self.in_pause:
+            self.in_pause.pop(0)()
+
+    def _wake(self) -> None:
+        self.wakes += 1
+
+    def _doom(self, fd: int, closing: Calls) -> None:
+        self.doomed.append(fd)
+        self.finished.extend(closing)
+
+    def _give_back(self, fd: int) -> bool:
+        if self.has_greenlets:
+            self.given_back.append(fd)
+        return self.has_greenlets
+
+    # What the tests do
+
+    def stream(self, channel: str = "a", *, chunked: bool = False, position: Any = None, **options: Any) -> int:
+        fd = next(self._numbers)
+        given = {"heartbeat": 15.0, "lifetime": 600.0, "retry": 1000, "clock": lambda: self.now, **options}
+        stream = Stream(self.hub, {channel: Start(position)}, **given)
+        stream.open()
+        self.rows.take_over(fd, stream, chunked=chunked)
+        return fd
+
+    def streams(self, number: int, **options: Any) -> list[int]:
+        """Streams that share a row, in the order in which that tells them."""
+        fds = [self.stream(**options) for _ in range(number)]
+        self.round()
+        (row,) = {self.rows.row_of[fd] for fd in fds}
+        return list(row.fds)
+
+    def poll(self, channel: str = "a", *, head: bytes = KEPT, early: bytes = b"", **options: Any) -> int:
+        fd = next(self._numbers)
+        given = {"timeout": 20.0, "retry": 1000, "clock": lambda: self.now, **options}
+        poll = Poll(self.hub, {channel: Start(self.position(channel))}, **given)
+        assert poll.open() is None
+        self.rows.hold(fd, poll, head, early)
+        return fd
+
+    def permit(self, seconds: float = 600, sub: str = "ann") -> Permit:
+        grant = Grant(sub, ("a",), ends_at=time.time() + seconds, issued_at=time.time() - 100)
+        return Permit(self.revocations, grant, ["a"])
+
+    def revoke(self) -> None:
+        self.revocations.revoke("sub", "ann")
+
+    def publish(self, data: str = "news", channel: str = "a") -> None:
+        """Publish, and wait until the hub has told its subscribers."""
+        (receipt,) = self.store.publish([Publication(channel, Event(data))])
+        end = time.monotonic() + 5
+        while not self.hub.tops([channel]) & {(channel, receipt.position), (channel, None)}:
+            assert time.monotonic() < end
+            time.sleep(0.001)
+
+    def position(self, channel: str = "a") -> Any:
+        self.store.found([channel])
+        (position,) = self.store.newest([channel])
+        return position
+
+    def round(self) -> None:
+        self.rounds.hold()
+
+    def answer(self) -> None:
+        """Have the store answer all that was asked, and polls that have waited for more."""
+        for call in (*self.asked, *self.later):
+            call()
+        self.asked.clear()
+        self.later.clear()
+
+    def pass_by(self, seconds: float) -> None:
+        """Let time go by, and tell what that brings."""
+        for _ in range(max(int(seconds * 10), 1)):
+            self.now += 0.1
+            for slot, items in self.wheel.turn(self.now):
+                self.rounds.look(slot, items)
+            self.round()
+
+    def row(self, fd: int) -> Any:
+        return self.rows.row_of[fd]
+
+    def told(self, fd: int) -> bytes:
+        return b"".join(self.got[fd])
+
+    def events(self, fd: int) -> list[str]:
+        return re.findall("(?m)^data: (?!{)(.*)$", self.told(fd).decode())
+
+    def reason(self, fd: int) -> str | None:
+        found = re.search(r"event: sse.close\n(?:.*\n)*?data: ({.*})\n", self.told(fd).decode())
+        return json.loads(found[1])["reason"] if found else None
+
+    def answered(self, fd: int) -> list[str]:
+        """The data of the events in a poll's whole answer."""
+        head, _, body = self.told(fd).partition(b"\r\n\r\n")
+        assert b"\r\nContent-Length: %d" % len(body) in head
+        return [event["data"] for event in json.loads(body)["events"]]
+
+    @property
+    def rows_now(self) -> int:
+        return len({id(row) for row in self.rows.row_of.values()})
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    world = World()
+    try:
+        yield world
+        for fd in list(world.rows.row_of):
+            world.rows.end(fd)
+        world.answer()
+        assert world.hub.subscribers == 0, "each connection gives back its place, once"
+        assert not world.rows.agenda.due or not any(fd in world.rows.row_of for fd in world.rows.agenda.due)
+        assert not world.interest
+    finally:
+        world.hub.close()
+        world.revocations.close()
+
+
+@contextmanager
+def turns_of(monkeypatch: pytest.MonkeyPatch, number: int) -> Iterator[None]:
+    """Have a push pause after so many connections."""
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_TURN", number)
+        yield
+
+
+# A push
+
+
+def test_a_push_is_one_write_for_each_connection_of_a_row(world: World) -> None:
+    fds = world.streams(5)
+    world.publish()
+    world.round()
+    assert [len(world.got[fd]) for fd in fds] == [1] * 5
+    assert len({world.told(fd) for fd in fds}) == 1
+    assert world.events(fds[0]) == ["news"]
+    assert world.hub.subscribers == 5
+
+
+def test_a_chunked_stream_gets_a_chunk_and_stands_in_a_row_of_its_own(world: World) -> None:
+    plain, chunked = world.stream(), world.stream(chunked=True)
+    world.publish()
+    world.round()
+    assert world.row(plain) is not world.row(chunked)
+    size, _, rest = world.told(chunked).partition(b"\r\n")
+    assert rest == world.told(plain) + b"\r\n"
+    assert int(size, 16) == len(world.told(plain))
+
+
+def test_rows_that_stand_at_the_same_place_become_one(world: World) -> None:
+    first, second = world.stream(), world.stream()
+    assert world.rows_now == 2
+    world.round()
+    assert world.rows_now == 1
+    third = world.stream()
+    world.publish()
+    world.round()  # the newcomer, which nobody else can join yet, is told first
+    assert world.rows_now == 1
+    assert world.events(first) == world.events(second) == world.events(third) == ["news"]
+
+
+def test_a_quiet_stream_is_told_a_heartbeat_when_it_is_due(world: World) -> None:
+    fds = world.streams(2)
+    world.pass_by(14.5)
+    assert not world.got
+    world.pass_by(1)
+    assert [world.told(fd) for fd in fds] == [HEARTBEAT] * 2
+
+
+# One that takes no more
+
+
+def test_a_connection_that_takes_a_part_stands_apart_and_gets_each_byte_once(world: World) -> None:
+    slow, *others = world.streams(3)
+    world.room[slow] = 10
+    world.publish("one")
+    world.round()
+    assert world.row(slow) is not world.row(others[0])
+    assert world.interest[slow] == "input or room"
+    world.publish("two")
+    world.round()
+    assert world.events(others[0]) == ["one", "two"]
+    assert len(world.told(slow)) == 10
+    del world.room[slow]
+    world.row(slow).heard(slow)
+    assert world.interest[slow] == "input"
+    world.round()
+    assert world.told(slow) == world.told(others[0])
+    world.publish("three")
+    world.round()
+    assert world.row(slow) is world.row(others[0])
+    assert world.events(slow) == ["one", "two", "three"]
+
+
+def test_a_connection_alone_that_takes_nothing_keeps_its_row(world: World) -> None:
+    (fd,) = world.streams(1)
+    row = world.row(fd)
+    world.room[fd] = 0
+    world.publish()
+    world.round()
+    assert world.row(fd) is row
+    world.row(fd).heard(fd)  # there is no room yet
+    assert not world.got[fd]
+    del world.room[fd]
+    world.row(fd).heard(fd)
+    assert world.events(fd) == ["news"]
+
+
+def test_a_connection_that_takes_nothing_for_20_s_is_cut_and_the_others_go_on(world: World) -> None:
+    slow, other = world.streams(2)
+    world.room[slow] = 5
+    world.publish()
+    world.round()
+    world.pass_by(19.5)
+    assert not world.doomed
+    world.pass_by(1)
+    assert world.doomed == [slow]
+    assert len(world.told(slow)) == 5
+    assert world.hub.subscribers == 1
+    world.publish()
+    world.round()
+    assert world.events(other) == ["news", "news"]
+
+
+def test_each_byte_that_is_taken_gives_20_s_more(world: World) -> None:
+    (fd,) = world.streams(1)
+    world.room[fd] = 0
+    world.publish()
+    world.round()
+    for _ in range(4):
+        world.pass_by(15)
+        world.room[fd] = 1
+        world.row(fd).heard(fd)
+    assert not world.doomed
+    world.pass_by(21)
+    assert world.doomed == [fd]
+
+
+def test_a_stalled_connection_whose_peer_breaks_off_is_ended(world: World) -> None:
+    first, second, third = world.streams(3)
+    world.room.update({first: 3, second: 3})
+    world.publish()
+    world.gone.add(third)
+    world.round()
+    assert world.doomed == [third]
+    world.gone.update((first, second))
+    world.row(first).heard(first)  # the end is read
+    world.row(second).parted(second)
+    assert world.doomed == [third, first, second]
+
+
+def test_the_rest_meets_a_broken_connection(world: World) -> None:
+    (fd,) = world.streams(1)
+    world.room[fd] = 3
+    world.publish()
+    world.round()
+    world.sent[fd] = b"x"  # so that it is there still, when it is read
+
+    def break_off(fd: int, data: bytes | memoryview) -> int:
+        raise ConnectionResetError
+
+    world.rows.means = world.rows.means._replace(write=break_off)
+    world.row(fd).heard(fd)
+    assert world.doomed == [fd]
+
+
+def test_bytes_of_a_stream_s_client_are_passed_over(world: World) -> None:
+    (fd,) = world.streams(1)
+    world.sent[fd] = b"GET / HTTP/1.1\r\n"
+    world.row(fd).heard(fd)
+    assert not world.sent
+    world.row(fd).heard(fd)  # nothing more to read
+    assert not world.doomed
+    assert not world.got[fd]
+
+
+def test_a_read_that_fails_is_the_end(world: World) -> None:
+    stream, poll = world.stream(), world.poll()
+
+    def fail(fd: int, size: int) -> bytes:
+        raise ConnectionResetError
+
+    world.rows.means = world.rows.means._replace(read=fail)
+    world.row(stream).heard(stream)
+    world.row(poll).heard(poll)
+    assert world.doomed == [stream, poll]
+
+
+# The store is asked
+
+
+def behind(world: World, number: int = 1, **options: Any) -> list[int]:
+    """Streams of one row that ask the store for what the hub has not."""
+    position = world.position()
+    world.publish("old")
+    fds = [world.stream(position=position, **options) for _ in range(number)]
+    world.round()
+    assert len(world.asked) == number
+    assert all(world.row(fd).asks for fd in fds)
+    return fds
+
+
+def test_the_answer_of_the_store_is_told_in_the_next_round_and_then_the_row_is_called_again(world: World) -> None:
+    keep = world.stream("b")  # so that a round has more than one row
+    (fd,) = behind(world)
+    world.publish("new")
+    world.round()  # a call while it asks is passed over
+    assert not world.got[fd]
+    assert len(world.asked) == 1
+    world.answer()
+    assert world.row(fd).chunk is not None
+    assert not world.row(fd).asks
+    world.round()
+    world.round()
+    assert world.events(fd) == ["old", "new"]
+    assert world.rows.agenda.ready == set()
+    assert keep in world.rows.row_of
+
+
+def test_a_row_that_asks_is_not_joined(world: World) -> None:
+    first, second = behind(world, 2)
+    assert world.row(first).alike is None
+    assert world.rows_now == 2
+    world.answer()
+    world.round()
+    world.round()
+    assert world.rows_now == 1
+    assert world.events(first) == world.events(second) == ["old"]
+
+
+def test_a_row_that_all_have_left_gives_back_its_place_when_the_store_has_answered(world: World) -> None:
+    (fd,) = behind(world)
+    world.row(fd).parted(fd)
+    assert world.doomed == [fd]
+    assert world.hub.subscribers == 1
+    world.answer()
+    assert world.hub.subscribers == 0
+    world.round()
+    assert not world.got[fd]
+
+
+def test_a_fault_while_the_store_is_asked_cuts_the_row(world: World) -> None:
+    (fd,) = behind(world)
+
+    def fail() -> bytes:
+        raise ValueError("a fault")
+
+    stream = world.row(fd).stream
+    world.row(fd).stream = Proxy(stream, step=fail)
+    with pytest.raises(ValueError, match="a fault"):
+        world.answer()
+    world.asked.clear()
+    assert world.doomed == [fd]
+    assert world.hub.subscribers == 0
+
+
+class Proxy:
+    """A stream or a poll, of which some methods are replaced."""
+
+    def __init__(self, body: object, **replaced: Any) -> None:
+        self._body = body
+        self.__dict__.update(replaced)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._body, name)
+
+
+def test_a_row_waits_for_a_store_that_is_away_until_it_is_due(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    (fd,) = behind(world)
+    read = world.store.read
+
+    def away(*_: object) -> Any:
+        raise StoreUnavailable("it is away")
+
+    monkeypatch.setattr(world.store, "read", away)
+    world.answer()
+    world.round()
+    assert world.row(fd).stream.waits
+    assert not world.asked
+    monkeypatch.setattr(world.store, "read", read)
+    world.pass_by(1.2)
+    world.answer()
+    world.round()
+    assert world.events(fd) == ["old"]
+
+
+# The end
+
+
+def test_each_connection_of_a_row_ends_at_a_time_of_its_own(world: World) -> None:
+    first, second = world.stream(lifetime=50), world.stream(lifetime=100)
+    world.round()
+    world.pass_by(62)
+    assert world.reason(first) == "lifetime"
+    assert world.doomed == [first]
+    assert world.reason(second) is None
+    world.pass_by(60)
+    assert world.reason(second) == "lifetime"
+
+
+def test_a_stream_whose_end_has_come_while_it_stalls_is_ended_when_it_has_caught_up(world: World) -> None:
+    fds = world.streams(2, lifetime=50)
+    world.pass_by(38)
+    world.room[fds[0]] = 4
+    world.publish()
+    world.round()
+    for _ in range(3):
+        world.pass_by(9)
+        world.room[fds[0]] = 1
+        world.row(fds[0]).heard(fds[0])
+    assert fds[0] not in world.doomed
+    assert world.reason(fds[1]) == "lifetime"
+    del world.room[fds[0]]
+    world.row(fds[0]).heard(fds[0])
+    world.pass_by(1.2)
+    assert (world.events(fds[0]), world.reason(fds[0])) == (["news"], "lifetime")
+
+
+def test_a_chunked_stream_ends_with_its_last_chunk_unless_it_is_to_be_cut(world: World) -> None:
+    whole, cut = world.stream(chunked=True, lifetime=50), world.stream(chunked=True, lifetime=50, cut=True)
+    world.pass_by(62)
+    assert world.told(whole).endswith(b"\r\n0\r\n\r\n")
+    assert not world.told(cut).endswith(b"0\r\n\r\n")
+    assert world.reason(cut) == "lifetime"
+
+
+def test_a_farewell_that_is_taken_in_part_goes_out_before_the_end(world: World) -> None:
+    first, second = world.streams(2)
+    world.room[first] = 7
+    world.rows.drain(0)
+    world.round()
+    assert world.doomed == [second]
+    assert world.reason(second) == "drain"
+    assert world.row(first).ends
+    del world.room[first]
+    world.row(first).heard(first)
+    assert world.reason(first) == "drain"
+    assert world.doomed == [second, first]
+
+
+def test_a_farewell_of_which_nothing_more_is_taken_is_cut_after_20_s(world: World) -> None:
+    (fd,) = world.streams(1, lifetime=50, heartbeat=100)
+    world.room[fd] = 7
+    while not world.row(fd).ends:
+        world.pass_by(1)
+    world.pass_by(18)
+    assert not world.doomed
+    world.pass_by(3)
+    assert world.doomed == [fd]
+
+
+def test_a_drain_ends_all_and_cuts_those_that_have_stalled(world: World) -> None:
+    slow, other = world.streams(2)
+    poll = world.poll()
+    world.room[slow] = 3
+    world.publish()
+    world.round()
+    world.rows.drain(0)
+    world.round()
+    assert world.reason(other) == "drain"
+    assert len(world.told(slow)) == 3
+    assert set(world.doomed[:2]) == {slow, other}
+    world.answer()
+    assert b"\r\nConnection: close\r\n" in world.told(poll)
+    late = world.stream()
+    late_poll = world.poll()
+    world.round()
+    assert world.reason(late) == "drain"
+    assert world.answered(late_poll) == []
+    assert world.rows.is_empty
+
+
+def test_a_drain_passes_over_a_connection_that_has_ended_meanwhile(world: World) -> None:
+    first, second = world.streams(2)
+    world.in_pause.append(lambda: world.rows.end(second))
+
+    def sleep(_: float) -> None:
+        world.now += 1
+        world._pause()
+
+    world.rows.means = world.rows.means._replace(sleep=sleep)
+    world.rows.drain(4)
+    world.round()
+    assert world.reason(first) == "drain"
+    assert not world.got[second]
+
+
+def test_a_hub_that_is_closed_ends_the_rows(world: World) -> None:
+    fds = world.streams(2, chunked=True)
+    world.hub.close()
+    world.round()
+    assert [world.reason(fd) for fd in fds] == ["drain"] * 2
+    assert set(world.doomed) == set(fds)
+
+
+def test_a_bare_stream_that_has_lost_its_position_is_cut_as_it_is(world: World) -> None:
+    first, second = world.streams(2, bare=True)
+    world.publish("one")
+    world.round()
+    row = world.row(first)
+    lost = Proxy(row.stream, ended=True, lost=True, cuts=True, quick=lambda _: b": the last\n")
+    row.stream = lost
+    row()
+    world.round()
+    for fd in (first, second):
+        assert world.told(fd).endswith(b": the last\n")
+        assert world.reason(fd) is None
+    assert set(world.doomed) == {first, second}
+
+
+def test_the_first_event_makes_a_bare_row_like_those_that_have_been_told_one(world: World) -> None:
+    (old,) = world.streams(1, bare=True)
+    world.publish("one")
+    world.round()
+    (new,) = world.streams(1, bare=True)
+    assert world.rows_now == 2
+    world.publish("two")
+    world.round()
+    world.publish("three")
+    world.round()
+    assert world.rows_now == 1
+    assert world.events(new) == ["two", "three"]
+    assert world.events(old) == ["one", "two", "three"]
+    assert world.told(new).count(b"retry: ") == world.told(old).count(b"retry: ") == 1
+
+
+# Permits
+
+
+def test_a_permit_s_end_is_told_once_to_its_own_connection(world: World) -> None:
+    mine, other = world.stream(permit=world.permit(30)), world.stream()
+    world.round()
+    world.pass_by(0.3)
+    assert world.told(mine).startswith(b"event: sse.auth\n")
+    assert world.told(mine).count(b"sse.auth") == 1
+    assert not world.got[other]
+    assert world.row(mine) is world.row(other)
+
+
+def test_a_permit_that_is_over_ends_its_own_connection(world: World) -> None:
+    mine, other = world.stream(permit=world.permit(-1)), world.stream()
+    world.round()
+    assert world.reason(mine) == "expired"
+    assert world.doomed == [mine]
+    assert world.reason(other) is None
+
+
+def test_a_revocation_ends_its_own_connection_and_cuts_it_where_it_stalls(world: World) -> None:
+    fds = [world.stream(permit=world.permit()) for _ in range(2)]
+    other = world.stream(permit=world.permit(sub="bob"))
+    poll = world.poll(permit=world.permit())
+    world.round()
+    world.room[fds[1]] = 5
+    world.publish()
+    world.round()
+    world.revoke()
+    world.round()
+    assert (world.events(fds[0]), world.reason(fds[0])) == (["news"], "expired")
+    assert (len(world.told(fds[1])), world.reason(fds[1])) == (5, None)
+    assert world.reason(other) is None
+    assert world.answered(poll) == []
+    assert sorted(world.doomed) == fds
+    world.answer()
+
+
+def test_a_clock_that_leaps_has_permits_looked_at_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine, poll = world.stream(permit=world.permit(600)), world.poll(permit=world.permit(600))
+    other = world.stream()
+    world.round()
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + 700)
+    world.rounds.look_at_permits()
+    world.round()
+    assert world.reason(mine) == "expired"
+    assert world.answered(poll) == []
+    assert world.reason(other) is None
+
+
+def test_a_leap_of_the_clock_ends_no_poll_whose_permit_holds(world: World) -> None:
+    poll = world.poll(permit=world.permit(600))
+    world.round()
+    world.rounds.look_at_permits()
+    world.round()
+    assert not world.got[poll]
+    world.pass_by(21)
+    assert world.answered(poll) == []
+
+
+def test_what_the_app_wants_done_is_done_at_the_end(world: World) -> None:
+    def done() -> None: ...
+
+    stream = Stream(world.hub, {"a": Start()}, heartbeat=15, lifetime=60, retry=1)
+    stream.closing = (done,)
+    stream.open()
+    world.rows.take_over(100, stream, chunked=False)
+    world.round()
+    world.rows.end(100)
+    world.rows.end(100)  # a second time does nothing
+    assert world.finished == [done]
+    assert world.doomed == [100]
+
+
+# In a pause
+
+
+def in_a_pause(world: World, monkeypatch: pytest.MonkeyPatch, what: Callable[[list[int]], object]) -> list[int]:
+    """Push to four connections of a row, two at a time; after the first two, something happens."""
+    fds = world.streams(4)
+    world.publish("one")
+    with turns_of(monkeypatch, 2):
+        world.in_pause.append(lambda: what(fds))
+        world.round()
+    assert not world.in_pause
+    return fds
+
+
+@pytest.mark.parametrize("which", [0, 3])
+def test_a_connection_that_ends_in_a_pause(world: World, monkeypatch: pytest.MonkeyPatch, which: int) -> None:
+    fds = in_a_pause(world, monkeypatch, lambda fds: world.row(fds[which]).parted(fds[which]))
+    assert world.doomed == [fds[which]]
+    assert world.hub.subscribers == 3
+    others = [fd for fd in fds if fd != fds[which]]
+    world.publish("two")
+    world.round()
+    assert [world.events(fd) for fd in others] == [["one", "two"]] * 3
+    assert world.events(fds[which]) == ["one"], "its number is nobody else's before the round is over"
+
+
+def test_a_connection_that_ends_in_a_pause_is_not_made_to_stall(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def end(fds: list[int]) -> None:
+        world.room[fds[3]] = 2
+        world.rows.end(fds[3])
+
+    fds = in_a_pause(world, monkeypatch, end)
+    assert fds[3] not in world.rows.row_of
+    assert len(world.told(fds[3])) == 2
+    assert world.hub.subscribers == 3
+
+
+def test_all_that_end_in_a_pause(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_a_pause(world, monkeypatch, lambda fds: [world.rows.end(fd) for fd in fds])
+    assert world.hub.subscribers == 0
+    world.pass_by(20)
+    assert world.rows.is_empty
+    assert not world.log
+
+
+def test_a_connection_that_catches_up_in_a_pause_is_served_in_the_next_round(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow, *others = world.streams(4)
+    world.room[slow] = 6
+    world.publish("one")
+    world.round()
+
+    def catch_up() -> None:
+        del world.room[slow]
+        world.row(slow).heard(slow)
+
+    world.publish("two")
+    with turns_of(monkeypatch, 2):
+        world.in_pause.append(catch_up)
+        world.round()
+    assert world.events(slow) == ["one"]
+    world.round()
+    assert world.events(slow) == world.events(others[0]) == ["one", "two"]
+
+
+def test_a_connection_that_stalls_in_one_part_of_a_push_is_no_hindrance_to_the_others(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fds = in_a_pause(world, monkeypatch, lambda fds: world.room.update({fds[2]: 4}))
+    assert len(world.told(fds[2])) == 4
+    assert world.row(fds[2]) is not world.row(fds[3])
+    assert world.events(fds[3]) == ["one"]
+    assert world.hub.subscribers == 4
+
+
+def test_a_connection_that_comes_in_a_pause_has_a_row_of_its_own_until_the_next_round(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    came: list[int] = []
+    fds = in_a_pause(world, monkeypatch, lambda _: came.append(world.stream()))
+    (new,) = came
+    assert world.row(new) is not world.row(fds[0])
+    assert not world.got[new], "it began after the event"
+    world.round()
+    assert world.row(new) is world.row(fds[0])
+    world.publish("two")
+    world.round()
+    assert (world.events(new), world.events(fds[0])) == (["two"], ["one", "two"])
+
+
+def test_a_connection_whose_permit_is_revoked_in_a_pause_gets_this_push_and_no_other(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fds = [world.stream(permit=world.permit()) for _ in range(4)]
+    world.round()
+    world.publish("one")
+    with turns_of(monkeypatch, 2):
+        world.in_pause.append(world.revoke)
+        world.round()
+    assert not world.doomed
+    world.publish("two")
+    world.round()
+    assert [(world.events(fd), world.reason(fd)) for fd in fds] == [(["one"], "expired")] * 4
+
+
+def test_a_drain_that_begins_in_a_pause_ends_all_in_the_next_round(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fds = in_a_pause(world, monkeypatch, lambda _: world.rows.drain(0))
+    assert not world.doomed
+    world.round()
+    assert [(world.events(fd), world.reason(fd)) for fd in fds] == [(["one"], "drain")] * 4
+
+
+def test_a_row_that_is_called_in_a_pause_is_served_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    fds = in_a_pause(world, monkeypatch, lambda _: world.publish("two"))
+    assert [world.events(fd) for fd in fds] == [["one"]] * 4
+    world.round()
+    assert [world.events(fd) for fd in fds] == [["one", "two"]] * 4
+
+
+# Rounds
+
+
+def test_a_fault_cuts_its_own_row_or_connection_alone(world: World) -> None:
+    first, second, third = world.stream(), world.stream("b"), world.stream("c", permit=world.permit())
+    world.round()
+
+    def fail(*_: object) -> Any:
+        raise ValueError("a fault")
+
+    world.row(first).stream = Proxy(world.row(first).stream, quick=fail)
+    world.row(third).stream = Proxy(world.row(third).stream, goodbye=fail)
+    world.publish()
+    world.publish(channel="b")
+    world.revoke()
+    world.round()
+    assert world.events(second) == ["news"]
+    assert sorted(world.doomed) == [first, third]
+    assert sorted(world.log) == ["a connection is cut after a fault", "streams are cut after a fault"]
+
+
+def test_the_loop_is_woken_once_for_many_calls(world: World) -> None:
+    fds = [world.stream(channel) for channel in "abc"]
+    world.round()
+    woken = world.wakes
+    for fd in fds:
+        world.row(fd)()
+    assert world.wakes == woken + 1
+    world.round()
+    world.row(fds[0])()
+    assert world.wakes == woken + 2
+
+
+def test_a_number_that_another_connection_has_by_now_is_not_dismissed(world: World) -> None:
+    fd = world.poll()
+    world.rows.make_due(fd)
+    world.rows.end(fd)
+    world.rows.rest(fd)
+    world.round()
+    assert fd in world.rows.row_of
+    assert not world.closed
+
+
+def test_rows_are_late_where_many_have_waited(world: World) -> None:
+    for number in range(70):
+        world.stream(f"c/{number}")
+    assert not world.rows.agenda.is_late(world.now)
+    assert world.rows.agenda.is_late(world.now + 0.02)
+    late: list[bool] = []
+    world.in_pause.extend([lambda: late.append(world.rows.agenda.is_late(world.now + 0.02))] * 70)
+    for number in range(70):
+        world.publish(channel=f"c/{number}")
+    world.round()
+    assert late[0], "those that are still to be served are late"
+    assert not late[-1]
+    assert not world.rows.agenda.is_late(world.now + 0.02)
+
+
+# Polls
+
+
+def test_polls_alike_share_a_row_and_an_answer_and_rest_afterwards(world: World) -> None:
+    fds = [world.poll() for _ in range(3)]
+    other = world.poll(head=CLOSED)
+    assert world.rows_now == 2
+    assert world.hub.subscribers == 4
+    world.publish("one")
+    world.round()
+    world.publish("two")  # in the moment that it waits for more
+    world.answer()
+    assert [world.answered(fd) for fd in fds] == [["one", "two"]] * 3
+    assert [len(world.got[fd]) for fd in fds] == [1] * 3
+    assert world.doomed == [other]
+    assert world.hub.subscribers == 0
+    assert all(world.interest[fd] == "input" for fd in fds)
+    world.sent[fds[0]] = b"GET"
+    world.row(fds[0]).heard(fds[0])
+    assert world.given_back == [fds[0]]
+    world.pass_by(76)
+    assert world.closed == fds[1:]
+
+
+def test_a_poll_that_comes_while_others_are_answered_waits_for_the_next_event(world: World) -> None:
+    first = world.poll()
+    world.publish("one")
+    world.round()
+    second = world.poll()
+    assert world.row(first) is not world.row(second)
+    world.answer()
+    assert world.answered(first) == ["one"]
+    assert not world.got[second]
+    world.publish("two")
+    world.round()
+    world.answer()
+    assert world.answered(second) == ["two"]
+
+
+def test_a_poll_that_is_called_for_nothing_goes_on_waiting(world: World) -> None:
+    fd = world.poll()
+    world.row(fd)()
+    world.round()
+    assert not world.later
+    world.row(fd).asks = True
+    world.later.append(world.row(fd).answer)
+    world.answer()
+    assert not world.got[fd]
+    assert isinstance(world.row(fd), Polls)
+
+
+def test_a_poll_is_answered_with_nothing_at_its_end(world: World) -> None:
+    fd = world.poll(timeout=20)
+    world.pass_by(19.5)
+    assert not world.got
+    world.pass_by(1)
+    assert world.answered(fd) == []
+
+
+def test_a_poll_whose_end_comes_while_it_is_answered_gets_the_answer(world: World) -> None:
+    fd = world.poll(timeout=20)
+    world.pass_by(19.5)
+    world.publish()
+    world.round()
+    world.pass_by(1)
+    assert not world.got
+    world.answer()
+    assert world.answered(fd) == ["news"]
+
+
+def test_a_poll_that_cannot_be_answered_is_to_ask_again(world: World) -> None:
+    fd = world.poll()
+    world.publish()
+    world.round()
+
+    def fail() -> bytes:
+        raise ValueError("a fault")
+
+    world.row(fd).poll = Proxy(world.row(fd).poll, answer=fail)
+    world.answer()
+    assert world.answered(fd) == []
+    assert world.log == ["polls are to ask again: a fault"]
+
+
+def test_polls_whose_clients_go_are_ended_and_the_last_gives_back_its_place_with_the_answer(world: World) -> None:
+    first, second = world.poll(), world.poll()
+    world.gone.add(first)
+    world.row(first).heard(first)
+    assert world.hub.subscribers == 1
+    world.publish()
+    world.round()
+    world.gone.add(second)
+    world.row(second).heard(second)
+    assert world.hub.subscribers == 1
+    world.answer()
+    assert world.hub.subscribers == 0
+    assert world.doomed == [first, second]
+    assert not world.got
+
+
+def test_a_poll_whose_client_is_gone_when_it_is_answered_is_ended(world: World) -> None:
+    fd = world.poll()
+    world.publish()
+    world.round()
+    world.gone.add(fd)
+    world.answer()
+    assert world.doomed == [fd]
+
+
+def test_bytes_behind_a_poll_are_kept_for_a_greenlet(world: World) -> None:
+    fd, other = world.poll(early=b"GET /next"), world.poll()
+    world.sent[fd] = b" HTTP/1.1"
+    world.row(fd).heard(fd)
+    world.row(fd).heard(fd)  # nothing more to read
+    world.publish()
+    world.round()
+    world.answer()
+    assert world.given_back == [fd]
+    assert world.rows.early == {fd: b"GET /next HTTP/1.1"}
+    assert world.answered(other) == ["news"]
+
+
+def test_a_client_that_sends_too_much_behind_a_poll_is_answered_at_once(world: World) -> None:
+    fd = world.poll(early=b"x" * 8192)
+    world.sent[fd] = b"y"
+    world.row(fd).heard(fd)
+    assert world.answered(fd) == []
+    assert world.given_back == [fd]
+
+
+def test_a_drain_that_begins_while_polls_are_answered_closes_the_others(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fds = [world.poll() for _ in range(4)]
+    world.publish()
+    world.round()
+    with turns_of(monkeypatch, 2):
+        world.in_pause.append(lambda: world.rows.drain(0))
+        world.answer()
+    assert [world.answered(fd) for fd in fds] == [["news"]] * 4
+    assert [b"Connection: close" in world.told(fd) for fd in fds] == [False, False, True, True]
+    assert world.doomed == fds[2:]
+
+
+def test_a_poll_whose_permit_ends_while_it_is_answered_gets_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fds = [world.poll(permit=world.permit()) for _ in range(4)]
+    world.publish()
+    world.round()
+    with turns_of(monkeypatch, 2):
+        world.in_pause.append(world.revoke)
+        world.answer()
+    assert [world.answered(fd) for fd in fds] == [["news"], ["news"], [], []]
+
+
+def test_a_poll_whose_client_leaves_in_a_pause_is_passed_over(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    fds = [world.poll() for _ in range(3)]
+    world.publish()
+    world.round()
+    with turns_of(monkeypatch, 1):
+        world.in_pause.append(lambda: world.rows.end(fds[2]))
+        world.answer()
+    assert not world.got[fds[2]]
+    assert world.doomed == [fds[2]]
+
+
+# The rest of an answer
+
+
+def test_an_answer_that_is_taken_in_part_goes_out_as_its_client_takes_it(world: World) -> None:
+    kept, closed = world.poll(), world.poll(head=CLOSED)
+    world.room.update({kept: 9, closed: 9})
+    world.publish()
+    world.round()
+    world.answer()
+    assert [type(world.row(fd)) for fd in (kept, closed)] == [Sending] * 2
+    assert world.hub.subscribers == 0
+    world.row(kept).heard(kept)
+    for fd in (kept, closed):
+        world.room[fd] = 9
+        world.row(fd).heard(fd)
+        assert len(world.told(fd)) == 18
+        del world.room[fd]
+        world.row(fd).heard(fd)
+        assert world.answered(fd) == ["news"]
+    assert world.doomed == [closed]
+    assert world.interest == {kept: "input"}
+
+
+def test_an_answer_of_which_nothing_is_taken_for_20_s_is_cut(world: World) -> None:
+    world.rows.send_rest(1, memoryview(b"the rest"), closes=False, early=b"")
+    world.rows.send_rest(2, memoryview(b"the rest"), closes=False, early=b"")
+    world.room.update({1: 0, 2: 1})
+    world.pass_by(15)
+    world.row(2).heard(2)
+    world.pass_by(10)
+    assert world.doomed == [1]
+    world.gone.add(2)
+    world.row(2).heard(2)
+    assert world.doomed == [1, 2]
+
+
+def test_of_too_much_that_nobody_takes_the_oldest_is_cut(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_MOST_UNTAKEN", 20)
+    shared = world.poll()
+    world.room[shared] = 5
+    world.publish()
+    world.round()
+    world.answer()
+    for fd in (101, 102, 103):
+        world.rows.send_rest(fd, memoryview(b"8 bytes."), closes=False, early=b"")
+    assert world.doomed == [101]
+    assert set(world.rows.row_of) == {shared, 102, 103}
+
+
+# Connections between two requests
+
+
+def test_a_connection_with_a_request_waits_for_a_greenlet_if_none_is_free(world: World) -> None:
+    world.rows.rest(1, new=True)
+    world.has_greenlets = False
+    world.row(1).heard(1)
+    assert list(world.rows.waiting) == [1]
+    assert not world.rows.is_empty
+    assert 1 not in world.rows.row_of
+    world.rows.waiting.clear()
+
+
+def test_a_resting_connection_that_ends_is_closed_at_once_unless_a_request_has_come(world: World) -> None:
+    world.rows.rest(1)
+    world.rows.rest(2)
+    world.sent[2] = b"GET"
+    world.row(1).parted(1)
+    world.row(2).parted(2)
+    assert (world.closed, world.given_back, world.doomed) == ([1], [2], [])
+
+
+def test_a_new_connection_has_20_s_and_in_a_drain_each_has_one_more(world: World) -> None:
+    world.rows.rest(1, new=True)
+    world.rows.rest(2)
+    world.pass_by(21)
+    assert world.closed == [1]
+    world.rows.rest(3, new=True)
+    world.rows.drain(0)
+    world.rows.rest(4)
+    world.pass_by(0.5)
+    assert world.closed == [1]
+    world.pass_by(1)
+    assert sorted(world.closed) == [1, 2, 3, 4]
+
+
+def test_room_is_made_by_the_silent_first_then_by_the_oldest_that_rests(world: World) -> None:
+    world.rows.room = 3
+    world.rows.rest(1, new=True)
+    world.rows.rest(2)
+    world.rows.rest(3)
+    assert world.rows.is_full is False
+    world.rows.rest(4)  # the new one may be sending its request just now
+    assert world.closed == [2]
+    world.pass_by(1.5)
+    world.rows.rest(5)
+    assert world.closed == [2, 1]
+    world.rows.end(3)
+    world.rows.end(4)
+    world.rows.end(5)
+    for fd in (6, 7, 8, 9):
+        world.rows.rest(fd, new=True)
+    assert world.closed == [2, 1, 6]
+
+
+def test_it_is_full_where_none_rests(world: World) -> None:
+    world.rows.room = 2
+    world.streams(2)
+    assert world.rows.is_full
+    assert world.rows.has_listeners
+    third = world.stream()
+    assert third in world.rows.row_of, "nobody could be closed for it"
+
+
+def test_nobody_listens_where_all_rest(world: World) -> None:
+    world.rows.rest(1)
+    world.rows.rest(2, new=True)
+    assert not world.rows.has_listeners
+
+
+def test_a_row_of_no_kind_says_nothing(world: World) -> None:
+    row = Row(world.rows)
+    row.serve()
+    row.heard(1)
+    row.dismiss(1)
+    row.leave()
+    row.detach()
+    assert not world.got
+    assert isinstance(Streams.interest, str)
