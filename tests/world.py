@@ -1,0 +1,206 @@
+"""All that rows are given, made of lists and dicts: a list for a socket, and a clock that is set."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from itertools import count
+from typing import Any
+
+from sse.access.permit import Permit
+from sse.access.revocations import Revocations
+from sse.access.token import Grant
+from sse.event import Event
+from sse.hub.hub import Hub
+from sse.hub.subscriber import Start
+from sse.server.means import Calls, Means
+from sse.server.rounds import Rounds
+from sse.server.rows import Rows
+from sse.server.wheel import Wheel
+from sse.stores import MemoryStore, Publication
+from sse.transports.poll import Poll
+from sse.transports.stream import Stream
+
+KEPT = b"HTTP/1.1 200 OK\r\nConnection: keep-alive\r\n"
+CLOSED = b"HTTP/1.1 200 OK\r\nConnection: close\r\n"
+
+
+class World:
+    """Rows over a real hub and the memory store, and everything that they do to the rest of the world."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.got: dict[int, list[bytes]] = defaultdict(list)  # by connection, what each write has brought
+        self.room: dict[int, int] = {}  # bytes that it takes, if not all
+        self.sent: dict[int, bytes] = {}  # that nobody has read
+        self.gone: set[int] = set()
+        self.interest: dict[int, str] = {}
+        self.in_pause: list[Callable[[], object]] = []  # what happens in the next pauses, one after the other
+        self.asked: list[Callable[[], object]] = []
+        self.later: list[Callable[[], object]] = []
+        self.doomed: list[int] = []
+        self.closed: list[int] = []
+        self.given_back: list[int] = []
+        self.has_greenlets = True
+        self.finished: list[object] = []
+        self.log: list[str] = []
+        self.wakes = 0
+        self.wheel: Wheel[Any] = Wheel(self.now)
+        self.rows = Rows(self._means(), 75)
+        self.rounds = Rounds(self.rows)
+        self.store = MemoryStore(ring=100, ring_ttl=600)
+        self.hub = Hub(self.store, max_subscribers=100)
+        self.revocations = Revocations(self.store, 600)
+        self._numbers = count(1)
+
+    def _means(self) -> Means:
+        return Means(
+            write=self._write,
+            read=self._read,
+            unread=lambda fd: len(self.sent.get(fd, b"")),
+            clock=lambda: self.now,
+            timer=self.wheel.add,
+            watch=self.interest.__setitem__,
+            change=self.interest.__setitem__,
+            unwatch=self.interest.pop,
+            pause=self._pause,
+            sleep=lambda _: self._pause(),
+            ask=self.asked.append,
+            later=lambda _, call: self.later.append(call),
+            wake=self._wake,
+            close=self.closed.append,
+            doom=self._doom,
+            finish=self.finished.extend,
+            give_back=self._give_back,
+            warn=lambda line, *values: self.log.append(line % values),
+            fault=self.log.append,
+        )
+
+    def _write(self, fd: int, data: bytes | memoryview) -> int:
+        if fd in self.gone:
+            raise BrokenPipeError
+        takes = min(self.room.get(fd, len(data)), len(data))
+        if not takes:
+            raise BlockingIOError
+        self.got[fd].append(bytes(data[:takes]))
+        if fd in self.room:
+            self.room[fd] -= takes
+        return takes
+
+    def _read(self, fd: int, size: int) -> bytes:
+        if fd in self.gone:
+            return b""
+        data = self.sent.pop(fd, b"")
+        if not data:
+            raise BlockingIOError
+        return data[:size]
+
+    def _pause(self) -> None:
+        if self.in_pause:
+            self.in_pause.pop(0)()
+
+    def _wake(self) -> None:
+        self.wakes += 1
+
+    def _doom(self, fd: int, closing: Calls) -> None:
+        self.doomed.append(fd)
+        self.finished.extend(closing)
+
+    def _give_back(self, fd: int) -> bool:
+        if self.has_greenlets:
+            self.given_back.append(fd)
+        return self.has_greenlets
+
+    # What the tests do
+
+    def stream(self, channel: str = "a", *, chunked: bool = False, position: Any = None, **options: Any) -> int:
+        fd = next(self._numbers)
+        given = {"heartbeat": 15.0, "lifetime": 600.0, "retry": 1000, "clock": lambda: self.now, **options}
+        stream = Stream(self.hub, {channel: Start(position)}, **given)
+        stream.open()
+        self.rows.take_over(fd, stream, chunked=chunked)
+        return fd
+
+    def streams(self, number: int, **options: Any) -> list[int]:
+        """Streams that share a row, in the order in which that tells them."""
+        fds = [self.stream(**options) for _ in range(number)]
+        self.round()
+        (row,) = {self.rows.row_of[fd] for fd in fds}
+        return list(row.fds)
+
+    def poll(self, channel: str = "a", *, head: bytes = KEPT, early: bytes = b"", **options: Any) -> int:
+        fd = next(self._numbers)
+        given = {"timeout": 20.0, "retry": 1000, "clock": lambda: self.now, **options}
+        poll = Poll(self.hub, {channel: Start(self.position(channel))}, **given)
+        assert poll.open() is None
+        self.rows.hold(fd, poll, head, early)
+        return fd
+
+    def permit(self, seconds: float = 600, sub: str = "ann") -> Permit:
+        grant = Grant(sub, ("a",), ends_at=time.time() + seconds, issued_at=time.time() - 100)
+        return Permit(self.revocations, grant, ["a"])
+
+    def revoke(self) -> None:
+        self.revocations.revoke("sub", "ann")
+
+    def publish(self, data: str = "news", channel: str = "a") -> None:
+        """Publish, and wait until the hub has told its subscribers."""
+        (receipt,) = self.store.publish([Publication(channel, Event(data))])
+        end = time.monotonic() + 5
+        while not self.hub.tops([channel]) & {(channel, receipt.position), (channel, None)}:
+            assert time.monotonic() < end
+            time.sleep(0.001)
+
+    def position(self, channel: str = "a") -> Any:
+        self.store.found([channel])
+        (position,) = self.store.newest([channel])
+        return position
+
+    def round(self) -> None:
+        self.rounds.hold()
+
+    def answer(self) -> None:
+        """Have the store answer all that was asked, and polls that have waited for more."""
+        for call in (*self.asked, *self.later):
+            call()
+        self.asked.clear()
+        self.later.clear()
+
+    def pass_by(self, seconds: float) -> None:
+        """Let time go by, and tell what that brings."""
+        for _ in range(max(int(seconds * 10), 1)):
+            self.now += 0.1
+            for slot, items in self.wheel.turn(self.now):
+                self.rounds.look(slot, items)
+            self.round()
+
+    def row(self, fd: int) -> Any:
+        return self.rows.row_of[fd]
+
+    def told(self, fd: int) -> bytes:
+        return b"".join(self.got[fd])
+
+    def events(self, fd: int) -> list[str]:
+        return re.findall("(?m)^data: (?!{)(.*)$", self.told(fd).decode())
+
+    def reason(self, fd: int) -> str | None:
+        found = re.search(r"event: sse.close\n(?:.*\n)*?data: ({.*})\n", self.told(fd).decode())
+        return json.loads(found[1])["reason"] if found else None
+
+    def answered(self, fd: int) -> list[str]:
+        """The data of the events in a poll's whole answer."""
+        head, _, body = self.told(fd).partition(b"\r\n\r\n")
+        assert b"\r\nContent-Length: %d" % len(body) in head
+        return [event["data"] for event in json.loads(body)["events"]]
+
+    @property
+    def rows_now(self) -> int:
+        return len({id(row) for row in self.rows.row_of.values()})
+
+    def end(self) -> None:
+        """End the hub, and the thread that looks for revocations."""
+        self.hub.close()
+        self.revocations.close()
