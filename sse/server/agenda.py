@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 if TYPE_CHECKING:
-    from sse.transports.stream import Shared
+    from sse.transports.dialect import Shared
 
 FEW: Final = 64
 """Rows that may be late without publishers having to wait."""

@@ -567,6 +567,7 @@ class Rows:
 
     def take_over(self, fd: int, stream: Stream, *, chunked: bool) -> None:
         """Go on with a stream that has been opened."""
+        self.means.watch(fd, Streams.interest)  # it may fail: then the stream is still its greenlet's to close
         row = Streams(self, stream, chunked=chunked)
         self._admit(fd, row, stream.hand_off())
         stream.subscriber.wake_by(row)
@@ -577,6 +578,7 @@ class Rows:
         :param head: of its answer, but for the date and the length.
         :param early: what has come behind the request.
         """
+        self.means.watch(fd, Polls.interest)
         self._keep_early(fd, early)
         key = poll.alike, head
         row = self._open.get(key)
@@ -589,6 +591,7 @@ class Rows:
 
     def rest(self, fd: int, *, new: bool = False) -> None:
         """Wait for the next request on a connection, or the first."""
+        self.means.watch(fd, Resting.interest)
         resting = self._new if new else self._between
         self._admit(fd, resting, Handed(resting.until, None, ()))
 
@@ -597,6 +600,7 @@ class Rows:
 
         :param early: what has come behind the request.
         """
+        self.means.watch(fd, Sending.interest)
         self._keep_early(fd, early)
         self._admit(fd, self._sending, Handed(self._sending.until, None, ()))
         self._sending.begin(fd, Rest(rest, closes, len(rest)))
@@ -696,7 +700,6 @@ class Rows:
     # The connections
 
     def _admit(self, fd: int, row: Row, handed: Handed) -> None:
-        self.means.watch(fd, row.interest)
         self.row_of[fd] = row
         self.set_end(fd, handed.deadline)
         self.terms.put(fd, handed)
