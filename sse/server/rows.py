@@ -18,22 +18,27 @@ A connection is in one row at a time, or has a greenlet:
     Sending     its client to take more    the rest goes out                as from Polls
                                            it takes nothing for 20 s        doomed
 
-A row of streams is in one of these states. Only `serve` and `heard` bring it to another, and only these two write:
+A row of streams is in one of these states. The loop's rounds call `serve` and `dismiss`, its events `heard`, and a
+greenlet of its own `step`; nothing else brings a row to another state, and all but `step` may write:
 
     state       known by                   what happens                     the next state
     ----------  -------------------------  -------------------------------  ----------------------------------------
     at rest     none of the following      it is called                     at rest, once all have been told
                                            the hub has not all at hand      asking
-                                           one takes only a part            that one alone: stalled
+                                           one takes only a part of it, or  that one alone: stalled
+                                           of its permit's notice
                                            another at rest has told the     one row of both
                                            same, and stands where it does
-                                           a farewell is taken in part      that one alone: ending
-    asking      `asks`                     the store answers                holding; gone, if all have left
+                                           a goodbye is taken in part       that one alone: ending
+    asking      `asks`                     the store answers                holding; detached, if all have left
+                                           it is called                     asking: it is called once it has told
     holding     `chunk` is not None        it is served                     at rest, and called once more
     stalled     `rest`                     the rest goes out                at rest, and called
                                            nothing is taken for 20 s        doomed
     ending      `rest`, and `ends`         the rest goes out                doomed
                                            nothing is taken for 20 s        doomed
+    any         -                          one is due                       as `life` says: that one alone is told
+                                                                            goodbye and doomed, or cut, or goes on
 
 A row of polls waits; once it is behind, it `asks` for its answer, and from then on no other poll joins it.
 
@@ -277,7 +282,7 @@ class Streams(Row):
         self._push(framed(chunk) if self.chunked else chunk)
         self.stream.written(self.rows.means.clock())
         if self.stream.is_bare and self.alike != self.key:
-            self.rows.forget(self)  # the first event has made it like other rows than before
+            self.rows.open.forget(self)  # the first event has made it like other rows than before
 
     def _push(self, data: bytes) -> None:
         # The cost of a push: as little as can be for each connection.
@@ -325,7 +330,7 @@ class Streams(Row):
             row = Streams(self.rows, self.stream.split(), chunked=self.chunked)
             self.rows.move(fd, self, row)
             row.stream.subscriber.wake_by(row)
-        self.rows.forget(row)
+        self.rows.open.forget(row)
         row.rest, row.stalled_at = rest, self.rows.means.clock()
         self.rows.means.change(fd, "input or room")
         row.set_timer()
@@ -408,7 +413,7 @@ class Polls(Row):
         except Exception as error:  # noqa: BLE001 - told by the log, and to the client when it asks again
             self.rows.means.warn("polls are to ask again: %s", error)
             answer = self.poll.nothing
-        self.rows.forget(self)  # who comes now waits for the next
+        self.rows.open.forget(self)  # who comes now waits for the next
         try:
             if answer is not None:
                 self._reply_all(answer)
@@ -525,6 +530,76 @@ class Resting(Row):
             self.rows.close(fd)
 
 
+class Idle:
+    """The connections between two requests, and before the first: they give way where room is needed."""
+
+    __slots__ = ("between", "new")
+
+    def __init__(self, rows: Rows, keepalive: float) -> None:
+        self.new = Resting(rows, _FIRST_REQUEST)
+        """Those of which nothing has come yet."""
+        self.between = Resting(rows, keepalive)
+
+    def __len__(self) -> int:
+        return len(self.new.fds) + len(self.between.fds)
+
+    def give_way(self) -> None:
+        """Close the connection that has rested longest, first of all among those that have never sent anything."""
+        silent = next(iter(self.new.fds.items()), None)
+        if silent and silent[1] < slot_of(self.new.until - _SILENT):
+            self.new.dismiss(silent[0])
+        elif self.between.fds:
+            self.between.dismiss(next(iter(self.between.fds)))
+        elif silent:
+            self.new.dismiss(silent[0])
+
+    def hurry(self) -> None:
+        """Give each the time that it has from now on, which a drain has made short."""
+        for resting in (self.new, self.between):
+            for fd in list(resting.fds):
+                resting.rows.set_end(fd, resting.until)
+
+
+class Open:
+    """The rows that others may join, by what these have in common."""
+
+    __slots__ = ("_rows",)
+
+    def __init__(self) -> None:
+        self._rows: dict[Hashable, Row] = {}
+
+    def put(self, row: Row, key: Hashable) -> None:
+        """Have those who have this in common find a row."""
+        self._rows[key] = row
+        row.key = key
+
+    def poll(self, key: Hashable, poll: Poll) -> Polls | None:
+        """Return the row that waits for a poll too from now on, if there is one."""
+        row = self._rows.get(key)
+        if isinstance(row, Polls) and not row.asks and row.poll.absorb(poll):
+            return row
+        return None
+
+    def streams(self, row: Streams) -> Streams | None:
+        """Return the row that tells the clients of this one too from now on; if there is none, it may be this one."""
+        alike = row.alike
+        if alike is None:
+            return None
+        other = self._rows.get(alike)
+        if other is None:
+            self.put(row, alike)
+            return None
+        if isinstance(other, Streams) and other.alike == alike and other.stream.absorb(row.stream):
+            return other
+        return None
+
+    def forget(self, row: Row) -> None:
+        """Have no other row join this one any more."""
+        if self._rows.get(row.key) is row:
+            del self._rows[row.key]
+        row.key = None
+
+
 class Rows:
     """The register: the row of each connection that was handed off, and the terms on which it is here."""
 
@@ -541,9 +616,8 @@ class Rows:
         """Connections that wait for a greenlet."""
         self.early: dict[int, bytes] = {}
         """By connection, what has come behind the request of a poll, and is to be served after its answer."""
-        self._open: dict[Hashable, Row] = {}  # rows that others may join, by what they have in common
-        self._new = Resting(self, _FIRST_REQUEST)  # of which nothing has come yet
-        self._between = Resting(self, keepalive)
+        self.open = Open()
+        self._idle = Idle(self, keepalive)
         self._sending = Sending(self)
 
     @property
@@ -554,14 +628,12 @@ class Rows:
     @property
     def is_full(self) -> bool:
         """Whether there is no room for another connection, and no resting one that could be closed for it."""
-        if len(self.row_of) + len(self.waiting) < self.room:
-            return False
-        return not (self._new.fds or self._between.fds)
+        return len(self.row_of) + len(self.waiting) >= self.room and not self._idle
 
     @property
     def has_listeners(self) -> bool:
         """Whether any connection waits for an event, or takes an answer."""
-        return len(self.row_of) > len(self._new.fds) + len(self._between.fds)
+        return len(self.row_of) > len(self._idle)
 
     # For the worker: from now on, nobody else writes to the connection or closes it.
 
@@ -581,10 +653,10 @@ class Rows:
         self.means.watch(fd, Polls.interest)
         self._keep_early(fd, early)
         key = poll.alike, head
-        row = self._open.get(key)
-        if not (isinstance(row, Polls) and not row.asks and row.poll.absorb(poll)):
-            row = self._open[key] = Polls(self, poll, head)
-            row.key = key
+        row = self.open.poll(key, poll)
+        if row is None:
+            row = Polls(self, poll, head)
+            self.open.put(row, key)
         self._admit(fd, row, poll.hand_off())
         if row.poll is poll:
             poll.subscriber.wake_by(row)
@@ -592,7 +664,7 @@ class Rows:
     def rest(self, fd: int, *, new: bool = False) -> None:
         """Wait for the next request on a connection, or the first."""
         self.means.watch(fd, Resting.interest)
-        resting = self._new if new else self._between
+        resting = self._idle.new if new else self._idle.between
         self._admit(fd, resting, Handed(resting.until, None, ()))
 
     def send_rest(self, fd: int, rest: memoryview, *, closes: bool, early: bytes) -> None:
@@ -611,9 +683,7 @@ class Rows:
         A connection between two requests has a moment more: its client may be sending the next one just now.
         """
         self.draining = True
-        for resting in (self._new, self._between):
-            for fd in list(resting.fds):
-                self.set_end(fd, resting.until)
+        self._idle.hurry()
         waiting = [fd for fd, row in self.row_of.items() if row.waits]
         spread(waiting, window, self._drain_one, self.means.sleep, self.means.clock)
 
@@ -626,14 +696,8 @@ class Rows:
 
     def join(self, row: Streams) -> bool:
         """Have a row become part of the one for all that are alike, where that stands at the same place."""
-        alike = row.alike if row.key is None else None
-        if alike is None:
-            return False
-        other = self._open.setdefault(alike, row)
-        if other is row:
-            row.key = alike
-            return False
-        if not (isinstance(other, Streams) and other.alike == alike and other.stream.absorb(row.stream)):
+        other = self.open.streams(row) if row.key is None else None
+        if other is None:
             return False
         for fd in list(row.fds):
             self.move(fd, row, other)
@@ -644,12 +708,6 @@ class Rows:
         """Have a connection go on in another row, which is told by the same events."""
         other.fds[fd] = row.fds.pop(fd)
         self.row_of[fd] = other
-
-    def forget(self, row: Row) -> None:
-        """Have no other row join this one any more."""
-        if self._open.get(row.key) is row:
-            del self._open[row.key]
-        row.key = None
 
     def decide(self, fd: int, before: Before, *, stalled_at: float = math.inf, has_notice: bool = False) -> Next:
         """Return what is to happen to a connection now, see `Terms.decide`."""
@@ -672,7 +730,7 @@ class Rows:
         if fd in self.early:
             self.give_back(fd)
         else:
-            self._leave_for(self._between, fd, self._between.until)
+            self._leave_for(self._idle.between, fd, self._idle.between.until)
 
     def finish(self, fd: int, rest: Rest) -> None:
         """Send the rest of a poll's answer as the client takes it."""
@@ -704,7 +762,7 @@ class Rows:
         self.set_end(fd, handed.deadline)
         self.terms.put(fd, handed)
         if len(self.row_of) + len(self.waiting) > self.room:  # there are files for so many
-            self._make_room()
+            self._idle.give_way()
         if handed.permit:
             self._begin(fd, row, handed.permit)
         elif self.draining and row.waits:
@@ -717,16 +775,6 @@ class Rows:
         if decided.ends or decided.tells:
             self.make_due(fd)
 
-    def _make_room(self) -> None:
-        """Close the connection that has rested longest, first of all among those that have never sent anything."""
-        silent = next(iter(self._new.fds.items()), None)
-        if silent and silent[1] < slot_of(self._new.until - _SILENT):
-            self._new.dismiss(silent[0])
-        elif self._between.fds:
-            self._between.dismiss(next(iter(self._between.fds)))
-        elif silent:
-            self._new.dismiss(silent[0])
-
     def _remove(self, fd: int) -> Calls:
         closing = self._leave(fd)
         self.means.unwatch(fd)
@@ -738,7 +786,7 @@ class Rows:
         row = self.row_of.pop(fd)
         del row.fds[fd]
         if not row.fds:
-            self.forget(row)
+            self.open.forget(row)
         row.left(fd)
         return closing
 

@@ -45,19 +45,44 @@ _HEAD_AT_LEAST: Final = 1.0  # seconds that a head has in any case, even while o
 class _Reading(gevent.Timeout):  # type: ignore[misc]
     """The time for which a greenlet waits for a request. `Request` bounds the time of the head itself."""
 
-    def __init__(self, worker: Worker) -> None:
-        super().__init__(worker.cfg.keepalive, False)
-        self._worker = worker
+    def __init__(self, heads: _Heads, seconds: float) -> None:
+        super().__init__(seconds, False)
+        self._heads = heads
         self.greenlet = gevent.getcurrent()
         self.begun = time.monotonic()
 
     def __enter__(self) -> Any:
-        self._worker.heads[self] = None
+        self._heads.reading[self] = None
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> Any:
-        del self._worker.heads[self]
+        del self._heads.reading[self]
         return super().__exit__(*error)
+
+
+class _Heads:
+    """The heads of requests that are being read, and the connections on which they come."""
+
+    def __init__(self) -> None:
+        self.reading: dict[_Reading, None] = {}  # oldest first
+        self.clients: dict[Any, socket.socket] = {}  # by greenlet
+
+    def give_up(self, is_busy: Callable[[], bool]) -> None:
+        """Close connections whose head has not come whole for over a second, as long as all greenlets are taken.
+
+        Runs in gevent's hub, from where alone a greenlet may be thrown into.
+        """
+        now = time.monotonic()
+        for head in list(self.reading):
+            if not is_busy() or now - head.begun < _HEAD_AT_LEAST:
+                break
+            if not has_input(self.clients[head.greenlet]):  # else the fault is ours
+                head.greenlet.throw(head)
+
+    def give_up_all(self) -> None:
+        """Close all of them, as `give_up` does."""
+        for head in list(self.reading):
+            head.greenlet.throw(head)
 
 
 class _Listener(StreamServer):  # type: ignore[misc]
@@ -115,8 +140,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
         # Here and not in __init__, which runs in the master: `sse.worker` becomes this class only after the fork.
         self._greenlets = Group()  # each reads a request and answers it
         self._serving = 0  # how many of them have not ended: the group knows of an end only some time later
-        self._clients: dict[Any, socket.socket] = {}  # by greenlet
-        self.heads: dict[_Reading, None] = {}  # that are being read, oldest first
+        self._heads = _Heads()
         self._cut = False  # the time that requests had to end is over
         self._is_replaced = False  # another process accepts what comes when this one ends
         RequestParser.mesg_class = Request  # in this process, where gunicorn has no setting for it
@@ -243,26 +267,15 @@ class Worker(GeventWorker):  # type: ignore[misc]
 
     def handle(self, listener: Any, client: socket.socket, addr: Any) -> None:
         greenlet = gevent.getcurrent()
-        self._clients[greenlet] = client
+        self._heads.clients[greenlet] = client
         try:
             super().handle(listener, client, addr)
         finally:
-            del self._clients[greenlet]
+            del self._heads.clients[greenlet]
 
     def timeout_ctx(self) -> gevent.Timeout:
         """Around gunicorn's wait for a request."""
-        return _Reading(self)
-
-    def _give_up_heads(self) -> None:
-        """Close connections whose request has not come whole: all of them when this process ends, else those of over a
-        second while all greenlets are taken. Runs in gevent's hub, from where alone a greenlet may be thrown into.
-        """
-        now = time.monotonic()
-        for head in list(self.heads):
-            if not self._cut and (not self.is_busy() or now - head.begun < _HEAD_AT_LEAST):
-                break
-            if self._cut or not has_input(self._clients[head.greenlet]):  # else the fault is ours
-                head.greenlet.throw(head)
+        return _Reading(self._heads, self.cfg.keepalive)
 
     def handle_exit(self, sig: Any, frame: Any) -> None:
         self._is_replaced = True
@@ -292,7 +305,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
         if left := self._serving + len(self._rows.waiting):
             self.log.warning("%d requests are cut, their time is over", left)
             self._cut = True
-            gevent.get_hub().loop.run_callback(self._give_up_heads)
+            gevent.get_hub().loop.run_callback(self._heads.give_up_all)
             gevent.sleep(PAUSE)
             self._greenlets.kill(timeout=_AHEAD / 2)
 
@@ -304,7 +317,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
     def _tick(self, listeners: list[_Listener]) -> None:
         self.notify()
         if self.is_busy():
-            gevent.get_hub().loop.run_callback(self._give_up_heads)
+            gevent.get_hub().loop.run_callback(self._heads.give_up, self.is_busy)
         for listener in listeners:
             if not listener.closed:
                 listener.start_accepting()  # again, if it was full
