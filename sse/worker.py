@@ -17,9 +17,6 @@ from gunicorn.workers.ggevent import GeventWorker  # type: ignore[import-untyped
 class Worker(GeventWorker):  # type: ignore[misc]
     """gunicorn's gevent worker, in the master; in its own process, a `sse.server.worker.Worker`."""
 
-    hands_off = True
-    """Whether streams and waiting polls need no greenlet, for gunicorn.conf.py."""
-
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)  # in the master, before the fork
         if "sse.service" not in sys.modules:

@@ -30,7 +30,10 @@ MODULES = {
 }
 WEB = {"flask", "flask_cors", "werkzeug", "click"}
 SERVER = {"gevent", "gunicorn", "greenlet"}
-KNOW_THE_SERVER = ("sse.server.loop", "sse.server.worker", "sse.worker")
+KNOW_THE_SERVER = (
+    *("sse.server.answers", "sse.server.loop", "sse.server.mending", "sse.server.publishers", "sse.server.reading"),
+    *("sse.server.sockets", "sse.server.worker", "sse.worker"),
+)
 
 
 def imports(tree: ast.AST) -> set[str]:

@@ -13,6 +13,7 @@ from gunicorn.config import Config
 from gunicorn.glogging import Logger
 from gunicorn.http.unreader import IterUnreader
 from gunicorn.http.wsgi import FileWrapper, Response, create
+from gunicorn.workers.ggevent import GeventWorker
 
 from sse.hub.subscriber import Start
 from sse.server.answers import Answer, Answers
@@ -20,8 +21,10 @@ from sse.server.mending import until_mended
 from sse.server.reading import Request
 from sse.server.rows import Sending
 from sse.server.sockets import has_left, unread
+from sse.server.worker import Worker
 from sse.transports.poll import Poll
 from sse.transports.stream import Stream
+from sse.worker import Worker as Stub
 from tests.world import World
 
 
@@ -227,6 +230,12 @@ def test_a_connection_knows_what_its_peer_has_done() -> None:
         assert not has_left(ours)
         peer.shutdown(socket.SHUT_WR)
         assert has_left(ours)
+
+
+def test_the_worker_s_class_says_that_it_hands_off_whatever_stub_the_master_has() -> None:
+    assert Worker.hands_off is True
+    assert not hasattr(GeventWorker, "hands_off")
+    assert "hands_off" not in vars(Stub), "a master that has been reloaded has the stub of the version before"
 
 
 class Reloader:

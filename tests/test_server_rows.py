@@ -301,6 +301,27 @@ def test_a_row_waits_for_a_store_that_is_away_until_it_is_due(world: World, monk
     assert world.events(fd) == ["old"]
 
 
+@pytest.mark.parametrize("is_gone", [False, True])
+def test_a_greenlet_that_is_ended_while_it_asks_the_store_leaves_no_place_taken(world: World, *, is_gone: bool) -> None:
+    class Ended(BaseException):
+        """As gevent's GreenletExit."""
+
+    def end() -> bytes:
+        raise Ended
+
+    (fd,) = behind(world)
+    if is_gone:
+        world.row(fd).parted(fd)
+        world.answer()
+    else:
+        world.row(fd).stream = Proxy(world.row(fd).stream, step=end)
+        with pytest.raises(Ended):
+            world.answer()
+        world.asked.clear()
+    assert world.doomed == [fd]
+    assert world.hub.subscribers == 0
+
+
 # The end
 
 
@@ -660,6 +681,40 @@ def test_a_fault_cuts_its_own_row_or_connection_alone(world: World) -> None:
     assert sorted(world.log) == ["a connection is cut after a fault", "streams are cut after a fault"]
 
 
+def test_a_round_that_breaks_off_leaves_its_work_to_the_next(world: World) -> None:
+    first, second = world.poll(), world.poll()
+    stream = world.stream("b")
+    world.round()
+    for fd in (first, second):
+        world.rows.make_due(fd)
+    world.publish(channel="b")
+    woken = world.wakes
+
+    def break_off() -> None:
+        raise ValueError("a fault")
+
+    world.in_pause.append(break_off)
+    with pytest.raises(ValueError, match="a fault"):
+        world.round()
+    assert world.wakes > woken
+    assert not world.got[second]
+    assert not world.rows.agenda.is_late(world.now + 60)
+    world.round()
+    assert world.answered(second) == []
+    assert world.events(stream) == ["news"]
+
+
+def test_a_fault_in_one_item_of_the_wheel_keeps_no_other_from_its_turn(world: World) -> None:
+    (stream,) = world.streams(1)
+    row = world.row(stream)
+    row.stream = Proxy(row.stream, due="soon")
+    poll = world.poll(timeout=1)
+    world.rounds.look(row.slot, [row, poll])
+    assert world.log == ["a connection or row may be late after a fault"]
+    world.pass_by(1.5)
+    assert world.answered(poll) == []
+
+
 def test_the_loop_is_woken_once_for_many_calls(world: World) -> None:
     fds = [world.stream(channel) for channel in "abc"]
     world.round()
@@ -826,6 +881,24 @@ def test_a_client_that_sends_too_much_behind_a_poll_is_answered_at_once(world: W
     world.row(fd).heard(fd)
     assert world.answered(fd) == []
     assert world.given_back == [fd]
+
+
+def test_a_client_that_sends_too_much_while_its_poll_is_answered_gets_the_answer(world: World) -> None:
+    fd, revoked = world.poll(), world.poll(permit=world.permit())
+    world.publish()
+    world.round()
+    for one in (fd, revoked):
+        world.rows.early[one] = b"x" * 8192
+        world.sent[one] = b"y"
+    world.row(fd).heard(fd)
+    assert not world.got[fd]
+    world.revoke()
+    world.row(revoked).heard(revoked)
+    assert world.answered(revoked) == []
+    world.answer()
+    assert world.answered(fd) == ["news"]
+    assert world.interest == {}
+    assert world.given_back == [revoked, fd]
 
 
 def test_a_drain_that_begins_while_polls_are_answered_closes_the_others(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 if TYPE_CHECKING:
@@ -64,9 +64,15 @@ class Agenda(Generic[R]):
         """Count one row fewer that is late."""
         self._left -= 1
 
-    def finish(self) -> None:
-        """End the round."""
-        self._taken_since = None
+    def finish(self, due: Iterable[int] = ()) -> None:
+        """End the round, and set off the next one if there is work for it.
+
+        :param due: connections that this round has taken, and not dismissed because of a fault.
+        """
+        self.due.extend(due)
+        self._taken_since, self._left = None, 0
+        if self.due or self.ready:
+            self._wake()
 
     def is_late(self, now: float) -> bool:
         """Return whether more rows than a few have been waiting for long."""

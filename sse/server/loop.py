@@ -105,13 +105,18 @@ class Loop:
         self._wake.wait()
         self._wake.clear()
         self.publishers.begin_round()
-        self._rounds.hold()
+        try:
+            self._rounds.hold()
+        finally:
+            self._close_doomed()
+            self.publishers.end_round()
+
+    def _close_doomed(self) -> None:
         doomed, self._doomed = self._doomed, []
         for fd, closing in doomed:
             with contextlib.suppress(OSError):
                 _close(fd)
             self._finish(closing)
-        self.publishers.end_round()
 
     def _ask(self) -> None:
         self._asking.get()()

@@ -11,6 +11,8 @@ import gevent
 from gevent.event import Event
 from gevent.monkey import get_original
 
+from sse.server.agenda import BEHIND
+
 if TYPE_CHECKING:
     from sse.server.rows import Rows
 
@@ -20,7 +22,6 @@ PAUSE: Final = 1e-6
 _SLICE: Final = 0.0005  # seconds that the loop works before others have their turn, at the least
 _LONGEST_SLICE: Final = 0.02  # the same, at the most
 _PUBLISHING: Final = 0.01  # seconds of publishing after which the hub and the loop have their turn
-_BEHIND: Final = 0.01  # seconds after which the hub is late in reading announcements
 _LONGEST_WAIT: Final = 1.0  # seconds that a publisher waits at the most
 
 _thread_id = get_original("_thread", "get_ident")
@@ -106,6 +107,6 @@ class Publishers:
         now = time.monotonic()
         if self._publishing_since is not None and now - self._publishing_since > _PUBLISHING:
             return True
-        if (late := self.unread_since()) and now - late > _BEHIND:
+        if (late := self.unread_since()) and now - late > BEHIND:
             return True
         return rows.agenda.is_late(now)

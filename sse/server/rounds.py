@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 
 from sse.server.rows import Row, Rows, Streams
@@ -16,28 +17,37 @@ class Rounds:
     def hold(self) -> None:
         """Do what is on the agenda. Only the loop's own greenlet may call this, since it pauses."""
         agenda, pause = self._rows.agenda, self._rows.means.pause
-        for fd in agenda.take_due():
-            self._dismiss(fd)
-            pause()
-        # Who stands alone comes first: were the others told first, for a while, it would never be where they are.
-        for row in sorted(agenda.take_ready(), key=lambda row: row.key is not None):
-            agenda.begin_next()
-            self._serve(row)
-        agenda.finish()
+        due = deque(agenda.take_due())
+        try:
+            while due:
+                self._dismiss(due.popleft())
+                pause()
+            # A row alone comes first. If the others were told first, for a while, it would never be where they are.
+            for row in sorted(agenda.take_ready(), key=lambda row: row.key is not None):
+                agenda.begin_next()
+                self._serve(row)
+        finally:
+            agenda.finish(due)
 
     def look(self, slot: int, items: Sequence[int | Streams]) -> None:
         """Put on the agenda what is due by now, of the items that stand in a slot of the wheel."""
-        rows = self._rows
-        now = rows.means.clock()
+        now = self._rows.means.clock()
         for item in items:
-            if isinstance(item, int):
-                row = rows.row_of.get(item)
-                if row is not None and row.fds[item] == slot:
-                    rows.make_due(item)
-            elif item.fds and item.slot == slot:
-                if item.due <= now:
-                    rows.agenda.call(item)
-                item.set_timer()
+            try:
+                self._look_at(item, slot, now)
+            except Exception:  # noqa: BLE001 - logged; the others go on
+                self._rows.means.fault("a connection or row may be late after a fault")
+
+    def _look_at(self, item: int | Streams, slot: int, now: float) -> None:
+        rows = self._rows
+        if isinstance(item, int):
+            row = rows.row_of.get(item)
+            if row is not None and row.fds[item] == slot:
+                rows.make_due(item)
+        elif item.fds and item.slot == slot:
+            if item.due <= now:
+                rows.agenda.call(item)
+            item.set_timer()
 
     def look_at_permits(self) -> None:
         """Put all connections on the agenda whose permit has to be looked at, because the wall clock has leapt."""

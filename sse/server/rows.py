@@ -388,7 +388,8 @@ class Polls(Row):
         early = self.rows.early[fd] = self.rows.early.get(fd, b"") + data
         if len(early) > EARLY:
             self.rows.means.change(fd, "end")
-            self._reply_nothing(fd)
+            if not self.asks or self.decide(fd).ends:  # else the answer is under way
+                self._reply_nothing(fd)
 
     def decide(self, fd: int) -> Next:
         return self.rows.decide(fd, "answer" if self.asks else "nothing")
@@ -497,7 +498,8 @@ class Sending(Row):
         self.rows.end(fd)
 
     def left(self, fd: int) -> None:
-        self._own -= self._rests.pop(fd).own
+        rest = self._rests.pop(fd, None)
+        self._own -= rest.own if rest else 0
 
 
 class Resting(Row):

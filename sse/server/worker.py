@@ -131,6 +131,11 @@ class _Resumed(gevent.socket.socket):  # type: ignore[misc]
 class Worker(GeventWorker):  # type: ignore[misc]
     """gunicorn's gevent worker, which hands off what waits; what TLS, or the app, has wrapped keeps its greenlet."""
 
+    hands_off = True
+    """Whether streams and waiting polls need no greenlet: gunicorn.conf.py asks the worker's class.
+
+    It stands here and not in `sse.worker`, whose class the master keeps from the version before.
+    """
     wsgi: Any
     _loop: Loop
     _rows: Rows
