@@ -29,13 +29,13 @@ class Head:
 
     @property
     def has_begun(self) -> bool:
-        """Whether any of the head has come: a client may send one empty line long before it (RFC 9112, 2.2)."""
+        """True once any of the head has come: a client may send one empty line long before it (RFC 9112, 2.2)."""
         data, start = self.data, self._start
         return start >= 0 and (len(data) > start + 2 or bytes(data[start:]) not in (b"", b"\r", b"\r\n"))
 
     @property
     def is_too_large(self) -> bool:
-        """Whether it is over `limit`, so far as it has come."""
+        """True if it is over `limit`, so far as it has come."""
         return (len(self.data) if self._end < 0 else self._end) > self._limit
 
     def add(self, data: bytes) -> bool:

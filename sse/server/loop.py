@@ -66,7 +66,7 @@ class Loop:
 
     @property
     def is_empty(self) -> bool:
-        """Whether no connection is here, or is being closed."""
+        """True if no connection is here, or is being closed."""
         return self.rows.is_empty and not (self._doomed or self._finishing)
 
     def _means(self, give_back: Callable[[int], bool]) -> Means:
@@ -123,7 +123,7 @@ class Loop:
 
     def _turn(self) -> None:
         gevent.sleep(TICK)
-        self.publishers.let_in()  # for one who waits while there is nothing to write
+        self.publishers.let_in()  # for a publisher that waits while there is nothing to write
         now = time.monotonic()
         if abs(time.time() - now - self._ahead) > _LEAP:  # the clock by which permits end
             self._ahead = time.time() - now

@@ -1,4 +1,4 @@
-"""What a worker serves under --reload while the app cannot be loaded."""
+"""The page that a worker serves under --reload while the app cannot be loaded."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Hashable
 from functools import partial
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
 from sse.server.agenda import Agenda
 from sse.server.framing import LAST_CHUNK, date, framed
@@ -201,13 +201,13 @@ class Streams(Row):
 
     @property
     def alike(self) -> Hashable:
-        """Equal for rows that can become one where they stand at the same place; None for one that is not at rest."""
+        """Equal for rows that can become one where they stand at the same place; None if this row is not at rest."""
         stream = self.stream.alike if self._is_told else None
-        return None if stream is None else (stream, self.chunked)
+        return None if stream is None else (*cast("tuple[Hashable, ...]", stream), self.chunked)
 
     @property
     def _is_told(self) -> bool:
-        """Whether all that was taken has gone out."""
+        """True if all that was taken has gone out."""
         return not (self.rest or self.asks or self.chunk is not None)
 
     def serve(self) -> None:
@@ -539,14 +539,14 @@ class Idle:
 
     def __init__(self, rows: Rows, keepalive: float) -> None:
         self.new = Resting(rows, _FIRST_REQUEST)
-        """Those of which nothing has come yet."""
+        """The connections of which nothing has come yet."""
         self.between = Resting(rows, keepalive)
 
     def __len__(self) -> int:
         return len(self.new.fds) + len(self.between.fds)
 
     def give_way(self) -> None:
-        """Close the connection that has rested longest, first of all among those that have never sent anything."""
+        """Close the connection that has rested longest, and first the connections that have never sent anything."""
         silent = next(iter(self.new.fds.items()), None)
         if silent and silent[1] < slot_of(self.new.until - _SILENT):
             self.new.dismiss(silent[0])
@@ -624,17 +624,17 @@ class Rows:
 
     @property
     def is_empty(self) -> bool:
-        """Whether no connection is here."""
+        """True if no connection is here."""
         return not (self.row_of or self.waiting)
 
     @property
     def is_full(self) -> bool:
-        """Whether there is no room for another connection, and no resting one that could be closed for it."""
+        """True if there is no room for another connection, and no resting one that could be closed for it."""
         return len(self.row_of) + len(self.waiting) >= self.room and not self._idle
 
     @property
     def has_listeners(self) -> bool:
-        """Whether any connection waits for an event, or takes an answer."""
+        """True if any connection waits for an event, or takes an answer."""
         return len(self.row_of) > len(self._idle)
 
     # For the worker: from now on, nobody else writes to the connection or closes it.
@@ -680,7 +680,7 @@ class Rows:
         self._sending.begin(fd, Rest(rest, closes, len(rest)))
 
     def drain(self, window: float) -> None:
-        """Say goodbye to all streams and polls, spread over `window` seconds, and to those that still come.
+        """Say goodbye to all streams and polls, spread over `window` seconds, and at once to new ones.
 
         A connection between two requests has a moment more: its client may be sending the next one just now.
         """

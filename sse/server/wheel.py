@@ -29,7 +29,7 @@ class Wheel(Generic[T]):
         self._slots: dict[int, list[T]] = {}
 
     def add(self, item: T, moment: float, slot: int = 0) -> int:
-        """Have an item looked at soon after a moment, and return its slot, which is always one that is yet to come.
+        """Have an item looked at soon after a moment, and return its slot, which is yet to come in any case.
 
         :param slot: in which the item stands already; if that is yet to come, and no later, it stays there alone.
         """

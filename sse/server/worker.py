@@ -132,7 +132,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
     """gunicorn's gevent worker, which hands off what waits; what TLS, or the app, has wrapped keeps its greenlet."""
 
     hands_off = True
-    """Whether streams and waiting polls need no greenlet: gunicorn.conf.py asks the worker's class.
+    """True if streams and waiting polls need no greenlet: gunicorn.conf.py asks the worker's class.
 
     It stands here and not in `sse.worker`, whose class the master keeps from the version before.
     """
@@ -171,7 +171,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
         return module.living() if module else []
 
     def _is_last(self, request: Any) -> bool:
-        """Whether a request's connection is to end with its answer, whatever its client asks for."""
+        """Return whether a request's connection is to end with its answer, whatever its client asks for."""
         # At the end of this process, gunicorn knows it of requests that come from then on; here are those under way.
         # The PROXY protocol tells at a connection's beginning whose it is, which no other greenlet would know.
         # A client that sends requests in advance would keep its greenlet for ever, while others wait for one.
@@ -197,11 +197,11 @@ class Worker(GeventWorker):  # type: ignore[misc]
             self.spawn(self.handle, client, client, address)
 
     def is_full(self) -> bool:
-        """Whether no more connections can be accepted."""
+        """Return whether no more connections can be accepted."""
         return self._rows.is_full
 
     def is_busy(self) -> bool:
-        """Whether all greenlets are taken."""
+        """Return whether all greenlets are taken."""
         return bool(self._serving >= self.worker_connections)
 
     def spawn(self, handle: Callable[..., None], *connection: Any) -> None:
@@ -216,7 +216,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
         return True
 
     def _serve(self, handle: Callable[..., None], *connection: Any) -> None:
-        """Serve a connection, and then those that wait for a greenlet."""
+        """Serve a connection, and then the connections that wait for a greenlet."""
         try:
             handle(*connection)
             while self._rows.waiting and not self._cut:
@@ -243,7 +243,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
         raise StopIteration
 
     def _may_go_on(self, request: Any, sock: Any) -> bool:
-        """Whether the greenlet is to read the next request of its connection; else that rests."""
+        """Return whether the greenlet is to read the next request of its connection; else that rests."""
         if request.unreader.buf.getvalue():
             gevent.sleep(PAUSE)  # let in what others send: this client has always more
             return True
@@ -255,7 +255,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
         return True
 
     def _comes_at_once(self, sock: Any) -> bool:
-        """Whether the next request, or the end, comes within a moment: to wait costs less than to rest."""
+        """Return whether the next request, or the end, comes within a moment: to wait costs less than to rest."""
         if has_input(sock):
             gevent.sleep(PAUSE)  # as above
             return not self._rows.waiting
@@ -316,7 +316,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
 
     @property
     def _is_idle(self) -> bool:
-        """Whether no connection is left."""
+        """True if no connection is left."""
         return not self._serving and self._loop.is_empty
 
     def _tick(self, listeners: list[_Listener]) -> None:
