@@ -101,7 +101,7 @@ ended.kill(block=False)
 waiting.get(timeout=3)
 gevent.joinall(revoking, timeout=3, raise_error=True)
 assert all(one.successful() for one in revoking)
-assert len(revocations._since) == 10 and store.asked < 10, store.asked
+assert len(revocations.since) == 10 and store.asked < 10, store.asked
 """
 
 

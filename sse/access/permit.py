@@ -47,8 +47,10 @@ class Permit:
     @property
     def ends_in(self) -> float:
         """Seconds until it is over; minus infinity once it has been revoked."""
-        self.ended = self.ended or self._is_revoked
-        return -math.inf if self.ended else self.ends_at - time.time()
+        if not self.ended and not self._is_revoked():
+            return self.ends_at - time.time()
+        self.ended = True
+        return -math.inf
 
     @property
     def notice_in(self) -> float:
@@ -59,6 +61,11 @@ class Permit:
     def due_in(self) -> float:
         """Seconds until there is something to say or to end, unless it is revoked before, which wakes its user."""
         return min(self.warn_at, self.ends_at) - time.time()
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it is over, or its client is to be told of its end."""
+        return self.due_in <= 0 or self.ended or self._is_revoked()
 
     @property
     def is_over(self) -> bool:
@@ -80,7 +87,7 @@ class Permit:
 
     def check(self) -> None:
         """Wake the stream or poll that stands on it, if it has been revoked."""
-        if self._is_revoked:  # also if its user has seen that: it may have been unable to act at that moment
+        if self._is_revoked():  # also if its user has seen that: it may have been unable to act at that moment
             self.ended = True
             wake = self.wake  # read once: `end` may come in between
             if wake:
@@ -92,9 +99,8 @@ class Permit:
         if wake:  # else it has not begun, or has ended, and nothing is waited for, as in `Hub.detach`
             self._revocations.let_go(self)
 
-    @property
     def _is_revoked(self) -> bool:
-        """Whether some of what it stands on has been revoked since it was decided on."""
+        """Return whether some of what it stands on has been revoked since it was decided on."""
         since = self._revocations.since
         if not since:
             return False

@@ -78,7 +78,8 @@ class Revocations:
         self._failed_at = -math.inf
         self._last = ""
         self._known = False
-        self._since: dict[tuple[str, str], Revoked] = {}
+        self.since: dict[tuple[str, str], Revoked] = {}
+        """The revocations that are known here. It is read without a lock."""
         self._read: dict[int, float] = {}  # the time of each entry that counts, by a hash of its id and text
         self._count = self._checked = 0  # revocations that are known, and those for which the held rights were checked
         self._pruned_at = time.monotonic()
@@ -111,12 +112,7 @@ class Revocations:
         :raises StoreUnavailable: if what is revoked has never been read.
         """
         self.count()
-        return is_revoked(grant, channels, self._since)
-
-    @property
-    def since(self) -> Since:
-        """The revocations that are known here; a mapping that grows, or is replaced."""
-        return self._since
+        return is_revoked(grant, channels, self.since)
 
     def hold(self, held: Held) -> None:
         """Check a right now, and whenever something more has been revoked, until `let_go`."""
@@ -224,7 +220,7 @@ class Revocations:
             # than now.
             self._last, self._ahead = "", ahead
             self._read = {entry: min(at, now) for entry, at in self._read.items()}
-            self._since = {item: old._replace(at=min(old.at, now)) for item, old in self._since.items()}
+            self.since = {item: old._replace(at=min(old.at, now)) for item, old in self.since.items()}
         self._ahead = max(ahead, self._ahead)
         while news := self._store.revoked(self._last):
             self._take(news)
@@ -234,17 +230,17 @@ class Revocations:
         oldest = time.time() - self._keep - 2 * LEEWAY
         if time.monotonic() - self._pruned_at > _PRUNE_EVERY:
             self._pruned_at = time.monotonic()
-            for old in [item for item, revoked in self._since.items() if revoked.at <= oldest]:
-                del self._since[old]
+            for old in [item for item, revoked in self.since.items() if revoked.at <= oldest]:
+                del self.since[old]
             self._read = {entry: at for entry, at in self._read.items() if at > oldest}
         for id, at, text in news:
             item = _item(text)
             # Times may go back, and a list may be read anew, so each entry is known by its id and text.
             entry = hash((id, text))
             if item and at > oldest and entry not in self._read:
-                before = self._since.get(item)
+                before = self.since.get(item)
                 self._read[entry] = at
-                self._since[item] = Revoked(max(at, before.at if before else 0), self._count + 1)
+                self.since[item] = Revoked(max(at, before.at if before else 0), self._count + 1)
                 self._count += 1  # last: a thread that sees the number sees all that it counts
         self._last = news[-1].id
 

@@ -311,8 +311,8 @@ class Stream:
 
     def _or_heartbeat(self, chunk: bytes) -> bytes:
         """Return the chunk, with all that the moment adds to it: a notice, a goodbye, or a heartbeat in its place."""
-        now = self._clock()
-        if self.permit or self.subscriber.draining or now >= self.deadline:  # else there is nothing to decide
+        now, permit = self._clock(), self.permit
+        if now >= self.deadline or self.subscriber.draining or (permit and permit.is_due):  # else it goes on
             chunk = self._or_end(chunk, self._next(now))
         if not chunk and not self.ended and now - self._written >= self.dialect.heartbeat:
             return self.dialect.beat
