@@ -178,7 +178,7 @@ class Poll:
             while answer is None and not self.subscriber.draining and self._is_woken():
                 time.sleep(self.GATHER)
                 answer = self.answer()
-                if self._next(self._clock()).reason == "expired":  # perhaps while the store was asked
+                if self.permit and self._next(self._clock()).reason == "expired":  # perhaps while the store was asked
                     return self.nothing
             return answer or self.nothing
         finally:
