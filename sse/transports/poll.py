@@ -23,10 +23,10 @@ _WRITTEN: Final = Event("")  # in place of one whose JSON is there: only one of 
 
 
 class Poll:
-    """What has come since, as the JSON of a poll's answer: iterate over it; or drive it by `open` and `answer`.
+    """One JSON answer with the events that came since a position: iterate over it; or drive it by `open` and `answer`.
 
-    It comes at once when there is something to tell or a channel has no position yet; else with the first event and
-    those that come within some milliseconds of it, or empty after `timeout` seconds. Asked twice, it answers twice.
+    The answer comes at once if there is something to tell, or if a channel has no position yet. Else it comes some
+    milliseconds after the first event, or empty after `timeout` seconds. The same question gets the same answer.
 
     :param timeout: seconds to wait at the most; with 0 no ring is founded, and a channel that has none stands at `0-0`.
     :param retry: milliseconds that the client is to wait after a failure.
@@ -45,7 +45,7 @@ class Poll:
     is_stream: ClassVar[bool] = False
     """Tells a stream from a poll."""
     GATHER: Final = 0.01
-    """Seconds that one that waits gives further events after the first."""
+    """Seconds for which a waiting poll gathers further events after the first."""
     LOOK: Final = 3.0
     """Seconds after which a waiting poll looks again whether its client is there: the shortest heartbeat there is."""
     subscriber: Subscriber
@@ -95,7 +95,7 @@ class Poll:
         return self.subscriber.draining or any(self.subscriber.at_hand(name) != [] for name in self.subscriber.places)
 
     def open(self) -> bytes | None:
-        """The answer, if it comes at once; else it waits, until `close`.
+        """Return the answer if it comes at once; else None, and the poll waits until `close`.
 
         :raises Unavailable: if there is no room for another subscriber, or the store is away.
         """
@@ -125,7 +125,7 @@ class Poll:
         return answer
 
     def answer(self) -> bytes | None:
-        """What has come since, if anything.
+        """Return the answer with what has come since; None if there is nothing.
 
         :raises Busy: if it cannot be given, because too much has come at once.
         :raises StoreUnavailable: if older entries are needed and cannot be read.
@@ -167,7 +167,7 @@ class Poll:
         return handed
 
     def wait(self) -> bytes:
-        """The answer of a poll that was opened, as soon as there is one, and `close`.
+        """Return the answer of a poll that was opened, as soon as there is one, and close the poll.
 
         :raises Unavailable: as `answer` does.
         """
