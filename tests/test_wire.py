@@ -16,6 +16,7 @@ from sse.wire import (
     MAX_BATCH,
     Block,
     Parser,
+    around_id,
     decode_payload,
     encode_body,
     encode_control,
@@ -25,6 +26,7 @@ from sse.wire import (
     stored_size,
     type_in_data,
     with_id,
+    with_retry,
 )
 from tests import client
 
@@ -82,6 +84,21 @@ def test_a_block_of_the_service_s_own() -> None:
         b'id: a=1-2\nevent: sse.reset\ndata: {"missed":null}\n\n'
     )
     assert read(HEARTBEAT) == [Block("sse.heartbeat", "", "")]
+
+
+@given(EVENTS, st.sampled_from(["", "~b=2-2"]), st.booleans())
+def test_an_id_goes_on_between_the_two_parts_of_a_block(event: Event, rest: str, last: bool) -> None:
+    head, tail = around_id("a=1-1", encode_body(event), last)
+    block = head + rest.encode() + tail
+    assert block == with_id(f"a=1-1{rest}", encode_body(event), last=last)
+    assert block.split(b"\n")[-3 if last else 0] == b"id: a=1-1" + rest.encode()
+    assert read(block) == [Block(event.type, event.data, f"a=1-1{rest}")]
+
+
+def test_the_first_of_several_blocks_tells_retry() -> None:
+    parser = Parser()
+    assert [block.data for block in parser.feed(with_retry(1200, b"data: x\n\ndata: y\n\n"))] == ["x", "y"]
+    assert parser.retry == 1200
 
 
 @given(st.lists(EVENTS, max_size=5), st.integers(1, 20))
