@@ -330,8 +330,14 @@ def format_last_event_id(positions: Mapping[str, Position | None], first: str | 
     the query parameter would be taken for new there. With no channel at all the id is `~`: not empty, so that a browser
     still sends it.
     """
-    order = positions if first is None else [first, *(channel for channel in positions if channel != first)]
-    return "~".join(f"{channel}={positions[channel] or ''}" for channel in order) or "~"
+    if first is not None:
+        return f"{first}={positions[first] or ''}{rest_of_id(positions, first)}"
+    return "~".join(f"{channel}={position or ''}" for channel, position in positions.items()) or "~"
+
+
+def rest_of_id(positions: Mapping[str, Position | None], first: str) -> str:
+    """Return how a last event id goes on behind the entry of the channel `first`: with those of the other channels."""
+    return "".join([f"~{channel}={position or ''}" for channel, position in positions.items() if channel != first])
 
 
 def id_size(channels: Iterable[str]) -> int:

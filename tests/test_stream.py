@@ -673,6 +673,50 @@ def test_a_goodbye_is_one_client_s_and_the_row_goes_on(hub: Hub, store: FaultySt
     assert hub.subscribers == 0
 
 
+def test_a_revoked_permit_lengthens_the_wait_of_its_own_client_alone(hub: Hub, store: FaultyStore) -> None:
+    row = row_of(make_stream(hub), make_stream(hub))
+    permits = [Permit(Revocations(store, 3600), Grant("ann", ("a",)), ["a"]) for _ in range(2)]
+    permits[0].ended = True
+    revoked, other, without = ([goodbye_of(row, permit) for _ in range(50)] for permit in (*permits, None))
+    assert min(revoked) >= 11_000  # before that, a new token is not taken
+    assert all(RETRY / 10 <= wait <= RETRY for wait in (*other, *without))
+    row.leave()
+    row.close()
+
+
+def goodbye_of(stream: Stream, permit: Permit | None) -> int:
+    (close,) = client.Parser().feed(stream.goodbye("drain", permit))
+    assert close.retry is not None
+    assert close.json() == {"reason": "drain", "retry": close.retry}
+    return close.retry
+
+
+@pytest.mark.parametrize("bare", [False, True])
+@pytest.mark.parametrize("cut", [False, True])
+def test_only_an_end_that_tells_nothing_is_lost(hub: Hub, *, bare: bool, cut: bool) -> None:
+    """A bare stream has no block that tells of being busy, or of a reset."""
+    hub.max_subscribers = 2
+    ended, late, *over = (
+        make_stream(hub, {"a": start}, bare=bare, cut=cut) for start in (Start(), Start(Position(7, 7)), Start())
+    )
+    ended.open()
+    first = late.open()
+    busy = [stream.open() for stream in over]
+    assert (ended.ended, ended.lost, ended.cuts) == (False, False, cut)
+    assert (late.ended, late.lost, late.cuts) == (bare, bare, bare or cut)
+    assert first.endswith(b": heartbeat\n" if bare else b"event: sse.heartbeat\ndata:\n\n")
+    assert first.startswith(b": heartbeat" if bare else b"retry: ")
+    assert [b'{"reason":"busy"' in told for told in busy] == [True]
+    assert [(stream.ended, stream.lost, stream.cuts) for stream in over] == [(True, bare, bare or cut)]
+    goodbye = ended.end("lifetime")
+    assert b'{"reason":"lifetime"' in goodbye
+    assert goodbye.startswith(b": close " if bare else b"retry: ")
+    assert (ended.ended, ended.lost, ended.cuts) == (True, False, cut)
+    for stream in (ended, late, *over):
+        stream.close()
+    assert hub.subscribers == 0
+
+
 published = st.lists(
     st.tuples(
         st.sampled_from("abc"),

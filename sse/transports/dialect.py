@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Final, NamedTuple
 
-from sse.event import UNBORN, Entry, Position, format_last_event_id
+from sse.event import UNBORN, Entry, Position, format_last_event_id, rest_of_id
 from sse.hub.subscriber import Delivery, Reset, Start
 from sse.transports.life import CloseReason
 from sse.wire import BARE_HEARTBEAT, HEARTBEAT, around_id, encode_comment, encode_control, type_in_data, with_retry
@@ -152,12 +152,13 @@ class Dialect(NamedTuple):
         data = {"expires": expires}
         return encode_comment("auth", data) if self.bare else encode_control("sse.auth", data)
 
-    def close(self, reason: CloseReason, after: int = 0) -> bytes:
+    def close(self, reason: CloseReason, after: int | None = None) -> bytes:
         """Return the last block. The client is told to wait a random time of up to `retry` before it comes back.
 
-        :param after: seconds before which it would come in vain. If they are given, it waits up to half as long again.
+        :param after: seconds before which it would come in vain. If they are given, it waits so long, or up to half as
+            long again.
         """
-        wait = random.uniform(1, 1.5) * 1000 * after if after else random.uniform(0.1, 1) * self.retry
+        wait = random.uniform(0.1, 1) * self.retry if after is None else random.uniform(1, 1.5) * 1000 * after
         return _close(reason, round(wait), bare=self.bare)
 
     def _event(self, channel: str, entry: Entry) -> Piece:
@@ -168,10 +169,8 @@ class Dialect(NamedTuple):
         return around_id(f"{reset.channel}={reset.position}", encode_control("sse.reset", reset.told), self.id_last)
 
     def _others(self, channel: str, claims: Claims) -> bytes:
-        """Return the rest of the channel's ids: the other channels' entries, as `format_last_event_id` writes them."""
-        if self.delta or len(claims) == 1:
-            return b""
-        return "".join([f"~{name}={place or ''}" for name, place in claims.items() if name != channel]).encode()
+        """Return how the ids of the channel's blocks go on behind its own entry."""
+        return b"" if self.delta or len(claims) == 1 else rest_of_id(claims, channel).encode()
 
 
 @lru_cache(maxsize=1024)

@@ -239,7 +239,7 @@ class Stream:
         """Return the last block for one of its clients, whose permit this is; its other clients go on."""
         permit = permit or self.permit
         is_revoked = permit is not None and permit.ended  # then a new token is not taken before
-        return self.dialect.close(reason, TAKEN_AFTER if is_revoked else 0)
+        return self.dialect.close(reason, TAKEN_AFTER if is_revoked else None)
 
     def notice(self, permit: Permit) -> bytes:
         """Return the block that tells of the end of a permit of this stream's clients, or nothing before it is time."""
