@@ -64,6 +64,7 @@ class _Row:
     def __init__(self, stream: Stream) -> None:
         self.stream = stream
         self._other: Stream | None = None  # that has left
+        self._is_two = False  # it tells the other as well
 
     def changes(self, rng: random.Random) -> bool:
         """Perhaps the other comes or goes; whether the stream is another now."""
@@ -71,10 +72,11 @@ class _Row:
             return False
         if self._other:
             self._meet(self._other)
-        elif self.stream.subscriber.seats == 1:
+        elif not self._is_two:
             self._join()
         else:
             self._other = self.stream.split()
+            self._is_two = False
             if rng.random() < 0.5:
                 self.stream, self._other = self._other, self.stream
                 self.stream.closing, self._other.closing = self._other.closing, ()
@@ -82,6 +84,8 @@ class _Row:
         return False
 
     def close(self) -> None:
+        if self._is_two:
+            self.stream.leave()
         self.stream.close()
         if self._other:
             self._other.close()
@@ -90,7 +94,8 @@ class _Row:
         hub, subscriber = self.stream.hub, self.stream.subscriber
         with contextlib.suppress(Unavailable):
             other = hub.attach({name: Start(place) for name, place in subscriber.places.items()}, 0.5)
-            if other.resets or not hub.merge(subscriber, other):
+            self._is_two = not other.resets and hub.merge(subscriber, other)
+            if not self._is_two:
                 hub.detach(other)
 
     def _meet(self, other: Stream) -> None:
@@ -100,3 +105,4 @@ class _Row:
             self._other = None
         elif other.alike == self.stream.alike and self.stream.absorb(other):
             self._other = None
+            self._is_two = True

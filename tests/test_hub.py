@@ -17,8 +17,9 @@ import pytest
 
 from sse.errors import Busy, StoreUnavailable, TooMany
 from sse.event import UNBORN, Event, LastEventId, Position
+from sse.hub.channel import Channel
 from sse.hub.hub import Hub
-from sse.hub.subscriber import Channel, Delivery, Lagging, Reset, Start, Subscriber, starting_points
+from sse.hub.subscriber import Delivery, Lagging, Reset, Start, Subscriber, starting_points
 from sse.ring import Ring
 from sse.stores import PAGE_BYTES, Feed, MemoryStore, Notice, Page, Publication, RedisStore, Store, connect
 from sse.stores.memory import _MemoryFeed
@@ -449,9 +450,9 @@ def test_of_more_announcements_than_the_memory_store_keeps_none_is_lost_and_no_c
     names = [f"c{number}" for number in range(2000)]
     subscriber = attach(hub, {name: Start() for name in [*names, "a"]})
     gate = threading.Event()
-    assert hub._feed
-    read = hub._feed.read
-    monkeypatch.setattr(hub._feed, "read", lambda timeout: read(timeout) if gate.wait(5) else [])
+    assert hub._follower._feed
+    read = hub._follower._feed.read
+    monkeypatch.setattr(hub._follower._feed, "read", lambda timeout: read(timeout) if gate.wait(5) else [])
     time.sleep(0.05)  # as the view that publishes lets nobody read meanwhile
     store.publish([Publication(name, Event("x")) for name in names for _ in range(2)])
     store.publish([Publication("a", Event(number)) for number in range(3000)])
@@ -611,7 +612,7 @@ def test_new_channels_that_cannot_be_begun_keep_no_other_from_being_repaired(mak
     store.filter = lambda notice: [Notice(notice.channel)]
     with ThreadPoolExecutor(1) as pool:
         attaching = pool.submit(attach, hub, {"new": Start()}, 1.5)
-        wait_until(lambda: "new" in hub._new, 3)
+        wait_until(lambda: "new" in hub._follower.upkeep.new, 3)
         publish(store, "x")
         assert data(collect(subscriber, 1, 1.2)) == ["x"]
         assert not attaching.done()
@@ -629,7 +630,7 @@ def test_an_event_that_is_too_much_for_the_hub_makes_room_from_few_rings(
     subscriber = attach(hub, {name: Start() for name in [*names, "a"]})
     store.publish([Publication(name, Event("x" * 1000)) for name in names])
     assert len(collect(subscriber, 300)) == 300
-    monkeypatch.setattr("sse.hub.hub._HUB_BYTES", hub._bytes)
+    monkeypatch.setattr("sse.hub.channel.HUB_BYTES", hub._channels.bytes)
     shrunk: list[int] = []
     shrink = Ring.shrink
 
@@ -641,7 +642,7 @@ def test_an_event_that_is_too_much_for_the_hub_makes_room_from_few_rings(
     publish(store, "x" * 1000)
     assert len(collect(subscriber, 1)) == 1
     assert 1 <= len(shrunk) <= 3
-    assert hub._bytes == sum(channel.ring.bytes for channel in hub._channels.values() if channel.ring)
+    assert hub._channels.bytes == sum(channel.ring.bytes for channel in hub._channels.values() if channel.ring)
     hub.detach(subscriber)
 
 
@@ -675,8 +676,9 @@ for sock in (one, other):
 one.send(b"x")
 deadline = time.monotonic() + 10
 while notes.count("asked") < 15 and time.monotonic() < deadline:
-    hub._next_check = 0 if "asked" not in notes else hub._next_check
-    hub._feed.wake()
+    checks = hub._follower.upkeep.checks
+    checks.next = 0 if "asked" not in notes else checks.next
+    hub._follower._feed.wake()
     gevent.sleep(0.05)
 between = "".join(note[0] for note in notes).strip("h")
 print(between.count("a"), "aaa" in between)  # of what an iteration of the loop finds, the timer comes first
@@ -696,16 +698,16 @@ def test_a_hub_tells_since_when_announcements_for_many_channels_wait(
     hub: Hub, store: Store, monkeypatch: pytest.MonkeyPatch, channels: int, is_late: bool
 ) -> None:
     subscriber = attach(hub, {f"c/{number}": Start() for number in range(channels)})
-    apply, seen = hub._apply, [hub.late_since]
+    apply, seen = hub._follower.upkeep.apply, [hub.late_since]
 
     def noted(notices: Sequence[Notice]) -> int:
         seen.append(hub.late_since)
         return apply(notices)
 
-    assert hub._feed
-    read, published = hub._feed.read, threading.Event()
-    monkeypatch.setattr(hub, "_apply", noted)
-    monkeypatch.setattr(hub._feed, "read", lambda timeout: read(timeout) if published.wait(10) else [])
+    assert hub._follower._feed
+    read, published = hub._follower._feed.read, threading.Event()
+    monkeypatch.setattr(hub._follower.upkeep, "apply", noted)
+    monkeypatch.setattr(hub._follower._feed, "read", lambda timeout: read(timeout) if published.wait(10) else [])
     store.publish([Publication(f"c/{number % channels}", Event("x")) for number in range(1000)])
     time.sleep(0.1)  # until all of them are there to be read
     published.set()
@@ -784,7 +786,7 @@ def test_older_entries_are_read_from_the_store_when_the_hub_has_let_them_go(make
 
 
 def test_the_hub_s_rings_are_bounded_together(make_hub: MakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sse.hub.hub._HUB_BYTES", 100_000)
+    monkeypatch.setattr("sse.hub.channel.HUB_BYTES", 100_000)
     store = MemoryStore(ring=RING, ring_ttl=TTL)
     hub = make_hub(store)
     names = [f"c{number}" for number in range(10)]
@@ -798,7 +800,7 @@ def test_the_hub_s_rings_are_bounded_together(make_hub: MakeHub, monkeypatch: py
         assert [text.split()[0] for text in mine] == [str(number) for number in range(20)]
     held = sum(channel.ring.bytes for channel in hub._channels.values() if channel.ring)
     assert 0 < held <= 100_000
-    assert hub._bytes == held
+    assert hub._channels.bytes == held
     hub.detach(subscriber)
 
 
@@ -808,14 +810,14 @@ def test_equal_replays_are_read_once(make_hub: MakeHub) -> None:
     position, *_ = publish(store, *range(10))
     store.gate.clear()
     with ThreadPoolExecutor(8) as pool:
-        reading = [pool.submit(hub.read, [("a", position)]) for _ in range(8)]
+        reading = [pool.submit(hub.reading.read, [("a", position)]) for _ in range(8)]
         wait_until(lambda: store.readings, 3)
         time.sleep(0.1)
         store.gate.set()
         pages = [one.result(5) for one in reading]
     assert store.readings == 1
     assert all(len(page[0].entries) == 9 for page in pages)
-    hub.read([("a", position)])
+    hub.reading.read([("a", position)])
     assert store.readings == 2
 
 
@@ -827,7 +829,7 @@ def test_a_reading_that_fails_fails_for_all_who_wait_and_is_forgotten(make_hub: 
     store.gate.clear()
     store.fault = fault
     with ThreadPoolExecutor(3) as pool:
-        reading = [pool.submit(hub.read, [("a", position)]) for _ in range(3)]
+        reading = [pool.submit(hub.reading.read, [("a", position)]) for _ in range(3)]
         wait_until(lambda: store.readings, 3)
         time.sleep(0.1)
         store.gate.set()
@@ -836,7 +838,7 @@ def test_a_reading_that_fails_fails_for_all_who_wait_and_is_forgotten(make_hub: 
                 one.result(5)
     assert store.readings == 1
     store.fault = None
-    assert hub.read([("a", position)]) == [Page([])]
+    assert hub.reading.read([("a", position)]) == [Page([])]
 
 
 # What is read from the store, in bytes
@@ -891,14 +893,14 @@ def test_a_look_at_many_channels_reads_about_what_it_takes(
     for name in names:
         publish(store, *["x" * LARGE] * 5, channel=name)
     readings = measured(store, monkeypatch)
-    look = hub.look({name: Start(replay=3) for name in names}, 1000, 1 << 20)
+    look = hub.reading.look({name: Start(replay=3) for name in names}, 1000, 1 << 20)
     assert look.more
     assert 10 <= len(look.taken) <= (1 << 20) / LARGE
     assert sum(readings) <= (1 << 20) + 2 * LARGE
     assert max(readings) <= PAGE_BYTES + LARGE
     taken, rounds = list(look.taken), 1
     while look.more:
-        look = hub.look({name: Start(place) for name, place in look.places.items()}, 1000, 1 << 20)
+        look = hub.reading.look({name: Start(place) for name, place in look.places.items()}, 1000, 1 << 20)
         taken += look.taken
         rounds += 1
         assert rounds < 20
@@ -930,7 +932,7 @@ def test_a_hub_that_missed_large_events_on_many_channels_reads_them_by_and_by(
 
 
 def test_a_look_founds_nothing_and_attaches_nobody(hub: Hub, store: Store) -> None:
-    look = hub.look(
+    look = hub.reading.look(
         {"a": Start(), "b": Start(replay=5), "c": Start(fault="missing"), "d": Start(Position(1, 1))}, 10, 1000
     )
     assert store.newest(["a", "b", "c", "d"]) == [None] * 4
@@ -944,15 +946,15 @@ def test_a_look_tells_what_a_subscriber_would_take(hub: Hub, store: Store) -> No
     positions = publish(store, *range(RING + 10))
     (other,) = publish(store, "x", channel="b")
     starts = {"a": Start(positions[20]), "b": Start(replay=1)}
-    look = hub.look(starts, 1000, 1 << 20)
+    look = hub.reading.look(starts, 1000, 1 << 20)
     assert data(look.taken) == [*map(str, range(21, RING + 10)), "x"]
     assert (look.places, look.more) == ({"a": positions[-1], "b": other}, False)
-    look = hub.look(starts, 5, 1 << 20)
+    look = hub.reading.look(starts, 5, 1 << 20)
     assert (data(look.taken), look.more) == (["21", "22", "23", "24", "25"], True)
     assert look.places["a"] == positions[25]
-    look = hub.look({"a": Start(positions[-2])}, 1000, 1)
+    look = hub.reading.look({"a": Start(positions[-2])}, 1000, 1)
     assert (len(look.taken), look.more) == (1, False)
-    look = hub.look({"a": Start(positions[1])}, 1000, 1 << 20)
+    look = hub.reading.look({"a": Start(positions[1])}, 1000, 1 << 20)
     assert look.taken == [Reset("a", "trimmed", RING + 8, positions[-1])]
 
 
@@ -974,7 +976,7 @@ def test_over_its_fill_a_hub_is_busy_until_someone_leaves(make_hub: MakeHub, sto
 def test_very_many_new_channels_at_once_are_refused_and_later_allowed(
     make_hub: MakeHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sse.hub.hub._ENSURED_AT_ONCE", 250)
+    monkeypatch.setattr("sse.hub.turns.ENSURED_AT_ONCE", 250)
     clock = Clock()
     store = MemoryStore(ring=RING, ring_ttl=TTL, clock=clock)
     hub = make_hub(store, clock=clock)
@@ -1061,7 +1063,7 @@ def test_channels_that_were_never_listened_to_are_forgotten_with_who_asked(make_
         with pytest.raises(StoreUnavailable):
             attach(hub, {f"a{number}": Start(), f"b{number}": Start()}, timeout=0.1)
     assert hub.channels == 0
-    assert not hub._arrived
+    assert not hub._follower.arrivals
 
 
 def test_channels_that_nobody_listens_to_are_dropped_after_a_while(make_hub: MakeHub) -> None:
@@ -1082,7 +1084,7 @@ def test_channels_that_nobody_listens_to_are_dropped_after_a_while(make_hub: Mak
     assert {"stays", "back"} <= hub._channels.keys()
     again = attach(hub, {"a": Start(replay=1)})
     assert data(collect(again, 1)) == ["x"]
-    assert hub._bytes == sum(channel.ring.bytes for channel in hub._channels.values() if channel.ring)
+    assert hub._channels.bytes == sum(channel.ring.bytes for channel in hub._channels.values() if channel.ring)
     for subscriber in (stays, back, again):
         hub.detach(subscriber)
 
@@ -1090,7 +1092,7 @@ def test_channels_that_nobody_listens_to_are_dropped_after_a_while(make_hub: Mak
 def test_a_closed_hub_takes_nobody_and_its_thread_has_ended(make_hub: MakeHub, store: Store) -> None:
     hub = make_hub(store)
     attach(hub)
-    thread = hub._thread
+    thread = hub._follower._thread
     assert thread and thread.is_alive()
     begun = time.monotonic()
     hub.close()
@@ -1209,9 +1211,9 @@ def test_a_replay_over_a_hostile_entry_is_reset_there_and_goes_on(
         client.xadd("sse:{a}", {"d": "[" * 100_000}, id="3-5")
     publish(store, "4")
     hub = make_hub(store)
-    look = hub.look({"a": Start(begun)}, 100, 100_000)
+    look = hub.reading.look({"a": Start(begun)}, 100, 100_000)
     assert (data(look.taken), look.more) == (["2"], True)
-    look = hub.look({"a": Start(look.places["a"])}, 100, 100_000)
+    look = hub.reading.look({"a": Start(look.places["a"])}, 100, 100_000)
     assert data(look.taken) == ["reset diverged"]
     subscriber = attach(hub, {"a": Start(begun)})
     assert data(subscriber.take(100, 100_000)) == ["2"]  # alone: a poll leaves out what comes before a reset
@@ -1230,9 +1232,9 @@ def test_a_replay_that_would_begin_at_an_entry_of_others_is_reset(
         client.xadd("sse:{a}", {"d": "x"}, id="5-0")  # no position of ours
     publish(store, "6", "7")
     hub = make_hub(store)
-    look = hub.look({"a": Start(replay=2)}, 100, 100_000)
+    look = hub.reading.look({"a": Start(replay=2)}, 100, 100_000)
     assert data(look.taken) == ["reset diverged"]
-    assert data(hub.look({"a": Start(replay=1)}, 100, 100_000).taken) == ["7"]
+    assert data(hub.reading.look({"a": Start(replay=1)}, 100, 100_000).taken) == ["7"]
     subscriber = attach(hub, {"a": Start(replay=2), "b": Start()})
     publish(store, "elsewhere", channel="b")
     assert sorted(data(collect(subscriber, 2))) == ["elsewhere", "reset diverged"]
@@ -1249,7 +1251,7 @@ def test_a_fault_that_nobody_thought_of_is_logged_and_survived(
     subscriber = attach(hub)
     store.fault = RuntimeError("unheard of")
     with caplog.at_level(logging.ERROR, "sse"):
-        hub._dirty["a"] = None
+        hub._follower.upkeep.dirty["a"] = None
         publish(store, "1")
         wait_until(lambda: "could not go on" in caplog.text, 3)
     store.fault = None
@@ -1317,36 +1319,38 @@ def test_subscribers_stay_while_redis_is_away_and_go_on_or_are_told(
         assert "the store is away" in caplog.text
 
 
-# Seats: one subscriber for many who stand at the same place
+# Places: one subscriber for many connections that stand at the same positions
 
 
-def seats(hub: Hub, name: str = "a") -> list[int]:
-    """Of each subscriber of a channel."""
-    return sorted(one.seats for one in hub._channels[name].subscribers)
+def listeners(hub: Hub, name: str = "a") -> int:
+    """How many subscribers a channel has, each for one connection or more."""
+    return len(hub._channels[name].subscribers)
 
 
-def test_those_at_the_same_place_merge_into_seats_of_one_and_each_seat_counts(hub: Hub, store: Store) -> None:
+def test_those_at_the_same_place_merge_into_one_and_each_connection_counts(hub: Hub, store: Store) -> None:
     publish(store, "before")
     one, *others = [attach(hub) for _ in range(5)]
     for number, other in enumerate(others, 2):
         assert hub.merge(one, other)
-        assert (one.seats, other.seats, hub.subscribers) == (number, 0, 5)
-    assert seats(hub) == [5]
+        assert (one.has_ended, other.has_ended, hub.subscribers) == (False, True, 5)
+        assert listeners(hub) == 6 - number
+    assert listeners(hub) == 1
     pair = [attach(hub), attach(hub)]
     assert hub.merge(*pair)
     assert hub.merge(pair[0], one)  # a row of many joins another
-    assert (seats(hub), hub.subscribers) == ([7], 7)
+    assert (listeners(hub), hub.subscribers) == (1, 7)
     for other in (one, *others, pair[1]):
         hub.detach(other)  # which has ended already
         hub.leave(other)
     assert hub.subscribers == 7
     publish(store, "after")
     assert data(collect(pair[0], 1)) == ["after"]
-    hub.leave(pair[0])
-    assert hub.subscribers == 6
+    for left in (6, 5, 4, 3, 2, 1):
+        hub.leave(pair[0])
+        assert (listeners(hub), hub.subscribers) == (1, left)
     hub.detach(pair[0])
     hub.leave(pair[0])
-    assert (seats(hub), hub.subscribers) == ([], 0)
+    assert (listeners(hub), hub.subscribers) == (0, 0)
 
 
 def test_those_at_other_places_or_of_other_channels_do_not_merge(hub: Hub, store: Store) -> None:
@@ -1355,7 +1359,7 @@ def test_those_at_other_places_or_of_other_channels_do_not_merge(hub: Hub, store
     both = attach(hub, {"a": Start(), "b": Start()})
     for one, other in ((here, behind), (here, both), (both, here), (behind, here)):
         assert not hub.merge(one, other)
-    assert (here.seats, behind.seats, both.seats, hub.subscribers) == (1, 1, 1, 3)
+    assert (here.has_ended, behind.has_ended, both.has_ended, hub.subscribers) == (False, False, False, 3)
     assert data(collect(behind, 1)) == ["2"]
     assert hub.merge(here, behind)
     assert hub.subscribers == 3
@@ -1371,25 +1375,25 @@ def test_a_channel_that_was_dropped_and_begun_anew_is_another(make_hub: MakeHub)
     assert not hub.merge(old, new)
 
 
-def test_a_seat_that_is_taken_out_goes_its_own_way(hub: Hub, store: Store) -> None:
+def test_a_connection_that_is_taken_out_goes_its_own_way(hub: Hub, store: Store) -> None:
     places = publish(store, "before")
     row, other = attach(hub), attach(hub)
     assert hub.merge(row, other)
     one = hub.split(row)
-    assert (row.seats, one.seats, hub.subscribers, seats(hub)) == (1, 1, 2, [1, 1])
+    assert (row.has_ended, one.has_ended, hub.subscribers, listeners(hub)) == (False, False, 2, 2)
     assert one.places == row.places == {"a": places[0]}
     publish(store, "1", "2")
     assert data(collect(one, 2)) == ["1", "2"]
     assert row.places == {"a": places[0]}
     assert data(collect(row, 2)) == ["1", "2"]
     assert hub.merge(row, one)
-    assert (seats(hub), hub.subscribers) == ([2], 2)
+    assert (listeners(hub), hub.subscribers, one.has_ended) == (1, 2, True)
     hub.leave(row)
-    hub.leave(row)
+    hub.detach(row)
     assert hub.subscribers == 0
 
 
-def test_a_seat_that_is_taken_out_is_reset_and_told_that_it_lags_as_the_others_are(make_hub: MakeHub) -> None:
+def test_a_connection_that_is_taken_out_is_reset_and_told_that_it_lags_as_the_others_are(make_hub: MakeHub) -> None:
     store = MemoryStore(ring=3, ring_ttl=TTL)
     hub = make_hub(store)
     row, other = attach(hub), attach(hub)
@@ -1412,7 +1416,7 @@ def test_a_seat_that_is_taken_out_is_reset_and_told_that_it_lags_as_the_others_a
         assert taken == [Reset("a", taken[0].reason, None, top)]  # type: ignore[union-attr]
 
 
-def test_seats_count_against_the_limit(make_hub: MakeHub, store: Store) -> None:
+def test_each_connection_counts_against_the_limit(make_hub: MakeHub, store: Store) -> None:
     hub = make_hub(store, max_subscribers=3)
     row, *others = [attach(hub) for _ in range(3)]
     for other in others:
@@ -1431,18 +1435,20 @@ def test_seats_count_against_the_limit(make_hub: MakeHub, store: Store) -> None:
     assert hub.subscribers == 0
 
 
-def test_a_channel_is_dropped_only_when_its_last_seat_has_gone(make_hub: MakeHub) -> None:
+def test_a_channel_is_dropped_only_when_its_last_subscriber_has_gone(make_hub: MakeHub) -> None:
     store = MemoryStore(ring=RING, ring_ttl=TTL)
     clock = Clock()
     hub = make_hub(store, clock=clock)
     row, other = attach(hub), attach(hub)
     assert hub.merge(row, other)
     one = hub.split(row)
+    feed = hub._follower._feed
+    assert feed
 
     def let_time_pass() -> None:
         for _ in range(3):
             clock.now += 6
-            hub._check()
+            hub._follower.upkeep.check(feed)
 
     for leaves in (one, row):
         let_time_pass()
@@ -1450,19 +1456,19 @@ def test_a_channel_is_dropped_only_when_its_last_seat_has_gone(make_hub: MakeHub
         publish(store, "still heard")
         wait_until(lambda row=row: row.is_behind(), 3)
         row.take(1000, 1 << 20)
-        hub.leave(leaves)
+        hub.detach(leaves)
     assert hub._channels["a"].idle_since is not None
     let_time_pass()
     assert hub.channels == 0
 
 
-def test_seats_merge_and_part_in_a_storm_and_none_misses_anything(
+def test_connections_merge_and_part_in_a_storm_and_none_misses_anything(
     make_hub: MakeHub, store: Store, pytestconfig: pytest.Config
 ) -> None:
     """As the worker has them: by one thread, while the hub's own goes on."""
     hub = make_hub(store)
     rng = random.Random(pytestconfig.getoption("hypothesis_seed"))
-    rows: list[tuple[Subscriber, list[list[str]]]] = []  # what each seat has heard
+    rows: list[tuple[Subscriber, list[list[str]]]] = []  # what each connection has heard
     wanted = 12
     for _ in range(wanted):
         rows.append((attach(hub), [[]]))
@@ -1482,14 +1488,15 @@ def test_seats_merge_and_part_in_a_storm_and_none_misses_anything(
             if other is not row and rng.random() < 0.5 and hub.merge(row, other):
                 heard += others
                 rows = [entry for entry in rows if entry[0] is not other]
-        assert sum(row.seats for row, _ in rows) == hub.subscribers == wanted
-        assert all(row.seats == len(heard) for row, heard in rows)
+        assert sum(len(heard) for _, heard in rows) == hub.subscribers == wanted
+        assert {row for row, _ in rows} == hub._channels["a"].subscribers
         if published == 300 and all(len(one) == 300 for _, heard in rows for one in heard):
             break
     assert [one for _, heard in rows for one in heard] == [[str(number) for number in range(300)]] * wanted
     for row, heard in rows:
-        for _ in heard:
+        for _ in heard[1:]:
             hub.leave(row)
+        hub.detach(row)
     assert hub.subscribers == 0
 
 

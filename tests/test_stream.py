@@ -252,7 +252,7 @@ def test_a_writer_that_stalls_for_twenty_seconds_is_closed_as_slow(store: Faulty
 def test_with_the_store_away_a_stream_stays_and_goes_on_when_it_is_back(
     hub: Hub, store: FaultyStore, open_stream: OpenStream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sse.hub.hub._CHANNEL_BYTES", 10_000)
+    monkeypatch.setattr("sse.hub.channel.CHANNEL_BYTES", 10_000)
     body = open_stream(heartbeat=0.3)
     body.next()
     publish(store, *["x" * 1000] * 5)  # more than the hub keeps: older ones are read from the store
@@ -397,6 +397,8 @@ def test_bare_streams_share_a_row_once_they_have_been_told_the_same(hub: Hub, st
     assert row.absorb(told)
     publish(store, "and on")
     assert tell(row).startswith(b"data: and on\nid: ")
+    for _ in range(2):
+        row.leave()
     row.close()
 
 
@@ -532,7 +534,7 @@ def test_a_drain_is_spread_over_its_window(hub: Hub, other: int) -> None:
         draining.start()
         while draining.is_alive():
             if other:
-                publish(hub._store, "busy")  # type: ignore[arg-type]
+                publish(hub.reading._store, "busy")  # type: ignore[arg-type]
             time.sleep(0.005)
         for one in waiting:
             one.result(5)
@@ -557,6 +559,11 @@ def row_of(*streams: Stream) -> Stream:
     return row
 
 
+def listeners(hub: Hub, name: str = "a") -> int:
+    """How many subscribers a channel has, each for one client or more."""
+    return len(hub._channels[name].subscribers)
+
+
 def tell(stream: Stream) -> bytes:
     """What comes next, as `driven`."""
     wait_until(stream.subscriber.is_behind, 3)
@@ -566,9 +573,9 @@ def tell(stream: Stream) -> bytes:
 
 def test_one_that_parts_from_its_row_goes_on_by_itself_and_can_come_back(hub: Hub, store: FaultyStore) -> None:
     row = row_of(*(make_stream(hub, delta=True) for _ in range(3)))
-    assert (hub.subscribers, row.subscriber.seats) == (3, 3)
+    assert (hub.subscribers, listeners(hub)) == (3, 1)
     one = row.split()
-    assert (hub.subscribers, row.subscriber.seats, one.subscriber.seats) == (3, 2, 1)
+    assert (hub.subscribers, listeners(hub)) == (3, 2)
     publish(store, "1")
     told = tell(row)
     assert b"data: 1" in told
@@ -577,10 +584,12 @@ def test_one_that_parts_from_its_row_goes_on_by_itself_and_can_come_back(hub: Hu
     assert (row.due, one.due) == (row.due, row.due)
     assert tell(one) == told
     assert row.absorb(one)
-    assert (hub.subscribers, row.subscriber.seats, one.subscriber.seats) == (3, 3, 0)
-    for left in (2, 1, 0):
+    assert (hub.subscribers, listeners(hub), one.subscriber.has_ended) == (3, 1, True)
+    for left in (2, 1):
         row.leave()
         assert hub.subscribers == left
+    row.detach()
+    assert hub.subscribers == 0
     row.leave()
     row.close()
     assert hub.subscribers == 0
@@ -613,7 +622,7 @@ def test_only_streams_that_are_told_in_the_same_manner_are_alike(hub: Hub, store
 
 
 def test_one_that_is_not_at_rest_is_like_none(hub: Hub, store: FaultyStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sse.hub.hub._CHANNEL_BYTES", 10_000)
+    monkeypatch.setattr("sse.hub.channel.CHANNEL_BYTES", 10_000)
     lost = make_stream(hub, {"a": Start(Position(7, 7))})
     lost.open()
     assert lost.alike is None
@@ -648,7 +657,9 @@ def test_a_row_is_reset_as_one_and_who_parts_before_hears_of_it_too(hub: Hub, st
     assert late.step() == b""
     assert row.absorb(late)
     assert row.absorb(early)
-    assert hub.subscribers == row.subscriber.seats == 3
+    assert (hub.subscribers, listeners(hub)) == (3, 1)
+    for _ in range(2):
+        row.leave()
     row.close()
 
 
@@ -766,6 +777,7 @@ def test_what_is_shared_is_byte_for_byte_what_one_alone_gets(
                     stream.subscriber._turn = 0
             assert one.subscriber.places == other.subscriber.places == alone.subscriber.places
         assert one.absorb(other)
+        one.leave()
     finally:
         for stream in (alone, one, other):
             stream.close()

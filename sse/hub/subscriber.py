@@ -1,23 +1,26 @@
-"""One listening connection: where it stands in each of its channels, and what it takes next.
+"""A subscriber: its position in each of its channels, and what it takes next.
 
-A subscriber has no queue. It keeps a place in each channel and takes what lies after it: from the ring of the hub where
-that reaches back far enough, else from the store.
+A subscriber has no queue. It keeps a position in each channel and takes what lies after it: from the ring in this
+process where that reaches back far enough, else from the store.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple, Protocol
 
 from sse.errors import SSEError, StoreUnavailable
 from sse.event import Entry, LastEventId, Position, Reason
-from sse.ring import Ring
+from sse.hub.channel import Channel, encoded
 from sse.stores import PAGE, PAGE_BYTES, Page
-from sse.wire import encode_body
 
-Read = Callable[[Sequence[tuple[str, Position]], int, int], list[Page]]
-"""Gives the store's page after each (channel, position), of so many entries and bytes at the most: see `Store.read`."""
+
+class Pages(Protocol):
+    """Readings of the store."""
+
+    def read(self, places: Sequence[tuple[str, Position]], limit: int, max_bytes: int) -> list[Page]:
+        """Return the page after each (channel, position), of so many entries and bytes at the most."""
 
 
 class Start(NamedTuple):
@@ -86,47 +89,41 @@ class Lagging(SSEError):
     default_code = "slow"
 
 
-class Channel:
-    """A channel with local subscribers, or with none since a short while."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.subscribers: set[Subscriber] = set()
-        self.listened = False  # whether the feed has been asked for it
-        self.ring: Ring | None = None  # None until the feed's confirmation has been followed up
-        self.fault: SSEError | None = None  # why there will be none
-        self.unborn = False  # the store was asked for its ring, and had none
-        self.wanted = False  # a ring is to be ensured
-        self.founded = False  # there was no ring before this hub came
-        self.lives = 0  # how often its ring was begun anew, after a reset
-        self.reset_reason: Reason = "diverged"
-        self.idle_since: float | None = None
-        self.alone = {name: self}  # for all who listen to it alone
-
-
 class Subscriber:
-    """One listening connection: a place in each channel, and a signal that there may be more.
+    """A position in each of some channels, and a signal that there may be more to take.
 
-    Or `seats` of them that stand at the same place.
+    It is one connection's, or belongs to a row of connections that stand at the same positions.
     """
 
+    # An idle subscriber is to be small.
     __slots__ = (
-        *("_lives", "_lock", "_read", "_signal", "_turn", "_wake"),
-        *("channels", "draining", "places", "resets", "seats"),
+        *("_lives", "_lock", "_pages", "_signal", "_turn", "_wake"),
+        *("channels", "draining", "places", "resets"),
     )
 
-    def __init__(self, channels: Mapping[str, Channel], lock: threading.Lock, read: Read) -> None:
+    def __init__(
+        self, channels: Mapping[str, Channel], lock: threading.Lock, pages: Pages, *, draining: bool = False
+    ) -> None:
         self.channels = channels
         self.places: dict[str, Position] = {}
         self.resets: Sequence[Reset] = ()
-        self.seats = 1
-        self.draining = False  # this process is about to end: say goodbye
+        self.draining = draining  # this process is about to end: say goodbye
         self._lock = lock
-        self._read = read
+        self._pages = pages
         self._lives: dict[str, int] | None = None
         self._turn = 0
         self._signal: threading.Event | None = threading.Event()
         self._wake: Callable[[], None] | None = None
+
+    @property
+    def has_ended(self) -> bool:
+        """True once the hub has taken it out of its channels."""
+        return not self.channels
+
+    def end(self) -> Mapping[str, Channel]:
+        """Give up its channels, and return them; from then on it has none. For the hub, under its lock."""
+        channels, self.channels = self.channels, {}
+        return channels
 
     def notify(self) -> None:
         """Wake the subscriber's transport."""
@@ -151,10 +148,9 @@ class Subscriber:
             self._signal.clear()
 
     def twin(self) -> Subscriber:
-        """Another at the same place, to be woken in its own way."""
-        twin = Subscriber(self.channels, self._lock, self._read)
+        """Return another subscriber at the same positions, to be woken in its own way."""
+        twin = Subscriber(self.channels, self._lock, self._pages, draining=self.draining)
         twin.places = {**self.places}
-        twin.draining = self.draining
         twin._lives = self._lives and {**self._lives}
         return twin
 
@@ -248,7 +244,7 @@ class Subscriber:
         if not max_bytes:
             self.notify()
             return []
-        page = self._read([(name, place)], PAGE, min(max_bytes, PAGE_BYTES))[0]
+        page = self._pages.read([(name, place)], PAGE, min(max_bytes, PAGE_BYTES))[0]
         if not page.reason:
             return page.entries
         reason = channel.reset_reason
@@ -272,8 +268,39 @@ class Subscriber:
             self._lives = {}
         self._lives[name] = lives
 
+    def start(self, name: str, start: Start) -> bool:
+        """Join a channel at the start; return False if the store has to be asked for the position.
+
+        Where entries are to be replayed, it joins in either case: just before all that the ring holds.
+        """
+        channel = self.channels[name]
+        with self._lock:
+            ring = channel.ring
+            assert ring is not None
+            newest = ring.newest
+            if start.fault:
+                self.join(name, newest, Reset(name, start.fault, None, newest))
+                return True
+            if start.position is None:
+                position = ring.before(start.replay)
+                self.join(name, position)
+                return newest.offset - position.offset >= start.replay or position.offset == 0
+            if start.position in ring:
+                self.join(name, start.position)
+                return True
+            return False
+
+    def lose(self, name: str, position: Position, reason: Reason) -> None:
+        """Join a channel at its newest position with a reset, because the store cannot continue `position`."""
+        channel = self.channels[name]
+        with self._lock:
+            assert channel.ring is not None
+            reason = "unknown" if channel.was_unknown else reason
+            newest = channel.ring.newest
+            self.join(name, newest, reset_at(name, reason, position, newest))
+
     def join(self, name: str, place: Position, reset: Reset | None = None) -> None:
-        """Set the place from which the subscriber goes on in a channel."""
+        """Set the position from which the subscriber goes on in a channel."""
         self.places[name] = place
         self._live(name, self.channels[name].lives)
         if reset:
@@ -281,6 +308,7 @@ class Subscriber:
 
 
 def reset_at(channel: str, reason: Reason, place: Position, top: Position) -> Reset:
+    """Return the notice that a channel cannot be continued after `place`, and goes on from its newest position."""
     # Counted up to where the subscriber goes on: the store may be ahead of that by now, and what is there still comes.
     missed = max(top.offset - place.offset, 0) if reason == "trimmed" else None
     return Reset(channel, reason, missed, top)
@@ -297,10 +325,6 @@ def _to_read(max_bytes: int, size: int, taken: Sequence[object]) -> int:
     return left if left * 4 >= max_bytes and (left >= _LARGEST_RESET or not taken) else 0
 
 
-def encoded(entry: Entry) -> Entry:
-    return entry._replace(body=encode_body(entry.event))
-
-
 def in_blocks(channel: str, entry: Entry) -> Delivery:
-    """The delivery for a stream."""
+    """Return the delivery for a stream."""
     return Delivery(channel, entry if entry.body else encoded(entry))

@@ -103,7 +103,7 @@ class Poll:
             names = list(self._starts)
             first = self._first({name: start.position for name, start in self._starts.items()})
             starts = {name: self._starts[name] for name in names[first:] + names[:first]}
-            look = self.hub.look(starts, _MAX_EVENTS, self._room, _in_json)
+            look = self.hub.reading.look(starts, _MAX_EVENTS, self._room, _in_json)
             places = {name: look.places[name] for name in self._starts}
             return _encode(look.taken, places, self._retry, more=look.more)
         begins = {name: start.position for name, start in self._starts.items() if not start.fault}

@@ -68,7 +68,7 @@ class HookedPoll(Poll):
             answers = request.environ.setdefault("sse.answer", [])
             answers += () if answers else super().__iter__()
             yield from answers
-        elif not self.subscriber.seats and (answer := self.open()):
+        elif self.subscriber.has_ended and (answer := self.open()):
             yield answer  # it was given up at the request's end, but the app has made a response of its own of it
         else:
             yield from super().__iter__()

@@ -1,0 +1,175 @@
+"""Readings of the store: shared by all who want the same, and a look at what a subscriber would take."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, TypeVar
+
+from sse.errors import StoreUnavailable
+from sse.event import UNBORN, Entry, Position, Reason
+from sse.hub.subscriber import Delivery, Form, Reset, Start, Subscriber, in_blocks, reset_at, reset_size
+from sse.stores import PAGE, PAGE_BYTES, Page, Store
+
+T = TypeVar("T")
+
+
+class Look(NamedTuple):
+    """What `Reading.look` saw: resets and deliveries, the places after them, and whether there are `more`."""
+
+    taken: list[Delivery | Reset]
+    places: dict[str, Position]
+    more: bool
+
+
+class _Flight:
+    """A reading of the store under way, for all who want the same."""
+
+    def __init__(self) -> None:
+        self.landed = threading.Event()
+        self.pages: Sequence[Page | StoreUnavailable] = ()
+
+
+class Reading:
+    """What this process reads from the store for its subscribers and polls.
+
+    Its lock is held for a moment, and never while the store is asked.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._lock = threading.Lock()
+        self._flights: dict[object, _Flight] = {}
+
+    def read(
+        self, places: Sequence[tuple[str, Position]], limit: int = PAGE, max_bytes: int = PAGE_BYTES
+    ) -> list[Page]:
+        """Return the pages that `Store.read` gives. Equal readings at the same time are one.
+
+        :raises StoreUnavailable: if any of them cannot be read.
+        """
+        key = tuple(places), limit, max_bytes
+        with self._lock:
+            is_mine = key not in self._flights
+            flight = self._flights.setdefault(key, _Flight())
+        if is_mine:
+            try:
+                flight.pages = self._store.read(places, limit, max_bytes)
+            finally:
+                with self._lock:
+                    del self._flights[key]
+                    flight.landed.set()
+        else:
+            flight.landed.wait()
+        if len(flight.pages) < len(places):
+            raise StoreUnavailable("the store did not answer", "try again")
+        return [_good(page) for page in flight.pages]
+
+    def place(self, subscriber: Subscriber, starts: Mapping[str, Start]) -> None:
+        """Have a subscriber join each channel: where this process's rings do not tell the position, the store does.
+
+        :raises StoreUnavailable: if the store does not answer.
+        """
+        asked = [(name, start) for name, start in starts.items() if not subscriber.start(name, start)]
+        if replays := [(name, start.replay) for name, start in asked if not start.position]:
+            for (name, _), place in zip(replays, map(_good, self._store.before(replays)), strict=True):
+                if place is not None:
+                    subscriber.join(name, place)
+        if unknown := [(name, start.position) for name, start in asked if start.position]:
+            for (name, place), page in zip(unknown, self.read(unknown, 0), strict=True):
+                if page.reason:
+                    subscriber.lose(name, place, page.reason)
+                else:
+                    subscriber.join(name, place)
+
+    def look(self, starts: Mapping[str, Start], max_events: int, max_bytes: int, form: Form = in_blocks) -> Look:
+        """Return what a subscriber that starts so would take now. Nobody is attached, and no ring is ensured.
+
+        :raises StoreUnavailable: if the store does not answer.
+        """
+        newest = dict(zip(starts, map(_good, self._store.newest(list(starts))), strict=True))
+        taking = _Taking(starts, newest, max_events, max_bytes, form)
+        replays = [(name, start.replay) for name, start in starts.items() if start.replay and newest[name]]
+        for (name, _), place in zip(replays, map(_good, self._store.before(replays)), strict=True):
+            taking.places[name] = place or UNBORN
+        behind = [name for name, start in starts.items() if taking.places[name] != newest[name] and not start.fault]
+        while behind:
+            pages = self.read([(name, taking.places[name]) for name in behind], PAGE, taking.to_read)
+            for name, page in zip(behind, pages, strict=True):
+                if not taking.take(name, page):
+                    return Look(taking.taken, taking.places, more=True)
+            behind = [name for name, page in zip(behind, pages, strict=True) if page.more]
+            if behind and taking.is_filled:
+                return Look(taking.taken, taking.places, more=True)
+        return Look(taking.taken, taking.places, more=False)
+
+
+class _Taking:
+    """A look under way: what has been taken so far, within its bounds."""
+
+    def __init__(
+        self,
+        starts: Mapping[str, Start],
+        newest: Mapping[str, Position | None],
+        max_events: int,
+        max_bytes: int,
+        form: Form,
+    ) -> None:
+        self.taken: list[Delivery | Reset] = []
+        self.places = {name: start.position or newest[name] or UNBORN for name, start in starts.items()}
+        self._starts = starts
+        self._newest = newest
+        self._max_events = max_events
+        self._max_bytes = max_bytes
+        self._form = form
+        self._events = self._size = 0
+        for name, start in starts.items():
+            if start.fault:
+                self._reset(Reset(name, start.fault, None, newest[name] or UNBORN))
+
+    @property
+    def to_read(self) -> int:
+        """The bytes to ask the store for."""
+        return min(max(self._max_bytes - self._size, 1), PAGE_BYTES)
+
+    @property
+    def is_filled(self) -> bool:
+        """True if only a small part is left, for which it does not pay to ask the store again."""
+        return self._size * 4 > self._max_bytes * 3
+
+    def take(self, name: str, page: Page) -> bool:
+        """Take what a page of a channel has; return False if some of it has to wait for the next look."""
+        if page.reason and not self._lose(name, page.reason):
+            return False
+        return all(self._deliver(name, entry) for entry in page.entries)
+
+    def _lose(self, name: str, reason: Reason) -> bool:
+        newest = self._newest[name]
+        if not (newest or self._starts[name].position):
+            return True  # the channel has never had an event, and the client does not say that it had
+        too_much = self._events and self._size + reset_size(name) > self._max_bytes
+        if too_much or any(item.channel == name for item in self.taken):
+            return False  # what came before it is told first: the next look meets the reset again
+        self._reset(reset_at(name, reason, self.places[name], newest or UNBORN))
+        return True
+
+    def _reset(self, reset: Reset) -> None:
+        self._size += reset_size(reset.channel)
+        self.places[reset.channel] = reset.position
+        self.taken.append(reset)
+
+    def _deliver(self, name: str, entry: Entry) -> bool:
+        delivery = self._form(name, entry)
+        self._size += len(delivery.entry.body)
+        if self._events and (self._events >= self._max_events or self._size > self._max_bytes):
+            return False
+        self._events += 1
+        self.taken.append(delivery)
+        self.places[name] = entry.position
+        return True
+
+
+def _good(value: T | StoreUnavailable) -> T:
+    if isinstance(value, StoreUnavailable):
+        raise value
+    return value

@@ -1,0 +1,172 @@
+"""What moves the channels of this process forward: announcements, and the store where an announcement is missing."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+from sse.errors import Busy, SSEError, StoreUnavailable
+from sse.event import Position, Reason
+from sse.hub.channel import Channel, Channels, wake
+from sse.hub.turns import CHECK_EVERY, Allowance, Checks, Queue
+from sse.log import warn
+from sse.stores import Feed, Notice, Page, Store
+
+PAUSE: Final = 1e-6
+"""Seconds of sleep that let others have their turn: under gevent a real timer, since 0 would let no input in."""
+
+
+class Upkeep:
+    """Keeps each channel level with the store. For the hub's thread alone.
+
+    A channel waits in `new` for its ring, and in `dirty` while it may be behind the store. A turn does some of both.
+    """
+
+    def __init__(self, store: Store, channels: Channels, lock: threading.Lock, clock: Callable[[], float]) -> None:
+        self.new = Queue()
+        self.dirty = Queue()
+        self.checks = Checks(clock())
+        self._allowance = Allowance(clock())
+        self._store = store
+        self._channels = channels
+        self._lock = lock
+        self._clock = clock
+
+    @property
+    def is_behind(self) -> bool:
+        """True if there are channels to begin or to repair."""
+        return bool(self.new or self.dirty)
+
+    def apply(self, notices: Sequence[Notice]) -> int:
+        """Append what has been announced; return the number of channels that have moved on."""
+        moved: set[Channel] = set()
+        with self._lock:
+            for name, previous, entry in notices:
+                channel = self._channels.get(name)
+                if channel is None:
+                    continue
+                if channel.ring is None:
+                    self.new[name] = None
+                elif entry is None:
+                    self.dirty[name] = None
+                elif previous == channel.ring.newest:
+                    self._channels.hold(channel.append(entry))
+                    moved.add(channel)
+                elif entry.position not in channel.ring:
+                    self.dirty[name] = None
+            wake(moved)
+        return len(moved)
+
+    def settle(self, feed: Feed) -> None:
+        """Bring some channels up to the store, the new ones first. What fails comes again, after all others.
+
+        :raises StoreUnavailable: if the store does not answer; after both queues have had their turn.
+        """
+        fault: Exception | None = None
+        for queue, bring in ((self.new, self._begin), (self.dirty, self._repair)):
+            names = queue.take()
+            with self._lock:
+                channels = [self._channels[name] for name in names if name in self._channels]
+            try:
+                if channels:
+                    bring(channels, feed)
+                    time.sleep(PAUSE)
+                queue.succeeded()
+            except Exception as error:  # noqa: BLE001 - raised when the other queue has had its turn
+                queue.failed(names)
+                fault = error
+        if fault:
+            raise fault
+
+    def check(self, feed: Feed) -> None:
+        """Of some channels: find what no announcement told of, keep alive what has listeners, and drop what is idle."""
+        now = self._clock()
+        if not self.checks.is_due(now):
+            return
+        with self._lock:
+            some = self.checks.take(now, self._channels)
+            if not some:
+                return
+            idle = [channel for channel in some if channel.is_idle(now, CHECK_EVERY / 2)]
+            for channel in idle:
+                self._channels.drop(channel)
+            live = [channel for channel in some if channel.ring is not None and channel.subscribers]
+        feed.unsubscribe([channel.name for channel in idle])
+        newest = self._store.newest([channel.name for channel in live], keep=True)
+        self.dirty.put(
+            channel.name
+            for channel, position in zip(live, newest, strict=True)
+            if channel.ring is not None and position != channel.ring.newest
+        )
+
+    def _begin(self, channels: list[Channel], feed: Feed) -> None:
+        """Give channels that are new here their ring. Where the store has none, it is ensured if that is wanted."""
+        channels = [channel for channel in channels if channel.ring is None]
+        wanted = {channel for channel in channels if channel.wanted}
+        asked = [channel for channel in channels if not (channel.unborn and channel in wanted)]
+        newest: dict[Channel, Position | StoreUnavailable | None] = dict.fromkeys(channels)
+        newest.update(zip(asked, self._store.newest([channel.name for channel in asked]), strict=True))
+        ensured = self._ensure([channel for channel, top in newest.items() if top is None and channel in wanted])
+        for channel, top in {**newest, **ensured}.items():
+            if isinstance(top, Position):
+                with self._lock:
+                    self._channels.hold(channel.begin(top, ensured=channel in ensured))
+            elif top is None and channel not in wanted:
+                with self._lock:
+                    channel.miss()
+            else:
+                self._refuse(channel, top or Busy("very many new channels at once", "try again"), feed)
+
+    def _ensure(self, unborn: list[Channel]) -> dict[Channel, Position | StoreUnavailable]:
+        """Ensure as many rings as are allowed now; return the newest positions of these."""
+        allowed = unborn[: self._allowance.take(len(unborn), self._clock())]
+        return dict(zip(allowed, self._store.found([channel.name for channel in allowed]), strict=True))
+
+    def _refuse(self, channel: Channel, fault: SSEError, feed: Feed) -> None:
+        with self._lock:
+            self._channels.drop(channel)
+            channel.refuse(fault)
+        feed.unsubscribe([channel.name])
+
+    def _repair(self, channels: list[Channel], _feed: Feed) -> None:
+        """Read what channels have missed since their newest entry; reset channels that cannot be continued."""
+        places = {channel: (channel.name, channel.ring.newest) for channel in channels if channel.ring is not None}
+        pages = dict(zip(places, self._store.read(list(places.values())), strict=True))
+        moved = []
+        with self._lock:
+            for channel, page in pages.items():
+                if isinstance(page, Page) and page.entries:
+                    moved.append(channel)
+                    for entry in page.entries:
+                        self._channels.hold(channel.append(entry))
+            wake(moved)
+        again = [channel.name for channel, page in pages.items() if isinstance(page, Page) and page.more]
+        again += self._reset(
+            {channel: page.reason for channel, page in pages.items() if isinstance(page, Page) and page.reason}
+        )
+        for channel, page in pages.items():
+            if isinstance(page, StoreUnavailable):
+                _put_off(channel, page)
+        self.dirty.put(again)
+
+    def _reset(self, lost: Mapping[Channel, Reason]) -> list[str]:
+        """Begin rings anew that cannot be continued, each for a reason; return channels that are to be read again."""
+        again = []
+        newest = self._store.found([channel.name for channel in lost])
+        for (channel, reason), top in zip(lost.items(), newest, strict=True):
+            assert channel.ring is not None
+            if isinstance(top, StoreUnavailable):
+                _put_off(channel, top)
+            elif top == channel.ring.newest:
+                again.append(channel.name)
+            else:
+                warn("channel %s is reset: %s", channel.name, reason)
+                with self._lock:
+                    self._channels.hold(channel.reset(top, reason))
+        return again
+
+
+def _put_off(channel: Channel, fault: StoreUnavailable) -> None:
+    warn("channel %s waits: %s", channel.name, fault)
