@@ -17,6 +17,7 @@ from sse.hub.channel import Channel, Channels
 from sse.hub.follower import Follower
 from sse.hub.reading import Reading
 from sse.hub.subscriber import Start, Subscriber
+from sse.spread import spread
 from sse.stores import Store
 
 ATTACH_TIMEOUT: Final = 5.0
@@ -134,10 +135,7 @@ class Hub:
         with self.lock:
             self._draining = True
             subscribers = self._channels.subscribers()
-        begun = time.monotonic()
-        for number, subscriber in enumerate(subscribers, 1):
-            subscriber.drain()
-            time.sleep(max(begun + window * number / len(subscribers) - time.monotonic(), 0))
+        spread(subscribers, window, lambda subscriber: subscriber.drain(), time.sleep)
 
     def tops(self, names: Iterable[str]) -> frozenset[tuple[str, Position | None]]:
         """Return the newest position of each channel, as far as this hub knows."""
