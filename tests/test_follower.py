@@ -198,6 +198,15 @@ def test_a_check_of_many_channels_takes_several_turns_soon_after_one_another() -
     assert not checks.is_under_way
 
 
+def test_a_check_that_takes_longer_than_five_seconds_is_not_begun_anew() -> None:
+    checks, channels = Checks(0), {channel.name: channel for channel in named(PER_TURN + 1)}
+    first = checks.take(5, channels)
+    (last,) = checks.take(20, channels)
+    assert {*first, last} == set(channels.values())
+    assert checks.is_due(20)
+    assert len(checks.take(20, channels)) == PER_TURN
+
+
 def test_a_channel_that_was_dropped_or_replaced_since_the_check_began_is_left_out() -> None:
     checks, channels = Checks(0), {channel.name: channel for channel in named(2 * PER_TURN)}
     checks.take(5, channels)
@@ -427,7 +436,7 @@ def test_a_notice_without_an_entry_has_the_store_asked(world: World) -> None:
     follow(world, "a")
     world.publish("a", 1)
     world.channels["new"] = Channel("new")
-    assert world.apply(Notice("a"), Notice("new"), Notice("gone")) == 0
+    assert world.apply(Notice("gone"), Notice("a"), Notice("new")) == 0
     assert (list(world.upkeep.dirty), list(world.upkeep.new)) == (["a"], ["new"])
 
 
@@ -463,6 +472,20 @@ def test_a_channel_that_cannot_be_continued_is_reset_for_the_reason_that_the_sto
     assert [world.woken(name) for name in ("trimmed", "lost", "well")] == [1, 1, 0]
     assert not world.upkeep.is_behind
     assert world.channels.bytes == 0, "the old rings are gone"
+
+
+def test_a_ring_that_is_back_where_it_was_is_read_again_and_not_reset(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    follow(world, "a")
+    world.upkeep.dirty.put(["a"])
+    with monkeypatch.context() as patch:  # as while a failover is under way
+        patch.setattr(world.store, "read", lambda *_: [Page([], reason="unknown")])
+        world.settle()
+    assert (world.channels["a"].lives, list(world.upkeep.dirty)) == (0, ["a"])
+    world.publish("a", 1)
+    world.settle()
+    assert (world.heard("a"), world.channels["a"].lives) == (["1"], 0)
 
 
 def test_a_channel_at_fault_is_left_as_it_is_and_the_others_go_on(
