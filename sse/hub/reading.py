@@ -71,6 +71,8 @@ class Reading:
         :raises StoreUnavailable: if the store does not answer.
         """
         asked = [(name, start) for name, start in starts.items() if not subscriber.start(name, start)]
+        if not asked:
+            return
         if replays := [(name, start.replay) for name, start in asked if not start.position]:
             for (name, _), place in zip(replays, map(_good, self._store.before(replays)), strict=True):
                 if place is not None:
