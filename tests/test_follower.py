@@ -10,6 +10,7 @@ import pytest
 from sse.errors import Busy, StoreUnavailable
 from sse.event import Event, Position
 from sse.hub.channel import Channel, Channels
+from sse.hub.follower import Follower
 from sse.hub.turns import GATHER, PER_TURN, Allowance, Arrivals, Checks, Queue
 from sse.hub.upkeep import Upkeep
 from sse.stores import PAGE_BYTES, MemoryStore, Notice, Page, Publication
@@ -103,6 +104,41 @@ def test_a_thread_that_could_not_be_started_is_asked_for_again() -> None:
     assert arrivals.announce(10)
     arrivals.retract()
     assert arrivals.announce(10)
+
+
+def test_a_thread_that_cannot_be_started_is_forgotten_and_the_next_arrival_starts_another(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    follower = Follower(world.store, world.channels, world.lock, world.clock, lambda: None)
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    follower.arrivals.add(Channel("a"))
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="new thread"):
+                follower.wake()
+    assert follower._thread is None
+    started: list[str] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", lambda thread: started.append(thread.name))
+        follower.wake()
+        follower.wake()
+        follower.start()
+    assert started == ["sse-hub"]
+
+
+def test_a_follower_that_was_stopped_starts_no_thread(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    follower = Follower(world.store, world.channels, world.lock, world.clock, lambda: None)
+    follower.stop()
+    assert follower.is_stopped
+    follower.arrivals.add(Channel("a"))
+    follower.start()
+    follower.wake()
+    follower.join()
+    assert follower._thread is None
 
 
 # Turns

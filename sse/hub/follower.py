@@ -99,7 +99,7 @@ class Follower:
         return self._thread
 
     def _start_thread(self, thread: threading.Thread) -> None:
-        # It is known as the hub's before: its starter may be killed while it waits for that, and no second may come.
+        # The thread is noted before it starts: its starter may be killed while it waits, and no second thread may come.
         try:
             thread.start()
         except RuntimeError:  # no thread can be had now
@@ -149,7 +149,7 @@ class Follower:
         return self.upkeep.checks.patience(self._clock()) if gathering is None else gathering
 
     def _listen(self, feed: Feed) -> None:
-        """Begin with channels that have arrived: listen to them, or have their ring ensured where that is done."""
+        """Listen to channels that have arrived; where that has been done, have their rings ensured."""
         with self._lock:
             arrived = self.arrivals.take(time.monotonic())
             unheard = [channel for channel in arrived if not channel.listened]

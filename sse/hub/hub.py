@@ -1,7 +1,7 @@
-"""Who in this process hears what: the register of subscribers, over one feed from the store.
+"""The hub: the register of the subscribers of this process, over one feed from the store.
 
-`Hub` keeps the register. `Follower` is the thread that moves channels forward, a `Channel` holds the newest events of
-one, and a `Subscriber` takes from there what lies after its positions.
+An event comes here through the feed. The hub's thread, the `Follower`, appends it to the ring of its `Channel` and
+wakes the subscribers. Each `Subscriber` then takes from the ring the entries after its position.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ class Hub:
         self.reading = Reading(store)
         """What is read from the store for subscribers and polls."""
         self.answered: tuple[object, bytes] = None, b""
-        """The last answer to a poll, and where that poll stood: equal ones get the same bytes."""
+        """The last answer to a poll, and where that poll stood: polls that stand there too get the same bytes."""
         self._clock = clock
         self._channels = Channels()
         self._places = 0  # that connections have taken
-        self._left: set[Subscriber] = set()  # have been detached, and still have their place
+        self._left: set[Subscriber] = set()  # have been detached, and still hold their place
         self._draining = False
         self._follower = Follower(store, self._channels, self.lock, clock, self._clear)
 
@@ -112,7 +112,7 @@ class Hub:
     def merge(self, subscriber: Subscriber, other: Subscriber) -> bool:
         """Have one subscriber stand for another's connections as well, and end the other.
 
-        Return False, and change nothing, unless they are two, attached, and at the same positions of the same channels.
+        Return False, and change nothing, unless both are attached and at the same positions of the same channels.
         """
         with self.lock:
             if subscriber.places != other.places or subscriber.channels != other.channels:
@@ -232,9 +232,11 @@ class Hub:
                 self._end(subscriber)
 
     def _has(self, subscriber: Subscriber) -> bool:
+        """Return whether a subscriber is attached, and has not been detached while another thread held the lock."""
         return not subscriber.has_ended and subscriber not in self._left
 
     def _end(self, subscriber: Subscriber) -> None:
+        """Take a subscriber out of its channels. This does not change how many places are taken."""
         now = self._clock()
         for channel in subscriber.end().values():
             channel.leave(subscriber, now)

@@ -1,4 +1,4 @@
-"""Readings of the store: shared by all who want the same, and a look at what a subscriber would take."""
+"""Readings of the store, shared by all who want the same; and a look at the events that a subscriber would take."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class Look(NamedTuple):
-    """What `Reading.look` saw: resets and deliveries, the places after them, and whether there are `more`."""
+    """The result of `Reading.look`: resets and deliveries, the positions after them, and whether there are `more`."""
 
     taken: list[Delivery | Reset]
     places: dict[str, Position]
@@ -31,7 +31,7 @@ class _Flight:
 
 
 class Reading:
-    """What this process reads from the store for its subscribers and polls.
+    """Reads from the store what subscribers and polls need and no ring of this process has.
 
     Its lock is held for a moment, and never while the store is asked.
     """
@@ -107,7 +107,7 @@ class Reading:
 
 
 class _Taking:
-    """A look under way: what has been taken so far, within its bounds."""
+    """A look under way: resets and deliveries that have been taken so far, within bounds."""
 
     def __init__(
         self,

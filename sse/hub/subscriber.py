@@ -84,7 +84,7 @@ Form = Callable[[str, Entry], Delivery]
 
 
 class Lagging(SSEError):
-    """The subscriber was too slow: the ring of the channel no longer reaches back to its place."""
+    """The subscriber was too slow: the ring of the channel no longer reaches back to its position."""
 
     default_code = "slow"
 
@@ -92,7 +92,7 @@ class Lagging(SSEError):
 class Subscriber:
     """A position in each of some channels, and a signal that there may be more to take.
 
-    It is one connection's, or belongs to a row of connections that stand at the same positions.
+    It belongs to one connection, or to a row of connections that stand at the same positions.
     """
 
     # An idle subscriber is to be small.
@@ -107,7 +107,7 @@ class Subscriber:
         self.channels = channels
         self.places: dict[str, Position] = {}
         self.resets: Sequence[Reset] = ()
-        self.draining = draining  # this process is about to end: say goodbye
+        self.draining = draining  # this process is about to end, so the client is told goodbye
         self._lock = lock
         self._pages = pages
         self._lives: dict[str, int] | None = None
@@ -143,7 +143,7 @@ class Subscriber:
         return self._signal.wait(timeout)
 
     def rest(self) -> None:
-        """Have the next `wait` wait for what comes from now on."""
+        """Have the next `wait` wait until something comes from now on."""
         if self._signal:
             self._signal.clear()
 
@@ -155,7 +155,7 @@ class Subscriber:
         return twin
 
     def drain(self) -> None:
-        """Have it end soon, unless it is woken by a call: then that is for the one who called `wake_by`."""
+        """Have it end soon, unless it is woken by a call: then the caller of `wake_by` has its connections end."""
         if self._signal:
             self.draining = True
             self._signal.set()
@@ -166,7 +166,7 @@ class Subscriber:
         self.notify()
 
     def take(self, max_events: int, max_bytes: int, form: Form | None = None) -> list[Delivery | Reset]:
-        """Return what has come since, resets first and then each channel's events in order.
+        """Return resets and events that have come since: known resets first, then each channel's events in order.
 
         Bodies and resets together have up to `max_bytes`. The resets that are known already come whatever their size.
         So does one event if there is any, unless resets have filled the answer. The caller answers for what it has
@@ -205,7 +205,7 @@ class Subscriber:
         return taken
 
     def order(self) -> list[str]:
-        """Its channels, beginning with the one whose turn it is, so that none starves another."""
+        """Return its channels, beginning with the channel whose turn it is, so that none starves another."""
         names = list(self.places)
         start = (self._turn + 1) % len(names)
         return names[start:] + names[:start]
@@ -215,7 +215,7 @@ class Subscriber:
         self._turn = (self._turn + channels) % len(self.places)
 
     def at_hand(self, name: str) -> Sequence[Entry] | None:
-        """What has come since in a channel, not taken yet, a page at the most; None if the hub's ring has passed it."""
+        """Return a page of a channel's entries that are not taken yet; None if the ring has passed its position."""
         channel = self.channels[name]
         with self._lock:
             assert channel.ring is not None
@@ -225,7 +225,7 @@ class Subscriber:
             return entries
 
     def is_behind(self) -> bool:
-        """Whether any of its channels has moved on since."""
+        """Return whether any of its channels has moved on since."""
         with self._lock:
             return any(
                 channel.ring is not None and channel.ring.newest > self.places[name]

@@ -93,7 +93,7 @@ class Arrivals:
 class Queue(dict[str, None]):
     """Channels by name, in the order of their turns.
 
-    After a fault fewer have the next turn, so that the channel that causes it is soon alone.
+    After a fault, fewer channels have the next turn, so that the channel that causes the fault is soon alone.
     """
 
     def __init__(self) -> None:

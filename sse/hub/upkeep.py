@@ -1,4 +1,4 @@
-"""What moves the channels of this process forward: announcements, and the store where an announcement is missing."""
+"""The upkeep of channels: announcements are appended, and the store is asked where an announcement is missing."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Upkeep:
         return bool(self.new or self.dirty)
 
     def apply(self, notices: Sequence[Notice]) -> int:
-        """Append what has been announced; return the number of channels that have moved on."""
+        """Append entries that have been announced; return the number of channels that have moved on."""
         moved: set[Channel] = set()
         with self._lock:
             for name, previous, entry in notices:
@@ -60,7 +60,7 @@ class Upkeep:
         return len(moved)
 
     def settle(self, feed: Feed) -> None:
-        """Bring some channels up to the store, the new ones first. What fails comes again, after all others.
+        """Bring some channels up to the store, new channels first. Channels that fail come again after all others.
 
         :raises StoreUnavailable: if the store does not answer; after both queues have had their turn.
         """
@@ -81,7 +81,10 @@ class Upkeep:
             raise fault
 
     def check(self, feed: Feed) -> None:
-        """Of some channels: find what no announcement told of, keep alive what has listeners, and drop what is idle."""
+        """Compare some channels with the store, in case an announcement was lost, and drop channels that are idle.
+
+        The store keeps the rings of channels that have subscribers.
+        """
         now = self._clock()
         if not self.checks.is_due(now):
             return
@@ -131,7 +134,7 @@ class Upkeep:
         feed.unsubscribe([channel.name])
 
     def _repair(self, channels: list[Channel], _feed: Feed) -> None:
-        """Read what channels have missed since their newest entry; reset channels that cannot be continued."""
+        """Append the entries that channels have missed; reset channels that cannot be continued."""
         places = {channel: (channel.name, channel.ring.newest) for channel in channels if channel.ring is not None}
         pages = dict(zip(places, self._store.read(list(places.values())), strict=True))
         moved = []
