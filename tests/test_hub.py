@@ -1365,6 +1365,29 @@ def test_those_at_other_places_or_of_other_channels_do_not_merge(hub: Hub, store
     assert hub.subscribers == 3
 
 
+def test_a_subscriber_that_was_detached_or_is_the_same_does_not_merge_and_its_place_is_given_back_once(
+    hub: Hub, store: Store
+) -> None:
+    publish(store, "x")
+    one, other = attach(hub), attach(hub)
+    assert not hub.merge(one, one)
+    assert (one.has_ended, hub.subscribers) == (False, 2)
+    with hub.lock:
+        hub.detach(other)  # which has to wait for the lock, and is done later
+        assert not other.has_ended
+    assert not hub.merge(one, other)
+    assert not hub.merge(other, one)
+    hub.leave(other)
+    assert hub.subscribers == 1
+    hub.detach(attach(hub))
+    assert (hub.subscribers, other.has_ended, one.has_ended) == (1, True, False)
+    assert not hub.merge(one, other)
+    hub.detach(hub.split(other))
+    assert hub.subscribers == 1
+    hub.detach(one)
+    assert hub.subscribers == 0
+
+
 def test_a_channel_that_was_dropped_and_begun_anew_is_another(make_hub: MakeHub) -> None:
     """Who listens to the one is not woken by the other, though both are at the same place."""
     store = MemoryStore(ring=RING, ring_ttl=TTL)
