@@ -190,6 +190,24 @@ def test_a_channel_has_no_room_for_other_attributes_since_there_are_thousands() 
 # Several channels
 
 
+def test_a_subscriber_sees_the_new_ring_no_later_than_the_new_life() -> None:
+    channel = begun()
+    old = channel.ring
+    seen: list[bool] = []
+
+    class Spied(Channel):
+        __slots__ = ()
+
+        def __setattr__(self, name: str, value: object) -> None:
+            if name == "lives" and value:
+                seen.append(self.ring is not old)
+            super().__setattr__(name, value)
+
+    channel.__class__ = Spied
+    channel.reset(Position(3, 30), "trimmed")
+    assert seen == [True]
+
+
 def test_each_subscriber_of_several_channels_is_woken_once() -> None:
     both, one, nobody = Listener(), Listener(), Listener()
     a, b, c = Channel("a"), Channel("b"), Channel("c")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from sse.errors import Busy, StoreUnavailable
-from sse.event import Event, Position
+from sse.event import Entry, Event, Position
 from sse.hub.channel import Channel, Channels
 from sse.hub.follower import Follower
 from sse.hub.turns import GATHER, PER_TURN, Allowance, Arrivals, Checks, Queue
@@ -516,9 +516,11 @@ def test_a_ring_that_is_back_where_it_was_is_read_again_and_not_reset(
     follow(world, "a")
     world.upkeep.dirty.put(["a"])
     with monkeypatch.context() as patch:  # as while a failover is under way
-        patch.setattr(world.store, "read", lambda *_: [Page([], reason="unknown")])
+        other = Entry(Position(world.newest("a").offset + 1, 5), Event("of another life"))
+        patch.setattr(world.store, "read", lambda *_: [Page([other], reason="unknown")])
         world.settle()
     assert (world.channels["a"].lives, list(world.upkeep.dirty)) == (0, ["a"])
+    assert world.heard("a") == []
     world.publish("a", 1)
     world.settle()
     assert (world.heard("a"), world.channels["a"].lives) == (["1"], 0)

@@ -1103,6 +1103,23 @@ def test_a_closed_hub_takes_nobody_and_its_thread_has_ended(make_hub: MakeHub, s
     hub.close()
 
 
+def test_a_hub_that_closes_dismisses_all_before_its_thread_is_woken(
+    hub: Hub, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subscribers = [attach(hub) for _ in range(3)]
+    feed = hub._follower._feed
+    assert feed
+    wake, seen = feed.wake, list[bool]()
+
+    def noted() -> None:
+        seen.append(all(one.draining and one.wait(0) for one in subscribers))
+        wake()
+
+    monkeypatch.setattr(feed, "wake", noted)
+    hub.close()
+    assert seen[0]
+
+
 def test_a_hub_that_nobody_used_has_no_thread(make_hub: MakeHub, store: Store) -> None:
     make_hub(store).close()
 
@@ -1388,6 +1405,44 @@ def test_a_subscriber_that_was_detached_or_is_the_same_does_not_merge_and_its_pl
     assert hub.subscribers == 0
 
 
+def test_a_connection_that_leaves_too_often_takes_no_place_of_another_and_the_log_has_it(
+    hub: Hub, store: Store, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sse.log._told", {})
+    one, other, third = [attach(hub) for _ in range(3)]
+    assert hub.merge(one, other)
+    with caplog.at_level(logging.WARNING, "sse"):
+        hub.leave(one)
+        assert (hub.subscribers, caplog.text) == (2, "")
+        hub.leave(one)
+        assert hub.subscribers == 2
+        assert "not counted" in caplog.text
+    twin = hub.split(one)
+    assert hub.subscribers == 3
+    for left, subscriber in ((2, twin), (1, one), (0, third)):
+        hub.detach(subscriber)
+        assert hub.subscribers == left
+
+
+def test_a_subscriber_that_is_detached_while_it_is_woken_waits_for_no_lock_and_the_others_are_woken(
+    hub: Hub, store: Store
+) -> None:
+    subscribers, woken, listening = [attach(hub) for _ in range(5)], list[int](), threading.Event()
+
+    def wake(number: int) -> None:
+        if listening.is_set():
+            woken.append(number)
+            hub.detach(subscribers[number])
+
+    for number, subscriber in enumerate(subscribers):
+        subscriber.wake_by(lambda number=number: wake(number))
+    listening.set()
+    publish(store, "x")
+    wait_until(lambda: hub.subscribers == 0, 3)
+    assert sorted(woken) == [0, 1, 2, 3, 4]
+    wait_until(lambda: listeners(hub) == 0, 3)
+
+
 def test_a_channel_that_was_dropped_and_begun_anew_is_another(make_hub: MakeHub) -> None:
     """Who listens to the one is not woken by the other, though both are at the same place."""
     store = MemoryStore(ring=RING, ring_ttl=TTL)
@@ -1485,17 +1540,33 @@ def test_a_channel_is_dropped_only_when_its_last_subscriber_has_gone(make_hub: M
     assert hub.channels == 0
 
 
-def test_connections_merge_and_part_in_a_storm_and_none_misses_anything(
+def test_connections_come_merge_part_and_end_in_a_storm_and_none_misses_anything(
     make_hub: MakeHub, store: Store, pytestconfig: pytest.Config
 ) -> None:
     """As the worker has them: by one thread, while the hub's own goes on."""
-    hub = make_hub(store)
+    wanted = 12
+    hub = make_hub(store, max_subscribers=wanted)
     rng = random.Random(pytestconfig.getoption("hypothesis_seed"))
     rows: list[tuple[Subscriber, list[list[str]]]] = []  # what each connection has heard
-    wanted = 12
+
+    def come() -> None:
+        row = attach(hub)
+        rows.append((row, [[str(number) for number in range(row.places["a"].offset)]]))  # before it came
+
+    def end(row: Subscriber, heard: list[list[str]]) -> None:
+        heard.pop()
+        if heard:
+            hub.leave(row)
+        else:
+            hub.detach(row)
+            rows.remove((row, heard))
+
+    def connections() -> int:
+        return sum(len(heard) for _, heard in rows)
+
     for _ in range(wanted):
-        rows.append((attach(hub), [[]]))
-    published = 0
+        come()
+    published = ended = 0
     deadline = time.monotonic() + 20
     while rows and time.monotonic() < deadline:
         if published < 300 and rng.random() < 0.5:
@@ -1510,17 +1581,24 @@ def test_connections_merge_and_part_in_a_storm_and_none_misses_anything(
         for other, others in list(rows):
             if other is not row and rng.random() < 0.5 and hub.merge(row, other):
                 heard += others
-                rows = [entry for entry in rows if entry[0] is not other]
-        assert sum(len(heard) for _, heard in rows) == hub.subscribers == wanted
+                rows.remove((other, others))
+        if rng.random() < 0.2:
+            end(row, heard)
+            ended += 1
+            assert hub.subscribers == connections() == wanted - 1
+            come()
+        elif rng.random() < 0.1:
+            with pytest.raises(Busy):
+                attach(hub)
+        assert connections() == hub.subscribers == wanted
         assert {row for row, _ in rows} == hub._channels["a"].subscribers
         if published == 300 and all(len(one) == 300 for _, heard in rows for one in heard):
             break
     assert [one for _, heard in rows for one in heard] == [[str(number) for number in range(300)]] * wanted
-    for row, heard in rows:
-        for _ in heard[1:]:
-            hub.leave(row)
-        hub.detach(row)
-    assert hub.subscribers == 0
+    assert ended > 20
+    for left in range(wanted - 1, -1, -1):
+        end(*rng.choice(rows))
+        assert hub.subscribers == left
 
 
 # Draining

@@ -107,18 +107,20 @@ class Channel:
 
     def begin(self, newest: Position, *, ensured: bool = False) -> int:
         """Begin an empty ring that goes on from the newest position; return the change in bytes."""
-        before = self.ring.bytes if self.ring is not None else 0
-        self.ring = Ring(newest, max_bytes=CHANNEL_BYTES)
         self.ensured = self.ensured or ensured
+        grown = self._renew(newest)
         self.wake()
-        return -before
+        return grown
 
     def reset(self, newest: Position, reason: Reason) -> int:
         """Begin another ring, because the one here cannot be continued; return the change in bytes."""
-        # In one step with the new ring: a subscriber that saw only one of both would be told that it lags.
+        # In one step, under the lock: a subscriber that saw only a part of this would be told that it lags. The ring
+        # comes first, because `Subscriber.join` reads `lives` without the lock.
+        grown = self._renew(newest)
         self.lives += 1
         self.reset_reason = reason
-        return self.begin(newest)
+        self.wake()
+        return grown
 
     def append(self, entry: Entry) -> int:
         """Encode and add the entry that follows the newest one; return the change in bytes. This wakes nobody."""
@@ -140,6 +142,11 @@ class Channel:
         """Wake all subscribers."""
         for subscriber in self.subscribers:
             subscriber.notify()
+
+    def _renew(self, newest: Position) -> int:
+        before = self.ring.bytes if self.ring is not None else 0
+        self.ring = Ring(newest, max_bytes=CHANNEL_BYTES)
+        return -before
 
 
 class Channels(dict[str, Channel]):

@@ -78,17 +78,15 @@ class Follower:
             feed.wake()
 
     def stop(self) -> None:
-        """Have the thread end. This does not wait for that: `join` does."""
+        """Have the thread end after its turn, or before it starts. `join` wakes it and waits for that."""
         self._stopped.set()
-        with self._lock:
-            feed = self._feed
-        if feed:
-            feed.wake()
 
     def join(self) -> None:
-        """Return when the thread has ended, or after 5 s."""
+        """Wake the thread, which has been stopped, and return when it has ended, or after 5 s."""
         with self._lock:
-            thread = self._thread
+            feed, thread = self._feed, self._thread
+        if feed:
+            feed.wake()
         if thread and thread.ident:
             thread.join(_JOIN)
 

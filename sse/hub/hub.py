@@ -17,6 +17,7 @@ from sse.hub.channel import Channel, Channels
 from sse.hub.follower import Follower
 from sse.hub.reading import Reading
 from sse.hub.subscriber import Start, Subscriber
+from sse.log import warn
 from sse.spread import spread
 from sse.stores import Store
 
@@ -46,7 +47,8 @@ class Hub:
         """The last answer to a poll, and where that poll stood: polls that stand there too get the same bytes."""
         self._clock = clock
         self._channels = Channels()
-        self._places = 0  # that connections have taken
+        self._attached = 0  # subscribers, each of which holds a place
+        self._shared = 0  # further places, of connections that share a subscriber with another
         self._left: set[Subscriber] = set()  # have been detached, and still hold their place
         self._draining = False
         self._follower = Follower(store, self._channels, self.lock, clock, self._clear)
@@ -54,7 +56,7 @@ class Hub:
     @property
     def subscribers(self) -> int:
         """How many streams and waiting polls are attached."""
-        return self._places - sum(not subscriber.has_ended for subscriber in list(self._left))
+        return self._attached + self._shared - sum(not subscriber.has_ended for subscriber in list(self._left))
 
     @property
     def channels(self) -> int:
@@ -106,8 +108,12 @@ class Hub:
     def leave(self, subscriber: Subscriber) -> None:
         """Give back the place of one connection of a subscriber that goes on for others. The last one detaches it."""
         with self.lock:
-            if self._has(subscriber):
-                self._places -= 1
+            if not self._has(subscriber):
+                return
+            if self._shared:
+                self._shared -= 1
+            else:
+                warn("a connection has left that was not counted: its subscriber should have been detached")
 
     def merge(self, subscriber: Subscriber, other: Subscriber) -> bool:
         """Have one subscriber stand for another's connections as well, and end the other.
@@ -120,12 +126,20 @@ class Hub:
             if subscriber is other or not (self._has(subscriber) and self._has(other)):
                 return False
             self._end(other)
+            self._shared += 1
             return True
 
     def split(self, subscriber: Subscriber) -> Subscriber:
-        """Return another subscriber at the same positions, for one of the connections, which keeps its place."""
+        """Return another subscriber at the same positions, for one of the connections, which keeps its place.
+
+        The twin of a subscriber that has ended has ended, too.
+        """
         with self.lock:
             twin = subscriber.twin()
+            if twin.has_ended:
+                return twin
+            self._attached += 1
+            self._shared = max(self._shared - 1, 0)
             for channel in twin.channels.values():
                 channel.enter(twin)
             return twin
@@ -167,12 +181,12 @@ class Hub:
         with self.lock:
             self._check_open()
             self._end_left()
-            if self._places >= self.max_subscribers:
+            if self._attached + self._shared >= self.max_subscribers:
                 raise Busy(
                     f"this worker has its {self.max_subscribers} subscribers",
                     "try again, or raise SSE_MAX_SUBSCRIBERS",
                 )
-            self._places += 1
+            self._attached += 1
             channels: Mapping[str, Channel] = {name: self._channel(name, wanted=wanted) for name in names}
             if len(channels) == 1:
                 channels = next(iter(channels.values())).alone
@@ -228,7 +242,6 @@ class Hub:
         while self._left:
             subscriber = self._left.pop()
             if not subscriber.has_ended:
-                self._places -= 1
                 self._end(subscriber)
 
     def _has(self, subscriber: Subscriber) -> bool:
@@ -236,7 +249,8 @@ class Hub:
         return not subscriber.has_ended and subscriber not in self._left
 
     def _end(self, subscriber: Subscriber) -> None:
-        """Take a subscriber out of its channels. This does not change how many places are taken."""
+        """Take a subscriber out of its channels, and give back its place."""
+        self._attached -= 1
         now = self._clock()
         for channel in subscriber.end().values():
             channel.leave(subscriber, now)

@@ -140,7 +140,7 @@ class Upkeep:
         moved = []
         with self._lock:
             for channel, page in pages.items():
-                if isinstance(page, Page) and page.entries:
+                if isinstance(page, Page) and page.entries and not page.reason:
                     moved.append(channel)
                     for entry in page.entries:
                         self._channels.hold(channel.append(entry))
