@@ -363,6 +363,19 @@ def test_the_counts_are_kept_in_the_database_that_the_address_names(
         assert (counts.dbsize(), other.dbsize()) == (1, 0)
 
 
+def test_the_key_of_a_count_names_the_limit_whose_it_is_and_the_rate(
+    make_app: MakeApp, shared_redis: RedisServer, redis_url: str
+) -> None:
+    """Workers of different versions count together, so the keys stay as they are."""
+    app = make_app(SSE_LIMIT_SUBSCRIBE="2/minute", SSE_LIMITS_URL=redis_url, SSE_NAMESPACE="shop")
+    assert poll(app.test_client()).status_code == 200
+    key = "shop.limits:LIMITER/SSE_LIMIT_SUBSCRIBE/192.0.2.1/2/1/minute"
+    with shared_redis.client() as counts:
+        assert counts.keys("shop.limits:*") == [key]
+        assert counts.get(key) == "1"
+        assert 50 < counts.ttl(key) <= 60
+
+
 def test_the_counts_may_be_kept_behind_a_unix_socket(make_app: MakeApp, tmp_path: Path) -> None:
     path = tmp_path / "redis.sock"
     with RedisServer(tmp_path, unixsocket=path):

@@ -1,5 +1,5 @@
 """How often and how much: events and their bytes by publishing key, events by channel, and streams, polls and new
-channels by client. Flask-Limiter counts.
+channels by client. The library `limits` reads the rates and counts in Redis.
 """
 
 from __future__ import annotations
@@ -15,11 +15,8 @@ from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
 from typing import Any, Final
 
-import redis
-from flask import Flask
-from flask_limiter import Limiter
 from limits import RateLimitItem, parse
-from limits.storage import Storage
+from limits.storage import RedisStorage, Storage
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
@@ -33,7 +30,6 @@ _TRY_AGAIN: Final = 5.0
 _SWEEP_EVERY: Final = 60.0
 _WITH_PORT: Final = re.compile(r"\[([^]]*)\](?::\d+)?|([\d.]+):\d+")  # some proxies add it (RFC 7239, 6)
 _MAX_ADDRESS: Final = 60  # more is none, and not to be kept
-_MEMORY: Final = "throughline-memory"
 _PUBLISH_BYTES: Final = "SSE_LIMIT_PUBLISH_BYTES"
 _RING_BYTES: Final = 1024  # what a new ring counts for
 
@@ -60,22 +56,15 @@ class Limits:
         self._away_until = 0.0
 
     @cached_property
-    def _limiter(self) -> Limiter:
-        # With an app of its own: its hooks would cost each request of the real one 100 µs, and are not needed.
+    def _counts(self) -> Storage:
+        if self._url is None:
+            return Counts()
         options: dict[str, Any] = {
-            "key_prefix": self._prefix,
             "socket_timeout": _PATIENCE,
             "socket_connect_timeout": _PATIENCE,
             "retry": Retry(NoBackoff(), 0),
         }
-        return Limiter(
-            lambda: "",
-            app=Flask(__name__),
-            storage_uri=re.sub("^unix:", "redis+unix:", self._url) if self._url else f"{_MEMORY}://",
-            storage_options=options if self._url else {},
-            strategy="fixed-window",
-            headers_enabled=False,
-        )
+        return RedisStorage(self._url, key_prefix=self._prefix, **options)
 
     def subscribe(self, address: str | None) -> None:
         """Count a new stream or poll of a client; nobody's address is not limited.
@@ -133,10 +122,10 @@ class Limits:
 
     def close(self) -> None:
         """Let go of the connections; counts in this process's memory are gone. The next use begins anew."""
-        limiter: Limiter | None = vars(self).pop("_limiter", None)
-        client = getattr(limiter and limiter.storage, "storage", None)
-        if isinstance(client, redis.Redis):
-            client.connection_pool.disconnect(inuse_connections=False)  # those in use close when they are given back
+        counts = vars(self).pop("_counts", None)
+        if isinstance(counts, RedisStorage):
+            # A connection in use is closed when it is given back.
+            counts.storage.connection_pool.disconnect(inuse_connections=False)
 
     def _count(self, name: str, rate: RateLimitItem | None, whose: str, cost: int) -> float:
         """Count, and return how much room is left after that.
@@ -145,12 +134,13 @@ class Limits:
         """
         if rate is None or time.monotonic() < self._away_until:
             return math.inf
+        counts, key = self._counts, rate.key_for(name, whose)
         try:
-            count = self._limiter.storage.incr(rate.key_for(name, whose), rate.get_expiry(), amount=cost)
+            count = counts.incr(key, rate.get_expiry(), amount=cost)
             if count <= rate.amount:
                 return rate.amount - count
-            after = self._limiter.limiter.get_window_stats(rate, name, whose).reset_time
-        except self._limiter.storage.base_exceptions as error:
+            after = counts.get_expiry(key)
+        except counts.base_exceptions as error:
             self._away_until = time.monotonic() + _TRY_AGAIN
             fault = faults.unreachable(error, (self._url or "").partition(":")[0], is_known=False)
             told = str(fault).replace("SSE_REDIS_URL", "SSE_LIMITS_URL")
@@ -161,9 +151,7 @@ class Limits:
 
 
 class Counts(Storage):
-    """Fixed windows in this process's memory. The library's own begins a thread for every event or so, to sweep."""
-
-    STORAGE_SCHEME = [_MEMORY]  # noqa: RUF012 - as the library asks for it
+    """Fixed windows in this process's memory. The library's own starts a thread for every event or so, to sweep."""
 
     def __init__(self, uri: str | None = None, wrap_exceptions: bool = False, **options: Any) -> None:
         super().__init__(uri, wrap_exceptions=wrap_exceptions, **options)
