@@ -25,7 +25,8 @@ from flask.cli import ScriptInfo
 
 from app import create_app
 from sse import Event, __version__
-from sse.cli.commands import _Ending, cli
+from sse.cli import cli
+from sse.cli.ending import Ending
 from sse.stores import Publication
 from sse.web.script import load
 from tests import client
@@ -714,11 +715,11 @@ def test_a_ctrl_c_that_is_not_meant_for_it_leaves_it_running(
 
 def test_a_signal_waits_until_an_event_is_told_and_a_second_does_not() -> None:
     done = []
-    with _Ending() as ending:
+    with Ending() as ending:
         with pytest.raises(KeyboardInterrupt), ending.held():
             os.kill(os.getpid(), signal.SIGTERM)
             done.append(1)
-        ending = _Ending()
+        ending = Ending()
     with ending, pytest.raises(KeyboardInterrupt), ending.held():
         os.kill(os.getpid(), signal.SIGINT)
         done.append(2)

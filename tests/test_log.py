@@ -15,7 +15,7 @@ import pytest
 from flask import Flask
 
 from sse import SSE, log
-from sse.cli.commands import cli
+from sse.cli import cli
 from sse.log import follow_app, follow_gunicorn, plain, warn
 
 

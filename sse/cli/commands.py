@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import random
 import re
-import secrets
 import shlex
-import signal
-import ssl
 import sys
-import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
-from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
-from typing import Any, BinaryIO, Final, Self, TypeVar
-from urllib.parse import urlencode, urlsplit
+from typing import Any, TypeVar
 
 import click
 from flask.cli import AppGroup, ScriptInfo
@@ -25,29 +17,19 @@ from flask.cli import AppGroup, ScriptInfo
 from sse.access.decision import unreached
 from sse.access.revocations import one_revoked
 from sse.access.token import id_of
+from sse.cli.ending import Ending
+from sse.cli.lines import Lines
+from sse.cli.local import Local
+from sse.cli.remote import Remote, check_url
+from sse.cli.tail import follow, tell
 from sse.config import check_pattern
-from sse.errors import InvalidEvent, SSEError, TooLarge, Unavailable
-from sse.event import DEFAULT_TYPE, RESERVED_PREFIX, Event, LastEventId, check_channel, check_type
-from sse.hub.subscriber import starting_points
+from sse.errors import InvalidEvent, SSEError
+from sse.event import DEFAULT_TYPE, Event, check_channel, check_type
 from sse.log import plain
 from sse.service import Service
-from sse.stores import Publication
-from sse.transports.stream import Stream
 from sse.web.script import embed_tag
-from sse.wire import MAX_BATCH, Block, Parser
 
 T = TypeVar("T")
-Put = Callable[[Sequence[Event], str | None], list[str]]
-"""Publishes events under one idempotency key; their ids."""
-
-_READ: Final = 65_536
-_LONGEST_LINE: Final = (1 << 20) + 1  # longer than any SSE_MAX_EVENT_BYTES allows
-_HEARTBEAT: Final = 5
-_QUIET: Final = 15.0  # three heartbeats
-_ANSWER: Final = 30.0
-_SOON: Final = 100  # milliseconds before a stream in this process is taken up again
-_AGAIN: Final = (408, 425, 429)
-_URL_HINT: Final = "give the service's prefix, such as https://push.example/sse"
 
 
 class _Group(AppGroup):
@@ -76,14 +58,6 @@ def _checked(check: Callable[[str], T]) -> Callable[[click.Context, click.Parame
     return callback
 
 
-def _check_url(url: str) -> str:
-    parts = urlsplit(url)
-    extra = parts.query or parts.fragment or parts.username
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0 or extra:
-        raise ValueError(_URL_HINT)
-    return url.rstrip("/")
-
-
 def _check_key(key: str) -> str:
     if not re.fullmatch(r"[!-~]+", key):
         raise ValueError("a key is visible ASCII characters only")
@@ -97,7 +71,7 @@ def _check_once(key: str) -> str:
 
 
 _url = click.option(
-    "--url", metavar="URL", callback=_checked(_check_url), help="Over HTTP: the service's prefix, https://…/sse."
+    "--url", metavar="URL", callback=_checked(check_url), help="Over HTTP: the service's prefix, https://…/sse."
 )
 
 
@@ -147,9 +121,12 @@ def publish(
         raise click.UsageError("--lines reads standard input and makes the idempotency keys: leave out DATA and K")
     if not lines and data is None:
         raise click.UsageError("give DATA, or - to read standard input")
-    with _putting(channel, url, key) as put:
+    if url and key is None:
+        raise click.UsageError("--url needs a publishing key: give --key, or THROUGHLINE_KEY in the environment")
+    with _reached(url, key) as service:
+        put = partial(service.publish, channel)
         if lines:
-            _Lines(put, type).publish(sys.stdin.buffer)
+            Lines(put, type).publish(sys.stdin.buffer)
         else:
             ids = put([Event(_standard_input() if data == "-" else data, type)], idempotency_key)
             if not quiet:
@@ -173,21 +150,19 @@ def tail(
     """
     channels = list(dict.fromkeys(channels))
     with contextlib.ExitStack() as stack:
-        if url:
-            connect = partial(_stream_over_http, _Remote(url, token), channels, last_event_id, replay)
-        else:
-            connect = partial(_stream_here, stack.enter_context(_service()), channels, last_event_id, replay)
+        service = stack.enter_context(_reached(url, token))
+        connect = partial(service.stream, channels, last_event_id, replay)
         last = last_event_id
         try:
-            ending = stack.enter_context(_Ending())
-            for block in stack.enter_context(contextlib.closing(_follow(connect))):
+            ending = stack.enter_context(Ending())
+            for block in stack.enter_context(contextlib.closing(follow(connect))):
                 with ending.held():
-                    _tell(block, as_json)
+                    tell(block, as_json)
                     last = block.last_event_id
         except KeyboardInterrupt:
             pass
         except BrokenPipeError:
-            # Whoever read has had enough. What is left unwritten must not fail once more at exit.
+            # The reader has gone. The rest of the output must not fail once more at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             last = ""
         finally:
@@ -202,7 +177,7 @@ def tail(
 @click.option(
     "--url",
     metavar="URL",
-    callback=_checked(_check_url),
+    callback=_checked(check_url),
     help="For pages of other sites: the service's prefix, https://…/sse.",
 )
 def embed(channels: list[str], url: str | None) -> None:
@@ -279,7 +254,7 @@ def _app_service() -> Service:
 
 @contextlib.contextmanager
 def _service(hint: str = ", or give --url to go over HTTP") -> Iterator[Service]:
-    """The app's service, over a store that others share."""
+    """Give the app's service, over a store that the serving processes share, and close it afterwards."""
     service = _app_service()
     if not service.shared:
         raise click.UsageError(f"the memory store is the serving process's own: set SSE_REDIS_URL as there{hint}")
@@ -289,74 +264,14 @@ def _service(hint: str = ", or give --url to go over HTTP") -> Iterator[Service]
         service.close()
 
 
-class _Ending:
-    """Makes Ctrl-C and SIGTERM a KeyboardInterrupt. A signal that comes while `held` is raised after that.
-
-    A signal that is ignored stays so: a shell has what runs in its background ignore Ctrl-C (POSIX, XCU 2.11).
-    """
-
-    def __init__(self) -> None:
-        self._held = self._asked = False
-
-    def __enter__(self) -> Self:
-        heeded = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
-        self._before = [(number, signal.signal(number, self._end)) for number in heeded]
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before:
-            signal.signal(number, handler)
-
-    def _end(self, *_: object) -> None:
-        if not self._held or self._asked:  # asked twice: perhaps nobody reads what is being written
-            raise KeyboardInterrupt
-        self._asked = True
-
-    @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        self._held = True
-        yield
-        self._held = False
-        if self._asked:
-            raise KeyboardInterrupt
-
-
-def _pause(attempt: int, least: float) -> None:
-    time.sleep(least + random.uniform(0.5, 1) * min(0.1 * 2 ** min(attempt, 10), 10))
-
-
-# Publishing
-
-
 @contextlib.contextmanager
-def _putting(channel: str, url: str | None, key: str | None) -> Iterator[Put]:
-    if url is None:
-        with _service() as service:
-            yield partial(_put_in_store, service, channel)
-    elif key is None:
-        raise click.UsageError("--url needs a publishing key: give --key, or THROUGHLINE_KEY in the environment")
+def _reached(url: str | None, key: str | None) -> Iterator[Local | Remote]:
+    """Give the service behind the URL; without one, the app's own."""
+    if url:
+        yield Remote(url, key)
     else:
-        yield partial(_put_over_http, _Remote(url, key), channel)
-
-
-def _put_in_store(service: Service, channel: str, events: Sequence[Event], once: str | None) -> list[str]:
-    publications = [
-        Publication(channel, service.check(event), once and f"cli:{place}:{once}") for place, event in enumerate(events)
-    ]
-    return [f"{channel}={position}" for position in service.publish(publications)]
-
-
-def _put_over_http(remote: _Remote, channel: str, events: Sequence[Event], once: str | None) -> list[str]:
-    items = [{"channel": channel, "type": event.type, "data": event.data} for event in events]
-    headers = {"Content-Type": "application/json"} | ({"Idempotency-Key": once} if once else {})
-    body = json.dumps(items, ensure_ascii=False).encode()
-    with remote.ask("POST", "/publish", headers, body, timeout=_ANSWER) as response:
-        answer = response.read()
-    with contextlib.suppress(ValueError, KeyError, TypeError):
-        ids = json.loads(answer)["ids"]
-        if len(ids) == len(events):
-            return [str(id) for id in ids]
-    raise SSEError(f"{remote.url} does not answer as this service does", _URL_HINT)
+        with _service() as service:
+            yield Local(service)
 
 
 def _standard_input() -> str:
@@ -367,178 +282,3 @@ def _standard_input() -> str:
             f"standard input is not UTF-8 at byte {error.start}",
             "POST it to …/publish/CHANNEL with its Content-Type, and it becomes a data: URL",
         ) from None
-
-
-def _lines(source: BinaryIO) -> Iterator[list[str]]:
-    """Lines as they come, those at hand together. Of one that is too long for any service, only the start."""
-    pending = b""
-    while chunk := source.read1(_READ):  # type: ignore[attr-defined]
-        *lines, rest = (pending + chunk).split(b"\n")
-        pending = rest[:_LONGEST_LINE]
-        yield [line.decode(errors="replace").removesuffix("\r") for line in lines]
-    if pending:
-        yield [pending.decode(errors="replace").removesuffix("\r")]
-
-
-class _Lines:
-    """Publishes lines once and in order, and counts them."""
-
-    def __init__(self, put: Put, type: str) -> None:
-        self._put = put
-        self._type = type
-        self._read = self._published = self._refused = 0
-
-    def publish(self, source: BinaryIO) -> None:
-        try:
-            with _Ending():
-                for lines in _lines(source):
-                    self._read += len(lines)
-                    events = [Event(line, self._type) for line in lines]
-                    for start in range(0, len(events), MAX_BATCH):
-                        self._send(events[start : start + MAX_BATCH])
-        except KeyboardInterrupt:
-            pass
-        finally:
-            lost = self._read - self._published - self._refused
-            counts = ((self._published, "published"), (self._refused, "refused"), (lost, "perhaps not published"))
-            told = [f"{count} {what}" for count, what in counts if count or what == "published"]
-            click.echo(f"lines: {', '.join(told)}", err=True)
-        if self._refused or lost:
-            raise click.exceptions.Exit(1)
-
-    def _send(self, events: Sequence[Event]) -> None:
-        try:
-            self._insist(events)
-        except (InvalidEvent, TooLarge) as error:
-            # Nothing of the batch is stored. Halving it finds the line and keeps the order.
-            half = len(events) // 2
-            if half:
-                self._send(events[:half])
-                self._send(events[half:])
-            else:
-                click.echo(f"line {self._published + self._refused + 1} is refused: {error}", err=True)
-                self._refused += 1
-        else:
-            self._published += len(events)
-
-    def _insist(self, events: Sequence[Event]) -> None:
-        """Publish, however long that takes. Each line is known by this key and its place, so none is stored twice."""
-        once = secrets.token_hex(16)
-        attempt = 0
-        while True:
-            try:
-                self._put(events, once)
-            except Unavailable as error:
-                if attempt == 0:
-                    click.echo(f"waiting: {error}", err=True)
-                _pause(attempt, error.retry_after)
-                attempt += 1
-            else:
-                return
-
-
-# Following
-
-
-def _stream_here(service: Service, channels: Sequence[str], given: str, replay: int, last: str) -> Generator[bytes]:
-    position = LastEventId.parse(last or given) if last or given else None
-    starts = starting_points(channels, position, from_header=bool(last), replay=replay)
-    lifetime = service.config.stream_lifetime
-    yield from Stream(service.hub, starts, heartbeat=service.config.heartbeat, lifetime=lifetime, retry=_SOON)
-
-
-def _stream_over_http(remote: _Remote, channels: Sequence[str], given: str, replay: int, last: str) -> Generator[bytes]:
-    query = [*(("channel", channel) for channel in channels), ("heartbeat", str(_HEARTBEAT))]
-    query += [("last_event_id", given)] if given else [("replay", str(replay))] if replay else []
-    headers = {"Accept": "text/event-stream", **({"Last-Event-ID": last.encode()} if last else {})}
-    with remote.ask("GET", f"/stream?{urlencode(query)}", headers, timeout=_QUIET) as response:
-        if response.headers.get_content_type() != "text/event-stream":
-            raise SSEError(f"{remote.url} does not answer as this service does", _URL_HINT)
-        while chunk := response.read1(_READ):
-            yield chunk
-
-
-def _follow(connect: Callable[[str], Generator[bytes]]) -> Generator[Block]:
-    """The blocks of one stream after another; `connect` opens each, after the last event id."""
-    last, retry, attempt = "", 0, 0
-    while True:
-        parser = Parser(last)
-        least, trouble = 0.0, "the service is busy"
-        try:
-            with contextlib.closing(connect(last)) as chunks:
-                for chunk in chunks:
-                    for block in parser.feed(chunk):
-                        attempt = 0 if block.type == "sse.open" else attempt
-                        yield block
-        except Unavailable as error:
-            least, trouble = error.retry_after, str(error)
-        if attempt == 1:  # not at once: most interruptions are over by then
-            click.echo(f"waiting: {trouble}", err=True)
-        last = parser.last_event_id
-        retry = retry if parser.retry is None else parser.retry
-        _pause(attempt, max(least, retry / 1000))
-        attempt += 1
-
-
-def _tell(block: Block, as_json: bool) -> None:
-    if block.type == "sse.reset":
-        click.echo(f"reset: {block.data}", err=True)
-    elif not block.type.startswith(RESERVED_PREFIX):
-        id = block.last_event_id.partition("~")[0]
-        item = {"channel": id.partition("=")[0], "id": id, "type": block.type, "data": block.data}
-        # As bytes: whatever encoding a terminal has, the data goes out as it came.
-        click.echo((json.dumps(item, ensure_ascii=False) if as_json else block.data).encode())
-
-
-class _Remote:
-    """The service behind a URL. It follows no redirection: the key is for this address alone."""
-
-    def __init__(self, url: str, key: str | None = None) -> None:
-        self.url = url
-        self._parts = urlsplit(url)
-        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self._tls = ssl.create_default_context() if self._parts.scheme == "https" else None
-
-    @contextlib.contextmanager
-    def ask(
-        self, method: str, path: str, headers: dict[str, Any], body: bytes | None = None, *, timeout: float
-    ) -> Iterator[HTTPResponse]:
-        """The head of a good answer, its body to be read.
-
-        :raises Unavailable: if the connection fails, or the service says that it may do better later.
-        :raises SSEError: for every other answer.
-        """
-        host, port = self._parts.hostname or "", self._parts.port
-        connection = (
-            HTTPSConnection(host, port, timeout=timeout, context=self._tls)
-            if self._tls
-            else HTTPConnection(host, port, timeout=timeout)
-        )
-        hint = "try again"
-        try:
-            with contextlib.closing(connection):
-                connection.connect()
-                if method == "POST":
-                    hint = "it may have been published, so repeat it only with the same idempotency key"
-                connection.request(method, f"{self._parts.path}{path}", body, {**self._headers, **headers})
-                with connection.getresponse() as response:
-                    if response.status not in (200, 201):
-                        raise self._fault(response)
-                    yield response
-        except ssl.SSLCertVerificationError as error:
-            raise SSEError(f"{self.url}: {error.verify_message}", "SSL_CERT_FILE names the authorities") from None
-        except (OSError, HTTPException) as error:
-            reason = str(error) or type(error).__name__
-            raise Unavailable(f"{self.url} cannot be reached: {reason}", hint, retry_after=0) from None
-
-    def _fault(self, response: HTTPResponse) -> SSEError:
-        message, hint = f"{self.url} answered {response.status} {response.reason}", _URL_HINT
-        if location := response.headers.get("Location"):
-            hint = f"it points to {location}"
-        with contextlib.suppress(ValueError, KeyError, TypeError):
-            error = json.loads(response.read(_READ))["error"]
-            message, hint = str(error["message"]), str(error["hint"])
-        if response.status >= 500 or response.status in _AGAIN:
-            after = response.headers.get("Retry-After", "")
-            return Unavailable(message, hint, retry_after=int(after) if re.fullmatch("[0-9]{1,3}", after) else 0)
-        return {413: TooLarge, 422: InvalidEvent}.get(response.status, SSEError)(message, hint)

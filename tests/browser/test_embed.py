@@ -13,7 +13,7 @@ from urllib.parse import quote, urlsplit
 import pytest
 from selenium import webdriver
 
-from sse.cli.commands import cli
+from sse.cli import cli
 from tests import client
 from tests.browser.driver import start_chromium
 from tests.browser.origin import Origin

@@ -1,0 +1,123 @@
+"""A running service, asked over HTTP."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import ssl
+from collections.abc import Generator, Iterator, Sequence
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from typing import Any, Final
+from urllib.parse import urlencode, urlsplit
+
+from sse.errors import InvalidEvent, SSEError, TooLarge, Unavailable
+from sse.event import Event
+
+_READ: Final = 65_536
+_HEARTBEAT: Final = 5
+_QUIET: Final = 15.0  # three heartbeats
+_ANSWER: Final = 30.0
+_AGAIN: Final = (408, 425, 429)
+_HINT: Final = "give the service's prefix, such as https://push.example/sse"
+
+
+def check_url(url: str) -> str:
+    """Return the address of a service without a slash at its end.
+
+    :raises ValueError: if it is not an http or https address, or if it has a user, a query or a fragment.
+    """
+    parts = urlsplit(url)
+    extra = parts.query or parts.fragment or parts.username
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0 or extra:
+        raise ValueError(_HINT)
+    return url.rstrip("/")
+
+
+class Remote:
+    """The service behind a URL. It follows no redirection: the key is for this address alone."""
+
+    def __init__(self, url: str, key: str | None = None) -> None:
+        self.url = url
+        self._parts = urlsplit(url)
+        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._tls = ssl.create_default_context() if self._parts.scheme == "https" else None
+
+    def publish(self, channel: str, events: Sequence[Event], once: str | None) -> list[str]:
+        """Publish events on a channel and return their ids; nothing is stored twice under the same key `once`.
+
+        :raises InvalidEvent: if an event can never be published.
+        :raises Unavailable: if the events may not have been stored.
+        :raises SSEError: if the service refuses the request, or does not answer as this service does.
+        """
+        items = [{"channel": channel, "type": event.type, "data": event.data} for event in events]
+        headers = {"Content-Type": "application/json"} | ({"Idempotency-Key": once} if once else {})
+        body = json.dumps(items, ensure_ascii=False).encode()
+        with self._ask("POST", "/publish", headers, body, timeout=_ANSWER) as response:
+            answer = response.read()
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            ids = json.loads(answer)["ids"]
+            if len(ids) == len(events):
+                return [str(id) for id in ids]
+        raise self._stranger()
+
+    def stream(self, channels: Sequence[str], given: str, replay: int, last: str) -> Generator[bytes]:
+        """Yield the chunks of one stream on these channels, until it ends.
+
+        :param given: the last event id that the command was given, or an empty string.
+        :param replay: how many of the newest events come first where there is no last event id.
+        :param last: the last event id of the stream before this one, or an empty string.
+        :raises Unavailable: if the connection fails, or the service says that it may do better later.
+        :raises SSEError: if the service refuses the request, or does not answer as this service does.
+        """
+        query = [*(("channel", channel) for channel in channels), ("heartbeat", str(_HEARTBEAT))]
+        query += [("last_event_id", given)] if given else [("replay", str(replay))] if replay else []
+        headers = {"Accept": "text/event-stream", **({"Last-Event-ID": last.encode()} if last else {})}
+        with self._ask("GET", f"/stream?{urlencode(query)}", headers, timeout=_QUIET) as response:
+            if response.headers.get_content_type() != "text/event-stream":
+                raise self._stranger()
+            while chunk := response.read1(_READ):
+                yield chunk
+
+    @contextlib.contextmanager
+    def _ask(
+        self, method: str, path: str, headers: dict[str, Any], body: bytes | None = None, *, timeout: float
+    ) -> Iterator[HTTPResponse]:
+        """Give the head of a good answer, whose body is still to be read."""
+        hint = "try again"
+        try:
+            with contextlib.closing(self._connection(timeout)) as connection:
+                connection.connect()
+                if method == "POST":
+                    hint = "it may have been published, so repeat it only with the same idempotency key"
+                connection.request(method, f"{self._parts.path}{path}", body, {**self._headers, **headers})
+                with connection.getresponse() as response:
+                    if response.status not in (200, 201):
+                        raise self._fault(response)
+                    yield response
+        except ssl.SSLCertVerificationError as error:
+            raise SSEError(f"{self.url}: {error.verify_message}", "SSL_CERT_FILE names the authorities") from None
+        except (OSError, HTTPException) as error:
+            reason = str(error) or type(error).__name__
+            raise Unavailable(f"{self.url} cannot be reached: {reason}", hint, retry_after=0) from None
+
+    def _connection(self, timeout: float) -> HTTPConnection:
+        host, port = self._parts.hostname or "", self._parts.port
+        if self._tls:
+            return HTTPSConnection(host, port, timeout=timeout, context=self._tls)
+        return HTTPConnection(host, port, timeout=timeout)
+
+    def _fault(self, response: HTTPResponse) -> SSEError:
+        message, hint = f"{self.url} answered {response.status} {response.reason}", _HINT
+        if location := response.headers.get("Location"):
+            hint = f"it points to {location}"
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            error = json.loads(response.read(_READ))["error"]
+            message, hint = str(error["message"]), str(error["hint"])
+        if response.status >= 500 or response.status in _AGAIN:
+            after = response.headers.get("Retry-After", "")
+            return Unavailable(message, hint, retry_after=int(after) if re.fullmatch("[0-9]{1,3}", after) else 0)
+        return {413: TooLarge, 422: InvalidEvent}.get(response.status, SSEError)(message, hint)
+
+    def _stranger(self) -> SSEError:
+        return SSEError(f"{self.url} does not answer as this service does", _HINT)
