@@ -19,7 +19,7 @@ GROUND = {"errors", "version", "log", "alone", "ring", "event", "wire", "config"
 """Modules at the top of the package that everybody may import. Together they count as one folder."""
 
 ORDER = (
-    ("ground",),
+    ("ground", "static"),
     ("stores",),
     ("hub",),
     ("access",),
