@@ -1,4 +1,4 @@
-"""The service: Flask, the SSE extension, a health check and, where DEMO is set, a page of this machine's live data."""
+"""The service, and a start for an app of your own: Flask, the extension, a health check, and headers for pages."""
 
 import os
 from collections.abc import Mapping
@@ -17,33 +17,41 @@ PAGE_HEADERS = {
     "X-Content-Type-Options": "nosniff",
 }
 
+sse = SSE()
+
 
 def create_app(config: Mapping[str, object] | None = None) -> Flask:
-    """Give the WSGI application; `config` goes before the environment's SSE_* and DEMO."""
-    app = Flask(__name__, static_folder=None)
+    """Return the WSGI application; a setting in `config` wins over the environment's."""
+    app = Flask(__name__, static_folder=None)  # static/ has the embed script, which the extension serves
     app.config.from_mapping(config)
-    sse = SSE()
-    sse.init_app(app)
-    app.cli.add_command(cli)
-    app.add_url_rule("/healthz", "healthz", healthz)
     app.url_map.merge_slashes = False  # no redirection, which would repeat a ticket in the query
+    sse.init_app(app)  # reads the settings, so they are there by now
+    app.cli.add_command(cli)  # flask sse …
     app.after_request(add_page_headers)
-    if is_on(app.config.get("DEMO", os.environ.get("DEMO", ""))):
-        from demo import add_demo  # only here, so that a copy of this file needs no demo
+    app.add_url_rule("/healthz", view_func=healthz)
+    add_pages(app)
+    return app
+
+
+def add_pages(app: Flask) -> None:
+    """Add the page at `/`. Your app has its own pages here, and needs neither DEMO nor demo/."""
+    if str(app.config.get("DEMO", os.environ.get("DEMO", ""))).lower() in {"1", "true", "yes", "on"}:
+        from demo import add_demo
 
         add_demo(app, sse)
     else:
         app.add_url_rule("/", "index", lambda: plain("Throughline is running. DEMO=1 shows a page here.\n"))
-    return app
 
 
 def add_page_headers(response: Response) -> Response:
-    if request.blueprint != "sse":  # which has its own
+    """Close the app's pages to frames and to other sites' scripts. The answers of the extension have their own."""
+    if request.blueprint != "sse":
         response.headers.update(PAGE_HEADERS)
     return response
 
 
 def healthz() -> Response:
+    """Tell a load balancer that this process answers, whatever the store does."""
     response = plain("ok")
     response.headers["Cache-Control"] = "no-store"
     return response
@@ -51,7 +59,3 @@ def healthz() -> Response:
 
 def plain(text: str) -> Response:
     return Response(text, mimetype="text/plain")
-
-
-def is_on(value: object) -> bool:
-    return str(value).lower() in {"1", "true", "yes", "on"}

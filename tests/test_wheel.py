@@ -89,3 +89,14 @@ def test_each_module_can_be_the_first_that_is_imported(installed: Path, tmp_path
     assert told.pop("script").startswith(f"/* Throughline {__version__}")
     assert told.pop("command") == "sse"
     assert told == {module: str(installed / file) for module, file in modules.items()}
+
+
+def test_a_copy_of_the_app_runs_beside_it_without_the_demo(installed: Path, tmp_path: Path) -> None:
+    shutil.copy(ROOT / "app.py", tmp_path)
+    code = """
+import app
+client = app.create_app().test_client()
+print([client.get(path).status_code for path in ("/", "/healthz", "/sse/sse.js", "/nothing")])
+"""
+    told = run([sys.executable, "-P", "-c", code], tmp_path, PYTHONPATH=f"{installed}:{tmp_path}")
+    assert told.strip() == "[200, 200, 200, 404]"
