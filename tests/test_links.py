@@ -1,0 +1,46 @@
+"""Links of the README and the docs lead somewhere, and paths in settings and comments are those of files."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.servers import ROOT
+
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+SETTINGS = ["nginx.conf", "gunicorn.conf.py", "Makefile", "pyproject.toml", "deploy/nginx/throughline.conf"]
+SOURCES = sorted({ROOT / name for name in SETTINGS} | {*ROOT.glob("sse/**/*.py"), *ROOT.glob("demo/*.py"), *PAGES})
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+PATH = re.compile(r"(?<![\w/.-])((?:sse|demo|bench|requirements)/[\w/.-]*\.(?:py|lua|in|txt|html|css|js))\b")
+TO_COME = {
+    "sse/hub/channel.py",
+    "sse/hub/follower.py",
+    "sse/server/rows.py",
+    "sse/transports/dialect.py",
+    "sse/web/answers.py",
+}
+
+
+def headings(page: Path) -> set[str]:
+    """Return the anchors that a page's headings have, as GitHub makes them."""
+    found = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in found}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_leads_to_a_file_and_to_a_heading_of_it(page: Path) -> None:
+    for link in LINK.findall(page.read_text()):
+        if "://" in link:
+            continue
+        name, _, anchor = link.partition("#")
+        target = (page.parent / name).resolve() if name else page
+        assert target.exists() or str(target.relative_to(ROOT)) in TO_COME, link
+        assert not anchor or anchor in headings(target), link
+
+
+@pytest.mark.parametrize("file", SOURCES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_every_path_that_is_named_is_that_of_a_file(file: Path) -> None:
+    for path in PATH.findall(file.read_text()):
+        assert (ROOT / path).exists() or path in TO_COME, path
