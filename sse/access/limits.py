@@ -1,5 +1,5 @@
-"""How often and how much: events and their bytes by publishing key, events by channel, and streams, polls and new
-channels by client. The library `limits` reads the rates and counts in Redis.
+"""Limits of rates: events and their bytes by publishing key, events by channel, and streams, polls and new channels by
+client. The library `limits` parses the rates, and counts in Redis.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ _PATIENCE: Final = 0.5
 _TRY_AGAIN: Final = 5.0
 _SWEEP_EVERY: Final = 60.0
 _WITH_PORT: Final = re.compile(r"\[([^]]*)\](?::\d+)?|([\d.]+):\d+")  # some proxies add it (RFC 7239, 6)
-_MAX_ADDRESS: Final = 60  # more is none, and not to be kept
+_MAX_ADDRESS: Final = 60  # a longer text is no address, and is not to be kept in the cache
 _PUBLISH_BYTES: Final = "SSE_LIMIT_PUBLISH_BYTES"
-_RING_BYTES: Final = 1024  # what a new ring counts for
+_RING_BYTES: Final = 1024  # that a new ring counts as
 
 
 class Limits:
     """The limits of one service, counted in this process's memory or in the Redis of SSE_LIMITS_URL.
 
-    While that Redis is away, nothing is limited: a count is not worth an outage.
+    Nothing is limited while that Redis is away, because a count is not worth an outage.
     """
 
     def __init__(self, config: Config) -> None:
@@ -67,32 +67,33 @@ class Limits:
         return RedisStorage(self._url, key_prefix=self._prefix, **options)
 
     def subscribe(self, address: str | None) -> None:
-        """Count a new stream or poll of a client; nobody's address is not limited.
+        """Count a new stream or poll of a client. Without an address, nothing is limited.
 
-        :raises TooMany: if there were too many.
+        :raises TooMany: if the client has begun too many.
         """
         if address:
             self._count("SSE_LIMIT_SUBSCRIBE", self._subscribe, address, 1)
 
     def new_channels(self, client: str, count: int) -> None:
-        """Count channels that a client, an address or the scope of a token, is about to bring into being.
+        """Count channels that a client is about to bring into being.
 
-        :raises TooMany: if there were too many.
+        :param client: an address, or the scope of a token.
+        :raises TooMany: if the client has brought too many into being.
         """
         rate = self._new_channels
-        # A request for more than a whole window has counts as a whole window: otherwise it could never be served.
+        # A request for more channels than the rate allows counts as a whole window, or it could never be served.
         self._count("SSE_LIMIT_NEW_CHANNELS", rate, client, min(count, rate.amount) if rate else count)
 
     def publish(self, publisher: str, channels: Sequence[str], size: int, count_new: Callable[[], int]) -> int:
-        """Count events on these channels before they are stored; the number of new rings that is counted, too.
+        """Count events on these channels before they are stored, and return the number of new rings counted with them.
 
         The store knows which channels get a new ring, and asking it takes a round trip. So it is asked only near the
         limit, where the answer decides. Otherwise new rings are counted by `begun`, when the events are stored.
 
         :param size: bytes that the events' data take in the store.
         :param count_new: asks the store how many of the channels have no event yet.
-        :raises TooMany: if there were too many.
-        :raises TooLarge: if so many at once will always be.
+        :raises TooMany: if there is no room for them in this window.
+        :raises TooLarge: if they would not fit into any window.
         """
         counted = [("SSE_LIMIT_PUBLISH", self._publish, publisher, len(channels))]
         counted += [("SSE_LIMIT_CHANNEL", self._channel, *item) for item in Counter(channels).items()]
@@ -115,22 +116,22 @@ class Limits:
         return rings
 
     def begun(self, publisher: str, rings: int) -> None:
-        """Count new rings that a publication has made. It is stored, so this refuses nothing."""
+        """Count the new rings of a publication. It is stored already, so this refuses nothing."""
         if rings > 0:
             with contextlib.suppress(TooMany):
                 self._count(_PUBLISH_BYTES, self._publish_bytes, publisher, _RING_BYTES * rings)
 
     def close(self) -> None:
-        """Let go of the connections; counts in this process's memory are gone. The next use begins anew."""
+        """Close the connections, and forget the counts of this process's memory. The next use begins anew."""
         counts = vars(self).pop("_counts", None)
         if isinstance(counts, RedisStorage):
             # A connection in use is closed when it is given back.
             counts.storage.connection_pool.disconnect(inuse_connections=False)
 
     def _count(self, name: str, rate: RateLimitItem | None, whose: str, cost: int) -> float:
-        """Count, and return how much room is left after that.
+        """Count, and return how much room is left in this window.
 
-        :raises TooMany: if there was too little.
+        :raises TooMany: if there was too little room.
         """
         if rate is None or time.monotonic() < self._away_until:
             return math.inf
@@ -156,7 +157,7 @@ class Counts(Storage):
     def __init__(self, uri: str | None = None, wrap_exceptions: bool = False, **options: Any) -> None:
         super().__init__(uri, wrap_exceptions=wrap_exceptions, **options)
         self._lock = threading.Lock()
-        self._windows: dict[str, tuple[int, float]] = {}  # the count, and when it begins anew
+        self._windows: dict[str, tuple[int, float]] = {}  # each count, and the moment at which it begins anew
         self._next_sweep = time.monotonic() + _SWEEP_EVERY
 
     @property
@@ -196,12 +197,15 @@ class Counts(Storage):
 
 
 def client_address(remote: str | None, forwarded: str, proxies: int) -> str | None:
-    """Whose address a request comes from: the one that the outermost of the trusted proxies saw; None if nobody's.
+    """Return the address that the outermost trusted proxy saw; None if there is none, or if all clients may share it.
 
-    Where that cannot be read, it is the last proxy's own. Without proxies, loopback and unix sockets are a local
-    proxy's that was not told of, and all clients' at once. Of an IPv6 address, its /64: anybody has a whole one.
+    If the proxies' header cannot be read, the result is the last proxy's own address. Without trusted proxies, loopback
+    and unix sockets give None, because they may be a local proxy's. An IPv6 address is cut to its /64, because every
+    client has a whole one.
 
+    :param remote: the peer's address.
     :param forwarded: the X-Forwarded-For header, to which each proxy adds at the end.
+    :param proxies: the number of trusted proxies.
     """
     hops = forwarded.rsplit(",", proxies)[-proxies:] if proxies else []
     if proxies and len(hops) == proxies and (seen := _network(hops[0].strip('\t "')[:_MAX_ADDRESS])):
@@ -213,7 +217,7 @@ def client_address(remote: str | None, forwarded: str, proxies: int) -> str | No
 
 @lru_cache(maxsize=4096)
 def _network(text: str) -> str | None:
-    """An address as it is counted, if it is one."""
+    """Return an address in the form in which it is counted; None if the text is no address."""
     if with_port := _WITH_PORT.fullmatch(text):
         text = with_port[1] or with_port[2]
     try:
