@@ -38,8 +38,8 @@ EXCEPTIONS: dict[tuple[str, str], str] = {}
 KNOWN_TO = {
     "gevent": {"server"},
     "gunicorn": {"server", "worker"},
-    # `hooks` changes responses of the app, and finds Flask among the callers of a stream; `responses` are Flask's.
-    "flask": {"web.views", "web.hooks", "web.responses", "extension", "cli"},
+    # `hooks` changes the responses that hooks of the app have made, and finds Flask among the callers of a stream.
+    "flask": {"web.views", "web.hooks", "extension", "cli"},
     "flask_cors": {"web.answers", "web.views"},  # the headers for other origins are to move from `views` to `answers`
     "werkzeug": {"web"},
     "click": {"cli"},
@@ -49,7 +49,7 @@ KNOWN_TO = {
 }
 """Libraries, and the folders and modules that may import each. No other library is imported."""
 
-UNSETTLED = {("flask_cors", "web.answers"), ("flask_cors", "web.views"), ("flask", "web.responses")}
+UNSETTLED = {("flask_cors", "web.answers"), ("flask_cors", "web.views")}
 """Places that may be without the library for now."""
 
 PURE = {

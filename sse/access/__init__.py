@@ -1,1 +1,6 @@
-"""The rules for who may read, publish and revoke: keys, tokens, the app's own rule, limits, and what was revoked."""
+"""The rules for who may read and publish, until when, and how often.
+
+`decision` is the one place where a request is let through. It asks `token`, with `jwks`, and `keys` about the
+credential that was sent. A stream or a waiting poll stands on a `permit`, which ends when its token expires or is
+revoked. `limits` counts, and `reload` reads a file again when it changes.
+"""

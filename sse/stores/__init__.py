@@ -1,4 +1,8 @@
-"""What all hubs share: the rings, in this process's memory or in Redis."""
+"""The rings that all hubs share, in this process's memory or in Redis.
+
+`base` is the contract that `memory` and `redis` keep. Redis runs each script `*.lua` as one step. `pool`, `peers`,
+`fitness` and `faults` belong to `redis`: its connections, the other processes' settings, and what may be wrong with it.
+"""
 
 from __future__ import annotations
 
