@@ -15,10 +15,10 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from bench import report
+from bench import costs, report
 from bench.load import BUILD, Load, LoadError
 from bench.more import MORE
-from bench.peers import PEERS, CannotRun, Peer, against
+from bench.peers import OWN, PEERS, CannotRun, Peer, against
 from bench.scenarios import FULL, QUICK, SCENARIOS, Record, Session, Size
 
 Results = dict[str, dict[str, list[Record]]]
@@ -71,39 +71,68 @@ def run(peers: Sequence[Peer], scenarios: Sequence[str], size: Size, rounds: int
 
 
 def main(words: Sequence[str]) -> int:
-    """Measure, print the tables, and write what came of it."""
+    """Measure, print the tables, and write what came of it. Return 1 if --costs finds a loss."""
+    args = parse(words)
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    BUILD.mkdir(exist_ok=True)
+    return compare_costs(args) if args.costs else compare_peers(args)
+
+
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """Return the arguments: `peers` and `only` as lists, `size` as a Size."""
+    every = [peer.name for peer in PEERS + MORE]
     parser = argparse.ArgumentParser("bench", description="Throughline and its peers, side by side.")
-    parser.add_argument("--peers", help=f"some of: {', '.join(peer.name for peer in PEERS + MORE)}")
+    parser.add_argument("--peers", help=f"some of: {', '.join(every)}")
     parser.add_argument("--more", action="store_true", help="those too that have to be built with Go")
     parser.add_argument("--against", type=Path, metavar="DIR", help="compare with another checkout of this project")
-    parser.add_argument("--only", help=f"some of: {', '.join(SCENARIOS)}")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--costs", action="store_true", help="with --against: what things cost, until each ratio is known"
+    )
+    parser.add_argument("--only", help=f"some of: {', '.join(SCENARIOS)}; with --costs: {', '.join(costs.GROUPS)}")
+    parser.add_argument("--rounds", type=int, help=f"3 where it is not given; with --costs at the most, {costs.MOST}")
     parser.add_argument("--streams", help="such as 100,1000,10000")
     parser.add_argument("--quick", action="store_true", help="tiny, to see that everything works")
     parser.add_argument("--results", type=Path, default=BUILD / "results.json", help="where all records go")
     parser.add_argument("--docs", action="store_true", help="write docs/benchmarks.md and its chart")
     args = parser.parse_args(words)
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    size = QUICK if args.quick else FULL
-    if args.streams:
-        size = replace(size, streams=tuple(sorted(int(count) for count in args.streams.split(","))))
-    wanted = args.peers.split(",") if args.peers else [peer.name for peer in (PEERS + MORE if args.more else PEERS)]
-    scenarios = args.only.split(",") if args.only else list(SCENARIOS)
-    if unknown := {*wanted} - {peer.name for peer in PEERS + MORE} | {*scenarios} - SCENARIOS.keys():
+    if args.against and not (args.against / "sse").is_dir():
+        parser.error(f"{args.against} is no checkout of this project")
+    if args.costs and not args.against:
+        parser.error("--costs compares with another checkout: give --against")
+    usual = costs.PEERS if args.costs else every if args.more else [peer.name for peer in PEERS]
+    known = list(costs.GROUPS if args.costs else SCENARIOS)
+    args.peers = args.peers.split(",") if args.peers else usual
+    args.only = args.only.split(",") if args.only else known
+    if unknown := {*args.peers} - {*(OWN if args.costs else every)} | {*args.only} - {*known}:
         parser.error(f"not known: {', '.join(sorted(unknown))}")
-    peers = [peer for peer in PEERS + MORE if peer.name in wanted]
+    args.size = QUICK if args.quick else FULL
+    if args.streams:
+        args.size = replace(args.size, streams=tuple(sorted(int(count) for count in args.streams.split(","))))
+    return args
+
+
+def compare_costs(args: argparse.Namespace) -> int:
+    """Compare two checkouts until it is known what things cost, or for `rounds`."""
+    rounds = args.rounds or (2 if args.quick else costs.MOST)
+    peers = [peer for peer in PEERS if peer.name in args.peers]
+    found = costs.compare(peers, args.against.resolve(), args.size, rounds, args.only)
+    args.results.write_text(json.dumps(found.as_json(), indent=1))
+    return int(found.has_loss)
+
+
+def compare_peers(args: argparse.Namespace) -> int:
+    """Measure peers side by side for `rounds`, and tell medians."""
+    size: Size = args.size
+    peers = [peer for peer in PEERS + MORE if peer.name in args.peers]
     if args.against:
-        if not (args.against / "sse").is_dir():
-            parser.error(f"{args.against} is no checkout of this project")
         size = replace(size, repeat=True)
         others = {peer.name: against(peer, args.against.resolve()) for peer in peers}
         peers = [one for peer in peers for one in (peer, others[peer.name]) if one]
     began = time.time()
-    results, faults = run(peers, scenarios, size, 1 if args.quick else args.rounds)
+    results, faults = run(peers, args.only, size, 1 if args.quick else args.rounds or 3)
     print(f"{(time.time() - began) / 60:.1f} minutes\n")
     outcome = report.Outcome(results, faults, {peer.name: peer.label for peer in peers}, size.streams)
-    BUILD.mkdir(exist_ok=True)
     args.results.write_text(json.dumps(outcome.as_json(), indent=1))
     print(report.tables(outcome))
     if args.against:

@@ -25,8 +25,10 @@
  * checks that these are contiguous; what is not is told as lost or doubled.
  *
  * On channels of their own, the digit is 9, and the number counts in turns over all N channels: it is the channel's
- * where it is divided by N. A stream that is told `busy` is opened again after the time that it is told, and one that
- * has been open before says where it was: by the template `again`, in which %I is the id that it was opened with.
+ * where it is divided by N. The template `again` is for a server whose first block says that the stream is in, with an
+ * id, or that it is busy. A stream that is told `busy` is opened again after the time that it is told. A stream that has
+ * been open before says where it was: by that template, in which %I is the id that it was opened with. At other servers
+ * a stream is in with its first block, whatever that says.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -90,7 +92,7 @@ static int64_t published, completed, delivered, lost, doubled, last_receipt, now
 
 static uint32_t own_count, own_next, own_first;           /* channels; that of the next stream; the first event's number */
 static int64_t own_due[MAX_OWN];                          /* when one that was told `busy` comes back */
-static char own_id[MAX_OWN][64];
+static char own_id[MAX_OWN][128];
 static int own_waiting, flooders, flood_batch;
 static int64_t busy, accepted, greedy_answers;
 
@@ -116,9 +118,15 @@ static void die(const char *why) {
     exit(1);
 }
 
-static const char *template(const char *name) {
+static const char *find_template(const char *name) {
     for (int i = 0; i < 32 && templates[i].text; i++)
         if (!strcmp(templates[i].name, name)) return templates[i].text;
+    return NULL;
+}
+
+static const char *template(const char *name) {
+    const char *text = find_template(name);
+    if (text) return text;
     fprintf(stderr, "load: no template %s\n", name);
     exit(1);
 }
@@ -301,14 +309,17 @@ static bool take_head(struct connection *c, const char *data, size_t length) {
     c->reply[c->reply_length] = 0;
     char *end = strstr(c->reply, "\r\n\r\n");
     if (!end) return false;
-    if (own_count && !strncmp(c->reply + 8, " 200", 4)) {       /* wait for the first block, which tells whether it is in */
+    bool is_in = !own_count || strncmp(c->reply + 8, " 200", 4);    /* or its first block tells that */
+    if (!is_in && !find_template("again")) {
+        if (!strstr(end + 4, "\n\n") && !strstr(end + 4, "\r\n\r\n")) return false;
+    } else if (!is_in) {
         char *block = strstr(end, "event: sse."), *id = strstr(end, "id: "), *retry = strstr(end, "retry: ");
         if (!block || !strstr(block, "\n\n")) return false;
         if (!strncmp(block + 11, "close", 5)) {
             busy++;
             own_waiting++;
             own_due[c->own] = clock_now() + (int64_t)((retry ? atoi(retry + 7) : 1000) * 1e6);
-        } else if (id) sscanf(id + 4, "%63s", own_id[c->own]);
+        } else if (id) sscanf(id + 4, "%127s", own_id[c->own]);
     }
     *end = 0;
     if (strncmp(c->reply + 8, " 200", 4)) {
@@ -432,8 +443,8 @@ static void read_answers(int fd) {
             continue;
         }
         if (c->kind == FLOODER) {
-            accepted += c->in_flight;
-            c->in_flight = 0;
+            accepted += one_each ? 1 : c->in_flight;
+            c->in_flight -= one_each ? 1 : c->in_flight;
             continue;
         }
         answers++;
@@ -446,7 +457,7 @@ static void read_answers(int fd) {
         else hang_up(fd);
     }
     if (done && asking && c->kind == GREEDY) ask(fd);
-    if (done && asking && c->kind == FLOODER) publish_own(fd);
+    if (done && asking && c->kind == FLOODER && !c->in_flight) publish_own(fd);
 }
 
 /* Publishing: one connection, so that the order is told; what falls due while it waits for its answer goes together. */
@@ -511,23 +522,33 @@ static void publish(int count, int64_t due, int64_t every) {
 static void publish_own(int fd) {
     static char body[1 << 20], request[1 << 21];
     struct connection *c = &connections[fd];
-    size_t body_length = put(body, template("body"), 0, 0, 0);
+    size_t length = 0, body_length = one_each ? 0 : put(body, template("body"), 0, 0, 0);
     int64_t sent_at = clock_now();
     for (int i = 0; i < flood_batch; i++) {
         uint32_t channel = c->own + c->place * flooders, number = own_first + c->turn * own_count + channel;
         if (number - own_first >= EVENTS) return;
         published_at[number - own_first] = sent_at;
         published++;
-        if (i) body_length += put(body + body_length, template("between"), 0, 0, 0);
-        body_length += put(body + body_length, template("item"), channel, number, 0);
         c->in_flight++;
         c->place++;
         if (c->own + c->place * flooders >= own_count) c->place = 0, c->turn++;
+        if (one_each) {
+            body_length = put(body, template("item"), channel, number, 0);
+            length += put(request + length, template("publish"), channel, number, body_length);
+            memcpy(request + length, body, body_length);
+            length += body_length;
+            continue;
+        }
+        if (i) body_length += put(body + body_length, template("between"), 0, 0, 0);
+        body_length += put(body + body_length, template("item"), channel, number, 0);
     }
-    body_length += put(body + body_length, template("after"), 0, 0, 0);
-    size_t length = put(request, template("publish"), 0, 0, body_length);
-    memcpy(request + length, body, body_length);
-    if (!send_all(fd, request, length + body_length)) refused++;
+    if (!one_each) {
+        body_length += put(body + body_length, template("after"), 0, 0, 0);
+        length = put(request, template("publish"), 0, 0, body_length);
+        memcpy(request + length, body, body_length);
+        length += body_length;
+    }
+    if (!send_all(fd, request, length)) refused++;
 }
 
 /* Answers that are timed do not queue behind ten thousand streams. */

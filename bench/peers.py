@@ -16,6 +16,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from bench.load import BUILD, LOAD_CORE, SERVER_CORE, on_core, program
 from tests import client
@@ -32,6 +33,20 @@ AGAINST = "@against"
 
 class CannotRun(Exception):
     """What a peer needs is not here."""
+
+
+class Own(NamedTuple):
+    """How streams on channels of their own are asked for and published to: templates in which %C is the channel.
+
+    `both` asks for a stream on a channel of its own and on one for all, that of `Target.item`. `comes_back` is True
+    where a stream's first block says with an id that it is in, or that the server is busy.
+    """
+
+    stream: str
+    publish: str
+    item: str
+    both: str = ""
+    comes_back: bool = False
 
 
 @dataclass
@@ -53,7 +68,7 @@ class Target:
     parked: Callable[[], str] | None = None  # one that waits
     redis: RedisServer | None = None
     scripts: bool = False  # it publishes by a script in Redis, to compare with that script alone
-    own: tuple[str, str] | None = None  # a stream on a channel of its own, and an item for it: %C is the channel
+    own: Own | None = None
 
 
 @dataclass(frozen=True)
@@ -130,7 +145,7 @@ def throughline(
     """As a site has it: public patterns, origins, limits, resumable ids. `root` is the checkout that serves."""
     store = start_redis(stack, folder) if redis else None
     env = {
-        "SSE_PUBLIC": "bench/*",
+        "SSE_PUBLIC": "bench/* user/*",
         "SSE_ORIGINS": ORIGIN,
         "SSE_PUBLISH_KEYS": KEY,
         "SSE_RING": str(RING),
@@ -167,13 +182,14 @@ def throughline(
     def parked() -> str:
         return get(f"/sse/poll?channel=bench/0&timeout=60&last_event_id={published()[1]}")
 
+    publish = post("/sse/publish", f"Authorization: Bearer {KEY}", *JSON)
     channels = 5 if five else 1
     query = "&".join(f"channel=bench/{number}" for number in range(channels))
     return Target(
         port,
         servers,
         stream=get(f"/sse/stream?{query}"),
-        publish=post("/sse/publish", f"Authorization: Bearer {KEY}", *JSON),
+        publish=publish,
         item='{"channel":"bench/%C","data":"%D"}',
         channels=channels,
         health=get("/healthz"),
@@ -182,7 +198,13 @@ def throughline(
         parked=parked,
         redis=store,
         scripts=True,
-        own=(get("/sse/stream?channel=bench/%C"), '{"channel":"bench/%C","data":"%D"}'),
+        own=Own(
+            get("/sse/stream?channel=user/%C"),
+            publish,
+            '{"channel":"user/%C","data":"%D"}',
+            both=get("/sse/stream?channel=user/%C&channel=bench/0"),
+            comes_back=True,
+        ),
     )
 
 
@@ -209,13 +231,22 @@ def gunicorn(
     words = ["-m", "gunicorn", "-c", "bench/apps/gunicorn_settings.py", "-k", worker, "-b", f"127.0.0.1:{port}", app]
     server = Process(folder, "gunicorn", port, sys.executable, *words, knock=knock, env=env)
     start(stack, server)
-    return Target(port, [server], get("/stream"), post("/publish", *JSON), health=get("/healthz"))
+    return with_channels(port, server)
+
+
+def with_channels(port: int, server: Server) -> Target:
+    """The target that an app is whose streams name a channel, or else have the one without a name."""
+    publish = post("/publish", *JSON)
+    own = Own(get("/stream?channel=%C"), publish, '{"channel":"%C","data":"%D"}')
+    item = '{"channel":"","data":"%D"}'
+    return Target(port, [server], get("/stream"), publish, item, health=get("/healthz"), own=own)
 
 
 def flask_sse(stack: ExitStack, folder: Path) -> Target:
     redis = start_redis(stack, folder)
     target = gunicorn(stack, folder, "bench.apps.with_flask_sse:app", REDIS_URL=redis.url)
     target.answers_first = False
+    target.item, target.own = '"%D"', None  # a stream says nothing before its channel's first event
     return target
 
 
@@ -225,7 +256,7 @@ def sse_starlette(stack: ExitStack, folder: Path) -> Target:
     words += ["bench.apps.with_sse_starlette:app"]
     server = Process(folder, "uvicorn", port, sys.executable, *words, knock="/healthz")
     start(stack, server)
-    return Target(port, [server], get("/stream"), post("/publish", *JSON), health=get("/healthz"))
+    return with_channels(port, server)
 
 
 def nchan_module() -> Path:
@@ -249,7 +280,8 @@ def nchan(stack: ExitStack, folder: Path, *, redis: bool = False) -> Target:
     store = start_redis(stack, folder) if redis else None
     port = free_port()
     upstream = f"upstream store {{ nchan_redis_server {store.url}; }}" if store else ""
-    channel = f"nchan_channel_id bench; {'nchan_redis_pass store;' if store else ''}"
+    storage = "nchan_redis_pass store;" if store else ""
+    channel = f"nchan_channel_id bench; {storage}"
     config = folder / "nchan.conf"
     config.write_text(f"""
         load_module {module};
@@ -271,6 +303,14 @@ def nchan(stack: ExitStack, folder: Path, *, redis: bool = False) -> Target:
                 location = /stream {{ nchan_subscriber eventsource; {channel} nchan_subscriber_first_message newest; }}
                 location = /poll {{ nchan_subscriber longpoll; {channel} nchan_subscriber_first_message oldest; }}
                 location = /parked {{ nchan_subscriber longpoll; {channel} nchan_subscriber_first_message newest; }}
+                location ~ ^/publish/([0-9]+)$ {{
+                    nchan_publisher; nchan_channel_id $1; {storage}
+                    nchan_message_buffer_length {RING}; nchan_message_timeout 1h;
+                }}
+                location ~ ^/stream/([0-9]+)$ {{
+                    nchan_subscriber eventsource; nchan_channel_id $1; {storage}
+                    nchan_subscriber_first_message newest;
+                }}
                 location = /healthz {{ return 200 "ok"; }}
             }}
         }}""")
@@ -287,10 +327,13 @@ def nchan(stack: ExitStack, folder: Path, *, redis: bool = False) -> Target:
 
     wait_until(stores)  # 503 until it has found Redis
 
+    def stream(path: str) -> str:
+        return get(path).replace("\r\n\r\n", "\r\nAccept: text/event-stream\r\n\r\n")
+
     return Target(
         port,
         [server],
-        stream=get("/stream").replace("\r\n\r\n", "\r\nAccept: text/event-stream\r\n\r\n"),
+        stream=stream("/stream"),
         publish=post("/publish", "Content-Type: text/plain"),
         item="%D",
         each=True,
@@ -298,6 +341,7 @@ def nchan(stack: ExitStack, folder: Path, *, redis: bool = False) -> Target:
         poll=lambda: get("/poll"),
         parked=lambda: get("/parked"),
         redis=store,
+        own=Own(stream("/stream/%C"), post("/publish/%C", "Content-Type: text/plain"), "%D"),
     )
 
 
@@ -315,19 +359,21 @@ OWN: dict[str, Callable[..., Target]] = {
     "throughline-five": partial(throughline, five=True),
     "throughline-nginx": partial(throughline, nginx=True),
 }
-ALL = ("requests", "parked", "streams", "own", "greedy")
+ALL = ("requests", "parked", "streams", "own", "shared", "greedy")
+NCHAN = ALL[:4]
+OWN_TOO = ("requests", "streams", "own")
 PEERS = [
     Peer("throughline", "Throughline", OWN["throughline"], ALL, every_round=True),
-    Peer("nchan", "nchan", nchan, ALL[:3], every_round=True),
+    Peer("nchan", "nchan", nchan, NCHAN, every_round=True),
     Peer("raw", "raw C loop", raw, ("streams",), every_round=True),
     Peer("throughline-redis", "Throughline, Redis", OWN["throughline-redis"], ALL, every_round=True),
-    Peer("nchan-redis", "nchan, Redis", lambda s, f: nchan(s, f, redis=True), ALL[:3], every_round=True),
+    Peer("nchan-redis", "nchan, Redis", lambda s, f: nchan(s, f, redis=True), NCHAN, every_round=True),
     Peer("bare", "a bare Flask view", bare, ("requests",), every_round=True),
     Peer("throughline-five", "Throughline, five channels", OWN["throughline-five"], ("streams",)),
     Peer("throughline-nginx", "Throughline behind nginx", OWN["throughline-nginx"], ("streams",), most=9_500),
-    Peer("naive", "Flask, a queue for each", lambda s, f: gunicorn(s, f, "bench.apps.naive:app")),
+    Peer("naive", "Flask, a queue for each", lambda s, f: gunicorn(s, f, "bench.apps.naive:app"), OWN_TOO),
     Peer("flask-sse", "flask-sse, Redis", flask_sse, ("streams",), most=5_000),
-    Peer("sse-starlette", "sse-starlette, uvicorn", sse_starlette),
+    Peer("sse-starlette", "sse-starlette, uvicorn", sse_starlette, OWN_TOO),
     Peer("raw-joined", "the load generator's limit", lambda s, f: raw(s, f, "joined"), ("streams",)),
 ]  # fmt: skip
 

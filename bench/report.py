@@ -24,6 +24,7 @@ from tests.servers import ROOT
 
 PAGE = ROOT / "docs" / "benchmarks.md"
 TIMES = ("alone", "busy")
+KINDS = ("idle", "own", "shared", "parked")
 DETAILS = ("p50", "p99", "kept", "busy")
 """Further figures that a record may have besides its value."""
 
@@ -133,21 +134,18 @@ def tables(outcome: Outcome) -> str:
         ),
         "\n## Memory, KB of RSS\n",
         table(
-            ["", "an idle stream", "a parked poll"],
-            rows((f"idle-{most}", "value", kilobytes), (f"parked-{most}", "value", kilobytes)),
+            ["", "an idle stream", "on its own channel", "and on a shared one", "a parked poll"],
+            rows(*((f"{n}-idle" if n in ("own", "shared") else f"{n}-{most}", "value", kilobytes) for n in KINDS)),
         ),
         "\n## Requests a second\n",
         table(
             ["", "new streams", "polls", "publishes", "bare EVALSHA"],
             rows(*((name, "value", count) for name in ("connects", "polls", "publishes", "evalsha"))),
         ),
-        "\n## Streams on a channel of their own each: seconds until all are in, and KB of RSS for each\n",
+        "\n## Streams on a channel of their own each: seconds until all are in\n",
         table(
-            ["", "on one channel", "on their own", "after a restart", "KB"],
-            rows(
-                *((f"own-{name}", "value", seconds) for name in ("open-one", "open", "reopen")),
-                ("own-idle", "value", kilobytes),
-            ),
+            ["", "on one channel", "on their own", "after a restart"],
+            rows(*((f"own-{name}", "value", seconds) for name in ("open-one", "open", "reopen"))),
         ),
         "\n## Streams on a channel of their own each: publishing as fast as it is answered\n",
         table(
@@ -305,14 +303,15 @@ How it is measured:
   the end.
 - One event at a time: the next is published when all streams have the one before it, so there is nothing to join.
 - Memory is what nine tenths of the streams have added to the RSS of all the server's processes, after its first
-  requests; the kernel's own for each connection comes on top, the same for all.
+  requests; the kernel's own for each connection comes on top, the same for all. "An idle stream" is one of {most:,} on
+  the same channel or channels; on channels of their own, there are {own:,}.
 - The raw C loop ([bench/raw.c](../bench/raw.c)) does one write for each event and stream and nothing else: the limit of
   a server that joins nothing. The load generator's limit is the same loop with all events of a request in one write.
-- Channels of their own: {own:,} streams, each with a channel that is new to the server. A stream that is told `busy`
-  comes back when it is told to. After a restart of the server, each comes back with its last event id. Events are then
-  published from {clients} connections, one in each request, and from {flood}, {batch} in each; each connection
-  publishes again as soon as it is answered. "Of accepted" is what was delivered before the end of the run, of what was
-  accepted before it.
+- Channels of their own: {own:,} streams, each with a channel that is new to the server, such as `user/7`. A stream
+  that is told `busy` comes back when it is told to. After a restart of the server, each comes back with its last event
+  id. Events are then published from {clients} connections, one in each request, and from {flood}, {batch} in each; each
+  connection publishes again as soon as it is answered. "Of accepted" is what was delivered before the end of the run,
+  of what was accepted before it. A stream "on its own channel and on a shared one" has both of them.
 - Greedy publishers publish one event a request on kept connections, again as soon as they are answered.
 - A poll is answered at once with one event. Publishes are one event a request from {clients} connections; bare EVALSHA
   is the same script from as many greenlets and no HTTP.
@@ -335,6 +334,7 @@ def write(outcome: Outcome) -> None:
         grace=GRACE,
         clients=CLIENTS,
         own=FULL.own,
+        most=outcome.streams[-1],
         flood=FLOOD,
     )
     PAGE.write_text(text + tables(outcome) + "\n")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.load import SERVER_CORE, Load, on_core
-from bench.peers import Peer, Target
+from bench.peers import Own, Peer, Target
 from tests.servers import ROOT, children
 
 Record = dict[str, Any]
@@ -32,13 +31,15 @@ class Size:
 
     streams: tuple[int, ...] = (100, 1_000, 10_000)
     seconds: float = 2.0
+    turn: float = 0.6  # seconds for which one of two checkouts is loaded before the other has its turn
+    turns: int = 6  # of each, the first of which is not counted
     trials: int = 2  # of a rate, once one was too high
     own: int = 5_000  # streams on a channel of their own each
     repeat: bool = False  # what one round would do for, too
     busiest: float = 0.9  # of its core, that the load generator may have had where a figure counts
 
 
-FULL, QUICK = Size(), Size((20, 100), 0.3, 1, own=100, busiest=math.inf)
+FULL, QUICK = Size(), Size((20, 100), 0.3, 0.2, 2, 1, own=100, busiest=math.inf)
 
 
 @dataclass
@@ -129,17 +130,13 @@ def own(session: Session) -> Measures:
     load, target, size = session.load, session.target, session.size
     if target.own is None:
         return
-    request, item = target.own
     count = min(size.own, session.peer.most)
     load("connect", CLIENTS, 0.3)  # a server's first requests make it grow
     one = load("open", count, CLIENTS, 1)
     load("close")
     time.sleep(1)  # until the server has seen it
     yield "own-open-one", timed(one, count)
-    load.set("stream", request)
-    load.set("again", request.replace("\r\n\r\n", "\r\nLast-Event-ID: %I\r\n\r\n"))
-    load.set("item", item)
-    load("own", count)
+    ask_for_own(load, target.own, count)
     opened = open_all(session, count, head=True)
     yield "own-idle", opened
     yield "own-open", timed(opened, count)
@@ -147,6 +144,8 @@ def own(session: Session) -> Measures:
     for name, connections, batch in (("single", CLIENTS, 1), ("batch", FLOOD, BATCH)):
         words = (min(connections, count), min(batch, count), 2 * size.seconds, GRACE + 3)
         yield f"own-{name}", flooded(session, *words)
+    if not target.own.comes_back:
+        return
     server = target.servers[0]
     server.stop()
     load("close")
@@ -155,6 +154,27 @@ def own(session: Session) -> Measures:
     again = load("open", count, CLIENTS, 1)
     yield "own-reopen", timed(again, count)
     yield "own-reopen-ratio", ratio(again, one)
+
+
+def shared(session: Session) -> Measures:
+    """What a stream takes that is on a channel of its own and on one for all."""
+    load, target = session.load, session.target
+    if target.own is None or not target.own.both:
+        return
+    count = min(session.size.own, session.peer.most)
+    load("connect", CLIENTS, 0.3)  # as above
+    ask_for_own(load, target.own._replace(stream=target.own.both), count)
+    yield "shared-idle", open_all(session, count, head=True)
+
+
+def ask_for_own(load: Load, own: Own, count: int) -> None:
+    """Have the load generator open streams on `count` channels from now on, one each, and publish to these."""
+    load.set("stream", own.stream)
+    if own.comes_back:
+        load.set("again", own.stream.replace("\r\n\r\n", "\r\nLast-Event-ID: %I\r\n\r\n"))
+    load.set("publish", own.publish)
+    load.set("item", own.item)
+    load("own", count)
 
 
 def greedy(session: Session) -> Measures:
@@ -178,6 +198,7 @@ SCENARIOS: dict[str, Callable[[Session], Measures]] = {
     "parked": parked,
     "streams": streams,
     "own": own,
+    "shared": shared,
     "greedy": greedy,
 }
 
@@ -306,6 +327,6 @@ def memory(target: Target) -> int:
 
 
 def cpu_seconds(target: Target) -> float:
-    """What all the server's processes have used."""
-    stats = (Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in processes(target))
-    return sum(int(stat[11]) + int(stat[12]) for stat in stats) / os.sysconf("SC_CLK_TCK")
+    """What all threads of the server's processes have used, to the nanosecond (proc_pid_schedstat: the first field)."""
+    paths = [path for pid in processes(target) for path in Path(f"/proc/{pid}/task").glob("*/schedstat")]
+    return sum(int(path.read_text().split()[0]) for path in paths) / 1e9

@@ -1,6 +1,7 @@
 """sse-starlette with a queue for each client."""
 
 import asyncio
+from collections import defaultdict
 from collections.abc import AsyncIterator
 
 from sse_starlette.sse import EventSourceResponse
@@ -9,27 +10,29 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-clients: set[asyncio.Queue[str]] = set()
+clients: defaultdict[str, set[asyncio.Queue[str]]] = defaultdict(set)
 
 
-async def stream(_: Request) -> EventSourceResponse:
+async def stream(request: Request) -> EventSourceResponse:
+    channel = request.query_params.get("channel", "")
+
     async def body() -> AsyncIterator[dict[str, str]]:
         mine: asyncio.Queue[str] = asyncio.Queue()
-        clients.add(mine)
+        clients[channel].add(mine)
         try:
             yield {"comment": "open"}
             while True:
                 yield {"data": await mine.get()}
         finally:
-            clients.discard(mine)
+            clients[channel].discard(mine)
 
     return EventSourceResponse(body(), headers={"Access-Control-Allow-Origin": "*"})
 
 
 async def publish(request: Request) -> Response:
-    for data in await request.json():
-        for client in clients:
-            client.put_nowait(data)
+    for item in await request.json():
+        for client in clients[item["channel"]]:
+            client.put_nowait(item["data"])
     return Response(status_code=201)
 
 

@@ -69,7 +69,7 @@ def test_a_tiny_run_gives_each_figure(tmp_path: Path) -> None:
     measured = outcome["results"]
     assert {"connects", "polls"} <= measured["bare"].keys()
     assert {"connects", "polls", "publishes", "parked-100", "idle-100", "health-busy"} <= measured["throughline"].keys()
-    assert {"own-idle", "own-open-ratio", "own-reopen-ratio"} <= measured["throughline"].keys()
+    assert {"own-idle", "shared-idle", "own-open-ratio", "own-reopen-ratio"} <= measured["throughline"].keys()
     for name in ("single", "batch"):
         [run] = measured["throughline"][f"own-{name}"]
         assert run["whole"], run
@@ -94,12 +94,7 @@ def test_a_tiny_run_gives_each_figure(tmp_path: Path) -> None:
 
 def test_another_checkout_is_served_from_its_own_folder_and_compared(tmp_path: Path) -> None:
     """The other checkout notes when its own code is imported."""
-    other = tmp_path / "other"
-    other.mkdir()
-    for name in ("sse", "static", "demo"):
-        shutil.copytree(ROOT / name, other / name)
-    for name in ("app.py", "wsgi.py", "gunicorn.conf.py"):
-        shutil.copy(ROOT / name, other / name)
+    other = checkout(tmp_path)
     wsgi = other / "wsgi.py"
     wsgi.write_text(f"{wsgi.read_text()}\nopen({str(tmp_path / 'served')!r}, 'a').write(__file__)\n")
     results = tmp_path / "results.json"
@@ -113,6 +108,63 @@ def test_another_checkout_is_served_from_its_own_folder_and_compared(tmp_path: P
     measured = json.loads(results.read_text())["results"]
     assert measured["throughline"].keys() == measured["throughline@against"].keys()
     assert "| Throughline: greedy-publishes-32 " in done.stdout.partition("As ratios to")[2]
+
+
+def test_the_costs_of_two_checkouts_are_compared(tmp_path: Path) -> None:
+    """A request to the other checkout takes a millisecond longer, and an import of it twenty."""
+    other = checkout(tmp_path)
+    wsgi = other / "wsgi.py"
+    slow = """
+import time
+app = application
+def application(environ, start_response):
+    end = time.thread_time() + 0.001
+    while time.thread_time() < end:
+        pass
+    return app(environ, start_response)
+"""
+    wsgi.write_text(wsgi.read_text() + slow)
+    extension = other / "sse/extension.py"
+    extension.write_text(
+        f"{extension.read_text()}\nimport time\nend = time.process_time() + 0.02\n"
+        "while time.process_time() < end:\n    pass\n"
+    )
+    results = tmp_path / "results.json"
+    words = ["--quick", "--costs", "--peers", "throughline", "--only", "requests,own,shared", "--against", str(other)]
+    words += ["--results", str(results)]
+    done = subprocess.run(
+        [sys.executable, "-m", "bench", *words], cwd=ROOT, capture_output=True, text=True, timeout=180, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = json.loads(results.read_text())
+    for what in ("a poll", "a publish", "a stream"):
+        for here, there in told["pairs"][f"Throughline: {what}, CPU s"]:
+            assert 0.0008 < there - here < 0.02
+    assert all(0.015 < there - here < 0.06 for here, there in told["pairs"]["from sse import SSE, CPU s"])
+    for name in ("a delivery, own channels", "a delivery on the shared channel"):
+        assert all(here > 0 and there > 0 for here, there in told["pairs"][f"Throughline: {name}, CPU s"])
+    assert sum("KB of RSS" in name for name in told["pairs"]) == 2
+    assert {len(pairs) for pairs in told["pairs"].values()} == {2}
+    assert told["intervals"]["Throughline: a poll, CPU s"]["verdict"] == "not known yet"  # after two rounds
+    assert "| Throughline: a poll, CPU s " in done.stdout
+
+
+def checkout(tmp_path: Path) -> Path:
+    """Return the folder of a copy of what serves."""
+    other = tmp_path / "other"
+    other.mkdir()
+    for name in ("sse", "static", "demo"):
+        shutil.copytree(ROOT / name, other / name)
+    for name in ("app.py", "wsgi.py", "gunicorn.conf.py"):
+        shutil.copy(ROOT / name, other / name)
+    return other
+
+
+def test_costs_are_compared_with_something(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "bench", "--quick", "--costs"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert "give --against" in done.stderr
 
 
 def test_what_is_no_checkout_is_refused(tmp_path: Path) -> None:
