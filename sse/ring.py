@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from sse.event import Entry, Position
+
+_NONE: Final[list[Entry]] = []
+"""The entries of every ring that has none yet. It is never changed."""
 
 
 class Ring:
@@ -12,12 +17,15 @@ class Ring:
     entries go, and `base` moves up.
     """
 
+    # There may be a ring for each client, in which nothing happens: it is to be small.
+    __slots__ = ("_entries", "_max_bytes", "_max_events", "_start", "base", "bytes")
+
     def __init__(self, base: Position, max_events: int | None = None, max_bytes: int | None = None) -> None:
         self.base = base
         self.bytes = 0
         self._max_events = max_events
         self._max_bytes = max_bytes
-        self._entries: list[Entry] = []
+        self._entries = _NONE
         self._start = 0  # entries before it are gone; the list is cut now and then, not at every append
 
     def __contains__(self, position: Position) -> bool:
@@ -35,6 +43,8 @@ class Ring:
         """
         if entry.position.offset != self.newest.offset + 1:
             raise ValueError(f"{entry.position} does not follow {self.newest}")
+        if self._entries is _NONE:
+            self._entries = []
         self._entries.append(entry)
         self.bytes += _size(entry)
         while (self._max_events is not None and len(self._entries) - self._start > self._max_events) or (

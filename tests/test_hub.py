@@ -394,7 +394,7 @@ def test_a_ring_with_listeners_never_expires(make_hub: MakeHub) -> None:
     anchor = subscriber.places["a"]
     for _ in range(25):
         look_again(hub, clock)
-        wait_until(lambda: store._expiry["a"] > clock.now + 100, 3, what="the ring is renewed")
+        wait_until(lambda: store._rings["a"].expires > clock.now + 100, 3, what="the ring is renewed")
     publish(store, "1")
     assert data(collect(subscriber, 1)) == ["1"]
     assert store.read([("a", anchor)])[0].entries  # type: ignore[union-attr]

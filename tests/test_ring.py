@@ -75,3 +75,11 @@ def test_it_shrinks_from_its_oldest() -> None:
 
 def test_what_is_dropped_is_let_go() -> None:
     assert len(filled(10_000, 10)._entries) < 150
+
+
+def test_rings_that_begin_empty_have_nothing_in_common() -> None:
+    one, other = Ring(Position(0, 1)), Ring(Position(0, 1))
+    one.append(Entry(Position(1, 2), Event("x")))
+    assert one.newest == Position(1, 2)
+    assert other.newest == Position(0, 1)
+    assert other.after(Position(0, 1)) == Ring(Position(0, 1)).after(Position(0, 1)) == []

@@ -34,6 +34,16 @@ _SWEEP_SECONDS = 30.0
 _SWEPT_AT_ONCE = 100
 
 
+class _Kept(Ring):
+    """A ring, and when it is forgotten, by the store's clock."""
+
+    __slots__ = ("expires",)
+
+    def __init__(self, base: Position, max_events: int) -> None:
+        super().__init__(base, max_events)
+        self.expires = 0.0
+
+
 class MemoryStore(Store):
     """A store of one process. `clock` gives seconds, monotonic."""
 
@@ -42,8 +52,7 @@ class MemoryStore(Store):
         self._ttl = ring_ttl
         self._clock = clock
         self._lock = threading.Lock()
-        self._rings: dict[str, Ring] = {}
-        self._expiry: dict[str, float] = {}
+        self._rings: dict[str, _Kept] = {}
         self._once: dict[tuple[str, str], tuple[Entry, float]] = {}
         self._feeds: list[_MemoryFeed] = []
         self._revoked: list[tuple[Revocation, float]] = []
@@ -61,9 +70,9 @@ class MemoryStore(Store):
         with self._lock:
             rings = [self._ring(channel) for channel in channels]
             if keep:
-                for channel, ring in zip(channels, rings, strict=True):
+                for ring in rings:
                     if ring is not None:
-                        self._renew(channel, ring)
+                        self._renew(ring)
             return [ring.newest if ring is not None else None for ring in rings]
 
     def found(self, channels: Sequence[str]) -> list[Position | StoreUnavailable]:
@@ -126,7 +135,7 @@ class MemoryStore(Store):
         previous = ring.newest
         entry = Entry(_next(previous, nonce()), event)
         ring.append(entry)
-        self._renew(channel, ring)
+        self._renew(ring)
         if key:
             self._once.pop((channel, key), None)  # so that they stand in the order of their expiry
             self._once[channel, key] = (entry, self._clock() + ONCE_TTL)
@@ -139,35 +148,34 @@ class MemoryStore(Store):
         entry, expiry = self._once.get((channel, key), (None, 0.0))
         return entry if expiry > self._clock() else None
 
-    def _ring(self, channel: str) -> Ring | None:
-        if self._expiry.get(channel, 0) <= self._clock():
-            self._forget(channel)
-        return self._rings.get(channel)
+    def _ring(self, channel: str) -> _Kept | None:
+        ring = self._rings.get(channel)
+        if ring is None or ring.expires > self._clock():
+            return ring
+        del self._rings[channel]
+        return None
 
-    def _found(self, channel: str) -> Ring:
+    def _found(self, channel: str) -> _Kept:
         ring = self._ring(channel)
         if ring is None:
-            ring = self._rings[channel] = Ring(_next(Position(-1, 0), nonce()), self._max_events)
-            self._renew(channel, ring)
+            ring = self._rings[channel] = _Kept(_next(Position(-1, 0), nonce()), self._max_events)
+            self._renew(ring)
         return ring
 
-    def _renew(self, channel: str, ring: Ring) -> None:
+    def _renew(self, ring: _Kept) -> None:
         lifetime = self._ttl if ring.newest.offset else UNBORN_TTL
-        self._expiry[channel] = max(self._clock() + lifetime, self._expiry.get(channel, 0))
-
-    def _forget(self, channel: str) -> None:
-        self._rings.pop(channel, None)
-        self._expiry.pop(channel, None)
+        ring.expires = max(self._clock() + lifetime, ring.expires)
 
     def _sweep(self) -> None:
         """Forget some of what has expired: all at once would take long."""
         now = self._clock()
         if now >= self._next_sweep:
             self._next_sweep = now + _SWEEP_SECONDS
-            self._unswept = list(self._expiry)
+            self._unswept = list(self._rings)
         for channel in self._unswept[-_SWEPT_AT_ONCE:]:
-            if self._expiry.get(channel, now) <= now:
-                self._forget(channel)
+            ring = self._rings.get(channel)
+            if ring is not None and ring.expires <= now:
+                del self._rings[channel]
         del self._unswept[-_SWEPT_AT_ONCE:]
         for key in [key for key, (_, expiry) in islice(self._once.items(), _SWEPT_AT_ONCE) if expiry <= now]:
             del self._once[key]
@@ -191,7 +199,7 @@ class MemoryStore(Store):
 class _MemoryFeed(Feed):
     def __init__(self) -> None:
         self.closed = False
-        self._channels: set[str] = set()
+        self._channels: dict[str, None] = {}  # a set would take up to five times as much for each of very many
         self._announced: deque[Notice] = deque()
         self._to_look_at: dict[str, None] = {}  # channels: newly listened to, or with announcements that were dropped
         self._filled = threading.Event()
@@ -207,12 +215,12 @@ class _MemoryFeed(Feed):
 
     def subscribe(self, channels: Iterable[str]) -> None:
         for channel in channels:
-            self._channels.add(channel)
-            self._to_look_at[channel] = None
+            self._channels[channel] = self._to_look_at[channel] = None
         self._filled.set()
 
     def unsubscribe(self, channels: Iterable[str]) -> None:
-        self._channels.difference_update(channels)
+        for channel in channels:
+            self._channels.pop(channel, None)
 
     def read(self, timeout: float) -> list[Notice]:
         self._filled.wait(timeout)
