@@ -7,6 +7,8 @@ next to nothing. A measure has one pair of figures from each round. Rounds go on
 
 from __future__ import annotations
 
+import contextlib
+import os
 import statistics
 import subprocess
 import sys
@@ -41,7 +43,7 @@ from bench.scenarios import (
 from tests.servers import ROOT
 
 PEERS: Final = ["throughline", "throughline-redis"]
-MOST: Final = 30
+MOST: Final = 40
 """Rounds after which it ends even if a ratio is not known yet."""
 
 FEW: Final = 8  # connections with requests: what is under way at the end of a turn is paid for, but not counted
@@ -60,6 +62,8 @@ class Couple:
     here: Session
     there: Session
     swapped: bool
+    wanted: Callable[[str], bool]
+    """Tells whether a measure is still to be taken."""
 
     @property
     def both(self) -> tuple[Session, Session]:
@@ -72,7 +76,10 @@ class Couple:
         return found[id(self.here)], found[id(self.there)]
 
     def by_turns(self, work: Work) -> Pair | None:
-        """Return the CPU seconds of each server for one unit of work, medians of its turns; None if one went wrong."""
+        """Return the CPU seconds of each server for one unit of work; None if a turn went wrong.
+
+        The cheaper half of its turns counts: whatever else the machine does can only make a turn cost more.
+        """
         costs: dict[int, list[float]] = {id(self.here): [], id(self.there): []}
         for number in range(self.here.size.turns):
             for session in reversed(self.both) if number % 2 else self.both:
@@ -83,7 +90,12 @@ class Couple:
                     return None
                 if number:
                     costs[id(session)].append(used / units)
-        return statistics.median(costs[id(self.here)]), statistics.median(costs[id(self.there)])
+        return cheaper_half(costs[id(self.here)]), cheaper_half(costs[id(self.there)])
+
+
+def cheaper_half(costs: Sequence[float]) -> float:
+    """Return the mean of the lower half, the middle one included."""
+    return statistics.fmean(sorted(costs)[: (len(costs) + 1) // 2])
 
 
 # Groups of measures, each with servers of its own
@@ -156,7 +168,9 @@ GROUPS: Final = {
 
 
 def counted(name: str, couple: Couple, work: Work) -> Figures:
-    """Give the cost of a unit of work, unless some of the work went wrong."""
+    """Give the cost of a unit of work, unless it is known, or some of the work went wrong."""
+    if not couple.wanted(name):
+        return
     if (pair := couple.by_turns(work)) is None:
         print(f"  {name}: does not count in this round", flush=True)
     else:
@@ -234,11 +248,15 @@ class Costs:
         """The interval of each measure that has one."""
         return {measure: found for measure, pairs in self.pairs.items() if (found := interval_of(pairs))}
 
+    def wants(self, measure: str) -> bool:
+        """Tell whether a measure is not known yet."""
+        interval = interval_of(self.pairs.get(measure, ()))
+        return interval is None or not interval.is_known
+
     def is_known(self, group: str) -> bool:
         """Tell whether each measure of a group is known."""
         names = [measure for measure, its in self.groups.items() if its == group]
-        intervals = self.intervals()
-        return bool(names) and all(name in intervals and intervals[name].is_known for name in names)
+        return bool(names) and not any(map(self.wants, names))
 
     @property
     def has_loss(self) -> bool:
@@ -263,6 +281,32 @@ class Costs:
 
 def compare(peers: Sequence[Peer], other: Path, size: Size, most: int, groups: Sequence[str]) -> Costs:
     """Run rounds of some groups until each ratio is known, `most` at the most."""
+    with compiled(peers[0], other, size):
+        return _compare(peers, other, size, most, groups)
+
+
+@contextlib.contextmanager
+def compiled(peer: Peer, other: Path, size: Size) -> Iterator[None]:
+    """Have both checkouts started from compiled files within, whichever of them has some of its own.
+
+    The servers take the environment of this process.
+    """
+    before = dict(os.environ)
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        try:
+            os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+            os.environ["PYTHONPYCACHEPREFIX"] = folder
+            for _ in imports(ROOT, other):
+                pass
+            for _ in run_group(peer, other, Group(lambda _: iter(())), size, lambda _: False, swapped=False):
+                pass
+            yield
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+
+
+def _compare(peers: Sequence[Peer], other: Path, size: Size, most: int, groups: Sequence[str]) -> Costs:
     costs = Costs()
     for number in range(most):
         began = time.monotonic()
@@ -276,16 +320,22 @@ def compare(peers: Sequence[Peer], other: Path, size: Size, most: int, groups: S
                 if name not in groups or costs.is_known(key):
                     continue
                 left += 1
-                for measure, pair in run_group(peer, other, group, size, swapped=bool(number % 2)):
-                    costs.add(key, f"{peer.label}: {measure}", pair)
+
+                for measure, pair in run_group(peer, other, group, size, costs.wants, swapped=bool(number % 2)):
+                    costs.add(key, measure, pair)
         print(f"round {number + 1}, {time.monotonic() - began:.0f} s\n{costs.table()}\n", flush=True)
         if not left:
             break
     return costs
 
 
-def run_group(peer: Peer, other: Path, group: Group, size: Size, *, swapped: bool) -> Figures:
-    """Give the pair of each measure of a group, from two fresh servers. A fault of a server ends the group's round."""
+def run_group(
+    peer: Peer, other: Path, group: Group, size: Size, wanted: Callable[[str], bool], *, swapped: bool
+) -> Figures:
+    """Give the pair of each measure of a group, from two fresh servers. A fault of a server ends the group's round.
+
+    :param wanted: tells of a measure's name whether it is still to be taken.
+    """
     with ExitStack() as stack:
         try:
             sessions = {}
@@ -295,6 +345,7 @@ def run_group(peer: Peer, other: Path, group: Group, size: Size, *, swapped: boo
                 load = stack.enter_context(Load("127.0.0.1", target.port))
                 sessions[root] = Session(peer, target, load, size, lambda _: [])
                 sessions[root].prepare()
-            yield from group.run(Couple(sessions[ROOT], sessions[other], swapped))
+            couple = Couple(sessions[ROOT], sessions[other], swapped, lambda name: wanted(f"{peer.label}: {name}"))
+            yield from ((f"{peer.label}: {name}", pair) for name, pair in group.run(couple))
         except (LoadError, AssertionError, OSError, subprocess.SubprocessError) as error:
             print(f"  a round of {peer.label} ended early: {error}", flush=True)

@@ -31,8 +31,8 @@ class Size:
 
     streams: tuple[int, ...] = (100, 1_000, 10_000)
     seconds: float = 2.0
-    turn: float = 0.6  # seconds for which one of two checkouts is loaded before the other has its turn
-    turns: int = 6  # of each, the first of which is not counted
+    turn: float = 0.25  # seconds for which one of two checkouts is loaded before the other has its turn
+    turns: int = 13  # of each, the first of which is not counted
     trials: int = 2  # of a rate, once one was too high
     own: int = 5_000  # streams on a channel of their own each
     repeat: bool = False  # what one round would do for, too

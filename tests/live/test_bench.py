@@ -139,8 +139,8 @@ def application(environ, start_response):
     told = json.loads(results.read_text())
     for what in ("a poll", "a publish", "a stream"):
         for here, there in told["pairs"][f"Throughline: {what}, CPU s"]:
-            assert 0.0008 < there - here < 0.02
-    assert all(0.015 < there - here < 0.06 for here, there in told["pairs"]["from sse import SSE, CPU s"])
+            assert there - here > 0.0005
+    assert all(there - here > 0.015 for here, there in told["pairs"]["from sse import SSE, CPU s"])
     for name in ("a delivery, own channels", "a delivery on the shared channel"):
         assert all(here > 0 and there > 0 for here, there in told["pairs"][f"Throughline: {name}, CPU s"])
     assert sum("KB of RSS" in name for name in told["pairs"]) == 2
