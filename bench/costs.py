@@ -51,8 +51,15 @@ IMPORTS: Final = 7
 IMPORT: Final = "import time; began = time.process_time(); from sse import SSE; print(time.process_time() - began)"
 
 Work = Callable[[Session], float]
-"""Loads a server for a short time; returns the deliveries or answers that came of it, and 0 if one went wrong."""
+"""Loads a server for a short time; returns the deliveries or answers that came of it.
+
+It raises Wrong if one of them went wrong.
+"""
 Figures = Iterator[tuple[str, Pair]]
+
+
+class Wrong(Exception):
+    """Some of the work of a turn was not done as it should be, so its cost says nothing."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +83,7 @@ class Couple:
         return found[id(self.here)], found[id(self.there)]
 
     def by_turns(self, work: Work) -> Pair | None:
-        """Return the CPU seconds of each server for one unit of work; None if a turn went wrong.
+        """Return the CPU seconds of each server for one unit of work; None if it came to nothing in all turns.
 
         The cheaper half of its turns counts: whatever else the machine does can only make a turn cost more.
         """
@@ -86,10 +93,10 @@ class Couple:
                 used = cpu_seconds(session.target)
                 units = work(session)
                 used = cpu_seconds(session.target) - used
-                if not (units and used > 0):
-                    return None
-                if number:
+                if number and units and used > 0:
                     costs[id(session)].append(used / units)
+        if not all(costs.values()):
+            return None
         return cheaper_half(costs[id(self.here)]), cheaper_half(costs[id(self.there)])
 
 
@@ -171,9 +178,12 @@ def counted(name: str, couple: Couple, work: Work) -> Figures:
     """Give the cost of a unit of work, unless it is known, or some of the work went wrong."""
     if not couple.wanted(name):
         return
-    if (pair := couple.by_turns(work)) is None:
-        print(f"  {name}: does not count in this round", flush=True)
-    else:
+    try:
+        pair = couple.by_turns(work)
+    except Wrong as error:
+        print(f"  {name}, which does not count in this round: {error}", flush=True)
+        return
+    if pair:
         yield name, pair
 
 
@@ -192,20 +202,26 @@ def idle(name: str, couple: Couple, count: int) -> Figures:
 
 
 def asked(session: Session, name: str) -> float:
-    run = session.load("ask", name, FEW, session.size.turn)
-    return 0 if run["failed"] or run["refused"] else float(run["answers"])
+    return answered(session.load("ask", name, FEW, session.size.turn))
 
 
 def connected(session: Session) -> float:
     run = session.load("connect", FEW, session.size.turn)
     time.sleep(0.3)  # the last ones' ends
-    return 0 if run["failed"] or run["refused"] else float(run["answers"])
+    return answered(run)
+
+
+def answered(run: Record) -> float:
+    """Return the answers of a run."""
+    if run["failed"] or run["refused"]:
+        raise Wrong(f"some requests were not answered well: {run}")
+    return float(run["answers"])
 
 
 def told(session: Session) -> float:
     run = session.load("single", session.size.turn)
     # Before it counts, the load generator has each stream told an event of each channel.
-    return whole(run) and whole(run) + run["streams"] * session.target.channels
+    return whole(run) + float(run["streams"] * session.target.channels)
 
 
 def flooded(session: Session) -> float:
@@ -214,8 +230,10 @@ def flooded(session: Session) -> float:
 
 
 def whole(run: Record) -> float:
-    """Return the deliveries of a run; 0 if it was not whole."""
-    return 0 if run["lost"] or run["doubled"] or run["refused"] or run["ended"] else float(run["delivered"])
+    """Return the deliveries of a run."""
+    if run["lost"] or run["doubled"] or run["refused"] or run["ended"]:
+        raise Wrong(f"not all was delivered, once: {run}")
+    return float(run["delivered"])
 
 
 def imports(here: Path, there: Path) -> Figures:
