@@ -111,14 +111,14 @@ def test_another_checkout_is_served_from_its_own_folder_and_compared(tmp_path: P
 
 
 def test_the_costs_of_two_checkouts_are_compared(tmp_path: Path) -> None:
-    """A request to the other checkout takes a millisecond longer, and an import of it twenty."""
+    """A request to the other checkout takes 3 ms of CPU more, and an import of it 300."""
     other = checkout(tmp_path)
     wsgi = other / "wsgi.py"
     slow = """
 import time
 app = application
 def application(environ, start_response):
-    end = time.thread_time() + 0.001
+    end = time.thread_time() + 0.003
     while time.thread_time() < end:
         pass
     return app(environ, start_response)
@@ -126,7 +126,7 @@ def application(environ, start_response):
     wsgi.write_text(wsgi.read_text() + slow)
     extension = other / "sse/extension.py"
     extension.write_text(
-        f"{extension.read_text()}\nimport time\nend = time.process_time() + 0.02\n"
+        f"{extension.read_text()}\nimport time\nend = time.process_time() + 0.3\n"
         "while time.process_time() < end:\n    pass\n"
     )
     results = tmp_path / "results.json"
@@ -139,8 +139,8 @@ def application(environ, start_response):
     told = json.loads(results.read_text())
     for what in ("a poll", "a publish", "a stream"):
         for here, there in told["pairs"][f"Throughline: {what}, CPU s"]:
-            assert there - here > 0.0005
-    assert all(there - here > 0.015 for here, there in told["pairs"]["from sse import SSE, CPU s"])
+            assert there - here > 0.001
+    assert all(there - here > 0.1 for here, there in told["pairs"]["from sse import SSE, CPU s"])
     for name in ("a delivery, own channels", "a delivery on the shared channel"):
         assert all(here > 0 and there > 0 for here, there in told["pairs"][f"Throughline: {name}, CPU s"])
     assert sum("KB of RSS" in name for name in told["pairs"]) == 2
