@@ -21,7 +21,7 @@ from werkzeug.test import TestResponse
 from sse import SSE, InvalidEvent
 from sse.event import Event
 from sse.stores import Publication
-from sse.web.views import ALLOWED_HEADERS
+from sse.web.answers import ALLOWED_HEADERS
 from tests import client as wire
 from tests.conftest import MakeApp
 from tests.servers import RedisServer, wait_until

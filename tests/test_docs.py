@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sse.web.views import ALLOWED_HEADERS
+from sse.web.answers import ALLOWED_HEADERS
 from tests.servers import ROOT, RedisServer
 
 PAGE = (ROOT / "docs" / "testing.md").read_text()

@@ -6,6 +6,7 @@ import math
 import re
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from types import CodeType, FrameType
@@ -21,6 +22,7 @@ from sse.log import warn, warn_once
 from sse.transports.dialect import busy, busy_for
 from sse.transports.poll import Poll
 from sse.transports.stream import Cut, Stream
+from sse.web.answers import STREAM_HEADERS
 from sse.wire import encode_json
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 _DISPATCH: Final[CodeType] = Flask.full_dispatch_request.__code__
 _LONGEST_WAIT: Final = 86_400  # seconds that a client is told to wait, whatever the app says
 _BUSY: Final = "sse.busy"
+_OF_A_WHOLE: Final = ("content-length", "etag")  # headers that a stream cannot have
 
 Finish = Callable[[Response], Response]
 
@@ -94,7 +97,7 @@ def _reader() -> str:
     return f"{place}, with {method}()," if method else place
 
 
-def keep_streams_coming(retry: int, headers: Mapping[str, str], finish: Finish, own: type[Response]) -> Finish:
+def keep_streams_coming(retry: int, finish: Finish) -> Finish:
     """Return a hook that answers `busy` for a stream where the app answers 429 or 5xx, which would end an EventSource.
 
     A bare stream is answered 503 then. The hook runs before the app's hooks, and again among them, because one of them
@@ -102,17 +105,19 @@ def keep_streams_coming(retry: int, headers: Mapping[str, str], finish: Finish, 
     of the empty body that it read.
 
     :param retry: milliseconds that a client waits before it reconnects.
-    :param headers: of a stream.
     :param finish: gives an answer the headers that all have.
-    :param own: the class of responses that keep a stream that has been read.
     """
 
     def keep(response: Response) -> Response:
         status = response.status_code
         is_refused = status == 429 or status >= 500
         if not is_refused and not is_busy(response):
-            if status == 200 and (stream := request.environ.get("sse.read")) and not isinstance(response, own):
-                _put_back(response, stream, headers)
+            if (
+                status == 200
+                and (stream := request.environ.get("sse.read"))
+                and not isinstance(response, WaitingResponse)
+            ):
+                _put_back(response, stream)
             return response
         if request.endpoint != "sse.stream" or request.method not in ("GET", "HEAD"):
             return response
@@ -129,7 +134,7 @@ def keep_streams_coming(retry: int, headers: Mapping[str, str], finish: Finish, 
         if is_bare:
             _refuse(response, retry, _retry_after(response))
         else:
-            _replace(response, busy(retry, _retry_after(response)), headers)
+            _replace(response, busy(retry, _retry_after(response)), STREAM_HEADERS)
             if _asks_for("end", "cut"):
                 break_off(response)
         return finish(response)
@@ -142,6 +147,69 @@ def _asks_for(name: str, value: str) -> bool:
         return request.args.getlist(name) == [value]
     except UnicodeDecodeError:  # where the app has answered, nobody has refused such a query
         return False
+
+
+class Whole(Response):
+    """A response that has all its headers, so that nothing has to be found out about them when it is sent."""
+
+    def get_wsgi_headers(self, environ: WSGIEnvironment) -> Headers:  # noqa: ARG002
+        return self.headers
+
+    def get_app_iter(self, environ: WSGIEnvironment) -> Iterable[bytes]:
+        environ["sse.whole"] = True  # for a server that can send it without a greenlet
+        return super().get_app_iter(environ)
+
+
+class WaitingResponse(Whole):
+    """Gives the server the stream or poll itself. Our worker hands it off, and other servers iterate over it.
+
+    A hook of the app may wrap the body or put another in its place. A stream that a hook has read is sent all the same:
+    the content that the hook made of the empty body is dropped.
+    """
+
+    def __init__(self, body: Stream | Poll, headers: Mapping[str, str]) -> None:
+        super().__init__(body, headers=headers)
+        self._body = body
+
+    def make_sequence(self) -> None:
+        if isinstance(self.response, Stream):
+            deque(self.response, 0)  # tells the log which hook reads it, and gives nothing
+        else:
+            super().make_sequence()
+
+    def _ensure_sequence(self, mutable: bool = False) -> None:
+        super()._ensure_sequence(mutable)
+        if mutable and not self.is_sequence:
+            self.response = []
+
+    def get_wsgi_headers(self, environ: WSGIEnvironment) -> Headers:
+        is_read = "sse.read" in environ and not is_busy(self) and self.status_code == 200
+        if is_read and self.is_sequence:
+            self.response = self._body
+            self.headers.remove("Content-Encoding")
+        elif self.response is self._body and "sse.answer" in environ:
+            self.response = environ["sse.answer"]  # of a poll, which a hook has waited for
+        if self.is_sequence:
+            return Response.get_wsgi_headers(self, environ)
+        if isinstance(self._body, Stream) and any(name.lower() in _OF_A_WHOLE for name, _ in self.headers):
+            for name in _OF_A_WHOLE:
+                self.headers.remove(name)
+        return super().get_wsgi_headers(environ)
+
+    def get_app_iter(self, environ: WSGIEnvironment) -> Iterable[bytes]:
+        body = self._body
+        environ.pop("sse.unsent", None)
+        if self.response is not body or environ["REQUEST_METHOD"] == "HEAD":
+            self.call_on_close(body.close)
+            return Response.get_app_iter(self, environ)
+        body.closing = self._on_close  # what the app wants done at the end
+        environ["sse.body"] = body  # for a server that can tell it by that
+        return body
+
+
+def waiting(wanted: Any) -> type[WaitingResponse]:
+    """Return the class of responses that the app wants each of its responses to have, made to wait."""
+    return WaitingResponse if wanted is Response else type("WaitingResponse", (WaitingResponse, wanted), {})
 
 
 class _Broken(Response):
@@ -199,13 +267,13 @@ def _refuse(response: Response, retry: int, after: int) -> None:
     response.content_type = "application/json"
 
 
-def _put_back(response: Response, stream: HookedStream, headers: Mapping[str, str]) -> None:
+def _put_back(response: Response, stream: HookedStream) -> None:
     """Have a response that a hook made of a stream's empty body be that stream again."""
     if response.is_streamed:
         return  # it has the stream, or a wrapping of it
     response.response = stream
     response.call_on_close(stream.close)
-    response.headers.update(headers)
+    response.headers.update(STREAM_HEADERS)
     for name in ("Content-Length", "Content-Encoding", "ETag"):
         response.headers.remove(name)
 

@@ -23,7 +23,7 @@ import pytest
 
 from sse import __version__
 from sse.web import script
-from sse.web.views import ALLOWED_HEADERS
+from sse.web.answers import ALLOWED_HEADERS
 from tests import client
 from tests.client import Parser, Stream
 from tests.servers import ROOT, Gunicorn, Nginx, NginxBeside, RedisServer, free_port, wait_until

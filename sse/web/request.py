@@ -1,0 +1,427 @@
+"""A request as values: what each route is asked for, read without Flask and before anything is decided.
+
+Werkzeug's functions parse the query, cookies, headers and the body. A parser of our own would be a hole, because a
+proxy or the app could then read the same request otherwise.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+from collections.abc import Mapping
+from typing import IO, TYPE_CHECKING, Final, NamedTuple
+from urllib.parse import parse_qsl
+
+from werkzeug.exceptions import RequestEntityTooLarge
+from werkzeug.http import parse_accept_header, parse_etags, parse_options_header
+from werkzeug.sansio.http import parse_cookie
+from werkzeug.wsgi import get_content_length, get_input_stream
+
+from sse.access.decision import Brought, cookie_counts
+from sse.access.limits import client_address
+from sse.config import Config
+from sse.errors import InvalidEvent, RequestError, TooLarge, UnsupportedMedia
+from sse.event import DEFAULT_TYPE, Event, check_channel, check_idempotency_key, data_url, id_size
+from sse.wire import parse_publish
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIEnvironment
+
+_MAX_BODY: Final = 1 << 20
+_MAX_DISCARDED: Final = 16 << 20
+_DISCARD_SECONDS: Final = 2.0
+_MAX_DROPPED: Final = 16_384
+_MAX_ID: Final = 4096
+_MAX_POLL: Final = 60
+_ANSWER_BYTES: Final = (1024, 1 << 20)  # that a poll may set as its bound
+_MIN_HEARTBEAT: Final = 3
+# Parameters that a request may have once only.
+_OF_STREAMS: Final = ("last_event_id", "lastEventId", "ids", "types", "form", "end", "replay", "heartbeat", "token")
+_OF_POLLS: Final = ("last_event_id", "lastEventId", "replay", "timeout", "max_bytes", "token")
+_TEXT_TYPES: Final = ("application/json", "application/x-www-form-urlencoded")
+
+Query = dict[str, list[str]]
+Options = Mapping[str, str]
+
+
+class Request:
+    """One request, with a method for each part that has to be parsed.
+
+    A part is parsed when it is asked for, because a fault in it is answered only when its turn comes.
+    """
+
+    __slots__ = ("environ", "method", "query_string")
+
+    def __init__(self, environ: WSGIEnvironment, method: str, query_string: bytes) -> None:
+        self.environ = environ
+        self.method = method
+        self.query_string = query_string
+
+    def args(self) -> Query:
+        """Return all values of each parameter, as `werkzeug.Request.args` parses them.
+
+        :raises UnicodeDecodeError: if the query has bytes that are not UTF-8.
+        """
+        query: Query = {}
+        pairs = parse_qsl(self.query_string.decode(), keep_blank_values=True, errors="werkzeug.url_quote")
+        for name, value in pairs:
+            query.setdefault(name, []).append(value)
+        return query
+
+    def cookie(self, name: str) -> str:
+        """Return a cookie's first value, empty if it was not sent."""
+        header: str | None = self.environ.get("HTTP_COOKIE")
+        return parse_cookie(header).get(name, "") if header else ""
+
+    def media_type(self) -> tuple[str, Options]:
+        """Return the body's media type in small letters, and its options."""
+        name, options = parse_options_header(self.environ.get("CONTENT_TYPE", ""))
+        return name.lower(), options
+
+    def length(self) -> int | None:
+        """Return the body's length in bytes, None if it comes in chunks or there is none."""
+        return get_content_length(self.environ)
+
+    def stream(self) -> IO[bytes]:
+        """Return the body as a file that ends where the body ends."""
+        return get_input_stream(self.environ)
+
+    def data(self, max_length: int) -> bytes:
+        """Return the body.
+
+        :raises RequestEntityTooLarge: if its length is over `max_length` bytes. A longer body in chunks is cut there.
+        """
+        return get_input_stream(self.environ, max_content_length=max_length).read()
+
+    def takes_gzip(self) -> bool:
+        """Return whether the client accepts a body that is gzipped."""
+        return parse_accept_header(self.environ.get("HTTP_ACCEPT_ENCODING"))["gzip"] > 0
+
+    def has(self, etag: str) -> bool:
+        """Return whether the client has the version of this ETag already (RFC 9110, 13.1.2)."""
+        return parse_etags(self.environ.get("HTTP_IF_NONE_MATCH")).contains_weak(etag)
+
+    def header(self, name: str) -> str:
+        """Return a header by its name in the environ, such as `HTTP_ORIGIN`; empty if it was not sent."""
+        text: str = self.environ.get(name, "")
+        return text
+
+    @property
+    def is_multiprocess(self) -> bool:
+        """Whether several processes serve the app."""
+        return bool(self.environ.get("wsgi.multiprocess"))
+
+
+class Subscription(NamedTuple):
+    """The channels that a stream or poll asks for, and where it wants to go on in them."""
+
+    channels: list[str]
+    last_event_id: str
+    """As it was sent. Positions are made of it once the request may read."""
+    from_header: bool
+    replay: int
+    """Events, 0 beside a last event id."""
+    tells_replay: bool
+    """Whether the request has the parameter, so that the answer says which number counts."""
+    token: str
+    """In the query."""
+
+
+class StreamAsked(NamedTuple):
+    """A request for a stream."""
+
+    subscription: Subscription
+    heartbeat: int
+    """Seconds."""
+    delta: bool
+    typed: bool
+    bare: bool
+    cut: bool
+
+
+class PollAsked(NamedTuple):
+    """A request for a poll."""
+
+    subscription: Subscription
+    timeout: int
+    """Seconds."""
+    max_bytes: int | None
+
+
+# Routes
+
+
+def read_stream(request: Request, config: Config, *, takes_token: bool) -> StreamAsked:
+    """Return what a stream is asked for.
+
+    :param takes_token: whether anybody looks at the parameter `token`.
+    :raises RequestError: for a fault in the query or body.
+    :raises TooLarge: if the body, which means nothing, is over 16 KB.
+    """
+    _drop_body(request)
+    query = _query(
+        request, "last_event_id", "lastEventId", "ids", "types", "form", "end", "replay", "heartbeat", "token"
+    )
+    delta, typed = _switch(query, "ids", "delta"), _switch(query, "types", "data")
+    bare, cut = _switch(query, "form", "bare"), _switch(query, "end", "cut")
+    if bare and (delta or typed):
+        name = "ids" if delta else "types"
+        raise RequestError(f"form=bare stands beside {name}={query[name][0]}", f"leave {name} out: bare stands alone")
+    heartbeat = _integer(query, "heartbeat", config.heartbeat, _MIN_HEARTBEAT, config.heartbeat)
+    return StreamAsked(_subscription(request, query, config, takes_token), heartbeat, delta, typed, bare, cut)
+
+
+def read_poll(request: Request, config: Config, *, takes_token: bool) -> PollAsked:
+    """Return what a poll is asked for; parameter and errors are those of `read_stream`."""
+    _drop_body(request)
+    query = _query(request, *_OF_POLLS)
+    timeout = _integer(query, "timeout", config.poll_timeout, 0, _MAX_POLL)
+    max_bytes = _fewer(_integer(query, "max_bytes", 0, *_ANSWER_BYTES))
+    return PollAsked(_subscription(request, query, config, takes_token), timeout, max_bytes)
+
+
+def read_ticket(request: Request, config: Config) -> list[str]:
+    """Return the channels that a ticket is to open.
+
+    :raises RequestError: for a fault in the query.
+    """
+    return _channels(_query(request), config)
+
+
+def read_publish(request: Request, config: Config) -> list[tuple[str, Event]]:
+    """Return the events in a body of JSON, each with its channel.
+
+    :raises UnsupportedMedia: unless the body is plain JSON in UTF-8.
+    :raises TooLarge: if it is over 1 MiB.
+    :raises RequestError: if it is malformed or incomplete.
+    """
+    media_type, options = request.media_type()
+    if media_type != "application/json":
+        raise UnsupportedMedia(
+            f"Content-Type is {media_type[:60]!a}",
+            f"send application/json here, or any type to {config.prefix}/publish/CHANNEL",
+        )
+    return parse_publish(_text_body(request, options))
+
+
+def read_raw(request: Request, channel: str) -> list[tuple[str, Event]]:
+    """Return the event that a body of any media type is, with its channel; errors are those of `read_publish`."""
+    type = _query(request, "type").get("type", [DEFAULT_TYPE])[0]
+    media_type, options = request.media_type()
+    event = Event(_raw_data(_text_body(request, options), media_type), type)
+    return [(check_channel(channel), event)]
+
+
+# Credentials
+
+
+def read_credential(request: Request, token: str, config: Config) -> Brought:
+    """Return what the request brings to show who it is, `token` being the query's."""
+    cookie = request.cookie(config.cookie)
+    return Brought(
+        request.header("HTTP_AUTHORIZATION"), cookie, token, not cookie or _cookie_counts(request, config.origins)
+    )
+
+
+def _cookie_counts(request: Request, origins: tuple[str, ...]) -> bool:
+    environ = request.environ
+    own = f"{environ['wsgi.url_scheme']}://{environ.get('HTTP_HOST', '')}"
+    return cookie_counts(environ.get("HTTP_ORIGIN"), environ.get("HTTP_SEC_FETCH_SITE"), own, origins)
+
+
+def read_address(request: Request, proxies: int) -> str | None:
+    """Return the client's address as it is counted, None for nobody's: see `client_address`."""
+    forwarded = request.header("HTTP_X_FORWARDED_FOR") if proxies else ""
+    return client_address(request.environ.get("REMOTE_ADDR"), forwarded, proxies)
+
+
+def read_idempotency_key(request: Request) -> str | None:
+    """Return the key that makes a repetition harmless.
+
+    :raises RequestError: if it cannot be one.
+    """
+    key: str | None = request.environ.get("HTTP_IDEMPOTENCY_KEY")
+    try:
+        return None if key is None else check_idempotency_key(key)
+    except InvalidEvent as error:
+        raise RequestError(error.message, error.hint, code=error.code) from None
+
+
+# The query
+
+
+def _subscription(request: Request, query: Query, config: Config, takes_token: bool) -> Subscription:
+    channels = _channels(query, config)
+    text, from_header = _last_event_id(request, query)
+    replay = _integer(query, "replay", 0, 0, config.ring)
+    if "token" in query and not takes_token:
+        raise RequestError("token is not taken here", "leave it out: no @sse.authorize function reads it")
+    token = query.get("token", [""])[0]
+    return Subscription(channels, text, from_header, 0 if text else replay, "replay" in query, token)
+
+
+def _query(request: Request, *single: str) -> Query:
+    """Return the request's parameters; of those in `single`, one that is given twice is refused."""
+    try:
+        query = request.args()
+    except UnicodeDecodeError:
+        raise RequestError("the query has bytes that are no UTF-8", "percent-encode it, see RFC 3986, 2.1") from None
+    for name, values in query.items():
+        if len(values) > 1 and name in single:
+            raise RequestError(f"{name} is given more than once", "give it once")
+    return query
+
+
+def _switch(query: Query, name: str, value: str) -> bool:
+    """Return whether a parameter is given, which can have one value only."""
+    if name not in query:
+        return False
+    text = query[name][0]
+    if text != value:
+        raise RequestError(f"{name} is {text[:60]!a}", f"leave it out, or give {name}={value}")
+    return True
+
+
+def _integer(query: Query, name: str, default: int, low: int, high: int) -> int:
+    if name not in query:
+        return default
+    text = query[name][0]
+    if not re.fullmatch(r"[+-]?[0-9]+", text):
+        raise RequestError(f"{name} is {text[:60]!a}", f"give a whole number from {low} to {high}")
+    # A number of over 18 digits is far out of range; converting thousands of them is refused by Python.
+    number = int(text) if len(text) <= 18 else (low - 1 if text.startswith("-") else high + 1)
+    return min(max(number, low), high)
+
+
+def _fewer(max_bytes: int) -> int | None:
+    """Round down to one of 41 sizes, so that polls with different bounds can share their answers."""
+    return max_bytes >> (max_bytes.bit_length() - 3) << (max_bytes.bit_length() - 3) if max_bytes else None
+
+
+def _channels(query: Query, config: Config) -> list[str]:
+    names = dict.fromkeys(query.get("channel", ()))
+    if not names:
+        raise RequestError("no channel is named", "add ?channel=NAME, once for each channel")
+    try:
+        channels = [check_channel(name) for name in names]
+    except InvalidEvent as error:
+        raise RequestError(error.message, error.hint, code=error.code) from None
+    if len(channels) > config.max_channels:
+        raise RequestError(
+            f"{len(channels)} channels in one request, SSE_MAX_CHANNELS is {config.max_channels}", "ask for fewer"
+        )
+    if id_size(channels) > _MAX_ID:
+        raise RequestError(
+            f"the names of these {len(channels)} channels are too long together",
+            f"keep the sum of (length + 40) within {_MAX_ID}",
+        )
+    return channels
+
+
+def _last_event_id(request: Request, query: Query) -> tuple[str, bool]:
+    """Return the last event id, and whether it came in the header, which wins unless empty (WHATWG HTML 9.2.3)."""
+    if "last_event_id" in query and "lastEventId" in query:
+        raise RequestError("last_event_id and lastEventId are the same parameter", "give one of them")
+    header = request.header("HTTP_LAST_EVENT_ID")
+    return header or (query.get("last_event_id") or query.get("lastEventId") or [""])[0], bool(header)
+
+
+# The body
+
+
+def _text_body(request: Request, options: Options) -> bytes:
+    """Return the whole body, which is to be read as it is and, where it is text, as UTF-8.
+
+    :raises UnsupportedMedia: if it is coded otherwise. The other errors are those of `read_body`.
+    """
+    encoding: str = request.environ.get("HTTP_CONTENT_ENCODING", "identity")
+    if encoding.lower() != "identity":
+        raise UnsupportedMedia(f"Content-Encoding is {encoding[:60]!a}", "send the body as it is")
+    charset = options.get("charset", "utf-8")
+    if charset.lower() not in ("utf-8", "utf8", "us-ascii"):
+        raise UnsupportedMedia(f"charset is {charset[:60]!a}", "send UTF-8")
+    return read_body(request)
+
+
+def read_body(request: Request) -> bytes:
+    """Return the whole body.
+
+    :raises TooLarge: if it is over 1 MiB.
+    :raises RequestError: if it is malformed, or if it breaks off before its Content-Length or its last chunk.
+    """
+    told = request.header("CONTENT_LENGTH")
+    # Some servers let through what is no length, and a length beside chunks, which leaves open what is meant.
+    if told and (not re.fullmatch("[0-9]{1,18}", told) or "HTTP_TRANSFER_ENCODING" in request.environ):
+        raise RequestError(f"Content-Length is {told[:60]!a}", "give the body's length in bytes, or send it in chunks")
+    try:
+        body = request.data(_MAX_BODY + 1)  # werkzeug cuts a chunked body off there, and says nothing
+        if len(body) > _MAX_BODY:
+            raise RequestEntityTooLarge
+    except RequestEntityTooLarge:
+        _discard_body(request)
+        raise TooLarge(f"the body is over {_MAX_BODY} bytes", "send less, or in several requests") from None
+    except Exception as error:  # each server has its own for a body that is malformed or breaks off
+        raise RequestError(
+            "the body is malformed, or breaks off",
+            "send it again whole, with the same Idempotency-Key; see RFC 9112, 7.1, if it is chunked",
+        ) from error
+    # Some servers, gunicorn among them, give what has come as if it were all (RFC 9112, 8: such a body is incomplete).
+    if told and len(body) < int(told):
+        raise RequestError(
+            f"the body breaks off after {len(body)} of {told} bytes",
+            "send it again whole, with the same Idempotency-Key",
+        )
+    return body
+
+
+def _drop_body(request: Request) -> None:
+    """Read the body of a GET or HEAD, which means nothing (RFC 9110, 9.3.1), so that only another request can follow.
+
+    :raises TooLarge: if it is over 16 KB.
+    :raises RequestError: if it cannot be read.
+    """
+    if not request.environ.get("CONTENT_LENGTH") and "HTTP_TRANSFER_ENCODING" not in request.environ:
+        return
+    try:
+        is_small = (request.length() or 0) <= _MAX_DROPPED and _is_small(request.stream())
+    except RequestEntityTooLarge:
+        is_small = False
+    except Exception as error:  # each server has its own for a body that is malformed, breaks off or does not come
+        raise RequestError("the body cannot be read to its end", "leave it out: it means nothing here") from error
+    if not is_small:
+        _discard_body(request)
+        raise TooLarge(f"the body is over {_MAX_DROPPED} bytes", "leave it out: it means nothing here")
+
+
+def _is_small(stream: IO[bytes]) -> bool:
+    """Read a body, and return whether it ends within what is dropped."""
+    left = _MAX_DROPPED + 1
+    while left and (chunk := stream.read(left)):
+        left -= len(chunk)
+    return left > 0
+
+
+def _discard_body(request: Request) -> None:
+    """Read what a client is still sending, within bounds: closing on it would reset the answer away (RFC 9112, 9.6)."""
+    length = request.length()
+    left = _MAX_DISCARDED if length is None else min(length, _MAX_DISCARDED)
+    ends = time.monotonic() + _DISCARD_SECONDS
+    with contextlib.suppress(Exception):  # if it breaks off, or does not come, the answer is the same
+        while left > 0 and time.monotonic() < ends:
+            chunk = request.environ["wsgi.input"].read(min(left, 4096))  # little, so that the clock is looked at
+            if not chunk:
+                break
+            left -= len(chunk)
+
+
+def _raw_data(body: bytes, media_type: str) -> str:
+    """Return a body as an event's data: text as its text, anything else as a data: URL."""
+    if media_type.startswith("text/") or media_type in _TEXT_TYPES or media_type.endswith("+json"):
+        try:
+            return body.decode()
+        except UnicodeDecodeError as error:
+            raise RequestError(
+                f"the body is not UTF-8 at byte {error.start}", "send UTF-8, or a Content-Type that is not text"
+            ) from None
+    return data_url(body, media_type or "application/octet-stream")
