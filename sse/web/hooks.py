@@ -1,4 +1,4 @@
-"""The app's own hooks around the routes: what they do to a stream or a poll that would harm it."""
+"""The app's own hooks around the routes, and the responses that keep a stream or a poll from harm by them."""
 
 from __future__ import annotations
 
@@ -22,8 +22,7 @@ from sse.log import warn, warn_once
 from sse.transports.dialect import busy, busy_for
 from sse.transports.poll import Poll
 from sse.transports.stream import Cut, Stream
-from sse.web.answers import STREAM_HEADERS
-from sse.wire import encode_json
+from sse.web.answers import STREAM_HEADERS, refusal
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -33,7 +32,7 @@ _LONGEST_WAIT: Final = 86_400  # seconds that a client is told to wait, whatever
 _BUSY: Final = "sse.busy"
 _OF_A_WHOLE: Final = ("content-length", "etag")  # headers that a stream cannot have
 
-Finish = Callable[[Response], Response]
+Hook = Callable[[Response], Response]
 
 
 class HookedStream(Stream):
@@ -97,7 +96,7 @@ def _reader() -> str:
     return f"{place}, with {method}()," if method else place
 
 
-def keep_streams_coming(retry: int, finish: Finish) -> Finish:
+def keep_streams_coming(retry: int, finish: Hook) -> Hook:
     """Return a hook that answers `busy` for a stream where the app answers 429 or 5xx, which would end an EventSource.
 
     A bare stream is answered 503 then. The hook runs before the app's hooks, and again among them, because one of them
@@ -258,12 +257,11 @@ def busy_error(retry: int, after: int) -> Response:
 
 def _refuse(response: Response, retry: int, after: int) -> None:
     """Have a response be the refusal of a bare stream, which the client is to ask for again."""
-    error = Busy(
-        "this service is busy", "wait as Retry-After says, then ask again with the same last event id",
-        retry_after=math.ceil(busy_for(retry, after) / 1000),
-    )  # fmt: skip
-    _replace(response, encode_json({"error": error.to_json()}).encode(), error.headers)
-    response.status_code = error.status
+    wait = math.ceil(busy_for(retry, after) / 1000)
+    hint = "wait as Retry-After says, then ask again with the same last event id"
+    answer = refusal(Busy("this service is busy", hint, retry_after=wait))
+    _replace(response, answer.body, dict(answer.headers))
+    response.status_code = answer.status
     response.content_type = "application/json"
 
 
