@@ -212,6 +212,28 @@ def test_a_request_without_a_fault_is_answered(route: str, make_app: MakeApp) ->
     assert not [fault for fault in ORDER[route] if fault.says in body]
 
 
+@pytest.mark.parametrize("route", ["stream", "bare stream", "poll"])
+def test_head_is_judged_as_get(route: str, make_app: MakeApp) -> None:
+    for fault in ORDER[route][1:6]:
+        app = make_app(**{"SSE_PUBLIC": "a", "SSE_SECRET": SECRET, **fault.settings})
+        if fault.spent:
+            ask(app, GOOD["poll"])
+        assert ask(app, {**GOOD[route], **fault.parts, "method": "HEAD"}) == (fault.status, "")
+
+
+def test_a_token_that_nobody_reads_is_refused_before_the_request_is_counted(make_app: MakeApp) -> None:
+    app = make_app(SSE_LIMIT_SUBSCRIBE="1/day")
+    unread = {**GOOD["poll"], "position": "token=t"}
+    answers = [ask(app, parts) for parts in (unread, GOOD["poll"], unread, GOOD["poll"])]
+    assert [status for status, _ in answers] == [400, 200, 400, 429]
+    assert all("token is not taken here" in body for _, body in answers[::2])
+
+
+def test_options_are_told_whatever_else_is_wrong(make_app: MakeApp) -> None:
+    faulty = {**GOOD["stream"], "method": "OPTIONS", "channel": "channel=%ff&channel=\xff", "length": "x"}
+    assert ask(make_app(), faulty) == (200, "")
+
+
 # Values, without an app
 
 
@@ -313,6 +335,11 @@ def test_a_body_ends_where_its_length_says_and_is_refused_over_1_mib() -> None:
         read_body(request_of(body=b"abc", CONTENT_LENGTH="4"))
 
 
+def test_a_body_that_is_read_in_parts_ends_where_its_length_says() -> None:
+    asked = request_of(body=b"abcnext", CONTENT_LENGTH="3")
+    assert (asked.stream().read(1), asked.stream().read(), asked.data(10)) == (b"a", b"bc", b"")
+
+
 # The same parsers as the app's
 
 
@@ -375,6 +402,8 @@ def app(make_app: MakeApp) -> Flask:
 class OwnRequest(flask.Request):
     """As an app's that gives the query a parameter of its own."""
 
+    mimetype = "application/json"
+
     @property
     def args(self) -> ImmutableMultiDict[str, str]:  # type: ignore[override]
         return ImmutableMultiDict([("channel", "own"), ("timeout", "0")])
@@ -400,6 +429,14 @@ def test_the_query_of_an_app_s_own_class_of_requests_counts(make_app: MakeApp) -
     app = make_app(SSE_PUBLIC="a")
     app.request_class = OwnRequest
     assert refused(app) == "own"
+
+
+def test_the_media_type_of_an_app_s_own_class_of_requests_counts(app: Flask) -> None:
+    app.request_class = OwnRequest
+    answer = app.test_client().post(
+        "/sse/publish", data='{"channel": "a", "data": "x"}', headers={"Authorization": f"Bearer {KEY}"}
+    )
+    assert answer.status_code == 201
 
 
 def test_a_query_string_that_a_hook_writes_into_the_environ_comes_too_late(make_app: MakeApp) -> None:

@@ -1,4 +1,4 @@
-"""What stands between a request that could be read and its answer: limits, the right, and then positions. No Flask."""
+"""A request that has been read is let in here, by its limits, its right and then its positions. No Flask is needed."""
 
 from __future__ import annotations
 
@@ -57,13 +57,17 @@ class Admission:
         self._access = decision.Access(service.config, service.tokens, service.keys, lambda: service.revocations)
         self._wrong_answers = WrongAnswers()
 
-    @property
-    def takes_token(self) -> bool:
-        """Whether anybody looks at the parameter `token`."""
-        return self._service.tokens.configured or self._authorize() is not None
+    def rule(self) -> decision.Authorize | None:
+        """Return the app's rule, made safe: see `_ask`. One request asks for it once, because the app may change it."""
+        authorize = self._authorize()
+        return None if authorize is None else partial(_ask, authorize, self._wrong_answers)
 
-    def reader(self, request: Request, asked: Subscription) -> Admitted:
-        """Let a stream or poll pass.
+    def takes_token(self, rule: decision.Authorize | None) -> bool:
+        """Return whether anybody looks at the parameter `token`."""
+        return self._service.tokens.configured or rule is not None
+
+    def reader(self, request: Request, asked: Subscription, rule: decision.Authorize | None) -> Admitted:
+        """Let a stream or poll pass, by this rule of the app's.
 
         :raises TooMany: if the client asks too often.
         :raises Unauthorized: if a credential is not valid, or missing.
@@ -75,7 +79,7 @@ class Admission:
         self._limits.subscribe(address)
         is_credential_read = self._service.tokens.configured
         brought = read_credential(request, asked.token, config) if is_credential_read else decision.Brought()
-        permit = self._access.read(asked.channels, brought, self._rule())
+        permit = self._access.read(asked.channels, brought, rule)
         self._service.check_workers(request.is_multiprocess)
         last = LastEventId.parse(asked.last_event_id) if asked.last_event_id else None
         starts = starting_points(asked.channels, last, from_header=asked.from_header, replay=asked.replay)
@@ -88,7 +92,7 @@ class Admission:
         """
         channels = read_ticket(request, self._config)
         self._limits.subscribe(read_address(request, self._config.proxies))
-        text = self._access.ticket(channels, request.header("HTTP_AUTHORIZATION"), self._rule())
+        text = self._access.ticket(channels, request.header("HTTP_AUTHORIZATION"), self.rule())
         read_body(request)  # of which nothing is needed, but a request that breaks off is not acted on
         return text
 
@@ -128,10 +132,6 @@ class Admission:
         grant = permit.grant if permit else None
         client = grant.scope if grant and (grant.sub or grant.id) else address
         return partial(self._limits.new_channels, client) if client else None
-
-    def _rule(self) -> decision.Authorize | None:
-        authorize = self._authorize()
-        return None if authorize is None else partial(_ask, authorize, self._wrong_answers)
 
 
 class WrongAnswers:

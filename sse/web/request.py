@@ -51,12 +51,13 @@ class Request:
     A part is parsed when it is asked for, because a fault in it is answered only when its turn comes.
     """
 
-    __slots__ = ("environ", "method", "query_string")
+    __slots__ = ("_stream", "environ", "method", "query_string")
 
     def __init__(self, environ: WSGIEnvironment, method: str, query_string: bytes) -> None:
         self.environ = environ
         self.method = method
         self.query_string = query_string
+        self._stream: IO[bytes] | None = None
 
     def args(self) -> Query:
         """Return all values of each parameter, as `werkzeug.Request.args` parses them.
@@ -84,15 +85,15 @@ class Request:
         return get_content_length(self.environ)
 
     def stream(self) -> IO[bytes]:
-        """Return the body as a file that ends where the body ends."""
-        return get_input_stream(self.environ)
+        """Return the body as a file that ends where the body ends, the same each time."""
+        return self._input(None)
 
     def data(self, max_length: int) -> bytes:
         """Return the body.
 
         :raises RequestEntityTooLarge: if its length is over `max_length` bytes. A longer body in chunks is cut there.
         """
-        return get_input_stream(self.environ, max_content_length=max_length).read()
+        return self._input(max_length).read()
 
     def takes_gzip(self) -> bool:
         """Return whether the client accepts a body that is gzipped."""
@@ -111,6 +112,11 @@ class Request:
     def is_multiprocess(self) -> bool:
         """Whether several processes serve the app."""
         return bool(self.environ.get("wsgi.multiprocess"))
+
+    def _input(self, max_length: int | None) -> IO[bytes]:
+        if self._stream is None:  # a second one would read the bytes of the next request
+            self._stream = get_input_stream(self.environ, max_content_length=max_length)
+        return self._stream
 
 
 class Subscription(NamedTuple):

@@ -47,7 +47,7 @@ from sse.web.hooks import (
     waiting,
 )
 from sse.web.host import warn_of_host
-from sse.web.request import Query, Request, StreamAsked, read_poll, read_publish, read_raw, read_stream
+from sse.web.request import Options, Query, Request, StreamAsked, read_poll, read_publish, read_raw, read_stream
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -75,6 +75,10 @@ class AppRequest(Request):
     def cookie(self, name: str) -> str:
         return self._asked.cookies.get(name, "") if self._has("cookies") else super().cookie(name)
 
+    def media_type(self) -> tuple[str, Options]:
+        asked = self._asked
+        return (asked.mimetype, asked.mimetype_params) if self._has("_parsed_content_type") else super().media_type()
+
     def length(self) -> int | None:
         return self._asked.content_length
 
@@ -84,6 +88,16 @@ class AppRequest(Request):
     def data(self, max_length: int) -> bytes:
         self._asked.max_content_length = max_length
         return self._asked.get_data(cache=False)
+
+    def takes_gzip(self) -> bool:
+        return self._asked.accept_encodings["gzip"] > 0
+
+    def has(self, etag: str) -> bool:
+        return self._asked.if_none_match.contains_weak(etag)
+
+    @property
+    def is_multiprocess(self) -> bool:
+        return self._asked.is_multiprocess
 
     def _has(self, name: str) -> bool:
         """Return whether the app has this already, or a class of requests of its own."""
@@ -131,9 +145,10 @@ class _Views:
         self._waiting: Callable[[Any], type[Response]] = lru_cache(maxsize=4)(waiting)
 
     def stream(self, asked: Request) -> Response:
-        wanted = read_stream(asked, self._config, takes_token=self._admission.takes_token)
+        rule = self._admission.rule()
+        wanted = read_stream(asked, self._config, takes_token=self._admission.takes_token(rule))
         try:
-            starts, permit, charge = self._admission.reader(asked, wanted.subscription)
+            starts, permit, charge = self._admission.reader(asked, wanted.subscription, rule)
         except (Unavailable, KeyUnknown) as error:  # a 401 would end an EventSource for good, too
             return self._busy(error, error.retry_after, wanted)
         if asked.method == "GET":
@@ -184,8 +199,9 @@ class _Views:
         return response
 
     def poll(self, asked: Request) -> Response:
-        wanted = read_poll(asked, self._config, takes_token=self._admission.takes_token)
-        starts, permit, charge = self._admission.reader(asked, wanted.subscription)
+        rule = self._admission.rule()
+        wanted = read_poll(asked, self._config, takes_token=self._admission.takes_token(rule))
+        starts, permit, charge = self._admission.reader(asked, wanted.subscription, rule)
         if asked.method == "HEAD":
             return Response(iter(()), content_type="application/json")
         body = HookedPoll(
