@@ -14,13 +14,6 @@ SETTINGS = ["nginx.conf", "gunicorn.conf.py", "Makefile", "pyproject.toml", "dep
 SOURCES = sorted({ROOT / name for name in SETTINGS} | {*ROOT.glob("sse/**/*.py"), *ROOT.glob("demo/*.py"), *PAGES})
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 PATH = re.compile(r"(?<![\w/.-])((?:sse|demo|bench|requirements)/[\w/.-]*\.(?:py|lua|in|txt|html|css|js))\b")
-TO_COME = {
-    "sse/hub/channel.py",
-    "sse/hub/follower.py",
-    "sse/server/rows.py",
-    "sse/transports/dialect.py",
-    "sse/web/answers.py",
-}
 
 
 def headings(page: Path) -> set[str]:
@@ -36,11 +29,11 @@ def test_every_link_leads_to_a_file_and_to_a_heading_of_it(page: Path) -> None:
             continue
         name, _, anchor = link.partition("#")
         target = (page.parent / name).resolve() if name else page
-        assert target.exists() or str(target.relative_to(ROOT)) in TO_COME, link
+        assert target.exists(), link
         assert not anchor or anchor in headings(target), link
 
 
 @pytest.mark.parametrize("file", SOURCES, ids=lambda file: str(file.relative_to(ROOT)))
 def test_every_path_that_is_named_is_that_of_a_file(file: Path) -> None:
     for path in PATH.findall(file.read_text()):
-        assert (ROOT / path).exists() or path in TO_COME, path
+        assert (ROOT / path).exists(), path
