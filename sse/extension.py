@@ -13,6 +13,7 @@ from functools import partial
 from typing import cast
 
 from flask import Flask, current_app, has_request_context, json, request
+from flask.logging import default_handler
 
 from sse.access.decision import Authorize, check_rule, unreached
 from sse.access.revocations import one_revoked
@@ -22,7 +23,7 @@ from sse.config import Config, foreign, of_interest
 from sse.errors import InvalidEvent
 from sse.event import DEFAULT_TYPE, check_channel, check_idempotency_key, plain_int, plain_str
 from sse.event import Event as StoredEvent
-from sse.log import follow_app, warn
+from sse.log import follow_app, keep, warn
 from sse.service import Service
 from sse.stores import Publication
 from sse.web.views import make_blueprint
@@ -50,6 +51,7 @@ class SSE:
             environment that is not nearly one of ours may be another program's: the log tells that it is passed over.
         """
         follow_app(weakref.ref(app))
+        keep(default_handler)
         environ = of_interest(os.environ)
         if names := foreign(environ):
             warn("%s in the environment: not settings of Throughline, so they are passed over", ", ".join(names))

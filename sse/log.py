@@ -59,6 +59,7 @@ class _Route(logging.Filter):
         self.server: Write | None = None
         self.apps: list[weakref.ref[Any]] = []
         self.known: list[logging.Handler] = []  # the server's handlers of the root logger
+        self.kept: logging.Handler | None = None
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Tell whether the record goes on, to the handlers; otherwise it is written."""
@@ -90,6 +91,17 @@ def follow_gunicorn(log: Any, cfg: Any) -> None:
     target = getattr(log, "error_log", None)
     _route.known = list(logging.root.handlers) if cfg.logconfig or cfg.logconfig_dict or cfg.logconfig_json else []
     _route.server = _to_logger(target) if isinstance(target, logging.Logger) else _to_methods(log)
+    _log.addFilter(_route)
+
+
+def keep(handler: logging.Handler) -> None:
+    """Have a handler live as long as logging itself, by way of the filter of the service's logger.
+
+    Flask's own handler would end with Flask's modules when a process ends. If gevent patched the standard library only
+    after Flask was imported, as for an app that gunicorn preloads, that needs modules of gevent that are empty by then,
+    and each worker would end with a traceback.
+    """
+    _route.kept = handler
     _log.addFilter(_route)
 
 

@@ -18,7 +18,6 @@ from pathlib import Path
 import pytest
 
 from sse.event import UNBORN
-from sse.hub import hub
 from tests.chaos.house import CrashingRedis, House
 
 SEEDS = [int(os.environ["CHAOS_SEED"])] if "CHAOS_SEED" in os.environ else range(int(os.environ.get("CHAOS_SEEDS", 20)))
@@ -145,9 +144,10 @@ def test_whatever_happens_nothing_is_lost_in_silence(
     print(f"CHAOS_SEED={seed}")
     rng = random.Random(seed)
     # Only to save time: what no announcement tells of is found in 1 s, not in 5. test_faults runs with the real pause.
-    monkeypatch.setattr(hub, "_CHECK_EVERY", 1.0)
+    for module in ("turns", "upkeep"):
+        monkeypatch.setattr(f"sse.hub.{module}.CHECK_EVERY", 1.0)
     # Small rings in the hub, so that subscribers also read from the store.
-    monkeypatch.setattr(hub, "_CHANNEL_BYTES", rng.choice((1 << 20, 8000)))
+    monkeypatch.setattr("sse.hub.channel.CHANNEL_BYTES", rng.choice((1 << 20, 8000)))
     gentle = rng.random() < 0.3
     redis.ask("FLUSHALL")
     redis.remember()

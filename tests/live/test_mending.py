@@ -82,12 +82,13 @@ def test_a_fault_further_down_is_mended_where_it_is_or_where_it_is_imported(tmp_
 
 def test_a_bad_setting_of_the_service_s_own_app_is_shown_and_mended(tmp_path: Path) -> None:
     server = made(tmp_path, "wsgi:application")
-    bad = "    app.config['SSE_HEARTBEAT'] = 'soon'\n    sse = SSE()\n"
-    server.edit("app.py", "    sse = SSE()\n", bad)
+    good = "    sse.init_app(app)"
+    bad = f"    app.config['SSE_HEARTBEAT'] = 'soon'\n{good}"
+    server.edit("app.py", good, bad)
     with server:
         assert says(server)[0] == 500
         assert "[CRITICAL] Throughline does not start: SSE_HEARTBEAT is 'soon'" in server.logs()
-        server.edit("app.py", bad, "    sse = SSE()\n")
+        server.edit("app.py", bad, good)
         wait_until(lambda: says(server) == (200, "ok"), 15)
 
 

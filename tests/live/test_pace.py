@@ -10,7 +10,7 @@ import pytest
 
 from bench.load import Load
 from bench.peers import Peer, throughline
-from bench.scenarios import QUICK, Session, flooded
+from bench.scenarios import QUICK, Session, ask_for_own, flooded
 
 CHANNELS = 1_500
 
@@ -23,10 +23,7 @@ def test_what_is_accepted_is_told_however_fast_is_published(tmp_path: Path, redi
         session = Session(Peer("throughline", "Throughline", throughline), target, load, QUICK, lambda _: [])
         session.prepare()
         assert target.own
-        load.set("stream", target.own[0])
-        load.set("again", target.own[0])
-        load.set("item", target.own[1])
-        load("own", CHANNELS)
+        ask_for_own(load, target.own, CHANNELS)
         load("flood", 1, 50, 1, 0)  # so that each channel is there
         assert load("open", CHANNELS, 32, 1)["open"] == CHANNELS
         time.sleep(0.5)

@@ -516,7 +516,7 @@ def test_polls_parked_at_the_same_place_are_answered_together_and_their_connecti
         (place,) = publish(worker, "a", "before")
         base = inspect(worker)["greenlets"]
         parked = park(worker, stack, 300, place)
-        assert inspect(worker)["greenlets"] <= base + 3
+        wait_until(lambda: inspect(worker)["greenlets"] <= base + 3, 10, what="polls without a greenlet")
         for number, one in enumerate(parked):
             if number % 3 == 0:  # behind its poll, and answered after it
                 one.ask("/sse/poll?channel=next&timeout=0")
