@@ -195,6 +195,8 @@ def test_an_app_that_the_master_has_imported_keeps_the_code_that_fits_it(tmp_pat
         assert server.seen()["new"] == [], "the app has the old code, so all have it"
         assert server.written_by()[1] != "new"
         assert server.log.read_text().count("a reload brings no new code") == 1
+        server.stop(by=signal.SIGTERM)
+        assert "Traceback" not in server.log.read_text(), "workers end quietly"
 
 
 def test_a_master_that_comes_to_import_the_app_says_so_and_has_it_all_new(tmp_path: Path) -> None:
