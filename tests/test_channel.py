@@ -58,7 +58,7 @@ def test_a_channel_is_idle_from_the_moment_when_its_last_subscriber_leaves() -> 
     channel.enter(other)
     channel.leave(one, 10)
     channel.leave(one, 11)
-    assert (channel.subscribers, channel.idle_since) == ({other}, None)
+    assert (set(channel.subscribers), channel.idle_since) == ({other}, None)
     channel.leave(other, 20)
     assert [channel.is_idle(now, 5) for now in (20, 24.9, 25, 30)] == [False, False, True, True]
     channel.enter(one)

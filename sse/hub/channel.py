@@ -22,6 +22,7 @@ from typing import Final, Protocol
 
 from sse.errors import SSEError
 from sse.event import Entry, Position, Reason
+from sse.few import Few, added, removed
 from sse.ring import Ring
 from sse.wire import encode_body
 
@@ -55,7 +56,7 @@ class Channel:
 
     def __init__(self, name: str, *, wanted: bool = False) -> None:
         self.name = name
-        self.subscribers: set[Listener] = set()
+        self.subscribers: Few[Listener] = ()  # only `enter` and `leave` change it
         self.ring: Ring | None = None
         self.fault: SSEError | None = None
         self.listened = False
@@ -74,12 +75,12 @@ class Channel:
 
     def enter(self, subscriber: Listener) -> None:
         """Add a subscriber."""
-        self.subscribers.add(subscriber)
+        self.subscribers = added(self.subscribers, subscriber)
         self.idle_since = None
 
     def leave(self, subscriber: Listener, now: float) -> None:
         """Remove a subscriber; with the last one, the channel is idle from `now` on."""
-        self.subscribers.discard(subscriber)
+        self.subscribers = removed(self.subscribers, subscriber)
         if not self.subscribers:
             self.idle_since = now
 
