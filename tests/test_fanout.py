@@ -46,7 +46,7 @@ def test_a_notice_waits_until_its_row_has_told_what_it_took() -> None:
         stream = Stream(hub, {"a": Start()}, heartbeat=15, lifetime=60, retry=1)
         stream.open()
         row = Streams(rows, stream, chunked=False)
-        row.fds = {writing: 0}
+        row.fds = (writing,)
         store.publish([Publication("a", Event("news"))])
         row.asks = True  # as while the store is asked, when the stream is ahead of what its connections have got
         row.dismiss(writing)
@@ -127,7 +127,7 @@ class Telling:
                     self.rows.agenda.call(self)
 
         row = Slow(self.loop.rows)
-        row.fds[-number - 1] = 0  # no file is behind it
+        row.fds = (-number - 1,)  # no file is behind it
         self.loop.rows.row_of[-number - 1] = row
         return row
 
@@ -261,7 +261,7 @@ def test_a_thread_of_the_app_s_own_and_the_loop_itself_do_not_wait() -> None:
 
         waited: list[int] = []
         row = Publishing(telling.loop.rows)
-        row.fds[-1000] = 0
+        row.fds = (-1000,)
         telling.loop.rows.agenda.call(row)
         with gevent.Timeout(10):
             while not waited:

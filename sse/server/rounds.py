@@ -41,8 +41,7 @@ class Rounds:
     def _look_at(self, item: int | Streams, slot: int, now: float) -> None:
         rows = self._rows
         if isinstance(item, int):
-            row = rows.row_of.get(item)
-            if row is not None and row.fds[item] == slot:
+            if item in rows.row_of and rows.slots[item] == slot:
                 rows.make_due(item)
         elif item.fds and item.slot == slot:
             if item.due <= now:
@@ -56,7 +55,7 @@ class Rounds:
 
     def _dismiss(self, fd: int) -> None:
         row = self._rows.row_of.get(fd)
-        if row is None or row.fds[fd]:
+        if row is None or self._rows.slots[fd]:
             return  # it has ended meanwhile, or is to be looked at later
         try:
             row.dismiss(fd)

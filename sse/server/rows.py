@@ -63,11 +63,12 @@ from collections.abc import Callable, Hashable
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
+from sse.few import Few, added, removed
 from sse.server.agenda import Agenda
 from sse.server.framing import LAST_CHUNK, date, framed
 from sse.server.means import Calls, Interest, Means
 from sse.server.terms import Terms
-from sse.server.wheel import slot_of
+from sse.server.wheel import Slots, slot_of
 from sse.spread import spread
 from sse.transports.life import STALLED_AFTER, Before, CloseReason, Handed, Next, decide
 
@@ -114,10 +115,7 @@ def send(write: Callable[[int, bytes | memoryview], int], fd: int, data: bytes |
 
 
 class Row:
-    """Connections that wait for the same: of each no more than its number, and the slot of the wheel when it is due.
-
-    The slot is 0 for a connection that is on the agenda to be dismissed.
-    """
+    """Connections that wait for the same: of each no more than its number. Only `Rows` adds and removes them."""
 
     __slots__ = ("asks", "fds", "key", "rows")
     interest: Interest = "end"
@@ -125,7 +123,7 @@ class Row:
 
     def __init__(self, rows: Rows) -> None:
         self.rows = rows
-        self.fds: dict[int, int] = {}
+        self.fds: Few[int] = ()  # in the order in which they came
         self.key: Hashable = None  # under which others find it, to join it
         self.asks = False  # a greenlet takes what has come, and may be waiting for the store
 
@@ -547,13 +545,13 @@ class Idle:
 
     def give_way(self) -> None:
         """Close the connection that has rested longest, and first the connections that have never sent anything."""
-        silent = next(iter(self.new.fds.items()), None)
-        if silent and silent[1] < slot_of(self.new.until - _SILENT):
-            self.new.dismiss(silent[0])
+        silent = next(iter(self.new.fds), None)
+        if silent is not None and self.new.rows.slots[silent] < slot_of(self.new.until - _SILENT):
+            self.new.dismiss(silent)
         elif self.between.fds:
             self.between.dismiss(next(iter(self.between.fds)))
-        elif silent:
-            self.new.dismiss(silent[0])
+        elif silent is not None:
+            self.new.dismiss(silent)
 
     def hurry(self) -> None:
         """Give each the time that it has from now on, which a drain has made short."""
@@ -614,6 +612,8 @@ class Rows:
         """How many connections may be here."""
         self.row_of: dict[int, Row] = {}
         """By connection, the row in which it is."""
+        self.slots = Slots()
+        """By connection, the slot of the wheel when it is due; 0 if it is on the agenda to be dismissed."""
         self.waiting: deque[int] = deque()
         """Connections that wait for a greenlet."""
         self.early: dict[int, bytes] = {}
@@ -708,8 +708,8 @@ class Rows:
 
     def move(self, fd: int, row: Row, other: Row) -> None:
         """Have a connection go on in another row, which is told by the same events."""
-        other.fds[fd] = row.fds.pop(fd)
-        self.row_of[fd] = other
+        row.fds = removed(row.fds, fd)
+        self._put(fd, other)
 
     def decide(self, fd: int, before: Before, *, stalled_at: float = math.inf, has_notice: bool = False) -> Next:
         """Return what is to happen to a connection now, see `Terms.decide`."""
@@ -718,13 +718,12 @@ class Rows:
 
     def set_end(self, fd: int, moment: float) -> None:
         """Have it dismissed then."""
-        self.row_of[fd].fds[fd] = self.means.timer(fd, moment, 0)
+        self.slots[fd] = self.means.timer(fd, moment, 0)
 
     def make_due(self, fd: int) -> None:
         """Have it dismissed in the next round."""
-        row = self.row_of.get(fd)
-        if row is not None:
-            row.fds[fd] = 0
+        if fd in self.row_of:
+            self.slots[fd] = 0
             self.agenda.make_due(fd)
 
     def answered(self, fd: int) -> None:
@@ -760,7 +759,7 @@ class Rows:
     # The connections
 
     def _admit(self, fd: int, row: Row, handed: Handed) -> None:
-        self.row_of[fd] = row
+        self._put(fd, row)
         self.set_end(fd, handed.deadline)
         self.terms.put(fd, handed)
         if len(self.row_of) + len(self.waiting) > self.room:  # there are files for so many
@@ -769,6 +768,10 @@ class Rows:
             self._begin(fd, row, handed.permit)
         elif self.draining and row.waits:
             self.make_due(fd)
+
+    def _put(self, fd: int, row: Row) -> None:
+        row.fds = added(row.fds, fd)
+        self.row_of[fd] = row
 
     def _begin(self, fd: int, row: Row, permit: Permit) -> None:
         decided = row.decide(fd)
@@ -786,7 +789,7 @@ class Rows:
         """Take a connection out of its row. Return what is to be done after its end."""
         closing = self.terms.take(fd)
         row = self.row_of.pop(fd)
-        del row.fds[fd]
+        row.fds = removed(row.fds, fd)
         if not row.fds:
             self.open.forget(row)
         row.left(fd)
@@ -795,7 +798,7 @@ class Rows:
     def _leave_for(self, row: Row, fd: int, end: float) -> None:
         """Have a connection whose poll is answered go on in another row."""
         closing = self._leave(fd)
-        self.row_of[fd] = row
+        self._put(fd, row)
         self.set_end(fd, end)
         self.means.change(fd, row.interest)
         self.means.finish(closing)
