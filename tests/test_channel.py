@@ -178,7 +178,7 @@ def test_a_refused_channel_has_its_fault_and_all_who_wait_are_woken() -> None:
 
 def test_a_channel_is_its_own_only_one_for_all_who_listen_to_it_alone() -> None:
     channel = Channel("a")
-    assert channel.alone == {"a": channel}
+    assert channel.alone == (channel,)
     assert channel.alone is channel.alone
 
 

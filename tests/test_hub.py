@@ -1449,7 +1449,7 @@ def test_a_channel_that_was_dropped_and_begun_anew_is_another(make_hub: MakeHub)
     hub = make_hub(store)
     publish(store, "x")
     old, new = attach(hub), attach(hub)
-    old.channels = {"a": Channel("a")}
+    old.channels = (Channel("a"),)
     assert not hub.merge(old, new)
 
 

@@ -66,7 +66,7 @@ class Channel:
         self.lives = 0  # how often its ring was begun anew, after a reset
         self.reset_reason: Reason = "diverged"
         self.idle_since: float | None = None
-        self.alone = {name: self}  # for all subscribers that listen to this channel alone
+        self.alone = (self,)  # for all subscribers that listen to this channel alone
 
     @property
     def was_unknown(self) -> bool:

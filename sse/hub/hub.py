@@ -121,7 +121,7 @@ class Hub:
         Return False, and change nothing, unless both are attached and at the same positions of the same channels.
         """
         with self.lock:
-            if subscriber.places != other.places or subscriber.channels != other.channels:
+            if subscriber.positions != other.positions or subscriber.channels != other.channels:
                 return False
             if subscriber is other or not (self._has(subscriber) and self._has(other)):
                 return False
@@ -140,7 +140,7 @@ class Hub:
                 return twin
             self._attached += 1
             self._shared = max(self._shared - 1, 0)
-            for channel in twin.channels.values():
+            for channel in twin.channels:
                 channel.enter(twin)
             return twin
 
@@ -187,11 +187,11 @@ class Hub:
                     "try again, or raise SSE_MAX_SUBSCRIBERS",
                 )
             self._attached += 1
-            channels: Mapping[str, Channel] = {name: self._channel(name, wanted=wanted) for name in names}
+            channels = tuple([self._channel(name, wanted=wanted) for name in names])
             if len(channels) == 1:
-                channels = next(iter(channels.values())).alone
+                channels = channels[0].alone
             subscriber = Subscriber(channels, self.lock, self.reading, draining=self._draining)
-            for channel in channels.values():
+            for channel in channels:
                 channel.enter(subscriber)
             return subscriber
 
@@ -205,7 +205,7 @@ class Hub:
 
     def _settled(self, subscriber: Subscriber, deadline: float, timeout: float) -> list[Channel]:
         """Wait for the ring of each channel; return the channels that have none, if nobody has it ensured."""
-        channels = list(subscriber.channels.values())
+        channels = subscriber.channels
         while True:
             subscriber.rest()
             self._check_open()
@@ -252,7 +252,7 @@ class Hub:
         """Take a subscriber out of its channels, and give back its place."""
         self._attached -= 1
         now = self._clock()
-        for channel in subscriber.end().values():
+        for channel in subscriber.end():
             channel.leave(subscriber, now)
             if not channel.subscribers and not channel.listened:  # as while the store is away
                 self._follower.arrivals.remove(channel)

@@ -66,23 +66,31 @@ class Reading:
         return [_good(page) for page in flight.pages]
 
     def place(self, subscriber: Subscriber, starts: Mapping[str, Start]) -> None:
-        """Have a subscriber join each channel: where this process's rings do not tell the position, the store does.
+        """Have a subscriber join its channels, which are those of `starts` in the same order.
+
+        Where this process's rings do not tell the position, the store does.
 
         :raises StoreUnavailable: if the store does not answer.
         """
-        asked = [(name, start) for name, start in starts.items() if not subscriber.start(name, start)]
+        asked = [
+            (index, name, start)
+            for index, (name, start) in enumerate(starts.items())
+            if not subscriber.start(index, start)
+        ]
         if not asked:
             return
-        if replays := [(name, start.replay) for name, start in asked if not start.position]:
-            for (name, _), place in zip(replays, map(_good, self._store.before(replays)), strict=True):
+        if replays := [(index, name, start.replay) for index, name, start in asked if not start.position]:
+            befores = self._store.before([(name, replay) for _, name, replay in replays])
+            for (index, *_), place in zip(replays, map(_good, befores), strict=True):
                 if place is not None:
-                    subscriber.join(name, place)
-        if unknown := [(name, start.position) for name, start in asked if start.position]:
-            for (name, place), page in zip(unknown, self.read(unknown, 0), strict=True):
+                    subscriber.join(index, place)
+        if unknown := [(index, name, start.position) for index, name, start in asked if start.position]:
+            pages = self.read([(name, place) for _, name, place in unknown], 0)
+            for (index, _, place), page in zip(unknown, pages, strict=True):
                 if page.reason:
-                    subscriber.lose(name, place, page.reason)
+                    subscriber.lose(index, place, page.reason)
                 else:
-                    subscriber.join(name, place)
+                    subscriber.join(index, place)
 
     def look(self, starts: Mapping[str, Start], max_events: int, max_bytes: int, form: Form = in_blocks) -> Look:
         """Return what a subscriber that starts so would take now. Nobody is attached, and no ring is ensured.

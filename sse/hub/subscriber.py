@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, Literal, NamedTuple, Protocol
 
 from sse.errors import SSEError, StoreUnavailable
-from sse.event import Entry, LastEventId, Position, Reason
+from sse.event import UNBORN, Entry, LastEventId, Position, Reason
 from sse.hub.channel import Channel, encoded
 from sse.stores import PAGE, PAGE_BYTES, Page
 
@@ -98,14 +98,15 @@ class Subscriber:
     # An idle subscriber is to be small.
     __slots__ = (
         *("_lives", "_lock", "_pages", "_signal", "_turn", "_wake"),
-        *("channels", "draining", "places", "resets"),
+        *("channels", "draining", "positions", "resets"),
     )
 
     def __init__(
-        self, channels: Mapping[str, Channel], lock: threading.Lock, pages: Pages, *, draining: bool = False
+        self, channels: tuple[Channel, ...], lock: threading.Lock, pages: Pages, *, draining: bool = False
     ) -> None:
         self.channels = channels
-        self.places: dict[str, Position] = {}
+        self.positions = [UNBORN] * len(channels)
+        """The position in each channel, by the channel's index. `join` sets it first."""
         self.resets: Sequence[Reset] = ()
         self.draining = draining  # this process is about to end, so the client is told goodbye
         self._lock = lock
@@ -120,9 +121,14 @@ class Subscriber:
         """True once the hub has taken it out of its channels."""
         return not self.channels
 
-    def end(self) -> Mapping[str, Channel]:
+    @property
+    def places(self) -> Mapping[str, Position]:
+        """Return its positions by the names of its channels, as they are now; empty once it has ended."""
+        return {channel.name: position for channel, position in zip(self.channels, self.positions, strict=False)}
+
+    def end(self) -> tuple[Channel, ...]:
         """Give up its channels, and return them; from then on it has none. For the hub, under its lock."""
-        channels, self.channels = self.channels, {}
+        channels, self.channels = self.channels, ()
         return channels
 
     def notify(self) -> None:
@@ -150,7 +156,7 @@ class Subscriber:
     def twin(self) -> Subscriber:
         """Return another subscriber at the same positions, to be woken in its own way."""
         twin = Subscriber(self.channels, self._lock, self._pages, draining=self.draining)
-        twin.places = {**self.places}
+        twin.positions = [*self.positions]
         twin._lives = self._lives and {**self._lives}
         return twin
 
@@ -183,9 +189,10 @@ class Subscriber:
         order = self.order()
         self.turn()
         try:
-            for name in order:
+            for index in order:
+                name = self.channels[index].name
                 before = len(taken)
-                while entries := self._next(name, taken, _to_read(max_bytes, size, taken)):
+                while entries := self._next(index, taken, _to_read(max_bytes, size, taken)):
                     for entry in entries:
                         delivery = form(name, entry)  # of a whole page, only what is taken
                         size += len(delivery.entry.body)
@@ -194,7 +201,7 @@ class Subscriber:
                             return taken
                         events += 1
                         taken.append(delivery)
-                        self.places[name] = entry.position
+                        self.positions[index] = entry.position
                 if len(taken) > before and isinstance(taken[-1], Reset):
                     size += reset_size(name)
         except (Lagging, StoreUnavailable):
@@ -204,36 +211,37 @@ class Subscriber:
             self.notify()
         return taken
 
-    def order(self) -> list[str]:
-        """Return its channels, beginning with the channel whose turn it is, so that none starves another."""
-        names = list(self.places)
-        start = (self._turn + 1) % len(names)
-        return names[start:] + names[:start]
+    def order(self) -> list[int]:
+        """Return the indices of its channels, beginning with the one whose turn it is, so that none starves another."""
+        count = len(self.positions)
+        start = (self._turn + 1) % count
+        return [*range(start, count), *range(start)]
 
     def turn(self, channels: int = 1) -> None:
         """Give the turn to the next channel, or to a later one, so many `channels` after this one."""
-        self._turn = (self._turn + channels) % len(self.places)
+        self._turn = (self._turn + channels) % len(self.positions)
 
-    def at_hand(self, name: str) -> Sequence[Entry] | None:
+    def at_hand(self, index: int) -> Sequence[Entry] | None:
         """Return a page of a channel's entries that are not taken yet; None if the ring has passed its position."""
-        channel = self.channels[name]
+        channel = self.channels[index]
         with self._lock:
             assert channel.ring is not None
-            entries = channel.ring.after(self.places[name], PAGE)
+            entries = channel.ring.after(self.positions[index], PAGE)
             if entries is not None:
-                self._live(name, channel.lives)
+                self._live(channel.name, channel.lives)
             return entries
 
     def is_behind(self) -> bool:
         """Return whether any of its channels has moved on since."""
         with self._lock:
             return any(
-                channel.ring is not None and channel.ring.newest > self.places[name]
-                for name, channel in self.channels.items()
+                channel.ring is not None and channel.ring.newest > position
+                for channel, position in zip(self.channels, self.positions, strict=False)
             )
 
-    def _next(self, name: str, taken: list[Delivery | Reset], max_bytes: int) -> Sequence[Entry]:
-        channel, place = self.channels[name], self.places[name]
+    def _next(self, index: int, taken: list[Delivery | Reset], max_bytes: int) -> Sequence[Entry]:
+        channel, place = self.channels[index], self.positions[index]
+        name = channel.name
         with self._lock:
             assert channel.ring is not None
             entries = channel.ring.after(place, PAGE)
@@ -258,7 +266,7 @@ class Subscriber:
             reason = page.reason
         taken.append(reset_at(name, reason, place, top))
         self._live(name, lives)
-        self.places[name] = top
+        self.positions[index] = top
         return []
 
     def _live(self, name: str, lives: int) -> None:
@@ -268,41 +276,42 @@ class Subscriber:
             self._lives = {}
         self._lives[name] = lives
 
-    def start(self, name: str, start: Start) -> bool:
+    def start(self, index: int, start: Start) -> bool:
         """Join a channel at the start; return False if the store has to be asked for the position.
 
         Where entries are to be replayed, it joins in either case: just before all that the ring holds.
         """
-        channel = self.channels[name]
+        channel = self.channels[index]
         with self._lock:
             ring = channel.ring
             assert ring is not None
             newest = ring.newest
             if start.fault:
-                self.join(name, newest, Reset(name, start.fault, None, newest))
+                self.join(index, newest, Reset(channel.name, start.fault, None, newest))
                 return True
             if start.position is None:
                 position = ring.before(start.replay)
-                self.join(name, position)
+                self.join(index, position)
                 return newest.offset - position.offset >= start.replay or position.offset == 0
             if start.position in ring:
-                self.join(name, start.position)
+                self.join(index, start.position)
                 return True
             return False
 
-    def lose(self, name: str, position: Position, reason: Reason) -> None:
+    def lose(self, index: int, position: Position, reason: Reason) -> None:
         """Join a channel at its newest position with a reset, because the store cannot continue `position`."""
-        channel = self.channels[name]
+        channel = self.channels[index]
         with self._lock:
             assert channel.ring is not None
             reason = "unknown" if channel.was_unknown else reason
             newest = channel.ring.newest
-            self.join(name, newest, reset_at(name, reason, position, newest))
+            self.join(index, newest, reset_at(channel.name, reason, position, newest))
 
-    def join(self, name: str, place: Position, reset: Reset | None = None) -> None:
+    def join(self, index: int, place: Position, reset: Reset | None = None) -> None:
         """Set the position from which the subscriber goes on in a channel."""
-        self.places[name] = place
-        self._live(name, self.channels[name].lives)
+        channel = self.channels[index]
+        self.positions[index] = place
+        self._live(channel.name, channel.lives)
         if reset:
             self.resets = [*self.resets, reset]
 

@@ -82,7 +82,7 @@ class Poll:
     @property
     def alike(self) -> Hashable:
         """Equal for polls that wait for the same."""
-        return self.hub, self._retry, self._max_bytes, tuple(self.subscriber.places.items())
+        return self.hub, self._retry, self._max_bytes, self.subscriber.channels, tuple(self.subscriber.positions)
 
     @property
     def nothing(self) -> bytes:
@@ -92,7 +92,8 @@ class Poll:
     @property
     def is_behind(self) -> bool:
         """True if something has come, if a position cannot be continued, or if the poll is to end."""
-        return self.subscriber.draining or any(self.subscriber.at_hand(name) != [] for name in self.subscriber.places)
+        subscriber = self.subscriber
+        return subscriber.draining or any(subscriber.at_hand(index) != [] for index in subscriber.order())
 
     def open(self) -> bytes | None:
         """Return the answer if it comes at once; else None, and the poll waits until `close`.

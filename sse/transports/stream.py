@@ -140,7 +140,7 @@ class Stream:
         """Equal for streams that may be told by one another; None for one that is not at rest."""
         if self.subscriber.resets or self._claims is not None or self._again or self.ended:
             return None
-        return self.hub, self.dialect, self._tells_retry, *self.subscriber.places
+        return self.hub, self.dialect, self._tells_retry, *self.subscriber.channels
 
     def attach(self) -> None:
         """Attach before `open`, to know the subscriber's resets.
@@ -205,23 +205,23 @@ class Stream:
         subscriber, dialect = self.subscriber, self.dialect
         if subscriber.resets or self._claims is not None or self._again:
             return None
-        places = subscriber.places
+        channels, positions = subscriber.channels, subscriber.positions
         parts: list[bytes] = []
         size = 0
-        for name in subscriber.order():
-            key = (name, places[name], dialect.typed, dialect.id_last)
+        for index in subscriber.order():
+            key = (channels[index].name, positions[index], dialect.typed, dialect.id_last)
             if key in shared:
                 segment = shared[key]
             else:
-                segment = shared[key] = _segment(subscriber, name, dialect)
+                segment = shared[key] = _segment(subscriber, index, dialect)
             if segment is None:
                 if not parts:
                     return None
                 subscriber.notify()
                 break
             if segment.whole:
-                parts.append(dialect.within(segment, name, places))
-                places[name] = segment.place
+                parts.append(dialect.within(segment, key[0], subscriber.places) if len(channels) > 1 else segment.whole)
+                positions[index] = segment.place
                 size += len(segment.whole)
                 if segment.more or size > _CHUNK:
                     subscriber.notify()
@@ -341,9 +341,9 @@ class Stream:
         return self.dialect.begun(blocks)
 
 
-def _segment(subscriber: Subscriber, name: str, dialect: Dialect) -> Segment | None:
+def _segment(subscriber: Subscriber, index: int, dialect: Dialect) -> Segment | None:
     """Return the blocks of what the hub has at hand for a channel; None if it does not reach back far enough."""
-    entries = subscriber.at_hand(name)
+    entries = subscriber.at_hand(index)
     if entries:
-        return dialect.segment(name, entries, _CHUNK, more=len(entries) >= PAGE)
+        return dialect.segment(subscriber.channels[index].name, entries, _CHUNK, more=len(entries) >= PAGE)
     return NOTHING if entries is not None else None
