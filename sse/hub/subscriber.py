@@ -186,11 +186,11 @@ class Subscriber:
         form = form or in_blocks
         events, size = 0, sum(reset_size(reset.channel) for reset in self.resets)
         self.resets = ()
-        order = self.order()
+        order, channels = self.order(), self.channels
         self.turn()
         try:
             for index in order:
-                name = self.channels[index].name
+                name = channels[index].name
                 before = len(taken)
                 while entries := self._next(index, taken, _to_read(max_bytes, size, taken)):
                     for entry in entries:
@@ -211,11 +211,11 @@ class Subscriber:
             self.notify()
         return taken
 
-    def order(self) -> list[int]:
+    def order(self) -> Sequence[int]:
         """Return the indices of its channels, beginning with the one whose turn it is, so that none starves another."""
         count = len(self.positions)
         start = (self._turn + 1) % count
-        return [*range(start, count), *range(start)]
+        return [*range(start, count), *range(start)] if start else range(count)
 
     def turn(self, channels: int = 1) -> None:
         """Give the turn to the next channel, or to a later one, so many `channels` after this one."""
@@ -309,9 +309,10 @@ class Subscriber:
 
     def join(self, index: int, place: Position, reset: Reset | None = None) -> None:
         """Set the position from which the subscriber goes on in a channel."""
-        channel = self.channels[index]
         self.positions[index] = place
-        self._live(channel.name, channel.lives)
+        channel = self.channels[index]
+        if channel.lives or self._lives:
+            self._live(channel.name, channel.lives)
         if reset:
             self.resets = [*self.resets, reset]
 

@@ -58,6 +58,7 @@ A push to a long row pauses, so that others have their turn. In a pause there ma
 from __future__ import annotations
 
 import math
+from array import array
 from collections import deque
 from collections.abc import Callable, Hashable
 from functools import partial
@@ -68,7 +69,7 @@ from sse.server.agenda import Agenda
 from sse.server.framing import LAST_CHUNK, date, framed
 from sse.server.means import Calls, Interest, Means
 from sse.server.terms import Terms
-from sse.server.wheel import Slots, slot_of
+from sse.server.wheel import slot_of
 from sse.spread import spread
 from sse.transports.life import STALLED_AFTER, Before, CloseReason, Handed, Next, decide
 
@@ -612,8 +613,11 @@ class Rows:
         """How many connections may be here."""
         self.row_of: dict[int, Row] = {}
         """By connection, the row in which it is."""
-        self.slots = Slots()
-        """By connection, the slot of the wheel when it is due; 0 if it is on the agenda to be dismissed."""
+        self.slots = array("q")
+        """By connection, the slot of the wheel when it is due; 0 if it is on the agenda to be dismissed.
+
+        File descriptors are small and close together, so that 8 bytes do for each.
+        """
         self.waiting: deque[int] = deque()
         """Connections that wait for a greenlet."""
         self.early: dict[int, bytes] = {}
@@ -759,6 +763,8 @@ class Rows:
     # The connections
 
     def _admit(self, fd: int, row: Row, handed: Handed) -> None:
+        if fd >= len(self.slots):
+            self.slots.frombytes(bytes(self.slots.itemsize * (fd + 1 - len(self.slots))))
         self._put(fd, row)
         self.set_end(fd, handed.deadline)
         self.terms.put(fd, handed)

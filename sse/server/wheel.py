@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Iterator, Sequence
 from typing import Final, Generic, TypeVar
 
@@ -15,24 +14,6 @@ T = TypeVar("T")
 def slot_of(moment: float) -> int:
     """Return the first slot that begins after a moment."""
     return int(moment / TICK) + 1
-
-
-class Slots:
-    """Slots by connection. File descriptors are small and close together, so that an array takes 8 bytes for each."""
-
-    __slots__ = ("_slots",)
-
-    def __init__(self) -> None:
-        self._slots = array("q")
-
-    def __getitem__(self, fd: int) -> int:
-        return self._slots[fd]
-
-    def __setitem__(self, fd: int, slot: int) -> None:
-        missing = fd + 1 - len(self._slots)
-        if missing > 0:
-            self._slots.frombytes(bytes(self._slots.itemsize * missing))
-        self._slots[fd] = slot
 
 
 class Wheel(Generic[T]):

@@ -182,9 +182,13 @@ class Stream:
     def step(self) -> bytes:
         """What is to be written now, at the end of a block; perhaps nothing."""
         self._again = 0.0
-        claims: dict[str, Position | None] = {**self.subscriber.places} if self._claims is None else self._claims
+        subscriber, claims = self.subscriber, self._claims
+        if claims is None:
+            claims = {
+                channel.name: place for channel, place in zip(subscriber.channels, subscriber.positions, strict=False)
+            }
         try:
-            taken = self.subscriber.take(_CHUNK_EVENTS, _CHUNK)
+            taken = subscriber.take(_CHUNK_EVENTS, _CHUNK)
         except StoreUnavailable:
             self._again = self._clock() + _RETRY_STORE
             return self._or_heartbeat(b"")
