@@ -140,7 +140,7 @@ class Stream:
         """Equal for streams that may be told by one another; None for one that is not at rest."""
         if self.subscriber.resets or self._claims is not None or self._again or self.ended:
             return None
-        return self.hub, self.dialect, self._tells_retry, *self.subscriber.channels
+        return self.dialect, self._tells_retry, self.subscriber.channels  # a channel is of one hub
 
     def attach(self) -> None:
         """Attach before `open`, to know the subscriber's resets.
