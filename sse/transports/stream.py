@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from copy import copy
 from math import inf
-from typing import ClassVar, Final
+from typing import ClassVar, Final, NamedTuple
 
 from sse.access.permit import Permit
 from sse.access.revocations import TAKEN_AFTER
@@ -37,6 +37,14 @@ class Cut(BrokenPipeError):
         super().__init__(errno.EPIPE, "the body breaks off here")
 
 
+class _Opening(NamedTuple):
+    """The part of a stream that only its opening needs."""
+
+    starts: Mapping[str, Start]
+    told: Mapping[str, object]
+    charge: Charge | None
+
+
 class Stream:
     """A subscriber as a body: iterate over it; or drive it by `open`, `step` and `written`, as a loop over many does.
 
@@ -59,7 +67,7 @@ class Stream:
 
     # An idle stream is to be small.
     __slots__ = (
-        *("_again", "_attached", "_charge", "_claims", "_clock", "_starts", "_tells_retry", "_told"),
+        *("_again", "_attached", "_claims", "_clock", "_opening", "_tells_retry"),
         *("_written", "closing", "deadline", "dialect", "hub", "lost", "permit", "reason", "subscriber"),
     )
     is_stream: ClassVar[bool] = True
@@ -94,12 +102,10 @@ class Stream:
         self.permit = permit
         """The right that it stands on; None where all is public, and once it is handed off."""
         self.hub = hub
-        self._starts: Mapping[str, Start] | None = starts
+        self._opening: _Opening | None = _Opening(starts, told or {}, charge)
         self._attached = False
         self.dialect = dialect_of(heartbeat, retry, delta=delta, typed=typed, bare=bare, cut=cut)
         self._tells_retry = bare  # with the first event, since there is no block before it
-        self._told = told
-        self._charge = charge
         self._clock = clock
         # What the client may say that it has, where that is not what it was given: see `claims_of`.
         self._claims: dict[str, Position | None] | None = None
@@ -147,14 +153,15 @@ class Stream:
 
         :raises Unavailable: if there is no room for another subscriber, or the store is away.
         """
-        assert self._starts is not None, "a stream is opened once"
-        self.subscriber = self.hub.attach(self._starts, ATTACH_TIMEOUT, self._charge)
+        assert self._opening is not None, "a stream is opened once"
+        self.subscriber = self.hub.attach(self._opening.starts, ATTACH_TIMEOUT, self._opening.charge)
         self._attached = True
 
     def open(self) -> bytes:
         """Attach, and give the first blocks; or the whole body, if this service is busy."""
-        assert self._starts is not None, "a stream is opened once"
-        starts, dialect = self._starts, self.dialect
+        assert self._opening is not None, "a stream is opened once"
+        starts, told, _ = self._opening
+        dialect = self.dialect
         try:
             if not self._attached:
                 self.attach()
@@ -165,15 +172,14 @@ class Stream:
         if dialect.bare and self.subscriber.resets:  # it has been closed meanwhile, or it would have been refused
             self.lost = True
             return dialect.beat
-        self._starts = self._charge = None
+        self._opening = None
         if self.permit:
             self.permit.begin(self.subscriber.notify)
         resets = self.subscriber.resets
         claims = claims_of(self.subscriber.places, resets, starts)
         if resets:
             self._claims = claims
-        opening = dialect.opening(starts, resets, claims, round(self.deadline), self._told or {})
-        self._told = None
+        opening = dialect.opening(starts, resets, claims, round(self.deadline), told)
         now = self._clock()
         self.deadline += now
         self.written(now)
