@@ -36,7 +36,10 @@ class Wheel(Generic[T]):
         new = max(int(moment / TICK), self._turned) + 1
         if self._turned < slot <= new:
             return slot
-        self._slots.setdefault(new, []).append(item)
+        if items := self._slots.get(new):
+            items.append(item)
+        else:
+            self._slots[new] = [item]  # an empty list that grows would be larger
         return new
 
     def turn(self, now: float) -> Iterator[tuple[int, Sequence[T]]]:
