@@ -166,9 +166,7 @@ def read_stream(request: Request, config: Config, *, takes_token: bool) -> Strea
     :raises TooLarge: if the body, which means nothing, is over 16 KB.
     """
     _drop_body(request)
-    query = _query(
-        request, "last_event_id", "lastEventId", "ids", "types", "form", "end", "replay", "heartbeat", "token"
-    )
+    query = _query(request, *_OF_STREAMS)
     delta, typed = _switch(query, "ids", "delta"), _switch(query, "types", "data")
     bare, cut = _switch(query, "form", "bare"), _switch(query, "end", "cut")
     if bare and (delta or typed):
