@@ -190,9 +190,9 @@ class Stream:
         self._again = 0.0
         subscriber, claims = self.subscriber, self._claims
         if claims is None:
-            claims = {
-                channel.name: place for channel, place in zip(subscriber.channels, subscriber.positions, strict=False)
-            }
+            claims, positions = {}, subscriber.positions
+            for index, channel in enumerate(subscriber.channels):  # as `places`, for less
+                claims[channel.name] = positions[index]
         try:
             taken = subscriber.take(_CHUNK_EVENTS, _CHUNK)
         except StoreUnavailable:
