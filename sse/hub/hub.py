@@ -145,7 +145,10 @@ class Hub:
             return twin
 
     def drain(self, window: float) -> None:
-        """End all who wait here, spread over `window` seconds, and from now on each newcomer at once."""
+        """End subscribers that have a greenlet or thread of their own, spread over `window` seconds.
+
+        From now on, each newcomer ends at once. Connections in the worker's rows are ended by `Rows.drain`.
+        """
         with self.lock:
             self._draining = True
             subscribers = self._channels.subscribers()
