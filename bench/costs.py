@@ -1,7 +1,7 @@
-"""What a delivery, a request and an idle stream cost, here and in another checkout: the mode `--costs` of `--against`.
+"""The mode `--costs`: the cost of a delivery, a request and an idle stream, here and in the checkout of `--against`.
 
 A round starts a pair of fresh servers for each group of measures, one of each checkout, on the same core. They take
-turns in being loaded for a short time, so that what else the machine does meets both alike; the one that waits costs
+turns in being loaded for a short time, so that other work of the machine slows both alike. The server that waits costs
 next to nothing. A measure has one pair of figures from each round. Rounds go on until its ratio is known.
 """
 

@@ -50,7 +50,7 @@ class Interval(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """What the interval says of here, in a word or two."""
+        """Return in a word or two what the interval says of this checkout."""
         if self.is_loss:
             return "a loss"
         if not self.is_known:

@@ -157,7 +157,7 @@ def own(session: Session) -> Measures:
 
 
 def shared(session: Session) -> Measures:
-    """What a stream takes that is on a channel of its own and on one for all."""
+    """Measure the memory of a stream on a channel of its own and on one that all share."""
     load, target = session.load, session.target
     if target.own is None or not target.own.both:
         return
@@ -327,6 +327,6 @@ def memory(target: Target) -> int:
 
 
 def cpu_seconds(target: Target) -> float:
-    """What all threads of the server's processes have used, to the nanosecond (proc_pid_schedstat: the first field)."""
+    """Return the CPU seconds of all threads of the server's processes (proc_pid_schedstat, the first field)."""
     paths = [path for pid in processes(target) for path in Path(f"/proc/{pid}/task").glob("*/schedstat")]
     return sum(int(path.read_text().split()[0]) for path in paths) / 1e9

@@ -37,11 +37,11 @@ class Permit:
         self.ruled = ruled
         self.decided = decided
         self.ends_at = grant.ends_at if grant else math.inf
-        """When it ends, in seconds since 1970."""
+        """The moment at which the right ends, in seconds since 1970."""
         self.warn_at = self.ends_at - LEEWAY - WARNING
-        """When its client is to be told that it will end; infinity once that is done."""
+        """The moment at which the client is told of that end; infinity once it has been told."""
         self.ended = False
-        """Whether it has been revoked."""
+        """True once the right has been revoked."""
         self.wake: Callable[[], None] | None = None
 
     @property
@@ -64,12 +64,12 @@ class Permit:
 
     @property
     def is_due(self) -> bool:
-        """Whether it is over, or its client is to be told of its end."""
+        """True if the right is over, or its client is to be told of its end."""
         return self.due_in <= 0 or self.ended or self._is_revoked()
 
     @property
     def is_over(self) -> bool:
-        """Whether it gives no right any more."""
+        """True if the right has expired or has been revoked."""
         return self.ends_in <= 0
 
     def begin(self, wake: Callable[[], None]) -> None:
@@ -100,7 +100,7 @@ class Permit:
             self._revocations.let_go(self)
 
     def _is_revoked(self) -> bool:
-        """Return whether some of what it stands on has been revoked since it was decided on."""
+        """Return True if the token, its subject or a channel has been revoked since the right was given."""
         since = self._revocations.since
         if not since:
             return False

@@ -42,7 +42,7 @@ class Hub:
         self.lock = threading.Lock()
         self.max_subscribers = max_subscribers
         self.reading = Reading(store)
-        """What is read from the store for subscribers and polls."""
+        """The readings of the store, shared by subscribers and polls that ask for the same."""
         self.answered: tuple[object, bytes] = None, b""
         """The last answer to a poll, and where that poll stood: polls that stand there too get the same bytes."""
         self._clock = clock
@@ -75,8 +75,8 @@ class Hub:
     def attach(self, starts: Mapping[str, Start], timeout: float, charge: Charge | None = None) -> Subscriber:
         """Return a subscriber to the channels in `starts`, each from where it asks; end it with `detach`.
 
-        Nothing that is stored from then on passes it by. What cannot be continued stands in its `resets`. A ring is
-        ensured for each channel that has none, after a `charge` for all of these.
+        The subscriber gets every event that is stored from then on. Its `resets` name the channels that cannot be
+        continued. A ring is ensured for each channel that has none, after a `charge` for all of these.
 
         :raises Busy: if this worker has its fill of subscribers, or has ensured very many rings just now.
         :raises StoreUnavailable: if the store does not answer within `timeout` seconds.

@@ -1,4 +1,4 @@
-"""A subscriber: its position in each of its channels, and what it takes next.
+"""A subscriber: its position in each of its channels, and the events that it takes next.
 
 A subscriber has no queue. It keeps a position in each channel and takes what lies after it: from the ring in this
 process where that reaches back far enough, else from the store.
@@ -174,9 +174,10 @@ class Subscriber:
     def take(self, max_events: int, max_bytes: int, form: Form | None = None) -> list[Delivery | Reset]:
         """Return resets and events that have come since: known resets first, then each channel's events in order.
 
-        Bodies and resets together have up to `max_bytes`. The resets that are known already come whatever their size.
-        So does one event if there is any, unless resets have filled the answer. The caller answers for what it has
-        taken: the places move on. `form` makes each delivery; without it, a body is the event's block of a stream.
+        Bodies and resets together have up to `max_bytes`, with two exceptions: resets that are known already are all
+        returned, and the first event is returned whatever its size, unless resets have filled the answer. The positions
+        move on, so the caller has to deliver everything that it is given. `form` makes each delivery; without it, a
+        body is the event's block of a stream.
 
         :raises Lagging: if a channel's ring has passed the subscriber's place.
         :raises StoreUnavailable: if older entries are needed and cannot be read.

@@ -37,8 +37,8 @@ _chance: Final = random.SystemRandom()  # a thread of ours leaves the app's own 
 class Arrivals:
     """Channels that wait for the hub's thread: to be listened to, or to have their ring ensured.
 
-    A channel that comes alone is looked at in the next turn. After several have come together, those that follow are
-    gathered for some milliseconds, so that many newcomers do not cost a turn each. For use under the hub's lock.
+    A channel that comes alone is looked at in the next turn. After several channels have come together, further ones
+    are gathered for some milliseconds, so that many newcomers do not cost a turn each. For use under the hub's lock.
     """
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ class Arrivals:
         return len(self._channels)
 
     def add(self, channel: Channel) -> None:
-        """Add a channel behind those that wait."""
+        """Add a channel at the end of the line."""
         self._channels[channel] = None
 
     def remove(self, channel: Channel) -> None:

@@ -46,8 +46,8 @@ A push to a long row pauses, so that others have their turn. In a pause there ma
 
     end         The connection leaves its row, and gives back its place. The push may still write to its number, which
                 nobody else has before the round is over. If that write is taken in part, nothing comes of it.
-    stall       Only the push itself finds that one takes no more. One that stalled before may catch up: its row is
-                called, and is served in the next round.
+    stall       Only the push itself finds that a connection takes no more. A connection that stalled before may catch
+                up: its row is called, and is served in the next round.
     join        A new connection has a row of its own, and is served in the next round. Two rows become one only where
                 `serve` begins or ends.
     revoke      The connection is due in the next round. It gets this push, whose events came before that.
@@ -633,7 +633,7 @@ class Rows:
 
     @property
     def is_full(self) -> bool:
-        """True if there is no room for another connection, and no resting one that could be closed for it."""
+        """True if there is no room for another connection, and no idle connection that could be closed for it."""
         return len(self.row_of) + len(self.waiting) >= self.room and not self._idle
 
     @property
@@ -731,7 +731,7 @@ class Rows:
             self.agenda.make_due(fd)
 
     def answered(self, fd: int) -> None:
-        """Wait for the next request of a connection whose poll is answered, or go on with the one that has come."""
+        """Have an answered poll's connection wait for its next request, or serve the request that has come already."""
         if fd in self.early:
             self.give_back(fd)
         else:
