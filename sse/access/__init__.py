@@ -2,5 +2,6 @@
 
 `decision` is the one place where a request is let through. It asks `token`, with `jwks`, and `keys` about the
 credential that was sent. A stream or a waiting poll stands on a `permit`, which ends when its token expires or is
-revoked. `limits` counts, and `reload` reads a file again when it changes.
+revoked; `revocations` knows what was revoked, in any process. `limits` counts, and `reload` reads a file again when it
+changes.
 """
