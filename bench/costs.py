@@ -171,7 +171,7 @@ GROUPS: Final = {
 }
 
 
-# Work, and what it came to
+# The work that each turn does, and its figures
 
 
 def counted(name: str, couple: Couple, work: Work) -> Figures:

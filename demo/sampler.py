@@ -68,7 +68,7 @@ class Sampler:
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """What the kernel says of this machine at one moment; CPU in ticks, memory and traffic in bytes."""
+    """The kernel's counters of this machine at one moment; CPU in ticks, memory and traffic in bytes."""
 
     monotonic: float
     load: tuple[float, float, float]

@@ -1,4 +1,4 @@
-"""Streams that are followed one after another, as one that never ends."""
+"""Follows channels for ever: when a stream ends, the next one goes on from its last event id."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """The rule for the end of one connection, whatever it is: a generator, a waiting poll, or a member of a row.
 
-`decide` is a pure function. Its callers bring the moment, and do what it says. The first line that applies counts:
+`decide` is a pure function. Its callers bring the moment, and do what it says. The first line that applies counts.
+The columns name the bytes that would have to go out before a goodbye, see `Before`:
 
 | state                             | nothing, or events, before | an answer before    | unsent bytes before |
 |-----------------------------------|----------------------------|---------------------|---------------------|
@@ -12,8 +13,9 @@
 | none of these                     | go on until the first of these moments                           |||
 
 A notice that is due may also be told in the very moment of a drain or of a deadline, before the goodbye.
-A goodbye has no id, so it may overtake events that a row has taken and not yet written: the client comes back for them.
-A notice waits for them, since a row whose member stalls would hand that member a position that it was not told.
+A goodbye has no id, so it may overtake events that a row has taken and not yet written: the client comes back for these
+events. A notice waits until they are written. A connection that stalled at the notice would leave its row with the
+position after events that its client never received.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from sse.access.permit import Permit
 
 STALLED_AFTER: Final = 20.0
-"""Seconds that a client has which takes nothing of what it is given."""
+"""Seconds after which a connection ends whose client takes no bytes, although some wait for it."""
 
 _AGAIN: Final = 1.0  # seconds until a deadline that has to wait is looked at again
 _SOON: Final = 0.1  # the same for a notice
@@ -35,8 +37,8 @@ CloseReason = Literal["lifetime", "drain", "expired", "slow", "busy"]
 """The word by which a goodbye tells why."""
 
 Before = Literal["nothing", "events", "answer", "unsent"]
-"""What stands before a goodbye: events that a row has taken and not written, the answer of a poll that is being made,
-or bytes that the client has not taken.
+"""The bytes that would have to go out before a goodbye: none; events that a row has taken and not written; a poll's
+answer, which is being made; or bytes that the client has not taken.
 """
 
 
@@ -56,7 +58,7 @@ class Next(NamedTuple):
 
     @property
     def ends(self) -> bool:
-        """Whether it ends, with a word or without."""
+        """True if the connection ends, with a goodbye or without."""
         return self.cuts or self.reason is not None
 
 
@@ -83,7 +85,7 @@ def decide(
     :param deadline: the end of its lifetime, or of a poll's timeout, by the clock of `now`.
     :param ends_in: seconds until its permit is over.
     :param notice_in: seconds until its client is to be told of that.
-    :param stalled_at: since when its client takes nothing of what it is given.
+    :param stalled_at: the moment at which its client last took bytes, while others wait for it; infinity if none wait.
     """
     reason = _reason(now, deadline, ends_in, stalled_at, draining=draining, before=before)
     tells = notice_in <= 0 and before == "nothing" and reason not in ("slow", "expired")

@@ -61,7 +61,7 @@ class Stream:
         tell of a reset. If one is due at its opening, it has to be refused; if one is due later, it is `lost`.
     :param cut: whether the body breaks off at its end, for clients that take a clean end for the last one.
     :param told: what else `sse.open` tells.
-    :param permit: what it stands on, where not all of its channels are public.
+    :param permit: the right to read; None if all of its channels are public.
     :param charge: counts the channels that it brings into being, see `Hub.attach`.
     """
 
@@ -107,13 +107,13 @@ class Stream:
         self.dialect = dialect_of(heartbeat, retry, delta=delta, typed=typed, bare=bare, cut=cut)
         self._tells_retry = bare  # with the first event, since there is no block before it
         self._clock = clock
-        # What the client may say that it has, where that is not what it was given: see `claims_of`.
+        # The positions that ids tell while the client has not heard of a reset, see `claims_of`.
         self._claims: dict[str, Position | None] | None = None
         self._written = self._again = 0.0
 
     @property
     def ended(self) -> bool:
-        """Whether the bytes that it gave last are the end of the body."""
+        """True if the bytes that it gave last are the end of the body."""
         return self.reason is not None or self.lost
 
     @property
@@ -128,7 +128,7 @@ class Stream:
 
     @property
     def waits(self) -> bool:
-        """Whether the store did not answer, so that there is nothing to say before it is `due`."""
+        """True if the store did not answer, so that the stream has nothing to say before it is `due`."""
         return self._again > 0
 
     @property
@@ -143,7 +143,7 @@ class Stream:
 
     @property
     def alike(self) -> Hashable:
-        """Equal for streams that may be told by one another; None for one that is not at rest."""
+        """A key that is equal for streams that one row may serve together; None for a stream that is not at rest."""
         if self.subscriber.resets or self._claims is not None or self._again or self.ended:
             return None
         return self.dialect, self._tells_retry, self.subscriber.channels  # a channel is of one hub
@@ -186,7 +186,7 @@ class Stream:
         return opening
 
     def step(self) -> bytes:
-        """What is to be written now, at the end of a block; perhaps nothing."""
+        """Return the bytes to be written now, a whole number of blocks; perhaps none."""
         self._again = 0.0
         subscriber, claims = self.subscriber, self._claims
         if claims is None:
@@ -266,7 +266,7 @@ class Stream:
         return merged
 
     def split(self) -> Stream:
-        """A stream of its own for one of those that this one tells."""
+        """Return a stream of its own for one of the connections that this stream serves."""
         one = copy(self)
         one.subscriber = self.hub.split(self.subscriber)
         return one

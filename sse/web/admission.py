@@ -158,7 +158,7 @@ def _ask(authorize: decision.Authorize, wrong_answers: WrongAnswers, channel: st
     An error in the rule opens nothing. It is no error status for a stream, because that would end its EventSource for
     good.
 
-    :raises Unavailable: if the rule fails. What it raises by `abort` passes as it is, but for 429 and 5xx.
+    :raises Unavailable: if the rule fails. An `abort` in the rule passes as it is, but for 429 and 5xx.
     """
     try:
         answer: object = authorize(channel)

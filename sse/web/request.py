@@ -110,7 +110,7 @@ class Request:
 
     @property
     def is_multiprocess(self) -> bool:
-        """Whether several processes serve the app."""
+        """True if several processes serve the app."""
         return bool(self.environ.get("wsgi.multiprocess"))
 
     def _input(self, max_length: int | None) -> IO[bytes]:
@@ -129,7 +129,7 @@ class Subscription(NamedTuple):
     replay: int
     """Events, 0 beside a last event id."""
     tells_replay: bool
-    """Whether the request has the parameter, so that the answer says which number counts."""
+    """True if the request has the parameter; then the answer says which number is used."""
     token: str
     """In the query."""
 
@@ -266,7 +266,7 @@ def _subscription(request: Request, query: Query, config: Config, takes_token: b
 
 
 def _query(request: Request, *single: str) -> Query:
-    """Return the request's parameters; of those in `single`, one that is given twice is refused."""
+    """Return the request's parameters. A parameter in `single` that is given twice is refused."""
     try:
         query = request.args()
     except UnicodeDecodeError:
