@@ -18,7 +18,6 @@ from flask.logging import default_handler
 from sse.access.decision import Authorize, check_rule, unreached
 from sse.access.revocations import one_revoked
 from sse.access.token import Grant
-from sse.alone import alone
 from sse.config import Config, foreign, of_interest
 from sse.errors import InvalidEvent
 from sse.event import DEFAULT_TYPE, check_channel, check_idempotency_key, plain_int, plain_str
@@ -26,6 +25,7 @@ from sse.event import Event as StoredEvent
 from sse.log import follow_app, keep, warn
 from sse.service import Service
 from sse.stores import Publication
+from sse.unheard import alone
 from sse.web.views import make_blueprint
 
 _log = logging.getLogger("sse")

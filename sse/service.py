@@ -17,8 +17,8 @@ from sse.access.token import Tokens
 from sse.config import Config
 from sse.errors import StoreUnavailable, TooLarge, Unavailable
 from sse.event import Event, Position
-from sse.home import Home
 from sse.hub.hub import Hub
+from sse.owner import Home
 from sse.stores import Publication, Store, connect
 
 _BEYOND: Final = 2.0  # seconds that a call from another thread may take beside its wait for Redis

@@ -29,7 +29,7 @@ def publish(count=1):
 """
 REMEDY = "set SSE_REDIS_URL to the same Redis here"
 MANY = f"""{APP}
-from sse import alone
+from sse import unheard
 
 def later():
     alone._PATIENCE = 0.0  # as if ten seconds had gone by

@@ -23,9 +23,9 @@ from sse.access.token import Grant
 from sse.event import Event
 from sse.hub.hub import Hub
 from sse.hub.subscriber import Start
+from sse.server.handed_off import Terms
 from sse.server.loop import Loop
 from sse.server.rows import Row, Rows, Streams
-from sse.server.terms import Terms
 from sse.stores import MemoryStore, Publication
 from sse.transports.life import Handed
 from sse.transports.stream import Stream

@@ -7,7 +7,7 @@ import sys
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sse.few import Few, added, removed
+from sse.small_set import Few, added, removed
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 5))))

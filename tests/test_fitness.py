@@ -352,7 +352,7 @@ def follow(
 ) -> Iterator[Callable[[str], RedisStore]]:
     """Starts a hub over a URL that looks often whether its Redis is fit."""
     monkeypatch.setattr("sse.stores.redis._LOOK_EVERY", 0.1)
-    monkeypatch.setattr("sse.hub.turns.CHECK_EVERY", 0.1)
+    monkeypatch.setattr("sse.hub.schedule.CHECK_EVERY", 0.1)
     hubs: list[Hub] = []
 
     def begin(url: str) -> RedisStore:

@@ -62,10 +62,10 @@ PURE = {
     "sse.server.agenda",
     "sse.server.framing",
     "sse.server.head",
-    "sse.server.means",
+    "sse.server.effects",
     "sse.server.rounds",
     "sse.server.rows",
-    "sse.server.terms",
+    "sse.server.handed_off",
     "sse.server.wheel",
     "sse.web.request",
 }

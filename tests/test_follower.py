@@ -11,7 +11,7 @@ from sse.errors import Busy, StoreUnavailable
 from sse.event import Entry, Event, Position
 from sse.hub.channel import Channel, Channels
 from sse.hub.follower import Follower
-from sse.hub.turns import GATHER, PER_TURN, Allowance, Arrivals, Checks, Queue
+from sse.hub.schedule import GATHER, PER_TURN, Allowance, Arrivals, Checks, Queue
 from sse.hub.upkeep import Upkeep
 from sse.stores import PAGE_BYTES, MemoryStore, Notice, Page, Publication
 
@@ -195,8 +195,8 @@ def test_the_size_of_a_turn_halves_with_each_fault_and_doubles_with_each_success
 
 
 def test_many_rings_are_ensured_at_once_and_then_so_many_each_second(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sse.hub.turns.ENSURED_AT_ONCE", 100)
-    monkeypatch.setattr("sse.hub.turns.ENSURED_PER_SECOND", 10)
+    monkeypatch.setattr("sse.hub.schedule.ENSURED_AT_ONCE", 100)
+    monkeypatch.setattr("sse.hub.schedule.ENSURED_PER_SECOND", 10)
     allowance = Allowance(0)
     assert [allowance.take(count, 0) for count in (0, 60, 60, 1)] == [0, 60, 40, 0]
     assert [allowance.take(1, 0.05), allowance.take(9, 0.2), allowance.take(9, 1.2)] == [0, 2, 9]
@@ -404,7 +404,7 @@ def test_a_channel_that_the_store_does_not_have_is_ensured_if_that_is_wanted(wor
 def test_beyond_the_allowance_a_channel_is_refused_and_listened_to_no_more(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sse.hub.turns.ENSURED_AT_ONCE", 2)
+    monkeypatch.setattr("sse.hub.schedule.ENSURED_AT_ONCE", 2)
     world.upkeep = Upkeep(world.store, world.channels, world.lock, world.clock)
     world.publish("born", "x")
     world.enter("a", "b", "c", "born")

@@ -8,14 +8,14 @@ import threading
 
 import pytest
 
-from sse.home import Home
+from sse.owner import Home
 
 BEGIN = """
 from gevent import monkey; monkey.patch_all()
 import os, time, gevent
 from gevent.monkey import get_original
 from sse.errors import StoreUnavailable
-from sse.home import Home
+from sse.owner import Home
 
 start, really_sleep = get_original("_thread", "start_new_thread"), get_original("time", "sleep")
 
@@ -108,7 +108,7 @@ assert len(os.listdir("/proc/self/fd")) == before
 """
 
 PATCHED_LATE = """
-from sse.home import Home
+from sse.owner import Home
 home = Home()
 from gevent import monkey; monkey.patch_all()
 import gevent

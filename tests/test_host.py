@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sse.web.host import warn_of_host
+from sse.web.server_check import warn_of_host
 
 OURS = 'worker_class = "sse.worker.Worker"'
 

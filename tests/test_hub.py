@@ -976,7 +976,7 @@ def test_over_its_fill_a_hub_is_busy_until_someone_leaves(make_hub: MakeHub, sto
 def test_very_many_new_channels_at_once_are_refused_and_later_allowed(
     make_hub: MakeHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sse.hub.turns.ENSURED_AT_ONCE", 250)
+    monkeypatch.setattr("sse.hub.schedule.ENSURED_AT_ONCE", 250)
     clock = Clock()
     store = MemoryStore(ring=RING, ring_ttl=TTL, clock=clock)
     hub = make_hub(store, clock=clock)

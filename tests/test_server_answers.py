@@ -16,9 +16,9 @@ from gunicorn.http.wsgi import FileWrapper, Response, create
 from gunicorn.workers.ggevent import GeventWorker
 
 from sse.hub.subscriber import Start
-from sse.server.answers import Answer, Answers
-from sse.server.mending import until_mended
-from sse.server.reading import Request
+from sse.server.gunicorn_request import Request
+from sse.server.load_error import until_mended
+from sse.server.responder import Answer, Answers
 from sse.server.rows import Sending
 from sse.server.sockets import has_left, unread
 from sse.server.worker import Worker

@@ -11,8 +11,7 @@ from gunicorn.config import Config
 from gunicorn.http.errors import LimitRequestHeaders, NoMoreData
 from gunicorn.http.unreader import Unreader
 
-from sse.server import reading
-from sse.server.reading import Body, Request, is_read, skip_body
+from sse.server.gunicorn_request import Body, Request, is_read, skip_body
 from tests.test_fanout import in_a_hub
 
 HEAD = b"POST /x HTTP/1.1\r\nHost: a\r\n"
@@ -84,7 +83,7 @@ def test_headers_that_gunicorn_drops_are_counted_too() -> None:
 
 
 def test_a_head_that_drips_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "HEAD_SECONDS", 0.05)
+    monkeypatch.setattr(gunicorn_request, "HEAD_SECONDS", 0.05)
 
     def read() -> None:
         with pytest.raises(StopIteration, match=r"has not come within 0\.05 s"):
@@ -94,13 +93,13 @@ def test_a_head_that_drips_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_head_has_its_time_from_its_first_byte_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "HEAD_SECONDS", 0.05)
+    monkeypatch.setattr(gunicorn_request, "HEAD_SECONDS", 0.05)
     assert seen(lambda: request(0.1, b"\r\n", 0.1, HEAD, b"\r\n").path) == "/x"
 
 
 def test_a_body_that_comes_too_slowly_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "_BODY_SECONDS", 0.05)
-    monkeypatch.setattr(reading, "_BODY_RATE", 1e6)
+    monkeypatch.setattr(gunicorn_request, "_BODY_SECONDS", 0.05)
+    monkeypatch.setattr(gunicorn_request, "_BODY_RATE", 1e6)
 
     def read() -> bool:
         asked = request(HEAD + b"Content-Length: 100\r\n\r\n", b"x", 0.2, b"y" * 99)
@@ -112,8 +111,8 @@ def test_a_body_that_comes_too_slowly_is_given_up(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_body_earns_patience_with_its_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "_BODY_SECONDS", 0.1)
-    monkeypatch.setattr(reading, "_BODY_RATE", 1000.0)
+    monkeypatch.setattr(gunicorn_request, "_BODY_SECONDS", 0.1)
+    monkeypatch.setattr(gunicorn_request, "_BODY_RATE", 1000.0)
 
     def read() -> int:
         asked = request(HEAD + b"Content-Length: 400\r\n\r\n", *[0.06, b"x" * 100] * 4)
@@ -128,7 +127,7 @@ def test_the_rest_of_a_body_is_skipped_within_bounds(monkeypatch: pytest.MonkeyP
 
     assert seen(lambda: skip(b"x" * 100, size=100))
     assert not seen(lambda: skip(*[b"x" * 65_536] * 40, size=40 * 65_536)), "more than may be published at once"
-    monkeypatch.setattr(reading, "_SKIP_SECONDS", 0.05)
+    monkeypatch.setattr(gunicorn_request, "_SKIP_SECONDS", 0.05)
     assert not seen(lambda: skip(b"x", 0.3, b"x" * 99, size=100))
 
 

@@ -16,7 +16,7 @@ from sse.access.token import Grant
 from sse.event import Event
 from sse.hub.hub import Hub
 from sse.hub.subscriber import Start
-from sse.server.means import Calls, Means
+from sse.server.effects import Calls, Means
 from sse.server.rounds import Rounds
 from sse.server.rows import Rows
 from sse.server.wheel import Wheel

@@ -22,8 +22,8 @@ from typing import Final, Protocol
 
 from sse.errors import SSEError
 from sse.event import Entry, Position, Reason
-from sse.few import Few, added, removed
 from sse.ring import Ring
+from sse.small_set import Few, added, removed
 from sse.wire import encode_body
 
 CHANNEL_BYTES: Final = 1 << 20

@@ -15,7 +15,7 @@ from typing import Final
 
 from sse.errors import StoreUnavailable
 from sse.hub.channel import Channels
-from sse.hub.turns import Arrivals
+from sse.hub.schedule import Arrivals
 from sse.hub.upkeep import PAUSE, Upkeep
 from sse.stores import READ_AT_ONCE, Feed, Store
 

@@ -15,7 +15,7 @@ from sse.errors import Busy, StoreUnavailable
 from sse.event import Position
 from sse.hub.channel import Channel, Channels
 from sse.hub.follower import Follower
-from sse.hub.reading import Reading
+from sse.hub.store_reader import Reading
 from sse.hub.subscriber import Start, Subscriber
 from sse.log import warn
 from sse.spread import spread

@@ -10,7 +10,7 @@ from typing import Final
 from sse.errors import Busy, SSEError, StoreUnavailable
 from sse.event import Position, Reason
 from sse.hub.channel import Channel, Channels, wake
-from sse.hub.turns import CHECK_EVERY, Allowance, Checks, Queue
+from sse.hub.schedule import CHECK_EVERY, Allowance, Checks, Queue
 from sse.log import warn
 from sse.stores import Feed, Notice, Page, Store
 

@@ -18,8 +18,8 @@ from gevent.monkey import get_original
 from gevent.pool import Group
 from gevent.queue import SimpleQueue
 
-from sse.server.means import Calls, Interest, Means
-from sse.server.publishers import PAUSE, Publishers
+from sse.server.backpressure import PAUSE, Publishers
+from sse.server.effects import Calls, Interest, Means
 from sse.server.rounds import Rounds
 from sse.server.rows import Rows, Streams
 from sse.server.sockets import unread

@@ -64,12 +64,12 @@ from collections.abc import Callable, Hashable
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
-from sse.few import Few, added, removed
 from sse.server.agenda import Agenda
+from sse.server.effects import Calls, Interest, Means
 from sse.server.framing import LAST_CHUNK, date, framed
-from sse.server.means import Calls, Interest, Means
-from sse.server.terms import Terms
+from sse.server.handed_off import Terms
 from sse.server.wheel import slot_of
+from sse.small_set import Few, added, removed
 from sse.spread import spread
 from sse.transports.life import STALLED_AFTER, Before, CloseReason, Handed, Next, decide
 

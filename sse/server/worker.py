@@ -24,11 +24,11 @@ from gunicorn.sock import ssl_context  # type: ignore[import-untyped]
 from gunicorn.workers.ggevent import GeventWorker  # type: ignore[import-untyped]
 
 from sse.log import follow_gunicorn
-from sse.server.answers import Answer, Answers
+from sse.server.backpressure import PAUSE
+from sse.server.gunicorn_request import HEAD_SECONDS, Request, skip_body
+from sse.server.load_error import until_mended
 from sse.server.loop import Loop
-from sse.server.mending import until_mended
-from sse.server.publishers import PAUSE
-from sse.server.reading import HEAD_SECONDS, Request, skip_body
+from sse.server.responder import Answer, Answers
 from sse.server.rows import Rows
 from sse.server.sockets import has_input
 

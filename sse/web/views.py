@@ -46,8 +46,8 @@ from sse.web.hooks import (
     keep_streams_coming,
     waiting,
 )
-from sse.web.host import warn_of_host
 from sse.web.request import Options, Query, Request, StreamAsked, read_poll, read_publish, read_raw, read_stream
+from sse.web.server_check import warn_of_host
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment

@@ -89,7 +89,7 @@ class Probed(Copy):
             self.append(f"sse/{name}.py", "\nNEW = True\n")
         self.append("app.py", "\nNEW = True\n")
         self.append("gunicorn.conf.py", SETTINGS)
-        self.edit("sse/server/answers.py", "Server: {response.version}", "Server: the new worker's")
+        self.edit("sse/server/responder.py", "Server: {response.version}", "Server: the new worker's")
         self.edit(
             "sse/server/framing.py",
             "def date() -> bytes:\n",
@@ -120,7 +120,7 @@ def test_a_reload_runs_the_new_code_of_everything_and_streams_go_on(
                 assert server.seen() == {"new": NEW, "settings": "new", "is one": True}
                 assert server.written_by() == ("the new worker's", "the new fan-out's")
             follower.stream(lambda: follower.is_at(storm.count))
-            server.edit("sse/server/answers.py", "the new worker's", "the newest worker's")
+            server.edit("sse/server/responder.py", "the new worker's", "the newest worker's")
             server.reload()
             assert server.written_by() == ("the newest worker's", "the new fan-out's")
             follower.stream(lambda: follower.is_at(storm.count))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import inf
 from typing import TYPE_CHECKING
 
-from sse.server.means import Calls
+from sse.server.effects import Calls
 from sse.transports.life import Before, Handed, Next, decide
 
 if TYPE_CHECKING:

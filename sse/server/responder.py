@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from gunicorn.http.wsgi import Response  # type: ignore[import-untyped]
 
 from sse.server.framing import LAST_CHUNK, date, framed
-from sse.server.reading import is_read, skip_body
+from sse.server.gunicorn_request import is_read, skip_body
 from sse.server.rows import Rows, send
 from sse.server.sockets import has_left
 
