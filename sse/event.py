@@ -22,7 +22,7 @@ RESERVED_PREFIX: Final = "sse."
 Encode = Callable[[object], object]
 """Writes a value as JSON, as an app's JSON provider does: a str, or bytes in UTF-8."""
 
-Reason = Literal["trimmed", "unknown", "diverged", "invalid", "missing"]
+ResetReason = Literal["trimmed", "unknown", "diverged", "invalid", "missing"]
 """Why a position cannot be continued."""
 
 _CHANNEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:/@-]{0,127}")

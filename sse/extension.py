@@ -22,10 +22,10 @@ from sse.config import Config, foreign, of_interest
 from sse.errors import InvalidEvent
 from sse.event import DEFAULT_TYPE, check_channel, check_idempotency_key, plain_int, plain_str
 from sse.event import Event as StoredEvent
-from sse.log import follow_app, keep, warn
+from sse.log import follow_app, keep_until_exit, warn
 from sse.service import Service
 from sse.stores import Publication
-from sse.unheard import alone
+from sse.unheard import unheard
 from sse.web.views import make_blueprint
 
 _log = logging.getLogger("sse")
@@ -51,7 +51,7 @@ class SSE:
             environment that is not nearly one of ours may be another program's: the log tells that it is passed over.
         """
         follow_app(weakref.ref(app))
-        keep(default_handler)
+        keep_until_exit(default_handler)
         environ = of_interest(os.environ)
         if names := foreign(environ):
             warn("%s in the environment: not settings of Throughline, so they are passed over", ", ".join(names))
@@ -204,7 +204,7 @@ def _check_process(service: Service) -> None:
     if has_request_context():
         service.check_workers(request.is_multiprocess)
     if not service.shared:
-        alone.wrote(cast("Flask", current_app._get_current_object()))  # type: ignore[attr-defined]
+        unheard.note_write(cast("Flask", current_app._get_current_object()))  # type: ignore[attr-defined]
 
 
 def get_service() -> Service:

@@ -94,7 +94,7 @@ def follow_gunicorn(log: Any, cfg: Any) -> None:
     _log.addFilter(_route)
 
 
-def keep(handler: logging.Handler) -> None:
+def keep_until_exit(handler: logging.Handler) -> None:
     """Have a handler live as long as logging itself, by way of the filter of the service's logger.
 
     Flask's own handler would end with Flask's modules when a process ends. If gevent patched the standard library only

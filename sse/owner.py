@@ -69,7 +69,7 @@ class _Call(Generic[T]):
         return cast("T", value)
 
 
-class Home:
+class OwnerThread:
     """The thread that makes this. Without gevent, it does not matter which thread that is."""
 
     def __init__(self) -> None:
@@ -78,7 +78,7 @@ class Home:
         self._loop = _loop()
 
     @property
-    def is_elsewhere(self) -> bool:
+    def is_other_thread(self) -> bool:
         """True in any other thread, if gevent is at work."""
         return self._loop is not None and not self._mine._is_owned()  # type: ignore[attr-defined]
 

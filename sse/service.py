@@ -18,7 +18,7 @@ from sse.config import Config
 from sse.errors import StoreUnavailable, TooLarge, Unavailable
 from sse.event import Event, Position
 from sse.hub.hub import Hub
-from sse.owner import Home
+from sse.owner import OwnerThread
 from sse.stores import Publication, Store, connect
 
 _BEYOND: Final = 2.0  # seconds that a call from another thread may take beside its wait for Redis
@@ -53,7 +53,7 @@ class Service:
         """Called before events are stored, to wait while the server is late in telling those before them."""
         self._made: _Made | None = None  # in this process
         self._finalizer: weakref.finalize[..., Service] | None = None  # closes what is made
-        self._home = Home()
+        self._owner = OwnerThread()
         self._max_subscribers = config.max_subscribers
         self._others: list[Callable[[], None]] = []
         self._lock = RLock()  # held while nothing waits
@@ -115,8 +115,8 @@ class Service:
         :raises IdempotencyConflict: if a key was used before for another event; nothing is stored.
         :raises StoreUnavailable: if one or more may not be stored; publish all again with the same keys.
         """
-        if self._home.is_elsewhere:
-            return self._at_home(self.config.redis_timeout + _BEYOND, self.publish, publications)
+        if self._owner.is_other_thread:
+            return self._in_owner(self.config.redis_timeout + _BEYOND, self.publish, publications)
         if self.admit:
             self.admit()
         positions = []
@@ -131,21 +131,21 @@ class Service:
 
         :raises StoreUnavailable: if it may not be known to all.
         """
-        if self._home.is_elsewhere:
-            return self._at_home(4 * self.config.redis_timeout + _BEYOND, self.revoke, kind, value)
+        if self._owner.is_other_thread:
+            return self._in_owner(4 * self.config.redis_timeout + _BEYOND, self.revoke, kind, value)
         return self.revocations.revoke(kind, value)
 
-    def _at_home(self, seconds: float, work: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
+    def _in_owner(self, seconds: float, work: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
         """Return what `work` returns, called in the thread that the store belongs to. For other threads.
 
         :param seconds: how long to wait for that.
         :raises StoreUnavailable: if that thread is busy for SSE_REDIS_TIMEOUT, or `seconds`.
         """
-        return self._home.run(partial(work, *args, **options), begin=self.config.redis_timeout, end=seconds)
+        return self._owner.run(partial(work, *args, **options), begin=self.config.redis_timeout, end=seconds)
 
     def _all(self) -> _Made:
-        if self._home.is_elsewhere:
-            self._home.check()
+        if self._owner.is_other_thread:
+            self._owner.check()
         return self._made or self._make()
 
     def begin(self) -> None:
@@ -161,8 +161,8 @@ class Service:
 
     def close(self) -> None:
         """End this process's hub and let go of its store, as `SSE.close` says; the next use makes new ones."""
-        if self._home.is_elsewhere:
-            return self._at_home(_CLOSING, self.close)
+        if self._owner.is_other_thread:
+            return self._in_owner(_CLOSING, self.close)
         with self._lock:
             made, self._made = self._made, None
             if self._finalizer:
@@ -175,13 +175,13 @@ class Service:
     def _forget(self) -> None:
         """Leave all that was made to the process that made it."""
         self._lock = RLock()  # another thread may have held it
-        self._home = Home()
+        self._owner = OwnerThread()
         self._made = None
         if self._finalizer:
             self._finalizer.detach()
 
     def _make(self) -> _Made:
-        self._home.check()
+        self._owner.check()
         self.begin()
         # Without the lock, because redis-py switches greenlets here. Of several that are made at once, one is kept; the
         # others have neither connected nor started anything.

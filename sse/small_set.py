@@ -6,11 +6,11 @@ from typing import TypeAlias, TypeVar
 
 T = TypeVar("T")
 
-Few: TypeAlias = tuple[T, ...] | dict[T, None]
+SmallSet: TypeAlias = tuple[T, ...] | dict[T, None]
 """Members without order or repetition. `()` is one without members; only `added` and `removed` change one."""
 
 
-def added(some: Few[T], one: T) -> Few[T]:
+def added(some: SmallSet[T], one: T) -> SmallSet[T]:
     """Return `some` with `one` in it. A dict is changed in its place, so `some` is not to be used any more."""
     if isinstance(some, dict):
         some[one] = None
@@ -18,7 +18,7 @@ def added(some: Few[T], one: T) -> Few[T]:
     return some if one in some else (one,) if not some else dict.fromkeys((*some, one))
 
 
-def removed(some: Few[T], one: T) -> Few[T]:
+def removed(some: SmallSet[T], one: T) -> SmallSet[T]:
     """Return `some` without `one`, which need not be in it. As for `added`, `some` is not to be used any more."""
     if isinstance(some, dict):
         some.pop(one, None)

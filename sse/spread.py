@@ -6,8 +6,11 @@ import time
 from collections.abc import Callable, Collection
 from typing import Final, TypeVar
 
+PAUSE: Final = 1e-6
+"""Seconds of sleep that let others have their turn. Under gevent this is a real timer. A sleep of 0 would be none, and
+let no input in."""
+
 _AT_ONCE: Final = 128  # items that are late, before others have their turn
-_PAUSE: Final = 1e-6  # seconds: under gevent a real timer, which lets input in; 0 would not
 
 T = TypeVar("T")
 
@@ -29,4 +32,4 @@ def spread(
         act(item)
         ahead = begun + window * number / len(items) - clock()
         if ahead > 0 or number % _AT_ONCE == 0:
-            sleep(max(ahead, _PAUSE))
+            sleep(max(ahead, PAUSE))

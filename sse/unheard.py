@@ -22,7 +22,7 @@ _SERVERS: Final = (
 _WERKZEUG: Final = "WERKZEUG_SERVER_FD"  # which werkzeug's run_simple sets, for `flask run` and `app.run`
 
 
-class Alone:
+class Unheard:
     """Warns, once in each process, that the events in its own memory reach nobody.
 
     The rule: it warns if no app that published in this process has served a request, none is under test (TESTING), no
@@ -36,7 +36,7 @@ class Alone:
         self._since: float | None = None  # the first write
         self._settled = False  # it has warned, or will never have to
 
-    def wrote(self, app: Any) -> None:
+    def note_write(self, app: Any) -> None:
         """Note that an app has published or revoked in this process's memory."""
         if self._settled:
             return
@@ -80,5 +80,5 @@ def _is_served(apps: list[Any]) -> bool:
     )
 
 
-alone: Final = Alone()
-os.register_at_fork(after_in_child=alone.forget)
+unheard: Final = Unheard()
+os.register_at_fork(after_in_child=unheard.forget)

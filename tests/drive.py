@@ -85,7 +85,7 @@ class _Row:
 
     def close(self) -> None:
         if self._is_two:
-            self.stream.leave()
+            self.stream.release()
         self.stream.close()
         if self._other:
             self._other.close()
@@ -93,7 +93,7 @@ class _Row:
     def _join(self) -> None:
         hub, subscriber = self.stream.hub, self.stream.subscriber
         with contextlib.suppress(Unavailable):
-            other = hub.attach({name: Start(place) for name, place in subscriber.places.items()}, 0.5)
+            other = hub.attach({name: Start(place) for name, place in subscriber.positions_by_name.items()}, 0.5)
             self._is_two = not other.resets and hub.merge(subscriber, other)
             if not self._is_two:
                 hub.detach(other)
@@ -103,6 +103,6 @@ class _Row:
         if other.ended:
             other.close()
             self._other = None
-        elif other.alike == self.stream.alike and self.stream.absorb(other):
+        elif other.alike == self.stream.alike and self.stream.merge(other):
             self._other = None
             self._is_two = True

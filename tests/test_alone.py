@@ -32,7 +32,7 @@ MANY = f"""{APP}
 from sse import unheard
 
 def later():
-    alone._PATIENCE = 0.0  # as if ten seconds had gone by
+    unheard._PATIENCE = 0.0  # as if ten seconds had gone by
 """
 
 
@@ -72,7 +72,7 @@ def test_who_publishes_into_nothing_is_told_at_the_end(rest: tuple[str, str]) ->
 def test_one_who_goes_on_is_told_later_and_once() -> None:
     said = run(f"{MANY}\npublish(3)\nprint('first')\nlater()\npublish(3)\nprint('the end')")
     assert said.count(REMEDY) == 1
-    told = run(f"{MANY}\npublish(3)\nlater()\npublish(1)\nassert alone.alone._settled")
+    told = run(f"{MANY}\npublish(3)\nlater()\npublish(1)\nassert unheard.unheard._settled")
     assert told.count(REMEDY) == 1
 
 

@@ -367,7 +367,7 @@ def test_cut_ends_the_connections_of_the_browser_that_presses_it_and_of_no_other
         assert other.recv(2) == b"x"
 
 
-def test_a_connection_whose_response_has_ended_is_let_be(make_app: MakeApp) -> None:
+def test_a_connection_whose_response_is_detached_is_let_be(make_app: MakeApp) -> None:
     app = make_app(DEMO=True)
     client, stream, server, browser = open_stream(app)
     with server, browser:
@@ -451,7 +451,7 @@ def test_a_poll_that_is_put_to_sleep_is_not_answered(
     answered: list[float] = []
 
     def poll() -> None:
-        environ = {"gunicorn.socket": server} | ({"sse.holds": True} if holds else {})
+        environ = {"gunicorn.socket": server} | ({"sse.can_hand_off": True} if holds else {})
         query = {"channel": "demo/quiet", "timeout": "1", "last_event_id": place}
         with client.get("/sse/poll", query_string=query, environ_overrides=environ) as answer:
             if holds:
@@ -484,7 +484,7 @@ def test_a_stream_that_is_closed_before_it_begins_leaves_nothing_behind(make_app
     hub = app.extensions["sse"].hub
     wait_until(lambda: hub.subscribers == 1, what="the breaker alone listens")
     with server, browser:
-        environ = {"gunicorn.socket": server, "sse.holds": True}
+        environ = {"gunicorn.socket": server, "sse.can_hand_off": True}
         query = {"channel": "demo/quiet", "last_event_id": place}
         asked = create_environ("/sse/poll", query_string=query, headers=cookie_header(client))
         body = app(asked | environ | {"REMOTE_ADDR": "127.0.0.1"}, lambda *head: None)

@@ -25,7 +25,7 @@ class Listener:
     def drain(self) -> None:
         raise NotImplementedError
 
-    def dismiss(self) -> None:
+    def end_now(self) -> None:
         raise NotImplementedError
 
 
@@ -54,21 +54,21 @@ def held(channels: Channels) -> int:
 def test_a_channel_is_idle_from_the_moment_when_its_last_subscriber_leaves() -> None:
     channel, one, other = Channel("a"), Listener(), Listener()
     assert not channel.is_idle(1000, 0), "nobody has left it"
-    channel.enter(one)
-    channel.enter(other)
-    channel.leave(one, 10)
-    channel.leave(one, 11)
+    channel.add(one)
+    channel.add(other)
+    channel.remove(one, 10)
+    channel.remove(one, 11)
     assert (set(channel.subscribers), channel.idle_since) == ({other}, None)
-    channel.leave(other, 20)
+    channel.remove(other, 20)
     assert [channel.is_idle(now, 5) for now in (20, 24.9, 25, 30)] == [False, False, True, True]
-    channel.enter(one)
+    channel.add(one)
     assert not channel.is_idle(1000, 0)
 
 
 def test_a_new_channel_has_no_ring_and_its_beginning_wakes_all_who_wait() -> None:
     channel, listeners = Channel("a"), [Listener(), Listener()]
     for listener in listeners:
-        channel.enter(listener)
+        channel.add(listener)
     assert (channel.ring, channel.listened, channel.unborn, channel.wanted, channel.fault) == (
         None, False, False, False, None
     )  # fmt: skip
@@ -77,13 +77,13 @@ def test_a_new_channel_has_no_ring_and_its_beginning_wakes_all_who_wait() -> Non
     assert [one.woken for one in listeners] == [0, 0]
     assert channel.begin(NEWEST) == 0
     assert channel.ring is not None
-    assert (channel.ring.newest, channel.ring.base, channel.lives) == (NEWEST, NEWEST, 0)
+    assert (channel.ring.newest, channel.ring.base, channel.generation) == (NEWEST, NEWEST, 0)
     assert [one.woken for one in listeners] == [1, 1]
 
 
 def test_a_channel_without_a_ring_in_the_store_waits_until_one_is_wanted() -> None:
     channel, listener = Channel("a"), Listener()
-    channel.enter(listener)
+    channel.add(listener)
     channel.miss()
     assert (channel.unborn, channel.wanted, channel.ring, listener.woken) == (True, False, None, 1)
     channel.want()
@@ -108,7 +108,7 @@ def test_only_a_ring_that_this_hub_had_ensured_and_still_holds_all_of_was_unknow
 
 def test_an_appended_entry_has_its_block_tells_its_bytes_and_wakes_nobody() -> None:
     channel, listener = begun(), Listener()
-    channel.enter(listener)
+    channel.add(listener)
     grown = [channel.append(entry(8, "one")), channel.append(entry(9, "two\nlines"))]
     ring = channel.ring
     assert ring is not None
@@ -137,9 +137,9 @@ def test_a_reset_tells_the_loss_of_bytes_and_is_one_step_with_the_new_ring() -> 
     class Looking(Listener):
         def notify(self) -> None:
             assert channel.ring is not None
-            seen.append((channel.lives, channel.reset_reason, channel.ring.newest))
+            seen.append((channel.generation, channel.reset_reason, channel.ring.newest))
 
-    channel.enter(Looking())
+    channel.add(Looking())
     grown = channel.append(entry(8))
     assert channel.reset(Position(3, 30), "trimmed") == -grown
     assert channel.reset(Position(4, 40), "unknown") == 0
@@ -171,15 +171,15 @@ def test_a_channel_that_shrinks_lets_go_of_its_older_half() -> None:
 
 def test_a_refused_channel_has_its_fault_and_all_who_wait_are_woken() -> None:
     channel, listener, fault = Channel("a"), Listener(), StoreUnavailable("no")
-    channel.enter(listener)
+    channel.add(listener)
     channel.refuse(fault)
     assert (channel.fault, channel.ring, listener.woken) == (fault, None, 1)
 
 
 def test_a_channel_is_its_own_only_one_for_all_who_listen_to_it_alone() -> None:
     channel = Channel("a")
-    assert channel.alone == (channel,)
-    assert channel.alone is channel.alone
+    assert channel.as_tuple == (channel,)
+    assert channel.as_tuple is channel.as_tuple
 
 
 def test_a_channel_has_no_room_for_other_attributes_since_there_are_thousands() -> None:
@@ -199,7 +199,7 @@ def test_a_subscriber_sees_the_new_ring_no_later_than_the_new_life() -> None:
         __slots__ = ()
 
         def __setattr__(self, name: str, value: object) -> None:
-            if name == "lives" and value:
+            if name == "generation" and value:
                 seen.append(self.ring is not old)
             super().__setattr__(name, value)
 
@@ -212,9 +212,9 @@ def test_each_subscriber_of_several_channels_is_woken_once() -> None:
     both, one, nobody = Listener(), Listener(), Listener()
     a, b, c = Channel("a"), Channel("b"), Channel("c")
     for channel in (a, b):
-        channel.enter(both)
-    b.enter(one)
-    c.enter(nobody)
+        channel.add(both)
+    b.add(one)
+    c.add(nobody)
     assert subscribers([a, b]) == {both, one}
     wake([a, b])
     assert (both.woken, one.woken, nobody.woken) == (1, 1, 0)
@@ -231,9 +231,9 @@ def test_the_register_counts_the_bytes_of_all_rings_through_every_change() -> No
     channels = register("a", "b")
     for number in range(8, 12):
         for channel in channels.values():
-            channels.hold(channel.append(entry(number)))
+            channels.account(channel.append(entry(number)))
     assert channels.bytes == held(channels) > 0
-    channels.hold(channels["a"].reset(NEWEST, "diverged"))
+    channels.account(channels["a"].reset(NEWEST, "diverged"))
     assert channels.bytes == held(channels) > 0
     channels.drop(channels["b"])
     assert (channels.bytes, list(channels)) == (0, ["a"])
@@ -242,10 +242,10 @@ def test_the_register_counts_the_bytes_of_all_rings_through_every_change() -> No
 def test_a_channel_that_is_no_longer_the_one_of_its_name_is_not_dropped_and_frees_nothing() -> None:
     channels = register("a")
     old = channels["a"]
-    channels.hold(old.append(entry(8)))
+    channels.account(old.append(entry(8)))
     channels.drop(old)
     new = channels["a"] = begun("a")
-    channels.hold(new.append(entry(8)))
+    channels.account(new.append(entry(8)))
     before = channels.bytes
     channels.drop(old)
     assert (channels["a"], channels.bytes) == (new, before)
@@ -256,7 +256,7 @@ def test_all_rings_together_are_bounded_and_as_few_are_shrunk_as_it_takes(monkey
     channels["bare"] = Channel("bare")  # without a ring yet
     for channel in list(channels.values())[:-1]:
         for number in range(8, 12):
-            channels.hold(channel.append(entry(number)))
+            channels.account(channel.append(entry(number)))
     monkeypatch.setattr("sse.hub.channel.HUB_BYTES", channels.bytes)
     shrunk: list[Ring] = []
     shrink = Ring.shrink
@@ -268,7 +268,7 @@ def test_all_rings_together_are_bounded_and_as_few_are_shrunk_as_it_takes(monkey
     monkeypatch.setattr(Ring, "shrink", noted)
     bound = channels.bytes
     for number in range(12, 40):
-        channels.hold(channels["c0"].append(entry(number)))
+        channels.account(channels["c0"].append(entry(number)))
         assert channels.bytes == held(channels) <= bound
     assert 10 < len(shrunk) < 20, "about one for each two entries"
     assert len({id(ring) for ring in shrunk}) == len(shrunk), "each in its turn"
@@ -278,18 +278,18 @@ def test_a_ring_that_was_dropped_meanwhile_is_passed_over_when_room_is_made(monk
     channels = register("a", "b", "c")
     for channel in channels.values():
         for number in range(8, 12):
-            channels.hold(channel.append(entry(number)))
+            channels.account(channel.append(entry(number)))
     monkeypatch.setattr("sse.hub.channel.HUB_BYTES", channels.bytes)
-    channels.hold(channels["a"].append(entry(12)))  # shrinks the last one, and means to go on with the others
+    channels.account(channels["a"].append(entry(12)))  # shrinks the last one, and means to go on with the others
     channels.drop(channels["b"])
     monkeypatch.setattr("sse.hub.channel.HUB_BYTES", 1000)
-    channels.hold(0)
+    channels.account(0)
     assert channels.bytes == held(channels) <= 1000
 
 
 def test_the_subscribers_of_the_register_are_those_of_all_channels() -> None:
     channels, one, other = register("a", "b"), Listener(), Listener()
-    channels["a"].enter(one)
-    channels["b"].enter(one)
-    channels["b"].enter(other)
+    channels["a"].add(one)
+    channels["b"].add(one)
+    channels["b"].add(other)
     assert channels.subscribers() == {one, other}

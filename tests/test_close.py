@@ -254,7 +254,7 @@ def test_a_token_s_stream_that_ends_in_a_thread_that_looks_what_is_revoked_waits
     revocations = app.extensions["sse"].revocations
     with revocations._lock:
         stream.close()
-    assert not revocations._held
+    assert not revocations._watched
 
 
 def test_a_lowered_bound_outlives_a_close(make_app: MakeApp) -> None:

@@ -166,7 +166,7 @@ class Judge:
         self.stream = stream
         self.is_lost = False
         opening = stream.open()
-        places = stream.subscriber.places
+        places = stream.subscriber.positions_by_name
         lost = {name for name, start in starts.items() if start != Start()}
         assert {reset.channel for reset in stream.subscriber.resets} == lost
         self._queues = {name: [Item(places[name], None, is_new=True)] if name in lost else [] for name in starts}
@@ -185,7 +185,8 @@ class Judge:
         stream = self.stream
         subscriber = stream.subscriber
         while not self.is_lost and (
-            subscriber.resets or {*subscriber.places.items()} != stream.hub.tops(subscriber.places)
+            subscriber.resets
+            or {*subscriber.positions_by_name.items()} != stream.hub.newest(subscriber.positions_by_name)
         ):
             chunk = stream.quick(shared) if shared is not None else None
             chunk = stream.step() if chunk is None else chunk
@@ -251,7 +252,7 @@ def test_a_stream_alone_and_those_that_share_are_told_byte_for_byte_what_the_pro
                 for judge in judges:
                     judge.expect(name, Item(place, event, begins_anew))
             tops = set(zip(names, store.newest(names), strict=True))
-            wait_until(lambda tops=tops: hub.tops(names) == tops, 5, 0.001)
+            wait_until(lambda tops=tops: hub.newest(names) == tops, 5, 0.001)
             shared: Shared = {}
             heard = [alone.hear(None), one.hear(shared), other.hear(shared)]
             if not any(begins_anew for _, begins_anew, _ in happening):
@@ -261,7 +262,11 @@ def test_a_stream_alone_and_those_that_share_are_told_byte_for_byte_what_the_pro
             if alone.is_lost:
                 assert one.is_lost
                 return
-            assert one.stream.subscriber.places == other.stream.subscriber.places == alone.stream.subscriber.places
+            assert (
+                one.stream.subscriber.positions_by_name
+                == other.stream.subscriber.positions_by_name
+                == alone.stream.subscriber.positions_by_name
+            )
     finally:
         for stream in streams:
             stream.close()

@@ -41,7 +41,7 @@ def hub(store: MemoryStore) -> Iterator[Hub]:
 def revocations(store: MemoryStore) -> Iterator[Revocations]:
     revocations = Revocations(store, 3600)
     yield revocations
-    assert not revocations._held
+    assert not revocations._watched
     revocations.close()
 
 
@@ -99,7 +99,7 @@ def test_a_stream_that_is_handed_off_gives_up_what_concerns_its_client(
     clock.now += 5000
     assert body.step() == body.dialect.beat
     body.close()
-    assert (done, revocations._held, held.wake is None) == ([], {held}, False)
+    assert (done, revocations._watched, held.wake is None) == ([], {held}, False)
     for closed in handed.closing:
         closed()
     held.end()
@@ -206,7 +206,7 @@ def test_a_bare_stream_that_is_lost_is_cut_whatever_else_ends_it(
     assert body.step() == b""
     store._rings.clear()
     store.publish([Publication("a", Event("another life"))])
-    wait_until(lambda: hub._channels["a"].lives, 8)
+    wait_until(lambda: hub._channels["a"].generation, 8)
     hub.drain(0)
     clock.now += 5000
     told = body.step()

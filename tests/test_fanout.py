@@ -23,7 +23,7 @@ from sse.access.token import Grant
 from sse.event import Event
 from sse.hub.hub import Hub
 from sse.hub.subscriber import Start
-from sse.server.handed_off import Terms
+from sse.server.handed_off import HandedOff
 from sse.server.loop import Loop
 from sse.server.rows import Row, Rows, Streams
 from sse.stores import MemoryStore, Publication
@@ -37,10 +37,10 @@ def test_a_notice_waits_until_its_row_has_told_what_it_took() -> None:
     reading, writing = os.pipe()
     os.set_blocking(reading, False)
     permit = Permit(Revocations(store, 60), Grant("ann", ("a",), ends_at=time.time() + 30), ["a"])
-    rows: Any = SimpleNamespace(terms=Terms(), draining=False, set_end=lambda fd, _: kept.append(fd))
-    rows.means = SimpleNamespace(write=os.write, clock=time.monotonic)
+    rows: Any = SimpleNamespace(handed_off=HandedOff(), draining=False, set_end=lambda fd, _: kept.append(fd))
+    rows.effects = SimpleNamespace(write=os.write, clock=time.monotonic)
     rows.decide = partial(Rows.decide, rows)
-    rows.terms.put(writing, Handed(math.inf, permit, ()))
+    rows.handed_off.put(writing, Handed(math.inf, permit, ()))
     kept: list[int] = []
     try:
         stream = Stream(hub, {"a": Start()}, heartbeat=15, lifetime=60, retry=1)
@@ -49,12 +49,12 @@ def test_a_notice_waits_until_its_row_has_told_what_it_took() -> None:
         row.fds = (writing,)
         store.publish([Publication("a", Event("news"))])
         row.asks = True  # as while the store is asked, when the stream is ahead of what its connections have got
-        row.dismiss(writing)
+        row.check(writing)
         row.asks, row.chunk = False, stream.step()
-        row.dismiss(writing)
+        row.check(writing)
         assert permit.warn_at < math.inf
         row.chunk = None
-        row.dismiss(writing)
+        row.check(writing)
         assert os.read(reading, 1000).startswith(b"event: sse.auth\n")
         assert kept == [writing] * 3
     finally:
@@ -81,7 +81,7 @@ def test_streams_that_come_after_an_event_share_a_row_as_those_before_it_did(*, 
                 ours.setblocking(False)
                 stream = Stream(hub, {"a": Start()}, heartbeat=15, lifetime=60, retry=1000, bare=bare)
                 stream.open()
-                rows.take_over(ours.detach(), stream, chunked=True)
+                rows.take_over_stream(ours.detach(), stream, chunked=True)
 
             def become(count: int) -> None:
                 end = time.monotonic() + 5
@@ -122,9 +122,9 @@ class Telling:
                 while time.perf_counter() < end:
                     pass
                 telling.told.append(time.monotonic())
-                self.rows.means.pause()
+                self.rows.effects.pause()
                 if again:
-                    self.rows.agenda.call(self)
+                    self.rows.agenda.serve_soon(self)
 
         row = Slow(self.loop.rows)
         row.fds = (-number - 1,)  # no file is behind it
@@ -133,7 +133,7 @@ class Telling:
 
     def call_all(self) -> None:
         for row in self.rows:
-            self.loop.rows.agenda.call(row)
+            self.loop.rows.agenda.serve_soon(row)
 
 
 def in_a_hub(run: Callable[[], None]) -> None:
@@ -163,7 +163,7 @@ def test_publishers_wait_in_line_while_many_rows_are_late_and_nobody_else_does()
         others: list[int] = []
 
         def publisher(number: int) -> None:
-            telling.loop.publishers.admit()
+            telling.loop.backpressure.admit()
             admitted.append((number, len(telling.told)))
 
         def other() -> None:
@@ -185,8 +185,8 @@ def test_publishers_wait_while_announcements_for_many_channels_are_unread_though
     def run() -> None:
         telling = Telling(rows=1, cost=0)
         unread = time.monotonic() - 0.02
-        telling.loop.publishers.unread_since = lambda: unread
-        publisher = gevent.spawn(telling.loop.publishers.admit)
+        telling.loop.backpressure.unread_since = lambda: unread
+        publisher = gevent.spawn(telling.loop.backpressure.admit)
         gevent.sleep(0.2)
         assert not publisher.ready()
         unread = 0.0
@@ -203,7 +203,7 @@ def test_publishers_do_not_wait_for_few_rows_that_share_writes_nor_where_nobody_
             telling.call_all()
             gevent.sleep(0.03)
             before = len(telling.told)
-            telling.loop.publishers.admit()
+            telling.loop.backpressure.admit()
             assert len(telling.told) == before
 
     in_a_hub(run)
@@ -215,7 +215,7 @@ def test_publishers_who_go_on_without_a_pause_let_the_loop_tell_in_between() -> 
         told = []
         for _ in range(20):
             telling.call_all()
-            telling.loop.publishers.admit()
+            telling.loop.backpressure.admit()
             end = time.perf_counter() + 0.005  # a publish that never switches, as into the memory store
             while time.perf_counter() < end:
                 pass
@@ -231,14 +231,14 @@ def test_a_publisher_waits_a_second_at_the_most_and_one_that_is_ended_does_not_h
         telling.call_all()
         gevent.sleep(0.03)
         began = time.monotonic()
-        ended = gevent.spawn(telling.loop.publishers.admit)
-        others = [gevent.spawn(telling.loop.publishers.admit) for _ in range(3)]
+        ended = gevent.spawn(telling.loop.backpressure.admit)
+        others = [gevent.spawn(telling.loop.backpressure.admit) for _ in range(3)]
         gevent.sleep(0.1)
         ended.kill()
         gevent.joinall(others, timeout=10)
         assert all(one.successful() for one in others)
         assert 0.8 < time.monotonic() - began < 5
-        assert not telling.loop.publishers._line
+        assert not telling.loop.backpressure._line
 
     in_a_hub(run)
 
@@ -248,7 +248,7 @@ def test_a_thread_of_the_app_s_own_and_the_loop_itself_do_not_wait() -> None:
         telling = Telling(rows=200, cost=0.001)
         telling.call_all()
         gevent.sleep(0.03)
-        other = threading.Thread(target=telling.loop.publishers.admit)
+        other = threading.Thread(target=telling.loop.backpressure.admit)
         other.start()
         other.join(5)
         assert not other.is_alive()
@@ -256,13 +256,13 @@ def test_a_thread_of_the_app_s_own_and_the_loop_itself_do_not_wait() -> None:
         class Publishing(Row):
             def serve(self) -> None:
                 began = len(telling.told)
-                telling.loop.publishers.admit()
+                telling.loop.backpressure.admit()
                 waited.append(len(telling.told) - began)
 
         waited: list[int] = []
         row = Publishing(telling.loop.rows)
         row.fds = (-1000,)
-        telling.loop.rows.agenda.call(row)
+        telling.loop.rows.agenda.serve_soon(row)
         with gevent.Timeout(10):
             while not waited:
                 gevent.sleep(0.01)

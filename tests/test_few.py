@@ -7,12 +7,12 @@ import sys
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sse.small_set import Few, added, removed
+from sse.small_set import SmallSet, added, removed
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 5))))
 def test_it_has_what_a_set_would_have(changes: list[tuple[bool, int]]) -> None:
-    some: Few[int] = ()
+    some: SmallSet[int] = ()
     members: set[int] = set()
     for adds, one in changes:
         some = added(some, one) if adds else removed(some, one)

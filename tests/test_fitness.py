@@ -520,7 +520,7 @@ def test_a_redis_that_cannot_store_is_told_with_the_remedy_and_goes_on_reading(
         (receipt,) = store.publish([Publication("a", Event("x"))])
         assert not isinstance(receipt, StoreUnavailable)
         break_it(client)
-        for refused in (*store.publish([Publication("a", Event("y"))]), *store.found(["b"])):
+        for refused in (*store.publish([Publication("a", Event("y"))]), *store.ensure(["b"])):
             assert isinstance(refused, StoreUnavailable)
             assert fault in refused.message
             assert remedy in refused.hint

@@ -16,7 +16,7 @@ MODULES = {
     for path in sorted(PACKAGE.rglob("*.py"))
 }
 
-GROUND = {"errors", "version", "log", "alone", "ring", "event", "wire", "config", "spread", "few", "home"}
+GROUND = {"errors", "version", "log", "unheard", "ring", "event", "wire", "config", "spread", "small_set", "owner"}
 """Modules at the top of the package that everybody may import. Together they count as one folder."""
 
 ORDER = (

@@ -270,7 +270,7 @@ class Listener:
     def drain(self) -> None:
         raise NotImplementedError
 
-    def dismiss(self) -> None:
+    def end_now(self) -> None:
         raise NotImplementedError
 
 
@@ -282,17 +282,17 @@ class FaultyStore(MemoryStore):
         self.faulty: set[str] = set()
         self.calls: list[tuple[str, list[str]]] = []
 
-    def newest(self, channels: Sequence[str], *, keep: bool = False) -> list[Position | StoreUnavailable | None]:
-        self.calls.append(("keep" if keep else "newest", list(channels)))
-        tops = super().newest(channels, keep=keep)
+    def newest(self, channels: Sequence[str], *, prolong: bool = False) -> list[Position | StoreUnavailable | None]:
+        self.calls.append(("keep" if prolong else "newest", list(channels)))
+        tops = super().newest(channels, prolong=prolong)
         return [
             StoreUnavailable(f"{name} is at fault") if name in self.faulty else top
             for name, top in zip(channels, tops, strict=True)
         ]
 
-    def found(self, channels: Sequence[str]) -> list[Position | StoreUnavailable]:
-        self.calls.append(("found", list(channels)))
-        tops = dict(zip(channels, super().found(channels), strict=True))
+    def ensure(self, channels: Sequence[str]) -> list[Position | StoreUnavailable]:
+        self.calls.append(("ensure", list(channels)))
+        tops = dict(zip(channels, super().ensure(channels), strict=True))
         return [StoreUnavailable(f"{name} is at fault") if name in self.faulty else tops[name] for name in channels]
 
     def read(
@@ -333,7 +333,7 @@ class World:
             channel = self.channels[name] = Channel(name, wanted=wanted)
             channel.listen()
             self.listeners[name] = Listener()
-            channel.enter(self.listeners[name])
+            channel.add(self.listeners[name])
             self.upkeep.new[name] = None
 
     def publish(self, channel: str, *data: object) -> list[Position]:
@@ -397,7 +397,7 @@ def test_a_channel_that_the_store_does_not_have_is_ensured_if_that_is_wanted(wor
     world.upkeep.new["b"] = None
     world.store.calls.clear()
     world.settle()
-    assert world.store.calls == [("newest", []), ("found", ["b"])], "that it has none is known"
+    assert world.store.calls == [("newest", []), ("ensure", ["b"])], "that it has none is known"
     assert world.channels["b"].was_unknown
 
 
@@ -502,9 +502,9 @@ def test_a_channel_that_cannot_be_continued_is_reset_for_the_reason_that_the_sto
         world.woken(name)
     world.settle()
     trimmed, lost, well = (world.channels[name] for name in ("trimmed", "lost", "well"))
-    assert (trimmed.lives, trimmed.reset_reason, world.newest("trimmed")) == (1, "trimmed", top)
-    assert (lost.lives, lost.reset_reason, world.newest("lost")) == (1, "unknown", world.store.newest(["lost"])[0])
-    assert well.lives == 0
+    assert (trimmed.generation, trimmed.reset_reason, world.newest("trimmed")) == (1, "trimmed", top)
+    assert (lost.generation, lost.reset_reason, world.newest("lost")) == (1, "unknown", world.store.newest(["lost"])[0])
+    assert well.generation == 0
     assert [world.woken(name) for name in ("trimmed", "lost", "well")] == [1, 1, 0]
     assert not world.upkeep.is_behind
     assert world.channels.bytes == 0, "the old rings are gone"
@@ -519,11 +519,11 @@ def test_a_ring_that_is_back_where_it_was_is_read_again_and_not_reset(
         other = Entry(Position(world.newest("a").offset + 1, 5), Event("of another life"))
         patch.setattr(world.store, "read", lambda *_: [Page([other], reason="unknown")])
         world.settle()
-    assert (world.channels["a"].lives, list(world.upkeep.dirty)) == (0, ["a"])
+    assert (world.channels["a"].generation, list(world.upkeep.dirty)) == (0, ["a"])
     assert world.heard("a") == []
     world.publish("a", 1)
     world.settle()
-    assert (world.heard("a"), world.channels["a"].lives) == (["1"], 0)
+    assert (world.heard("a"), world.channels["a"].generation) == (["1"], 0)
 
 
 def test_a_channel_at_fault_is_left_as_it_is_and_the_others_go_on(
@@ -551,7 +551,7 @@ def test_a_fault_of_the_store_puts_its_channels_back_and_is_raised_after_both_qu
     newest = world.store.newest
     away = StoreUnavailable("away")
 
-    def fail(channels: Sequence[str], *, keep: bool = False) -> list[Position | StoreUnavailable | None]:
+    def fail(channels: Sequence[str], *, prolong: bool = False) -> list[Position | StoreUnavailable | None]:
         raise away
 
     monkeypatch.setattr(world.store, "newest", fail)
@@ -580,13 +580,13 @@ def test_a_check_finds_what_no_announcement_told_of_and_keeps_what_has_listeners
 
 def test_a_check_drops_channels_that_have_been_idle_for_half_its_time(world: World) -> None:
     follow(world, "idle", "left", "stays")
-    world.channels["idle"].leave(world.listeners["idle"], world.clock.now)
+    world.channels["idle"].remove(world.listeners["idle"], world.clock.now)
     world.publish("idle", 1)
     world.upkeep.dirty.put(["idle"])
     world.settle()
     assert world.channels.bytes > 0
     world.clock.now += 5
-    world.channels["left"].leave(world.listeners["left"], world.clock.now - 2)
+    world.channels["left"].remove(world.listeners["left"], world.clock.now - 2)
     world.check()
     assert (list(world.channels), world.feed.left) == (["left", "stays"], ["idle"])
     assert world.channels.bytes == 0

@@ -31,7 +31,7 @@ def take_over(world: World, number: int, channels: list[str]) -> None:
     names = [name.replace("%d", str(number)) for name in channels]
     stream = Stream(world.hub, {name: Start() for name in names}, heartbeat=15, lifetime=600, retry=1000)
     stream.open()
-    world.rows.take_over(number, stream, chunked=True)
+    world.rows.take_over_stream(number, stream, chunked=True)
     world.round()
 
 

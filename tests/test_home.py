@@ -8,14 +8,14 @@ import threading
 
 import pytest
 
-from sse.owner import Home
+from sse.owner import OwnerThread
 
 BEGIN = """
 from gevent import monkey; monkey.patch_all()
 import os, time, gevent
 from gevent.monkey import get_original
 from sse.errors import StoreUnavailable
-from sse.owner import Home
+from sse.owner import OwnerThread
 
 start, really_sleep = get_original("_thread", "start_new_thread"), get_original("time", "sleep")
 
@@ -36,7 +36,7 @@ def come(outcome):
             time.sleep(0.005)
     return outcome[0]
 
-home = Home()
+home = OwnerThread()
 
 def run(work, begin=1, end=2):
     return home.run(work, begin=begin, end=end)
@@ -45,8 +45,8 @@ def run(work, begin=1, end=2):
 HANDED = """
 here, hub = gevent.getcurrent(), gevent.get_hub()
 def who():
-    return home.is_elsewhere, gevent.get_hub() is hub, gevent.getcurrent() is here
-assert not home.is_elsewhere and come(elsewhere(lambda: home.is_elsewhere))
+    return home.is_other_thread, gevent.get_hub() is hub, gevent.getcurrent() is here
+assert not home.is_other_thread and come(elsewhere(lambda: home.is_other_thread))
 assert come(elsewhere(lambda: run(who))) == (False, True, False)
 fault = ValueError("as it is")
 def fail():
@@ -102,14 +102,14 @@ ENDS = """
 assert come(elsewhere(lambda: run(lambda: 7))) == 7
 assert gevent.wait(timeout=5)  # nothing of it keeps the loop alive
 before = len(os.listdir("/proc/self/fd"))
-homes = [Home() for _ in range(20)]
+homes = [OwnerThread() for _ in range(20)]
 assert [come(elsewhere(lambda one=one: one.run(lambda: 7, begin=1, end=2))) for one in homes] == [7] * 20
 assert len(os.listdir("/proc/self/fd")) == before
 """
 
 PATCHED_LATE = """
-from sse.owner import Home
-home = Home()
+from sse.owner import OwnerThread
+home = OwnerThread()
 from gevent import monkey; monkey.patch_all()
 import gevent
 from gevent.monkey import get_original
@@ -187,8 +187,8 @@ def test_a_call_from_another_thread_is_answered_whatever_happens(case: str) -> N
 
 
 def test_without_gevent_every_thread_is_at_home() -> None:
-    home, told = Home(), []
-    thread = threading.Thread(target=lambda: told.append((home.is_elsewhere, home.check())))
+    home, told = OwnerThread(), []
+    thread = threading.Thread(target=lambda: told.append((home.is_other_thread, home.check())))
     thread.start()
     thread.join()
     assert told == [(False, None)]

@@ -57,7 +57,7 @@ def around(response: Response) -> Response:
 def ask(app: Flask, path: str, method: str = "GET") -> tuple[str, bytes, dict[str, Any]]:
     """The status, the first chunk, and the environ as the app left it, of a server that can hold streams."""
     statuses: list[str] = []
-    environ = EnvironBuilder(app, path, method=method, environ_overrides={"sse.holds": True}).get_environ()
+    environ = EnvironBuilder(app, path, method=method, environ_overrides={"sse.can_hand_off": True}).get_environ()
     body = app.wsgi_app(environ, lambda status, _: statuses.append(status))  # type: ignore[arg-type,return-value]
     chunk = next(iter(body), b"")
     body.close()  # type: ignore[attr-defined]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sse.web.server_check import warn_of_host
+from sse.web.server_check import warn_of_server
 
 OURS = 'worker_class = "sse.worker.Worker"'
 
@@ -33,8 +33,8 @@ OURS = 'worker_class = "sse.worker.Worker"'
 def test_a_server_that_cannot_hold_streams_is_named_once_with_the_remedy(
     environ: dict[str, Any], named: str, remedy: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    warn_of_host(environ)
-    warn_of_host(environ)
+    warn_of_server(environ)
+    warn_of_server(environ)
     [record] = caplog.records
     assert record.levelname == "WARNING"
     assert record.getMessage().startswith(named)
@@ -45,7 +45,7 @@ def test_a_server_that_cannot_hold_streams_is_named_once_with_the_remedy(
 def test_nothing_is_said_of_a_test_client_and_of_flask_run(
     environ: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    warn_of_host(environ)
+    warn_of_server(environ)
     assert not caplog.records
 
 
@@ -56,5 +56,5 @@ def test_nothing_is_said_where_waiting_holds_a_greenlet_only(
         """As gevent's, which is of another module."""
 
     monkeypatch.setattr(time, "sleep", sleep)
-    warn_of_host({"SERVER_SOFTWARE": "gunicorn/27.0.1"})
+    warn_of_server({"SERVER_SOFTWARE": "gunicorn/27.0.1"})
     assert not caplog.records

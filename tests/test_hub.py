@@ -157,7 +157,7 @@ def test_where_a_client_goes_on(text: str | None, from_header: bool, starts: dic
 def test_a_new_subscriber_starts_at_the_top_and_gets_what_follows(hub: Hub, store: Store) -> None:
     (top,) = publish(store, "before")
     subscriber = attach(hub)
-    assert subscriber.places == {"a": top}
+    assert subscriber.positions_by_name == {"a": top}
     publish(store, "1", "2", "3")
     assert data(collect(subscriber, 3)) == ["1", "2", "3"]
     assert subscriber.take(10, 1000) == []
@@ -166,7 +166,7 @@ def test_a_new_subscriber_starts_at_the_top_and_gets_what_follows(hub: Hub, stor
 
 def test_a_channel_without_a_ring_is_founded_and_can_be_continued(hub: Hub, store: Store) -> None:
     subscriber = attach(hub)
-    anchor = subscriber.places["a"]
+    anchor = subscriber.positions_by_name["a"]
     assert anchor.offset == 0
     assert anchor != UNBORN
     assert store.newest(["a"]) == [anchor]
@@ -283,7 +283,7 @@ def test_subscribers_come_and_go_during_a_storm_and_lose_nothing(make_hub: MakeH
     store = connect(store_url, ring=1000, ring_ttl=TTL)
     hub = make_hub(store)
     subscriber = attach(hub)
-    start = subscriber.places["a"]
+    start = subscriber.positions_by_name["a"]
     hub.detach(subscriber)
     wanted = [str(number) for number in range(400)]
 
@@ -299,7 +299,7 @@ def test_subscribers_come_and_go_during_a_storm_and_lose_nothing(make_hub: MakeH
             subscriber = attach(hub, {"a": Start(place)})
             subscriber.wait(patience)
             heard += data(subscriber.take(30, 1 << 20))
-            place = subscriber.places["a"]
+            place = subscriber.positions_by_name["a"]
             hub.detach(subscriber)
         return heard
 
@@ -391,7 +391,7 @@ def test_a_ring_with_listeners_never_expires(make_hub: MakeHub) -> None:
     store = MemoryStore(ring=RING, ring_ttl=60, clock=clock)
     hub = make_hub(store, clock=clock)
     subscriber = attach(hub)
-    anchor = subscriber.places["a"]
+    anchor = subscriber.positions_by_name["a"]
     for _ in range(25):
         look_again(hub, clock)
         wait_until(lambda: store._rings["a"].expires > clock.now + 100, 3, what="the ring is renewed")
@@ -427,7 +427,7 @@ def test_a_ring_that_is_lost_is_told_as_unknown(make_hub: MakeHub) -> None:
     (reset,) = collect(subscriber, 1)
     assert isinstance(reset, Reset)
     assert (reset.reason, reset.missed) == ("unknown", None)
-    assert reset.position == store.newest(["a"])[0] == subscriber.places["a"]
+    assert reset.position == store.newest(["a"])[0] == subscriber.positions_by_name["a"]
     hub.detach(subscriber)
 
 
@@ -498,13 +498,13 @@ class NotingStore(ForgetfulStore):
         super().__init__(**options)
         self.notes: list[tuple[str, int]] = []
 
-    def newest(self, channels: Sequence[str], *, keep: bool = False) -> list[Position | StoreUnavailable | None]:
+    def newest(self, channels: Sequence[str], *, prolong: bool = False) -> list[Position | StoreUnavailable | None]:
         self.notes.append(("newest", len(channels)))
-        return super().newest(channels, keep=keep)
+        return super().newest(channels, prolong=prolong)
 
-    def found(self, channels: Sequence[str]) -> list[Position | StoreUnavailable]:
-        self.notes.append(("found", len(channels)))
-        return super().found(channels)
+    def ensure(self, channels: Sequence[str]) -> list[Position | StoreUnavailable]:
+        self.notes.append(("ensure", len(channels)))
+        return super().ensure(channels)
 
     def read(
         self, places: Sequence[tuple[str, Position]], limit: int = 100, max_bytes: int = PAGE_BYTES
@@ -544,7 +544,7 @@ def test_thousands_of_new_channels_are_begun_in_turns(make_hub: MakeHub) -> None
     hub = make_hub(store, clock=Clock())
     subscriber = attach(hub, {f"c{number}": Start() for number in range(MANY)})
     store.check("newest", MANY)
-    store.check("found", MANY)
+    store.check("ensure", MANY)
     hub.detach(subscriber)
 
 
@@ -585,7 +585,7 @@ def test_a_fault_of_some_channels_does_not_keep_the_hub_from_the_others(make_hub
     read = store.read
 
     def fail(places: Sequence[tuple[str, Position]], *args: Any) -> list[Page | StoreUnavailable]:
-        if ("c0", subscriber.places["c0"]) in places:
+        if ("c0", subscriber.positions_by_name["c0"]) in places:
             raise StoreUnavailable("c0 cannot be read")
         return read(places, *args)
 
@@ -660,9 +660,9 @@ subscriber.wake_by(lambda: None)
 notes = []
 newest = store.newest
 
-def noted(channels, *, keep=False):
+def noted(channels, *, prolong=False):
     notes.append("asked")
-    return newest(channels, keep=keep)
+    return newest(channels, prolong=prolong)
 
 def echo(sock):
     for _ in range(1_000_000):
@@ -810,14 +810,14 @@ def test_equal_replays_are_read_once(make_hub: MakeHub) -> None:
     position, *_ = publish(store, *range(10))
     store.gate.clear()
     with ThreadPoolExecutor(8) as pool:
-        reading = [pool.submit(hub.reading.read, [("a", position)]) for _ in range(8)]
+        reading = [pool.submit(hub.reader.read, [("a", position)]) for _ in range(8)]
         wait_until(lambda: store.readings, 3)
         time.sleep(0.1)
         store.gate.set()
         pages = [one.result(5) for one in reading]
     assert store.readings == 1
     assert all(len(page[0].entries) == 9 for page in pages)
-    hub.reading.read([("a", position)])
+    hub.reader.read([("a", position)])
     assert store.readings == 2
 
 
@@ -829,7 +829,7 @@ def test_a_reading_that_fails_fails_for_all_who_wait_and_is_forgotten(make_hub: 
     store.gate.clear()
     store.fault = fault
     with ThreadPoolExecutor(3) as pool:
-        reading = [pool.submit(hub.reading.read, [("a", position)]) for _ in range(3)]
+        reading = [pool.submit(hub.reader.read, [("a", position)]) for _ in range(3)]
         wait_until(lambda: store.readings, 3)
         time.sleep(0.1)
         store.gate.set()
@@ -838,7 +838,7 @@ def test_a_reading_that_fails_fails_for_all_who_wait_and_is_forgotten(make_hub: 
                 one.result(5)
     assert store.readings == 1
     store.fault = None
-    assert hub.reading.read([("a", position)]) == [Page([])]
+    assert hub.reader.read([("a", position)]) == [Page([])]
 
 
 # What is read from the store, in bytes
@@ -893,14 +893,14 @@ def test_a_look_at_many_channels_reads_about_what_it_takes(
     for name in names:
         publish(store, *["x" * LARGE] * 5, channel=name)
     readings = measured(store, monkeypatch)
-    look = hub.reading.look({name: Start(replay=3) for name in names}, 1000, 1 << 20)
+    look = hub.reader.look({name: Start(replay=3) for name in names}, 1000, 1 << 20)
     assert look.more
     assert 10 <= len(look.taken) <= (1 << 20) / LARGE
     assert sum(readings) <= (1 << 20) + 2 * LARGE
     assert max(readings) <= PAGE_BYTES + LARGE
     taken, rounds = list(look.taken), 1
     while look.more:
-        look = hub.reading.look({name: Start(place) for name, place in look.places.items()}, 1000, 1 << 20)
+        look = hub.reader.look({name: Start(place) for name, place in look.positions.items()}, 1000, 1 << 20)
         taken += look.taken
         rounds += 1
         assert rounds < 20
@@ -932,12 +932,12 @@ def test_a_hub_that_missed_large_events_on_many_channels_reads_them_by_and_by(
 
 
 def test_a_look_founds_nothing_and_attaches_nobody(hub: Hub, store: Store) -> None:
-    look = hub.reading.look(
+    look = hub.reader.look(
         {"a": Start(), "b": Start(replay=5), "c": Start(fault="missing"), "d": Start(Position(1, 1))}, 10, 1000
     )
     assert store.newest(["a", "b", "c", "d"]) == [None] * 4
     assert (hub.subscribers, hub.channels) == (0, 0)
-    assert look.places == dict.fromkeys("abcd", UNBORN)
+    assert look.positions == dict.fromkeys("abcd", UNBORN)
     assert look.taken == [Reset("c", "missing", None, UNBORN), Reset("d", "unknown", None, UNBORN)]
     assert not look.more
 
@@ -946,15 +946,15 @@ def test_a_look_tells_what_a_subscriber_would_take(hub: Hub, store: Store) -> No
     positions = publish(store, *range(RING + 10))
     (other,) = publish(store, "x", channel="b")
     starts = {"a": Start(positions[20]), "b": Start(replay=1)}
-    look = hub.reading.look(starts, 1000, 1 << 20)
+    look = hub.reader.look(starts, 1000, 1 << 20)
     assert data(look.taken) == [*map(str, range(21, RING + 10)), "x"]
-    assert (look.places, look.more) == ({"a": positions[-1], "b": other}, False)
-    look = hub.reading.look(starts, 5, 1 << 20)
+    assert (look.positions, look.more) == ({"a": positions[-1], "b": other}, False)
+    look = hub.reader.look(starts, 5, 1 << 20)
     assert (data(look.taken), look.more) == (["21", "22", "23", "24", "25"], True)
-    assert look.places["a"] == positions[25]
-    look = hub.reading.look({"a": Start(positions[-2])}, 1000, 1)
+    assert look.positions["a"] == positions[25]
+    look = hub.reader.look({"a": Start(positions[-2])}, 1000, 1)
     assert (len(look.taken), look.more) == (1, False)
-    look = hub.reading.look({"a": Start(positions[1])}, 1000, 1 << 20)
+    look = hub.reader.look({"a": Start(positions[1])}, 1000, 1 << 20)
     assert look.taken == [Reset("a", "trimmed", RING + 8, positions[-1])]
 
 
@@ -987,7 +987,7 @@ def test_very_many_new_channels_at_once_are_refused_and_later_allowed(
     assert hub.subscribers == 1
     assert store.newest(["one/more"]) == [None]
     born = attach(hub, {"born": Start()})
-    assert born.places == {"born": known}
+    assert born.positions_by_name == {"born": known}
     clock.now += 0.1
     hub.detach(attach(hub, {"one/more": Start()}))
     hub.detach(subscriber)
@@ -1013,7 +1013,7 @@ def test_only_channels_without_a_ring_are_charged_and_who_is_refused_leaves_noth
     assert hub.subscribers == 2
     publish(store, "1", channel="d")
     free = hub.attach({"d": Start(), "e": Start()}, 3)
-    assert (free.places["d"].offset, free.places["e"].offset) == (1, 0)
+    assert (free.positions_by_name["d"].offset, free.positions_by_name["e"].offset) == (1, 0)
     publish(store, "1", channel="e")
     assert data(collect(free, 1)) == ["1"]
     for subscriber in (listening, again, free):
@@ -1026,7 +1026,9 @@ def test_of_two_who_wait_for_the_same_new_channel_one_is_charged(hub: Hub, store
         attaching = [pool.submit(hub.attach, {"a": Start(), "b": Start()}, 3, charged.append) for _ in range(8)]
         subscribers = [one.result(5) for one in attaching]
     assert 2 <= sum(charged) <= 2 * 8  # at the very same moment, each may be told that there is none
-    assert {tuple(one.places.items()) for one in subscribers} == {tuple(subscribers[0].places.items())}
+    assert {tuple(one.positions_by_name.items()) for one in subscribers} == {
+        tuple(subscribers[0].positions_by_name.items())
+    }
     for subscriber in subscribers:
         hub.detach(subscriber)
     del charged[:]
@@ -1089,7 +1091,7 @@ def test_channels_that_nobody_listens_to_are_dropped_after_a_while(make_hub: Mak
         hub.detach(subscriber)
 
 
-def test_a_closed_hub_takes_nobody_and_its_thread_has_ended(make_hub: MakeHub, store: Store) -> None:
+def test_a_closed_hub_takes_nobody_and_its_thread_is_detached(make_hub: MakeHub, store: Store) -> None:
     hub = make_hub(store)
     attach(hub)
     thread = hub._follower._thread
@@ -1228,9 +1230,9 @@ def test_a_replay_over_a_hostile_entry_is_reset_there_and_goes_on(
         client.xadd("sse:{a}", {"d": "[" * 100_000}, id="3-5")
     publish(store, "4")
     hub = make_hub(store)
-    look = hub.reading.look({"a": Start(begun)}, 100, 100_000)
+    look = hub.reader.look({"a": Start(begun)}, 100, 100_000)
     assert (data(look.taken), look.more) == (["2"], True)
-    look = hub.reading.look({"a": Start(look.places["a"])}, 100, 100_000)
+    look = hub.reader.look({"a": Start(look.positions["a"])}, 100, 100_000)
     assert data(look.taken) == ["reset diverged"]
     subscriber = attach(hub, {"a": Start(begun)})
     assert data(subscriber.take(100, 100_000)) == ["2"]  # alone: a poll leaves out what comes before a reset
@@ -1249,9 +1251,9 @@ def test_a_replay_that_would_begin_at_an_entry_of_others_is_reset(
         client.xadd("sse:{a}", {"d": "x"}, id="5-0")  # no position of ours
     publish(store, "6", "7")
     hub = make_hub(store)
-    look = hub.reading.look({"a": Start(replay=2)}, 100, 100_000)
+    look = hub.reader.look({"a": Start(replay=2)}, 100, 100_000)
     assert data(look.taken) == ["reset diverged"]
-    assert data(hub.reading.look({"a": Start(replay=1)}, 100, 100_000).taken) == ["7"]
+    assert data(hub.reader.look({"a": Start(replay=1)}, 100, 100_000).taken) == ["7"]
     subscriber = attach(hub, {"a": Start(replay=2), "b": Start()})
     publish(store, "elsewhere", channel="b")
     assert sorted(data(collect(subscriber, 2))) == ["elsewhere", "reset diverged"]
@@ -1330,7 +1332,9 @@ def test_subscribers_stay_while_redis_is_away_and_go_on_or_are_told(
             assert data([item]) == ["2"]
         (end,) = publish(store, "3")
         heard = list[str]()
-        wait_until(lambda: heard.extend(data(collect(subscriber, 1, 0.2))) or subscriber.places["a"] == end, 5)
+        wait_until(
+            lambda: heard.extend(data(collect(subscriber, 1, 0.2))) or subscriber.positions_by_name["a"] == end, 5
+        )
         assert heard in (["3"], ["2", "3"] if lost_writes else [])  # a reset may come before 2, or count it in
         hub.detach(subscriber)
         assert "the store is away" in caplog.text
@@ -1349,7 +1353,7 @@ def test_those_at_the_same_place_merge_into_one_and_each_connection_counts(hub: 
     one, *others = [attach(hub) for _ in range(5)]
     for number, other in enumerate(others, 2):
         assert hub.merge(one, other)
-        assert (one.has_ended, other.has_ended, hub.subscribers) == (False, True, 5)
+        assert (one.is_detached, other.is_detached, hub.subscribers) == (False, True, 5)
         assert listeners(hub) == 6 - number
     assert listeners(hub) == 1
     pair = [attach(hub), attach(hub)]
@@ -1358,15 +1362,15 @@ def test_those_at_the_same_place_merge_into_one_and_each_connection_counts(hub: 
     assert (listeners(hub), hub.subscribers) == (1, 7)
     for other in (one, *others, pair[1]):
         hub.detach(other)  # which has ended already
-        hub.leave(other)
+        hub.release(other)
     assert hub.subscribers == 7
     publish(store, "after")
     assert data(collect(pair[0], 1)) == ["after"]
     for left in (6, 5, 4, 3, 2, 1):
-        hub.leave(pair[0])
+        hub.release(pair[0])
         assert (listeners(hub), hub.subscribers) == (1, left)
     hub.detach(pair[0])
-    hub.leave(pair[0])
+    hub.release(pair[0])
     assert (listeners(hub), hub.subscribers) == (0, 0)
 
 
@@ -1376,7 +1380,7 @@ def test_those_at_other_places_or_of_other_channels_do_not_merge(hub: Hub, store
     both = attach(hub, {"a": Start(), "b": Start()})
     for one, other in ((here, behind), (here, both), (both, here), (behind, here)):
         assert not hub.merge(one, other)
-    assert (here.has_ended, behind.has_ended, both.has_ended, hub.subscribers) == (False, False, False, 3)
+    assert (here.is_detached, behind.is_detached, both.is_detached, hub.subscribers) == (False, False, False, 3)
     assert data(collect(behind, 1)) == ["2"]
     assert hub.merge(here, behind)
     assert hub.subscribers == 3
@@ -1388,16 +1392,16 @@ def test_a_subscriber_that_was_detached_or_is_the_same_does_not_merge_and_its_pl
     publish(store, "x")
     one, other = attach(hub), attach(hub)
     assert not hub.merge(one, one)
-    assert (one.has_ended, hub.subscribers) == (False, 2)
+    assert (one.is_detached, hub.subscribers) == (False, 2)
     with hub.lock:
         hub.detach(other)  # which has to wait for the lock, and is done later
-        assert not other.has_ended
+        assert not other.is_detached
     assert not hub.merge(one, other)
     assert not hub.merge(other, one)
-    hub.leave(other)
+    hub.release(other)
     assert hub.subscribers == 1
     hub.detach(attach(hub))
-    assert (hub.subscribers, other.has_ended, one.has_ended) == (1, True, False)
+    assert (hub.subscribers, other.is_detached, one.is_detached) == (1, True, False)
     assert not hub.merge(one, other)
     hub.detach(hub.split(other))
     assert hub.subscribers == 1
@@ -1412,9 +1416,9 @@ def test_a_connection_that_leaves_too_often_takes_no_place_of_another_and_the_lo
     one, other, third = [attach(hub) for _ in range(3)]
     assert hub.merge(one, other)
     with caplog.at_level(logging.WARNING, "sse"):
-        hub.leave(one)
+        hub.release(one)
         assert (hub.subscribers, caplog.text) == (2, "")
-        hub.leave(one)
+        hub.release(one)
         assert hub.subscribers == 2
         assert "not counted" in caplog.text
     twin = hub.split(one)
@@ -1458,15 +1462,15 @@ def test_a_connection_that_is_taken_out_goes_its_own_way(hub: Hub, store: Store)
     row, other = attach(hub), attach(hub)
     assert hub.merge(row, other)
     one = hub.split(row)
-    assert (row.has_ended, one.has_ended, hub.subscribers, listeners(hub)) == (False, False, 2, 2)
-    assert one.places == row.places == {"a": places[0]}
+    assert (row.is_detached, one.is_detached, hub.subscribers, listeners(hub)) == (False, False, 2, 2)
+    assert one.positions_by_name == row.positions_by_name == {"a": places[0]}
     publish(store, "1", "2")
     assert data(collect(one, 2)) == ["1", "2"]
-    assert row.places == {"a": places[0]}
+    assert row.positions_by_name == {"a": places[0]}
     assert data(collect(row, 2)) == ["1", "2"]
     assert hub.merge(row, one)
-    assert (listeners(hub), hub.subscribers, one.has_ended) == (1, 2, True)
-    hub.leave(row)
+    assert (listeners(hub), hub.subscribers, one.is_detached) == (1, 2, True)
+    hub.release(row)
     hub.detach(row)
     assert hub.subscribers == 0
 
@@ -1477,7 +1481,7 @@ def test_a_connection_that_is_taken_out_is_reset_and_told_that_it_lags_as_the_ot
     row, other = attach(hub), attach(hub)
     hub.merge(row, other)
     publish(store, *["x" * 300_000] * 5)  # the hub's ring holds one, the store's three
-    wait_until(lambda: [top.offset for _, top in hub.tops(["a"]) if top] == [5], 5)
+    wait_until(lambda: [top.offset for _, top in hub.newest(["a"]) if top] == [5], 5)
     for lagging in (hub.split(row), row):
         with pytest.raises(Lagging):
             lagging.take(1000, 1 << 20)
@@ -1504,7 +1508,7 @@ def test_each_connection_counts_against_the_limit(make_hub: MakeHub, store: Stor
     one = hub.split(row)
     with pytest.raises(Busy):
         attach(hub)
-    hub.leave(row)
+    hub.release(row)
     third = attach(hub)
     with pytest.raises(Busy):
         attach(hub)
@@ -1551,12 +1555,12 @@ def test_connections_come_merge_part_and_end_in_a_storm_and_none_misses_anything
 
     def come() -> None:
         row = attach(hub)
-        rows.append((row, [[str(number) for number in range(row.places["a"].offset)]]))  # before it came
+        rows.append((row, [[str(number) for number in range(row.positions_by_name["a"].offset)]]))  # before it came
 
     def end(row: Subscriber, heard: list[list[str]]) -> None:
         heard.pop()
         if heard:
-            hub.leave(row)
+            hub.release(row)
         else:
             hub.detach(row)
             rows.remove((row, heard))

@@ -16,7 +16,7 @@ NOW = 1000.0
 LATER = NOW + 500
 BEFORE: tuple[Before, ...] = ("nothing", "events", "answer", "unsent")
 CUT = Next(NOW, cuts=True)
-STALLED: dict[str, Any] = {"stalled_at": NOW - STALLED_AFTER}
+STALLED: dict[str, Any] = {"last_progress": NOW - STALLED_AFTER}
 OVER: dict[str, Any] = {"ends_in": 0.0}
 REVOKED: dict[str, Any] = {"ends_in": -inf}
 DRAINED: dict[str, Any] = {"draining": True}
@@ -71,8 +71,8 @@ def test_one_that_has_to_wait_with_its_deadline_still_ends_by_the_lines_above(be
         assert decide(NOW, NOW - 5, before=before, **state) == (CUT if before == "unsent" else Next(NOW, reason))
 
 
-MOMENTS = {"deadline": 300.0, "ends_in": 200.0, "notice_in": 140.0, "stalled_at": 15.0 - STALLED_AFTER}
-"""Seconds from now to the first look for each of them; of `stalled_at`, when that was."""
+MOMENTS = {"deadline": 300.0, "ends_in": 200.0, "notice_in": 140.0, "last_progress": 15.0 - STALLED_AFTER}
+"""Seconds from now to the first look for each of them; of `last_progress`, when that was."""
 
 
 @pytest.mark.parametrize("has", list(product([False, True], repeat=4)))
@@ -80,18 +80,18 @@ def test_it_goes_on_until_the_first_of_its_moments(has: tuple[bool, ...]) -> Non
     given = {name: value for name, value in zip(MOMENTS, has, strict=True) if value}
     deadline = NOW + MOMENTS["deadline"] if "deadline" in given else inf
     state = {name: MOMENTS[name] for name in ("ends_in", "notice_in") if name in given}
-    if "stalled_at" in given:
-        state["stalled_at"] = NOW + MOMENTS["stalled_at"]
+    if "last_progress" in given:
+        state["last_progress"] = NOW + MOMENTS["last_progress"]
     moments = [
         *([MOMENTS["deadline"]] if "deadline" in given else []),
         *[MOMENTS[name] for name in ("ends_in", "notice_in") if name in given],
-        *([15.0] if "stalled_at" in given else []),
+        *([15.0] if "last_progress" in given else []),
     ]
     assert decide(NOW, deadline, **state) == Next(NOW + min(moments, default=inf))
 
 
 def test_a_moment_too_early_it_goes_on() -> None:
-    assert decide(NOW, NOW + 0.001, stalled_at=NOW + 0.001 - STALLED_AFTER) == Next(pytest.approx(NOW + 0.001))
+    assert decide(NOW, NOW + 0.001, last_progress=NOW + 0.001 - STALLED_AFTER) == Next(pytest.approx(NOW + 0.001))
     assert decide(NOW, LATER, ends_in=0.001) == Next(NOW + 0.001)
     assert decide(NOW, LATER, notice_in=0.001) == Next(NOW + 0.001)
     assert decide(NOW, LATER, notice_in=0) == Next(LATER, tells=True)
@@ -102,7 +102,7 @@ def test_a_deadline_that_waits_is_looked_at_again_before_its_second_is_over_if_s
     before: Before,
 ) -> None:
     assert decide(NOW, NOW - 5, ends_in=0.25, before=before) == Next(NOW + 0.25)
-    assert decide(NOW, NOW - 5, stalled_at=NOW + 0.5 - STALLED_AFTER, before=before) == Next(NOW + 0.5)
+    assert decide(NOW, NOW - 5, last_progress=NOW + 0.5 - STALLED_AFTER, before=before) == Next(NOW + 0.5)
     assert decide(NOW, NOW - 5, notice_in=-3, before=before) == Next(NOW + 0.1)
 
 
@@ -122,7 +122,9 @@ def test_it_never_goes_on_into_the_past() -> None:
     """Or its caller would look again at once, and for ever."""
     moments = (-inf, -7.0, 0.0, 0.05, 7.0, inf)
     for deadline, ends, notice, stalled, before in product(moments, moments, moments, (-7.0, -0.5, inf), BEFORE):
-        outcome = decide(NOW, NOW + deadline, ends_in=ends, notice_in=notice, stalled_at=NOW + stalled, before=before)
+        outcome = decide(
+            NOW, NOW + deadline, ends_in=ends, notice_in=notice, last_progress=NOW + stalled, before=before
+        )
         assert outcome.ends or outcome.until > NOW
         assert outcome.ends == (ends <= 0 or (deadline <= 0 and before in ("nothing", "events")))
         assert outcome.tells == (notice <= 0 and before == "nothing" and not ends <= 0)

@@ -369,7 +369,7 @@ def test_one_that_cannot_be_woken_is_in_nobody_s_way(
 
     permits[10].begin(fail)
     here.revoke("sub", "ann")
-    wait_until(lambda: all(permit.ended for permit in permits), 3)
+    wait_until(lambda: all(permit.revoked for permit in permits), 3)
     assert "could not be woken" in caplog.text
 
 
@@ -387,7 +387,7 @@ def test_what_was_read_before_the_store_went_away_counts() -> None:
         permit.begin(lambda: None)
         with pytest.raises(StoreUnavailable):
             revocations.revoke("sub", "ann")
-        assert permit.ended
+        assert permit.revoked
     finally:
         revocations.close()
 
@@ -462,15 +462,15 @@ def test_a_thread_that_cannot_be_had_is_asked_for_again(monkeypatch: pytest.Monk
     revocations.close()
 
 
-def test_what_has_ended_is_let_go(make: MakeRevocations) -> None:
+def test_what_is_detached_is_let_go(make: MakeRevocations) -> None:
     revocations = make()
     permit = Permit(revocations, grant(), ["a"])
     permit.begin(lambda: None)
     permit.end()
     permit.end()
-    assert not revocations._held
+    assert not revocations._watched
     revocations.revoke("sub", "ann")
-    assert not permit.ended
+    assert not permit.revoked
 
 
 def test_a_list_that_others_wrote_into_is_read_as_far_as_it_makes_sense(make: MakeRevocations, store: Store) -> None:

@@ -159,7 +159,7 @@ def test_the_first_event_ends_the_waiting_and_brings_those_close_behind(hub: Hub
     (top,) = publish(store, "x")
     with ThreadPoolExecutor(1) as pool:
         waiting: Future[dict[str, Any]] = pool.submit(ask, hub, top, timeout=10)
-        wait_until(lambda: [top for _, top in hub.tops("a") if top], 3)
+        wait_until(lambda: [top for _, top in hub.newest("a") if top], 3)
         time.sleep(0.05)
         begun = time.monotonic()
         for number in range(3):
@@ -259,7 +259,7 @@ def test_a_poll_that_its_ring_has_passed_is_to_ask_again() -> None:
 
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(wait)
-        wait_until(lambda: [top for _, top in hub.tops("a") if top], 3)
+        wait_until(lambda: [top for _, top in hub.newest("a") if top], 3)
         time.sleep(0.05)
         assert not gone.is_set()
         publish(store, *["x" * 300_000] * 10)
@@ -434,20 +434,20 @@ def test_polls_at_the_same_place_wait_as_one_and_get_the_same_answer(hub: Hub, s
     for number, other in enumerate(others, 2):
         assert other.alike == row.alike
         assert other.nothing == row.nothing
-        assert row.absorb(other)
+        assert row.merge(other)
         assert (hub.subscribers, len(hub._channels["a"].subscribers)) == (3, 4 - number)
     assert not row.is_behind
     assert row.answer() is None
     ids += publish(store, "1", "2")
     wait_until(lambda: row.is_behind, 3)
-    wait_until(lambda: [top.offset for _, top in hub.tops(["a"]) if top] == [3], 3)
+    wait_until(lambda: [top.offset for _, top in hub.newest(["a"]) if top] == [3], 3)
     answer = row.answer()
     assert answer
     assert data(json.loads(answer)) == ["1", "2"]
     assert json.loads(row.nothing)["last_event_id"] == place  # asked again from there, all of it is told
     assert ask(hub, place, "ab", 1) == json.loads(answer)
     for left in (2, 1):
-        row.leave()
+        row.release()
         assert hub.subscribers == left
     row.detach()
     assert hub.subscribers == 0
@@ -462,8 +462,8 @@ def test_polls_at_different_places_or_of_different_channels_do_not_wait_as_one(h
     both = waiting(hub, f"{top}~{b}", "ab")
     turned = waiting(hub, f"{b}~{top}", "ba")
     assert len({one.alike, behind.alike, both.alike, turned.alike}) == 4  # an answer's id is in its poll's own order
-    assert not one.absorb(behind)
-    assert not one.absorb(both)
+    assert not one.merge(behind)
+    assert not one.merge(both)
     hub.detach(behind.subscriber)
     for other in (one, both, turned):
         other.close()

@@ -140,8 +140,8 @@ def test_every_call_ends_in_time_and_a_check_that_is_under_way_is_shared(
     server: RedisServer, store: RedisStore
 ) -> None:
     calls: list[Callable[[], object]] = [
-        lambda: store.newest(["a"], keep=True),
-        lambda: store.found(["a"]),
+        lambda: store.newest(["a"], prolong=True),
+        lambda: store.ensure(["a"]),
         lambda: store.read([("a", Position(1, 1))]),
         lambda: store.before([("a", 1)]),
         lambda: store.revoke("x", 60),

@@ -18,7 +18,7 @@ from gunicorn.workers.ggevent import GeventWorker
 from sse.hub.subscriber import Start
 from sse.server.gunicorn_request import Request
 from sse.server.load_error import until_mended
-from sse.server.responder import Answer, Answers
+from sse.server.responder import AppResponse, Responder
 from sse.server.rows import Sending
 from sse.server.sockets import has_left, unread
 from sse.server.worker import Worker
@@ -42,21 +42,21 @@ class Exchange:
         self.environ["gunicorn.socket"] = self.ours
         self.is_last = False
         self._world = world
-        self._answers = Answers(world.rows, lambda _: self.is_last, Logger(cfg))
+        self._responder = Responder(world.rows, lambda _: self.is_last, Logger(cfg))
 
     def call(self, body: Any, *headers: tuple[str, str], status: str = "200 OK") -> Any:
         def app(environ: dict[str, Any], start_response: Any) -> Any:
             start_response(status, list(headers))
             return body
 
-        return self._answers.call(app, self.environ, self.response.start_response)
+        return self._responder.call(app, self.environ, self.response.start_response)
 
     def write(self, body: Any, *headers: tuple[str, str]) -> bool:
         """Write it. Return whether the connection goes on in its greenlet."""
         answer = self.call(body, *headers)
-        assert isinstance(answer, Answer)
+        assert isinstance(answer, AppResponse)
         try:
-            self._answers.write(answer)
+            self._responder.write(answer)
         except StopIteration:
             return False
         return True
@@ -135,7 +135,7 @@ def test_answers_of_other_kinds_are_gunicorn_s(world: World) -> None:
 
 def test_the_service_s_own_answers_may_be_larger(exchange: Exchange) -> None:
     exchange.environ["sse.whole"] = True
-    assert isinstance(exchange.call([b"x" * 70_000], ("Content-Length", "70000")), Answer)
+    assert isinstance(exchange.call([b"x" * 70_000], ("Content-Length", "70000")), AppResponse)
 
 
 def test_a_response_of_another_protocol_is_left_alone(exchange: Exchange) -> None:
@@ -144,7 +144,7 @@ def test_a_response_of_another_protocol_is_left_alone(exchange: Exchange) -> Non
 
     exchange.response.__class__ = Other
     assert exchange.call(body := [b"hello"], LENGTH) is body
-    assert "sse.holds" not in exchange.environ
+    assert "sse.can_hand_off" not in exchange.environ
     assert exchange.environ["sse.gone"]() is False
 
 
@@ -214,7 +214,7 @@ def test_tls_and_a_body_that_the_app_has_wrapped_keep_their_greenlet(world: Worl
         second = Exchange(world)
         second.environ["gunicorn.socket"] = tls
         second.call([b"hello"], LENGTH)
-        assert "sse.holds" not in second.environ
+        assert "sse.can_hand_off" not in second.environ
         second.end()
 
 

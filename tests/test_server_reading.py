@@ -11,6 +11,7 @@ from gunicorn.config import Config
 from gunicorn.http.errors import LimitRequestHeaders, NoMoreData
 from gunicorn.http.unreader import Unreader
 
+from sse.server import gunicorn_request
 from sse.server.gunicorn_request import Body, Request, is_read, skip_body
 from tests.test_fanout import in_a_hub
 

@@ -27,7 +27,7 @@ def world() -> Iterator[World]:
             world.rows.end(fd)
         world.answer()
         assert world.hub.subscribers == 0, "each connection gives back its place, once"
-        assert not world.rows.agenda.due or not any(fd in world.rows.row_of for fd in world.rows.agenda.due)
+        assert not world.rows.agenda.to_check or not any(fd in world.rows.row_of for fd in world.rows.agenda.to_check)
         assert not world.interest
     finally:
         world.end()
@@ -176,7 +176,7 @@ def test_the_rest_meets_a_broken_connection(world: World) -> None:
     def break_off(fd: int, data: bytes | memoryview) -> int:
         raise ConnectionResetError
 
-    world.rows.means = world.rows.means._replace(write=break_off)
+    world.rows.effects = world.rows.effects._replace(write=break_off)
     world.row(fd).heard(fd)
     assert world.doomed == [fd]
 
@@ -197,7 +197,7 @@ def test_a_read_that_fails_is_the_end(world: World) -> None:
     def fail(fd: int, size: int) -> bytes:
         raise ConnectionResetError
 
-    world.rows.means = world.rows.means._replace(read=fail)
+    world.rows.effects = world.rows.effects._replace(read=fail)
     world.row(stream).heard(stream)
     world.row(poll).heard(poll)
     assert world.doomed == [stream, poll]
@@ -230,7 +230,7 @@ def test_the_answer_of_the_store_is_told_in_the_next_round_and_then_the_row_is_c
     world.round()
     world.round()
     assert world.events(fd) == ["old", "new"]
-    assert world.rows.agenda.ready == set()
+    assert world.rows.agenda.to_serve == set()
     assert keep in world.rows.row_of
 
 
@@ -408,7 +408,7 @@ def test_a_drain_ends_all_and_cuts_those_that_have_stalled(world: World) -> None
     assert world.rows.is_empty
 
 
-def test_a_drain_passes_over_a_connection_that_has_ended_meanwhile(world: World) -> None:
+def test_a_drain_passes_over_a_connection_that_is_detached_meanwhile(world: World) -> None:
     first, second = sorted(world.streams(2))
     world.in_pause.append(lambda: world.rows.end(second))
 
@@ -416,7 +416,7 @@ def test_a_drain_passes_over_a_connection_that_has_ended_meanwhile(world: World)
         world.now += 1
         world._pause()
 
-    world.rows.means = world.rows.means._replace(sleep=sleep)
+    world.rows.effects = world.rows.effects._replace(sleep=sleep)
     world.rows.drain(4)
     world.round()
     assert world.reason(first) == "drain"
@@ -507,7 +507,7 @@ def test_a_clock_that_leaps_has_permits_looked_at_again(world: World, monkeypatc
     world.round()
     real = time.time
     monkeypatch.setattr(time, "time", lambda: real() + 700)
-    world.rounds.look_at_permits()
+    world.rounds.check_permits_soon()
     world.round()
     assert world.reason(mine) == "expired"
     assert world.answered(poll) == []
@@ -517,7 +517,7 @@ def test_a_clock_that_leaps_has_permits_looked_at_again(world: World, monkeypatc
 def test_a_leap_of_the_clock_ends_no_poll_whose_permit_holds(world: World) -> None:
     poll = world.poll(permit=world.permit(600))
     world.round()
-    world.rounds.look_at_permits()
+    world.rounds.check_permits_soon()
     world.round()
     assert not world.got[poll]
     world.pass_by(21)
@@ -530,7 +530,7 @@ def test_what_the_app_wants_done_is_done_at_the_end(world: World) -> None:
     stream = Stream(world.hub, {"a": Start()}, heartbeat=15, lifetime=60, retry=1)
     stream.closing = (done,)
     stream.open()
-    world.rows.take_over(100, stream, chunked=False)
+    world.rows.take_over_stream(100, stream, chunked=False)
     world.round()
     world.rows.end(100)
     world.rows.end(100)  # a second time does nothing
@@ -686,7 +686,7 @@ def test_a_round_that_breaks_off_leaves_its_work_to_the_next(world: World) -> No
     stream = world.stream("b")
     world.round()
     for fd in (first, second):
-        world.rows.make_due(fd)
+        world.rows.check_soon(fd)
     world.publish(channel="b")
     woken = world.wakes
 
@@ -709,7 +709,7 @@ def test_a_fault_in_one_item_of_the_wheel_keeps_no_other_from_its_turn(world: Wo
     row = world.row(stream)
     row.stream = Proxy(row.stream, due="soon")
     poll = world.poll(timeout=1)
-    world.rounds.look(row.slot, [row, poll])
+    world.rounds.look_at_slot(row.slot, [row, poll])
     assert world.log == ["a connection or row may be late after a fault"]
     world.pass_by(1.5)
     assert world.answered(poll) == []
@@ -729,10 +729,10 @@ def test_the_loop_is_woken_once_for_many_calls(world: World) -> None:
 
 def test_a_number_that_another_connection_has_by_now_is_not_dismissed(world: World) -> None:
     fd = world.poll()
-    world.rows.make_due(fd)
+    world.rows.check_soon(fd)
     world.rows.end(fd)
-    world.rows.make_due(fd)  # nobody has it now
-    world.rows.rest(fd)
+    world.rows.check_soon(fd)  # nobody has it now
+    world.rows.park(fd)
     world.round()
     assert fd in world.rows.row_of
     assert not world.closed
@@ -962,8 +962,8 @@ def test_an_answer_that_is_taken_in_part_goes_out_as_its_client_takes_it(world: 
 
 
 def test_an_answer_of_which_nothing_is_taken_for_20_s_is_cut(world: World) -> None:
-    world.rows.send_rest(1, memoryview(b"the rest"), closes=False, early=b"")
-    world.rows.send_rest(2, memoryview(b"the rest"), closes=False, early=b"")
+    world.rows.send_unsent(1, memoryview(b"the rest"), closes=False, early=b"")
+    world.rows.send_unsent(2, memoryview(b"the rest"), closes=False, early=b"")
     world.room.update({1: 0, 2: 1})
     world.pass_by(15)
     world.row(2).heard(2)
@@ -982,7 +982,7 @@ def test_of_too_much_that_nobody_takes_the_oldest_is_cut(world: World, monkeypat
     world.round()
     world.answer()
     for fd in (101, 102, 103):
-        world.rows.send_rest(fd, memoryview(b"8 bytes."), closes=False, early=b"")
+        world.rows.send_unsent(fd, memoryview(b"8 bytes."), closes=False, early=b"")
     assert world.doomed == [101]
     assert set(world.rows.row_of) == {shared, 102, 103}
 
@@ -991,7 +991,7 @@ def test_of_too_much_that_nobody_takes_the_oldest_is_cut(world: World, monkeypat
 
 
 def test_a_connection_with_a_request_waits_for_a_greenlet_if_none_is_free(world: World) -> None:
-    world.rows.rest(1, new=True)
+    world.rows.park(1, new=True)
     world.has_greenlets = False
     world.row(1).heard(1)
     assert list(world.rows.waiting) == [1]
@@ -1001,8 +1001,8 @@ def test_a_connection_with_a_request_waits_for_a_greenlet_if_none_is_free(world:
 
 
 def test_a_resting_connection_that_ends_is_closed_at_once_unless_a_request_has_come(world: World) -> None:
-    world.rows.rest(1)
-    world.rows.rest(2)
+    world.rows.park(1)
+    world.rows.park(2)
     world.sent[2] = b"GET"
     world.row(1).parted(1)
     world.row(2).parted(2)
@@ -1010,13 +1010,13 @@ def test_a_resting_connection_that_ends_is_closed_at_once_unless_a_request_has_c
 
 
 def test_a_new_connection_has_20_s_and_in_a_drain_each_has_one_more(world: World) -> None:
-    world.rows.rest(1, new=True)
-    world.rows.rest(2)
+    world.rows.park(1, new=True)
+    world.rows.park(2)
     world.pass_by(21)
     assert world.closed == [1]
-    world.rows.rest(3, new=True)
+    world.rows.park(3, new=True)
     world.rows.drain(0)
-    world.rows.rest(4)
+    world.rows.park(4)
     world.pass_by(0.5)
     assert world.closed == [1]
     world.pass_by(1)
@@ -1025,20 +1025,20 @@ def test_a_new_connection_has_20_s_and_in_a_drain_each_has_one_more(world: World
 
 def test_room_is_made_by_the_silent_first_then_by_the_oldest_that_rests(world: World) -> None:
     world.rows.room = 3
-    world.rows.rest(1, new=True)
-    world.rows.rest(2)
-    world.rows.rest(3)
+    world.rows.park(1, new=True)
+    world.rows.park(2)
+    world.rows.park(3)
     assert world.rows.is_full is False
-    world.rows.rest(4)  # the new one may be sending its request just now
+    world.rows.park(4)  # the new one may be sending its request just now
     assert world.closed == [2]
     world.pass_by(1.5)
-    world.rows.rest(5)
+    world.rows.park(5)
     assert world.closed == [2, 1]
     world.rows.end(3)
     world.rows.end(4)
     world.rows.end(5)
     for fd in (6, 7, 8, 9):
-        world.rows.rest(fd, new=True)
+        world.rows.park(fd, new=True)
     assert world.closed == [2, 1, 6]
 
 
@@ -1054,8 +1054,8 @@ def test_it_is_full_where_none_rests(world: World) -> None:
 
 
 def test_nobody_listens_where_all_rest(world: World) -> None:
-    world.rows.rest(1)
-    world.rows.rest(2, new=True)
+    world.rows.park(1)
+    world.rows.park(2, new=True)
     assert not world.rows.has_listeners
 
 
@@ -1063,8 +1063,8 @@ def test_a_row_of_no_kind_says_nothing(world: World) -> None:
     row = Row(world.rows)
     row.serve()
     row.heard(1)
-    row.dismiss(1)
-    row.leave()
+    row.check(1)
+    row.release()
     row.detach()
     assert not world.got
     assert isinstance(Streams.interest, str)

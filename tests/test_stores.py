@@ -172,7 +172,7 @@ def test_a_tag_commits_to_what_came_before_and_is_never_the_same_in_another_life
 
 
 def test_what_was_published_is_read_back_as_it_was(world: World) -> None:
-    anchor = good(world.store.found(["a"])[0])
+    anchor = good(world.store.ensure(["a"])[0])
     events = [Event("two\nlines\0"), Event({"n": 1}, "created"), Event("", "ä"), Event("\U0001f600")]
     world.store.publish([Publication("a", event) for event in events])
     assert [entry.event for entry in world.read(anchor).entries] == events
@@ -186,16 +186,16 @@ def test_one_publish_reaches_several_channels_in_order(world: World) -> None:
 def test_newest_tells_the_top_and_none_without_a_ring(world: World) -> None:
     position = world.publish("x", "y")[-1]
     assert world.store.newest(["a", "b", "a"]) == [position, None, position]
-    assert world.store.newest([]) == world.store.found([]) == world.store.read([]) == world.store.before([]) == []
+    assert world.store.newest([]) == world.store.ensure([]) == world.store.read([]) == world.store.before([]) == []
 
 
 def test_founding_gives_an_anchor_once_and_it_is_never_delivered(world: World) -> None:
-    anchor = good(world.store.found(["a"])[0])
+    anchor = good(world.store.ensure(["a"])[0])
     assert anchor.offset == 0 and anchor.tag > 0
-    assert world.store.found(["a", "a"]) == [anchor, anchor]
+    assert world.store.ensure(["a", "a"]) == [anchor, anchor]
     assert world.read(anchor) == Page([])
     (first,) = world.publish("x")
-    assert world.store.found(["a"]) == [first]
+    assert world.store.ensure(["a"]) == [first]
     assert said(world.read(anchor)) == ["x"]
 
 
@@ -209,7 +209,7 @@ def test_a_page_goes_on_from_its_position_and_says_when_there_is_more(world: Wor
 
 
 def test_a_page_is_bounded_in_bytes_but_has_one_entry_at_least(world: World) -> None:
-    anchor = good(world.store.found(["a"])[0])
+    anchor = good(world.store.ensure(["a"])[0])
     world.publish(*["x" * 1000] * 3, "y" * 5000)
     (page,) = world.store.read([("a", anchor)], 100, 2500)
     assert 1 <= len(good(page).entries) <= 3
@@ -226,7 +226,7 @@ def test_a_page_is_bounded_in_bytes_but_has_one_entry_at_least(world: World) -> 
 @pytest.mark.parametrize("size", [10, 1000, 20_000])
 def test_the_pages_of_several_places_are_bounded_together_and_all_is_read_in_the_end(world: World, size: int) -> None:
     names = [f"c{number}" for number in range(20)]
-    places = {name: good(top) for name, top in zip(names, world.store.found(names), strict=True)}
+    places = {name: good(top) for name, top in zip(names, world.store.ensure(names), strict=True)}
     for number in range(RING):
         for name in names:
             world.publish(str(number) * size, channel=name)
@@ -264,7 +264,7 @@ def test_a_ring_keeps_its_newest_events_and_the_anchor_before_them(world: World)
 
 
 def test_the_founding_anchor_is_trimmed_like_any_other(world: World) -> None:
-    anchor = good(world.store.found(["a"])[0])
+    anchor = good(world.store.ensure(["a"])[0])
     world.publish(*range(RING))
     assert len(world.read(anchor).entries) == RING
     world.publish("one more")
@@ -292,12 +292,12 @@ def test_a_position_of_an_earlier_life_is_diverged(world: World) -> None:
 
 def test_where_no_ring_was_nothing_can_be_continued(world: World) -> None:
     assert world.read(UNBORN).reason == "unknown"
-    world.store.found(["a"])
+    world.store.ensure(["a"])
     assert world.read(UNBORN).reason == "diverged"
 
 
 def test_a_replay_begins_before_the_newest_events(world: World) -> None:
-    anchor = good(world.store.found(["a"])[0])
+    anchor = good(world.store.ensure(["a"])[0])
     assert world.store.before([("a", 3), ("b", 3)]) == [anchor, None]
     positions = world.publish("1", "2", "3")
     wanted = [("a", 0), ("a", 1), ("a", 2), ("a", 3), ("a", 100)]
@@ -374,7 +374,7 @@ def test_a_ring_outlives_its_last_event_by_its_time_to_live(world: World) -> Non
 
 
 def test_a_founded_ring_without_an_event_lives_two_minutes(world: World) -> None:
-    anchor = good(world.store.found(["a"])[0])
+    anchor = good(world.store.ensure(["a"])[0])
     world.advance(110)
     assert world.store.newest(["a"]) == [anchor]
     world.advance(20)
@@ -382,7 +382,7 @@ def test_a_founded_ring_without_an_event_lives_two_minutes(world: World) -> None
 
 
 def test_the_first_event_gives_a_founded_ring_its_full_time(world: World) -> None:
-    world.store.found(["a"])
+    world.store.ensure(["a"])
     (first,) = world.publish("x")
     world.advance(TTL - 10)
     assert world.store.newest(["a"]) == [first]
@@ -390,11 +390,11 @@ def test_the_first_event_gives_a_founded_ring_its_full_time(world: World) -> Non
 
 def test_a_ring_with_listeners_is_kept_and_others_are_not(world: World) -> None:
     (kept,) = world.publish("x")
-    anchor = good(world.store.found(["unborn"])[0])
+    anchor = good(world.store.ensure(["unborn"])[0])
     world.publish("x", channel="left")
     for _ in range(3):
         world.advance(100)
-        assert world.store.newest(["a", "unborn"], keep=True) == [kept, anchor]
+        assert world.store.newest(["a", "unborn"], prolong=True) == [kept, anchor]
     world.advance(TTL - 250)
     assert world.store.newest(["left"]) == [None]
     assert world.store.newest(["a"]) == [kept]
@@ -414,7 +414,7 @@ def test_a_feed_confirms_and_then_announces_in_order_with_the_position_before(wo
     with contextlib.closing(world.store.feed()) as feed:
         feed.subscribe(["a", "b"])
         assert sorted(notices(feed, 2)) == [Notice("a"), Notice("b")]
-        anchor = good(world.store.found(["a"])[0])
+        anchor = good(world.store.ensure(["a"])[0])
         positions = world.publish("1", "2", "3")
         world.publish("elsewhere", channel="c")
         heard = notices(feed, 3)
@@ -487,7 +487,7 @@ def test_closing_a_feed_wakes_its_reader(world: World) -> None:
 
 
 def test_publishers_at_once_make_one_line_without_a_gap(world: World) -> None:
-    anchor = good(world.store.found(["a"])[0])
+    anchor = good(world.store.ensure(["a"])[0])
     with contextlib.closing(world.store.feed()) as feed:
         feed.subscribe(["a"])
         notices(feed, 1)
@@ -534,7 +534,7 @@ def test_the_memory_store_forgets_what_expired_and_nobody_asks_for() -> None:
     store = MemoryStore(ring=RING, ring_ttl=TTL, clock=lambda: now)
     store.publish([Publication(f"c{number}", Event("x"), "key") for number in range(100)])
     now = TTL + 1.0
-    store.found(["other"])
+    store.ensure(["other"])
     assert list(store._rings) == ["other"]
     assert store._once == {}
 
@@ -554,7 +554,7 @@ def test_what_has_expired_in_the_memory_store_is_forgotten_some_at_a_time() -> N
     now += 101
     store.publish([Publication("other", Event("x"), "key")])
     now += 200
-    store.found([])
+    store.ensure([])
     assert list(store._once) == [("other", "key")]
 
 
@@ -629,7 +629,7 @@ def test_a_ring_is_one_stream_whose_ids_are_the_positions(client: Any, redis_url
 
 def test_the_time_to_live_is_in_redis(client: Any, redis_url: str, make_store: MakeStore) -> None:
     store = make_store(redis_url)
-    store.found(["unborn"])
+    store.ensure(["unborn"])
     store.publish([Publication("a", Event("x"), "k"), Publication("b", Event("x"))])
     assert 119_000 < client.pttl("sse:{unborn}") <= 120_000
     assert (TTL - 1) * 1000 < client.pttl("sse:{a}") <= TTL * 1000
@@ -740,7 +740,7 @@ def test_a_script_flush_goes_unnoticed(client: Any, redis_url: str, make_store: 
         receipts = store.publish([Publication(name, Event("x")) for name in ("a", "b")])
         assert [good(receipt).position.offset for receipt in receipts] == [number + 1] * 2
     client.script_flush()
-    assert good(store.found(["c"])[0]).offset == 0
+    assert good(store.ensure(["c"])[0]).offset == 0
 
 
 def test_a_key_of_a_wrong_type_is_named_and_never_deleted(client: Any, redis_url: str, make_store: MakeStore) -> None:
@@ -753,8 +753,8 @@ def test_a_key_of_a_wrong_type_is_named_and_never_deleted(client: Any, redis_url
     place = Position(1, 1)
     for values in (
         store.newest(["wrong", "right"]),
-        store.newest(["wrong", "right"], keep=True),
-        store.found(["wrong", "right"]),
+        store.newest(["wrong", "right"], prolong=True),
+        store.ensure(["wrong", "right"]),
         store.before([("wrong", 0), ("right", 0)]),
     ):
         assert isinstance(values[0], StoreUnavailable) and "wrong" in str(values[0])
@@ -772,7 +772,7 @@ def test_entries_that_were_written_by_hand_fault_their_channel_and_no_other(
     client.xadd("sse:{hand}", {"d": "x"}, id="7-0")
     for values in (
         store.newest(["hand", "right"]),
-        store.found(["hand", "right"]),
+        store.ensure(["hand", "right"]),
         store.before([("hand", 0), ("right", 0)]),
     ):
         assert isinstance(values[0], StoreUnavailable) and "hand" in str(values[0])
@@ -804,7 +804,7 @@ def test_what_others_wrote_into_a_ring_ends_what_can_be_continued_and_no_more(
     client: Any, redis_url: str, make_store: MakeStore, what: str
 ) -> None:
     store = make_store(redis_url)
-    anchor = good(store.found(["a"])[0])
+    anchor = good(store.ensure(["a"])[0])
     first_place, right = (first(store.publish([Publication(name, Event("x"))])).position for name in ("a", "right"))
     id, fields = UNREADABLE[what]
     client.xadd("sse:{a}", fields, id=id)
@@ -862,12 +862,12 @@ def test_a_ring_emptied_by_hand_begins_a_new_life(client: Any, redis_url: str, m
     again = first(store.publish([Publication("a", Event("y"))])).position
     assert again.offset == 1 and again != position
     client.xtrim("sse:{a}", maxlen=0)
-    assert first(store.found(["a"])).offset == 0
+    assert first(store.ensure(["a"])).offset == 0
 
 
 def test_publishes_that_wait_together_share_a_round_trip(client: Any, redis_url: str, make_store: MakeStore) -> None:
     store = make_store(redis_url, ring=1000)
-    store.found(["a"])
+    store.ensure(["a"])
     go = threading.Barrier(40)
 
     def publish(number: int) -> str:
@@ -1040,7 +1040,7 @@ def test_where_a_ring_stands_is_asked_for_without_its_data(client: Any, redis_ur
     before = sent()
     asking = sent() - before
     before = sent()
-    assert store.newest(names, keep=True) == store.found(names) == tops
+    assert store.newest(names, prolong=True) == store.ensure(names) == tops
     assert store.before([(name, 1) for name in names]) != tops
     places = [(name, top) for name, top in zip(names, store.before([(name, 2) for name in names]), strict=True)]
     for page in store.read(places, 0):  # type: ignore[arg-type]
@@ -1106,7 +1106,7 @@ def test_a_user_with_just_these_rights_can_do_everything(
         feed.unsubscribe(["b"])
         position = first(store.publish([Publication("a", Event("x"), "key")])).position
         assert [notice.entry and notice.entry.position for notice in notices(feed, 1)] == [position]
-    assert store.newest(["a"], keep=True) == store.found(["a"]) == store.before([("a", 0)]) == [position]
+    assert store.newest(["a"], prolong=True) == store.ensure(["a"]) == store.before([("a", 0)]) == [position]
     assert first(store.read([("a", Position(1, 1))])).reason == "diverged"
 
 

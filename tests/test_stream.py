@@ -290,7 +290,7 @@ def test_a_stream_that_is_closed_waits_for_nothing_when_it_is_closed_again(store
         stream.close()
         with ThreadPoolExecutor(1) as threads, hub.lock, revocations._lock:
             threads.submit(stream.close).result(5)
-        assert not revocations._held
+        assert not revocations._watched
     finally:
         revocations.close()
 
@@ -390,15 +390,15 @@ def test_bare_streams_share_a_row_once_they_have_been_told_the_same(hub: Hub, st
     told.open()
     assert b"retry: " in tell(told)
     assert told.alike != row.alike
-    assert told.subscriber.places == row.subscriber.places
+    assert told.subscriber.positions_by_name == row.subscriber.positions_by_name
     publish(store, "on")
     assert tell(row) == b"retry: 1000\n" + tell(told)
     assert told.alike == row.alike is not None
-    assert row.absorb(told)
+    assert row.merge(told)
     publish(store, "and on")
     assert tell(row).startswith(b"data: and on\nid: ")
     for _ in range(2):
-        row.leave()
+        row.release()
     row.close()
 
 
@@ -411,7 +411,7 @@ def test_a_bare_stream_that_would_be_reset_is_cut_after_what_came_before(
     publish(store, "of a")
     del store._rings["b"]
     publish(store, "another life", channel="b")
-    wait_until(lambda: hub._channels["b"].lives and newest(hub) == 1, 8)
+    wait_until(lambda: hub._channels["b"].generation and newest(hub) == 1, 8)
     told = b""
     with pytest.raises(Cut):
         while True:
@@ -534,7 +534,7 @@ def test_a_drain_is_spread_over_its_window(hub: Hub, other: int) -> None:
         draining.start()
         while draining.is_alive():
             if other:
-                publish(hub.reading._store, "busy")  # type: ignore[arg-type]
+                publish(hub.reader._store, "busy")  # type: ignore[arg-type]
             time.sleep(0.005)
         for one in waiting:
             one.result(5)
@@ -555,7 +555,7 @@ def row_of(*streams: Stream) -> Stream:
     row, *others = streams
     for other in others:
         assert row.alike == other.alike is not None
-        assert row.absorb(other)
+        assert row.merge(other)
     return row
 
 
@@ -579,18 +579,18 @@ def test_one_that_parts_from_its_row_goes_on_by_itself_and_can_come_back(hub: Hu
     publish(store, "1")
     told = tell(row)
     assert b"data: 1" in told
-    assert not row.absorb(one)  # which has not been told that
+    assert not row.merge(one)  # which has not been told that
     assert one.alike == row.alike
     assert (row.due, one.due) == (row.due, row.due)
     assert tell(one) == told
-    assert row.absorb(one)
-    assert (hub.subscribers, listeners(hub), one.subscriber.has_ended) == (3, 1, True)
+    assert row.merge(one)
+    assert (hub.subscribers, listeners(hub), one.subscriber.is_detached) == (3, 1, True)
     for left in (2, 1):
-        row.leave()
+        row.release()
         assert hub.subscribers == left
     row.detach()
     assert hub.subscribers == 0
-    row.leave()
+    row.release()
     row.close()
     assert hub.subscribers == 0
 
@@ -649,17 +649,17 @@ def test_a_row_is_reset_as_one_and_who_parts_before_hears_of_it_too(hub: Hub, st
     early = row.split()
     store._rings.clear()
     publish(store, "another life")
-    wait_until(lambda: hub._channels["a"].lives, 8)
+    wait_until(lambda: hub._channels["a"].generation, 8)
     told = row.step()
     late = row.split()
     assert b"event: sse.reset" in told
     assert tell_until_level(early) == told
     assert late.step() == b""
-    assert row.absorb(late)
-    assert row.absorb(early)
+    assert row.merge(late)
+    assert row.merge(early)
     assert (hub.subscribers, listeners(hub)) == (3, 1)
     for _ in range(2):
-        row.leave()
+        row.release()
     row.close()
 
 
@@ -676,7 +676,7 @@ def test_a_goodbye_is_one_client_s_and_the_row_goes_on(hub: Hub, store: FaultySt
     row = row_of(make_stream(hub), make_stream(hub))
     (close,) = client.Parser().feed(row.goodbye("lifetime"))
     assert close.json()["reason"] == "lifetime"
-    row.leave()
+    row.release()
     assert not row.ended
     publish(store, "on")
     assert b"data: on" in tell(row)
@@ -687,11 +687,11 @@ def test_a_goodbye_is_one_client_s_and_the_row_goes_on(hub: Hub, store: FaultySt
 def test_a_revoked_permit_lengthens_the_wait_of_its_own_client_alone(hub: Hub, store: FaultyStore) -> None:
     row = row_of(make_stream(hub), make_stream(hub))
     permits = [Permit(Revocations(store, 3600), Grant("ann", ("a",)), ["a"]) for _ in range(2)]
-    permits[0].ended = True
+    permits[0].revoked = True
     revoked, other, without = ([goodbye_of(row, permit) for _ in range(50)] for permit in (*permits, None))
     assert min(revoked) >= 11_000  # before that, a new token is not taken
     assert all(RETRY / 10 <= wait <= RETRY for wait in (*other, *without))
-    row.leave()
+    row.release()
     row.close()
 
 
@@ -761,7 +761,7 @@ def test_what_is_shared_is_byte_for_byte_what_one_alone_gets(
         for batch in rounds:
             store.publish([Publication(channel, Event(text, type)) for channel, type, text in batch])
             tops = set(zip(names, store.newest(names), strict=True))
-            wait_until(lambda tops=tops: hub.tops(names) == tops, 5, 0.001)
+            wait_until(lambda tops=tops: hub.newest(names) == tops, 5, 0.001)
             bodies = [200 + 10 * len(text or "") for channel, _, text in batch if channel in names]
             if not bodies:
                 continue
@@ -775,9 +775,13 @@ def test_what_is_shared_is_byte_for_byte_what_one_alone_gets(
                 assert heard[0] == heard[1] == heard[2]
                 for stream in streams:  # in how many chunks may differ, and so whose turn it is
                     stream.subscriber._turn = 0
-            assert one.subscriber.places == other.subscriber.places == alone.subscriber.places
-        assert one.absorb(other)
-        one.leave()
+            assert (
+                one.subscriber.positions_by_name
+                == other.subscriber.positions_by_name
+                == alone.subscriber.positions_by_name
+            )
+        assert one.merge(other)
+        one.release()
     finally:
         for stream in (alone, one, other):
             stream.close()
@@ -807,7 +811,7 @@ def test_who_joins_another_hears_a_heartbeat_no_later_than_it_would_have(hub: Hu
         stream.open()
         assert stream.step() == b""
     one.written(10)
-    assert one.absorb(other)
+    assert one.merge(other)
     assert one.due == 15
-    one.leave()
-    one.leave()
+    one.release()
+    one.release()

@@ -16,7 +16,7 @@ from sse.access.token import Grant
 from sse.event import Event
 from sse.hub.hub import Hub
 from sse.hub.subscriber import Start
-from sse.server.effects import Calls, Means
+from sse.server.effects import Calls, Effects
 from sse.server.rounds import Rounds
 from sse.server.rows import Rows
 from sse.server.wheel import Wheel
@@ -49,15 +49,15 @@ class World:
         self.log: list[str] = []
         self.wakes = 0
         self.wheel: Wheel[Any] = Wheel(self.now)
-        self.rows = Rows(self._means(), 75)
+        self.rows = Rows(self._effects(), 75)
         self.rounds = Rounds(self.rows)
         self.store = MemoryStore(ring=100, ring_ttl=600)
         self.hub = Hub(self.store, max_subscribers=100)
         self.revocations = Revocations(self.store, 600)
         self._numbers = count(1)
 
-    def _means(self) -> Means:
-        return Means(
+    def _effects(self) -> Effects:
+        return Effects(
             write=self._write,
             read=self._read,
             unread=lambda fd: len(self.sent.get(fd, b"")),
@@ -121,7 +121,7 @@ class World:
         given = {"heartbeat": 15.0, "lifetime": 600.0, "retry": 1000, "clock": lambda: self.now, **options}
         stream = Stream(self.hub, {channel: Start(position)}, **given)
         stream.open()
-        self.rows.take_over(fd, stream, chunked=chunked)
+        self.rows.take_over_stream(fd, stream, chunked=chunked)
         return fd
 
     def streams(self, number: int, **options: Any) -> list[int]:
@@ -136,7 +136,7 @@ class World:
         given = {"timeout": 20.0, "retry": 1000, "clock": lambda: self.now, **options}
         poll = Poll(self.hub, {channel: Start(self.position(channel))}, **given)
         assert poll.open() is None
-        self.rows.hold(fd, poll, head, early)
+        self.rows.take_over_poll(fd, poll, head, early)
         return fd
 
     def permit(self, seconds: float = 600, sub: str = "ann") -> Permit:
@@ -150,17 +150,17 @@ class World:
         """Publish, and wait until the hub has told its subscribers."""
         (receipt,) = self.store.publish([Publication(channel, Event(data))])
         end = time.monotonic() + 5
-        while not self.hub.tops([channel]) & {(channel, receipt.position), (channel, None)}:
+        while not self.hub.newest([channel]) & {(channel, receipt.position), (channel, None)}:
             assert time.monotonic() < end
             time.sleep(0.001)
 
     def position(self, channel: str = "a") -> Any:
-        self.store.found([channel])
+        self.store.ensure([channel])
         (position,) = self.store.newest([channel])
         return position
 
     def round(self) -> None:
-        self.rounds.hold()
+        self.rounds.run()
 
     def answer(self) -> None:
         """Have the store answer all that was asked, and polls that have waited for more."""
@@ -174,7 +174,7 @@ class World:
         for _ in range(max(int(seconds * 10), 1)):
             self.now += 0.1
             for slot, items in self.wheel.turn(self.now):
-                self.rounds.look(slot, items)
+                self.rounds.look_at_slot(slot, items)
             self.round()
 
     def row(self, fd: int) -> Any:

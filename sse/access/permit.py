@@ -21,7 +21,7 @@ class Permit:
     :param decided: how many revocations were known when the rule was asked.
     """
 
-    __slots__ = ("_revocations", "decided", "ended", "ends_at", "grant", "granted", "ruled", "wake", "warn_at")
+    __slots__ = ("_revocations", "decided", "ends_at", "grant", "granted", "revoked", "ruled", "wake", "warn_at")
 
     def __init__(
         self,
@@ -40,16 +40,16 @@ class Permit:
         """The moment at which the right ends, in seconds since 1970."""
         self.warn_at = self.ends_at - LEEWAY - WARNING
         """The moment at which the client is told of that end; infinity once it has been told."""
-        self.ended = False
+        self.revoked = False
         """True once the right has been revoked."""
         self.wake: Callable[[], None] | None = None
 
     @property
     def ends_in(self) -> float:
         """Seconds until it is over; minus infinity once it has been revoked."""
-        if not self.ended and not self._is_revoked():
+        if not self.revoked and not self._is_revoked():
             return self.ends_at - time.time()
-        self.ended = True
+        self.revoked = True
         return -math.inf
 
     @property
@@ -65,7 +65,7 @@ class Permit:
     @property
     def is_due(self) -> bool:
         """True if the right is over, or its client is to be told of its end."""
-        return self.due_in <= 0 or self.ended or self._is_revoked()
+        return self.due_in <= 0 or self.revoked or self._is_revoked()
 
     @property
     def is_over(self) -> bool:
@@ -75,7 +75,7 @@ class Permit:
     def begin(self, wake: Callable[[], None]) -> None:
         """From now on, have `wake` called when it is revoked; `end` has to follow."""
         self.wake = wake
-        self._revocations.hold(self)
+        self._revocations.watch(self)
 
     def notice(self) -> int | None:
         """Return in how many seconds it ends, once, when it is time to tell its client; else None."""
@@ -88,7 +88,7 @@ class Permit:
     def check(self) -> None:
         """Wake the stream or poll that stands on it, if it has been revoked."""
         if self._is_revoked():  # also if its user has seen that: it may have been unable to act at that moment
-            self.ended = True
+            self.revoked = True
             wake = self.wake  # read once: `end` may come in between
             if wake:
                 wake()
@@ -97,7 +97,7 @@ class Permit:
         """Have nobody woken any more; a second time does nothing."""
         wake, self.wake = self.wake, None
         if wake:  # else it has not begun, or has ended, and nothing is waited for, as in `Hub.detach`
-            self._revocations.let_go(self)
+            self._revocations.unwatch(self)
 
     def _is_revoked(self) -> bool:
         """Return True if the token, its subject or a channel has been revoked since the right was given."""

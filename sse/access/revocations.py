@@ -43,14 +43,14 @@ Since = Mapping[tuple[str, str], Revoked]
 """The last revocation of each thing, by kind and value."""
 
 
-class Held(Protocol):
+class Revocable(Protocol):
     """A right that may be revoked while it is in use."""
 
     def check(self) -> None:
         """Wake its user if it has been revoked."""
 
 
-class _Reading:
+class _ListRead:
     """A reading of the list, shared by all who wait until it is `done`: it has succeeded, or has a `fault`.
 
     It has neither if the thread or greenlet that read was ended.
@@ -69,11 +69,11 @@ class Revocations:
     A subject or channel is revoked for whatever was issued until then; a token by its id (`jti`).
     """
 
-    def __init__(self, store: Store, keep: int) -> None:
+    def __init__(self, store: Store, ttl: int) -> None:
         self._store = store
-        self._keep = keep
+        self._ttl = ttl
         self._lock = threading.Lock()  # held while nothing waits
-        self._reading: _Reading | None = None  # the reading that is under way
+        self._reading: _ListRead | None = None  # the reading that is under way
         self._readings = 0
         self._failed_at = -math.inf
         self._last = ""
@@ -84,7 +84,7 @@ class Revocations:
         self._count = self._checked = 0  # revocations that are known, and those for which the held rights were checked
         self._pruned_at = time.monotonic()
         self._ahead = time.time() - time.monotonic()  # of the steady clock, at the most so far
-        self._held: set[Held] = set()
+        self._watched: set[Revocable] = set()
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -93,7 +93,7 @@ class Revocations:
 
         :raises StoreUnavailable: if it may not be known to all.
         """
-        self._store.revoke(json.dumps({kind: value}, ensure_ascii=True, separators=(",", ":")), self._keep)
+        self._store.revoke(json.dumps({kind: value}, ensure_ascii=True, separators=(",", ":")), self._ttl)
         self._look()
 
     def count(self) -> int:
@@ -114,16 +114,16 @@ class Revocations:
         self.count()
         return is_revoked(grant, channels, self.since)
 
-    def hold(self, held: Held) -> None:
-        """Check a right now, and whenever something more has been revoked, until `let_go`."""
+    def watch(self, right: Revocable) -> None:
+        """Check a right now, and whenever something more has been revoked, until `unwatch`."""
         self._start()
         with self._lock:
-            self._held.add(held)
-        held.check()
+            self._watched.add(right)
+        right.check()
 
-    def let_go(self, held: Held) -> None:
+    def unwatch(self, right: Revocable) -> None:
         # One step, without the lock: the collector may call this in a thread that holds it.
-        self._held.discard(held)
+        self._watched.discard(right)
 
     def close(self) -> None:
         """End the thread that looks for news."""
@@ -188,11 +188,11 @@ class Revocations:
             try:
                 if self._checked != self._count:  # also where only a part has been read
                     self._checked = self._count
-                    self._check_held()
+                    self._check_watched()
             finally:
                 reading.done.set()
 
-    def _next_reading(self, *, anew: bool) -> _Reading | None:
+    def _next_reading(self, *, anew: bool) -> _ListRead | None:
         """Return a reading that is this caller's to do; or None, if another caller's has succeeded meanwhile.
 
         :raises StoreUnavailable: if another caller's reading has failed.
@@ -203,7 +203,7 @@ class Revocations:
                 reading = self._reading
                 if reading is None:
                     self._readings += 1
-                    self._reading = _Reading(self._readings)
+                    self._reading = _ListRead(self._readings)
                     return self._reading
             reading.done.wait()
             if reading.number > came or not anew:
@@ -227,7 +227,7 @@ class Revocations:
         self._known = True
 
     def _take(self, news: Sequence[Revocation]) -> None:
-        oldest = time.time() - self._keep - 2 * LEEWAY
+        oldest = time.time() - self._ttl - 2 * LEEWAY
         if time.monotonic() - self._pruned_at > _PRUNE_EVERY:
             self._pruned_at = time.monotonic()
             for old in [item for item, revoked in self.since.items() if revoked.at <= oldest]:
@@ -244,9 +244,9 @@ class Revocations:
                 self._count += 1  # last: a thread that sees the number sees all that it counts
         self._last = news[-1].id
 
-    def _check_held(self) -> None:
+    def _check_watched(self) -> None:
         with self._lock:
-            held = list(self._held)
+            held = list(self._watched)
         for one in held:
             try:
                 one.check()

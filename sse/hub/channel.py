@@ -12,7 +12,7 @@ A channel enters the register with its first subscriber, and goes through these 
     refused   `fault` is not None        dropped; each of its subscribers raises the fault
 
 All methods here run under the hub's lock. They never take it, and never wait. Methods that change a ring return by how
-many bytes the ring has grown, for `Channels.hold`.
+many bytes the ring has grown, for `Channels.account`.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from collections.abc import Iterable
 from typing import Final, Protocol
 
 from sse.errors import SSEError
-from sse.event import Entry, Position, Reason
+from sse.event import Entry, Position, ResetReason
 from sse.ring import Ring
-from sse.small_set import Few, added, removed
+from sse.small_set import SmallSet, added, removed
 from sse.wire import encode_body
 
 CHANNEL_BYTES: Final = 1 << 20
@@ -33,7 +33,7 @@ HUB_BYTES: Final = 64 << 20
 """Bytes that the rings of all channels hold in this process together, at the most."""
 
 
-class Listener(Protocol):
+class ChannelSubscriber(Protocol):
     """A subscriber, as far as channels know it."""
 
     def notify(self) -> None:
@@ -42,7 +42,7 @@ class Listener(Protocol):
     def drain(self) -> None:
         """Have it end soon."""
 
-    def dismiss(self) -> None:
+    def end_now(self) -> None:
         """Have it end now."""
 
 
@@ -50,35 +50,35 @@ class Channel:
     """A channel with local subscribers, or with none since a short while."""
 
     __slots__ = (
-        *("alone", "ensured", "fault", "idle_since", "listened", "lives", "name", "reset_reason", "ring"),
+        *("as_tuple", "ensured", "fault", "idle_since", "listened", "generation", "name", "reset_reason", "ring"),
         *("subscribers", "unborn", "wanted"),
     )
 
     def __init__(self, name: str, *, wanted: bool = False) -> None:
         self.name = name
-        self.subscribers: Few[Listener] = ()  # only `enter` and `leave` change it
+        self.subscribers: SmallSet[ChannelSubscriber] = ()  # only `add` and `remove` change it
         self.ring: Ring | None = None
         self.fault: SSEError | None = None
         self.listened = False
         self.unborn = False
         self.wanted = wanted
         self.ensured = False  # the store had no ring before this hub came
-        self.lives = 0  # how often its ring was begun anew, after a reset
-        self.reset_reason: Reason = "diverged"
+        self.generation = 0  # how often its ring was begun anew, after a reset
+        self.reset_reason: ResetReason = "diverged"
         self.idle_since: float | None = None
-        self.alone = (self,)  # for all subscribers that listen to this channel alone
+        self.as_tuple = (self,)  # for all subscribers that listen to this channel alone
 
     @property
     def was_unknown(self) -> bool:
         """True if the store had no ring before this hub came, and the ring here still holds all that came since."""
         return self.ensured and self.ring is not None and self.ring.base.offset == 0
 
-    def enter(self, subscriber: Listener) -> None:
+    def add(self, subscriber: ChannelSubscriber) -> None:
         """Add a subscriber."""
         self.subscribers = added(self.subscribers, subscriber)
         self.idle_since = None
 
-    def leave(self, subscriber: Listener, now: float) -> None:
+    def remove(self, subscriber: ChannelSubscriber, now: float) -> None:
         """Remove a subscriber; with the last one, the channel is idle from `now` on."""
         self.subscribers = removed(self.subscribers, subscriber)
         if not self.subscribers:
@@ -113,12 +113,12 @@ class Channel:
         self.wake()
         return grown
 
-    def reset(self, newest: Position, reason: Reason) -> int:
+    def reset(self, newest: Position, reason: ResetReason) -> int:
         """Begin another ring, because the one here cannot be continued; return the change in bytes."""
         # In one step, under the lock: a subscriber that saw only a part of this would be told that it lags. The ring
-        # comes first, because `Subscriber.join` reads `lives` without the lock.
+        # comes first, because `Subscriber.go_on_from` reads `generation` without the lock.
         grown = self._renew(newest)
-        self.lives += 1
+        self.generation += 1
         self.reset_reason = reason
         self.wake()
         return grown
@@ -158,7 +158,7 @@ class Channels(dict[str, Channel]):
         self.bytes = 0
         self._to_shrink: list[Channel] = []
 
-    def hold(self, more: int) -> None:
+    def account(self, more: int) -> None:
         """Account for bytes that a ring has grown by. Where all rings hold too much, shrink as few as it takes."""
         self.bytes += more
         while self.bytes > HUB_BYTES:
@@ -174,12 +174,12 @@ class Channels(dict[str, Channel]):
             del self[channel.name]
             self.bytes -= channel.ring.bytes if channel.ring is not None else 0
 
-    def subscribers(self) -> set[Listener]:
+    def subscribers(self) -> set[ChannelSubscriber]:
         """Return all who listen to any channel."""
         return subscribers(self.values())
 
 
-def subscribers(channels: Iterable[Channel]) -> set[Listener]:
+def subscribers(channels: Iterable[Channel]) -> set[ChannelSubscriber]:
     """Return all who listen to any of these channels."""
     return {subscriber for channel in channels for subscriber in channel.subscribers}
 

@@ -16,7 +16,8 @@ from typing import Final
 from sse.errors import StoreUnavailable
 from sse.hub.channel import Channels
 from sse.hub.schedule import Arrivals
-from sse.hub.upkeep import PAUSE, Upkeep
+from sse.hub.upkeep import Upkeep
+from sse.spread import PAUSE
 from sse.stores import READ_AT_ONCE, Feed, Store
 
 _FEW: Final = 64  # channels whose announcements may be late without anybody taking note

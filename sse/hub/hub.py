@@ -15,7 +15,7 @@ from sse.errors import Busy, StoreUnavailable
 from sse.event import Position
 from sse.hub.channel import Channel, Channels
 from sse.hub.follower import Follower
-from sse.hub.store_reader import Reading
+from sse.hub.store_reader import StoreReader
 from sse.hub.subscriber import Start, Subscriber
 from sse.log import warn
 from sse.spread import spread
@@ -31,8 +31,8 @@ Charge = Callable[[int], None]
 class Hub:
     """The fan-out of one process. It starts with the first subscriber, or by `start`; `close` ends it.
 
-    Each connection takes one place. A subscriber may stand for several connections: see `merge`, `split` and `leave`.
-    `lock` guards channels, their rings, and the places. It is held for work in memory alone.
+    Each connection takes one seat. A subscriber may stand for several connections: see `merge`, `split` and `release`.
+    `lock` guards channels, their rings, and the seats. It is held for work in memory alone.
 
     :param max_subscribers: bounds streams and waiting polls together; it may be lowered.
     :param clock: gives seconds, monotonic.
@@ -41,22 +41,22 @@ class Hub:
     def __init__(self, store: Store, *, max_subscribers: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.lock = threading.Lock()
         self.max_subscribers = max_subscribers
-        self.reading = Reading(store)
+        self.reader = StoreReader(store)
         """The readings of the store, shared by subscribers and polls that ask for the same."""
-        self.answered: tuple[object, bytes] = None, b""
+        self.last_answer: tuple[object, bytes] = None, b""
         """The last answer to a poll, and where that poll stood: polls that stand there too get the same bytes."""
         self._clock = clock
         self._channels = Channels()
-        self._attached = 0  # subscribers, each of which holds a place
-        self._shared = 0  # further places, of connections that share a subscriber with another
-        self._left: set[Subscriber] = set()  # have been detached, and still hold their place
+        self._attached = 0  # subscribers, each of which holds a seat
+        self._shared = 0  # further seats, of connections that share a subscriber with another
+        self._detached: set[Subscriber] = set()  # have been detached, and still hold their seat
         self._draining = False
-        self._follower = Follower(store, self._channels, self.lock, clock, self._clear)
+        self._follower = Follower(store, self._channels, self.lock, clock, self._try_remove_detached)
 
     @property
     def subscribers(self) -> int:
         """How many streams and waiting polls are attached."""
-        return self._attached + self._shared - sum(not subscriber.has_ended for subscriber in list(self._left))
+        return self._attached + self._shared - sum(not subscriber.is_detached for subscriber in list(self._detached))
 
     @property
     def channels(self) -> int:
@@ -90,7 +90,7 @@ class Hub:
                 if charge:
                     charge(len(unborn))
                 self._ensure(unborn)
-            self.reading.place(subscriber, starts)
+            self.reader.set_positions(subscriber, starts)
             subscriber.notify()
         except BaseException:
             self.detach(subscriber)
@@ -98,15 +98,15 @@ class Hub:
         return subscriber
 
     def detach(self, subscriber: Subscriber) -> None:
-        """End a subscriber, and give back the place of its one connection; a second time does nothing."""
+        """End a subscriber, and give back the seat of its one connection; a second time does nothing."""
         # It never waits, since the garbage collector may end a stream's generator in a thread that holds the lock. Then
         # the hub's next turn, or the next subscriber, does the rest.
-        if not subscriber.has_ended:
-            self._left.add(subscriber)
-            self._clear()
+        if not subscriber.is_detached:
+            self._detached.add(subscriber)
+            self._try_remove_detached()
 
-    def leave(self, subscriber: Subscriber) -> None:
-        """Give back the place of one connection of a subscriber that goes on for others. The last one detaches it."""
+    def release(self, subscriber: Subscriber) -> None:
+        """Give back the seat of one connection of a subscriber that goes on for others. The last one detaches it."""
         with self.lock:
             if not self._has(subscriber):
                 return
@@ -125,23 +125,23 @@ class Hub:
                 return False
             if subscriber is other or not (self._has(subscriber) and self._has(other)):
                 return False
-            self._end(other)
+            self._remove(other)
             self._shared += 1
             return True
 
     def split(self, subscriber: Subscriber) -> Subscriber:
-        """Return another subscriber at the same positions, for one of the connections, which keeps its place.
+        """Return another subscriber at the same positions, for one of the connections, which keeps its seat.
 
         The twin of a subscriber that has ended has ended, too.
         """
         with self.lock:
             twin = subscriber.twin()
-            if twin.has_ended:
+            if twin.is_detached:
                 return twin
             self._attached += 1
             self._shared = max(self._shared - 1, 0)
             for channel in twin.channels:
-                channel.enter(twin)
+                channel.add(twin)
             return twin
 
     def drain(self, window: float) -> None:
@@ -154,7 +154,7 @@ class Hub:
             subscribers = self._channels.subscribers()
         spread(subscribers, window, lambda subscriber: subscriber.drain(), time.sleep)
 
-    def tops(self, names: Iterable[str]) -> frozenset[tuple[str, Position | None]]:
+    def newest(self, names: Iterable[str]) -> frozenset[tuple[str, Position | None]]:
         """Return the newest position of each channel, as far as this hub knows."""
         with self.lock:
             channels = [(name, self._channels.get(name)) for name in names]
@@ -171,7 +171,7 @@ class Hub:
         with self.lock:
             subscribers = self._channels.subscribers()
         for subscriber in subscribers:
-            subscriber.dismiss()
+            subscriber.end_now()
         self._follower.join()
 
     # Attaching: runs in the subscriber's own thread.
@@ -183,7 +183,7 @@ class Hub:
     def _enter(self, names: Iterable[str], *, wanted: bool) -> Subscriber:
         with self.lock:
             self._check_open()
-            self._end_left()
+            self._remove_detached()
             if self._attached + self._shared >= self.max_subscribers:
                 raise Busy(
                     f"this worker has its {self.max_subscribers} subscribers",
@@ -192,10 +192,10 @@ class Hub:
             self._attached += 1
             channels = tuple([self._channel(name, wanted=wanted) for name in names])
             if len(channels) == 1:
-                channels = channels[0].alone
-            subscriber = Subscriber(channels, self.lock, self.reading, draining=self._draining)
+                channels = channels[0].as_tuple
+            subscriber = Subscriber(channels, self.lock, self.reader, draining=self._draining)
             for channel in channels:
-                channel.enter(subscriber)
+                channel.add(subscriber)
             return subscriber
 
     def _channel(self, name: str, *, wanted: bool) -> Channel:
@@ -210,7 +210,7 @@ class Hub:
         """Wait for the ring of each channel; return the channels that have none, if nobody has it ensured."""
         channels = subscriber.channels
         while True:
-            subscriber.rest()
+            subscriber.clear_signal()
             self._check_open()
             with self.lock:
                 fault = next((channel.fault for channel in channels if channel.fault), None)
@@ -233,30 +233,30 @@ class Hub:
 
     # Ending
 
-    def _clear(self) -> None:
+    def _try_remove_detached(self) -> None:
         """End the subscribers that have been detached, unless another thread holds the lock."""
-        while self._left and self.lock.acquire(blocking=False):
+        while self._detached and self.lock.acquire(blocking=False):
             try:
-                self._end_left()
+                self._remove_detached()
             finally:
                 self.lock.release()
 
-    def _end_left(self) -> None:
-        while self._left:
-            subscriber = self._left.pop()
-            if not subscriber.has_ended:
-                self._end(subscriber)
+    def _remove_detached(self) -> None:
+        while self._detached:
+            subscriber = self._detached.pop()
+            if not subscriber.is_detached:
+                self._remove(subscriber)
 
     def _has(self, subscriber: Subscriber) -> bool:
         """Return whether a subscriber is attached, and has not been detached while another thread held the lock."""
-        return not subscriber.has_ended and subscriber not in self._left
+        return not subscriber.is_detached and subscriber not in self._detached
 
-    def _end(self, subscriber: Subscriber) -> None:
-        """Take a subscriber out of its channels, and give back its place."""
+    def _remove(self, subscriber: Subscriber) -> None:
+        """Take a subscriber out of its channels, and give back its seat."""
         self._attached -= 1
         now = self._clock()
-        for channel in subscriber.end():
-            channel.leave(subscriber, now)
+        for channel in subscriber.give_up_channels():
+            channel.remove(subscriber, now)
             if not channel.subscribers and not channel.listened:  # as while the store is away
                 self._follower.arrivals.remove(channel)
                 self._channels.drop(channel)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 from sse.errors import StoreUnavailable
-from sse.event import UNBORN, Entry, Position, Reason
+from sse.event import UNBORN, Entry, Position, ResetReason
 from sse.hub.subscriber import Delivery, Form, Reset, Start, Subscriber, in_blocks, reset_at, reset_size
 from sse.stores import PAGE, PAGE_BYTES, Page, Store
 
@@ -15,22 +15,22 @@ T = TypeVar("T")
 
 
 class Look(NamedTuple):
-    """The result of `Reading.look`: resets and deliveries, the positions after them, and whether there are `more`."""
+    """The result of `StoreReader.look`: resets and deliveries, the positions after them, and if there are `more`."""
 
     taken: list[Delivery | Reset]
-    places: dict[str, Position]
+    positions: dict[str, Position]
     more: bool
 
 
-class _Flight:
+class _SharedRead:
     """A reading of the store under way, for all who want the same."""
 
     def __init__(self) -> None:
-        self.landed = threading.Event()
+        self.done = threading.Event()
         self.pages: Sequence[Page | StoreUnavailable] = ()
 
 
-class Reading:
+class StoreReader:
     """Reads from the store what subscribers and polls need and no ring of this process has.
 
     Its lock is held for a moment, and never while the store is asked.
@@ -39,33 +39,33 @@ class Reading:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._lock = threading.Lock()
-        self._flights: dict[object, _Flight] = {}
+        self._under_way: dict[object, _SharedRead] = {}
 
     def read(
-        self, places: Sequence[tuple[str, Position]], limit: int = PAGE, max_bytes: int = PAGE_BYTES
+        self, positions: Sequence[tuple[str, Position]], limit: int = PAGE, max_bytes: int = PAGE_BYTES
     ) -> list[Page]:
         """Return the pages that `Store.read` gives. Equal readings at the same time are one.
 
         :raises StoreUnavailable: if any of them cannot be read.
         """
-        key = tuple(places), limit, max_bytes
+        key = tuple(positions), limit, max_bytes
         with self._lock:
-            is_mine = key not in self._flights
-            flight = self._flights.setdefault(key, _Flight())
+            is_mine = key not in self._under_way
+            shared = self._under_way.setdefault(key, _SharedRead())
         if is_mine:
             try:
-                flight.pages = self._store.read(places, limit, max_bytes)
+                shared.pages = self._store.read(positions, limit, max_bytes)
             finally:
                 with self._lock:
-                    del self._flights[key]
-                    flight.landed.set()
+                    del self._under_way[key]
+                    shared.done.set()
         else:
-            flight.landed.wait()
-        if len(flight.pages) < len(places):
+            shared.done.wait()
+        if len(shared.pages) < len(positions):
             raise StoreUnavailable("the store did not answer", "try again")
-        return [_good(page) for page in flight.pages]
+        return [_good(page) for page in shared.pages]
 
-    def place(self, subscriber: Subscriber, starts: Mapping[str, Start]) -> None:
+    def set_positions(self, subscriber: Subscriber, starts: Mapping[str, Start]) -> None:
         """Have a subscriber join its channels, which are those of `starts` in the same order.
 
         Where this process's rings do not tell the position, the store does.
@@ -75,22 +75,22 @@ class Reading:
         asked = [
             (index, name, start)
             for index, (name, start) in enumerate(starts.items())
-            if not subscriber.start(index, start)
+            if not subscriber.start_at(index, start)
         ]
         if not asked:
             return
         if replays := [(index, name, start.replay) for index, name, start in asked if not start.position]:
             befores = self._store.before([(name, replay) for _, name, replay in replays])
-            for (index, *_), place in zip(replays, map(_good, befores), strict=True):
-                if place is not None:
-                    subscriber.join(index, place)
+            for (index, *_), position in zip(replays, map(_good, befores), strict=True):
+                if position is not None:
+                    subscriber.go_on_from(index, position)
         if unknown := [(index, name, start.position) for index, name, start in asked if start.position]:
-            pages = self.read([(name, place) for _, name, place in unknown], 0)
-            for (index, _, place), page in zip(unknown, pages, strict=True):
+            pages = self.read([(name, position) for _, name, position in unknown], 0)
+            for (index, _, position), page in zip(unknown, pages, strict=True):
                 if page.reason:
-                    subscriber.lose(index, place, page.reason)
+                    subscriber.start_with_reset(index, position, page.reason)
                 else:
-                    subscriber.join(index, place)
+                    subscriber.go_on_from(index, position)
 
     def look(self, starts: Mapping[str, Start], max_events: int, max_bytes: int, form: Form = in_blocks) -> Look:
         """Return what a subscriber that starts so would take now. Nobody is attached, and no ring is ensured.
@@ -100,18 +100,18 @@ class Reading:
         newest = dict(zip(starts, map(_good, self._store.newest(list(starts))), strict=True))
         taking = _Taking(starts, newest, max_events, max_bytes, form)
         replays = [(name, start.replay) for name, start in starts.items() if start.replay and newest[name]]
-        for (name, _), place in zip(replays, map(_good, self._store.before(replays)), strict=True):
-            taking.places[name] = place or UNBORN
-        behind = [name for name, start in starts.items() if taking.places[name] != newest[name] and not start.fault]
+        for (name, _), position in zip(replays, map(_good, self._store.before(replays)), strict=True):
+            taking.positions[name] = position or UNBORN
+        behind = [name for name, start in starts.items() if taking.positions[name] != newest[name] and not start.fault]
         while behind:
-            pages = self.read([(name, taking.places[name]) for name in behind], PAGE, taking.to_read)
+            pages = self.read([(name, taking.positions[name]) for name in behind], PAGE, taking.to_read)
             for name, page in zip(behind, pages, strict=True):
                 if not taking.take(name, page):
-                    return Look(taking.taken, taking.places, more=True)
+                    return Look(taking.taken, taking.positions, more=True)
             behind = [name for name, page in zip(behind, pages, strict=True) if page.more]
             if behind and taking.is_filled:
-                return Look(taking.taken, taking.places, more=True)
-        return Look(taking.taken, taking.places, more=False)
+                return Look(taking.taken, taking.positions, more=True)
+        return Look(taking.taken, taking.positions, more=False)
 
 
 class _Taking:
@@ -126,7 +126,7 @@ class _Taking:
         form: Form,
     ) -> None:
         self.taken: list[Delivery | Reset] = []
-        self.places = {name: start.position or newest[name] or UNBORN for name, start in starts.items()}
+        self.positions = {name: start.position or newest[name] or UNBORN for name, start in starts.items()}
         self._starts = starts
         self._newest = newest
         self._max_events = max_events
@@ -149,23 +149,23 @@ class _Taking:
 
     def take(self, name: str, page: Page) -> bool:
         """Take what a page of a channel has; return False if some of it has to wait for the next look."""
-        if page.reason and not self._lose(name, page.reason):
+        if page.reason and not self._take_reset(name, page.reason):
             return False
         return all(self._deliver(name, entry) for entry in page.entries)
 
-    def _lose(self, name: str, reason: Reason) -> bool:
+    def _take_reset(self, name: str, reason: ResetReason) -> bool:
         newest = self._newest[name]
         if not (newest or self._starts[name].position):
             return True  # the channel has never had an event, and the client does not say that it had
         too_much = self._events and self._size + reset_size(name) > self._max_bytes
         if too_much or any(item.channel == name for item in self.taken):
             return False  # what came before it is told first: the next look meets the reset again
-        self._reset(reset_at(name, reason, self.places[name], newest or UNBORN))
+        self._reset(reset_at(name, reason, self.positions[name], newest or UNBORN))
         return True
 
     def _reset(self, reset: Reset) -> None:
         self._size += reset_size(reset.channel)
-        self.places[reset.channel] = reset.position
+        self.positions[reset.channel] = reset.position
         self.taken.append(reset)
 
     def _deliver(self, name: str, entry: Entry) -> bool:
@@ -175,7 +175,7 @@ class _Taking:
             return False
         self._events += 1
         self.taken.append(delivery)
-        self.places[name] = entry.position
+        self.positions[name] = entry.position
         return True
 
 

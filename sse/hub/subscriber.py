@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, Literal, NamedTuple, Protocol
 
 from sse.errors import SSEError, StoreUnavailable
-from sse.event import UNBORN, Entry, LastEventId, Position, Reason
+from sse.event import UNBORN, Entry, LastEventId, Position, ResetReason
 from sse.hub.channel import Channel, encoded
 from sse.stores import PAGE, PAGE_BYTES, Page
 
@@ -19,7 +19,7 @@ from sse.stores import PAGE, PAGE_BYTES, Page
 class Pages(Protocol):
     """Readings of the store."""
 
-    def read(self, places: Sequence[tuple[str, Position]], limit: int, max_bytes: int) -> list[Page]:
+    def read(self, positions: Sequence[tuple[str, Position]], limit: int, max_bytes: int) -> list[Page]:
         """Return the page after each (channel, position), of so many entries and bytes at the most."""
 
 
@@ -60,7 +60,7 @@ class Reset(NamedTuple):
     """The notice that a channel could not be continued and goes on from `position`."""
 
     channel: str
-    reason: Reason
+    reason: ResetReason
     missed: int | None
     position: Position
 
@@ -97,7 +97,7 @@ class Subscriber:
 
     # An idle subscriber is to be small.
     __slots__ = (
-        *("_lives", "_lock", "_pages", "_signal", "_turn", "_wake"),
+        *("_generations", "_lock", "_pages", "_signal", "_turn", "_wake"),
         *("channels", "draining", "positions", "resets"),
     )
 
@@ -106,27 +106,27 @@ class Subscriber:
     ) -> None:
         self.channels = channels
         self.positions = [UNBORN] * len(channels)
-        """The position in each channel, by the channel's index. `join` sets it first."""
+        """The position in each channel, by the channel's index. `go_on_from` sets it first."""
         self.resets: Sequence[Reset] = ()
         self.draining = draining  # this process is about to end, so the client is told goodbye
         self._lock = lock
         self._pages = pages
-        self._lives: dict[str, int] | None = None
+        self._generations: dict[str, int] | None = None
         self._turn = 0
         self._signal: threading.Event | None = threading.Event()
         self._wake: Callable[[], None] | None = None
 
     @property
-    def has_ended(self) -> bool:
+    def is_detached(self) -> bool:
         """True once the hub has taken it out of its channels."""
         return not self.channels
 
     @property
-    def places(self) -> Mapping[str, Position]:
+    def positions_by_name(self) -> Mapping[str, Position]:
         """Return its positions by the names of its channels, as they are now; empty once it has ended."""
         return {channel.name: position for channel, position in zip(self.channels, self.positions, strict=False)}
 
-    def end(self) -> tuple[Channel, ...]:
+    def give_up_channels(self) -> tuple[Channel, ...]:
         """Give up its channels, and return them; from then on it has none. For the hub, under its lock."""
         channels, self.channels = self.channels, ()
         return channels
@@ -148,7 +148,7 @@ class Subscriber:
         assert self._signal, "it is woken by a call"
         return self._signal.wait(timeout)
 
-    def rest(self) -> None:
+    def clear_signal(self) -> None:
         """Have the next `wait` wait until something comes from now on."""
         if self._signal:
             self._signal.clear()
@@ -157,7 +157,7 @@ class Subscriber:
         """Return another subscriber at the same positions, to be woken in its own way."""
         twin = Subscriber(self.channels, self._lock, self._pages, draining=self.draining)
         twin.positions = [*self.positions]
-        twin._lives = self._lives and {**self._lives}
+        twin._generations = self._generations and {**self._generations}
         return twin
 
     def drain(self) -> None:
@@ -166,7 +166,7 @@ class Subscriber:
             self.draining = True
             self._signal.set()
 
-    def dismiss(self) -> None:
+    def end_now(self) -> None:
         """Have it end now, however it is woken: its hub is closed."""
         self.draining = True
         self.notify()
@@ -179,10 +179,10 @@ class Subscriber:
         move on, so the caller has to deliver everything that it is given. `form` makes each delivery; without it, a
         body is the event's block of a stream.
 
-        :raises Lagging: if a channel's ring has passed the subscriber's place.
+        :raises Lagging: if a channel's ring has passed the subscriber's position.
         :raises StoreUnavailable: if older entries are needed and cannot be read.
         """
-        self.rest()
+        self.clear_signal()
         taken: list[Delivery | Reset] = list(self.resets)
         form = form or in_blocks
         events, size = 0, sum(reset_size(reset.channel) for reset in self.resets)
@@ -229,7 +229,7 @@ class Subscriber:
             assert channel.ring is not None
             entries = channel.ring.after(self.positions[index], PAGE)
             if entries is not None:
-                self._live(channel.name, channel.lives)
+                self._note_generation(channel.name, channel.generation)
             return entries
 
     def is_behind(self) -> bool:
@@ -241,43 +241,43 @@ class Subscriber:
             )
 
     def _next(self, index: int, taken: list[Delivery | Reset], max_bytes: int) -> Sequence[Entry]:
-        channel, place = self.channels[index], self.positions[index]
+        channel, position = self.channels[index], self.positions[index]
         name = channel.name
         with self._lock:
             assert channel.ring is not None
-            entries = channel.ring.after(place, PAGE)
-            lives, top = channel.lives, channel.ring.newest
+            entries = channel.ring.after(position, PAGE)
+            generation, newest = channel.generation, channel.ring.newest
         if entries is not None:
-            self._live(name, lives)
+            self._note_generation(name, generation)
             return entries
         if not max_bytes:
             self.notify()
             return []
-        page = self._pages.read([(name, place)], PAGE, min(max_bytes, PAGE_BYTES))[0]
+        page = self._pages.read([(name, position)], PAGE, min(max_bytes, PAGE_BYTES))[0]
         if not page.reason:
             return page.entries
         reason = channel.reset_reason
-        if lives == (self._lives or {}).get(name, 0):
+        if generation == (self._generations or {}).get(name, 0):
             if page.reason != "diverged":
                 raise Lagging(name)
-            # The ring goes on, but what follows the place is no event of ours. What came before it is told first.
+            # The ring goes on, but what follows the position is no event of ours. What came before it is told first.
             if any(item.channel == name for item in taken):
                 self.notify()
                 return []
             reason = page.reason
-        taken.append(reset_at(name, reason, place, top))
-        self._live(name, lives)
-        self.positions[index] = top
+        taken.append(reset_at(name, reason, position, newest))
+        self._note_generation(name, generation)
+        self.positions[index] = newest
         return []
 
-    def _live(self, name: str, lives: int) -> None:
-        if self._lives is None:
-            if not lives:
+    def _note_generation(self, name: str, generation: int) -> None:
+        if self._generations is None:
+            if not generation:
                 return  # a channel is seldom reset, and an idle subscriber is to be small
-            self._lives = {}
-        self._lives[name] = lives
+            self._generations = {}
+        self._generations[name] = generation
 
-    def start(self, index: int, start: Start) -> bool:
+    def start_at(self, index: int, start: Start) -> bool:
         """Join a channel at the start; return False if the store has to be asked for the position.
 
         Where entries are to be replayed, it joins in either case: just before all that the ring holds.
@@ -288,41 +288,41 @@ class Subscriber:
             assert ring is not None
             newest = ring.newest
             if start.fault:
-                self.join(index, newest, Reset(channel.name, start.fault, None, newest))
+                self.go_on_from(index, newest, Reset(channel.name, start.fault, None, newest))
                 return True
             if start.position is None:
                 position = ring.before(start.replay)
-                self.join(index, position)
+                self.go_on_from(index, position)
                 return newest.offset - position.offset >= start.replay or position.offset == 0
             if start.position in ring:
-                self.join(index, start.position)
+                self.go_on_from(index, start.position)
                 return True
             return False
 
-    def lose(self, index: int, position: Position, reason: Reason) -> None:
+    def start_with_reset(self, index: int, position: Position, reason: ResetReason) -> None:
         """Join a channel at its newest position with a reset, because the store cannot continue `position`."""
         channel = self.channels[index]
         with self._lock:
             assert channel.ring is not None
             reason = "unknown" if channel.was_unknown else reason
             newest = channel.ring.newest
-            self.join(index, newest, reset_at(channel.name, reason, position, newest))
+            self.go_on_from(index, newest, reset_at(channel.name, reason, position, newest))
 
-    def join(self, index: int, place: Position, reset: Reset | None = None) -> None:
+    def go_on_from(self, index: int, position: Position, reset: Reset | None = None) -> None:
         """Set the position from which the subscriber goes on in a channel."""
-        self.positions[index] = place
+        self.positions[index] = position
         channel = self.channels[index]
-        if channel.lives or self._lives:
-            self._live(channel.name, channel.lives)
+        if channel.generation or self._generations:
+            self._note_generation(channel.name, channel.generation)
         if reset:
             self.resets = [*self.resets, reset]
 
 
-def reset_at(channel: str, reason: Reason, place: Position, top: Position) -> Reset:
-    """Return the notice that a channel cannot be continued after `place`, and goes on from its newest position."""
+def reset_at(channel: str, reason: ResetReason, position: Position, newest: Position) -> Reset:
+    """Return the notice that a channel cannot be continued after `position`, and goes on from its newest position."""
     # Counted up to where the subscriber goes on: the store may be ahead of that by now, and what is there still comes.
-    missed = max(top.offset - place.offset, 0) if reason == "trimmed" else None
-    return Reset(channel, reason, missed, top)
+    missed = max(newest.offset - position.offset, 0) if reason == "trimmed" else None
+    return Reset(channel, reason, missed, newest)
 
 
 def reset_size(channel: str) -> int:

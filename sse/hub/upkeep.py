@@ -5,17 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final
 
 from sse.errors import Busy, SSEError, StoreUnavailable
-from sse.event import Position, Reason
+from sse.event import Position, ResetReason
 from sse.hub.channel import Channel, Channels, wake
 from sse.hub.schedule import CHECK_EVERY, Allowance, Checks, Queue
 from sse.log import warn
+from sse.spread import PAUSE
 from sse.stores import Feed, Notice, Page, Store
-
-PAUSE: Final = 1e-6
-"""Seconds of sleep that let others have their turn: under gevent a real timer, since 0 would let no input in."""
 
 
 class Upkeep:
@@ -52,7 +49,7 @@ class Upkeep:
                 elif entry is None:
                     self.dirty[name] = None
                 elif previous == channel.ring.newest:
-                    self._channels.hold(channel.append(entry))
+                    self._channels.account(channel.append(entry))
                     moved.add(channel)
                 elif entry.position not in channel.ring:
                     self.dirty[name] = None
@@ -97,7 +94,7 @@ class Upkeep:
                 self._channels.drop(channel)
             live = [channel for channel in some if channel.ring is not None and channel.subscribers]
         feed.unsubscribe([channel.name for channel in idle])
-        newest = self._store.newest([channel.name for channel in live], keep=True)
+        newest = self._store.newest([channel.name for channel in live], prolong=True)
         self.dirty.put(
             channel.name
             for channel, position in zip(live, newest, strict=True)
@@ -111,21 +108,23 @@ class Upkeep:
         asked = [channel for channel in channels if not (channel.unborn and channel in wanted)]
         newest: dict[Channel, Position | StoreUnavailable | None] = dict.fromkeys(channels)
         newest.update(zip(asked, self._store.newest([channel.name for channel in asked]), strict=True))
-        ensured = self._ensure([channel for channel, top in newest.items() if top is None and channel in wanted])
-        for channel, top in {**newest, **ensured}.items():
-            if isinstance(top, Position):
+        ensured = self._ensure(
+            [channel for channel, position in newest.items() if position is None and channel in wanted]
+        )
+        for channel, newest_position in {**newest, **ensured}.items():
+            if isinstance(newest_position, Position):
                 with self._lock:
-                    self._channels.hold(channel.begin(top, ensured=channel in ensured))
-            elif top is None and channel not in wanted:
+                    self._channels.account(channel.begin(newest_position, ensured=channel in ensured))
+            elif newest_position is None and channel not in wanted:
                 with self._lock:
                     channel.miss()
             else:
-                self._refuse(channel, top or Busy("very many new channels at once", "try again"), feed)
+                self._refuse(channel, newest_position or Busy("very many new channels at once", "try again"), feed)
 
     def _ensure(self, unborn: list[Channel]) -> dict[Channel, Position | StoreUnavailable]:
         """Ensure as many rings as are allowed now; return the newest positions of these."""
         allowed = unborn[: self._allowance.take(len(unborn), self._clock())]
-        return dict(zip(allowed, self._store.found([channel.name for channel in allowed]), strict=True))
+        return dict(zip(allowed, self._store.ensure([channel.name for channel in allowed]), strict=True))
 
     def _refuse(self, channel: Channel, fault: SSEError, feed: Feed) -> None:
         with self._lock:
@@ -135,15 +134,15 @@ class Upkeep:
 
     def _repair(self, channels: list[Channel], _feed: Feed) -> None:
         """Append the entries that channels have missed; reset channels that cannot be continued."""
-        places = {channel: (channel.name, channel.ring.newest) for channel in channels if channel.ring is not None}
-        pages = dict(zip(places, self._store.read(list(places.values())), strict=True))
+        positions = {channel: (channel.name, channel.ring.newest) for channel in channels if channel.ring is not None}
+        pages = dict(zip(positions, self._store.read(list(positions.values())), strict=True))
         moved = []
         with self._lock:
             for channel, page in pages.items():
                 if isinstance(page, Page) and page.entries and not page.reason:
                     moved.append(channel)
                     for entry in page.entries:
-                        self._channels.hold(channel.append(entry))
+                        self._channels.account(channel.append(entry))
             wake(moved)
         again = [channel.name for channel, page in pages.items() if isinstance(page, Page) and page.more]
         again += self._reset(
@@ -154,20 +153,20 @@ class Upkeep:
                 _put_off(channel, page)
         self.dirty.put(again)
 
-    def _reset(self, lost: Mapping[Channel, Reason]) -> list[str]:
+    def _reset(self, lost: Mapping[Channel, ResetReason]) -> list[str]:
         """Begin rings anew that cannot be continued, each for a reason; return channels that are to be read again."""
         again = []
-        newest = self._store.found([channel.name for channel in lost])
-        for (channel, reason), top in zip(lost.items(), newest, strict=True):
+        newest = self._store.ensure([channel.name for channel in lost])
+        for (channel, reason), newest_position in zip(lost.items(), newest, strict=True):
             assert channel.ring is not None
-            if isinstance(top, StoreUnavailable):
-                _put_off(channel, top)
-            elif top == channel.ring.newest:
+            if isinstance(newest_position, StoreUnavailable):
+                _put_off(channel, newest_position)
+            elif newest_position == channel.ring.newest:
                 again.append(channel.name)
             else:
                 warn("channel %s is reset: %s", channel.name, reason)
                 with self._lock:
-                    self._channels.hold(channel.reset(top, reason))
+                    self._channels.account(channel.reset(newest_position, reason))
         return again
 
 

@@ -20,12 +20,12 @@ R = TypeVar("R")
 class Agenda(Generic[R]):
     """The work of the next round, and since when it waits. To put something on it never waits."""
 
-    __slots__ = ("_clock", "_left", "_since", "_taken_since", "_wake", "due", "ready", "shared")
+    __slots__ = ("_clock", "_left", "_since", "_taken_since", "_wake", "shared", "to_check", "to_serve")
 
     def __init__(self, clock: Callable[[], float], wake: Callable[[], object]) -> None:
-        self.due: list[int] = []
+        self.to_check: list[int] = []
         """Connections that are to be dismissed."""
-        self.ready: set[R] = set()
+        self.to_serve: set[R] = set()
         """Rows that are to be served."""
         self.shared: Shared = {}
         """Blocks that are encoded in this round."""
@@ -35,26 +35,26 @@ class Agenda(Generic[R]):
         self._taken_since: float | None = None  # the same for the rows of the round that is under way
         self._left = 0  # rows of that round that are still to be served
 
-    def call(self, row: R) -> None:
+    def serve_soon(self, row: R) -> None:
         """Have a row served in the next round."""
-        self.ready.add(row)
+        self.to_serve.add(row)
         if self._since is None:
             self._since = self._clock()
             self._wake()
 
-    def make_due(self, fd: int) -> None:
+    def check_soon(self, fd: int) -> None:
         """Have a connection dismissed in the next round."""
-        self.due.append(fd)
+        self.to_check.append(fd)
         self._wake()
 
-    def take_due(self) -> list[int]:
+    def take_to_check(self) -> list[int]:
         """Return the connections to be dismissed."""
-        due, self.due = self.due, []
+        due, self.to_check = self.to_check, []
         return due
 
-    def take_ready(self) -> set[R]:
+    def take_to_serve(self) -> set[R]:
         """Return the rows to be served. Before each, `begin_next` has to follow, and after the last one, `finish`."""
-        ready, self.ready = self.ready, set()
+        ready, self.to_serve = self.to_serve, set()
         self._taken_since, self._since = self._since, None
         self._left = len(ready)
         self.shared = {}
@@ -69,12 +69,12 @@ class Agenda(Generic[R]):
 
         :param due: connections that this round has taken, and not dismissed because of a fault.
         """
-        self.due.extend(due)
+        self.to_check.extend(due)
         self._taken_since, self._left = None, 0
-        if self.due or self.ready:
+        if self.to_check or self.to_serve:
             self._wake()
 
     def is_late(self, now: float) -> bool:
         """Return whether more rows than a few have been waiting for long."""
         since = self._since if self._taken_since is None else self._taken_since
-        return since is not None and now - since > BEHIND and self._left + len(self.ready) > FEW
+        return since is not None and now - since > BEHIND and self._left + len(self.to_serve) > FEW

@@ -12,12 +12,10 @@ from gevent.event import Event
 from gevent.monkey import get_original
 
 from sse.server.agenda import BEHIND
+from sse.spread import PAUSE
 
 if TYPE_CHECKING:
     from sse.server.rows import Rows
-
-PAUSE: Final = 1e-6
-"""Seconds of sleep that let others have their turn: a real timer, since `gevent.sleep(0)` lets no input in."""
 
 _SLICE: Final = 0.0005  # seconds that the loop works before others have their turn, at the least
 _LONGEST_SLICE: Final = 0.02  # the same, at the most
@@ -27,7 +25,7 @@ _LONGEST_WAIT: Final = 1.0  # seconds that a publisher waits at the most
 _thread_id = get_original("_thread", "get_ident")
 
 
-class Publishers:
+class Backpressure:
     """The line of publishers that wait while this worker is late in telling what was published before.
 
     :param wake: sets off a round of the loop.

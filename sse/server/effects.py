@@ -11,7 +11,7 @@ Interest = Literal["end", "input", "room", "input or room"]
 """The news of a connection that its row is told: that the peer has ended it, and that there is input or room."""
 
 
-class Means(NamedTuple):
+class Effects(NamedTuple):
     """The functions through which rows act. None of them but `pause` and `sleep` waits."""
 
     write: Callable[[int, bytes | memoryview], int]
@@ -23,7 +23,7 @@ class Means(NamedTuple):
     clock: Callable[[], float]
     """As `time.monotonic`."""
     timer: Callable[[Any, float, int], int]
-    """As `Wheel.add`, for a wheel that has `Rounds.look` called."""
+    """As `Wheel.add`, for a wheel that has `Rounds.look_at_slot` called."""
     watch: Callable[[int, Interest], None]
     """Have `heard` and `parted` called for a new connection from now on."""
     change: Callable[[int, Interest], None]
@@ -38,7 +38,7 @@ class Means(NamedTuple):
     later: Callable[[float, Call], object]
     """Have a function called after some seconds, which may wait."""
     wake: Call
-    """Have `Rounds.hold` called soon."""
+    """Have `Rounds.run` called soon."""
     close: Callable[[int], None]
     """Close a connection that is in no push."""
     doom: Callable[[int, Calls], None]

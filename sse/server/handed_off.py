@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from sse.access.permit import Permit
 
 
-class Terms:
+class HandedOff:
     """The terms of each connection that has a permit, or something to be done at its end.
 
     The end of any other connection is the slot of the wheel that it has, and nothing more.
@@ -52,7 +52,14 @@ class Terms:
         return permit is not None and permit.is_over
 
     def decide(
-        self, fd: int, now: float, before: Before, *, draining: bool, stalled_at: float = inf, has_notice: bool = False
+        self,
+        fd: int,
+        now: float,
+        before: Before,
+        *,
+        draining: bool,
+        last_progress: float = inf,
+        has_notice: bool = False,
     ) -> Next:
         """Return what is to happen to a connection that is due, see `life`.
 
@@ -60,14 +67,14 @@ class Terms:
         """
         handed = self._handed.get(fd)
         if handed is None:  # due for no other reason than its time
-            return decide(now, now, stalled_at=stalled_at, draining=draining, before=before)
+            return decide(now, now, last_progress=last_progress, draining=draining, before=before)
         deadline, permit, _ = handed
         return decide(
             now,
             deadline,
             ends_in=permit.ends_in if permit else inf,
             notice_in=permit.notice_in if permit and has_notice else inf,
-            stalled_at=stalled_at,
+            last_progress=last_progress,
             draining=draining,
             before=before,
         )

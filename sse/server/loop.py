@@ -18,12 +18,13 @@ from gevent.monkey import get_original
 from gevent.pool import Group
 from gevent.queue import SimpleQueue
 
-from sse.server.backpressure import PAUSE, Publishers
-from sse.server.effects import Calls, Interest, Means
+from sse.server.backpressure import Backpressure
+from sse.server.effects import Calls, Effects, Interest
 from sse.server.rounds import Rounds
 from sse.server.rows import Rows, Streams
 from sse.server.sockets import unread
 from sse.server.wheel import TICK, Wheel
+from sse.spread import PAUSE
 
 _EVENTS: Final[dict[Interest, int]] = {
     "end": EPOLLRDHUP,
@@ -55,12 +56,12 @@ class Loop:
         self._ahead = time.time() - time.monotonic()
         self._wheel: Wheel[int | Streams] = Wheel(time.monotonic())
         self._poller = _epoll()
-        self.publishers = Publishers(self._wake.set)
-        self.rows = Rows(self._means(give_back), keepalive)
+        self.backpressure = Backpressure(self._wake.set)
+        self.rows = Rows(self._effects(give_back), keepalive)
         self._rounds = Rounds(self.rows)
         self._watcher = gevent.get_hub().loop.io(self._poller.fileno(), 1)
         self._watcher.start(self._heard)
-        self.publishers.wait_for(self.rows, gevent.spawn(self._keep_on, self._round))
+        self.backpressure.wait_for(self.rows, gevent.spawn(self._keep_on, self._round))
         for step in (self._turn, *[self._ask] * _ASKING):
             gevent.spawn(self._keep_on, step)
 
@@ -69,8 +70,8 @@ class Loop:
         """True if no connection is here, or is being closed."""
         return self.rows.is_empty and not (self._doomed or self._finishing)
 
-    def _means(self, give_back: Callable[[int], bool]) -> Means:
-        return Means(
+    def _effects(self, give_back: Callable[[int], bool]) -> Effects:
+        return Effects(
             write=os.write,
             read=os.read,
             unread=unread,
@@ -79,7 +80,7 @@ class Loop:
             watch=self._watch,
             change=self._change,
             unwatch=self._unwatch,
-            pause=self.publishers.pause,
+            pause=self.backpressure.pause,
             sleep=lambda seconds: gevent.sleep(max(seconds, PAUSE)),
             ask=self._asking.put,
             later=gevent.spawn_later,
@@ -104,12 +105,12 @@ class Loop:
     def _round(self) -> None:
         self._wake.wait()
         self._wake.clear()
-        self.publishers.begin_round()
+        self.backpressure.begin_round()
         try:
-            self._rounds.hold()
+            self._rounds.run()
         finally:
             self._close_doomed()
-            self.publishers.end_round()
+            self.backpressure.end_round()
 
     def _close_doomed(self) -> None:
         doomed, self._doomed = self._doomed, []
@@ -123,13 +124,13 @@ class Loop:
 
     def _turn(self) -> None:
         gevent.sleep(TICK)
-        self.publishers.let_in()  # for a publisher that waits while there is nothing to write
+        self.backpressure.let_in()  # for a publisher that waits while there is nothing to write
         now = time.monotonic()
         if abs(time.time() - now - self._ahead) > _LEAP:  # the clock by which permits end
             self._ahead = time.time() - now
-            self._rounds.look_at_permits()
+            self._rounds.check_permits_soon()
         for slot, items in self._wheel.turn(now):
-            self._rounds.look(slot, items)
+            self._rounds.look_at_slot(slot, items)
 
     def _heard(self) -> None:
         """Take up the events of connections. The event loop calls this, so it must not wait."""

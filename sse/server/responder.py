@@ -27,7 +27,7 @@ _WHOLE: Final = 2 << 20  # the same for the service's own, which are never given
 _same = lru_cache(maxsize=1024)(lambda head: head)  # one object for equal ones: very many wait with the same
 
 
-class Answer(NamedTuple):
+class AppResponse(NamedTuple):
     """The app's answer to a request, where this worker and not gunicorn is to write it."""
 
     body: Any
@@ -42,7 +42,7 @@ class Answer(NamedTuple):
             self.body.close()
 
 
-class Answers:
+class Responder:
     """Calls the app, and writes its answers.
 
     :param is_last: tells whether a request's connection is to end with its answer, whatever its client asks for.
@@ -60,13 +60,13 @@ class Answers:
         if type(response) is not Response:
             return app(environ, start_response)  # HTTP/2 puts more than bytes on the connection
         if not isinstance(connection, ssl.SSLSocket):  # and so does TLS
-            environ["sse.holds"] = True
+            environ["sse.can_hand_off"] = True
         began = datetime.now()
         body = app(environ, start_response)
         if self._is_last(response.req):
             response.force_close()
         write: Callable[[Any, socket.socket, Any], None]
-        if body is environ.get("sse.body", self) and "sse.holds" in environ and is_read(response.req):
+        if body is environ.get("sse.body", self) and "sse.can_hand_off" in environ and is_read(response.req):
             write = self._hand_off_stream if body.is_stream else self._hand_off_poll
         elif _is_small(response, _WHOLE if "sse.whole" in environ else _SMALL) and not isinstance(
             body, environ["wsgi.file_wrapper"]
@@ -74,9 +74,9 @@ class Answers:
             write = self._write_whole
         else:
             return body
-        return Answer(body, write, environ, response, began)
+        return AppResponse(body, write, environ, response, began)
 
-    def write(self, answer: Answer) -> None:
+    def write(self, answer: AppResponse) -> None:
         """Write an answer.
 
         :raises StopIteration: if its connection has ended, or has been handed off.
@@ -111,7 +111,7 @@ class Answers:
         elif sent < len(data):
             early = response.req.unreader.take_buffered()
             rest = memoryview(data)[sent:]
-            self._rows.send_rest(connection.fileno(), rest, closes=response.should_close(), early=early)
+            self._rows.send_unsent(connection.fileno(), rest, closes=response.should_close(), early=early)
             connection.detach()
 
     def _hand_off_stream(self, stream: Stream, connection: socket.socket, response: Any) -> None:
@@ -126,13 +126,13 @@ class Answers:
         response.headers_sent = True
         connection.sendall(b"%bDate: %b\r\n\r\n%b" % (_head(response), date(), opening))
         if not stream.ended:
-            self._rows.take_over(connection.fileno(), stream, chunked=response.chunked)
+            self._rows.take_over_stream(connection.fileno(), stream, chunked=response.chunked)
             connection.detach()
 
     def _hand_off_poll(self, poll: Poll, connection: socket.socket, response: Any) -> None:
         response.chunked, response.response_length = False, 0  # its length is told when it is known
         early = response.req.unreader.take_buffered()
-        self._rows.hold(connection.fileno(), poll, _same(_head(response)), early)
+        self._rows.take_over_poll(connection.fileno(), poll, _same(_head(response)), early)
         connection.detach()
 
 

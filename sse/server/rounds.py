@@ -14,53 +14,53 @@ class Rounds:
     def __init__(self, rows: Rows) -> None:
         self._rows = rows
 
-    def hold(self) -> None:
+    def run(self) -> None:
         """Do what is on the agenda. Only the loop's own greenlet may call this, since it pauses."""
-        agenda, pause = self._rows.agenda, self._rows.means.pause
-        due = deque(agenda.take_due())
+        agenda, pause = self._rows.agenda, self._rows.effects.pause
+        due = deque(agenda.take_to_check())
         try:
             while due:
-                self._dismiss(due.popleft())
+                self._check(due.popleft())
                 pause()
             # A row alone comes first. If the others were told first, for a while, it would never be where they are.
-            for row in sorted(agenda.take_ready(), key=lambda row: row.key is not None):
+            for row in sorted(agenda.take_to_serve(), key=lambda row: row.key is not None):
                 agenda.begin_next()
                 self._serve(row)
         finally:
             agenda.finish(due)
 
-    def look(self, slot: int, items: Sequence[int | Streams]) -> None:
+    def look_at_slot(self, slot: int, items: Sequence[int | Streams]) -> None:
         """Put on the agenda what is due by now, of the items that stand in a slot of the wheel."""
-        now = self._rows.means.clock()
+        now = self._rows.effects.clock()
         for item in items:
             try:
-                self._look_at(item, slot, now)
+                self._look_at_item(item, slot, now)
             except Exception:  # noqa: BLE001 - logged; the others go on
-                self._rows.means.fault("a connection or row may be late after a fault")
+                self._rows.effects.fault("a connection or row may be late after a fault")
 
-    def _look_at(self, item: int | Streams, slot: int, now: float) -> None:
+    def _look_at_item(self, item: int | Streams, slot: int, now: float) -> None:
         rows = self._rows
         if isinstance(item, int):
             if item in rows.row_of and rows.slots[item] == slot:
-                rows.make_due(item)
+                rows.check_soon(item)
         elif item.fds and item.slot == slot:
             if item.due <= now:
-                rows.agenda.call(item)
+                rows.agenda.serve_soon(item)
             item.set_timer()
 
-    def look_at_permits(self) -> None:
+    def check_permits_soon(self) -> None:
         """Put all connections on the agenda whose permit has to be looked at, because the wall clock has leapt."""
-        for fd in self._rows.terms.with_permit():
-            self._rows.make_due(fd)
+        for fd in self._rows.handed_off.with_permit():
+            self._rows.check_soon(fd)
 
-    def _dismiss(self, fd: int) -> None:
+    def _check(self, fd: int) -> None:
         row = self._rows.row_of.get(fd)
         if row is None or self._rows.slots[fd]:
             return  # it has ended meanwhile, or is to be looked at later
         try:
-            row.dismiss(fd)
+            row.check(fd)
         except Exception:  # noqa: BLE001 - logged; the others go on
-            self._rows.means.fault("a connection is cut after a fault")
+            self._rows.effects.fault("a connection is cut after a fault")
             self._rows.end(fd)
 
     def _serve(self, row: Row) -> None:
@@ -68,5 +68,5 @@ class Rounds:
             if row.fds:
                 row.serve()
         except Exception:  # noqa: BLE001 - logged; the others go on
-            self._rows.means.fault("streams are cut after a fault")
+            self._rows.effects.fault("streams are cut after a fault")
             row.end_all()

@@ -1,24 +1,24 @@
 """Rows: which of the connections that were handed off wait together, and what each of them gets next.
 
 A connection is a file descriptor in a row, and no greenlet. A stream or a poll decides what is said, and `life` when it
-ends; this module decides to whom it goes. Nothing here waits or knows an event loop: see `Means`.
+ends; this module decides to whom it goes. Nothing here waits or knows an event loop: see `Effects`.
 
 A connection is in one row at a time, or has a greenlet:
 
     row         what it waits for          what happens                     where it goes
     ----------  -------------------------  -------------------------------  ----------------------------------------
-    Resting     its next request           bytes come                       a greenlet, or `waiting` for one
+    Parked      its next request           bytes come                       a greenlet, or `waiting` for one
                                            its time is over, or room is     closed at once
                                            needed
     Streams     an event                   its peer goes, or it ends        doomed: its number is free between rounds
-    Polls       an event                   the answer goes out whole        Resting; a greenlet, if its next request
+    Polls       an event                   the answer goes out whole        Parked; a greenlet, if its next request
                                                                             has come; doomed, if that was its last
                                            a part of the answer goes out    Sending
                                            its peer goes                    doomed
     Sending     its client to take more    the rest goes out                as from Polls
                                            it takes nothing for 20 s        doomed
 
-A row of streams is in one of these states. The loop's rounds call `serve` and `dismiss`, its events `heard`, and a
+A row of streams is in one of these states. The loop's rounds call `serve` and `check`, its events `heard`, and a
 greenlet of its own `step`; nothing else brings a row to another state, and all but `step` may write:
 
     state       known by                   what happens                     the next state
@@ -65,12 +65,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
 from sse.server.agenda import Agenda
-from sse.server.effects import Calls, Interest, Means
+from sse.server.effects import Calls, Effects, Interest
 from sse.server.framing import LAST_CHUNK, date, framed
-from sse.server.handed_off import Terms
+from sse.server.handed_off import HandedOff
 from sse.server.wheel import slot_of
-from sse.small_set import Few, added, removed
-from sse.spread import spread
+from sse.small_set import SmallSet, added, removed
+from sse.spread import PAUSE, spread
 from sse.transports.life import STALLED_AFTER, Before, CloseReason, Handed, Next, decide
 
 if TYPE_CHECKING:
@@ -82,7 +82,6 @@ EARLY: Final = 8192
 """Bytes that a client may send behind a poll that waits."""
 
 _TURN: Final = 128  # connections written to, some 1 ms, before the clock is looked at
-_PAUSE: Final = 1e-6
 _MOST_UNTAKEN: Final = 64 << 20  # bytes of answers that clients have asked for and do not take
 _READ: Final = 4096  # bytes that are read at once
 _FIRST_REQUEST: Final = 20.0  # seconds that a new client has to begin a request
@@ -91,7 +90,7 @@ _LAST_REQUEST: Final = 1.0  # seconds that a client has to send one more when th
 _NOTHING: Final = memoryview(b"")
 
 
-class Rest(NamedTuple):
+class Unsent(NamedTuple):
     """The part of an answer that its client has not taken yet, and whether the connection ends after it.
 
     `own` is the size of the answer where it is for this client alone.
@@ -124,13 +123,13 @@ class Row:
 
     def __init__(self, rows: Rows) -> None:
         self.rows = rows
-        self.fds: Few[int] = ()  # in the order in which they came
+        self.fds: SmallSet[int] = ()  # in the order in which they came
         self.key: Hashable = None  # under which others find it, to join it
         self.asks = False  # a greenlet takes what has come, and may be waiting for the store
 
     def __call__(self) -> None:
         """Have it served soon: there may be something to tell. The hub calls this, and holds its lock."""
-        self.rows.agenda.call(self)
+        self.rows.agenda.serve_soon(self)
 
     def serve(self) -> None:
         """Tell what there is to tell."""
@@ -146,13 +145,13 @@ class Row:
         """Return what is to happen to a connection now."""
         return self.rows.decide(fd, "nothing")
 
-    def dismiss(self, fd: int) -> None:
+    def check(self, fd: int) -> None:
         """End a connection whose time is over, or have it looked at again."""
 
-    def left(self, fd: int) -> None:  # noqa: ARG002 - for `Sending`
+    def on_removed(self, fd: int) -> None:  # noqa: ARG002 - for `Sending`
         """Give back the place of a connection that has just left, and is in no other row."""
         if self.fds:
-            self.leave()
+            self.release()
         elif not self.asks:  # else the body is needed a little longer
             self.detach()
 
@@ -160,11 +159,11 @@ class Row:
         """Go on, now that the thing it had to wait for is there."""
         self.asks = False
         if self.fds:
-            self.rows.agenda.call(self)  # for what has come meanwhile, too
+            self.rows.agenda.serve_soon(self)  # for what has come meanwhile, too
         else:
             self.detach()
 
-    def leave(self) -> None:
+    def release(self) -> None:
         """Let the hub know that one connection fewer is here."""
 
     def detach(self) -> None:
@@ -179,7 +178,7 @@ class Row:
 class Streams(Row):
     """Streams that have been told the same: a push is encoded once, and costs one write for each."""
 
-    __slots__ = ("chunk", "chunked", "ends", "rest", "slot", "stalled_at", "stream")
+    __slots__ = ("chunk", "chunked", "ends", "last_progress", "slot", "stream", "unsent")
     interest = "input"
 
     def __init__(self, rows: Rows, stream: Stream, *, chunked: bool) -> None:
@@ -188,15 +187,15 @@ class Streams(Row):
         self.chunked = chunked
         self.chunk: bytes | None = None  # from the store
         # The part of the last write that has not gone out: then this row is of one, until that has caught up.
-        self.rest = _NOTHING
-        self.stalled_at = 0.0
+        self.unsent = _NOTHING
+        self.last_progress = 0.0
         self.ends = False  # it is not told more than the rest
         self.slot = 0  # of the wheel, in which it is looked at next
 
     @property
     def due(self) -> float:
         """When it has something to say, or has stalled for too long, if nothing happens before."""
-        return self.stalled_at + STALLED_AFTER if self.rest else self.stream.due
+        return self.last_progress + STALLED_AFTER if self.unsent else self.stream.due
 
     @property
     def alike(self) -> Hashable:
@@ -207,14 +206,14 @@ class Streams(Row):
     @property
     def _is_told(self) -> bool:
         """True if all that was taken has gone out."""
-        return not (self.rest or self.asks or self.chunk is not None)
+        return not (self.unsent or self.asks or self.chunk is not None)
 
     def serve(self) -> None:
-        if self.rest:
-            if decide(self.rows.means.clock(), math.inf, stalled_at=self.stalled_at, before="unsent").cuts:
+        if self.unsent:
+            if decide(self.rows.effects.clock(), math.inf, last_progress=self.last_progress, before="unsent").cuts:
                 self.end_all()
             return
-        if self.asks or (self.chunk is None and self.rows.join(self)):
+        if self.asks or (self.chunk is None and self.rows.merge(self)):
             return
         chunk, self.chunk = self.chunk, None
         has_asked = chunk is not None
@@ -222,14 +221,14 @@ class Streams(Row):
             chunk = self.stream.quick(self.rows.agenda.shared)
         if chunk is None:
             self.asks = True
-            self.rows.means.ask(self.step)
+            self.rows.effects.ask(self.step)
         elif self.stream.ended:
             self._end(chunk)
         else:
             self._tell(chunk)
             if has_asked and not self.stream.waits:
-                self.rows.agenda.call(self)  # there may be more: a call that came while it asked was passed over
-            elif self.fds and not self.rows.join(self):
+                self.rows.agenda.serve_soon(self)  # there may be more: a call that came while it asked was passed over
+            elif self.fds and not self.rows.merge(self):
                 self.set_timer()
 
     def step(self) -> None:
@@ -245,19 +244,21 @@ class Streams(Row):
 
     def set_timer(self) -> None:
         """Have this row served when it is due, if it is not to be looked at before that."""
-        self.slot = self.rows.means.timer(self, self.due, self.slot)
+        self.slot = self.rows.effects.timer(self, self.due, self.slot)
 
     def heard(self, fd: int) -> None:
         if not self._listens(fd):
             self.rows.end(fd)
-        elif self.rest:
-            self._send_rest(fd)
+        elif self.unsent:
+            self._send_unsent(fd)
 
     def decide(self, fd: int) -> Next:
-        before: Before = "unsent" if self.rest else "nothing" if self._is_told else "events"
-        return self.rows.decide(fd, before, stalled_at=self.stalled_at if self.rest else math.inf, has_notice=True)
+        before: Before = "unsent" if self.unsent else "nothing" if self._is_told else "events"
+        return self.rows.decide(
+            fd, before, last_progress=self.last_progress if self.unsent else math.inf, has_notice=True
+        )
 
-    def dismiss(self, fd: int) -> None:
+    def check(self, fd: int) -> None:
         decided = self.decide(fd)
         if decided.cuts:
             self.rows.end(fd)
@@ -265,12 +266,12 @@ class Streams(Row):
             self._say_goodbye(fd, decided.reason)
         else:
             self.rows.set_end(fd, decided.until)
-            permit = self.rows.terms.permit(fd)
+            permit = self.rows.handed_off.permit(fd)
             if decided.tells and permit:
                 self._tell_one(fd, self.stream.notice(permit))
 
-    def leave(self) -> None:
-        self.stream.leave()
+    def release(self) -> None:
+        self.stream.release()
 
     def detach(self) -> None:
         self.stream.detach()
@@ -279,14 +280,14 @@ class Streams(Row):
         if not chunk:
             return
         self._push(framed(chunk) if self.chunked else chunk)
-        self.stream.written(self.rows.means.clock())
+        self.stream.written(self.rows.effects.clock())
         if self.stream.is_bare and self.alike != self.key:
-            self.rows.open.forget(self)  # the first event has made it like other rows than before
+            self.rows.joinable.forget(self)  # the first event has made it like other rows than before
 
     def _push(self, data: bytes) -> None:
         # The cost of a push: as little as can be for each connection.
         size = len(data)
-        write, pause = self.rows.means.write, self.rows.means.pause
+        write, pause = self.rows.effects.write, self.rows.effects.pause
         fds = list(self.fds)
         for start in range(0, len(fds), _TURN):
             for fd in fds[start : start + _TURN]:
@@ -311,12 +312,12 @@ class Streams(Row):
                 self._tell_one(fd, chunk, last=True)
 
     def _say_goodbye(self, fd: int, reason: CloseReason) -> None:
-        self._tell_one(fd, self.stream.goodbye(reason, self.rows.terms.permit(fd)), last=True)
+        self._tell_one(fd, self.stream.goodbye(reason, self.rows.handed_off.permit(fd)), last=True)
 
     def _tell_one(self, fd: int, data: bytes, *, last: bool = False) -> None:
         if self.chunked and data:  # a chunk of no bytes would be the last one
             data = framed(data, LAST_CHUNK if last and not self.stream.cuts else b"")
-        sent = send(self.rows.means.write, fd, data)
+        sent = send(self.rows.effects.write, fd, data)
         if 0 <= sent < len(data):
             self._stall(fd, memoryview(data)[sent:]).ends = last
         elif sent < 0 or last:
@@ -329,28 +330,28 @@ class Streams(Row):
             row = Streams(self.rows, self.stream.split(), chunked=self.chunked)
             self.rows.move(fd, self, row)
             row.stream.subscriber.wake_by(row)
-        self.rows.open.forget(row)
-        row.rest, row.stalled_at = rest, self.rows.means.clock()
-        self.rows.means.change(fd, "input or room")
+        self.rows.joinable.forget(row)
+        row.unsent, row.last_progress = rest, self.rows.effects.clock()
+        self.rows.effects.change(fd, "input or room")
         row.set_timer()
         return row
 
-    def _send_rest(self, fd: int) -> None:
-        sent = send(self.rows.means.write, fd, self.rest)
+    def _send_unsent(self, fd: int) -> None:
+        sent = send(self.rows.effects.write, fd, self.unsent)
         if sent > 0:
-            self.rest, self.stalled_at = self.rest[sent:], self.rows.means.clock()
-        if sent < 0 or (self.ends and not self.rest):
+            self.unsent, self.last_progress = self.unsent[sent:], self.rows.effects.clock()
+        if sent < 0 or (self.ends and not self.unsent):
             self.rows.end(fd)
-        elif not self.rest:
-            self.rest = _NOTHING
-            self.rows.means.change(fd, self.interest)
-            self.stream.written(self.rows.means.clock())
-            self.rows.agenda.call(self)
+        elif not self.unsent:
+            self.unsent = _NOTHING
+            self.rows.effects.change(fd, self.interest)
+            self.stream.written(self.rows.effects.clock())
+            self.rows.agenda.serve_soon(self)
 
     def _listens(self, fd: int) -> bool:
         """Return whether the peer is there still. The bytes that it says now are passed over."""
         try:
-            return bool(self.rows.means.read(fd, _READ))
+            return bool(self.rows.effects.read(fd, _READ))
         except BlockingIOError:
             return True
         except OSError:
@@ -371,12 +372,12 @@ class Polls(Row):
     def serve(self) -> None:
         if not self.asks and self.poll.is_behind:
             self.asks = True
-            self.rows.means.later(self.poll.GATHER, self.answer)
+            self.rows.effects.later(self.poll.GATHER, self.answer)
 
     def heard(self, fd: int) -> None:
         # The end of a connection may never arrive behind bytes that nobody reads, so they are read, and kept.
         try:
-            data = self.rows.means.read(fd, _READ)
+            data = self.rows.effects.read(fd, _READ)
         except BlockingIOError:
             return
         except OSError:
@@ -386,22 +387,22 @@ class Polls(Row):
             return
         early = self.rows.early[fd] = self.rows.early.get(fd, b"") + data
         if len(early) > EARLY:
-            self.rows.means.change(fd, "end")
+            self.rows.effects.change(fd, "end")
             if not self.asks or self.decide(fd).ends:  # else the answer is under way
                 self._reply_nothing(fd)
 
     def decide(self, fd: int) -> Next:
         return self.rows.decide(fd, "answer" if self.asks else "nothing")
 
-    def dismiss(self, fd: int) -> None:
+    def check(self, fd: int) -> None:
         decided = self.decide(fd)
         if decided.ends:
             self._reply_nothing(fd)
         else:
             self.rows.set_end(fd, decided.until)
 
-    def leave(self) -> None:
-        self.poll.leave()
+    def release(self) -> None:
+        self.poll.release()
 
     def detach(self) -> None:
         self.poll.detach()
@@ -411,9 +412,9 @@ class Polls(Row):
         try:
             answer = self.poll.answer() if self.fds else None
         except Exception as error:  # noqa: BLE001 - told by the log, and to the client when it asks again
-            self.rows.means.warn("polls are to ask again: %s", error)
+            self.rows.effects.warn("polls are to ask again: %s", error)
             answer = self.poll.nothing
-        self.rows.open.forget(self)  # who comes now waits for the next
+        self.rows.joinable.forget(self)  # who comes now waits for the next
         try:
             if answer is not None:
                 self._reply_all(answer)
@@ -427,12 +428,12 @@ class Polls(Row):
             if draining is not rows.draining:
                 draining, data = rows.draining, self._whole(answer)
             if fd in self.fds:
-                if rows.terms.is_over(fd):
+                if rows.handed_off.is_over(fd):
                     self._reply_nothing(fd)
                 else:
                     self._reply(fd, data)
             if number % _TURN == 0:
-                rows.means.sleep(_PAUSE)
+                rows.effects.sleep(PAUSE)
 
     def _reply_nothing(self, fd: int) -> None:
         # It says the place where the poll began, and asked from there again, it is told all the rest.
@@ -446,62 +447,62 @@ class Polls(Row):
 
     def _reply(self, fd: int, data: bytes) -> None:
         closes = self.rows.draining or b"\r\nConnection: close\r\n" in self.head
-        sent = send(self.rows.means.write, fd, data)
+        sent = send(self.rows.effects.write, fd, data)
         if sent < 0 or (closes and sent == len(data)):
             self.rows.end(fd)
         elif sent == len(data):
-            self.rows.answered(fd)
+            self.rows.after_answer(fd)
         else:
-            self.rows.finish(fd, Rest(memoryview(data)[sent:], closes))
+            self.rows.finish(fd, Unsent(memoryview(data)[sent:], closes))
 
 
 class Sending(Row):
     """Connections whose client does not take all of an answer at once: each is sent the rest as it takes more."""
 
-    __slots__ = ("_own", "_rests")
+    __slots__ = ("_own", "_unsent")
     interest = "room"
     waits = False
 
     def __init__(self, rows: Rows) -> None:
         super().__init__(rows)
-        self._rests: dict[int, Rest] = {}
+        self._unsent: dict[int, Unsent] = {}
         self._own = 0  # bytes of all answers here that are for one client alone
 
     @property
     def until(self) -> float:
         """When a connection is cut whose client takes nothing from now on."""
-        return self.rows.means.clock() + STALLED_AFTER
+        return self.rows.effects.clock() + STALLED_AFTER
 
-    def begin(self, fd: int, rest: Rest) -> None:
+    def begin(self, fd: int, rest: Unsent) -> None:
         """Send a connection of this row the rest of its answer.
 
         If clients leave too much untaken, the connection that has waited longest is cut.
         """
-        self._rests[fd] = rest
+        self._unsent[fd] = rest
         self._own += rest.own
         while self._own > _MOST_UNTAKEN:
-            self.rows.end(next(other for other in self.fds if self._rests[other].own))
+            self.rows.end(next(other for other in self.fds if self._unsent[other].own))
 
     def heard(self, fd: int) -> None:
-        rest = self._rests[fd]
-        sent = send(self.rows.means.write, fd, rest.data)
+        rest = self._unsent[fd]
+        sent = send(self.rows.effects.write, fd, rest.data)
         if sent < 0 or (rest.closes and sent == len(rest.data)):
             self.rows.end(fd)
         elif sent == len(rest.data):
-            self.rows.answered(fd)
+            self.rows.after_answer(fd)
         elif sent:
-            self._rests[fd] = rest._replace(data=rest.data[sent:])
+            self._unsent[fd] = rest._replace(data=rest.data[sent:])
             self.rows.set_end(fd, self.until)
 
-    def dismiss(self, fd: int) -> None:
+    def check(self, fd: int) -> None:
         self.rows.end(fd)
 
-    def left(self, fd: int) -> None:
-        rest = self._rests.pop(fd, None)
+    def on_removed(self, fd: int) -> None:
+        rest = self._unsent.pop(fd, None)
         self._own -= rest.own if rest else 0
 
 
-class Resting(Row):
+class Parked(Row):
     """Connections between two requests, or before the first: nothing of a request has come yet."""
 
     __slots__ = ("_seconds",)
@@ -515,53 +516,53 @@ class Resting(Row):
     @property
     def until(self) -> float:
         """When a connection is closed that sends nothing from now on."""
-        return self.rows.means.clock() + (_LAST_REQUEST if self.rows.draining else self._seconds)
+        return self.rows.effects.clock() + (_LAST_REQUEST if self.rows.draining else self._seconds)
 
     def heard(self, fd: int) -> None:
         self.rows.give_back(fd)
 
     def parted(self, fd: int) -> None:
-        self.dismiss(fd)  # a request may have come before the end
+        self.check(fd)  # a request may have come before the end
 
-    def dismiss(self, fd: int) -> None:
+    def check(self, fd: int) -> None:
         """Close it, unless a request has come just now."""
-        if self.rows.means.unread(fd):
+        if self.rows.effects.unread(fd):
             self.rows.give_back(fd)
         else:
             self.rows.close(fd)
 
 
-class Idle:
+class ParkedConnections:
     """The connections between two requests, and before the first: they give way where room is needed."""
 
-    __slots__ = ("between", "new")
+    __slots__ = ("kept", "new")
 
     def __init__(self, rows: Rows, keepalive: float) -> None:
-        self.new = Resting(rows, _FIRST_REQUEST)
+        self.new = Parked(rows, _FIRST_REQUEST)
         """The connections of which nothing has come yet."""
-        self.between = Resting(rows, keepalive)
+        self.kept = Parked(rows, keepalive)
 
     def __len__(self) -> int:
-        return len(self.new.fds) + len(self.between.fds)
+        return len(self.new.fds) + len(self.kept.fds)
 
     def give_way(self) -> None:
         """Close the connection that has rested longest, and first the connections that have never sent anything."""
         silent = next(iter(self.new.fds), None)
         if silent is not None and self.new.rows.slots[silent] < slot_of(self.new.until - _SILENT):
-            self.new.dismiss(silent)
-        elif self.between.fds:
-            self.between.dismiss(next(iter(self.between.fds)))
+            self.new.check(silent)
+        elif self.kept.fds:
+            self.kept.check(next(iter(self.kept.fds)))
         elif silent is not None:
-            self.new.dismiss(silent)
+            self.new.check(silent)
 
     def hurry(self) -> None:
         """Give each the time that it has from now on, which a drain has made short."""
-        for resting in (self.new, self.between):
+        for resting in (self.new, self.kept):
             for fd in list(resting.fds):
                 resting.rows.set_end(fd, resting.until)
 
 
-class Open:
+class Joinable:
     """The rows that others may join, by what these have in common."""
 
     __slots__ = ("_rows",)
@@ -577,7 +578,7 @@ class Open:
     def poll(self, key: Hashable, poll: Poll) -> Polls | None:
         """Return the row that waits for a poll too from now on, if there is one."""
         row = self._rows.get(key)
-        if isinstance(row, Polls) and not row.asks and row.poll.absorb(poll):
+        if isinstance(row, Polls) and not row.asks and row.poll.merge(poll):
             return row
         return None
 
@@ -590,7 +591,7 @@ class Open:
         if other is None:
             self.put(row, alike)
             return None
-        if isinstance(other, Streams) and other.alike == alike and other.stream.absorb(row.stream):
+        if isinstance(other, Streams) and other.alike == alike and other.stream.merge(row.stream):
             return other
         return None
 
@@ -604,10 +605,10 @@ class Open:
 class Rows:
     """The register: the row of each connection that was handed off, and the terms on which it is here."""
 
-    def __init__(self, means: Means, keepalive: float) -> None:
-        self.means = means
-        self.agenda: Agenda[Row] = Agenda(means.clock, means.wake)
-        self.terms = Terms()
+    def __init__(self, effects: Effects, keepalive: float) -> None:
+        self.effects = effects
+        self.agenda: Agenda[Row] = Agenda(effects.clock, effects.wake)
+        self.handed_off = HandedOff()
         self.draining = False
         self.room: float = math.inf
         """How many connections may be here."""
@@ -622,8 +623,8 @@ class Rows:
         """Connections that wait for a greenlet."""
         self.early: dict[int, bytes] = {}
         """By connection, what has come behind the request of a poll, and is to be served after its answer."""
-        self.open = Open()
-        self._idle = Idle(self, keepalive)
+        self.joinable = Joinable()
+        self._parked = ParkedConnections(self, keepalive)
         self._sending = Sending(self)
 
     @property
@@ -634,54 +635,54 @@ class Rows:
     @property
     def is_full(self) -> bool:
         """True if there is no room for another connection, and no idle connection that could be closed for it."""
-        return len(self.row_of) + len(self.waiting) >= self.room and not self._idle
+        return len(self.row_of) + len(self.waiting) >= self.room and not self._parked
 
     @property
     def has_listeners(self) -> bool:
         """True if any connection waits for an event, or takes an answer."""
-        return len(self.row_of) > len(self._idle)
+        return len(self.row_of) > len(self._parked)
 
     # For the worker: from now on, nobody else writes to the connection or closes it.
 
-    def take_over(self, fd: int, stream: Stream, *, chunked: bool) -> None:
+    def take_over_stream(self, fd: int, stream: Stream, *, chunked: bool) -> None:
         """Go on with a stream that has been opened."""
-        self.means.watch(fd, Streams.interest)  # it may fail: then the stream is still its greenlet's to close
+        self.effects.watch(fd, Streams.interest)  # it may fail: then the stream is still its greenlet's to close
         row = Streams(self, stream, chunked=chunked)
         self._admit(fd, row, stream.hand_off())
         stream.subscriber.wake_by(row)
 
-    def hold(self, fd: int, poll: Poll, head: bytes, early: bytes = b"") -> None:
+    def take_over_poll(self, fd: int, poll: Poll, head: bytes, early: bytes = b"") -> None:
         """Go on with a poll that waits.
 
         :param head: of its answer, but for the date and the length.
         :param early: what has come behind the request.
         """
-        self.means.watch(fd, Polls.interest)
+        self.effects.watch(fd, Polls.interest)
         self._keep_early(fd, early)
         key = poll.alike, head
-        row = self.open.poll(key, poll)
+        row = self.joinable.poll(key, poll)
         if row is None:
             row = Polls(self, poll, head)
-            self.open.put(row, key)
+            self.joinable.put(row, key)
         self._admit(fd, row, poll.hand_off())
         if row.poll is poll:
             poll.subscriber.wake_by(row)
 
-    def rest(self, fd: int, *, new: bool = False) -> None:
+    def park(self, fd: int, *, new: bool = False) -> None:
         """Wait for the next request on a connection, or the first."""
-        self.means.watch(fd, Resting.interest)
-        resting = self._idle.new if new else self._idle.between
+        self.effects.watch(fd, Parked.interest)
+        resting = self._parked.new if new else self._parked.kept
         self._admit(fd, resting, Handed(resting.until, None, ()))
 
-    def send_rest(self, fd: int, rest: memoryview, *, closes: bool, early: bytes) -> None:
+    def send_unsent(self, fd: int, rest: memoryview, *, closes: bool, early: bytes) -> None:
         """Send the rest of an answer that a greenlet has begun, as the client takes it.
 
         :param early: what has come behind the request.
         """
-        self.means.watch(fd, Sending.interest)
+        self.effects.watch(fd, Sending.interest)
         self._keep_early(fd, early)
         self._admit(fd, self._sending, Handed(self._sending.until, None, ()))
-        self._sending.begin(fd, Rest(rest, closes, len(rest)))
+        self._sending.begin(fd, Unsent(rest, closes, len(rest)))
 
     def drain(self, window: float) -> None:
         """Say goodbye to all streams and polls, spread over `window` seconds, and at once to new ones.
@@ -689,20 +690,20 @@ class Rows:
         A connection between two requests has a moment more: its client may be sending the next one just now.
         """
         self.draining = True
-        self._idle.hurry()
+        self._parked.hurry()
         waiting = [fd for fd, row in self.row_of.items() if row.waits]
-        spread(waiting, window, self._drain_one, self.means.sleep, self.means.clock)
+        spread(waiting, window, self._drain_one, self.effects.sleep, self.effects.clock)
 
     def _drain_one(self, fd: int) -> None:
         row = self.row_of.get(fd)
         if row is not None and row.waits:  # its number may be another connection's by now
-            self.make_due(fd)
+            self.check_soon(fd)
 
     # For the rows
 
-    def join(self, row: Streams) -> bool:
+    def merge(self, row: Streams) -> bool:
         """Have a row become part of the one for all that are alike, where that stands at the same place."""
-        other = self.open.streams(row) if row.key is None else None
+        other = self.joinable.streams(row) if row.key is None else None
         if other is None:
             return False
         for fd in list(row.fds):
@@ -715,50 +716,52 @@ class Rows:
         row.fds = removed(row.fds, fd)
         self._put(fd, other)
 
-    def decide(self, fd: int, before: Before, *, stalled_at: float = math.inf, has_notice: bool = False) -> Next:
-        """Return what is to happen to a connection now, see `Terms.decide`."""
-        now = self.means.clock()
-        return self.terms.decide(fd, now, before, draining=self.draining, stalled_at=stalled_at, has_notice=has_notice)
+    def decide(self, fd: int, before: Before, *, last_progress: float = math.inf, has_notice: bool = False) -> Next:
+        """Return what is to happen to a connection now, see `HandedOff.decide`."""
+        now = self.effects.clock()
+        return self.handed_off.decide(
+            fd, now, before, draining=self.draining, last_progress=last_progress, has_notice=has_notice
+        )
 
     def set_end(self, fd: int, moment: float) -> None:
         """Have it dismissed then."""
-        self.slots[fd] = self.means.timer(fd, moment, 0)
+        self.slots[fd] = self.effects.timer(fd, moment, 0)
 
-    def make_due(self, fd: int) -> None:
+    def check_soon(self, fd: int) -> None:
         """Have it dismissed in the next round."""
         if fd in self.row_of:
             self.slots[fd] = 0
-            self.agenda.make_due(fd)
+            self.agenda.check_soon(fd)
 
-    def answered(self, fd: int) -> None:
+    def after_answer(self, fd: int) -> None:
         """Have an answered poll's connection wait for its next request, or serve the request that has come already."""
         if fd in self.early:
             self.give_back(fd)
         else:
-            self._leave_for(self._idle.between, fd, self._idle.between.until)
+            self._move_answered(self._parked.kept, fd, self._parked.kept.until)
 
-    def finish(self, fd: int, rest: Rest) -> None:
+    def finish(self, fd: int, rest: Unsent) -> None:
         """Send the rest of a poll's answer as the client takes it."""
-        self._leave_for(self._sending, fd, self._sending.until)
+        self._move_answered(self._sending, fd, self._sending.until)
         self._sending.begin(fd, rest)
 
     def give_back(self, fd: int) -> None:
         """Let a greenlet go on with the connection."""
-        self.means.finish(self._remove(fd))
-        if not self.means.give_back(fd):
+        self.effects.finish(self._remove(fd))
+        if not self.effects.give_back(fd):
             self.waiting.append(fd)
 
     def close(self, fd: int) -> None:
         """Close a resting connection, at once: nobody is about to write to it."""
         self._remove(fd)
-        self.means.close(fd)
+        self.effects.close(fd)
 
     def end(self, fd: int) -> None:
         """Close it. Its number becomes free only between rounds: else another client could get its bytes."""
         if fd in self.row_of:
             closing = self._remove(fd)
             self.early.pop(fd, None)
-            self.means.doom(fd, closing)
+            self.effects.doom(fd, closing)
 
     # The connections
 
@@ -767,13 +770,13 @@ class Rows:
             self.slots.frombytes(bytes(self.slots.itemsize * (fd + 1 - len(self.slots))))
         self._put(fd, row)
         self.set_end(fd, handed.deadline)
-        self.terms.put(fd, handed)
+        self.handed_off.put(fd, handed)
         if len(self.row_of) + len(self.waiting) > self.room:  # there are files for so many
-            self._idle.give_way()
+            self._parked.give_way()
         if handed.permit:
             self._begin(fd, row, handed.permit)
         elif self.draining and row.waits:
-            self.make_due(fd)
+            self.check_soon(fd)
 
     def _put(self, fd: int, row: Row) -> None:
         row.fds = added(row.fds, fd)
@@ -782,32 +785,32 @@ class Rows:
     def _begin(self, fd: int, row: Row, permit: Permit) -> None:
         decided = row.decide(fd)
         self.set_end(fd, decided.until)
-        permit.begin(partial(self.make_due, fd))  # which may make it due at once
+        permit.begin(partial(self.check_soon, fd))  # which may make it due at once
         if decided.ends or decided.tells:
-            self.make_due(fd)
+            self.check_soon(fd)
 
     def _remove(self, fd: int) -> Calls:
-        closing = self._leave(fd)
-        self.means.unwatch(fd)
+        closing = self._take_out(fd)
+        self.effects.unwatch(fd)
         return closing
 
-    def _leave(self, fd: int) -> Calls:
+    def _take_out(self, fd: int) -> Calls:
         """Take a connection out of its row. Return what is to be done after its end."""
-        closing = self.terms.take(fd)
+        closing = self.handed_off.take(fd)
         row = self.row_of.pop(fd)
         row.fds = removed(row.fds, fd)
         if not row.fds:
-            self.open.forget(row)
-        row.left(fd)
+            self.joinable.forget(row)
+        row.on_removed(fd)
         return closing
 
-    def _leave_for(self, row: Row, fd: int, end: float) -> None:
+    def _move_answered(self, row: Row, fd: int, end: float) -> None:
         """Have a connection whose poll is answered go on in another row."""
-        closing = self._leave(fd)
+        closing = self._take_out(fd)
         self._put(fd, row)
         self.set_end(fd, end)
-        self.means.change(fd, row.interest)
-        self.means.finish(closing)
+        self.effects.change(fd, row.interest)
+        self.effects.finish(closing)
 
     def _keep_early(self, fd: int, early: bytes) -> None:
         self.early.pop(fd, None)

@@ -24,13 +24,13 @@ from gunicorn.sock import ssl_context  # type: ignore[import-untyped]
 from gunicorn.workers.ggevent import GeventWorker  # type: ignore[import-untyped]
 
 from sse.log import follow_gunicorn
-from sse.server.backpressure import PAUSE
 from sse.server.gunicorn_request import HEAD_SECONDS, Request, skip_body
 from sse.server.load_error import until_mended
 from sse.server.loop import Loop
-from sse.server.responder import Answer, Answers
+from sse.server.responder import AppResponse, Responder
 from sse.server.rows import Rows
 from sse.server.sockets import has_input
+from sse.spread import PAUSE
 
 if TYPE_CHECKING:
     from sse.service import Service
@@ -42,7 +42,7 @@ _AHEAD: Final = 0.5  # seconds before graceful_timeout in which what is left is 
 _HEAD_AT_LEAST: Final = 1.0  # seconds that a head has in any case, even while others wait for a greenlet
 
 
-class _Reading(gevent.Timeout):  # type: ignore[misc]
+class _RequestTimeout(gevent.Timeout):  # type: ignore[misc]
     """The time for which a greenlet waits for a request. `Request` bounds the time of the head itself."""
 
     def __init__(self, heads: _Heads, seconds: float) -> None:
@@ -64,7 +64,7 @@ class _Heads:
     """The heads of requests that are being read, and the connections on which they come."""
 
     def __init__(self) -> None:
-        self.reading: dict[_Reading, None] = {}  # oldest first
+        self.reading: dict[_RequestTimeout, None] = {}  # oldest first
         self.clients: dict[Any, socket.socket] = {}  # by greenlet
 
     def give_up(self, is_busy: Callable[[], bool]) -> None:
@@ -139,7 +139,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
     wsgi: Any
     _loop: Loop
     _rows: Rows
-    _answers: Answers
+    _responder: Responder
 
     def init_process(self) -> None:
         # Here and not in __init__, which runs in the master: `sse.worker` becomes this class only after the fork.
@@ -155,14 +155,14 @@ class Worker(GeventWorker):  # type: ignore[misc]
     def load_wsgi(self) -> None:
         self._loop = Loop(self.log, self.cfg.keepalive, self._give_back)
         self._rows = self._loop.rows
-        self._answers = Answers(self._rows, self._is_last, self.log)
+        self._responder = Responder(self._rows, self._is_last, self.log)
         try:
             app = self.app.wsgi()
         except (Exception, SystemExit) as error:
             if not self.cfg.reload:
                 raise
             app = until_mended(error, self.log, self.reloader)
-        self.wsgi = partial(self._answers.call, app)
+        self.wsgi = partial(self._responder.call, app)
 
     @property
     def _services(self) -> list[Service]:
@@ -180,9 +180,9 @@ class Worker(GeventWorker):  # type: ignore[misc]
 
     def is_already_handled(self, respiter: Any) -> bool:
         """Write the app's answer, where that is ours to do. gunicorn's own hook, between the app and its body."""
-        if not isinstance(respiter, Answer):
+        if not isinstance(respiter, AppResponse):
             return bool(super().is_already_handled(respiter))
-        self._answers.write(respiter)
+        self._responder.write(respiter)
         return True
 
     # A connection is served by a greenlet while a request of it is read and answered, and rests as a mere number
@@ -192,7 +192,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
     def accepted(self, client: Any, address: Any) -> None:
         """Take a new connection. Runs in gevent's hub, and must not wait."""
         if self.is_busy() or self._rows.waiting or not has_input(client):
-            self._rows.rest(client.detach(), new=True)
+            self._rows.park(client.detach(), new=True)
         else:
             self.spawn(self.handle, client, client, address)
 
@@ -250,7 +250,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
         if isinstance(sock, ssl.SSLSocket):
             return True  # TLS has a state of its own, so it keeps its greenlet
         if not self._comes_at_once(sock):
-            self._rows.rest(sock.detach())
+            self._rows.park(sock.detach())
             return False
         return True
 
@@ -280,7 +280,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
 
     def timeout_ctx(self) -> gevent.Timeout:
         """Around gunicorn's wait for a request."""
-        return _Reading(self._heads, self.cfg.keepalive)
+        return _RequestTimeout(self._heads, self.cfg.keepalive)
 
     def handle_exit(self, sig: Any, frame: Any) -> None:
         self._is_replaced = True
@@ -289,8 +289,8 @@ class Worker(GeventWorker):  # type: ignore[misc]
     def run(self) -> None:
         services = self._services
         for service in services:
-            service.admit = self._loop.publishers.admit
-        self._loop.publishers.unread_since = lambda: min(
+            service.admit = self._loop.backpressure.admit
+        self._loop.backpressure.unread_since = lambda: min(
             filter(None, (one.hub.late_since for one in services)), default=0.0
         )
         self._rows.room = self.worker_connections + sum(service.hub.max_subscribers for service in services)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final, Literal, NamedTuple
 
 from sse.errors import IdempotencyConflict, StoreUnavailable
-from sse.event import Entry, Event, Position, Reason
+from sse.event import Entry, Event, Position, ResetReason
 
 PAGE: Final = 100
 """How many entries a store gives at one reading."""
@@ -49,7 +49,7 @@ class Page(NamedTuple):
 
     entries: list[Entry]
     more: bool = False
-    reason: Reason | None = None
+    reason: ResetReason | None = None
     missed: int | None = None
 
 
@@ -123,21 +123,21 @@ class Store(ABC):
         """
 
     @abstractmethod
-    def newest(self, channels: Sequence[str], *, keep: bool = False) -> list[Position | StoreUnavailable | None]:
-        """The newest position of each channel, None where it has no ring; `keep` renews the rings' time to live."""
+    def newest(self, channels: Sequence[str], *, prolong: bool = False) -> list[Position | StoreUnavailable | None]:
+        """The newest position of each channel, None where it has no ring; `prolong` renews the rings' time to live."""
 
     @abstractmethod
-    def found(self, channels: Sequence[str]) -> list[Position | StoreUnavailable]:
+    def ensure(self, channels: Sequence[str]) -> list[Position | StoreUnavailable]:
         """The newest position of each channel; where there is no ring, that of a new one's anchor, never delivered."""
 
     @abstractmethod
     def read(
-        self, places: Sequence[tuple[str, Position]], limit: int = PAGE, max_bytes: int = PAGE_BYTES
+        self, positions: Sequence[tuple[str, Position]], limit: int = PAGE, max_bytes: int = PAGE_BYTES
     ) -> list[Page | StoreUnavailable]:
         """For each (channel, position), the page after it: up to `limit` entries; with 0, only whether it continues.
 
         All pages together have up to `max_bytes` of data and one entry beyond that, and at least one entry if there is
-        any. The pages of several places may be cut short for that, even to none, and then there are `more`.
+        any. The pages of several positions may be cut short for that, even to none, and then there are `more`.
         """
 
     @abstractmethod
@@ -145,8 +145,8 @@ class Store(ABC):
         """For each (channel, count), the position just before its newest `count` entries; None where it has no ring."""
 
     @abstractmethod
-    def revoke(self, what: str, keep: int) -> None:
-        """Add to the list of what is revoked now, for `keep` seconds or longer."""
+    def revoke(self, what: str, ttl: int) -> None:
+        """Add to the list of what is revoked now, for `prolong` seconds or longer."""
 
     @abstractmethod
     def revoked(self, after: str = "") -> list[Revocation]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 
 from sse.errors import StoreUnavailable
-from sse.event import UNBORN, Entry, Event, Position, Reason
+from sse.event import UNBORN, Entry, Event, Position, ResetReason
 from sse.ring import Ring
 from sse.stores.base import (
     ONCE_TTL,
@@ -66,26 +66,26 @@ class MemoryStore(Store):
             self._check_keys(publications)
             return [self._publish(publication) for publication in publications]
 
-    def newest(self, channels: Sequence[str], *, keep: bool = False) -> list[Position | StoreUnavailable | None]:
+    def newest(self, channels: Sequence[str], *, prolong: bool = False) -> list[Position | StoreUnavailable | None]:
         with self._lock:
             rings = [self._ring(channel) for channel in channels]
-            if keep:
+            if prolong:
                 for ring in rings:
                     if ring is not None:
                         self._renew(ring)
             return [ring.newest if ring is not None else None for ring in rings]
 
-    def found(self, channels: Sequence[str]) -> list[Position | StoreUnavailable]:
+    def ensure(self, channels: Sequence[str]) -> list[Position | StoreUnavailable]:
         with self._lock:
             self._sweep()
-            return [self._found(channel).newest for channel in channels]
+            return [self._ensure(channel).newest for channel in channels]
 
     def read(
-        self, places: Sequence[tuple[str, Position]], limit: int = PAGE, max_bytes: int = PAGE_BYTES
+        self, positions: Sequence[tuple[str, Position]], limit: int = PAGE, max_bytes: int = PAGE_BYTES
     ) -> list[Page | StoreUnavailable]:
         pages: list[Page | StoreUnavailable] = []
         with self._lock:
-            for channel, position in places:
+            for channel, position in positions:
                 page = self._page(self._ring(channel), position, limit, max_bytes)
                 max_bytes -= sum(len(entry.event.data) for entry in page.entries)
                 pages.append(page)
@@ -96,12 +96,12 @@ class MemoryStore(Store):
             rings = [(self._ring(channel), count) for channel, count in channels]
             return [ring.before(count) if ring is not None else None for ring, count in rings]
 
-    def revoke(self, what: str, keep: int) -> None:
+    def revoke(self, what: str, ttl: int) -> None:
         with self._lock:
             now = self._clock()
             self._revocations += 1
             item = Revocation(f"{self._revocations:016}", time.time(), what)
-            self._revoked = [(item, end) for item, end in self._revoked if end > now] + [(item, now + keep)]
+            self._revoked = [(item, end) for item, end in self._revoked if end > now] + [(item, now + ttl)]
 
     def revoked(self, after: str = "") -> list[Revocation]:
         with self._lock:
@@ -131,7 +131,7 @@ class MemoryStore(Store):
         done = self._done(channel, key) if key else None
         if done:
             return Receipt(done.position, "again")
-        ring = self._found(channel)
+        ring = self._ensure(channel)
         previous = ring.newest
         entry = Entry(_next(previous, nonce()), event)
         ring.append(entry)
@@ -155,7 +155,7 @@ class MemoryStore(Store):
         del self._rings[channel]
         return None
 
-    def _found(self, channel: str) -> _Kept:
+    def _ensure(self, channel: str) -> _Kept:
         ring = self._ring(channel)
         if ring is None:
             ring = self._rings[channel] = _Kept(_next(Position(-1, 0), nonce()), self._max_events)
@@ -192,7 +192,7 @@ class MemoryStore(Store):
                 max_bytes -= len(entry.event.data)
             return Page(entries, more=len(entries) == limit)
         trimmed = position != UNBORN and position.offset < ring.base.offset
-        reason: Reason = "trimmed" if trimmed else "diverged"
+        reason: ResetReason = "trimmed" if trimmed else "diverged"
         return Page([], reason=reason, missed=ring.newest.offset - position.offset if trimmed else None)
 
 

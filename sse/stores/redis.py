@@ -26,6 +26,7 @@ from redis.exceptions import NoScriptError, ReadOnlyError, RedisError
 from sse.errors import StoreUnavailable
 from sse.event import UNBORN, Entry, Position
 from sse.log import warn
+from sse.spread import PAUSE
 from sse.stores import faults, fitness
 from sse.stores.base import (
     ONCE_TTL,
@@ -56,7 +57,6 @@ _PING_AFTER: Final = 5.0
 _LOST_AFTER: Final = 12.0
 _REVOKED_AT_ONCE: Final = 512
 _SUBSCRIBED_AT_ONCE: Final = 500
-_PAUSE: Final = 1e-6  # see sse/hub/upkeep.py
 _LOOK_EVERY: Final = 60.0  # seconds between two looks at whether Redis is still fit
 _LOOK_LATE: Final = 10.0  # seconds after which a publish looks where no feed has
 _EACH: Final = 0.001  # seconds that each of many commands may take beyond the timeout
@@ -90,7 +90,7 @@ class RedisStore(Store):
         self._max_events = ring
         self._ttl = ring_ttl
         self._publish_script = _Script("publish.lua")
-        self._found_script = _Script("found.lua")
+        self._ensure_script = _Script("ensure.lua")
         self._clock_trouble = ""  # what the log told last of Redis's clock
         self._told = ""  # the last fault of Redis itself in the log
         self._peers = Peers((ring, ring_ttl))
@@ -131,10 +131,10 @@ class RedisStore(Store):
             for reply, publication, call in zip(cast("list[Any]", job.outcome), publications, job.calls, strict=True)
         ]
 
-    def newest(self, channels: Sequence[str], *, keep: bool = False) -> list[Position | StoreUnavailable | None]:
+    def newest(self, channels: Sequence[str], *, prolong: bool = False) -> list[Position | StoreUnavailable | None]:
         deadline = self._deadline(len(channels))
         positions = self._before([(channel, 0) for channel in channels], deadline)
-        if keep:
+        if prolong:
             self._execute(
                 (
                     ("EXPIRE", self._key(channel), self._ttl if position.offset else UNBORN_TTL, "GT")
@@ -145,38 +145,40 @@ class RedisStore(Store):
             )
         return positions
 
-    def found(self, channels: Sequence[str]) -> list[Position | StoreUnavailable]:
+    def ensure(self, channels: Sequence[str]) -> list[Position | StoreUnavailable]:
         calls = [(1, self._key(channel), _nonce(), self._ttl, UNBORN_TTL) for channel in channels]
-        replies = self._evaluate(self._found_script, calls, self._deadline(len(channels)))
-        return [_top(reply, channel) for channel, reply in zip(channels, replies, strict=True)]
+        replies = self._evaluate(self._ensure_script, calls, self._deadline(len(channels)))
+        return [_newest_id(reply, channel) for channel, reply in zip(channels, replies, strict=True)]
 
     def read(
-        self, places: Sequence[tuple[str, Position]], limit: int = PAGE, max_bytes: int = PAGE_BYTES
+        self, positions: Sequence[tuple[str, Position]], limit: int = PAGE, max_bytes: int = PAGE_BYTES
     ) -> list[Page | StoreUnavailable]:
-        deadline = self._deadline(len(places))
+        deadline = self._deadline(len(positions))
         # Each place first has an equal share. What is too large for that is read after it, one place after another.
-        alone = len(places) == 1
-        read = self._pages(places, limit, max_bytes // max(len(places), 1), at_least=int(alone), deadline=deadline)
+        alone = len(positions) == 1
+        read = self._pages(
+            positions, limit, max_bytes // max(len(positions), 1), at_least=int(alone), deadline=deadline
+        )
         left = max_bytes - sum(size for _, size in read)
         for index, (page, _) in enumerate(read):
             if not alone and limit and left > 0 and isinstance(page, Page) and page.more and not page.entries:
-                read[index] = self._pages([places[index]], limit, left, at_least=1, deadline=deadline)[0]
+                read[index] = self._pages([positions[index]], limit, left, at_least=1, deadline=deadline)[0]
                 left -= read[index][1]
         return [page for page, _ in read]
 
     def before(self, channels: Sequence[tuple[str, int]]) -> list[Position | StoreUnavailable | None]:
         return self._before(channels, self._deadline(len(channels)))
 
-    def revoke(self, what: str, keep: int) -> None:
+    def revoke(self, what: str, ttl: int) -> None:
         key = self._key(_REVOKED)
         now, deadline = time.time(), self._deadline()
         _, clocks = self._execute_timed([], deadline)
         # Entries' ids are times of Redis's clock. The earlier of both clocks decides which entries are too old, so that
         # neither clock alone, if it is fast, deletes what still counts.
-        oldest = int((min(clocks.redis if clocks else now, now) - keep - _KEPT_LONGER) * 1000)
+        oldest = int((min(clocks.redis if clocks else now, now) - ttl - _KEPT_LONGER) * 1000)
         commands = [
             ("XADD", key, "MINID", "~", max(oldest, 0), "*", "d", what, "at", int(now * 1000)),
-            ("EXPIRE", key, keep + _KEPT_LONGER),
+            ("EXPIRE", key, ttl + _KEPT_LONGER),
         ]
         for reply in self._execute(commands, deadline):
             if isinstance(reply, Exception):
@@ -399,24 +401,24 @@ class RedisStore(Store):
 
     def _before(self, channels: Sequence[tuple[str, int]], deadline: float) -> list[Position | StoreUnavailable | None]:
         calls = [(1, self._key(channel), count) for channel, count in channels]
-        places: list[Position | StoreUnavailable | None] = []
+        positions: list[Position | StoreUnavailable | None] = []
         for (channel, count), reply in zip(channels, self._evaluate(self._before_script, calls, deadline), strict=True):
-            place = None if reply is None else _top(reply, channel)
-            if count and isinstance(place, StoreUnavailable) and not isinstance(reply, Exception):
-                place = UNBORN  # an entry that is not ours: a reader cannot go on from there, and is told so
-            places.append(place)
-        return places
+            position = None if reply is None else _newest_id(reply, channel)
+            if count and isinstance(position, StoreUnavailable) and not isinstance(reply, Exception):
+                position = UNBORN  # an entry that is not ours: a reader cannot go on from there, and is told so
+            positions.append(position)
+        return positions
 
     def _pages(
-        self, places: Sequence[tuple[str, Position]], limit: int, max_bytes: int, *, at_least: int, deadline: float
+        self, positions: Sequence[tuple[str, Position]], limit: int, max_bytes: int, *, at_least: int, deadline: float
     ) -> list[tuple[Page | StoreUnavailable, int]]:
         """For each place, the page after it, and the bytes of its data. `max_bytes` bounds each by itself."""
         calls = [
             (1, self._key(channel), str(position), limit, max_bytes, at_least, MAX_PAYLOAD)
-            for channel, position in places
+            for channel, position in positions
         ]
         replies = self._evaluate(self._read_script, calls, deadline)
-        return [_page(reply, position, channel) for (channel, position), reply in zip(places, replies, strict=True)]
+        return [_page(reply, position, channel) for (channel, position), reply in zip(positions, replies, strict=True)]
 
     def _evaluate(self, script: _Script, calls: Sequence[tuple[Any, ...]], deadline: float) -> list[Any]:
         # The first of several brings the script along: were only some of them repeated for want of it, because another
@@ -593,7 +595,7 @@ class _RedisFeed(Feed):
         names = list(self._channels)
         for start in range(0, len(names), _SUBSCRIBED_AT_ONCE):
             self._send("SUBSCRIBE", *names[start : start + _SUBSCRIBED_AT_ONCE])
-            time.sleep(_PAUSE)
+            time.sleep(PAUSE)
         if self._closed:
             self._disconnect()
 
@@ -666,7 +668,7 @@ def _refusal(error: object, channel: str) -> StoreUnavailable:
     return faults.refusal(error, f"the ring of channel {channel}")
 
 
-def _top(reply: Any, channel: str) -> Position | StoreUnavailable:
+def _newest_id(reply: Any, channel: str) -> Position | StoreUnavailable:
     try:
         return _refusal(reply, channel) if isinstance(reply, Exception) else _position(reply)
     except ValueError as error:
@@ -752,7 +754,7 @@ def _reason(ends: Sequence[bytes], position: Position, channel: str) -> Page | S
     """Why a position cannot be continued in a ring with these ids at its `ends`, which are none without a ring."""
     if not ends:
         return Page([], reason="unknown")
-    oldest, newest = (_top(id, channel) for id in ends)
+    oldest, newest = (_newest_id(id, channel) for id in ends)
     if isinstance(newest, StoreUnavailable):
         return newest
     if isinstance(oldest, StoreUnavailable):  # the newest entry is ours, the oldest is not

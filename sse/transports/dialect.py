@@ -19,20 +19,20 @@ from sse.wire import BARE_HEARTBEAT, HEARTBEAT, around_id, encode_comment, encod
 Claims = Mapping[str, Position | None]
 """The position that a stream's ids give for each channel. It is None until a reset is told to a client without one."""
 
-Piece = tuple[bytes, bytes]
+SplitBlock = tuple[bytes, bytes]
 """The two parts of a block, before and after the place where its id goes on with the other channels."""
 
 
 class Segment(NamedTuple):
     """Consecutive blocks of one channel, for all streams that go on with them.
 
-    `whole` has the blocks with ids of this channel only. `pieces` has one piece for each block, for ids that go on.
-    `place` is the position of the last block. `more` is True if the hub may have more at hand after it.
+    `whole` has the blocks with ids of this channel only. `split_blocks` has them as two parts each, for ids that go on.
+    `position` is that of the last block. `more` is True if the hub may have more at hand after it.
     """
 
     whole: bytes
-    pieces: Sequence[Piece]
-    place: Position
+    split_blocks: Sequence[SplitBlock]
+    position: Position
     more: bool
 
 
@@ -124,22 +124,22 @@ class Dialect(NamedTuple):
         :param more: True if the hub may have more at hand after these entries.
         """
         size = 0
-        pieces: list[Piece] = []
+        split_blocks: list[SplitBlock] = []
         for entry in entries:
             size += len(entry.body)
-            if pieces and size > max_bytes:
+            if split_blocks and size > max_bytes:
                 more = True
                 break
-            pieces.append(self._event(channel, entry))
-        place = entries[len(pieces) - 1].position
-        return Segment(b"".join([part for piece in pieces for part in piece]), pieces, place, more)
+            split_blocks.append(self._event(channel, entry))
+        position = entries[len(split_blocks) - 1].position
+        return Segment(b"".join([part for block in split_blocks for part in block]), split_blocks, position, more)
 
     def within(self, segment: Segment, channel: str, claims: Claims) -> bytes:
         """Return the blocks of a segment of a channel, for a stream that claims this in its other channels."""
         if self.delta or len(claims) == 1:
             return segment.whole
         others = self._others(channel, claims)
-        return b"".join([head + others + tail for head, tail in segment.pieces])
+        return b"".join([head + others + tail for head, tail in segment.split_blocks])
 
     def begun(self, blocks: bytes) -> bytes:
         """Return the first blocks of a bare stream, the first of which tells `retry`."""
@@ -161,11 +161,11 @@ class Dialect(NamedTuple):
         wait = random.uniform(0.1, 1) * self.retry if after is None else random.uniform(1, 1.5) * 1000 * after
         return _close(reason, round(wait), bare=self.bare)
 
-    def _event(self, channel: str, entry: Entry) -> Piece:
+    def _event(self, channel: str, entry: Entry) -> SplitBlock:
         body = type_in_data(entry.body) if self.typed else entry.body
         return around_id(f"{channel}={entry.position}", body, self.id_last)
 
-    def _reset(self, reset: Reset) -> Piece:
+    def _reset(self, reset: Reset) -> SplitBlock:
         return around_id(f"{reset.channel}={reset.position}", encode_control("sse.reset", reset.told), self.id_last)
 
     def _others(self, channel: str, claims: Claims) -> bytes:
@@ -180,15 +180,15 @@ def dialect_of(heartbeat: float, retry: int, *, delta: bool, typed: bool, bare: 
 
 
 def claims_of(
-    places: Mapping[str, Position], resets: Iterable[Reset], starts: Mapping[str, Start]
+    positions: Mapping[str, Position], resets: Iterable[Reset], starts: Mapping[str, Start]
 ) -> dict[str, Position | None]:
     """Return the claims with which a stream opens.
 
-    They are the subscriber's places. For a channel whose reset is not told yet, it is the client's own word, if any: a
-    client that is cut before it hears of the reset has to come back with a position that is refused again.
+    They are the subscriber's positions. For a channel whose reset is not told yet, it is the client's own word, if any:
+    a client that is cut before it hears of the reset has to come back with a position that is refused again.
     """
     unheard = {reset.channel for reset in resets}
-    return {name: starts[name].position if name in unheard else place for name, place in places.items()}
+    return {name: starts[name].position if name in unheard else position for name, position in positions.items()}
 
 
 def busy(retry: int, after: int = 0, *, bare: bool = False) -> bytes:

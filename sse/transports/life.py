@@ -76,7 +76,7 @@ def decide(
     *,
     ends_in: float = inf,
     notice_in: float = inf,
-    stalled_at: float = inf,
+    last_progress: float = inf,
     draining: bool = False,
     before: Before = "nothing",
 ) -> Next:
@@ -85,21 +85,21 @@ def decide(
     :param deadline: the end of its lifetime, or of a poll's timeout, by the clock of `now`.
     :param ends_in: seconds until its permit is over.
     :param notice_in: seconds until its client is to be told of that.
-    :param stalled_at: the moment at which its client last took bytes, while others wait for it; infinity if none wait.
+    :param last_progress: when its client last took bytes, while others wait for it; infinity if none wait.
     """
-    reason = _reason(now, deadline, ends_in, stalled_at, draining=draining, before=before)
+    reason = _reason(now, deadline, ends_in, last_progress, draining=draining, before=before)
     tells = notice_in <= 0 and before == "nothing" and reason not in ("slow", "expired")
     if reason:
         return Next(now, cuts=True) if before == "unsent" else Next(now, reason, tells=tells)
     ends_at = deadline if deadline > now else now + _AGAIN
     notice_at = now + notice_in if notice_in > 0 else inf if tells else now + _SOON
-    return Next(min(ends_at, now + ends_in, stalled_at + STALLED_AFTER, notice_at), tells=tells)
+    return Next(min(ends_at, now + ends_in, last_progress + STALLED_AFTER, notice_at), tells=tells)
 
 
 def _reason(
-    now: float, deadline: float, ends_in: float, stalled_at: float, *, draining: bool, before: Before
+    now: float, deadline: float, ends_in: float, last_progress: float, *, draining: bool, before: Before
 ) -> CloseReason | None:
-    if now - stalled_at >= STALLED_AFTER:
+    if now - last_progress >= STALLED_AFTER:
         return "slow"
     if ends_in <= 0:
         return "expired"

@@ -82,7 +82,13 @@ class Poll:
     @property
     def alike(self) -> Hashable:
         """Equal for polls that wait for the same."""
-        return self.hub, self._retry, self._max_bytes, self.subscriber.channels, tuple(self.subscriber.positions)
+        return (
+            self.hub,
+            self._retry,
+            self._max_bytes,
+            self.subscriber.channels,
+            tuple(self.subscriber.positions),
+        )
 
     @property
     def nothing(self) -> bytes:
@@ -104,15 +110,15 @@ class Poll:
             names = list(self._starts)
             first = self._first({name: start.position for name, start in self._starts.items()})
             starts = {name: self._starts[name] for name in names[first:] + names[:first]}
-            look = self.hub.reading.look(starts, _MAX_EVENTS, self._room, _in_json)
-            places = {name: look.places[name] for name in self._starts}
-            return _encode(look.taken, places, self._retry, more=look.more)
+            look = self.hub.reader.look(starts, _MAX_EVENTS, self._room, _in_json)
+            positions = {name: look.positions[name] for name in self._starts}
+            return _encode(look.taken, positions, self._retry, more=look.more)
         begins = {name: start.position for name, start in self._starts.items() if not start.fault}
         if len(begins) == len(self._starts) and (answer := self._known(begins)):
             return answer
         self.subscriber = self.hub.attach(self._starts, max(self._timeout, ATTACH_TIMEOUT), self._charge)
         self._opened = True
-        self._began = {**self.subscriber.places}
+        self._began = {**self.subscriber.positions_by_name}
         self.subscriber.turn(self._first(self._began))
         try:
             answer = self.answer()
@@ -132,9 +138,9 @@ class Poll:
         :raises StoreUnavailable: if older entries are needed and cannot be read.
         """
         subscriber = self.subscriber
-        if not subscriber.resets and (answer := self._known(subscriber.places)):
+        if not subscriber.resets and (answer := self._known(subscriber.positions_by_name)):
             return answer
-        stands = self._stands(subscriber.places)
+        stands = self._stands(subscriber.positions_by_name)
         try:
             taken = subscriber.take(_MAX_EVENTS, self._room, _in_json)
         except Lagging as error:
@@ -143,18 +149,18 @@ class Poll:
             ) from None
         if not taken:
             return self.nothing if subscriber.draining else None
-        answer = _encode(taken, subscriber.places, self._retry, more=subscriber.is_behind())
+        answer = _encode(taken, subscriber.positions_by_name, self._retry, more=subscriber.is_behind())
         if not any(isinstance(item, Reset) for item in taken):
-            self.hub.answered = stands, answer
+            self.hub.last_answer = stands, answer
         return answer
 
-    def absorb(self, other: Poll) -> bool:
+    def merge(self, other: Poll) -> bool:
         """Wait for another too from now on, and end that; False if they are not at the same place."""
         return self.hub.merge(self.subscriber, other.subscriber)
 
-    def leave(self) -> None:
+    def release(self) -> None:
         """Forget one of its clients; others are left."""
-        self.hub.leave(self.subscriber)
+        self.hub.release(self.subscriber)
 
     def detach(self) -> None:
         """Forget its last client; a second time does nothing."""
@@ -217,23 +223,23 @@ class Poll:
             return _MAX_BYTES
         return max(self._max_bytes - _MAX_REST - id_size(self._starts), 1)
 
-    def _first(self, places: Mapping[str, Position | None]) -> int:
+    def _first(self, positions: Mapping[str, Position | None]) -> int:
         """Return the channel, by number, with which a bounded answer begins.
 
         It depends on where the poll stands: asked twice, it answers twice, and no channel is left out of all answers.
         """
         if self._max_bytes is None:
             return 0
-        return zlib.crc32(repr(sorted(places.items())).encode()) % len(places)
+        return zlib.crc32(repr(sorted(positions.items())).encode()) % len(positions)
 
-    def _stands(self, places: Mapping[str, Position | None]) -> Hashable:
+    def _stands(self, positions: Mapping[str, Position | None]) -> Hashable:
         # A position commits to all before it, so what lies between two is always the same.
-        return self._retry, self._max_bytes, frozenset(places.items()), self.hub.tops(places)
+        return self._retry, self._max_bytes, frozenset(positions.items()), self.hub.newest(positions)
 
-    def _known(self, places: Mapping[str, Position | None]) -> bytes | None:
+    def _known(self, positions: Mapping[str, Position | None]) -> bytes | None:
         """The answer, if it is the one that was given last: very many come back from the same place at once."""
-        stood, answer = self.hub.answered
-        return answer if stood is not None and stood == self._stands(places) else None
+        stood, answer = self.hub.last_answer
+        return answer if stood is not None and stood == self._stands(positions) else None
 
     def __iter__(self) -> Iterator[bytes]:
         # One that was opened and has to wait; what cannot be given is asked for again.
@@ -250,7 +256,7 @@ def _in_json(channel: str, entry: Entry) -> Delivery:
     return Delivery(channel, Entry(entry.position, _WRITTEN, b"," + encode_json(told).encode()))
 
 
-def _encode(taken: Sequence[Delivery | Reset], places: Mapping[str, Position], retry: int, *, more: bool) -> bytes:
+def _encode(taken: Sequence[Delivery | Reset], positions: Mapping[str, Position], retry: int, *, more: bool) -> bytes:
     # The answer lists resets apart from events: those before a reset are of a state that the client is to give up.
     resets = {item.channel: index for index, item in enumerate(taken) if isinstance(item, Reset)}
     events = [
@@ -265,7 +271,7 @@ def _encode(taken: Sequence[Delivery | Reset], places: Mapping[str, Position], r
         "more": more,
         "retry": retry,
     }
-    head = {"last_event_id": format_last_event_id(places)}
+    head = {"last_event_id": format_last_event_id(positions)}
     # Put together by hand, because the events are large, and JSON already.
     events[:1] = [body[1:] for body in events[:1]]
     return b"".join([encode_json(head)[:-1].encode(), b',"events":[', *events, b"],", encode_json(rest)[1:].encode()])

@@ -50,7 +50,7 @@ class Stream:
 
     An id never claims more than the blocks up to and including its own have said, so a client that is cut anywhere
     comes back for the rest. The subscriber is attached by `open`, or by `attach` before that, and detached by `close`.
-    Driven, one stream can tell many clients at once: see `alike`, `absorb`, `split` and `leave`.
+    Driven, one stream can tell many clients at once: see `alike`, `merge`, `split` and `leave`.
 
     :param heartbeat: seconds of quiet before a heartbeat.
     :param lifetime: seconds until `sse.close`, give or take 20 %, so that clients do not come back all at once.
@@ -176,7 +176,7 @@ class Stream:
         if self.permit:
             self.permit.begin(self.subscriber.notify)
         resets = self.subscriber.resets
-        claims = claims_of(self.subscriber.places, resets, starts)
+        claims = claims_of(self.subscriber.positions_by_name, resets, starts)
         if resets:
             self._claims = claims
         opening = dialect.opening(starts, resets, claims, round(self.deadline), told)
@@ -191,7 +191,7 @@ class Stream:
         subscriber, claims = self.subscriber, self._claims
         if claims is None:
             claims, positions = {}, subscriber.positions
-            for index, channel in enumerate(subscriber.channels):  # as `places`, for less
+            for index, channel in enumerate(subscriber.channels):  # as `positions_by_name`, for less
                 claims[channel.name] = positions[index]
         try:
             taken = subscriber.take(_CHUNK_EVENTS, _CHUNK)
@@ -230,8 +230,12 @@ class Stream:
                 subscriber.notify()
                 break
             if segment.whole:
-                parts.append(dialect.within(segment, key[0], subscriber.places) if len(channels) > 1 else segment.whole)
-                positions[index] = segment.place
+                parts.append(
+                    dialect.within(segment, key[0], subscriber.positions_by_name)
+                    if len(channels) > 1
+                    else segment.whole
+                )
+                positions[index] = segment.position
                 size += len(segment.whole)
                 if segment.more or size > _CHUNK:
                     subscriber.notify()
@@ -248,14 +252,14 @@ class Stream:
     def goodbye(self, reason: CloseReason, permit: Permit | None = None) -> bytes:
         """Return the last block for one of its clients, whose permit this is; its other clients go on."""
         permit = permit or self.permit
-        is_revoked = permit is not None and permit.ended  # then a new token is not taken before
+        is_revoked = permit is not None and permit.revoked  # then a new token is not taken before
         return self.dialect.close(reason, TAKEN_AFTER if is_revoked else None)
 
     def notice(self, permit: Permit) -> bytes:
         """Return the block that tells of the end of a permit of this stream's clients, or nothing before it is time."""
         return self.dialect.notice(permit.notice())
 
-    def absorb(self, other: Stream) -> bool:
+    def merge(self, other: Stream) -> bool:
         """Tell the client of another stream too from now on, and end that; False if they are not at the same place.
 
         Both have to be at rest, and alike.
@@ -271,9 +275,9 @@ class Stream:
         one.subscriber = self.hub.split(self.subscriber)
         return one
 
-    def leave(self) -> None:
+    def release(self) -> None:
         """Forget one of its clients; others are left."""
-        self.hub.leave(self.subscriber)
+        self.hub.release(self.subscriber)
 
     def detach(self) -> None:
         """Forget its last client; a second time does nothing."""
@@ -310,7 +314,7 @@ class Stream:
                     yield chunk
                     now = self._clock()
                     self.written(now)
-                    if not self.ended and decide(now, inf, stalled_at=began).ends:
+                    if not self.ended and decide(now, inf, last_progress=began).ends:
                         yield self.end("slow")
                 if not self.ended:
                     self.subscriber.wait(max(self.due - self._clock(), 0))

@@ -70,7 +70,7 @@ class HookedPoll(Poll):
             answers = request.environ.setdefault("sse.answer", [])
             answers += () if answers else super().__iter__()
             yield from answers
-        elif self.subscriber.has_ended and (answer := self.open()):
+        elif self.subscriber.is_detached and (answer := self.open()):
             yield answer  # it was given up at the request's end, but the app has made a response of its own of it
         else:
             yield from super().__iter__()

@@ -19,7 +19,7 @@ _FEW_THREADS: Final = (
 )
 
 
-def warn_of_host(environ: Mapping[str, Any]) -> None:
+def warn_of_server(environ: Mapping[str, Any]) -> None:
     """Warn, once in a process, if the server that gave this request can hold no streams or only a few.
 
     Nothing is said of three kinds: a server whose waiting holds a greenlet only, as gunicorn's gevent worker and ours;

@@ -47,7 +47,7 @@ from sse.web.hooks import (
     waiting,
 )
 from sse.web.request import Options, Query, Request, StreamAsked, read_poll, read_publish, read_raw, read_stream
-from sse.web.server_check import warn_of_host
+from sse.web.server_check import warn_of_server
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -115,7 +115,7 @@ def make_blueprint(service: Service, authorize: Callable[[], Authorize | None]) 
     blueprint.url_value_preprocessor(_leave_form)
     blueprint.after_request(lambda response: finish(keep(response)))
     blueprint.after_app_request(keep)
-    blueprint.teardown_request(_let_go)
+    blueprint.teardown_request(_close_unsent)
     blueprint.register_error_handler(SSEError, partial(_refuse, service))
     blueprint.register_error_handler(HTTPException, _refuse_http)
     blueprint.record(lambda state: _add_rules(state.app, _Views(service, authorize), service.config.prefix))
@@ -128,7 +128,7 @@ def _leave_form(endpoint: str | None, _: dict[str, Any] | None) -> None:
         request.form, request.files = ImmutableMultiDict(), ImmutableMultiDict()
 
 
-def _let_go(_: BaseException | None) -> None:
+def _close_unsent(_: BaseException | None) -> None:
     """Give back the seat of a poll or a bare stream whose response the app has dropped, or failed to finish."""
     body = request.environ.pop("sse.unsent", None)
     if body:
@@ -152,7 +152,7 @@ class _Views:
         except (Unavailable, KeyUnknown) as error:  # a 401 would end an EventSource for good, too
             return self._busy(error, error.retry_after, wanted)
         if asked.method == "GET":
-            warn_of_host(asked.environ)
+            warn_of_server(asked.environ)
         subscription = wanted.subscription
         body = HookedStream(
             self._service.hub,
@@ -179,9 +179,9 @@ class _Views:
         except Unavailable as error:
             return self._busy(error, error.retry_after if isinstance(error, TooMany) else 0, wanted)
         if resets := body.subscriber.resets:
-            places = {name: body.subscriber.places[name] for name in wanted.subscription.channels}
+            positions = {name: body.subscriber.positions_by_name[name] for name in wanted.subscription.channels}
             body.close()
-            return _respond(gone(resets, format_last_event_id(places)))
+            return _respond(gone(resets, format_last_event_id(positions)))
         if asked.method == "HEAD":
             body.close()
         else:
@@ -226,11 +226,11 @@ class _Views:
         answer = body.open()
         if answer and body.permit and body.permit.is_over:
             raise Unavailable("the right to read has ended meanwhile", "ask again")
-        if answer is None and "sse.holds" in environ:  # the server has one loop for all that wait
+        if answer is None and "sse.can_hand_off" in environ:  # the server has one loop for all that wait
             environ["sse.unsent"] = body
             return self._waiting_response(body, {"Content-Type": "application/json"})
         if answer is None:
-            warn_of_host(environ)
+            warn_of_server(environ)
         return Whole(answer or body.wait(), content_type="application/json")
 
     def publish(self, asked: Request) -> Response:

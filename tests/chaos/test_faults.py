@@ -219,7 +219,7 @@ def test_a_poll_gives_no_events_of_a_history_along_with_its_reset(
         if entries and not replaced:
             house.redis.ask("DEL", "sse:{a}")
             replaced.extend(house.publish("a", worker=1))
-            wait_until(lambda: subscriber.channels[0].lives, what="the hub has seen it")
+            wait_until(lambda: subscriber.channels[0].generation, what="the hub has seen it")
         return entries
 
     monkeypatch.setattr(Subscriber, "_next", replace_after)

@@ -25,7 +25,7 @@ def slow() -> str:
 @application.get("/hold")
 def hold() -> str:
     seconds = float(request.args["seconds"])
-    store = application.extensions["sse"].hub.reading._store
+    store = application.extensions["sse"].hub.reader._store
     read = store.read
 
     def read_slowly(*args: Any) -> Any:
