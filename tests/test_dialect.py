@@ -142,13 +142,13 @@ def in_segments(
         entries = [item.entry for item in run if isinstance(item, Delivery)]
         while entries:
             segment = ours.segment(channel, entries, max_bytes, more=False)
-            told, entries = entries[: len(segment.pieces)], entries[len(segment.pieces) :]
+            told, entries = entries[: len(segment.split_blocks)], entries[len(segment.split_blocks) :]
             assert len(told) == 1 or sum(len(entry.body) for entry in told) <= max_bytes
             assert not entries or sum(len(entry.body) for entry in [*told, entries[0]]) > max_bytes
-            assert (segment.more, segment.place) == (bool(entries), told[-1].position)
+            assert (segment.more, segment.position) == (bool(entries), told[-1].position)
             assert ours.segment(channel, told, max_bytes, more=True).more
             yield ours.within(segment, channel, claims)
-            claims[channel] = segment.place
+            claims[channel] = segment.position
 
 
 class Item(NamedTuple):
