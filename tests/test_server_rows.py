@@ -15,7 +15,7 @@ from sse.server import rows as module
 from sse.server.rows import Polls, Row, Sending, Streams
 from sse.transports.stream import Stream
 from sse.wire import HEARTBEAT
-from tests.world import CLOSED, World
+from tests.fake_sockets import CLOSED, World
 
 
 @pytest.fixture

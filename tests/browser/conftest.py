@@ -10,7 +10,7 @@ from selenium import webdriver
 
 from tests.browser.driver import start_chromium
 from tests.browser.origin import Origin
-from tests.browser.tabs import Browser
+from tests.browser.tabbed_browser import Browser
 from tests.live.conftest import pytest_runtest_makereport
 
 __all__ = ["pytest_runtest_makereport"]

@@ -14,7 +14,7 @@ from selenium import webdriver
 
 from tests import client
 from tests.browser.driver import start_chromium
-from tests.live.test_clients import ADDRESS, LOAD, Proxy, blocks, port_of
+from tests.live.test_client_programs import ADDRESS, LOAD, Proxy, blocks, port_of
 from tests.servers import ROOT, Gunicorn, free_port, wait_until
 from tests.tokens import KEY
 

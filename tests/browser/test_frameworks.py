@@ -25,7 +25,7 @@ from tests.servers import ROOT, Gunicorn, Nginx, wait_until
 from tests.tokens import KEY
 
 MODULES = ROOT / "tests" / "node_modules"
-APP = "tests.browser.apps.frameworks:application"
+APP = "tests.browser.apps.framework_pages:application"
 WATCH = """<script>
   var faults = [];
   addEventListener("error", (event) => faults.push(event.message));

@@ -13,7 +13,7 @@ from urllib.parse import parse_qsl, urlsplit
 import pytest
 
 from tests import client
-from tests.browser.tabs import Browser, Front, House, Numbers, Tab, answer, descendants
+from tests.browser.tabbed_browser import Browser, Front, House, Numbers, Tab, answer, descendants
 from tests.live.conftest import pytest_runtest_makereport
 from tests.proxy import Connection, abort
 from tests.servers import RedisServer, wait_until

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.browser.tabs import Browser, Front, House, Numbers, Tab, largest_gap
+from tests.browser.tabbed_browser import Browser, Front, House, Numbers, Tab, largest_gap
 from tests.live.conftest import pytest_runtest_makereport
 from tests.servers import RedisServer, wait_until
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.house import CrashingRedis, House
+from tests.chaos.cluster import CrashingRedis, House
 
 TOTALS: pytest.StashKey[Counter[str]] = pytest.StashKey()
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from sse.event import UNBORN
-from tests.chaos.house import CrashingRedis, House
+from tests.chaos.cluster import CrashingRedis, House
 
 SEEDS = [int(os.environ["CHAOS_SEED"])] if "CHAOS_SEED" in os.environ else range(int(os.environ.get("CHAOS_SEEDS", 20)))
 CHANNELS = ("news", "chat/room", "ticks")

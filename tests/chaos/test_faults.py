@@ -19,9 +19,9 @@ from sse.event import Entry, LastEventId
 from sse.hub.subscriber import Delivery, Reset, Start, Subscriber, starting_points
 from sse.transports.stream import Stream
 from tests import client as wire
-from tests.chaos.house import Client, CrashingRedis, House
+from tests.chaos.cluster import Client, CrashingRedis, House
 from tests.chaos.proxy import LosingProxy
-from tests.drive import poll
+from tests.driven_streams import poll
 from tests.servers import Gunicorn, wait_until
 from tests.tokens import KEY
 

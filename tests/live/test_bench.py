@@ -16,7 +16,7 @@ from bench.peers import Peer, Process, Target, get, post, start
 from bench.scenarios import QUICK, Session, deliveries, flooded
 from tests.servers import ROOT, free_port
 
-LIAR = ROOT / "tests/live/apps/liar.py"
+LIAR = ROOT / "tests/live/apps/lying_server.py"
 
 
 @pytest.mark.parametrize("lie", ["tells", "loses", "doubles"])

@@ -15,7 +15,7 @@ import pytest
 
 from tests import client
 from tests.live.load import APP, KEY, RESET_ON_CLOSE, address
-from tests.live.test_service import FlaskRun
+from tests.live.test_each_server import FlaskRun
 from tests.servers import ROOT, Gunicorn, wait_until
 from tests.tokens import SECRET, claims, signed
 

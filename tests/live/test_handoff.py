@@ -12,7 +12,7 @@ import pytest
 from tests import client
 from tests.client import Stream
 from tests.live.load import APP, ENV, KEY, address
-from tests.live.test_resources import inspect
+from tests.live.test_subscriber_costs import inspect
 from tests.servers import Gunicorn, wait_until
 
 
@@ -70,7 +70,7 @@ def test_a_client_of_http_1_0_gets_the_body_as_it_is_and_its_end(tmp_path: Path)
 
 
 def test_a_stream_holds_no_greenlet_unless_the_app_is_wrapped(tmp_path: Path) -> None:
-    for app, greenlets in ((APP, 0), ("tests.live.apps.wrapped:application", 20)):
+    for app, greenlets in ((APP, 0), ("tests.live.apps.wrapped_bodies:application", 20)):
         with Gunicorn(tmp_path, app, ENV) as server:
             with Stream(server.url, {"channel": "a"}) as warm:
                 warm.until("sse.heartbeat")

@@ -15,7 +15,7 @@ import pytest
 from tests import client
 from tests.client import Stream
 from tests.live.load import APP, ENV, GREENLETS, KEY, Storm
-from tests.live.test_resources import inspect
+from tests.live.test_subscriber_costs import inspect
 from tests.servers import Gunicorn, make_certificate, wait_until
 
 HOW = ["tcp", "tcp, greenlets", "unix", "unix, greenlets", "tls"]

@@ -1,0 +1,27 @@
+"""The service, which tells what it was asked: `gunicorn … tests.browser.apps.framework_pages:application`."""
+
+from __future__ import annotations
+
+from flask import Flask, request
+
+from app import healthz
+from sse import SSE
+
+application = Flask(__name__)
+sse = SSE(application)
+application.add_url_rule("/healthz", "healthz", healthz)
+asked: list[tuple[str, str, str]] = []  # the method, the path, and what a preflight asks to be allowed
+
+
+@application.before_request
+def note() -> None:
+    if request.path.startswith("/sse/"):
+        asked.append((request.method, request.path, request.headers.get("Access-Control-Request-Headers", "")))
+
+
+@application.get("/asked")
+def tell() -> dict[str, object]:
+    """What came since the last call, and how many listen now."""
+    told = asked.copy()
+    asked.clear()
+    return {"asked": told, "subscribers": application.extensions["sse"].hub.subscribers}

@@ -1,0 +1,30 @@
+"""The service with pages on its own origin and channels of single users: `tests.browser.apps.own_pages:application`."""
+
+from __future__ import annotations
+
+from flask import Flask, Response, request, send_from_directory
+
+from app import healthz
+from sse import SSE
+from tests.browser.origin import PAGES
+
+application = Flask(__name__)
+sse = SSE(application)
+application.add_url_rule("/healthz", "healthz", healthz)
+
+
+@sse.authorize
+def may_read(channel: str) -> bool:
+    """Of `user/NAME/...` only NAME may read, known by a token or by a cookie."""
+    return request.args.get("token", request.cookies.get("user", "")) == channel.split("/")[1]
+
+
+@application.get("/pages/<path:name>")
+def page(name: str) -> Response:
+    return send_from_directory(PAGES, name)
+
+
+@application.get("/subscribers")
+def subscribers() -> dict[str, int]:
+    hub = application.extensions["sse"].hub
+    return {"subscribers": hub.subscribers, "channels": hub.channels}

@@ -1,0 +1,300 @@
+"""Tabs of one Chromium, the service that they listen to, and a front that can answer in its place."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Self
+
+from flask import Flask
+from selenium import webdriver
+from selenium.common.exceptions import WebDriverException
+
+from sse import SSE
+from tests import client
+from tests.browser.driver import start_chromium
+from tests.proxy import Connection, Cutter
+from tests.servers import Gunicorn, RedisServer, free_port, wait_until
+
+
+class House:
+    """A worker on a Redis, both real, and a publisher of its own; pages on its own origin, and on another.
+
+    The names localhost and 127.0.0.1 are two origins, and two hosts with six connections each, on one port.
+    """
+
+    def __init__(self, directory: Path, redis: RedisServer, **settings: Any) -> None:
+        port = free_port()
+        self.url, self.other = f"http://127.0.0.1:{port}", f"http://localhost:{port}"
+        self.environment = {
+            "SSE_REDIS_URL": redis.url,
+            "SSE_PUBLIC": "public/*",
+            "SSE_ORIGINS": self.other,
+            "SSE_RETRY": "500",
+            **{name: str(value) for name, value in settings.items()},
+        }
+        self.gunicorn = Gunicorn(
+            directory, "tests.browser.apps.own_pages:application", self.environment, bind=f"127.0.0.1:{port}"
+        )
+        self.port = port
+        self.sse = SSE()
+        self._publisher = Flask("publisher")
+        self._publisher.config.from_mapping(SSE_REDIS_URL=redis.url)
+        self.sse.init_app(self._publisher)
+
+    def __enter__(self) -> Self:
+        self.gunicorn.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._publisher.extensions["sse"].close()
+        self.gunicorn.stop()
+
+    def publish(self, channel: str, data: Any) -> str:
+        with self._publisher.app_context():
+            return self.sse.publish(channel, data)
+
+    def subscribers(self) -> int:
+        return int(client.request(self.url, "GET", "/subscribers").json()["subscribers"])
+
+    @contextlib.contextmanager
+    def publishing(self, *channels: str, every: float = 0.02) -> Iterator[Numbers]:
+        """While this lasts, the next number goes to each of the channels all the time."""
+        numbers = Numbers(self, channels, every)
+        numbers.start()
+        try:
+            yield numbers
+        finally:
+            numbers.end()
+
+
+class Numbers(threading.Thread):
+    """0, 1, 2 … on some channels, `count` of each so far."""
+
+    def __init__(self, house: House, channels: tuple[str, ...], every: float) -> None:
+        super().__init__(name="numbers", daemon=True)
+        self.count = 0
+        self._house, self._channels, self._every = house, channels, every
+        self._ended = threading.Event()
+
+    def run(self) -> None:
+        while not self._ended.wait(self._every):
+            for channel in self._channels:
+                self._house.publish(channel, self.count)
+            self.count += 1
+
+    def end(self) -> None:
+        self._ended.set()
+        self.join(10)
+
+
+class Tab:
+    """One tab, in a window of its own or beside others. Each question to its page brings it into sight."""
+
+    def __init__(self, driver: webdriver.Chrome, address: str, kind: str = "tab") -> None:
+        self._driver = driver
+        driver.switch_to.new_window(kind)
+        self.handle = driver.current_window_handle
+        self.address = address
+        driver.get(address)
+
+    def run(self, script: str, *arguments: Any) -> Any:
+        if self._driver.current_window_handle != self.handle:
+            self._driver.switch_to.window(self.handle)
+        return self._driver.execute_script(script, *arguments)
+
+    def start(self, *channels: str, url: str = "/sse", name: str = "feed", **options: Any) -> Self:
+        self.run("start(...arguments)", name, url, {"channels": list(channels), **options})
+        return self
+
+    def get(self, member: str, name: str = "feed") -> Any:
+        """A member of the feed, such as `state`."""
+        return self.run("return feeds[arguments[0]][arguments[1]]", name, member)
+
+    def log(self, kind: str = "events", name: str = "feed") -> list[Any]:
+        return list(self.run(f"return {kind}[arguments[0]]", name))
+
+    def numbers(self, channel: str, name: str = "feed") -> list[Any]:
+        return [number for _, told, number, _ in self.log("events", name) if told == channel]
+
+    def count(self, name: str = "feed") -> int:
+        return int(self.run("return events[arguments[0]].length", name))
+
+    def wait(self, state: str = "live", name: str = "feed", timeout: float = 10, **members: Any) -> Self:
+        """Until the feed is in this state, and `tabs`, `shared`, … are as given."""
+        wanted = {"state": state, **members}
+
+        def there() -> bool:
+            return all(self.get(member, name) == value for member, value in wanted.items())
+
+        try:
+            wait_until(there, timeout, 0.05, what=f"{wanted}")
+        except AssertionError as error:
+            error.add_note(f"its states: {self.log('states', name)}")
+            raise
+        return self
+
+    def leads(self) -> bool:
+        return bool(self.run("return leads()"))
+
+    def renderer(self, browser: int) -> int:
+        """The pid of its renderer: the one that burns when this page burns."""
+        before = cpu_times(browser)
+        for _ in range(20):
+            self.run("burn(200)")
+            burnt = sorted((spent - before.get(pid, spent), pid) for pid, spent in cpu_times(browser).items())
+            if burnt[-1][0] > burnt[-2][0] + 0.15:
+                return burnt[-1][1]
+        raise AssertionError(f"no renderer that burns when this page does: {burnt}")
+
+    def go(self, address: str) -> None:
+        self.run("return 0")
+        self._driver.get(address)
+
+    def back(self) -> None:
+        self.run("return 0")
+        self._driver.back()
+
+    @contextlib.contextmanager
+    def alert(self) -> Iterator[None]:
+        """While this lasts, an alert is open: the page stands still."""
+        self.run("setTimeout(() => alert('wait'), 0)")
+        yield
+        self._driver.switch_to.window(self.handle)
+        self._driver.switch_to.alert.accept()
+
+    @contextlib.contextmanager
+    def task(self, seconds: float = 6) -> Iterator[None]:
+        """While this lasts, a task of the page computes."""
+        ends = time.monotonic() + seconds
+        self.run("setTimeout(burn, 0, arguments[0])", 1000 * seconds)
+        yield
+        time.sleep(max(0, ends - time.monotonic()))
+
+    def close(self) -> None:
+        self.run("return 0")
+        self._driver.close()
+        self._driver.switch_to.window(self._driver.window_handles[0])
+
+
+class Browser:
+    """Chromium with an empty profile, a renderer for each tab; the tab that was asked last is in sight."""
+
+    def __init__(self, directory: Path) -> None:
+        self.driver = start_chromium(directory, "--renderer-process-limit=50")
+        self.driver.set_page_load_timeout(15)
+        self.pid = descendants(self.driver.service.process.pid)[1]
+        self._first = self.driver.current_window_handle
+        self._stopped: set[int] = set()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.resume()
+        self.driver.quit()
+
+    def open(self, origin: str, page: str = "/pages/tabs.html", kind: str = "tab") -> Tab:
+        return Tab(self.driver, origin + page, kind)
+
+    def windows(self, count: int, origin: str) -> list[Tab]:
+        """Tabs that are all in sight."""
+        return [self.open(origin, kind="window") for _ in range(count)]
+
+    def tabs(self, count: int, origin: str) -> list[Tab]:
+        return [self.open(origin) for _ in range(count)]
+
+    def clear(self) -> None:
+        """Close all tabs but the empty one."""
+        self.resume()
+        for handle in self.driver.window_handles:
+            if handle == self._first:
+                continue
+            with contextlib.suppress(WebDriverException):  # of one that was killed
+                self.driver.switch_to.window(handle)
+                self.driver.close()
+        self.look_away()
+
+    def kill(self, tab: Tab) -> None:
+        """SIGKILL to its renderer; nothing more may be asked of it."""
+        os.kill(tab.renderer(self.pid), signal.SIGKILL)
+        self.look_away()
+
+    def look_away(self) -> None:
+        """The empty tab in sight."""
+        self.driver.switch_to.window(self._first)
+
+    def stop(self, *pids: int) -> None:
+        """SIGSTOP, until `resume`."""
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+            self._stopped.add(pid)
+
+    def resume(self) -> None:
+        for pid in self._stopped:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+        self._stopped.clear()
+
+
+def descendants(ancestor: int) -> list[int]:
+    """It and all processes below it, whichever of their threads began them."""
+    parents = {}
+    for pid in (int(name) for name in os.listdir("/proc") if name.isdigit()):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            parents[pid] = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    found = [ancestor]
+    for pid in found:  # which grows meanwhile
+        found += [child for child, parent in parents.items() if parent == pid]
+    return found
+
+
+def cpu_times(browser: int) -> dict[int, float]:
+    """Seconds of CPU that each renderer has used."""
+    times = {}
+    for pid in descendants(browser):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            if b"--type=renderer" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+                times[pid] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return times
+
+
+class Front(Cutter):
+    """Notes each request that comes to `upstream`, and answers it in its place where `answer` says what."""
+
+    def __init__(self, upstream: int) -> None:
+        super().__init__(upstream)
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.requests: list[tuple[float, str]] = []
+        self.answer: Callable[[str], bytes | None] = lambda target: None
+
+    def passes(self, connection: Connection, data: bytes, upward: bool) -> bool:
+        if not upward or not data.startswith(b"GET "):
+            return True
+        target = data.split(b" ", 2)[1].decode()
+        self.requests.append((time.time(), target))
+        answer = self.answer(target)
+        if answer is not None:
+            connection.near.write(answer)
+        return answer is None
+
+    def since(self, moment: float, part: str = "/sse/") -> list[float]:
+        return [at for at, target in self.requests if at >= moment and part in target]
+
+
+def answer(status: int, *headers: str, body: str = "") -> bytes:
+    lines = [f"HTTP/1.1 {status} Answer", "Connection: close", f"Content-Length: {len(body)}", *headers]
+    return ("\r\n".join(lines) + "\r\n\r\n" + body).encode()
+
+
+def largest_gap(log: list[Any], since: float) -> float:
+    """Seconds without an event, at the most, from that moment to the newest event."""
+    times = [since, *(at / 1000 for at, *_ in log if at / 1000 >= since)]
+    return max(after - before for before, after in itertools.pairwise(times))

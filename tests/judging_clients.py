@@ -1,0 +1,330 @@
+"""Clients that judge every block they are told, against what was really published.
+
+They share no code with `sse/` but the app that they ask.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+from flask import Flask
+
+from sse.service import Service
+from sse.transports.stream import Cut, Stream
+from sse.web.views import make_blueprint
+from sse.wire import BARE_HEARTBEAT, HEARTBEAT
+from tests.client import Event as Block
+from tests.client import Parser
+from tests.driven_streams import driven
+
+LOST = "lost"  # the client's place in a channel that it must be told the loss of
+
+
+class Refused(Exception):
+    """A bare stream whose position cannot be continued: `answer` has the resets, and where to go on."""
+
+    def __init__(self, answer: dict[str, Any]) -> None:
+        super().__init__(answer)
+        self.answer = answer
+
+
+class Request(NamedTuple):
+    """What names a client's place in a request: its query, and its Last-Event-ID header."""
+
+    query: tuple[tuple[str, str], ...]
+    header: str | None = None
+
+    @property
+    def entries(self) -> dict[str, str]:
+        return entries(self.header or dict(self.query).get("last_event_id", ""))
+
+    @property
+    def replay(self) -> int:
+        """What is replayed of a channel that has no place yet."""
+        query = dict(self.query)
+        return 0 if self.header or "last_event_id" in query else int(query.get("replay", 0))
+
+
+def entries(last_event_id: str) -> dict[str, str]:
+    """The entries of a last event id, as they are written."""
+    return {name: position for name, _, position in (part.partition("=") for part in last_event_id.split("~")) if name}
+
+
+class Site:
+    """The routes of a service, asked within this process. With `rng`, streams are driven, amid others."""
+
+    def __init__(self, service: Service, rng: random.Random | None = None) -> None:
+        self.service = service
+        self._rng = rng
+        self._app = Flask("tests")
+        self._app.register_blueprint(make_blueprint(service, lambda: None))
+        self._browser = self._app.test_client()
+
+    def stream(self, request: Request) -> Iterator[bytes]:
+        """Give the chunks of a stream, which is connected at the first chunk. A stream that is cut just ends.
+
+        :raises Refused: in place of the first.
+        """
+        headers = {} if request.header is None else {"Last-Event-ID": request.header}
+        query = list(request.query)
+        if self._rng:
+            with self._app.test_request_context("/sse/stream", query_string=query, headers=headers):
+                answer = self._app.full_dispatch_request()
+            if answer.status_code == 410:
+                raise Refused(dict(answer.get_json()))
+            assert isinstance(answer.response, Stream)
+            with contextlib.suppress(Cut):
+                yield from driven(answer.response, self._rng)
+            return
+        response = self._browser.get("/sse/stream", query_string=query, headers=headers)
+        if response.status_code == 410:
+            raise Refused(dict(response.get_json()))
+        assert response.status_code == 200, response.get_data()
+        try:
+            with contextlib.suppress(Cut):
+                yield from response.iter_encoded()
+        finally:
+            response.close()
+
+    def body(self, request: Request) -> bytes:
+        """All that a stream says until it falls quiet."""
+        return b"".join(until_quiet(self.stream(request)))
+
+    def poll(self, request: Request, timeout: int = 0) -> dict[str, Any]:
+        headers = {} if request.header is None else {"Last-Event-ID": request.header}
+        query = [(name, value) for name, value in request.query if name != "ids"] + [("timeout", str(timeout))]
+        response = self._browser.get("/sse/poll", query_string=query, headers=headers)
+        assert response.status_code == 200, response.get_data()
+        return dict(response.get_json())
+
+
+class Rings(ABC):
+    """What was published: the truth that clients are judged by. All positions are as they are written on the wire."""
+
+    @abstractmethod
+    def after(self, channel: str, position: str) -> tuple[str, str, str] | None:
+        """Position, type and data of the event after a position."""
+
+    @abstractmethod
+    def before(self, channel: str, position: str) -> str:
+        """The position before an event's."""
+
+    @abstractmethod
+    def is_top(self, channel: str, position: str) -> bool:
+        """Whether it is the newest."""
+
+    @abstractmethod
+    def keeps(self, channel: str, position: str) -> bool:
+        """Whether a client there can go on."""
+
+    @abstractmethod
+    def knows(self, channel: str, position: str) -> bool:
+        """Whether a client that was reset can be there."""
+
+    @abstractmethod
+    def starts(self, channel: str, position: str, replay: int) -> bool:
+        """Whether a client that has no place, and asks for `replay` events, can be put there."""
+
+
+def until_quiet(chunks: Iterator[bytes], enough: Callable[[], bool] = lambda: True) -> Iterator[bytes]:
+    """Chunks up to the first heartbeat at which there is `enough`, and no longer than 3 seconds."""
+    deadline = time.monotonic() + 15
+    for chunk in chunks:
+        is_quiet = chunk in (HEARTBEAT, BARE_HEARTBEAT)
+        if is_quiet and enough():
+            return
+        assert time.monotonic() < deadline, "the stream has not told all"
+        if not is_quiet:
+            yield chunk
+
+
+class Client:
+    """A client of the three channels: the last event id that it holds, and the place that it was really given.
+
+    A place is a position, LOST, or None where nothing was promised yet. Every block is judged as it comes: an event
+    must be the one after the place, a reset must be due, and the id must claim the places, no more and no less.
+    """
+
+    def __init__(self, rings: Rings, first: Request, places: dict[str, str | None]) -> None:
+        self.rings = rings
+        self.first = first
+        self.held = ""
+        self.places = places
+        self.asked = first
+        self.resets: list[tuple[str, str]] = []
+
+    @property
+    def state(self) -> tuple[str, tuple[str | None, ...]]:
+        return self.held, tuple(self.places.values())
+
+    @property
+    def has_all(self) -> bool:
+        return all(place is not None and self.rings.is_top(channel, place) for channel, place in self.places.items())
+
+    def copy(self) -> Client:
+        other = type(self)(self.rings, self.first, dict(self.places))
+        other.held = self.held
+        return other
+
+    def request(self) -> Request:
+        """How it comes back: EventSource repeats its URL, and sends its last event id unless that is empty."""
+        return self.first._replace(header=self.held) if self.held else self.first
+
+    def other_requests(self) -> Iterable[Request]:
+        """Other ways of coming back with the same last event id: from a script, which rebuilds its URL."""
+        if self.held:
+            yield with_parameter(self.first, self.held)
+
+    def connect(self, request: Request) -> Parser:
+        self.asked = request
+        return Parser(self.held)
+
+    def take(self, block: Block) -> None:
+        assert block.data is not None
+        self.hold(block)
+        if block.event == "sse.open":
+            self._open(block.json()["channels"])
+        elif block.event == "sse.reset":
+            told = block.json()
+            self._reset(told["channel"], told["reason"], told["missed"], entries(block.own_id or "")[told["channel"]])
+        elif block.event in ("sse.heartbeat", "sse.close"):
+            assert block.own_id is None
+        else:
+            assert block.own_id is not None
+            channel, position = next(iter(entries(block.own_id).items()))
+            self._event(channel, position, block.event, block.data)
+        self.judge()
+
+    def hold(self, block: Block) -> None:
+        self.held = block.id
+
+    def judge(self) -> None:
+        held = entries(self.held)
+        for channel, place in self.places.items():
+            if place == LOST:
+                assert not self.rings.keeps(channel, held.get(channel, "")), f"{self.held} claims a lost {channel}"
+            else:
+                assert held.get(channel) == place, f"{self.held} claims {channel} where {place} was given"
+
+    def take_answer(self, answer: dict[str, Any], request: Request) -> None:
+        """A poll's answer: its resets count as told before its events."""
+        self.asked = request
+        self.held = answer["last_event_id"]
+        first: dict[str, str] = {}
+        for event in answer["events"]:
+            channel, position = event["id"].split("=")
+            assert channel == event["channel"]
+            first.setdefault(channel, position)
+        ends = entries(self.held)
+        starts = {ch: self.rings.before(ch, first[ch]) if ch in first else ends[ch] for ch in self.places}
+        reset_channels = [reset["channel"] for reset in answer["resets"]]
+        for reset in answer["resets"]:
+            channel = reset["channel"]
+            if reset_channels.count(channel) == 1:
+                self._reset(channel, reset["reason"], reset["missed"], starts[channel])
+            elif self.places[channel] != starts[channel]:
+                # A hub that was behind resets twice; the answer does not say what place came between.
+                self._reset(channel, reset["reason"], None, starts[channel], exact=False)
+        for channel, place in self.places.items():
+            assert place != LOST or answer["more"], f"{channel} was not reset"
+            if place is None:
+                assert self.rings.starts(channel, starts[channel], request.replay)
+                self.places[channel] = starts[channel]
+        for event in answer["events"]:
+            self._event(event["channel"], event["id"].split("=")[1], event["type"], event["data"])
+        self.judge()
+
+    def _open(self, channels: dict[str, dict[str, Any]]) -> None:
+        assert list(channels) == list(self.places)
+        for channel, told in channels.items():
+            place, asked = self.places[channel], self.asked.entries.get(channel)
+            if place is None:
+                assert not told["resumed"]
+                assert self.rings.starts(channel, told["position"], self.asked.replay)
+                self.places[channel] = told["position"]
+            elif told["resumed"]:
+                assert told["position"] == place == asked
+            else:
+                assert told["position"] is None or told["position"] == asked, f"{channel} goes on as if it were new"
+
+    def _event(self, channel: str, position: str, type: str, data: str) -> None:
+        place = self.places[channel]
+        assert place is not None
+        assert self.rings.after(channel, place) == (position, type, data), f"{channel} was at {place}"
+        self.places[channel] = position
+
+    def _reset(self, channel: str, reason: str, missed: int | None, position: str, exact: bool = True) -> None:
+        place = self.places[channel]
+        unsaid = self.asked.header is not None and not self.asked.entries.get(channel)
+        assert place is not None
+        assert place == LOST or unsaid or not self.rings.keeps(channel, place), f"{channel} could go on from {place}"
+        if reason == "trimmed" and exact:
+            lost = self.asked.entries[channel] if place == LOST else place
+            assert missed == max(int(position.split("-")[0]) - int(lost.split("-")[0]), 0)
+        else:
+            assert missed is None
+        assert self.rings.knows(channel, position)
+        self.places[channel] = position
+        self.resets.append((channel, reason))
+
+
+class LiteralClient(Client):
+    """A reader that takes WHATWG HTML 9.2.6 by its letter: each connection begins with an empty last event id."""
+
+    def connect(self, request: Request) -> Parser:
+        super().connect(request)
+        return Parser()
+
+
+class DeltaClient(Client):
+    """A script that keeps the map itself, is told only what moves, and sends the map in the URL of each connection."""
+
+    def request(self) -> Request:
+        return with_parameter(self.first, self.held) if self.held else self.first
+
+    def other_requests(self) -> Iterable[Request]:
+        return ()
+
+    def hold(self, block: Block) -> None:
+        told = entries(block.own_id or "")
+        assert block.event == "sse.open" or len(told) <= 1
+        held = entries(self.held) | told
+        self.held = "~".join(f"{channel}={position}" for channel, position in held.items())
+
+
+class BareClient(Client):
+    """A reader that takes every block for an event, and knows of no other."""
+
+    def connect(self, request: Request) -> Parser:
+        self.asked = request
+        return Parser(bare=True)
+
+    def take(self, block: Block) -> None:
+        assert block.data is not None
+        assert block.own_id, "the ids of other blocks mean nothing to it"
+        assert not block.event.startswith("sse.")
+        self.held = block.own_id
+        channel, position = next(iter(entries(block.own_id).items()))
+        for name, claimed in entries(block.own_id).items():
+            if self.places[name] is None:
+                place = self.rings.before(name, claimed) if name == channel else claimed
+                assert self.rings.starts(name, place, self.asked.replay)
+                self.places[name] = place
+        self._event(channel, position, block.event, block.data)
+        self.judge()
+
+    def take_refusal(self, answer: dict[str, Any], request: Request) -> None:
+        """Go on from the position in the 410."""
+        assert answer["error"]["code"] == "gone"
+        assert answer["resets"]
+        self.take_answer({"events": [], "more": False, **answer}, request)
+
+
+def with_parameter(request: Request, last_event_id: str) -> Request:
+    query = [(name, value) for name, value in request.query if name not in ("last_event_id", "replay")]
+    return Request((*query, ("last_event_id", last_event_id)))

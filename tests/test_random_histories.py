@@ -1,0 +1,496 @@
+"""Random lives of rings and clients, over both stores, against a plain list of what was published.
+
+Every client judges every block: an event must be the one after its place, a reset must be due, an id must claim what
+was given. So a loss, a duplicate or a reordering cannot pass, nor can silence: `settle` waits until all are at the top.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import pytest
+import redis
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from sse.config import Config
+from sse.errors import IdempotencyConflict
+from sse.event import Event
+from sse.hub.hub import Hub
+from sse.hub.subscriber import Start
+from sse.service import Service
+from sse.stores import MemoryStore, Publication, Store, connect
+from sse.wire import BARE_HEARTBEAT, HEARTBEAT
+from tests.client import Parser
+from tests.judging_clients import LOST, BareClient, Client, Refused, Request, Rings, Site, entries
+
+CHANNELS = ("a", "b", "c")
+ALARM = "alarm"  # a channel that every hub listens to, to be woken by
+RING = 3
+RING_TTL = 60
+QUIET = 0.002
+FORMS: dict[str, dict[str, str]] = {"": {}, "delta": {"ids": "delta"}, "bare": {"form": "bare"}, "cut": {"end": "cut"}}
+PATIENCE = 15.0  # well above the 5 s after which a hub looks for what no announcement told of
+
+channels = st.sampled_from(CHANNELS)
+data = st.one_of(
+    st.text("a\n\r: \0\ufeffé🎈", max_size=6),
+    st.binary(max_size=3),
+    st.dictionaries(st.text("kéy", max_size=2), st.integers() | st.none(), max_size=2),
+)
+types = st.sampled_from(["message", "note", "data:", "été"])
+number = st.integers(0, 10**6)
+
+
+def shown(value: Any) -> str:
+    """The text that a reader gets for published data."""
+    if isinstance(value, str):
+        return value.replace("\r\n", "\n").replace("\r", "\n")
+    if isinstance(value, bytes):
+        return f"data:application/octet-stream;base64,{base64.b64encode(value).decode()}"
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+class Clock:
+    """The real one, and what was skipped."""
+
+    def __init__(self) -> None:
+        self.skipped = 0.0
+
+    def __call__(self) -> float:
+        return time.monotonic() + self.skipped
+
+
+class Worker(Service):
+    """A service with a hub of its own, on a store that it is given."""
+
+    def __init__(self, config: Config, store: Store, clock: Clock) -> None:
+        super().__init__(config)
+        self._store = store
+        self._hub = Hub(store, max_subscribers=1000, clock=clock)
+        self.alarm = self._hub.attach({ALARM: Start()}, 5)
+
+    @property
+    def store(self) -> Store:
+        return self._store
+
+    @property
+    def hub(self) -> Hub:
+        return self._hub
+
+    def close(self) -> None:
+        """The store goes on, as Redis does when a worker ends."""
+        self._hub.detach(self.alarm)
+        left = self._hub.subscribers
+        self._hub.close()
+        assert left == 0
+        if not isinstance(self._store, MemoryStore):
+            self._store.close()
+
+
+class Lives(Rings):
+    """Each channel's rings, one after the other; the last one may be alive."""
+
+    def __init__(self) -> None:
+        self.positions: dict[tuple[str, str], tuple[list[str], int]] = {}  # (channel, position) → its life, its index
+        self.events: dict[tuple[str, str], tuple[str, str, str]] = {}
+        self.alive: dict[str, list[str]] = {}
+        self.touched: dict[str, float] = {}
+
+    def born(self, channel: str, anchor: str) -> None:
+        self.alive[channel] = [anchor]
+        self.positions[channel, anchor] = (self.alive[channel], 0)
+
+    def grow(self, channel: str, position: str, type: str, data: str) -> None:
+        life = self.alive[channel]
+        assert int(position.split("-")[0]) == len(life)
+        life.append(position)
+        self.positions[channel, position] = (life, len(life) - 1)
+        self.events[channel, position] = (position, type, data)
+
+    def die(self, channel: str) -> None:
+        self.alive.pop(channel, None)
+
+    def top(self, channel: str) -> str | None:
+        return self.alive[channel][-1] if channel in self.alive else None
+
+    def after(self, channel: str, position: str) -> tuple[str, str, str] | None:
+        life, index = self.positions.get((channel, position), ([], 0))
+        return self.events[channel, life[index + 1]] if index + 1 < len(life) else None
+
+    def before(self, channel: str, position: str) -> str:
+        life, index = self.positions[channel, position]
+        return life[index - 1]
+
+    def is_top(self, channel: str, position: str) -> bool:
+        return self.top(channel) == position
+
+    def keeps(self, channel: str, position: str) -> bool:
+        return position in self.alive.get(channel, [])[-RING - 1 :]
+
+    def knows(self, channel: str, position: str) -> bool:
+        # A ring that a hub has founded shows up in the store before this model looks there again.
+        return (channel, position) in self.positions or position.startswith("0-")
+
+    def starts(self, channel: str, position: str, replay: int) -> bool:
+        # A hub may be behind the store, so it may put a client further back than asked, never further on.
+        life, index = self.positions.get((channel, position), ([], 0))
+        return self.knows(channel, position) and (
+            life is not self.alive.get(channel) or len(life) - 1 - index >= min(replay, RING, len(life) - 1)
+        )
+
+
+class Visitor:
+    """A client, and its stream if it has one now."""
+
+    def __init__(self, rings: Lives, names: list[str]) -> None:
+        self.client = BareClient(rings, Request(tuple(("channel", name) for name in names)), dict.fromkeys(names))
+        self.delta = False
+        self.bare = False
+        self.worker = 0
+        self._chunks: Iterator[bytes] | None = None
+        self._parser = Parser()
+
+    @property
+    def is_connected(self) -> bool:
+        return self._chunks is not None
+
+    def request(self, by_header: bool, extra: dict[str, str]) -> Request:
+        """Come back with what is held; a channel without an entry is lost by header, and new by parameter."""
+        held = self.client.held
+        for channel, place in self.client.places.items():
+            if channel not in entries(held):
+                assert place in (None, LOST), f"{held} has lost {channel}"
+                self.client.places[channel] = LOST if by_header and held else None
+        query = self.client.first.query + tuple(extra.items())
+        if by_header:
+            # An EventSource's URL may still say where its page began.
+            return Request((*query, ("last_event_id", "a=1-1")) if held and "replay" in extra else query, held or None)
+        return Request((*query, ("last_event_id", held)) if held else query)
+
+    def connect(self, site: Site, worker: int, request: Request, form: str = "") -> None:
+        self.worker, self.delta, self.bare = worker, form == "delta", form == "bare"
+        self._parser = self.client.connect(request) if self.bare else Client.connect(self.client, request)
+        self._chunks = self._taken_in(site, request)
+
+    def read(self) -> None:
+        """All until the stream falls quiet."""
+        assert self._chunks is not None
+        for chunk in self._chunks:
+            self._feed(chunk)
+            if chunk in (HEARTBEAT, BARE_HEARTBEAT):
+                return
+        self._chunks = None  # closed by the service: too slow, or a bare one that cannot go on
+
+    def _taken_in(self, site: Site, request: Request) -> Iterator[bytes]:
+        """The chunks of a stream, or none where it is refused; then the client knows from where to go on."""
+        chunks = site.stream(request)
+        try:
+            yield from chunks
+        except Refused as refused:
+            assert self.bare
+            self.client.take_refusal(refused.answer, request)
+
+    def cut(self, count: int) -> None:
+        """Read one more chunk, and only some bytes of it; then the connection is gone."""
+        assert self._chunks is not None
+        chunk = next(self._chunks, b"")
+        self._feed(chunk[: count % (len(chunk) + 1)])
+        self.disconnect()
+
+    def disconnect(self) -> None:
+        if self._chunks is not None:
+            self._chunks.close()  # type: ignore[attr-defined]
+            self._chunks = None
+
+    def poll(self, site: Site, request: Request, timeout: int, lost: bool) -> None:
+        if timeout and self.client.has_all:
+            timeout = 0  # nothing would come, so it would wait to no end
+        answer = site.poll(request, timeout)
+        if not lost:
+            self.client.take_answer(answer, request)
+
+    def _feed(self, chunk: bytes) -> None:
+        client = self.client
+        for block in self._parser.feed(chunk):
+            if self.delta:  # what a script does with ids=delta
+                held = entries(client.held) | entries(block.own_id or "")
+                block = dataclasses.replace(block, id="~".join(f"{name}={held[name]}" for name in held))
+            if self.bare:
+                client.take(block)
+            else:
+                Client.take(client, block)
+
+
+class Machine(RuleBasedStateMachine):
+    redis_url: ClassVar[str | None] = None
+
+    @initialize()
+    def begin(self) -> None:
+        self.clock = Clock()
+        self.rings = Lives()
+        self.keys: dict[str, tuple[str, Any, str, str, float]] = {}
+        self.visitors: list[Visitor] = []
+        config = Config.load({"SSE_PUBLIC": "*", "SSE_REDIS_URL": self.redis_url})
+        self.config = dataclasses.replace(config, heartbeat=QUIET, poll_timeout=1, ring=RING)
+        self.store = (
+            self.make_store() if self.redis_url else MemoryStore(ring=RING, ring_ttl=RING_TTL, clock=self.clock)
+        )
+        if self.redis_url:
+            self.redis = redis.Redis.from_url(self.redis_url)
+            self.redis.flushdb()
+        self.workers = [self.make_worker(), self.make_worker()]
+        self.sites = [Site(worker) for worker in self.workers]
+        self.publish("a", "first", "message", 0)
+        for who, names in enumerate(("abc", "bc")):
+            self.come(list(names))
+            self.connect(who, who, by_header=True, form="", replay=who)
+            self.read(who)
+
+    def make_store(self) -> Store:
+        return connect(self.redis_url, ring=RING, ring_ttl=RING_TTL)
+
+    def make_worker(self) -> Worker:
+        return Worker(self.config, self.make_store() if self.redis_url else self.store, self.clock)
+
+    # Publishing
+
+    @rule(channel=channels, data=data, type=types, worker=number)
+    def publish(self, channel: str, data: Any, type: str, worker: int, key: str | None = None) -> None:
+        position = str(self.workers[worker % 2].publish([Publication(channel, Event(data, type), key)])[0])
+        self.note(channel, position, type, data)
+        if key:
+            self.keys[key] = (channel, data, type, position, self.clock() + 300)
+
+    @rule(channel=channels, count=st.integers(1, RING + 2), worker=number, size=st.sampled_from([1, 1, 300, 2000]))
+    def publish_many(self, channel: str, count: int, worker: int, size: int) -> None:
+        """Enough at once to trim away a client's place, or to fill a small answer."""
+        self.publish(channel, "first", "message", worker)
+        batch = [Publication(channel, Event(str(place) * size)) for place in range(count)]
+        for place, position in enumerate(self.workers[worker % 2].publish(batch)):
+            self.note(channel, str(position), "message", str(place) * size)
+
+    @rule(channel=channels, data=data, type=types, worker=number)
+    def publish_with_key(self, channel: str, data: Any, type: str, worker: int) -> None:
+        self.publish(channel, data, type, worker, key=f"key-{len(self.keys)}")
+
+    @precondition(lambda self: self.keys)
+    @rule(which=number, worker=number, same=st.booleans())
+    def publish_again(self, which: int, worker: int, same: bool) -> None:
+        key = list(self.keys)[which % len(self.keys)]
+        channel, data, type, position, until = self.keys[key]
+        event = Event(data if same else f"{data!r} other", type)
+        if until < self.clock():
+            self.publish(channel, event.data, type, worker, key)
+        elif same:
+            assert [str(self.workers[worker % 2].publish([Publication(channel, event, key)])[0])] == [position]
+        else:
+            with pytest.raises(IdempotencyConflict):
+                self.workers[worker % 2].publish([Publication(channel, event, key)])
+
+    def note(self, channel: str, position: str, type: str, data: Any) -> None:
+        if position.startswith("1-"):
+            anchor = str(self.store.before([(channel, 1000)])[0])
+            if channel in self.rings.alive:
+                assert self.rings.alive[channel] == [anchor]
+            else:
+                self.rings.born(channel, anchor)
+        self.rings.grow(channel, position, type, shown(data))
+        self.rings.touched[channel] = self.clock()
+
+    # Listening
+
+    @precondition(lambda self: len(self.visitors) < 5)
+    @rule(names=st.lists(channels, min_size=1, unique=True))
+    def come(self, names: list[str]) -> None:
+        self.visitors.append(Visitor(self.rings, names))
+
+    @rule(
+        who=number,
+        worker=number,
+        by_header=st.booleans(),
+        form=st.sampled_from(list(FORMS)),
+        replay=st.integers(0, RING + 1),
+    )
+    def connect(self, who: int, worker: int, by_header: bool, form: str, replay: int) -> None:
+        visitor = self.visitor(who)
+        visitor.disconnect()
+        if form == "delta" and by_header:
+            form = ""
+        extra = ({"replay": str(replay)} if replay else {}) | FORMS[form]
+        visitor.connect(self.sites[worker % 2], worker % 2, visitor.request(by_header, extra), form)
+
+    @rule(who=number)
+    def read(self, who: int) -> None:
+        visitor = self.visitor(who)
+        if visitor.is_connected:
+            visitor.read()
+
+    @rule(who=number, count=number)
+    def cut(self, who: int, count: int) -> None:
+        visitor = self.visitor(who)
+        if visitor.is_connected:
+            visitor.cut(count)
+
+    @rule(who=number)
+    def disconnect(self, who: int) -> None:
+        self.visitor(who).disconnect()
+
+    @rule(
+        who=number,
+        worker=number,
+        by_header=st.booleans(),
+        timeout=st.integers(0, 1),
+        replay=st.integers(0, RING),
+        lost=st.booleans(),
+        max_bytes=st.sampled_from([0, 0, 1024, 2500]),
+    )
+    def poll(
+        self, who: int, worker: int, by_header: bool, timeout: int, replay: int, lost: bool, max_bytes: int
+    ) -> None:
+        visitor = self.visitor(who)
+        visitor.disconnect()
+        extra = ({"replay": str(replay)} if replay else {}) | ({"max_bytes": str(max_bytes)} if max_bytes else {})
+        request = visitor.request(by_header, extra)
+        visitor.poll(self.sites[worker % 2], request, timeout, lost)
+
+    @rule(who=number, which=number, how=st.sampled_from(["soon", "", "0-0", "2-7", "77-7", None]))
+    def spoil(self, who: int, which: int, how: str | None) -> None:
+        """A client that comes back with a damaged last event id."""
+        visitor = self.visitor(who)
+        visitor.disconnect()
+        held = entries(visitor.client.held)
+        if held and "" not in held:
+            channel = list(held)[which % len(held)]
+            held.pop(channel)
+            visitor.client.places[channel] = None
+            if how is not None:
+                held[channel] = how
+                visitor.client.places[channel] = LOST
+            visitor.client.held = "~".join(f"{name}={held[name]}" for name in held)
+
+    def visitor(self, who: int) -> Visitor:
+        return self.visitors[who % len(self.visitors)]
+
+    # What happens to workers and rings
+
+    @rule(which=number)
+    def restart(self, which: int) -> None:
+        which %= 2
+        for visitor in self.visitors:
+            if visitor.worker == which:
+                visitor.disconnect()
+        self.workers[which].close()
+        self.workers[which] = self.make_worker()
+        self.sites[which] = Site(self.workers[which])
+
+    @rule(seconds=st.sampled_from([6, 6, 6, RING_TTL + 1, 301]))
+    def pass_time(self, seconds: int) -> None:
+        """The hubs' checks come due; in the memory store, rings and keys expire."""
+        self.clock.skipped += seconds
+        self.look(may_expire=self.redis_url is None)
+        if self.redis_url:
+            self.keys = {key: (*known[:4], known[4] + seconds) for key, known in self.keys.items()}
+        self.store.publish([Publication(ALARM, Event(""))])
+
+    @precondition(lambda self: self.redis_url)
+    @rule(channel=channels, later=st.booleans())
+    def lose_ring(self, channel: str, later: bool) -> None:
+        self.look()
+        if later:
+            self.redis.pexpire(f"sse:{{{channel}}}", 1)
+            time.sleep(0.003)
+        self.redis.delete(f"sse:{{{channel}}}")  # also after it should have expired: a hub may just have renewed it
+        self.rings.die(channel)
+
+    @precondition(lambda self: self.redis_url)
+    @rule()
+    def lose_everything(self) -> None:
+        self.look()
+        self.redis.flushall()
+        self.keys.clear()
+        for channel in CHANNELS:
+            self.rings.die(channel)
+
+    @precondition(lambda self: self.redis_url)
+    @rule(channel=channels, count=st.integers(0, RING + 2))
+    def lose_announcements(self, channel: str, count: int) -> None:
+        self.redis.client_kill_filter(_type="pubsub")
+        for place in range(count):
+            self.publish(channel, f"unheard {place}", "message", place)
+
+    @invariant()
+    def look(self, may_expire: bool = False) -> None:
+        """The store has what the model has, and what hubs have founded."""
+        if not hasattr(self, "store"):
+            return
+        for channel, newest in zip(CHANNELS, self.store.newest(CHANNELS), strict=True):
+            if channel in self.rings.alive and str(newest) != self.rings.top(channel):
+                assert may_expire, f"the ring of {channel} went by itself"
+                assert self.clock() >= self.rings.touched.get(channel, 0) + RING_TTL
+                self.rings.die(channel)
+            if channel not in self.rings.alive and newest is not None:
+                assert newest.offset == 0
+                self.rings.born(channel, str(newest))
+
+    @rule()
+    def settle(self) -> None:
+        """Everybody hears everything, and then one event more."""
+        for visitor in self.visitors:
+            if not visitor.is_connected:
+                visitor.connect(self.sites[0], 0, visitor.request(True, {}))
+            visitor.read()
+        for channel in CHANNELS:
+            self.publish(channel, "is that all?", "message", 0)
+        deadline = time.monotonic() + PATIENCE
+        waiting = list(self.visitors)
+        while waiting:
+            for visitor in waiting:
+                if not visitor.is_connected:
+                    visitor.connect(self.sites[0], 0, visitor.request(True, {}))
+                visitor.read()
+            waiting = [visitor for visitor in waiting if not visitor.client.has_all]
+            places = [visitor.client.places for visitor in waiting]
+            assert time.monotonic() < deadline, f"tops {self.rings.alive}, places {places}"
+
+    def teardown(self) -> None:
+        if not hasattr(self, "workers"):
+            return
+        try:
+            if sys.exc_info()[0] is None:
+                self.settle()
+        finally:
+            for visitor in self.visitors:
+                visitor.disconnect()
+            for worker in self.workers:
+                worker.close()
+            self.store.close()
+            if self.redis_url:
+                self.redis.close()
+
+
+def test_random_lives_agree_with_the_model(store_url: str | None) -> None:
+    machine = type("Machine", (Machine,), {"redis_url": store_url})
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            stateful_step_count=40,
+            # Not shrunk: against a real Redis that takes longer than a test may.
+            phases=(Phase.explicit, Phase.reuse, Phase.generate),
+            suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
+        ),
+    )
