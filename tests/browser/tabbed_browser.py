@@ -23,7 +23,7 @@ from tests.proxy import Connection, Cutter
 from tests.servers import Gunicorn, RedisServer, free_port, wait_until
 
 
-class House:
+class Site:
     """A worker on a Redis, both real, and a publisher of its own; pages on its own origin, and on another.
 
     The names localhost and 127.0.0.1 are two origins, and two hosts with six connections each, on one port.
@@ -77,10 +77,10 @@ class House:
 class Numbers(threading.Thread):
     """0, 1, 2 … on some channels, `count` of each so far."""
 
-    def __init__(self, house: House, channels: tuple[str, ...], every: float) -> None:
+    def __init__(self, site: Site, channels: tuple[str, ...], every: float) -> None:
         super().__init__(name="numbers", daemon=True)
         self.count = 0
-        self._house, self._channels, self._every = house, channels, every
+        self._house, self._channels, self._every = site, channels, every
         self._ended = threading.Event()
 
     def run(self) -> None:

@@ -13,7 +13,7 @@ from urllib.parse import parse_qsl, urlsplit
 import pytest
 
 from tests import client
-from tests.browser.tabbed_browser import Browser, Front, House, Numbers, Tab, answer, descendants
+from tests.browser.tabbed_browser import Browser, Front, Numbers, Site, Tab, answer, descendants
 from tests.live.conftest import pytest_runtest_makereport
 from tests.proxy import Connection, abort
 from tests.servers import RedisServer, wait_until
@@ -21,7 +21,7 @@ from tests.servers import RedisServer, wait_until
 __all__ = ["pytest_runtest_makereport"]
 A = "public/a"
 LONG = pytest.mark.long
-RETRY = 200  # ms, the house's
+RETRY = 200  # ms, the site's
 SLOPPY = 0.25  # seconds that a timer may be late
 
 
@@ -32,14 +32,14 @@ def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory, redis: RedisServer) -> Iterator[House]:
-    with House(tmp_path_factory.mktemp("house"), redis, SSE_HEARTBEAT=3, SSE_RETRY=RETRY) as house:
-        yield house
+def site(tmp_path_factory: pytest.TempPathFactory, redis: RedisServer) -> Iterator[Site]:
+    with Site(tmp_path_factory.mktemp("site"), redis, SSE_HEARTBEAT=3, SSE_RETRY=RETRY) as site:
+        yield site
 
 
 @pytest.fixture
-def front(house: House) -> Iterator[Front]:
-    with Front(house.port) as front:
+def front(site: Site) -> Iterator[Front]:
+    with Front(site.port) as front:
         yield front
 
 
@@ -68,8 +68,8 @@ class Dam(Front):
 
 
 @pytest.fixture
-def dam(house: House) -> Iterator[Dam]:
-    with Dam(house.port) as dam:
+def dam(site: Site) -> Iterator[Dam]:
+    with Dam(site.port) as dam:
         yield dam
 
 
@@ -101,14 +101,14 @@ def cut(front: Front, tab: Tab, name: str = "feed") -> float:
 
 
 def test_a_server_that_was_away_for_six_seconds_is_found_again_and_nothing_is_lost(
-    house: House, browser: Browser
+    site: Site, browser: Browser
 ) -> None:
-    own, shared = browser.tabs(2, house.url)
+    own, shared = browser.tabs(2, site.url)
     own.start(A, share=False).wait()
     shared.start(A).wait()
-    with house.publishing(A, every=0.1) as numbers:  # the ring holds what it will miss
+    with site.publishing(A, every=0.1) as numbers:  # the ring holds what it will miss
         time.sleep(0.5)
-        house.gunicorn.stop()
+        site.gunicorn.stop()
         away = time.time()
         for tab in (own, shared):
             tab.wait("waiting")
@@ -116,7 +116,7 @@ def test_a_server_that_was_away_for_six_seconds_is_found_again_and_nothing_is_lo
             assert told[2], "it says why"
             assert told[3] == "", "over no transport"
         time.sleep(6)
-        house.gunicorn.start()
+        site.gunicorn.start()
         for tab in (own, shared):
             tab.wait("live", timeout=25)
         time.sleep(0.5)
@@ -130,10 +130,10 @@ def test_a_server_that_was_away_for_six_seconds_is_found_again_and_nothing_is_lo
 
 
 def test_streams_that_are_refused_again_and_again_are_left_for_polls_until_the_network_is_back(
-    house: House, front: Front, browser: Browser
+    site: Site, front: Front, browser: Browser
 ) -> None:
-    tab = browser.open(house.other).start(A, url=f"{front.url}/sse").wait()  # on another origin, with no CORS then
-    with house.publishing(A) as numbers:
+    tab = browser.open(site.other).start(A, url=f"{front.url}/sse").wait()  # on another origin, with no CORS then
+    with site.publishing(A) as numbers:
         front.answer = lambda target: answer(502) if "/stream" in target else None
         moment = cut(front, tab)
         tab.wait("polling", transport="poll", reason="the stream was refused")
@@ -152,7 +152,7 @@ def assert_tail(tab: Tab) -> None:
     wait_until(lambda: tab.count() > before + 10, 3, what="events go on")
 
 
-def test_a_stream_that_is_refused_once_is_tried_again(house: House, front: Front, browser: Browser) -> None:
+def test_a_stream_that_is_refused_once_is_tried_again(site: Site, front: Front, browser: Browser) -> None:
     tab = browser.open(front.url).start(A).wait()
     refused: list[str] = []
 
@@ -162,7 +162,7 @@ def test_a_stream_that_is_refused_once_is_tried_again(house: House, front: Front
         refused.append(target)
         return answer(503)
 
-    with house.publishing(A) as numbers:
+    with site.publishing(A) as numbers:
         front.answer = refuse_once
         cut(front, tab)
         wait_until(lambda: refused, what="the refusal")
@@ -173,9 +173,9 @@ def test_a_stream_that_is_refused_once_is_tried_again(house: House, front: Front
     assert "the stream was refused" in [reason for _, reason in moments(tab, "waiting")]
 
 
-def test_when_everything_is_a_502_it_goes_on_trying_less_and_less(house: House, front: Front, browser: Browser) -> None:
-    tab = browser.open(house.other).start(A, url=f"{front.url}/sse").wait()
-    with house.publishing(A, every=0.1) as numbers:
+def test_when_everything_is_a_502_it_goes_on_trying_less_and_less(site: Site, front: Front, browser: Browser) -> None:
+    tab = browser.open(site.other).start(A, url=f"{front.url}/sse").wait()
+    with site.publishing(A, every=0.1) as numbers:
         front.answer = lambda target: answer(502)
         moment = cut(front, tab)
         time.sleep(2)
@@ -187,7 +187,7 @@ def test_when_everything_is_a_502_it_goes_on_trying_less_and_less(house: House, 
     assert_complete(tab, numbers)
 
 
-def test_the_wait_after_a_goodbye_is_what_the_goodbye_says(house: House, front: Front, browser: Browser) -> None:
+def test_the_wait_after_a_goodbye_is_what_the_goodbye_says(site: Site, front: Front, browser: Browser) -> None:
     tab = browser.open(front.url).start(A).wait()
     goodbyes = iter([100, 2000, 700])
     said: list[tuple[float, float]] = []
@@ -200,7 +200,7 @@ def test_the_wait_after_a_goodbye_is_what_the_goodbye_says(house: House, front: 
         data = json.dumps({"reason": "lifetime", "retry": retry})
         return answer(200, "Content-Type: text/event-stream", body=f"event: sse.close\ndata: {data}\n\n")
 
-    with house.publishing(A) as numbers:
+    with site.publishing(A) as numbers:
         front.answer = goodbye
         moment = cut(front, tab)
         wait_until(lambda: len(said) == 3, what="three goodbyes")
@@ -217,12 +217,12 @@ def test_streams_that_reach_their_lifetime_and_find_the_worker_full_lose_nothing
     tmp_path: Path, redis: RedisServer, browser: Browser
 ) -> None:
     settings = {"SSE_STREAM_LIFETIME": 5, "SSE_MAX_SUBSCRIBERS": 1, "SSE_RETRY": 3000}
-    with House(tmp_path / "small", redis, **settings) as house, house.publishing(A) as numbers:
-        tab = browser.open(house.url).start(A).wait()
+    with Site(tmp_path / "small", redis, **settings) as site, site.publishing(A) as numbers:
+        tab = browser.open(site.url).start(A).wait()
         settled = numbers.count
         wait_until(lambda: moments(tab, "waiting"), 8, what="the end of its life")
         assert moments(tab, "waiting")[0][1] == "lifetime"
-        with client.Stream(house.url, {"channel": A}) as other:  # it takes the only place
+        with client.Stream(site.url, {"channel": A}) as other:  # it takes the only place
             other.until("sse.open")
             wait_until(lambda: moments(tab, "waiting")[1:], 8, what="it comes again")
             assert moments(tab, "waiting")[1][1] == "busy"
@@ -256,7 +256,7 @@ def test_a_poll_that_is_told_when_to_come_again_comes_then(front: Front, browser
         assert 1.99 <= second - first <= 3 + SLOPPY
 
 
-def test_what_is_final_closes_it_and_nothing_more_is_asked(house: House, front: Front, browser: Browser) -> None:
+def test_what_is_final_closes_it_and_nothing_more_is_asked(site: Site, front: Front, browser: Browser) -> None:
     tab = browser.open(front.url)
     ways = [(status, when) for status in (400, 401, 403) for when in ("first", "later")]
     error = json.dumps({"error": {"code": "no", "message": "not for you", "hint": ""}})
@@ -305,7 +305,7 @@ FOREIGN = {
 @pytest.mark.parametrize("names", [list(FOREIGN)[:4], list(FOREIGN)[4:]], ids=["pages", "others"])
 @pytest.mark.parametrize("when", ["first", "later"])
 def test_an_answer_that_is_not_the_services_is_waited_out(
-    house: House, front: Front, browser: Browser, when: str, names: list[str]
+    site: Site, front: Front, browser: Browser, when: str, names: list[str]
 ) -> None:
     tab = browser.open(front.url)
     channels = {name: f"public/{when}/{name}" for name in names}
@@ -326,13 +326,13 @@ def test_an_answer_that_is_not_the_services_is_waited_out(
         told = f"{name[:3]} not the service's answer"
         wait_until(lambda told=told, name=name: told in [log[2] for log in tab.log("states", name)], 20, what=told)  # type: ignore[misc]
     for channel in channels.values():
-        house.publish(channel, 1)  # from when each has its place, none is missed
+        site.publish(channel, 1)  # from when each has its place, none is missed
     assert len(front.requests) < 100
     front.answer = lambda target: None
     tab.run("dispatchEvent(new Event('online'))")
     for name, channel in channels.items():
         tab.wait(name=name)
-        house.publish(channel, 2)
+        site.publish(channel, 2)
         expected = [1, 2] if when == "later" else [2]
         wait_until(lambda name=name: tab.numbers(channels[name], name)[-1:] == [2], 5, what="the last event")  # type: ignore[misc]
         assert tab.numbers(channel, name) == expected
@@ -351,11 +351,11 @@ class Timekeeper(Front):
         return super().passes(connection, data, upward)
 
 
-def test_streams_that_bring_events_are_not_left_however_often_they_are_cut(house: House, browser: Browser) -> None:
-    with Timekeeper(house.port) as front:
+def test_streams_that_bring_events_are_not_left_however_often_they_are_cut(site: Site, browser: Browser) -> None:
+    with Timekeeper(site.port) as front:
         busy = browser.open(front.url).start(A, name="busy", share=False)
         quiet = browser.open(f"http://localhost:{front.port}").start("public/quiet", name="quiet", share=False)
-        with house.publishing(A) as numbers:
+        with site.publishing(A) as numbers:
             quiet.wait("polling", "quiet", timeout=20, reason="the stream was cut again and again")
             wait_until(lambda: states(busy, "busy").count("live") > 4, 20, what="four cuts")
             assert set(states(busy, "busy")) <= {"connecting", "live", "waiting"}
@@ -369,23 +369,23 @@ SET_CLOCK = "const clock = Date.now; set = (minutes) => { Date.now = () => clock
 
 @pytest.mark.parametrize("minutes", [-10, 10])
 def test_a_wall_clock_that_is_set_hides_no_silence_and_loses_nothing(
-    house: House, dam: Dam, browser: Browser, minutes: int
+    site: Site, dam: Dam, browser: Browser, minutes: int
 ) -> None:
     dam.openings = 1
     tab = browser.open(dam.url)
     tab.run(SET_CLOCK)
     tab.start(A, share=False).wait()
     tab.run("set(arguments[0])", minutes)
-    house.publish(A, 0)
+    site.publish(A, 0)
     wait_until(lambda: tab.count() == 1, 12, what="the mute stream is replaced")
     assert tab.numbers(A) == [0]
     tab.wait()
     assert "polling" not in states(tab)
 
 
-def test_an_answer_that_drips_is_given_up_after_ten_minutes(house: House, front: Front, browser: Browser) -> None:
-    house.publish("public/drip", ["x" * 3000])
-    tab = browser.open(house.other)
+def test_an_answer_that_drips_is_given_up_after_ten_minutes(site: Site, front: Front, browser: Browser) -> None:
+    site.publish("public/drip", ["x" * 3000])
+    tab = browser.open(site.other)
     tab.run(SET_CLOCK)
     front.pace = 500
     tab.start("public/drip", url=f"{front.url}/sse", replay=1, share=False)
@@ -399,7 +399,7 @@ def test_an_answer_that_drips_is_given_up_after_ten_minutes(house: House, front:
     assert tab.numbers("public/drip") == [["x" * 3000]]
 
 
-def test_a_verdict_from_a_time_to_come_is_not_believed(house: House, front: Front, browser: Browser) -> None:
+def test_a_verdict_from_a_time_to_come_is_not_believed(site: Site, front: Front, browser: Browser) -> None:
     tab = browser.open(front.url)
     remember = (
         "const at = Date.now() + arguments[0], until = Date.now() + arguments[1], why = 'a wrong clock';"
@@ -414,13 +414,13 @@ def test_a_verdict_from_a_time_to_come_is_not_believed(house: House, front: Fron
 
 @pytest.mark.parametrize("seconds", [10, pytest.param(25, marks=LONG), pytest.param(120, marks=LONG)])
 def test_a_machine_that_slept_is_live_again_at_once_and_from_the_same_place(
-    house: House, browser: Browser, seconds: float
+    site: Site, browser: Browser, seconds: float
 ) -> None:
-    own, shared, other = browser.tabs(3, house.url)
+    own, shared, other = browser.tabs(3, site.url)
     own.start(A, share=False).wait()
     shared.start(A).wait()
     other.start(A).wait(tabs=2)
-    with house.publishing(A, every=0.1) as numbers:
+    with site.publishing(A, every=0.1) as numbers:
         time.sleep(0.5)
         browser.stop(*descendants(browser.pid))
         time.sleep(seconds)
@@ -438,10 +438,10 @@ def test_a_machine_that_slept_is_live_again_at_once_and_from_the_same_place(
         assert tab.get("state") == "live"
 
 
-def test_the_network_that_is_back_is_used_at_once(house: House, front: Front, browser: Browser) -> None:
+def test_the_network_that_is_back_is_used_at_once(site: Site, front: Front, browser: Browser) -> None:
     tab = browser.open(front.url).start(A, name="live").wait(name="live")
     front.answer = lambda target: answer(503, "Retry-After: 30") if "/sse/" in target else None
-    with house.publishing(A) as numbers:
+    with site.publishing(A) as numbers:
         cut(front, tab, "live")
         wait_until(lambda: front.since(0, "/poll")[1:], what="a poll that is told to wait")
         tab.start(A, name="new").wait("waiting", name="new")
@@ -458,14 +458,14 @@ def test_the_network_that_is_back_is_used_at_once(house: House, front: Front, br
 
 
 def test_streams_that_fall_silent_behind_their_opening_twice_give_way_to_polls(
-    house: House, dam: Dam, browser: Browser
+    site: Site, dam: Dam, browser: Browser
 ) -> None:
-    with Dam(house.port) as brief:
+    with Dam(site.port) as brief:
         dam.openings, brief.openings = 2, 1
         once = browser.open(brief.url).start(A).wait()
         twice = browser.open(dam.url).start(A).wait()
         live = time.time()
-        with house.publishing(A, every=0.1) as numbers:
+        with site.publishing(A, every=0.1) as numbers:
             twice.wait("polling", timeout=20, transport="poll", reason="the stream fell silent")
             assert time.time() - live > 2 * 4.5  # one and a half heartbeats each
             assert_tail(twice)
@@ -477,13 +477,13 @@ def test_streams_that_fall_silent_behind_their_opening_twice_give_way_to_polls(
 
 
 def test_streams_that_have_come_through_are_not_given_up_because_one_is_mute(
-    house: House, dam: Dam, browser: Browser
+    site: Site, dam: Dam, browser: Browser
 ) -> None:
-    with Dam(house.port) as other:
+    with Dam(site.port) as other:
         once = browser.open(dam.url).start(A).wait()
         twice = browser.open(other.url).start(A).wait()
         dam.instead, other.instead = [b""], [b"", b""]
-        with house.publishing(A, every=0.1) as numbers:
+        with site.publishing(A, every=0.1) as numbers:
             dam.cut()
             other.cut()
             for tab in (once, twice):
@@ -496,7 +496,7 @@ def test_streams_that_have_come_through_are_not_given_up_because_one_is_mute(
         assert states(twice).count("waiting") == 1  # after the cut; the next stream is opened at once
 
 
-def test_a_goodbye_on_a_connection_that_stays_open_is_followed(house: House, dam: Dam, browser: Browser) -> None:
+def test_a_goodbye_on_a_connection_that_stays_open_is_followed(site: Site, dam: Dam, browser: Browser) -> None:
     data = json.dumps({"reason": "busy", "retry": 300})
     head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
     dam.instead.append(f"{head}event: sse.close\ndata: {data}\n\n".encode())
@@ -504,7 +504,7 @@ def test_a_goodbye_on_a_connection_that_stays_open_is_followed(house: House, dam
     first, second = dam.since(0, "/stream")
     assert 0.29 <= second - first <= 0.3 + 2 * SLOPPY
     assert [reason for _, reason in moments(tab, "waiting")] == ["busy"]
-    with house.publishing(A) as numbers:
+    with site.publishing(A) as numbers:
         assert_tail(tab)
     assert_complete(tab, numbers)
 
@@ -519,7 +519,7 @@ def timeouts(front: Front, moment: float) -> list[str]:
 
 
 def test_polls_that_a_cut_has_shortened_get_long_again_ten_minutes_later(
-    house: House, front: Front, browser: Browser
+    site: Site, front: Front, browser: Browser
 ) -> None:
     tab = browser.open(front.url)
     know = (
@@ -541,20 +541,20 @@ def test_polls_that_a_cut_has_shortened_get_long_again_ten_minutes_later(
     assert 9 < minutes <= 10
     shortened = time.time()
     tab.run(know, {"held": (time.time() - 1) * 1000})
-    house.publish(A, 0)
+    site.publish(A, 0)
     wait_until(lambda: timeouts(front, shortened)[-1:] == ["25"], 5, what="a long poll")
     assert tab.numbers(A) == [0]
 
 
 @pytest.mark.parametrize(("killed", "within"), [(False, 10), pytest.param(True, 25, marks=LONG)])
 def test_of_tabs_that_cannot_share_two_stream_and_a_third_takes_the_place_of_one_that_leaves(
-    house: House, front: Front, browser: Browser, killed: bool, within: float
+    site: Site, front: Front, browser: Browser, killed: bool, within: float
 ) -> None:
     first, second, third = tabs = [browser.open(front.url, "/pages/crowd.html") for _ in range(3)]
     for tab in tabs[:2]:
         tab.start(A).wait(transport="eventsource", shared=False, tabs=1)
     third.start(A).wait("polling", transport="poll", reason="more than two tabs", shared=False, tabs=1)
-    with house.publishing(A, every=0.1) as numbers:  # what comes in a pause fits into one answer
+    with site.publishing(A, every=0.1) as numbers:  # what comes in a pause fits into one answer
         crowded = time.time()
         wait_until(lambda: front.since(crowded, "/poll")[1:], 8, what="two polls")
         assert set(timeouts(front, crowded)) == {"1"}
@@ -575,13 +575,13 @@ def test_of_tabs_that_cannot_share_two_stream_and_a_third_takes_the_place_of_one
 
 
 def test_a_feed_that_cannot_stream_fetches_without_a_pause_what_one_answer_has_no_room_for(
-    house: House, front: Front, browser: Browser
+    site: Site, front: Front, browser: Browser
 ) -> None:
     tabs = [browser.open(front.url, "/pages/crowd.html").start(A).wait(transport="eventsource") for _ in range(2)]
     third = browser.open(front.url, "/pages/crowd.html").start(A).wait("polling")
     published = time.time()
     for number in range(20):
-        house.publish(A, [number, "x" * 3000])
+        site.publish(A, [number, "x" * 3000])
     for tab in [third, *tabs]:
         wait_until(lambda tab=tab: tab.count() == 20, 15, what="all events")  # type: ignore[misc]
         assert [number for number, _ in tab.numbers(A)] == list(range(20))
@@ -589,7 +589,7 @@ def test_a_feed_that_cannot_stream_fetches_without_a_pause_what_one_answer_has_n
 
 
 def test_a_follower_that_is_closed_amid_several_events_asks_for_nothing_more(
-    house: House, front: Front, browser: Browser
+    site: Site, front: Front, browser: Browser
 ) -> None:
     front.answer = lambda target: answer(502) if "/stream" in target else None
     leader, follower = browser.tabs(2, front.url)
@@ -598,7 +598,7 @@ def test_a_follower_that_is_closed_amid_several_events_asks_for_nothing_more(
     follower.run("feeds.feed.on('sse.event', () => feeds.feed.close())")
     before = time.time()
     for number in range(5):
-        house.publish(A, number)
+        site.publish(A, number)
     leader.wait("polling", tabs=1)
     wait_until(lambda: leader.numbers(A) == list(range(5)), 5, what="all events")
     time.sleep(1)
@@ -613,10 +613,10 @@ def sizes(front: Front) -> list[int]:
     return [int(parameters(target)["max_bytes"]) for _, target in front.requests if "/poll" in target]
 
 
-def test_the_time_that_a_token_takes_makes_answers_no_smaller(house: House, front: Front, browser: Browser) -> None:
+def test_the_time_that_a_token_takes_makes_answers_no_smaller(site: Site, front: Front, browser: Browser) -> None:
     front.answer = lambda target: answer(502) if "/stream" in target else None
     for number in range(20):
-        house.publish("public/token", [number, "x" * 300])
+        site.publish("public/token", [number, "x" * 300])
     tab = browser.open(front.url)
     tab.run(
         "start('feed', '/sse', {channels: ['public/token'], replay: 20, share: false,"
@@ -628,7 +628,7 @@ def test_the_time_that_a_token_takes_makes_answers_no_smaller(house: House, fron
 
 
 def test_answers_that_were_cut_at_the_same_length_grow_again_up_to_it_and_beyond_it_on_another_network(
-    house: House, front: Front, browser: Browser
+    site: Site, front: Front, browser: Browser
 ) -> None:
     slow: list[int] = []  # the sizes that were asked for before
 
@@ -645,11 +645,11 @@ def test_answers_that_were_cut_at_the_same_length_grow_again_up_to_it_and_beyond
 
     def publish(count: int) -> None:
         for _ in range(count):
-            house.publish("public/cut", "x" * 300)
+            site.publish("public/cut", "x" * 300)
 
     publish(200)
     front.room, front.answer = 6000, shape
-    tab = browser.open(house.other).start("public/cut", url=f"{front.url}/sse", replay=200, share=False)
+    tab = browser.open(site.other).start("public/cut", url=f"{front.url}/sse", replay=200, share=False)
     wait_until(lambda: tab.count() == 200, 40, what="all events")
     slowed = sizes(front)[len(slow) :]
     assert min(slowed) < 4096

@@ -11,7 +11,7 @@ import pytest
 
 from tests.browser.engines import Chromium, Engine, Firefox, PhantomJS, WebKit
 from tests.browser.origin import Origin, Report
-from tests.browser.tabbed_browser import Front, House, answer
+from tests.browser.tabbed_browser import Front, Site, answer
 from tests.live.conftest import pytest_runtest_makereport
 from tests.servers import RedisServer, wait_until
 
@@ -26,15 +26,15 @@ ENGINES: dict[str, type[Engine]] = {
 }
 NATIVE = ["chromium", "firefox", "webkit"]
 TRANSPORTS = ["stream", "poll"]
-RETRY = 600  # ms, the house's
+RETRY = 600  # ms, the site's
 ROUNDS = 20
 
 
 class Lab:
     """A page in each engine, and fronts of its own between each and the service."""
 
-    def __init__(self, house: House, origin: Origin) -> None:
-        self.house, self.origin = house, origin
+    def __init__(self, site: Site, origin: Origin) -> None:
+        self.site, self.origin = site, origin
         self.fronts: dict[tuple[str, str], Front] = {}
 
     def start(self, engine: str, transport: str, name: str, channel: str, replay: int, **options: Any) -> None:
@@ -72,20 +72,20 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         redis = stack.enter_context(RedisServer(directory / "redis"))
         origin = stack.enter_context(Origin())
         settings = {"SSE_ORIGINS": origin.url, "SSE_RETRY": RETRY, "SSE_HEARTBEAT": 3}
-        house = stack.enter_context(House(directory / "house", redis, **settings))
+        site = stack.enter_context(Site(directory / "site", redis, **settings))
         for name, engine in ENGINES.items():
             page = origin.page("feeds.html", name, without=name.partition(" without ")[2])
             stack.enter_context(engine(directory / name.replace(" ", "-"), page))
         for name, report in origin.reports.items():
             wait_until(lambda report=report: report.state.get("ready"), 60, what=f"{name} is ready")  # type: ignore[misc]
-        yield Lab(house, origin)
+        yield Lab(site, origin)
 
 
 @pytest.fixture
 def fronts(lab: Lab) -> Iterator[dict[tuple[str, str], Front]]:
     """New ones for each engine, of which it has learnt nothing: to streams, and to polls, since they refuse streams."""
     with contextlib.ExitStack() as stack:
-        lab.fronts = {key: stack.enter_context(Front(lab.house.port)) for key in itertools.product(ENGINES, TRANSPORTS)}
+        lab.fronts = {key: stack.enter_context(Front(lab.site.port)) for key in itertools.product(ENGINES, TRANSPORTS)}
         for (_, transport), front in lab.fronts.items():
             if transport == "poll":
                 front.answer = lambda target: answer(502) if "/stream" in target else None
@@ -101,7 +101,7 @@ def test_behind_a_proxy_that_cuts_what_is_long_events_come_no_later_than_to_a_na
 ) -> None:
     channel, count = "public/long", 100
     for number in range(count):
-        lab.house.publish(channel, [number, "x" * 300])
+        lab.site.publish(channel, [number, "x" * 300])
     for (engine, transport), front in fronts.items():
         front.room = 6000
         lab.start(engine, transport, transport, channel, count, share=False)
@@ -124,7 +124,7 @@ def test_over_a_slow_line_the_first_event_comes_soon_and_the_others_in_order(
 ) -> None:
     channel = f"public/slow/{pace}"
     for number in range(count):
-        lab.house.publish(channel, [number, "x" * 2000])
+        lab.site.publish(channel, [number, "x" * 2000])
     for (engine, transport), front in fronts.items():
         front.pace = pace  # bytes a second
         lab.start(engine, transport, f"{transport} at {pace}", channel, count, share=engine == "chromium")
@@ -139,7 +139,7 @@ def test_over_a_slow_line_the_first_event_comes_soon_and_the_others_in_order(
 def test_a_page_that_is_left_and_come_back_to_again_and_again_has_one_connection_for_each_line(
     lab: Lab, fronts: dict[tuple[str, str], Front]
 ) -> None:
-    wait_until(lambda: lab.house.subscribers() == 0, 15, what="the streams of other tests have ended")
+    wait_until(lambda: lab.site.subscribers() == 0, 15, what="the streams of other tests have ended")
     report, channel = lab.report("webkit"), "public/back"
     before = len(report.logs["shows"])
     for name in ("shared", "own"):
@@ -151,8 +151,8 @@ def test_a_page_that_is_left_and_come_back_to_again_and_again_has_one_connection
     wait_until(lambda: report.state["settled"] and not report.state["rounds"], 10, what="it is live again")
     assert report.logs["shows"][before:] == [True] * ROUNDS  # it was kept, and not loaded anew
     for number in range(3):
-        lab.house.publish(channel, [number, ""])
+        lab.site.publish(channel, [number, ""])
     for name in ("shared", "own"):
         lab.wait_for("webkit", name, 3, timeout=10)
-    wait_until(lambda: lab.house.subscribers() == 2, 10, what="two connections")
+    wait_until(lambda: lab.site.subscribers() == 2, 10, what="two connections")
     assert report.logs["errors"] == []

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.browser.tabbed_browser import Browser, Front, House, Numbers, Tab, largest_gap
+from tests.browser.tabbed_browser import Browser, Front, Numbers, Site, Tab, largest_gap
 from tests.live.conftest import pytest_runtest_makereport
 from tests.servers import RedisServer, wait_until
 
@@ -21,21 +21,21 @@ FAILOVER = 3  # seconds without an event when a leader is lost
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     directory = tmp_path_factory.mktemp("tabs")
-    with RedisServer(directory) as redis, House(directory, redis) as house:
-        yield house
+    with RedisServer(directory) as redis, Site(directory, redis) as site:
+        yield site
 
 
 @pytest.fixture
-def browser(tabbed: Browser, house: House) -> Iterator[Browser]:
+def browser(tabbed: Browser, site: Site) -> Iterator[Browser]:
     yield tabbed
     tabbed.clear()
 
     def is_alone() -> bool:
         for channel in (A, B, C):
-            house.publish(channel, "over")  # a worker sees that a client has gone when it writes to it, and then again
-        return house.subscribers() == 0
+            site.publish(channel, "over")  # a worker sees that a client has gone when it writes to it, and then again
+        return site.subscribers() == 0
 
     wait_until(is_alone, interval=0.1, what="all connections of the browser have ended")
 
@@ -74,26 +74,26 @@ def assert_complete(tab: Tab, numbers: Numbers, since: int, channel: str = A, ti
     assert tab.run("return errors") == []
 
 
-def assert_one_connection(house: House) -> None:
-    wait_until(lambda: house.subscribers() == 1, what="one connection")
-    assert {house.subscribers() for _ in range(10)} == {1}
+def assert_one_connection(site: Site) -> None:
+    wait_until(lambda: site.subscribers() == 1, what="one connection")
+    assert {site.subscribers() for _ in range(10)} == {1}
 
 
 @pytest.mark.parametrize("origins", [1, pytest.param(2, marks=LONG)])
 def test_ten_tabs_have_one_connection_and_the_host_has_room_for_more(
-    house: House, browser: Browser, origins: int
+    site: Site, browser: Browser, origins: int
 ) -> None:
-    tabs = sharing(browser.tabs(10, house.url if origins == 1 else house.other), A, url=f"{house.url}/sse")
-    assert_one_connection(house)
-    with house.publishing(A) as numbers:
+    tabs = sharing(browser.tabs(10, site.url if origins == 1 else site.other), A, url=f"{site.url}/sse")
+    assert_one_connection(site)
+    with site.publishing(A) as numbers:
         time.sleep(1)
-        assert_one_connection(house)
+        assert_one_connection(site)
         for tab in tabs:
             took = tab.run(
                 "const began = performance.now();"
                 "return fetch(arguments[0], {mode: 'no-cors', cache: 'no-store'})"
                 ".then(() => performance.now() - began)",
-                f"{house.url}/healthz",
+                f"{site.url}/healthz",
             )
             assert took < 1000
     for tab in tabs:
@@ -123,11 +123,11 @@ WAYS = {"kill": kill, "close the tab": close_tab, "navigate": navigate, "close t
 
 @pytest.mark.parametrize("ways", [["navigate", "close the feed", "close the tab", "kill", "kill"]], ids=", ".join)
 def test_whichever_way_the_leader_is_lost_the_others_go_on_at_once_from_the_same_place(
-    house: House, browser: Browser, ways: list[str]
+    site: Site, browser: Browser, ways: list[str]
 ) -> None:
-    tabs = sharing(browser.tabs(len(ways) + 2, house.url), A)
+    tabs = sharing(browser.tabs(len(ways) + 2, site.url), A)
     lost: list[float] = []
-    with house.publishing(A) as numbers:
+    with site.publishing(A) as numbers:
         time.sleep(0.5)
         for way in ways:
             leader = leader_of(tabs)
@@ -140,13 +140,13 @@ def test_whichever_way_the_leader_is_lost_the_others_go_on_at_once_from_the_same
     for tab in tabs:
         assert_complete(tab, numbers, 1)
         assert largest_gap(tab.log(), lost[0]) < FAILOVER
-    assert_one_connection(house)
+    assert_one_connection(site)
 
 
-def test_leaders_that_are_killed_in_quick_succession_leave_no_gap(house: House, browser: Browser) -> None:
-    tabs = sharing(browser.tabs(5, house.url), A)
+def test_leaders_that_are_killed_in_quick_succession_leave_no_gap(site: Site, browser: Browser) -> None:
+    tabs = sharing(browser.tabs(5, site.url), A)
     pids = {tab: tab.renderer(browser.pid) for tab in tabs}
-    with house.publishing(A) as numbers:
+    with site.publishing(A) as numbers:
         time.sleep(0.5)
         began = time.time()
         for _ in range(3):
@@ -160,19 +160,19 @@ def test_leaders_that_are_killed_in_quick_succession_leave_no_gap(house: House, 
     for tab in tabs:
         assert_complete(tab, numbers, 1)
         assert largest_gap(tab.log(), began) < FAILOVER
-    assert_one_connection(house)
+    assert_one_connection(site)
 
 
-def test_each_tab_has_its_own_of_the_channels_that_one_connection_carries(house: House, browser: Browser) -> None:
+def test_each_tab_has_its_own_of_the_channels_that_one_connection_carries(site: Site, browser: Browser) -> None:
     wanted = [[A], [B], [A, C], [C]]
-    tabs = browser.tabs(4, house.url)
-    with house.publishing(A, B, C) as numbers:
+    tabs = browser.tabs(4, site.url)
+    with site.publishing(A, B, C) as numbers:
         for tab, channels in zip(tabs, wanted, strict=True):
             tab.start(*channels)
         for tab in tabs:
             tab.wait(tabs=4)
         settled = numbers.count
-        assert_one_connection(house)
+        assert_one_connection(site)
         time.sleep(0.5)
         leader = leader_of(tabs)
         leader.close()
@@ -187,33 +187,33 @@ def test_each_tab_has_its_own_of_the_channels_that_one_connection_carries(house:
 
 
 def test_a_tab_that_joins_gets_its_replay_and_one_that_leaves_is_no_longer_counted(
-    house: House, browser: Browser
+    site: Site, browser: Browser
 ) -> None:
-    tabs = sharing(browser.tabs(2, house.url), A)
+    tabs = sharing(browser.tabs(2, site.url), A)
     for number in range(10):
-        house.publish(A, number)
-    newcomer = browser.open(house.url).start(A, replay=4).wait(shared=True, tabs=3)
-    house.publish(A, 10)
+        site.publish(A, number)
+    newcomer = browser.open(site.url).start(A, replay=4).wait(shared=True, tabs=3)
+    site.publish(A, 10)
     wait_until(lambda: newcomer.numbers(A)[-1:] == [10], what="the event after the replay")
     assert newcomer.numbers(A) == [6, 7, 8, 9, 10]
     for tab in tabs:
         assert tab.numbers(A) == list(range(11))
-    assert_one_connection(house)
+    assert_one_connection(site)
 
     newcomer.run("feeds.feed.close()")
     for tab in tabs:
         tab.wait(tabs=2)
     tabs[1].close()
     tabs[0].wait(tabs=1, shared=True)
-    house.publish(A, 11)
+    site.publish(A, 11)
     wait_until(lambda: tabs[0].numbers(A)[-1] == 11, what="an event to the tab that stayed")
     assert newcomer.numbers(A) == [6, 7, 8, 9, 10]
 
 
 @pytest.mark.parametrize("refused_leads", [False, True])
-def test_what_is_refused_to_one_tab_disturbs_no_other(house: House, browser: Browser, refused_leads: bool) -> None:
+def test_what_is_refused_to_one_tab_disturbs_no_other(site: Site, browser: Browser, refused_leads: bool) -> None:
     private = "user/ann/mail"
-    with Front(house.port) as front, house.publishing(A, private) as numbers:
+    with Front(site.port) as front, site.publishing(A, private) as numbers:
         tabs = browser.tabs(3, front.url)
         tabs[0].run("document.cookie = 'user=ann; path=/'")
         order = [2, 0, 1] if refused_leads else [0, 1, 2]
@@ -241,17 +241,17 @@ def test_what_is_refused_to_one_tab_disturbs_no_other(house: House, browser: Bro
         for tab in tabs[:2]:
             assert_complete(tab, numbers, settled)
             assert "closed" not in [state for _, state, *_ in tab.log("states")]
-        assert_one_connection(house)
+        assert_one_connection(site)
 
 
-def test_two_users_share_nothing(house: House, browser: Browser) -> None:
+def test_two_users_share_nothing(site: Site, browser: Browser) -> None:
     users = ["ann", "bob"]
     private = {user: f"user/{user}/mail" for user in users}
-    tabs = {user: browser.open(house.url).start(A, private[user], token=user) for user in users}
+    tabs = {user: browser.open(site.url).start(A, private[user], token=user) for user in users}
     for tab in tabs.values():
         tab.wait(shared=True, tabs=1)
-    assert house.subscribers() == 2
-    with house.publishing(A, *private.values()) as numbers:
+    assert site.subscribers() == 2
+    with site.publishing(A, *private.values()) as numbers:
         time.sleep(1)
     for user, tab in tabs.items():
         assert_complete(tab, numbers, 0)
@@ -261,23 +261,23 @@ def test_two_users_share_nothing(house: House, browser: Browser) -> None:
         assert tab.leads()
 
 
-def test_tabs_with_credentials_do_not_share_with_tabs_without(house: House, browser: Browser) -> None:
-    known, unknown = browser.tabs(2, house.other)
-    known.start(A, url=f"{house.url}/sse", credentials=True).wait(shared=True, tabs=1)
-    unknown.start(A, url=f"{house.url}/sse").wait(shared=True, tabs=1)
+def test_tabs_with_credentials_do_not_share_with_tabs_without(site: Site, browser: Browser) -> None:
+    known, unknown = browser.tabs(2, site.other)
+    known.start(A, url=f"{site.url}/sse", credentials=True).wait(shared=True, tabs=1)
+    unknown.start(A, url=f"{site.url}/sse").wait(shared=True, tabs=1)
     time.sleep(0.5)
-    assert (known.get("tabs"), unknown.get("tabs"), house.subscribers()) == (1, 1, 2)
+    assert (known.get("tabs"), unknown.get("tabs"), site.subscribers()) == (1, 1, 2)
 
 
-def test_feeds_of_one_page_share_too_unless_one_will_not(house: House, browser: Browser) -> None:
-    tab = browser.open(house.url)
+def test_feeds_of_one_page_share_too_unless_one_will_not(site: Site, browser: Browser) -> None:
+    tab = browser.open(site.url)
     tab.start(A, name="one").start(A, B, name="two")
     for name in ("one", "two"):
         tab.wait(name=name, shared=True, tabs=2)
-    assert_one_connection(house)
+    assert_one_connection(site)
     tab.start(A, name="alone", share=False).wait(name="alone", shared=False, tabs=1)
-    wait_until(lambda: house.subscribers() == 2, what="a connection of its own")
-    with house.publishing(A, B) as numbers:
+    wait_until(lambda: site.subscribers() == 2, what="a connection of its own")
+    with site.publishing(A, B) as numbers:
         time.sleep(0.5)
         tab.run("feeds.one.close()")
         tab.wait(name="two", tabs=1)
@@ -321,14 +321,14 @@ def wait(newcomer: Tab, others: list[Tab]) -> None:
     ],
 )
 def test_a_leader_that_has_stopped_is_replaced_and_follows_when_it_wakes(
-    house: House, browser: Browser, happens: Callable[[Tab, list[Tab]], None], within: float
+    site: Site, browser: Browser, happens: Callable[[Tab, list[Tab]], None], within: float
 ) -> None:
-    tabs = sharing(browser.tabs(3, house.url), A)
-    newcomer = browser.open(house.url)
+    tabs = sharing(browser.tabs(3, site.url), A)
+    newcomer = browser.open(site.url)
     leader = leader_of(tabs)
     others = without(tabs, leader)
     renderer = leader.renderer(browser.pid)
-    with house.publishing(A) as numbers:
+    with site.publishing(A) as numbers:
         time.sleep(0.5)
         stopped = time.time()
         browser.stop(renderer)
@@ -348,17 +348,17 @@ def test_a_leader_that_has_stopped_is_replaced_and_follows_when_it_wakes(
     for tab in others:
         assert 1 < largest_gap(tab.log(), stopped) < within, "it was not stopped, or for too long"
     assert leader_of(tabs) is not leader
-    assert_one_connection(house)
+    assert_one_connection(site)
 
 
 @pytest.mark.parametrize("way", ["alert", "task"])
 def test_a_leader_that_stands_still_is_replaced_in_seconds_and_loses_and_doubles_nothing_when_it_goes_on(
-    house: House, browser: Browser, way: str
+    site: Site, browser: Browser, way: str
 ) -> None:
-    windows = sharing(browser.windows(3, house.url), A)
+    windows = sharing(browser.windows(3, site.url), A)
     leader = leader_of(windows)
     others = without(windows, leader)
-    with house.publishing(A) as numbers:
+    with site.publishing(A) as numbers:
         time.sleep(0.5)
         began = time.time()
         with getattr(leader, way)():
@@ -373,18 +373,18 @@ def test_a_leader_that_stands_still_is_replaced_in_seconds_and_loses_and_doubles
     print(way, gaps)
     assert max(gaps) < FAILOVER + 1
     assert leader_of(windows) is not leader
-    assert_one_connection(house)
+    assert_one_connection(site)
 
 
 def test_a_feed_whose_leader_in_its_own_page_ends_does_not_wait_for_a_tab_that_stands_still(
-    house: House, browser: Browser
+    site: Site, browser: Browser
 ) -> None:
-    page, other = browser.windows(2, house.url)
+    page, other = browser.windows(2, site.url)
     page.start(A, name="one").wait(name="one")
     other.start(A).wait(tabs=2)  # the next in line for the lead
     page.start(A).wait(tabs=3)
     renderer = other.renderer(browser.pid)
-    with house.publishing(A) as numbers:
+    with site.publishing(A) as numbers:
         wait_until(lambda: page.count() > 10, what="some events")
         browser.stop(renderer)
         page.run("feeds.one.close()")
@@ -396,11 +396,11 @@ def test_a_feed_whose_leader_in_its_own_page_ends_does_not_wait_for_a_tab_that_s
         time.sleep(0.5)
     for tab in (page, other):
         assert_complete(tab, numbers, 1)
-    assert_one_connection(house)
+    assert_one_connection(site)
 
 
-def test_tabs_that_slept_together_leave_the_lead_where_it_is(house: House, browser: Browser) -> None:
-    leader, follower = sharing(browser.windows(2, house.url), A)
+def test_tabs_that_slept_together_leave_the_lead_where_it_is(site: Site, browser: Browser) -> None:
+    leader, follower = sharing(browser.windows(2, site.url), A)
     renderers = [tab.renderer(browser.pid) for tab in (leader, follower)]
     assert leader.leads()
     follower.run(
@@ -418,7 +418,7 @@ def test_tabs_that_slept_together_leave_the_lead_where_it_is(house: House, brows
     os.kill(renderers[1], signal.SIGCONT)
     time.sleep(0.5)
     browser.resume()
-    with house.publishing(A) as numbers:
+    with site.publishing(A) as numbers:
         time.sleep(2.5)  # for the next question, and for the lead if it were taken
     assert leader.leads()
     assert leader.log("states") == told
@@ -426,19 +426,19 @@ def test_tabs_that_slept_together_leave_the_lead_where_it_is(house: House, brows
         assert_complete(tab, numbers, 1)
 
 
-def test_of_all_tabs_in_sight_few_ask_the_leader_and_none_in_its_own_page(house: House, browser: Browser) -> None:
+def test_of_all_tabs_in_sight_few_ask_the_leader_and_none_in_its_own_page(site: Site, browser: Browser) -> None:
     hear = (
         "return navigator.locks.query().then(locks => {"
         "const name = locks.held.filter(lock => lock.name.startsWith('sse '))[0].name;"
         "window.heard = []; window.bus = new BroadcastChannel(name);"
         "bus.onmessage = event => heard.push(event.data.kind); })"
     )
-    [first] = browser.windows(1, house.url)
+    [first] = browser.windows(1, site.url)
     first.start(A, name="one").wait(name="one").start(A, name="two").wait(name="two", tabs=2)
     first.run(hear)
     time.sleep(3)
     assert first.run("return heard") == []
-    others = browser.windows(3, house.url)
+    others = browser.windows(3, site.url)
     for tab in others:
         tab.start(A).wait(tabs=2 + 1 + others.index(tab))
     first.run("heard.length = 0")
@@ -450,8 +450,8 @@ def test_of_all_tabs_in_sight_few_ask_the_leader_and_none_in_its_own_page(house:
     browser.look_away()
 
 
-def test_a_follower_joins_again_when_its_leader_leads_anew(house: House, browser: Browser) -> None:
-    leader, _ = sharing(browser.windows(2, house.url), A)
+def test_a_follower_joins_again_when_its_leader_leads_anew(site: Site, browser: Browser) -> None:
+    leader, _ = sharing(browser.windows(2, site.url), A)
     leader.run(
         "return navigator.locks.query().then(locks => {"
         "window.bus = new BroadcastChannel(locks.held.filter(lock => lock.name.startsWith('sse '))[0].name);"
@@ -464,9 +464,9 @@ def test_a_follower_joins_again_when_its_leader_leads_anew(house: House, browser
 
 @pytest.mark.parametrize("late", [False, True])
 def test_where_no_lock_is_ever_given_each_tab_goes_on_alone_until_one_is(
-    house: House, browser: Browser, late: bool
+    site: Site, browser: Browser, late: bool
 ) -> None:
-    tabs = browser.tabs(2, house.url)
+    tabs = browser.tabs(2, site.url)
     for tab in tabs:
         tab.run(
             "window.asked = []; const real = navigator.locks.request.bind(navigator.locks);"
@@ -478,7 +478,7 @@ def test_where_no_lock_is_ever_given_each_tab_goes_on_alone_until_one_is(
         tab.start(A).wait("live", shared=False, tabs=1, timeout=8)
         live = [at for at, state, *_ in tab.log("states") if state == "live"]
         assert 2 < live[0] / 1000 - began < 6
-    with house.publishing(A) as numbers:
+    with site.publishing(A) as numbers:
         time.sleep(0.5)
         if late:
             for tab in tabs:
@@ -491,12 +491,12 @@ def test_where_no_lock_is_ever_given_each_tab_goes_on_alone_until_one_is(
         assert_complete(tab, numbers, 1)
 
 
-def test_tabs_of_different_users_leave_connections_to_others(house: House, browser: Browser) -> None:
-    tabs = browser.tabs(7, house.url)
+def test_tabs_of_different_users_leave_connections_to_others(site: Site, browser: Browser) -> None:
+    tabs = browser.tabs(7, site.url)
     for number, tab in enumerate(tabs):
         tab.start(A, token=f"user{number}")
         tab.wait("live" if number < 4 else "polling", shared=True, tabs=1)
-    house.publish(A, 0)
+    site.publish(A, 0)
     for tab in tabs:
         wait_until(lambda tab=tab: tab.numbers(A) == [0], what="the event")
     assert [tab.get("transport") for tab in tabs] == ["eventsource"] * 4 + ["poll"] * 3
@@ -504,35 +504,35 @@ def test_tabs_of_different_users_leave_connections_to_others(house: House, brows
     tabs[4].wait("live", transport="eventsource")
 
 
-def test_of_tabs_that_cannot_share_one_that_streams_gives_way_to_two_before_it(house: House, browser: Browser) -> None:
-    tab = browser.open(house.url, "/pages/crowd.html").start(A).wait("live", shared=False)
+def test_of_tabs_that_cannot_share_one_that_streams_gives_way_to_two_before_it(site: Site, browser: Browser) -> None:
+    tab = browser.open(site.url, "/pages/crowd.html").start(A).wait("live", shared=False)
     prefix = "const prefix = 'sse:tabs:' + location.host + ' '; "
     earlier = "for (const tab of '01') localStorage.setItem(prefix + tab, Date.now() + 60000)"  # restored with this one
     tab.run(prefix + earlier)
     tab.wait("polling", timeout=15, reason="more than two tabs")
-    with house.publishing(A, every=0.1) as numbers:
+    with site.publishing(A, every=0.1) as numbers:
         tab.run(prefix + "localStorage.setItem(prefix + '1', Date.now() - 1)")  # nothing was heard of it since
         tab.wait("live", timeout=20)
     assert_complete(tab, numbers, 1)
 
 
-def test_tabs_share_where_nothing_can_be_stored(house: House, browser: Browser) -> None:
-    tabs = browser.tabs(2, house.url)
+def test_tabs_share_where_nothing_can_be_stored(site: Site, browser: Browser) -> None:
+    tabs = browser.tabs(2, site.url)
     for tab in tabs:
         tab.run("Object.defineProperty(window, 'localStorage', {get() { throw new Error('blocked'); }})")
     for tab in sharing(tabs, A):
         assert tab.get("transport") == "eventsource"
-    assert_one_connection(house)
+    assert_one_connection(site)
 
 
 @pytest.mark.parametrize("company", [pytest.param(0, marks=LONG), 1])
 def test_a_page_that_comes_back_from_the_browsers_cache_goes_on_from_the_same_place(
-    house: House, browser: Browser, company: int
+    site: Site, browser: Browser, company: int
 ) -> None:
-    tabs = sharing(browser.tabs(1 + company, house.url), A)
-    with house.publishing(A) as numbers:
+    tabs = sharing(browser.tabs(1 + company, site.url), A)
+    with site.publishing(A) as numbers:
         time.sleep(0.5)
-        tabs[0].go(f"{house.url}/healthz")
+        tabs[0].go(f"{site.url}/healthz")
         time.sleep(1)
         tabs[0].back()
         assert tabs[0].run("return shows") == [False, True]
@@ -543,19 +543,19 @@ def test_a_page_that_comes_back_from_the_browsers_cache_goes_on_from_the_same_pl
         assert_complete(tab, numbers, 1)
     moments = [at for at, *_ in tabs[0].log()]
     assert max(after - before for before, after in itertools.pairwise(moments)) > 500, "it was never away"
-    assert_one_connection(house)
+    assert_one_connection(site)
 
 
 def test_a_channel_that_leaves_and_comes_back_at_once_is_whole_in_the_tab_that_reloads(
-    house: House, browser: Browser
+    site: Site, browser: Browser
 ) -> None:
-    leader, follower = browser.tabs(2, house.url)
+    leader, follower = browser.tabs(2, site.url)
     leader.start(A).wait()
     slowly = (  # the leader's stream goes on meanwhile
         "start('feed', '/sse', {channels: [arguments[0]], replay: 1}); let first = true;"
         "feeds.feed.on('sse.event', () => { if (first) burn(50); first = false; })"
     )
-    with house.publishing(B, every=0.005) as numbers:
+    with site.publishing(B, every=0.005) as numbers:
         for _ in range(4):
             follower.go(follower.address)
             follower.run(slowly, B)

@@ -11,7 +11,7 @@ import pytest
 
 from tests import client
 from tests.browser.engines import Firefox
-from tests.browser.tabbed_browser import Browser, Front, House, Tab, answer
+from tests.browser.tabbed_browser import Browser, Front, Site, Tab, answer
 from tests.live.conftest import pytest_runtest_makereport
 from tests.servers import Gunicorn, RedisServer, wait_until
 from tests.tokens import SECRET
@@ -20,7 +20,7 @@ __all__ = ["pytest_runtest_makereport"]
 MINE = "user/ann"
 
 
-class TicketHouse(House):
+class TicketHouse(Site):
     """One with a login, whose tickets let streams live for so many seconds."""
 
     def __init__(self, directory: Path, redis: RedisServer, lifetime: int) -> None:
@@ -39,14 +39,14 @@ def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
 
 
 @pytest.fixture(params=[3])
-def house(request: pytest.FixtureRequest, tmp_path: Path, redis: RedisServer) -> Iterator[TicketHouse]:
-    with TicketHouse(tmp_path, redis, request.param) as house:
-        yield house
+def site(request: pytest.FixtureRequest, tmp_path: Path, redis: RedisServer) -> Iterator[TicketHouse]:
+    with TicketHouse(tmp_path, redis, request.param) as site:
+        yield site
 
 
 @pytest.fixture
-def front(house: TicketHouse) -> Iterator[Front]:
-    with Front(house.port) as front:
+def front(site: TicketHouse) -> Iterator[Front]:
+    with Front(site.port) as front:
         yield front
 
 
@@ -82,12 +82,12 @@ def wait_for(tab: Tab, state: str, reason: str, name: str = "feed") -> None:
 
 @pytest.mark.parametrize("share", [True, False])
 def test_a_page_outlives_its_tickets_and_loses_nothing(
-    house: TicketHouse, front: Front, browser: Browser, share: bool
+    site: TicketHouse, front: Front, browser: Browser, share: bool
 ) -> None:
     tabs = browser.tabs(2, front.url)
     for number, tab in enumerate(tabs):
         tab.start(MINE, tokenUrl=f"/token?{number}", share=share).wait()
-    with house.publishing(MINE, every=0.05) as numbers:
+    with site.publishing(MINE, every=0.05) as numbers:
         time.sleep(7)
         if share:  # of those who share, only the tab that leads asks again
             assert len(front.since(0, "/token?1")) == 1
@@ -98,31 +98,31 @@ def test_a_page_outlives_its_tickets_and_loses_nothing(
         assert "expired" in {reason for _, _, reason, *_ in tab.log("states")}
     assert len(front.since(0, "/token?0")) >= 3
     assert len(front.since(0, "/token?1")) >= (2 if share else 3)
-    assert house.noted("bare") == []
-    assert client.poll(house.url, [MINE], timeout=0).status == 401
+    assert site.noted("bare") == []
+    assert client.poll(site.url, [MINE], timeout=0).status == 401
 
 
 def test_streams_and_polls_of_chromium_and_firefox_go_on_with_new_tickets(
-    tmp_path: Path, house: TicketHouse, front: Front, browser: Browser
+    tmp_path: Path, site: TicketHouse, front: Front, browser: Browser
 ) -> None:
     front.answer = lambda target: answer(502) if "/stream" in target else None
-    with Firefox(tmp_path, house.other + "/pages/tabs.html") as firefox:
-        tabs = [browser.open(house.other), FirefoxTab(firefox)]
+    with Firefox(tmp_path, site.other + "/pages/tabs.html") as firefox:
+        tabs = [browser.open(site.other), FirefoxTab(firefox)]
         for tab in tabs:
             tab.start(MINE, name="stream", tokenUrl="/token").wait("live", "stream")
             tab.start(MINE, name="poll", url=f"{front.url}/sse", tokenUrl="/token").wait("polling", "poll")
-        with house.publishing(MINE, every=0.05) as numbers:
+        with site.publishing(MINE, every=0.05) as numbers:
             time.sleep(4.5)
         for tab in tabs:
             assert_complete(tab, numbers.count, "stream")
             assert_complete(tab, numbers.count, "poll")
             assert tab.get("state", "poll") == "polling"
-    assert len(house.noted("given")) >= 8  # two for each feed
-    assert house.noted("bare") == []
+    assert len(site.noted("given")) >= 8  # two for each feed
+    assert site.noted("bare") == []
 
 
-def test_a_function_gives_tokens_as_an_address_does(house: TicketHouse, browser: Browser) -> None:
-    tab = browser.open(house.url)
+def test_a_function_gives_tokens_as_an_address_does(site: TicketHouse, browser: Browser) -> None:
+    tab = browser.open(site.url)
     tab.run("""
         start("feed", "/sse", {channels: ["user/ann"], token: function (use) {
             fetch("/token").then((answer) => answer.json()).then((told) => use(told.token));
@@ -131,38 +131,38 @@ def test_a_function_gives_tokens_as_an_address_does(house: TicketHouse, browser:
         feeds.feed.on("sse.auth", function (told) { warned += told.expires >= 0; });
     """)
     tab.wait()
-    with house.publishing(MINE, every=0.05) as numbers:
+    with site.publishing(MINE, every=0.05) as numbers:
         time.sleep(4.5)
     assert_complete(tab, numbers.count)
-    assert len(house.noted("given")) >= 2
+    assert len(site.noted("given")) >= 2
     assert tab.run("return warned") >= 1
-    assert house.noted("bare") == []
+    assert site.noted("bare") == []
 
 
-def test_who_gets_no_ticket_any_more_is_told_and_listens_to_nothing(house: TicketHouse, browser: Browser) -> None:
-    tab = browser.open(house.url).start(MINE, tokenUrl="/token").wait()
+def test_who_gets_no_ticket_any_more_is_told_and_listens_to_nothing(site: TicketHouse, browser: Browser) -> None:
+    tab = browser.open(site.url).start(MINE, tokenUrl="/token").wait()
     tab.run("document.cookie = 'out=1; path=/'")
     try:
         tab.wait("closed")
         assert tab.get("reason") == "no token: 401"
         before = tab.count()
-        house.publish(MINE, "for those who may")
+        site.publish(MINE, "for those who may")
         time.sleep(1)
         assert tab.count() == before
-        other = browser.open(house.url).start(MINE, tokenUrl="/token").wait("closed")
+        other = browser.open(site.url).start(MINE, tokenUrl="/token").wait("closed")
         assert other.get("reason") == "no token: 401"
-        assert house.noted("bare") == []
+        assert site.noted("bare") == []
     finally:
         tab.run("document.cookie = 'out=; path=/; max-age=0'")
 
 
 def test_a_page_that_is_not_the_apps_word_is_no_token_goes_nowhere_and_is_waited_out(
-    house: TicketHouse, front: Front, browser: Browser
+    site: TicketHouse, front: Front, browser: Browser
 ) -> None:
     html = "Content-Type: text/html"
     pages = {
         "200": answer(200, html, body="<p>Who are you?"),
-        "0": answer(302, f"Location: {house.other}/pages/tabs.html"),  # as a browser tells of a network at fault
+        "0": answer(302, f"Location: {site.other}/pages/tabs.html"),  # as a browser tells of a network at fault
         "204": answer(204),
         "401": answer(401, html, body="<p>Who are you?"),
         "403": answer(403, html, body="<p>Not from here"),
@@ -177,13 +177,13 @@ def test_a_page_that_is_not_the_apps_word_is_no_token_goes_nowhere_and_is_waited
     front.answer = lambda target: None
     for name in pages:
         tab.wait("live", name, timeout=25)
-    assert house.noted("bare") == []
+    assert site.noted("bare") == []
 
 
 def test_while_no_token_can_be_had_it_is_asked_for_less_and_less_often(
-    house: TicketHouse, front: Front, browser: Browser
+    site: TicketHouse, front: Front, browser: Browser
 ) -> None:
-    begin = house.publish(MINE, "before")
+    begin = site.publish(MINE, "before")
     tab = browser.open(front.url).start(MINE, name="address", tokenUrl="/token").wait(name="address")
     start = """
         let asked = 0;
@@ -193,7 +193,7 @@ def test_while_no_token_can_be_had_it_is_asked_for_less_and_less_often(
         }});
     """
     tab.run(start, begin)
-    with house.publishing(MINE, every=0.05) as numbers:
+    with site.publishing(MINE, every=0.05) as numbers:
         away = time.time()
         front.answer = lambda target: answer(503) if target == "/token" else None
         wait_for(tab, "waiting", "no token: 503", "address")
@@ -205,11 +205,11 @@ def test_while_no_token_can_be_had_it_is_asked_for_less_and_less_often(
             tab.wait("live", name)
     for name in ("address", "function"):
         assert_complete(tab, numbers.count, name)
-    assert house.noted("bare") == []
+    assert site.noted("bare") == []
 
 
 def test_a_token_that_comes_after_the_feed_was_closed_is_not_used(
-    house: TicketHouse, front: Front, browser: Browser
+    site: TicketHouse, front: Front, browser: Browser
 ) -> None:
     tab = browser.open(front.url)
     tab.run("""
@@ -223,9 +223,9 @@ def test_a_token_that_comes_after_the_feed_was_closed_is_not_used(
     assert front.since(0, "/sse/poll") + front.since(0, "/sse/stream") == []
 
 
-@pytest.mark.parametrize("house", [71], indirect=True)
-def test_a_page_that_is_warned_keeps_its_stream_until_it_has_a_new_token(house: TicketHouse, browser: Browser) -> None:
-    tab = browser.open(house.url)
+@pytest.mark.parametrize("site", [71], indirect=True)
+def test_a_page_that_is_warned_keeps_its_stream_until_it_has_a_new_token(site: TicketHouse, browser: Browser) -> None:
+    tab = browser.open(site.url)
     tab.run("""
         let clock = Date.now, ahead = 0;
         Date.now = () => clock() + ahead;
@@ -239,7 +239,7 @@ def test_a_page_that_is_warned_keeps_its_stream_until_it_has_a_new_token(house: 
         }});
     """)
     tab.wait()
-    with house.publishing(MINE, every=0.1) as numbers:
+    with site.publishing(MINE, every=0.1) as numbers:
         for _ in range(2):  # so that its token is not of just now, while it hears of the stream all the time
             before = tab.count()
             tab.run("later(16000)")
@@ -257,13 +257,13 @@ def test_a_page_that_is_warned_keeps_its_stream_until_it_has_a_new_token(house: 
 
 
 def test_one_who_is_revoked_and_gets_no_ticket_any_more_is_shut_out_on_every_tab(
-    house: TicketHouse, browser: Browser
+    site: TicketHouse, browser: Browser
 ) -> None:
-    tabs = [tab.start(MINE, tokenUrl="/token").wait() for tab in browser.tabs(2, house.url)]
+    tabs = [tab.start(MINE, tokenUrl="/token").wait() for tab in browser.tabs(2, site.url)]
     tabs[0].run("document.cookie = 'out=1; path=/'")
     try:
-        with house._publisher.app_context():
-            house.sse.revoke(sub="ann")
+        with site._publisher.app_context():
+            site.sse.revoke(sub="ann")
         for tab in tabs:
             tab.wait("closed", timeout=40)
             assert tab.get("reason") == "no token: 401"
@@ -271,26 +271,26 @@ def test_one_who_is_revoked_and_gets_no_ticket_any_more_is_shut_out_on_every_tab
         tabs[0].run("document.cookie = 'out=; path=/; max-age=0'")
 
 
-@pytest.mark.parametrize("house", [3, 60], indirect=True)
-def test_one_who_is_revoked_goes_on_where_the_app_gives_a_ticket_again(house: TicketHouse, browser: Browser) -> None:
-    tab = browser.open(house.url).start(MINE, tokenUrl="/token").wait()
-    with house.publishing(MINE, every=0.1) as numbers:
-        with house._publisher.app_context():
-            house.sse.revoke(sub="ann")
+@pytest.mark.parametrize("site", [3, 60], indirect=True)
+def test_one_who_is_revoked_goes_on_where_the_app_gives_a_ticket_again(site: TicketHouse, browser: Browser) -> None:
+    tab = browser.open(site.url).start(MINE, tokenUrl="/token").wait()
+    with site.publishing(MINE, every=0.1) as numbers:
+        with site._publisher.app_context():
+            site.sse.revoke(sub="ann")
         wait_for(tab, "waiting", "expired")
-        assert client.poll(house.url, [MINE], timeout=0).status == 401
+        assert client.poll(site.url, [MINE], timeout=0).status == 401
         assert tab.wait("live", timeout=40).numbers(MINE)
     assert_complete(tab, numbers.count)
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("house", [95], indirect=True)
+@pytest.mark.parametrize("site", [95], indirect=True)
 def test_a_page_that_is_warned_in_time_has_a_new_ticket_before_the_old_one_ends(
-    house: TicketHouse, browser: Browser
+    site: TicketHouse, browser: Browser
 ) -> None:
-    tab = browser.open(house.url).start(MINE, tokenUrl="/token").wait()
-    with house.publishing(MINE, every=0.1) as numbers:
-        wait_until(lambda: len(house.noted("given")) > 1, 60, 0.5)
+    tab = browser.open(site.url).start(MINE, tokenUrl="/token").wait()
+    with site.publishing(MINE, every=0.1) as numbers:
+        wait_until(lambda: len(site.noted("given")) > 1, 60, 0.5)
         time.sleep(2)
     assert_complete(tab, numbers.count)
     assert "expired" not in {reason for _, _, reason, *_ in tab.log("states")}

@@ -308,7 +308,7 @@ class Client(threading.Thread):
         run.place = position
 
 
-class House:
+class Cluster:
     """Two workers over one Redis, with their clients."""
 
     def __init__(self, redis: CrashingRedis, *, url: str | None = None, workers: int = 2, ring: int = 1000) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.cluster import CrashingRedis, House
+from tests.chaos.cluster import Cluster, CrashingRedis
 
 TOTALS: pytest.StashKey[Counter[str]] = pytest.StashKey()
 
@@ -20,9 +20,9 @@ def redis(tmp_path: Path) -> Iterator[CrashingRedis]:
 
 
 @pytest.fixture
-def house(redis: CrashingRedis) -> Iterator[House]:
-    with House(redis) as house:
-        yield house
+def cluster(redis: CrashingRedis) -> Iterator[Cluster]:
+    with Cluster(redis) as cluster:
+        yield cluster
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from sse.event import Entry, LastEventId
 from sse.hub.subscriber import Delivery, Reset, Start, Subscriber, starting_points
 from sse.transports.stream import Stream
 from tests import client as wire
-from tests.chaos.cluster import Client, CrashingRedis, House
+from tests.chaos.cluster import Client, Cluster, CrashingRedis
 from tests.chaos.proxy import LosingProxy
 from tests.driven_streams import poll
 from tests.servers import Gunicorn, wait_until
@@ -29,9 +29,9 @@ MakeApp = Callable[..., Flask]
 
 
 @pytest.fixture
-def audience(house: House) -> list[Client]:
+def audience(cluster: Cluster) -> list[Client]:
     """A stream and a poll on each worker, all on the channels `a` and `b`."""
-    return [house.client("a", "b", worker=worker, transport=to) for worker in (0, 1) for to in ("stream", "poll")]
+    return [cluster.client("a", "b", worker=worker, transport=to) for worker in (0, 1) for to in ("stream", "poll")]
 
 
 def streams(audience: list[Client]) -> list[Client]:
@@ -56,8 +56,8 @@ def assert_connected(audience: list[Client]) -> None:
 class Storm:
     """Events on `a` and `b` from both workers for as long as it lasts, each repeated until it is stored."""
 
-    def __init__(self, house: House) -> None:
-        self._house = house
+    def __init__(self, cluster: Cluster) -> None:
+        self._house = cluster
         self._over = threading.Event()
         self._threads = [
             threading.Thread(target=self._blow, args=(channel, worker), name="storm")
@@ -88,57 +88,59 @@ def assert_all_heard(audience: list[Client], storm: Storm) -> None:
             assert sorted(client.data(channel)) == sorted(sent)
 
 
-def test_losing_the_subscriptions_in_a_storm_costs_nothing(house: House, audience: list[Client]) -> None:
+def test_losing_the_subscriptions_in_a_storm_costs_nothing(cluster: Cluster, audience: list[Client]) -> None:
     killed = 0
-    with Storm(house) as storm:
+    with Storm(cluster) as storm:
         for _ in range(12):
             time.sleep(0.15)
-            killed += house.redis.ask("CLIENT", "KILL", "TYPE", "pubsub")
-    house.settle()
+            killed += cluster.redis.ask("CLIENT", "KILL", "TYPE", "pubsub")
+    cluster.settle()
     assert killed >= 12
     assert_all_heard(audience, storm)
     assert_untroubled(audience)
 
 
-def test_losing_the_command_connections_in_a_storm_costs_nothing(house: House, audience: list[Client]) -> None:
+def test_losing_the_command_connections_in_a_storm_costs_nothing(cluster: Cluster, audience: list[Client]) -> None:
     killed = 0
-    with Storm(house) as storm:
+    with Storm(cluster) as storm:
         for _ in range(12):
             time.sleep(0.1)
-            killed += house.redis.ask("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
-    house.settle()
+            killed += cluster.redis.ask("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+    cluster.settle()
     assert killed >= 12
     assert_all_heard(audience, storm)
     assert_untroubled(audience)
 
 
 @pytest.mark.parametrize("down", [0, 1, 3])
-def test_a_crash_without_lost_writes_is_repaired_unnoticed(house: House, audience: list[Client], down: float) -> None:
-    with Storm(house) as storm:
+def test_a_crash_without_lost_writes_is_repaired_unnoticed(
+    cluster: Cluster, audience: list[Client], down: float
+) -> None:
+    with Storm(cluster) as storm:
         time.sleep(0.5)
-        house.redis.restart(down=down)
+        cluster.redis.restart(down=down)
         time.sleep(0.5)
-    house.settle()
+    cluster.settle()
     assert_all_heard(audience, storm)
     assert_untroubled(audience)
 
 
 def test_events_stored_while_a_hub_hears_nothing_are_found_without_another_event(
-    house: House, audience: list[Client]
+    cluster: Cluster, audience: list[Client]
 ) -> None:
     """Redis drops overrun subscriptions, and with them the last announcements of all."""
-    house.publish("a", 3)
-    house.settle()
-    with house.redis.client() as redis:
+    cluster.publish("a", 3)
+    cluster.settle()
+    with cluster.redis.client() as redis:
         redis.config_set("client-output-buffer-limit", "pubsub 20000 0 0")
         # One pipeline, answered in one go: Redis drops the subscriptions before it has sent anything of it.
-        batch = [house.event(channel, 2000) for channel in "ab" for _ in range(40)]
+        batch = [cluster.event(channel, 2000) for channel in "ab" for _ in range(40)]
         before = {client["id"] for client in redis.client_list("pubsub")}
         assert len(before) == 2
-        assert house.ledger.publish(house.services[0].store, batch) == 80
+        assert cluster.ledger.publish(cluster.services[0].store, batch) == 80
         wait_until(lambda: not before & {client["id"] for client in redis.client_list("pubsub")}, 5, what="overrun")
         redis.config_set("client-output-buffer-limit", "pubsub 33554432 8388608 60")
-    house.settle()
+    cluster.settle()
     assert_untroubled(audience)
     for client in audience:
         assert len(client.data("a")) == 43
@@ -146,79 +148,79 @@ def test_events_stored_while_a_hub_hears_nothing_are_found_without_another_event
 
 
 def test_an_event_that_was_not_announced_is_found(
-    house: House, audience: list[Client], caplog: pytest.LogCaptureFixture
+    cluster: Cluster, audience: list[Client], caplog: pytest.LogCaptureFixture
 ) -> None:
     """Nothing tells of it, so the hubs have to look."""
-    house.redis.ask("ACL", "SETUSER", "default", "-publish")
-    house.publish("a", 3)
+    cluster.redis.ask("ACL", "SETUSER", "default", "-publish")
+    cluster.publish("a", 3)
     assert "could not announce" in caplog.text
-    house.settle()
+    cluster.settle()
     assert [len(client.data("a")) for client in audience] == [3] * 4
     assert_untroubled(audience)
 
 
-def test_lost_writes_are_told_to_those_who_had_seen_them(house: House, audience: list[Client]) -> None:
-    kept = house.publish("a", 10)
-    untouched = house.publish("b", 10)
-    house.settle()
+def test_lost_writes_are_told_to_those_who_had_seen_them(cluster: Cluster, audience: list[Client]) -> None:
+    kept = cluster.publish("a", 10)
+    untouched = cluster.publish("b", 10)
+    cluster.settle()
     before_the_fork = streams(audience)[0].last_event_id
-    house.redis.remember()
-    house.publish("a", 10)
-    house.settle()
+    cluster.redis.remember()
+    cluster.publish("a", 10)
+    cluster.settle()
     after_the_fork = streams(audience)[0].last_event_id
-    with house.ledger.loss():
-        house.redis.rewind()
-    told = house.publish("a", 15, worker=1)  # another history, that grows past the lost one
-    house.settle()
+    with cluster.ledger.loss():
+        cluster.redis.rewind()
+    told = cluster.publish("a", 15, worker=1)  # another history, that grows past the lost one
+    cluster.settle()
     for client in audience:
         assert set(resets([client])[0]) == {"a diverged"}
         assert client.data("b") == untouched
         assert client.data("a") == told[len(told) - len(client.data("a")) :]
     assert_connected(audience)
-    old, new = (returns(house, last_event_id) for last_event_id in (before_the_fork, after_the_fork))
-    house.settle()
+    old, new = (returns(cluster, last_event_id) for last_event_id in (before_the_fork, after_the_fork))
+    cluster.settle()
     assert (resets([old, new]), old.data("a"), new.data("a")) == ([[], ["a diverged"]], told, [])
-    assert [data for _, data in house.redis.ring("a")] == kept + told
+    assert [data for _, data in cluster.redis.ring("a")] == kept + told
 
 
-def returns(house: House, last_event_id: str) -> Client:
+def returns(cluster: Cluster, last_event_id: str) -> Client:
     """A client that comes back to the first worker with what it was told last."""
-    client = Client(house.ledger, [house.services[0].hub], ["a", "b"])
+    client = Client(cluster.ledger, [cluster.services[0].hub], ["a", "b"])
     client.last_event_id = last_event_id
     client.start()
-    house.clients.append(client)
+    cluster.clients.append(client)
     wait_until(lambda: len(client.runs) == 2, what="it is on")
     return client
 
 
-def test_lost_writes_are_told_when_nothing_is_published_any_more(house: House, audience: list[Client]) -> None:
-    house.publish("a", 5)
-    house.publish("b", 5)
-    house.redis.remember()
-    house.publish("a", 5)
-    house.settle()
-    with house.ledger.loss():
-        house.redis.rewind()
-    house.settle()
+def test_lost_writes_are_told_when_nothing_is_published_any_more(cluster: Cluster, audience: list[Client]) -> None:
+    cluster.publish("a", 5)
+    cluster.publish("b", 5)
+    cluster.redis.remember()
+    cluster.publish("a", 5)
+    cluster.settle()
+    with cluster.ledger.loss():
+        cluster.redis.rewind()
+    cluster.settle()
     assert resets(audience) == [["a diverged"]] * len(audience)
     assert_connected(audience)
 
 
 def test_a_poll_gives_no_events_of_a_history_along_with_its_reset(
-    house: House, monkeypatch: pytest.MonkeyPatch
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The ring is replaced while an answer is put together: the page would apply lost events to its new state."""
-    hub = house.services[0].hub
+    hub = cluster.services[0].hub
     last = poll(hub, {"a": Start()}, timeout=1, retry=20)["last_event_id"]
-    house.publish("a", 3)
+    cluster.publish("a", 3)
     look = Subscriber._next
     replaced: list[str] = []
 
     def replace_after(subscriber: Subscriber, name: str, taken: list[Delivery | Reset], room: int) -> Sequence[Entry]:
         entries = look(subscriber, name, taken, room)
         if entries and not replaced:
-            house.redis.ask("DEL", "sse:{a}")
-            replaced.extend(house.publish("a", worker=1))
+            cluster.redis.ask("DEL", "sse:{a}")
+            replaced.extend(cluster.publish("a", worker=1))
             wait_until(lambda: subscriber.channels[0].generation, what="the hub has seen it")
         return entries
 
@@ -227,19 +229,19 @@ def test_a_poll_gives_no_events_of_a_history_along_with_its_reset(
     assert replaced
     assert [reset["channel"] for reset in answer["resets"]] == ["a"]
     assert answer["events"] == []
-    assert answer["last_event_id"] == f"a={house.redis.top('a')}"
+    assert answer["last_event_id"] == f"a={cluster.redis.top('a')}"
 
 
 @pytest.mark.parametrize("command", [("FLUSHALL",), ("DEL", "sse:{a}", "sse:{b}")], ids=lambda command: command[0])
 @pytest.mark.parametrize("then", [0, 1, 7], ids=lambda then: f"{then}-more-events")
-def test_emptied_rings_are_told(house: House, audience: list[Client], command: tuple[str, ...], then: int) -> None:
-    house.publish("a", 5)
-    house.publish("b", 2)
-    house.settle()
-    with house.ledger.loss():
-        house.redis.ask(*command)
-    published = {channel: house.publish(channel, then) for channel in ("a", "b")}
-    house.settle()
+def test_emptied_rings_are_told(cluster: Cluster, audience: list[Client], command: tuple[str, ...], then: int) -> None:
+    cluster.publish("a", 5)
+    cluster.publish("b", 2)
+    cluster.settle()
+    with cluster.ledger.loss():
+        cluster.redis.ask(*command)
+    published = {channel: cluster.publish(channel, then) for channel in ("a", "b")}
+    cluster.settle()
     for client in audience:
         assert {(channel, position.offset) for channel, _, position in client.resets} >= {("a", 5), ("b", 2)}
         for channel, data in published.items():
@@ -250,108 +252,108 @@ def test_emptied_rings_are_told(house: House, audience: list[Client], command: t
 
 
 def test_a_key_of_a_wrong_type_is_named_never_deleted_and_harms_no_other_channel(
-    house: House, audience: list[Client]
+    cluster: Cluster, audience: list[Client]
 ) -> None:
-    house.publish("a", 3)
-    house.publish("b", 3)
-    house.settle()
-    house.redis.ask("RENAME", "sse:{a}", "aside")
-    house.redis.ask("SET", "sse:{a}", "mistaken")
+    cluster.publish("a", 3)
+    cluster.publish("b", 3)
+    cluster.settle()
+    cluster.redis.ask("RENAME", "sse:{a}", "aside")
+    cluster.redis.ask("SET", "sse:{a}", "mistaken")
     with pytest.raises(StoreUnavailable, match=re.escape("sse:{a}")):
-        house.services[0].publish([house.event("a")])
-    receipts = house.services[1].store.publish([house.event("a"), house.event("b")])
+        cluster.services[0].publish([cluster.event("a")])
+    receipts = cluster.services[1].store.publish([cluster.event("a"), cluster.event("b")])
     assert isinstance(receipts[0], StoreUnavailable)
     assert not isinstance(receipts[1], StoreUnavailable)
-    house.publish("b", 3)
+    cluster.publish("b", 3)
     wait_until(lambda: all(len(client.data("b")) == 7 for client in streams(audience)), 8, what="the other channel")
     time.sleep(6)  # a check by the hubs meets the wrong key too
-    assert house.redis.ask("GET", "sse:{a}") == "mistaken"
-    house.redis.ask("RENAME", "aside", "sse:{a}")
-    house.publish("a", 3)
-    house.settle()
+    assert cluster.redis.ask("GET", "sse:{a}") == "mistaken"
+    cluster.redis.ask("RENAME", "aside", "sse:{a}")
+    cluster.publish("a", 3)
+    cluster.settle()
     assert_untroubled(audience)
     assert [len(client.data("a")) for client in audience] == [6] * 4
 
 
-def test_a_new_stream_on_a_key_of_a_wrong_type_is_told_that_it_is_busy(house: House) -> None:
-    house.redis.ask("SET", "sse:{a}", "mistaken")
+def test_a_new_stream_on_a_key_of_a_wrong_type_is_told_that_it_is_busy(cluster: Cluster) -> None:
+    cluster.redis.ask("SET", "sse:{a}", "mistaken")
     blocks = wire.Parser().feed(
-        b"".join(Stream(house.services[0].hub, {"a": Start()}, heartbeat=15, lifetime=600, retry=20))
+        b"".join(Stream(cluster.services[0].hub, {"a": Start()}, heartbeat=15, lifetime=600, retry=20))
     )
     assert [(block.event, block.json()["reason"]) for block in blocks] == [("sse.close", "busy")]
-    house.redis.ask("DEL", "sse:{a}")
-    client = house.client("a")
-    house.publish("a", 2)
-    house.settle()
+    cluster.redis.ask("DEL", "sse:{a}")
+    client = cluster.client("a")
+    cluster.publish("a", 2)
+    cluster.settle()
     assert len(client.data("a")) == 2
 
 
-def test_out_of_memory_stops_publishing_and_nothing_else(house: House, audience: list[Client]) -> None:
+def test_out_of_memory_stops_publishing_and_nothing_else(cluster: Cluster, audience: list[Client]) -> None:
     start = streams(audience)[0].last_event_id
-    known = house.publish("a", 150)
-    house.settle()
-    house.redis.ask("CONFIG", "SET", "maxmemory", "1")
+    known = cluster.publish("a", 150)
+    cluster.settle()
+    cluster.redis.ask("CONFIG", "SET", "maxmemory", "1")
     with pytest.raises(StoreUnavailable, match="memory"):
-        house.services[0].publish([house.event("a")])
-    resumed = returns(house, start)
-    newcomer = house.client("a", worker=1)
+        cluster.services[0].publish([cluster.event("a")])
+    resumed = returns(cluster, start)
+    newcomer = cluster.client("a", worker=1)
     wait_until(lambda: resumed.data("a") == known, what="the replay of what is there")
-    house.redis.ask("CONFIG", "SET", "maxmemory", "0")
-    more = house.publish("a", 3)
-    house.settle()
+    cluster.redis.ask("CONFIG", "SET", "maxmemory", "0")
+    more = cluster.publish("a", 3)
+    cluster.settle()
     assert newcomer.data("a") == more
     assert_untroubled([*audience, resumed, newcomer])
 
 
-def test_a_batch_keeps_its_order_when_redis_has_lost_its_scripts(house: House) -> None:
+def test_a_batch_keeps_its_order_when_redis_has_lost_its_scripts(cluster: Cluster) -> None:
     """As after a restart, with another worker that brings the script back while the batch is under way."""
     over = threading.Event()
 
     def publish_meanwhile() -> None:
         while not over.is_set():
-            house.publish("b", worker=1)
+            cluster.publish("b", worker=1)
 
     other = threading.Thread(target=publish_meanwhile)
     other.start()
     try:
         for _ in range(40):
-            house.redis.ask("SCRIPT", "FLUSH")
-            house.ledger.publish(house.services[0].store, [house.event("a", 5000) for _ in range(100)])
+            cluster.redis.ask("SCRIPT", "FLUSH")
+            cluster.ledger.publish(cluster.services[0].store, [cluster.event("a", 5000) for _ in range(100)])
     finally:
         over.set()
         other.join(10)
-    assert not house.ledger.faults, house.ledger.faults[0][:100]
+    assert not cluster.ledger.faults, cluster.ledger.faults[0][:100]
 
 
-def test_a_batch_keeps_its_order_when_redis_refuses_a_part_of_it(house: House) -> None:
+def test_a_batch_keeps_its_order_when_redis_refuses_a_part_of_it(cluster: Cluster) -> None:
     """As when memory runs out and is freed again while the batch is under way."""
     over = threading.Event()
 
     def squeeze() -> None:
-        with contextlib.closing(house.redis.client()) as redis:
+        with contextlib.closing(cluster.redis.client()) as redis:
             while not over.is_set():
                 redis.config_set("maxmemory", 1)
                 redis.config_set("maxmemory", 0)
 
-    batches = [[house.event("a") for _ in range(100)] for _ in range(9)]
+    batches = [[cluster.event("a") for _ in range(100)] for _ in range(9)]
     other = threading.Thread(target=squeeze)
     other.start()
     refused = 0
     try:
         for batch in batches:
             for _ in range(500):
-                receipts = house.services[0].store.publish(batch)
+                receipts = cluster.services[0].store.publish(batch)
                 if not any(isinstance(receipt, StoreUnavailable) for receipt in receipts):
                     break
                 refused += 1
     finally:
         over.set()
         other.join(10)
-        house.redis.ask("CONFIG", "SET", "maxmemory", "0")
+        cluster.redis.ask("CONFIG", "SET", "maxmemory", "0")
     assert refused, "nothing was refused: this shows nothing"
     for batch in batches:  # whatever is not stored yet
-        house.services[0].store.publish(batch)
-    assert [data for _, data in house.redis.ring("a")] == [event.event.data for batch in batches for event in batch]
+        cluster.services[0].store.publish(batch)
+    assert [data for _, data in cluster.redis.ring("a")] == [event.event.data for batch in batches for event in batch]
 
 
 @pytest.fixture
@@ -361,16 +363,16 @@ def proxy(redis: CrashingRedis) -> Iterator[LosingProxy]:
 
 
 def test_a_publish_whose_reply_is_lost_is_repeated_and_stored_once(redis: CrashingRedis, proxy: LosingProxy) -> None:
-    with House(redis, url=f"redis://127.0.0.1:{proxy.port}/0") as house:
-        client = house.client("a")
-        house.publish("a")
+    with Cluster(redis, url=f"redis://127.0.0.1:{proxy.port}/0") as cluster:
+        client = cluster.client("a")
+        cluster.publish("a")
         for offset, key in enumerate(("given", None), 2):
-            publication = house.event("a")._replace(key=key)
+            publication = cluster.event("a")._replace(key=key)
             proxy.lose(publication.event.data.encode(), 1)
-            [receipt] = house.services[0].store.publish([publication])
+            [receipt] = cluster.services[0].store.publish([publication])
             assert proxy.lost == 1
             assert (receipt.position.offset, receipt.outcome) == (offset, "again")
-        house.settle()
+        cluster.settle()
         assert len(client.data("a")) == 3
         assert [data for _, data in redis.ring("a")] == client.data("a")
 
@@ -398,25 +400,25 @@ def test_a_publisher_that_was_told_503_repeats_with_its_key_and_is_told_the_same
     assert post("another event").status_code == 422
 
 
-def test_a_ring_of_the_same_length_but_another_history_is_told(house: House, audience: list[Client]) -> None:
+def test_a_ring_of_the_same_length_but_another_history_is_told(cluster: Cluster, audience: list[Client]) -> None:
     """A backup is put back under open subscriptions; the next announcement has just the offset that is waited for."""
-    house.publish("a", 5)
-    with house.redis.client(decode_responses=False) as redis:
+    cluster.publish("a", 5)
+    with cluster.redis.client(decode_responses=False) as redis:
         backup = redis.dump("sse:{a}")
-        with house.ledger.loss():
+        with cluster.ledger.loss():
             redis.delete("sse:{a}")
-            house.publish("a", 5)
-            house.settle()
+            cluster.publish("a", 5)
+            cluster.settle()
             redis.restore("sse:{a}", 0, backup, replace=True)
     seen = [len(client.resets) for client in audience]
-    house.publish("a")
-    house.settle()
+    cluster.publish("a")
+    cluster.settle()
     assert [len(client.resets) - count for client, count in zip(audience, seen, strict=True)] == [1] * 4
     assert_connected(audience)
 
 
 def test_with_redis_away_publishing_answers_503_and_streams_stay(
-    house: House, redis: CrashingRedis, make_app: MakeApp
+    cluster: Cluster, redis: CrashingRedis, make_app: MakeApp
 ) -> None:
     http = make_app(SSE_REDIS_URL=redis.url, SSE_PUBLISH_KEYS=KEY).test_client()
 
@@ -424,9 +426,9 @@ def test_with_redis_away_publishing_answers_503_and_streams_stay(
         headers = {"Authorization": f"Bearer {KEY}", "Idempotency-Key": data}
         return http.post("/sse/publish/a", data=data, content_type="text/plain", headers=headers)
 
-    client = Client(house.ledger, [http.application.extensions["sse"].hub], ["a"])
-    house.ledger.watch(http.application.extensions["sse"].store)
-    house.clients.append(client)
+    client = Client(cluster.ledger, [http.application.extensions["sse"].hub], ["a"])
+    cluster.ledger.watch(http.application.extensions["sse"].store)
+    cluster.clients.append(client)
     client.start()
     wait_until(lambda: client.runs, what="the stream is on")
     assert post("before").status_code == 201
@@ -439,7 +441,7 @@ def test_with_redis_away_publishing_answers_503_and_streams_stay(
     time.sleep(max(0, began + 2 - time.monotonic()))
     redis.start()
     assert post("meanwhile").status_code == 201
-    house.settle()
+    cluster.settle()
     assert client.data("a") == ["before", "meanwhile"]
     assert_untroubled([client])
     client.end()

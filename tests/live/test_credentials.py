@@ -171,7 +171,7 @@ def test_the_table_is_whole() -> None:
     assert sum(len(pages(case.brought)) for case in CASES.values()) * (len(READING) + len(PUBLISHING)) == 5_296
 
 
-class House(Gunicorn):
+class IssuingServer(Gunicorn):
     """The service over a Redis; `before` is the position before the newest event in `a`."""
 
     store: redis.Redis
@@ -204,16 +204,16 @@ def ticket_of_the_app() -> str:
         return sse.ticket(["a", "unborn"], "ann")
 
 
-MADE_HERE: dict[str, Callable[[House], str]] = {
+MADE_HERE: dict[str, Callable[[IssuingServer], str]] = {
     "publishing key": lambda server: KEY,
     "unknown publishing key": lambda server: KEY[::-1],
-    "ticket of the service": House.ticket,
+    "ticket of the service": IssuingServer.ticket,
     "ticket of the app": lambda server: ticket_of_the_app(),
 }
 
 
 @pytest.fixture(scope="module", params=["handed off", "greenlets"])
-def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[IssuingServer]:
     directory = tmp_path_factory.mktemp("access")
     (directory / "jwks.json").write_text(jwk_set())
     arguments = GREENLETS if request.param == "greenlets" else ()
@@ -227,7 +227,7 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
             "SSE_PUBLISH_KEYS": KEY,
             "SSE_HEARTBEAT": "3",
         }
-        with House(directory, APP, env, workers=2, arguments=arguments) as server:
+        with IssuingServer(directory, APP, env, workers=2, arguments=arguments) as server:
             server.store = connection
             (server.before,) = client.publish(server.url, "a", "old news", key=KEY).json()["ids"]
             assert client.publish(server.url, "a", "secret news", key=KEY).status == 201
@@ -245,7 +245,7 @@ def bearer(text: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {text}"}
 
 
-def bring(server: House, brought: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+def bring(server: IssuingServer, brought: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
     """The query and the headers of who brings these."""
     query: dict[str, str] = {}
     headers: dict[str, str] = {}
@@ -269,7 +269,9 @@ def reason(answer: Answer, *refused: str) -> Told:
     return answer.status, error["code"]
 
 
-def ask(server: House, way: str, channels: Sequence[str], query: dict[str, str], headers: dict[str, str]) -> Answer:
+def ask(
+    server: IssuingServer, way: str, channels: Sequence[str], query: dict[str, str], headers: dict[str, str]
+) -> Answer:
     """Read in one of the ways; of a stream that opens, what there is at once."""
     path, more_query, more_headers = READING[way]
     params = [("channel", channel) for channel in channels]
@@ -298,7 +300,7 @@ def check_headers(headers: Message, page: str) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_each_credential_gives_what_it_should(server: House, case: str) -> None:
+def test_each_credential_gives_what_it_should(server: IssuingServer, case: str) -> None:
     brought, own, other, publisher = CASES[case]
     query, credential = bring(server, brought)
     before = server.published("p")
@@ -322,7 +324,7 @@ def test_each_credential_gives_what_it_should(server: House, case: str) -> None:
     assert server.newest("unborn") is None, "a refused request has founded a channel"
 
 
-def test_a_stream_that_is_let_in_founds_its_channel(server: House) -> None:
+def test_a_stream_that_is_let_in_founds_its_channel(server: IssuingServer) -> None:
     """Without this, that a refused one founds none would mean nothing."""
     assert server.newest("born") is None
     with Stream(server.url, {"channel": "born"}, headers=bearer(signed(claims(subscribe=["born"])))) as stream:
@@ -331,7 +333,9 @@ def test_a_stream_that_is_let_in_founds_its_channel(server: House) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_what_is_public_needs_no_credential_and_a_stale_cookie_is_in_nobody_s_way(server: House, page: str) -> None:
+def test_what_is_public_needs_no_credential_and_a_stale_cookie_is_in_nobody_s_way(
+    server: IssuingServer, page: str
+) -> None:
     for place, name, expected in (
         ("cookie", "nothing", READ),
         ("cookie", "expired", READ),
@@ -345,14 +349,14 @@ def test_what_is_public_needs_no_credential_and_a_stale_cookie_is_in_nobody_s_wa
         assert reason(answer) == expected
 
 
-def open_stream(server: House, text: str, channel: str = "a") -> Stream:
+def open_stream(server: IssuingServer, text: str, channel: str = "a") -> Stream:
     stream = Stream(server.url, {"channel": channel}, headers=bearer(text))
     assert stream.status == 200
     stream.until("sse.open")
     return stream
 
 
-def park_poll(server: House, channel: str, headers: dict[str, str]) -> tuple[str, http.client.HTTPConnection]:
+def park_poll(server: IssuingServer, channel: str, headers: dict[str, str]) -> tuple[str, http.client.HTTPConnection]:
     """A poll that waits, on a connection on which another was answered: by its worker, that is named."""
     connection = http.client.HTTPConnection(server.bind, timeout=10)
     path = f"/sse/poll?channel={channel}"
@@ -363,7 +367,7 @@ def park_poll(server: House, channel: str, headers: dict[str, str]) -> tuple[str
     return answer.headers["X-Worker"], connection
 
 
-def by_command(server: House, kind: str, value: str) -> None:
+def by_command(server: IssuingServer, kind: str, value: str) -> None:
     command = [sys.executable, "-m", "flask", "--app", "wsgi:application", "sse", "revoke", f"--{kind}", value]
     subprocess.run(command, check=True, cwd=ROOT, env={**os.environ, **server.env}, timeout=20, capture_output=True)
 
@@ -371,7 +375,7 @@ def by_command(server: House, kind: str, value: str) -> None:
 @pytest.mark.parametrize("kind", ["sub", "channel", "token"])
 @pytest.mark.parametrize("by", ["command", "function"])
 def test_what_is_revoked_is_gone_on_every_worker_within_two_seconds(
-    server: House, make_app: MakeApp, by: str, kind: str
+    server: IssuingServer, make_app: MakeApp, by: str, kind: str
 ) -> None:
     name = f"{by}/{kind}"
     channel = name if kind == "channel" else "a"
@@ -414,7 +418,7 @@ def test_what_is_revoked_is_gone_on_every_worker_within_two_seconds(
         assert other.take(1)[0].data == "secret news"
 
 
-def test_a_parked_poll_ends_with_its_token(server: House) -> None:
+def test_a_parked_poll_ends_with_its_token(server: IssuingServer) -> None:
     ends = int(time.time()) + 2
     headers = bearer(signed(claims(exp=ends - LEEWAY)))
     last = client.poll(server.url, ["a"], headers=headers, timeout=0).json()["last_event_id"]
@@ -424,7 +428,7 @@ def test_a_parked_poll_ends_with_its_token(server: House) -> None:
     assert reason(client.poll(server.url, ["a"], last, headers=headers, timeout=20)) == EXPIRED
 
 
-def test_a_stream_ends_with_its_token_and_tells_so_before(server: House) -> None:
+def test_a_stream_ends_with_its_token_and_tells_so_before(server: IssuingServer) -> None:
     ends = int(time.time()) + 2
     text = signed(claims(exp=ends - LEEWAY))
     with open_stream(server, text) as stream:
@@ -436,14 +440,14 @@ def test_a_stream_ends_with_its_token_and_tells_so_before(server: House) -> None
     assert reason(client.poll(server.url, ["a"], headers=bearer(text), timeout=0)) == EXPIRED
 
 
-def test_a_stream_is_told_a_minute_before_its_token_ends(server: House) -> None:
+def test_a_stream_is_told_a_minute_before_its_token_ends(server: IssuingServer) -> None:
     ends = int(time.time()) + 62
     with open_stream(server, signed(claims(exp=ends))) as stream:
         assert stream.until("sse.auth", 5).json() == {"expires": 60}
         assert -0.1 < time.time() - (ends - 60) < 1
 
 
-def test_of_streams_at_the_same_place_each_ends_with_its_own_token(server: House) -> None:
+def test_of_streams_at_the_same_place_each_ends_with_its_own_token(server: IssuingServer) -> None:
     ends = int(time.time()) + 3
     tokens = [signed(claims(sub="ann", jti="ann")), signed(claims(sub="bob", jti="bob", exp=ends - LEEWAY))]
     with contextlib.ExitStack() as stack:
@@ -465,7 +469,7 @@ def test_of_streams_at_the_same_place_each_ends_with_its_own_token(server: House
             assert streams[0, n].take(1, 5)[0].data == "secret news"
 
 
-def test_a_ticket_for_a_token_opens_streams_and_polls_that_end_when_the_token_does(server: House) -> None:
+def test_a_ticket_for_a_token_opens_streams_and_polls_that_end_when_the_token_does(server: IssuingServer) -> None:
     ends = int(time.time()) + 2
     headers = bearer(signed(claims(exp=ends - LEEWAY)))
     text = client.request(server.url, "POST", "/sse/ticket", {"channel": "a"}, headers=headers).json()["ticket"]
@@ -480,7 +484,7 @@ def test_a_ticket_for_a_token_opens_streams_and_polls_that_end_when_the_token_do
     assert reason(client.poll(server.url, ["a"], timeout=0, token=text)) == EXPIRED
 
 
-def test_a_ticket_is_for_the_bearer_of_a_token_only(server: House) -> None:
+def test_a_ticket_is_for_the_bearer_of_a_token_only(server: IssuingServer) -> None:
     told, expected = {}, {}
     for name, (reader, *_) in TABLE.items():
         _, headers = bring(server, {"header": name})
@@ -498,13 +502,13 @@ def test_a_ticket_is_for_the_bearer_of_a_token_only(server: House) -> None:
     assert MADE in told.values()
 
 
-def test_a_ticket_is_for_channels_that_the_token_may_read(server: House) -> None:
+def test_a_ticket_is_for_channels_that_the_token_may_read(server: IssuingServer) -> None:
     headers = bearer(signed(claims()))
     answer = client.request(server.url, "POST", "/sse/ticket", [("channel", "a"), ("channel", "b")], headers=headers)
     assert reason(answer, "b") == FORBIDDEN
 
 
-def test_a_position_opens_no_channel_and_tells_nothing_of_one(server: House) -> None:
+def test_a_position_opens_no_channel_and_tells_nothing_of_one(server: IssuingServer) -> None:
     text = signed(claims(subscribe=["b"]))
     last = client.poll(server.url, ["a"], headers=bearer(signed(claims())), timeout=0).json()["last_event_id"]
     assert last.startswith("a=")
@@ -522,7 +526,7 @@ def test_a_position_opens_no_channel_and_tells_nothing_of_one(server: House) -> 
     assert opened[0][1].keys() == {"b"}
 
 
-def test_a_secret_is_in_no_address_of_ours(server: House) -> None:
+def test_a_secret_is_in_no_address_of_ours(server: IssuingServer) -> None:
     answer = client.request(server.url, "GET", "/sse/stream/", {"channel": "a", "token": ticket()})
     assert answer.status == 404
     assert "Location" not in answer.headers
