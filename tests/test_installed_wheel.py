@@ -28,7 +28,7 @@ for name in sys.argv[1:]:
         del sys.modules[known]
     told[name] = import_module(name).__file__
 told["script"] = import_module("sse.web.script").load().plain.body.decode()
-(command,) = metadata.distribution("throughline").entry_points.select(group="flask.commands", name="sse")
+(command,) = metadata.distribution("flask-throughline").entry_points.select(group="flask.commands", name="sse")
 told["command"] = command.load().name
 print(json.dumps(told))
 """
@@ -62,7 +62,7 @@ def files(folder: Path, suffix: str) -> set[str]:
 
 
 def test_it_has_the_package_and_nothing_else(installed: Path) -> None:
-    assert {path.name for path in installed.iterdir()} == {"sse", f"throughline-{__version__}.dist-info"}
+    assert {path.name for path in installed.iterdir()} == {"sse", f"flask_throughline-{__version__}.dist-info"}
 
 
 def test_it_has_every_module(installed: Path) -> None:
