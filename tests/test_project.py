@@ -1,10 +1,14 @@
-"""The project's own files: the name of the distribution, and the metadata."""
+"""The project's own files: the name of the distribution, the metadata, and the layout of files."""
 
 from __future__ import annotations
 
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
+from configparser import ConfigParser
+from fnmatch import fnmatch
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -75,3 +79,62 @@ def test_a_wheel_whose_addresses_lead_nowhere_cannot_be_uploaded() -> None:
     assert all(address.startswith(addresses["Source"]) for address in addresses.values())
     has_no_address = "//git.example/" in addresses["Source"]
     assert has_no_address is ("Private :: Do Not Upload" in PROJECT["classifiers"])
+
+
+# The layout of files
+
+
+def layout() -> list[tuple[str, dict[str, str]]]:
+    """Return the sections of .editorconfig, without the braces of their globs."""
+    parser = ConfigParser(default_section="")
+    parser.read_string("[root]\n" + (ROOT / ".editorconfig").read_text())
+    globs = {section: re.fullmatch(r"\*\.\{(.*)\}", section) for section in parser.sections()}
+    return [
+        (glob, dict(parser[section]))
+        for section, list in globs.items()
+        for glob in ([f"*.{suffix}" for suffix in list[1].split(",")] if list else [section])
+    ]
+
+
+def layout_of(name: str) -> dict[str, str]:
+    """Return the layout that .editorconfig asks of a file. A later section wins."""
+    asked: dict[str, str] = {}
+    for glob, section in layout():
+        if fnmatch(name, glob):
+            asked |= section
+    return asked
+
+
+def faults(data: bytes, asked: dict[str, str]) -> Iterator[str]:
+    """Yield what a file lacks of the layout that is asked of it."""
+    text = data.decode(asked["charset"])
+    if asked["end_of_line"] == "lf" and "\r" in text:
+        yield "a line does not end with LF alone"
+    if asked["insert_final_newline"] == "true" and data and not text.endswith("\n"):
+        yield "the final newline is missing"
+    if asked["trim_trailing_whitespace"] == "true" and re.search(r"[ \t]$", text, re.MULTILINE):
+        yield "a line ends with white space"
+    if asked["indent_style"] == "space" and re.search(r"^ *\t", text, re.MULTILINE):
+        yield "a line is indented by a tab"
+
+
+def test_each_file_is_laid_out_as_the_editorconfig_asks() -> None:
+    found = [f"{name}: {fault}" for name, path in FILES.items() for fault in faults(path.read_bytes(), layout_of(name))]
+    assert not found
+
+
+def test_a_fault_of_layout_is_found() -> None:
+    assert not list(faults(b"if x:\n    y\n", layout_of("a.py")))
+    assert len(list(faults(b"if x:\r\n\ty \nz", layout_of("a.py")))) == 4
+    assert not list(faults(b"x:\n\ty\n", layout_of("Makefile")))
+
+
+def test_each_kind_of_file_is_indented_as_the_editorconfig_asks() -> None:
+    for suffix in {path.suffix for path in FILES.values() if path.suffix}:
+        steps: Counter[int] = Counter()
+        for path in FILES.values():
+            if path.suffix == suffix:
+                indents = [len(line) - len(line.lstrip()) for line in path.read_text().split("\n") if line.strip()]
+                steps.update(after - before for before, after in pairwise(indents) if after > before)
+        if steps:
+            assert steps.most_common(1)[0][0] == int(layout_of(f"a{suffix}")["indent_size"]), suffix
