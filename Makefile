@@ -12,10 +12,11 @@ COMPILE := $(BIN)/uv pip compile --quiet --generate-hashes --universal --python-
 # What the tests with browsers run.
 PARTS := g++ redis-server nginx lighttpd caddy haproxy openssl chromium firefox-esr MiniBrowser Xvfb
 
-.PHONY: help run test check check-here check-browser chaos browsers bench bench-more audit wheel format lock clean
+.PHONY: help run test check lint check-here check-browser chaos browsers bench bench-more audit wheel format lock clean
 help:
 	@echo 'make run      set up and serve http://127.0.0.1:$(PORT)/ (REDIS=1: with Redis, on all cores)'
 	@echo 'make test     every check: lint, types, tests with real parts, coverage, the wheel'
+	@echo 'make lint     the part of it that a commit has to pass: ruff and mypy'
 	@echo 'make chaos    500 seeds of random faults (CHAOS_SEEDS=N)'
 	@echo 'make browsers every browser on every way through proxies, and a table of what came of it'
 	@echo 'make bench    measure, beside others of its kind, and write docs/benchmarks.md (bench-more: those in Go too)'
@@ -31,13 +32,16 @@ test: .venv/test tests/node_modules/.package-lock.json
 	@tools/need $(PARTS) chromedriver curl squid systemd-analyze varnishd
 	@$(MAKE) --no-print-directory check wheel
 
-check:
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+check: lint
 	@$(MAKE) --no-print-directory --jobs=4 --output-sync=target check-here check-browser \
 	  check-live-a-to-l check-live-m-to-z
 	$(BIN)/coverage report
+
+# The hook of .pre-commit-config.yaml runs this too.
+lint:
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 # Side by side: the first computes, the others mostly wait.
 check-here:

@@ -1,8 +1,9 @@
-"""The project's own files: the name of the distribution, the metadata, and the layout of files."""
+"""The project's own files: the name of the distribution, the metadata, the layout of files, and the lint."""
 
 from __future__ import annotations
 
 import re
+import subprocess
 import tomllib
 from collections import Counter
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.servers import ROOT
 
@@ -138,3 +140,24 @@ def test_each_kind_of_file_is_indented_as_the_editorconfig_asks() -> None:
                 steps.update(after - before for before, after in pairwise(indents) if after > before)
         if steps:
             assert steps.most_common(1)[0][0] == int(layout_of(f"a{suffix}")["indent_size"]), suffix
+
+
+# What is linted
+
+
+def recipe(target: str) -> list[str]:
+    """Return the commands that `make` would run for a target."""
+    command = ["make", "--dry-run", "--no-print-directory", target]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    return done.stdout.splitlines()
+
+
+def test_a_commit_is_held_to_what_make_test_lints() -> None:
+    (repository,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert repository["repo"] == "local", "nothing is fetched"
+    (hook,) = repository["hooks"]
+    assert (hook["entry"], hook["language"]) == ("make lint", "system")
+    assert (hook["pass_filenames"], hook["always_run"]) == (False, True), "mypy looks at the whole"
+    lint = recipe("lint")
+    assert [re.sub(r"^\S+/", "", line) for line in lint] == ["ruff check .", "ruff format --check .", "mypy"]
+    assert recipe("check")[: len(lint)] == lint
