@@ -6,7 +6,7 @@ import re
 from xml.etree import ElementTree
 
 from tests.servers import ROOT
-from tests.test_floors import ORDER
+from tests.test_layers import ORDER
 
 PAGE = (ROOT / "docs" / "architecture.md").read_text()
 PICTURE = ElementTree.parse(ROOT / "docs" / "architecture.svg").getroot()
