@@ -43,8 +43,8 @@ class Copy(Gunicorn):
         path.write_text(text.replace(old, new))
 
     def append(self, file: str, text: str) -> None:
-        with (self.folder / file).open("a") as opened:
-            opened.write(text)
+        path = self.folder / file
+        path.write_text(path.read_text() + text)
 
     def reload(self) -> None:
         before = set(self.worker_pids())
