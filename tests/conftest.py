@@ -162,11 +162,11 @@ def make_app() -> Iterator[MakeApp]:
 
 
 @pytest.fixture(autouse=True)
-def no_leaked_hubs() -> Iterator[None]:
-    """Every hub that a test starts, it closes."""
-    before = _hubs()
+def no_leaked_threads() -> Iterator[None]:
+    """Fail a test that leaves a thread of the package running: of a hub, of revocations or of a key set."""
+    before = _threads_of_the_package()
     yield
-    wait_until(lambda: _hubs() <= before, 3, what="the hubs that this test started are closed")
+    wait_until(lambda: _threads_of_the_package() <= before, 3, what="the threads that this test started have ended")
 
 
 @pytest.fixture
@@ -179,5 +179,5 @@ def no_leaked_fds(shared_redis: RedisServer) -> Iterator[None]:
     wait_until(lambda: open_fds(os.getpid()) <= before, 3, what=f"no more than {before} file descriptors")
 
 
-def _hubs() -> set[threading.Thread]:
-    return {thread for thread in threading.enumerate() if thread.name == "sse-hub"}
+def _threads_of_the_package() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name.startswith("sse-")}

@@ -91,6 +91,13 @@ def hub(store: FaultyStore) -> Iterator[Hub]:
     hub.close()
 
 
+@pytest.fixture
+def revocations(store: FaultyStore) -> Iterator[Revocations]:
+    revocations = Revocations(store, 3600)
+    yield revocations
+    revocations.close()
+
+
 @pytest.fixture(params=[iter, driven], ids=["iterated", "driven"])
 def open_stream(hub: Hub, request: pytest.FixtureRequest) -> Iterator[OpenStream]:
     opened: list[Any] = []
@@ -281,18 +288,14 @@ def test_over_the_limit_the_whole_body_is_a_busy_notice_and_the_log_has_the_reas
     assert hub.subscribers == 3
 
 
-def test_a_stream_that_is_closed_waits_for_nothing_when_it_is_closed_again(store: FaultyStore, hub: Hub) -> None:
-    revocations = Revocations(store, 3600)
+def test_a_stream_that_is_closed_waits_for_nothing_when_it_is_closed_again(hub: Hub, revocations: Revocations) -> None:
     permit = Permit(revocations, Grant("ann", ("a",)), ["a"])
     stream = Stream(hub, {"a": Start()}, heartbeat=15, lifetime=60, retry=RETRY, permit=permit)
-    try:
-        stream.open()
-        stream.close()
-        with ThreadPoolExecutor(1) as threads, hub.lock, revocations._lock:
-            threads.submit(stream.close).result(5)
-        assert not revocations._watched
-    finally:
-        revocations.close()
+    stream.open()
+    stream.close()
+    with ThreadPoolExecutor(1) as threads, hub.lock, revocations._lock:
+        threads.submit(stream.close).result(5)
+    assert not revocations._watched
 
 
 def test_a_busy_notice_spreads_those_who_come_back() -> None:
@@ -344,8 +347,10 @@ def words(chunk: bytes) -> list[tuple[str, Any]]:
     return [(name, json.loads(data) if data else None) for name, _, data in pairs]
 
 
-def test_a_bare_stream_says_all_but_events_in_comments(hub: Hub, store: FaultyStore, open_stream: OpenStream) -> None:
-    permit = Permit(Revocations(store, 3600), Grant("ann", ("a",), ends_at=time.time() + 60), ["a"])
+def test_a_bare_stream_says_all_but_events_in_comments(
+    store: FaultyStore, revocations: Revocations, open_stream: OpenStream
+) -> None:
+    permit = Permit(revocations, Grant("ann", ("a",), ends_at=time.time() + 60), ["a"])
     body = open_stream({"a": Start(), "b": Start()}, bare=True, heartbeat=0.2, lifetime=1.5, permit=permit)
     (name, told), heartbeat = words(next(body.chunks))
     assert (name, heartbeat) == ("open", ("heartbeat", None))
@@ -441,11 +446,14 @@ def test_a_bare_stream_that_is_opened_too_late_is_cut(hub: Hub, store: FaultySto
 @pytest.mark.parametrize("bare", [False, True])
 @pytest.mark.parametrize("reason", ["lifetime", "slow", "expired", "drain", "busy"])
 def test_each_end_of_a_stream_with_a_cut_is_one_after_the_goodbye(
-    hub: Hub, store: FaultyStore, chunks_of: Callable[[Stream], Generator[bytes]], reason: str, bare: bool
+    hub: Hub,
+    store: FaultyStore,
+    revocations: Revocations,
+    chunks_of: Callable[[Stream], Generator[bytes]],
+    reason: str,
+    bare: bool,
 ) -> None:
-    permit = Permit(
-        Revocations(store, 3600), Grant("ann", ("a",), ends_at=time.time() + (reason != "expired") * 99), "a"
-    )
+    permit = Permit(revocations, Grant("ann", ("a",), ends_at=time.time() + (reason != "expired") * 99), "a")
     lifetime = 0.1 if reason == "lifetime" else 90
     options: dict[str, Any] = {"heartbeat": 0.1, "lifetime": lifetime, "bare": bare, "permit": permit}
     chunks, clean = (chunks_of(make_stream(hub, cut=cut, **options)) for cut in (True, False))
@@ -684,9 +692,9 @@ def test_a_goodbye_is_one_client_s_and_the_row_goes_on(hub: Hub, store: FaultySt
     assert hub.subscribers == 0
 
 
-def test_a_revoked_permit_lengthens_the_wait_of_its_own_client_alone(hub: Hub, store: FaultyStore) -> None:
+def test_a_revoked_permit_lengthens_the_wait_of_its_own_client_alone(hub: Hub, revocations: Revocations) -> None:
     row = row_of(make_stream(hub), make_stream(hub))
-    permits = [Permit(Revocations(store, 3600), Grant("ann", ("a",)), ["a"]) for _ in range(2)]
+    permits = [Permit(revocations, Grant("ann", ("a",)), ["a"]) for _ in range(2)]
     permits[0].revoked = True
     revoked, other, without = ([goodbye_of(row, permit) for _ in range(50)] for permit in (*permits, None))
     assert min(revoked) >= 11_000  # before that, a new token is not taken
