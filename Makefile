@@ -34,7 +34,7 @@ test: .venv/test tests/node_modules/.package-lock.json
 
 check: lint
 	@$(MAKE) --no-print-directory --jobs=4 --output-sync=target check-here check-browser \
-	  check-live-a-to-l check-live-m-to-z
+	  check-live-a-to-g check-live-h-to-z
 	$(BIN)/coverage report
 
 # The hook of .pre-commit-config.yaml runs this too.
