@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import signal
@@ -21,34 +20,11 @@ from sse.errors import StoreUnavailable
 from sse.event import Event, Position
 from sse.stores import Publication, RedisStore
 from sse.stores.pool import Pool
-from tests.proxy import Connection, Cutter
+from tests.proxies import TcpProxy
 from tests.servers import RedisServer, wait_until
 
 TIMEOUT = 1.0
 NEVER = 60.0
-
-
-class Sluggish(Cutter):
-    """Delays each piece that Redis sends by `delay` seconds, and lets nothing through where a connection is doomed."""
-
-    delay = 0.0
-
-    def doom(self) -> None:
-        """Have all connections die without a word."""
-        for connection in self._connections:
-            connection.doomed = True
-
-    async def _pump(
-        self, connection: Connection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, upward: bool
-    ) -> None:
-        with contextlib.suppress(OSError):
-            while data := await reader.read(65536):
-                await asyncio.sleep(0 if upward else self.delay)
-                if not connection.doomed:
-                    writer.write(data)
-                    await writer.drain()
-        connection.near.close()
-        connection.far.close()
 
 
 @pytest.fixture
@@ -160,12 +136,12 @@ def test_every_call_ends_in_time_and_a_check_that_is_under_way_is_shared(
 
 
 def test_a_connection_that_died_without_a_word_costs_half_of_the_time(server: RedisServer) -> None:
-    with Sluggish(server.port) as proxy:
+    with TcpProxy(server.port) as proxy:
         store = RedisStore(f"redis://127.0.0.1:{proxy.port}/0", ring=5, ring_ttl=60, timeout=TIMEOUT)
         with ThreadPoolExecutor(8) as pool, server.client() as client:
             client.client_pause(200, all=True)
             list(pool.map(lambda _: store.newest(["a"]), range(8)))  # several connections, all of them soon dead
-        proxy.doom()
+        proxy.silence()
         for number in range(3):
             fault, begun, end = timed(lambda number=number: publish(store, number))  # type: ignore[misc]
             assert not fault
@@ -175,7 +151,7 @@ def test_a_connection_that_died_without_a_word_costs_half_of_the_time(server: Re
 
 
 def test_a_slow_login_ends_in_time(server: RedisServer) -> None:
-    with Sluggish(server.port) as proxy, contextlib.closing(Pool(f"redis://127.0.0.1:{proxy.port}/1", 1)) as pool:
+    with TcpProxy(server.port) as proxy, contextlib.closing(Pool(f"redis://127.0.0.1:{proxy.port}/1", 1)) as pool:
         proxy.delay = 0.6 * TIMEOUT  # for each step; there are several
         fault, begun, end = timed(lambda: ask(pool))
         assert "Timeout" in fault or "over" in fault

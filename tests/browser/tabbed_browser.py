@@ -1,4 +1,4 @@
-"""Tabs of one Chromium, the service that they listen to, and a front that can answer in its place."""
+"""Tabs of one Chromium, and the service that they listen to."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,7 +19,6 @@ from selenium.common.exceptions import WebDriverException
 from sse import SSE
 from tests import client
 from tests.browser.driver import start_chromium
-from tests.proxy import Connection, Cutter
 from tests.servers import Gunicorn, RedisServer, free_port, wait_until
 
 
@@ -264,29 +263,6 @@ def cpu_times(browser: int) -> dict[int, float]:
                 fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
                 times[pid] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
     return times
-
-
-class Front(Cutter):
-    """Notes each request that comes to `upstream`, and answers it in its place where `answer` says what."""
-
-    def __init__(self, upstream: int) -> None:
-        super().__init__(upstream)
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.requests: list[tuple[float, str]] = []
-        self.answer: Callable[[str], bytes | None] = lambda target: None
-
-    def passes(self, connection: Connection, data: bytes, upward: bool) -> bool:
-        if not upward or not data.startswith(b"GET "):
-            return True
-        target = data.split(b" ", 2)[1].decode()
-        self.requests.append((time.time(), target))
-        answer = self.answer(target)
-        if answer is not None:
-            connection.near.write(answer)
-        return answer is None
-
-    def since(self, moment: float, part: str = "/sse/") -> list[float]:
-        return [at for at, target in self.requests if at >= moment and part in target]
 
 
 def answer(status: int, *headers: str, body: str = "") -> bytes:

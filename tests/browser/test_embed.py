@@ -18,7 +18,7 @@ from tests import client
 from tests.browser.driver import start_chromium
 from tests.browser.origin import Origin
 from tests.conftest import MakeApp
-from tests.proxy import Cutter
+from tests.proxies import TcpProxy
 from tests.servers import Gunicorn, free_port, wait_until
 from tests.tokens import KEY
 
@@ -469,8 +469,8 @@ def follow_both(page: Page, service: Gunicorn, url: str) -> None:
 
 def test_a_script_for_eventsource_runs_unchanged(page: Page, service: Gunicorn, channel: str) -> None:
     other = f"{channel}/other"
-    with Cutter(urlsplit(service.url).port or 0) as cutter:
-        url = f"http://127.0.0.1:{cutter.port}/sse/stream?channel={quote(channel)}&channel={quote(other)}"
+    with TcpProxy(urlsplit(service.url).port or 0) as proxy:
+        url = f"http://127.0.0.1:{proxy.port}/sse/stream?channel={quote(channel)}&channel={quote(other)}"
         follow_both(page, service, url)
         page.wait("native.readyState === 1 && ours.readyState === 1")
 
@@ -488,7 +488,7 @@ def test_a_script_for_eventsource_runs_unchanged(page: Page, service: Gunicorn, 
             publish(service, channel, "no listener", "nobody")
         publish(service, channel, "before")
         both_have("before")
-        assert cutter.cut(reset=True) >= 2
+        assert proxy.cut(reset=True) >= 2
         publish(service, other, "meanwhile")
         publish(service, channel, "after")
         both_have("after")

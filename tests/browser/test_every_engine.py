@@ -25,8 +25,8 @@ from flask import Flask
 from sse import SSE
 from tests.browser.engines import Chromium, Engine, Firefox, PhantomJS, WebKit
 from tests.browser.origin import Origin, Report
-from tests.browser.proxies import BufferingNginx, Caddy, Haproxy, Lighttpd, PlainNginx, Proxy
-from tests.proxy import Cutter
+from tests.proxies import TcpProxy
+from tests.proxy_servers import BufferingNginx, Caddy, Haproxy, Lighttpd, PlainNginx, ProxyServer
 from tests.servers import Gunicorn, Nginx, RedisServer, wait_until
 
 pytestmark = pytest.mark.browsers
@@ -51,7 +51,7 @@ ENGINES: dict[str, type[Engine]] = {
 class Way:
     """A way to the service: what stands before it, and whether a stream comes through that."""
 
-    proxy: Callable[[Path, int], Nginx | Proxy] | None
+    proxy: Callable[[Path, int], Nginx | ProxyServer] | None
     streams: bool
 
 
@@ -142,7 +142,7 @@ class Lab:
     run: Run
     rng: random.Random  # of what is published
     breaker: random.Random
-    cutters: list[Cutter] = field(default_factory=list)
+    cutters: list[TcpProxy] = field(default_factory=list)
     urls: dict[str, str] = field(default_factory=dict)
 
     def publish(self, type: str, data: Any, text: str) -> None:
@@ -245,7 +245,7 @@ def opened(directory: Path, seed: int) -> Iterator[Lab]:
             if way.proxy:
                 proxy = stack.enter_context(way.proxy(directory / name.replace(" ", "-"), upstream))
                 port, scheme = (proxy.https_port, "https") if isinstance(proxy, Nginx) else (proxy.port, "http")
-            cutter = stack.enter_context(Cutter(port))
+            cutter = stack.enter_context(TcpProxy(port))
             lab.cutters.append(cutter)
             lab.urls[name] = f"{scheme}://127.0.0.1:{cutter.port}/sse"
         for name, engine in ENGINES.items():

@@ -14,7 +14,8 @@ from selenium import webdriver
 
 from tests import client
 from tests.browser.driver import start_chromium
-from tests.live.test_client_programs import ADDRESS, LOAD, Proxy, blocks, port_of
+from tests.live.test_client_programs import ADDRESS, LOAD, NUMBER, blocks, port_of
+from tests.proxies import EventCuttingProxy
 from tests.servers import ROOT, Gunicorn, free_port, wait_until
 from tests.tokens import KEY
 
@@ -69,7 +70,7 @@ def test_it_goes_on_after_a_cut_a_lifetime_and_a_time_in_the_background(
         "SSE_STREAM_LIFETIME": "5",
     }
     published: list[str] = []
-    with Gunicorn(tmp_path, env=env) as server, Proxy(port_of(server)) as proxy:
+    with Gunicorn(tmp_path, env=env) as server, EventCuttingProxy(port_of(server), NUMBER) as proxy:
 
         def publish() -> None:
             published.append(str(len(published) + 1))

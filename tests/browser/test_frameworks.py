@@ -20,7 +20,7 @@ from selenium import webdriver
 from tests import client
 from tests.browser.driver import start_chromium
 from tests.browser.origin import Origin
-from tests.proxy import Connection, Cutter
+from tests.proxies import EventCuttingProxy
 from tests.servers import ROOT, Gunicorn, Nginx, wait_until
 from tests.tokens import KEY
 
@@ -302,20 +302,6 @@ def serve(tmp_path_factory: pytest.TempPathFactory, site: Site) -> Iterator[Call
 _names = itertools.count()
 
 
-class Breaker(Cutter):
-    """Breaks a stream off in the middle of an event, once for each time that it is armed."""
-
-    armed = False
-
-    def passes(self, connection: Connection, data: bytes, upward: bool) -> bool:
-        before, found, _ = data.partition(b"\ndata: ")
-        if upward or not self.armed or not found:
-            return True
-        self.armed = False
-        connection.near.write(before + found)
-        return False
-
-
 class Page:
     """A recipe's page in the browser, and its service behind something that can be cut."""
 
@@ -324,16 +310,16 @@ class Page:
         browser: webdriver.Chrome,
         site: Site,
         service: Gunicorn,
-        cutter: Breaker,
+        proxy: EventCuttingProxy,
         recipe: Recipe,
         folder: Path,
         address: str = "",
     ) -> None:
-        self._browser, self.site, self._service, self.cutter, self._recipe = browser, site, service, cutter, recipe
+        self._browser, self.site, self._service, self.proxy, self._recipe = browser, site, service, proxy, recipe
         self.name = f"orders{next(_names)}"
         self.asked: list[list[str]] = []
         """The method, the path and the preflight's headers of each request to the service."""
-        site.become(recipe, self.name, address or f"http://127.0.0.1:{cutter.port}", folder)
+        site.become(recipe, self.name, address or proxy.url, folder)
 
     def show(self) -> None:
         self.subscribers()
@@ -382,33 +368,33 @@ class Page:
 
     def cut(self, *meanwhile: int, forget: bool = False) -> None:
         """Cut every connection, and publish these before any comes back; to a service that forgets all before them."""
-        self.cutter.refuse()
-        assert self.cutter.cut(reset=True) > 0
+        self.proxy.refuse()
+        assert self.proxy.cut(reset=True) > 0
         if forget:
             self.subscribers()
             self._service.stop()
             self._service.start()
         self.publish(*meanwhile)
-        self.cutter.admit()
+        self.proxy.admit()
 
 
 @pytest.fixture
 def open_page(
     browser: webdriver.Chrome, site: Site, serve: Callable[..., Gunicorn], tmp_path: Path
 ) -> Iterator[Callable[..., Page]]:
-    cutters: list[Breaker] = []
+    proxies: list[EventCuttingProxy] = []
 
     def open_page(recipe: Recipe, lifetime: int = 900, address: str = "") -> Page:
         service = serve(lifetime)
-        cutter = Breaker(urlsplit(service.url).port or 0)
-        cutters.append(cutter)
-        cutter.__enter__()
-        return Page(browser, site, service, cutter, recipe, tmp_path, address)
+        proxy = EventCuttingProxy(urlsplit(service.url).port or 0, b"data: ")
+        proxies.append(proxy)
+        proxy.__enter__()
+        return Page(browser, site, service, proxy, recipe, tmp_path, address)
 
     yield open_page
     browser.get("about:blank")
-    for cutter in cutters:
-        cutter.__exit__()
+    for proxy in proxies:
+        proxy.__exit__()
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -478,9 +464,9 @@ def test_an_event_that_breaks_off_comes_again(name: str, open_page: Callable[...
     page.show()
     page.wait_for_rows(1)
     page.wait_for_subscribers(1)
-    page.cutter.armed = True
+    page.proxy.to_cut = 1
     page.publish(2)
-    wait_until(lambda: not page.cutter.armed, 15, what="the stream is broken off")
+    wait_until(lambda: page.proxy.cuts, 15, what="the stream is broken off")
     page.publish(3)
     page.wait_for_rows(1, 2, 3)
 

@@ -13,9 +13,9 @@ from urllib.parse import parse_qsl, urlsplit
 import pytest
 
 from tests import client
-from tests.browser.tabbed_browser import Browser, Front, Numbers, Site, Tab, answer, descendants
+from tests.browser.tabbed_browser import Browser, Numbers, Site, Tab, answer, descendants
 from tests.live.conftest import pytest_runtest_makereport
-from tests.proxy import Connection, abort
+from tests.proxies import AnsweringProxy, Connection, StallingProxy, abort
 from tests.servers import RedisServer, wait_until
 
 __all__ = ["pytest_runtest_makereport"]
@@ -38,8 +38,8 @@ def site(tmp_path_factory: pytest.TempPathFactory, redis: RedisServer) -> Iterat
 
 
 @pytest.fixture
-def front(site: Site) -> Iterator[Front]:
-    with Front(site.port) as front:
+def front(site: Site) -> Iterator[AnsweringProxy]:
+    with AnsweringProxy(site.port) as front:
         yield front
 
 
@@ -49,28 +49,10 @@ def browser(tabbed: Browser) -> Iterator[Browser]:
     tabbed.clear()
 
 
-class Dam(Front):
-    """A proxy that passes the opening of streams, or an answer of its own, and then nothing; all stay connected."""
-
-    def __init__(self, upstream: int) -> None:
-        super().__init__(upstream)
-        self.openings = 0  # how many more are all that comes of their streams
-        self.instead: list[bytes] = []
-
-    def passes(self, connection: Connection, data: bytes, upward: bool) -> bool:
-        if upward and self.instead and data.startswith(b"GET /sse/stream?"):
-            connection.near.write(self.instead.pop())
-            connection.far.transport.pause_reading()
-        elif not upward and self.openings and b"event: sse.open\n" in data:
-            self.openings -= 1
-            connection.far.transport.pause_reading()
-        return super().passes(connection, data, upward)
-
-
 @pytest.fixture
-def dam(site: Site) -> Iterator[Dam]:
-    with Dam(site.port) as dam:
-        yield dam
+def stalling(site: Site) -> Iterator[StallingProxy]:
+    with StallingProxy(site.port) as stalling:
+        yield stalling
 
 
 def assert_complete(tab: Tab, numbers: Numbers, name: str = "feed", timeout: float = 5) -> None:
@@ -92,7 +74,7 @@ def moments(tab: Tab, state: str, name: str = "feed") -> list[tuple[float, str]]
     return [(at / 1000, reason) for at, told, reason, *_ in log if told == state]
 
 
-def cut(front: Front, tab: Tab, name: str = "feed") -> float:
+def cut(front: AnsweringProxy, tab: Tab, name: str = "feed") -> float:
     """Cut all that goes through the front; when that was."""
     moment = time.time()
     front.cut()
@@ -130,7 +112,7 @@ def test_a_server_that_was_away_for_six_seconds_is_found_again_and_nothing_is_lo
 
 
 def test_streams_that_are_refused_again_and_again_are_left_for_polls_until_the_network_is_back(
-    site: Site, front: Front, browser: Browser
+    site: Site, front: AnsweringProxy, browser: Browser
 ) -> None:
     tab = browser.open(site.other).start(A, url=f"{front.url}/sse").wait()  # on another origin, with no CORS then
     with site.publishing(A) as numbers:
@@ -152,7 +134,7 @@ def assert_tail(tab: Tab) -> None:
     wait_until(lambda: tab.count() > before + 10, 3, what="events go on")
 
 
-def test_a_stream_that_is_refused_once_is_tried_again(site: Site, front: Front, browser: Browser) -> None:
+def test_a_stream_that_is_refused_once_is_tried_again(site: Site, front: AnsweringProxy, browser: Browser) -> None:
     tab = browser.open(front.url).start(A).wait()
     refused: list[str] = []
 
@@ -173,7 +155,9 @@ def test_a_stream_that_is_refused_once_is_tried_again(site: Site, front: Front, 
     assert "the stream was refused" in [reason for _, reason in moments(tab, "waiting")]
 
 
-def test_when_everything_is_a_502_it_goes_on_trying_less_and_less(site: Site, front: Front, browser: Browser) -> None:
+def test_when_everything_is_a_502_it_goes_on_trying_less_and_less(
+    site: Site, front: AnsweringProxy, browser: Browser
+) -> None:
     tab = browser.open(site.other).start(A, url=f"{front.url}/sse").wait()
     with site.publishing(A, every=0.1) as numbers:
         front.answer = lambda target: answer(502)
@@ -187,7 +171,7 @@ def test_when_everything_is_a_502_it_goes_on_trying_less_and_less(site: Site, fr
     assert_complete(tab, numbers)
 
 
-def test_the_wait_after_a_goodbye_is_what_the_goodbye_says(site: Site, front: Front, browser: Browser) -> None:
+def test_the_wait_after_a_goodbye_is_what_the_goodbye_says(site: Site, front: AnsweringProxy, browser: Browser) -> None:
     tab = browser.open(front.url).start(A).wait()
     goodbyes = iter([100, 2000, 700])
     said: list[tuple[float, float]] = []
@@ -237,7 +221,7 @@ def test_streams_that_reach_their_lifetime_and_find_the_worker_full_lose_nothing
         assert set(states(tab)) == {"connecting", "live", "waiting"}
 
 
-def test_a_poll_that_is_told_when_to_come_again_comes_then(front: Front, browser: Browser) -> None:
+def test_a_poll_that_is_told_when_to_come_again_comes_then(front: AnsweringProxy, browser: Browser) -> None:
     tab = browser.open(front.url)
 
     def refuse(target: str) -> bytes | None:
@@ -256,7 +240,7 @@ def test_a_poll_that_is_told_when_to_come_again_comes_then(front: Front, browser
         assert 1.99 <= second - first <= 3 + SLOPPY
 
 
-def test_what_is_final_closes_it_and_nothing_more_is_asked(site: Site, front: Front, browser: Browser) -> None:
+def test_what_is_final_closes_it_and_nothing_more_is_asked(site: Site, front: AnsweringProxy, browser: Browser) -> None:
     tab = browser.open(front.url)
     ways = [(status, when) for status in (400, 401, 403) for when in ("first", "later")]
     error = json.dumps({"error": {"code": "no", "message": "not for you", "hint": ""}})
@@ -305,7 +289,7 @@ FOREIGN = {
 @pytest.mark.parametrize("names", [list(FOREIGN)[:4], list(FOREIGN)[4:]], ids=["pages", "others"])
 @pytest.mark.parametrize("when", ["first", "later"])
 def test_an_answer_that_is_not_the_services_is_waited_out(
-    site: Site, front: Front, browser: Browser, when: str, names: list[str]
+    site: Site, front: AnsweringProxy, browser: Browser, when: str, names: list[str]
 ) -> None:
     tab = browser.open(front.url)
     channels = {name: f"public/{when}/{name}" for name in names}
@@ -340,7 +324,7 @@ def test_an_answer_that_is_not_the_services_is_waited_out(
     assert tab.run("return errors") == []
 
 
-class Timekeeper(Front):
+class Timekeeper(AnsweringProxy):
     """Cuts each stream at the same age."""
 
     age = 1.0
@@ -369,10 +353,10 @@ SET_CLOCK = "const clock = Date.now; set = (minutes) => { Date.now = () => clock
 
 @pytest.mark.parametrize("minutes", [-10, 10])
 def test_a_wall_clock_that_is_set_hides_no_silence_and_loses_nothing(
-    site: Site, dam: Dam, browser: Browser, minutes: int
+    site: Site, stalling: StallingProxy, browser: Browser, minutes: int
 ) -> None:
-    dam.openings = 1
-    tab = browser.open(dam.url)
+    stalling.openings = 1
+    tab = browser.open(stalling.url)
     tab.run(SET_CLOCK)
     tab.start(A, share=False).wait()
     tab.run("set(arguments[0])", minutes)
@@ -383,7 +367,9 @@ def test_a_wall_clock_that_is_set_hides_no_silence_and_loses_nothing(
     assert "polling" not in states(tab)
 
 
-def test_an_answer_that_drips_is_given_up_after_ten_minutes(site: Site, front: Front, browser: Browser) -> None:
+def test_an_answer_that_drips_is_given_up_after_ten_minutes(
+    site: Site, front: AnsweringProxy, browser: Browser
+) -> None:
     site.publish("public/drip", ["x" * 3000])
     tab = browser.open(site.other)
     tab.run(SET_CLOCK)
@@ -399,7 +385,7 @@ def test_an_answer_that_drips_is_given_up_after_ten_minutes(site: Site, front: F
     assert tab.numbers("public/drip") == [["x" * 3000]]
 
 
-def test_a_verdict_from_a_time_to_come_is_not_believed(site: Site, front: Front, browser: Browser) -> None:
+def test_a_verdict_from_a_time_to_come_is_not_believed(site: Site, front: AnsweringProxy, browser: Browser) -> None:
     tab = browser.open(front.url)
     remember = (
         "const at = Date.now() + arguments[0], until = Date.now() + arguments[1], why = 'a wrong clock';"
@@ -438,7 +424,7 @@ def test_a_machine_that_slept_is_live_again_at_once_and_from_the_same_place(
         assert tab.get("state") == "live"
 
 
-def test_the_network_that_is_back_is_used_at_once(site: Site, front: Front, browser: Browser) -> None:
+def test_the_network_that_is_back_is_used_at_once(site: Site, front: AnsweringProxy, browser: Browser) -> None:
     tab = browser.open(front.url).start(A, name="live").wait(name="live")
     front.answer = lambda target: answer(503, "Retry-After: 30") if "/sse/" in target else None
     with site.publishing(A) as numbers:
@@ -458,12 +444,12 @@ def test_the_network_that_is_back_is_used_at_once(site: Site, front: Front, brow
 
 
 def test_streams_that_fall_silent_behind_their_opening_twice_give_way_to_polls(
-    site: Site, dam: Dam, browser: Browser
+    site: Site, stalling: StallingProxy, browser: Browser
 ) -> None:
-    with Dam(site.port) as brief:
-        dam.openings, brief.openings = 2, 1
+    with StallingProxy(site.port) as brief:
+        stalling.openings, brief.openings = 2, 1
         once = browser.open(brief.url).start(A).wait()
-        twice = browser.open(dam.url).start(A).wait()
+        twice = browser.open(stalling.url).start(A).wait()
         live = time.time()
         with site.publishing(A, every=0.1) as numbers:
             twice.wait("polling", timeout=20, transport="poll", reason="the stream fell silent")
@@ -471,20 +457,23 @@ def test_streams_that_fall_silent_behind_their_opening_twice_give_way_to_polls(
             assert_tail(twice)
         for tab in (once, twice):
             assert_complete(tab, numbers)
-        assert [parameters(target).get("heartbeat") for _, target in dam.requests if "/stream" in target] == [None, "3"]
+        assert [parameters(target).get("heartbeat") for _, target in stalling.requests if "/stream" in target] == [
+            None,
+            "3",
+        ]
         assert len(brief.since(0, "/stream")) == 2
         assert states(once) == ["connecting", "live"] * 2
 
 
 def test_streams_that_have_come_through_are_not_given_up_because_one_is_mute(
-    site: Site, dam: Dam, browser: Browser
+    site: Site, stalling: StallingProxy, browser: Browser
 ) -> None:
-    with Dam(site.port) as other:
-        once = browser.open(dam.url).start(A).wait()
+    with StallingProxy(site.port) as other:
+        once = browser.open(stalling.url).start(A).wait()
         twice = browser.open(other.url).start(A).wait()
-        dam.instead, other.instead = [b""], [b"", b""]
+        stalling.instead, other.instead = [b""], [b"", b""]
         with site.publishing(A, every=0.1) as numbers:
-            dam.cut()
+            stalling.cut()
             other.cut()
             for tab in (once, twice):
                 wait_until(lambda tab=tab: "the stream was mute" in [log[2] for log in tab.log("states")], 10)  # type: ignore[misc]
@@ -496,12 +485,14 @@ def test_streams_that_have_come_through_are_not_given_up_because_one_is_mute(
         assert states(twice).count("waiting") == 1  # after the cut; the next stream is opened at once
 
 
-def test_a_goodbye_on_a_connection_that_stays_open_is_followed(site: Site, dam: Dam, browser: Browser) -> None:
+def test_a_goodbye_on_a_connection_that_stays_open_is_followed(
+    site: Site, stalling: StallingProxy, browser: Browser
+) -> None:
     data = json.dumps({"reason": "busy", "retry": 300})
     head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
-    dam.instead.append(f"{head}event: sse.close\ndata: {data}\n\n".encode())
-    tab = browser.open(dam.url).start(A).wait()
-    first, second = dam.since(0, "/stream")
+    stalling.instead.append(f"{head}event: sse.close\ndata: {data}\n\n".encode())
+    tab = browser.open(stalling.url).start(A).wait()
+    first, second = stalling.since(0, "/stream")
     assert 0.29 <= second - first <= 0.3 + 2 * SLOPPY
     assert [reason for _, reason in moments(tab, "waiting")] == ["busy"]
     with site.publishing(A) as numbers:
@@ -513,13 +504,13 @@ def parameters(target: str) -> dict[str, str]:
     return dict(parse_qsl(urlsplit(target).query))
 
 
-def timeouts(front: Front, moment: float) -> list[str]:
+def timeouts(front: AnsweringProxy, moment: float) -> list[str]:
     """How many seconds each poll since then was to last."""
     return [parameters(target)["timeout"] for at, target in front.requests if at >= moment and "/poll" in target]
 
 
 def test_polls_that_a_cut_has_shortened_get_long_again_ten_minutes_later(
-    site: Site, front: Front, browser: Browser
+    site: Site, front: AnsweringProxy, browser: Browser
 ) -> None:
     tab = browser.open(front.url)
     know = (
@@ -548,7 +539,7 @@ def test_polls_that_a_cut_has_shortened_get_long_again_ten_minutes_later(
 
 @pytest.mark.parametrize(("killed", "within"), [(False, 10), pytest.param(True, 25, marks=LONG)])
 def test_of_tabs_that_cannot_share_two_stream_and_a_third_takes_the_place_of_one_that_leaves(
-    site: Site, front: Front, browser: Browser, killed: bool, within: float
+    site: Site, front: AnsweringProxy, browser: Browser, killed: bool, within: float
 ) -> None:
     first, second, third = tabs = [browser.open(front.url, "/pages/crowd.html") for _ in range(3)]
     for tab in tabs[:2]:
@@ -575,7 +566,7 @@ def test_of_tabs_that_cannot_share_two_stream_and_a_third_takes_the_place_of_one
 
 
 def test_a_feed_that_cannot_stream_fetches_without_a_pause_what_one_answer_has_no_room_for(
-    site: Site, front: Front, browser: Browser
+    site: Site, front: AnsweringProxy, browser: Browser
 ) -> None:
     tabs = [browser.open(front.url, "/pages/crowd.html").start(A).wait(transport="eventsource") for _ in range(2)]
     third = browser.open(front.url, "/pages/crowd.html").start(A).wait("polling")
@@ -589,7 +580,7 @@ def test_a_feed_that_cannot_stream_fetches_without_a_pause_what_one_answer_has_n
 
 
 def test_a_follower_that_is_closed_amid_several_events_asks_for_nothing_more(
-    site: Site, front: Front, browser: Browser
+    site: Site, front: AnsweringProxy, browser: Browser
 ) -> None:
     front.answer = lambda target: answer(502) if "/stream" in target else None
     leader, follower = browser.tabs(2, front.url)
@@ -608,12 +599,14 @@ def test_a_follower_that_is_closed_amid_several_events_asks_for_nothing_more(
         assert tab.run("return errors") == []
 
 
-def sizes(front: Front) -> list[int]:
+def sizes(front: AnsweringProxy) -> list[int]:
     """The bounds of all polls."""
     return [int(parameters(target)["max_bytes"]) for _, target in front.requests if "/poll" in target]
 
 
-def test_the_time_that_a_token_takes_makes_answers_no_smaller(site: Site, front: Front, browser: Browser) -> None:
+def test_the_time_that_a_token_takes_makes_answers_no_smaller(
+    site: Site, front: AnsweringProxy, browser: Browser
+) -> None:
     front.answer = lambda target: answer(502) if "/stream" in target else None
     for number in range(20):
         site.publish("public/token", [number, "x" * 300])
@@ -628,7 +621,7 @@ def test_the_time_that_a_token_takes_makes_answers_no_smaller(site: Site, front:
 
 
 def test_answers_that_were_cut_at_the_same_length_grow_again_up_to_it_and_beyond_it_on_another_network(
-    site: Site, front: Front, browser: Browser
+    site: Site, front: AnsweringProxy, browser: Browser
 ) -> None:
     slow: list[int] = []  # the sizes that were asked for before
 

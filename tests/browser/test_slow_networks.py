@@ -11,8 +11,9 @@ import pytest
 
 from tests.browser.engines import Chromium, Engine, Firefox, PhantomJS, WebKit
 from tests.browser.origin import Origin, Report
-from tests.browser.tabbed_browser import Front, Site, answer
+from tests.browser.tabbed_browser import Site, answer
 from tests.live.conftest import pytest_runtest_makereport
+from tests.proxies import AnsweringProxy
 from tests.servers import RedisServer, wait_until
 
 __all__ = ["pytest_runtest_makereport"]
@@ -35,7 +36,7 @@ class Lab:
 
     def __init__(self, site: Site, origin: Origin) -> None:
         self.site, self.origin = site, origin
-        self.fronts: dict[tuple[str, str], Front] = {}
+        self.fronts: dict[tuple[str, str], AnsweringProxy] = {}
 
     def start(self, engine: str, transport: str, name: str, channel: str, replay: int, **options: Any) -> None:
         options |= {"url": f"{self.fronts[engine, transport].url}/sse", "channels": [channel], "replay": replay}
@@ -82,10 +83,12 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 
 
 @pytest.fixture
-def fronts(lab: Lab) -> Iterator[dict[tuple[str, str], Front]]:
+def fronts(lab: Lab) -> Iterator[dict[tuple[str, str], AnsweringProxy]]:
     """New ones for each engine, of which it has learnt nothing: to streams, and to polls, since they refuse streams."""
     with contextlib.ExitStack() as stack:
-        lab.fronts = {key: stack.enter_context(Front(lab.site.port)) for key in itertools.product(ENGINES, TRANSPORTS)}
+        lab.fronts = {
+            key: stack.enter_context(AnsweringProxy(lab.site.port)) for key in itertools.product(ENGINES, TRANSPORTS)
+        }
         for (_, transport), front in lab.fronts.items():
             if transport == "poll":
                 front.answer = lambda target: answer(502) if "/stream" in target else None
@@ -97,7 +100,7 @@ def fronts(lab: Lab) -> Iterator[dict[tuple[str, str], Front]]:
 
 
 def test_behind_a_proxy_that_cuts_what_is_long_events_come_no_later_than_to_a_native_eventsource(
-    lab: Lab, fronts: dict[tuple[str, str], Front]
+    lab: Lab, fronts: dict[tuple[str, str], AnsweringProxy]
 ) -> None:
     channel, count = "public/long", 100
     for number in range(count):
@@ -120,7 +123,7 @@ def test_behind_a_proxy_that_cuts_what_is_long_events_come_no_later_than_to_a_na
 
 @pytest.mark.parametrize(("pace", "count"), [(4000, 20), pytest.param(8000, 60, marks=LONG)])
 def test_over_a_slow_line_the_first_event_comes_soon_and_the_others_in_order(
-    lab: Lab, fronts: dict[tuple[str, str], Front], pace: int, count: int
+    lab: Lab, fronts: dict[tuple[str, str], AnsweringProxy], pace: int, count: int
 ) -> None:
     channel = f"public/slow/{pace}"
     for number in range(count):
@@ -137,7 +140,7 @@ def test_over_a_slow_line_the_first_event_comes_soon_and_the_others_in_order(
 
 
 def test_a_page_that_is_left_and_come_back_to_again_and_again_has_one_connection_for_each_line(
-    lab: Lab, fronts: dict[tuple[str, str], Front]
+    lab: Lab, fronts: dict[tuple[str, str], AnsweringProxy]
 ) -> None:
     wait_until(lambda: lab.site.subscribers() == 0, 15, what="the streams of other tests have ended")
     report, channel = lab.report("webkit"), "public/back"

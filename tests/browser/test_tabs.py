@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.browser.tabbed_browser import Browser, Front, Numbers, Site, Tab, largest_gap
+from tests.browser.tabbed_browser import Browser, Numbers, Site, Tab, largest_gap
 from tests.live.conftest import pytest_runtest_makereport
+from tests.proxies import AnsweringProxy
 from tests.servers import RedisServer, wait_until
 
 __all__ = ["pytest_runtest_makereport"]
@@ -213,7 +214,7 @@ def test_a_tab_that_joins_gets_its_replay_and_one_that_leaves_is_no_longer_count
 @pytest.mark.parametrize("refused_leads", [False, True])
 def test_what_is_refused_to_one_tab_disturbs_no_other(site: Site, browser: Browser, refused_leads: bool) -> None:
     private = "user/ann/mail"
-    with Front(site.port) as front, site.publishing(A, private) as numbers:
+    with AnsweringProxy(site.port) as front, site.publishing(A, private) as numbers:
         tabs = browser.tabs(3, front.url)
         tabs[0].run("document.cookie = 'user=ann; path=/'")
         order = [2, 0, 1] if refused_leads else [0, 1, 2]

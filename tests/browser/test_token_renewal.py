@@ -11,8 +11,9 @@ import pytest
 
 from tests import client
 from tests.browser.engines import Firefox
-from tests.browser.tabbed_browser import Browser, Front, Site, Tab, answer
+from tests.browser.tabbed_browser import Browser, Site, Tab, answer
 from tests.live.conftest import pytest_runtest_makereport
+from tests.proxies import AnsweringProxy
 from tests.servers import Gunicorn, RedisServer, wait_until
 from tests.tokens import SECRET
 
@@ -45,8 +46,8 @@ def site(request: pytest.FixtureRequest, tmp_path: Path, redis: RedisServer) -> 
 
 
 @pytest.fixture
-def front(site: TicketHouse) -> Iterator[Front]:
-    with Front(site.port) as front:
+def front(site: TicketHouse) -> Iterator[AnsweringProxy]:
+    with AnsweringProxy(site.port) as front:
         yield front
 
 
@@ -82,7 +83,7 @@ def wait_for(tab: Tab, state: str, reason: str, name: str = "feed") -> None:
 
 @pytest.mark.parametrize("share", [True, False])
 def test_a_page_outlives_its_tickets_and_loses_nothing(
-    site: TicketHouse, front: Front, browser: Browser, share: bool
+    site: TicketHouse, front: AnsweringProxy, browser: Browser, share: bool
 ) -> None:
     tabs = browser.tabs(2, front.url)
     for number, tab in enumerate(tabs):
@@ -103,7 +104,7 @@ def test_a_page_outlives_its_tickets_and_loses_nothing(
 
 
 def test_streams_and_polls_of_chromium_and_firefox_go_on_with_new_tickets(
-    tmp_path: Path, site: TicketHouse, front: Front, browser: Browser
+    tmp_path: Path, site: TicketHouse, front: AnsweringProxy, browser: Browser
 ) -> None:
     front.answer = lambda target: answer(502) if "/stream" in target else None
     with Firefox(tmp_path, site.other + "/pages/tabs.html") as firefox:
@@ -157,7 +158,7 @@ def test_who_gets_no_ticket_any_more_is_told_and_listens_to_nothing(site: Ticket
 
 
 def test_a_page_that_is_not_the_apps_word_is_no_token_goes_nowhere_and_is_waited_out(
-    site: TicketHouse, front: Front, browser: Browser
+    site: TicketHouse, front: AnsweringProxy, browser: Browser
 ) -> None:
     html = "Content-Type: text/html"
     pages = {
@@ -181,7 +182,7 @@ def test_a_page_that_is_not_the_apps_word_is_no_token_goes_nowhere_and_is_waited
 
 
 def test_while_no_token_can_be_had_it_is_asked_for_less_and_less_often(
-    site: TicketHouse, front: Front, browser: Browser
+    site: TicketHouse, front: AnsweringProxy, browser: Browser
 ) -> None:
     begin = site.publish(MINE, "before")
     tab = browser.open(front.url).start(MINE, name="address", tokenUrl="/token").wait(name="address")
@@ -209,7 +210,7 @@ def test_while_no_token_can_be_had_it_is_asked_for_less_and_less_often(
 
 
 def test_a_token_that_comes_after_the_feed_was_closed_is_not_used(
-    site: TicketHouse, front: Front, browser: Browser
+    site: TicketHouse, front: AnsweringProxy, browser: Browser
 ) -> None:
     tab = browser.open(front.url)
     tab.run("""

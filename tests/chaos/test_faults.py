@@ -20,8 +20,8 @@ from sse.hub.subscriber import Delivery, Reset, Start, Subscriber, starting_poin
 from sse.transports.stream import Stream
 from tests import client as wire
 from tests.chaos.cluster import Client, Cluster, CrashingRedis
-from tests.chaos.proxy import LosingProxy
 from tests.driven_streams import poll
+from tests.proxies import ReplyLosingProxy
 from tests.servers import Gunicorn, wait_until
 from tests.tokens import KEY
 
@@ -357,12 +357,14 @@ def test_a_batch_keeps_its_order_when_redis_refuses_a_part_of_it(cluster: Cluste
 
 
 @pytest.fixture
-def proxy(redis: CrashingRedis) -> Iterator[LosingProxy]:
-    with LosingProxy(redis.port) as proxy:
+def proxy(redis: CrashingRedis) -> Iterator[ReplyLosingProxy]:
+    with ReplyLosingProxy(redis.port) as proxy:
         yield proxy
 
 
-def test_a_publish_whose_reply_is_lost_is_repeated_and_stored_once(redis: CrashingRedis, proxy: LosingProxy) -> None:
+def test_a_publish_whose_reply_is_lost_is_repeated_and_stored_once(
+    redis: CrashingRedis, proxy: ReplyLosingProxy
+) -> None:
     with Cluster(redis, url=f"redis://127.0.0.1:{proxy.port}/0") as cluster:
         client = cluster.client("a")
         cluster.publish("a")
@@ -378,7 +380,7 @@ def test_a_publish_whose_reply_is_lost_is_repeated_and_stored_once(redis: Crashi
 
 
 def test_a_publisher_that_was_told_503_repeats_with_its_key_and_is_told_the_same_id(
-    redis: CrashingRedis, proxy: LosingProxy, make_app: MakeApp
+    redis: CrashingRedis, proxy: ReplyLosingProxy, make_app: MakeApp
 ) -> None:
     http = make_app(SSE_REDIS_URL=f"redis://127.0.0.1:{proxy.port}/0", SSE_PUBLISH_KEYS=KEY).test_client()
 

@@ -17,7 +17,7 @@ from typing import NamedTuple, Self
 import pytest
 
 from tests import client
-from tests.proxy import Connection, Cutter
+from tests.proxies import EventCuttingProxy
 from tests.servers import ROOT, Gunicorn, RedisServer, wait_until
 from tests.tokens import KEY
 
@@ -68,40 +68,11 @@ def blocks(heading: str) -> list[str]:
 VIEW, TRANSPORT = blocks("AI SDK: parts of an answer")
 
 
+NUMBER = b'data: {"number":'  # how the data of an event begins
+
+
 def port_of(server: Gunicorn) -> int:
     return int(server.bind.rpartition(":")[2])
-
-
-class Proxy(Cutter):
-    """Counts the requests, streams and errors that it has seen, and cuts connections within an event when told to.
-
-    `start` is how the data of such an event begins, and `to_cut` is how many connections are to be cut: by turns behind
-    that start, and behind the line of the event's id.
-    """
-
-    def __init__(self, upstream: int, start: bytes = b'data: {"number":', to_cut: int = 0) -> None:
-        super().__init__(upstream)
-        self.start = start
-        self.to_cut = to_cut
-        self.asked = self.streams = self.cuts = self.errors = 0
-
-    def passes(self, connection: Connection, data: bytes, upward: bool) -> bool:
-        if upward:
-            self.asked += data.startswith(b"GET ")
-            return True
-        self.streams += data.startswith(b"HTTP/1.1 200") and b"text/event-stream" in data
-        self.errors += data.startswith(b"HTTP/1.1 503") or b'"reason":"busy"' in data
-        at = data.find(self.start)
-        id = data.rfind(b"\nid: ", 0, at)
-        if id < 0 or b"\n\n" in data[id:at]:  # it is the last line of its block, not the first
-            id = data.find(b"\nid: ", at)
-        if self.to_cut == 0 or at < 0 or id < 0:
-            return True
-        end = data.index(b"\n", id + 1) + 1 if self.cuts % 2 else at + len(self.start)
-        self.to_cut -= 1
-        self.cuts += 1
-        connection.near.write(data[:end])
-        return False
 
 
 class Running:
@@ -112,12 +83,12 @@ class Running:
         (code,) = blocks(program.heading)
         assert ADDRESS in code
         self.name = name
-        self.proxy = Proxy(upstream)
+        self.proxy = EventCuttingProxy(upstream, NUMBER)
         self.dir = directory / name
         self.dir.mkdir()
         (self.dir / "node_modules").symlink_to(ROOT / "tests" / "node_modules")
         self.file = self.dir / f"program{program.suffix}"
-        self.file.write_text(program.before + code.replace(ADDRESS, f"http://127.0.0.1:{self.proxy.port}"))
+        self.file.write_text(program.before + code.replace(ADDRESS, self.proxy.url))
         self.command = [program.command, str(self.file)]
         self.heard: list[str] = []
 
@@ -291,14 +262,14 @@ def test_a_program_that_is_refused_ends(tmp_path: Path) -> None:
     assert [one.heard for one in programs] == [[]] * len(PROGRAMS)
 
 
-def ask(directory: Path, app: str, *, to_cut: int = 0) -> tuple[subprocess.CompletedProcess[str], Proxy]:
+def ask(directory: Path, app: str, *, to_cut: int = 0) -> tuple[subprocess.CompletedProcess[str], EventCuttingProxy]:
     """Run the page's view, or one that a test has made of it, and send it a message by the page's transport."""
     (directory / "chat.py").write_text(app)
     (directory / "node_modules").symlink_to(ROOT / "tests" / "node_modules")
     server = Gunicorn(directory, app="chat:app", env={"PYTHONPATH": str(directory)})
-    with server, Proxy(port_of(server), b'data: {"type":"text-delta"', to_cut) as proxy:
+    with server, EventCuttingProxy(port_of(server), b'data: {"type":"text-delta"', to_cut) as proxy:
         program = directory / "chat.mjs"
-        program.write_text(TRANSPORT.replace(ADDRESS, f"http://127.0.0.1:{proxy.port}") + ASK)
+        program.write_text(TRANSPORT.replace(ADDRESS, proxy.url) + ASK)
         return subprocess.run(["node", str(program)], capture_output=True, text=True, timeout=60), proxy
 
 

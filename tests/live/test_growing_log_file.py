@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from tests.client import Parser
-from tests.proxy import Cutter
+from tests.proxies import TcpProxy
 from tests.servers import ROOT, Gunicorn, Nginx, RedisServer, wait_until
 from tests.tokens import KEY
 
@@ -146,7 +146,7 @@ def read_with_eventsource(url: str, ca: Path, heard: Heard, done: Callable[[], b
                     heard.note(item["type"], item["data"])
 
 
-def cut_at_random(proxy: Cutter, heard: Heard, done: Callable[[], bool], rng: random.Random) -> None:
+def cut_at_random(proxy: TcpProxy, heard: Heard, done: Callable[[], bool], rng: random.Random) -> None:
     """Cut the client's connection, each time after it has come back."""
     while heard.cuts < CUTS and not done():
         opened = heard.opened
@@ -183,7 +183,7 @@ def test_each_line_of_a_growing_log_arrives_once_and_in_order_at_clients_that_ar
     with contextlib.ExitStack() as stack:
         gunicorn = stack.enter_context(Gunicorn(tmp_path, env=environment, workers=4))
         nginx = stack.enter_context(Nginx(tmp_path, gunicorn.bind))
-        proxy = stack.enter_context(Cutter(nginx.https_port))
+        proxy = stack.enter_context(TcpProxy(nginx.https_port))
         path = f"/sse/stream?channel={CHANNEL}"
         with beside(
             lambda: read_with_curl(f"{nginx.url}{path}", curl, all_heard, random.Random(seed)),

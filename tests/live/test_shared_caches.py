@@ -10,20 +10,31 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 import redis
 
 from tests import client
-from tests.browser.proxies import Proxy
 from tests.client import Answer, Stream
 from tests.live.load import APP, KEY, address
+from tests.proxy_servers import (
+    Cache,
+    CarelessVarnish,
+    GreedySquid,
+    GreedyVarnish,
+    JoiningSquid,
+    OfflineSquid,
+    Squid,
+    StaleVarnish,
+    StrippingVarnish,
+    TicketlessSquid,
+    Varnish,
+)
 from tests.servers import Gunicorn, RedisServer, wait_until
 from tests.tokens import SECRET, claims, signed
 
@@ -31,145 +42,6 @@ SECRETS = "the private news of ann"
 ORIGINS = ("https://a.example", "https://b.example")
 QUERY = {"channel": "user/ann", "replay": "1", "timeout": "0"}
 READERS = {"ann": 200, "bob": 403, "": 401}  # what each is answered about user/ann; "" has no credentials
-
-
-class Cache(Proxy):
-    """A cache with its own rules."""
-
-    RULES: ClassVar[str] = ""
-    KEEPS: ClassVar[Sequence[str]] = ()  # what it gives again to those who had it, though that has `no-store`
-    JOINS: ClassVar[bool] = False  # whether equal requests wait for the first one's answer
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def configure(self) -> str:
-        path = super().configure()
-        self.config.write_text(self.config.read_text().replace("RULES", self.RULES))
-        return path
-
-
-class Varnish(Cache):
-    """varnish as it comes: it passes on what has a cookie or an Authorization header."""
-
-    name = "varnish"
-    CONFIG = 'vcl 4.1;\nbackend default { .host = "127.0.0.1"; .port = "$upstream"; }\nRULES\n'
-
-    def command(self) -> Sequence[str]:
-        listen = f"127.0.0.1:{self.port}"
-        return [self.program("varnishd"), "-F", "-j", "none", "-n", str(self.dir / f"varnish-{self.port}"),
-                "-a", listen, "-f", self.configure(), "-s", "malloc,16m", "-T", "none"]  # fmt: skip
-
-
-class GreedyVarnish(Varnish):
-    """varnish that looks up requests with credentials too, and keeps whatever it gets."""
-
-    name = "varnish-greedy"
-    KEEPS = ("health", "cookie", "header", "ticket", "stream", "refusal")
-    JOINS = True
-    RULES = """
-sub vcl_recv { if (req.method == "GET" || req.method == "HEAD") { return (hash); } }
-sub vcl_backend_response {
-    unset beresp.http.Cache-Control;
-    set beresp.ttl = 60s;
-    set beresp.grace = 1h;
-    set beresp.uncacheable = false;
-    return (deliver);
-}
-"""
-
-
-class StaleVarnish(GreedyVarnish):
-    """varnish that gives what is no longer fresh, and asks for it anew meanwhile."""
-
-    name = "varnish-stale"
-    RULES = GreedyVarnish.RULES.replace("60s", "1ms")
-
-
-class StrippingVarnish(GreedyVarnish):
-    """varnish that takes from requests what would tell their users apart."""
-
-    name = "varnish-stripping"
-    RULES = GreedyVarnish.RULES.replace(
-        "sub vcl_recv {",
-        "sub vcl_recv { unset req.http.Cookie; unset req.http.Authorization; "
-        'set req.url = regsub(req.url, "[?&]token=[^&]*", "");',
-    )
-
-
-class CarelessVarnish(GreedyVarnish):
-    """varnish that throws away what keeps answers apart, and knows them by a URL without the ticket."""
-
-    name = "varnish-careless"
-    RULES = (
-        GreedyVarnish.RULES.replace("unset", "unset beresp.http.Vary;\n    unset")
-        + 'sub vcl_hash { hash_data(regsub(req.url, "[?&]token=[^&]*", "")); return (lookup); }'
-    )
-
-
-class Squid(Cache):
-    """squid in front of a site, with Debian's rules."""
-
-    name = "squid"
-    RULES = "refresh_pattern -i (/cgi-bin/|\\?) 0 0% 0\nrefresh_pattern . 0 20% 4320"
-    CONFIG = """\
-http_port 127.0.0.1:$port accel defaultsite=localhost no-vhost
-cache_peer 127.0.0.1 parent $upstream 0 no-query no-digest originserver login=PASSTHRU
-http_access allow all
-cache_mem 16 MB
-pid_filename $dir/squid-$port.pid
-cache_log $dir/squid-cache.log
-access_log none
-coredump_dir $dir
-shutdown_lifetime 0 seconds
-pinger_enable off
-RULES
-"""
-
-    def command(self) -> Sequence[str]:
-        self.dir.chmod(0o777)  # it gives up root
-        return [self.program("squid"), "-N", "-f", self.configure(), "-n", f"s{self.port}"]
-
-
-class JoiningSquid(Squid):
-    """squid that lets equal requests wait for one answer, before it knows whether that may be shared."""
-
-    name = "squid-joining"
-    JOINS = True
-    RULES = f"{Squid.RULES}\ncollapsed_forwarding on"
-
-
-class GreedySquid(JoiningSquid):
-    """squid with every override that it still knows; it never keeps an answer to an Authorization header."""
-
-    name = "squid-greedy"
-    KEEPS = ("health",)
-    RULES = (
-        "refresh_pattern . 60 100% 60 override-expire override-lastmod ignore-reload ignore-no-store ignore-private "
-        "store-stale\nvary_ignore_expire on\ncollapsed_forwarding on"
-    )
-
-
-class OfflineSquid(GreedySquid):
-    """squid that never asks again about what it has."""
-
-    name = "squid-offline"
-    KEEPS = ("health", "cookie", "ticket")
-    RULES = f"{GreedySquid.RULES}\noffline_mode on"
-
-
-class TicketlessSquid(GreedySquid):
-    """squid that knows answers by URLs without the ticket."""
-
-    name = "squid-ticketless"
-    RULES = (
-        GreedySquid.RULES
-        + r"""
-store_id_program /bin/sed -u s/.token=[^&[:space:]]*//;s/[[:space:]].*//;s/^/OK\x20store-id=/
-store_id_children 1 startup=1
-"""
-    )
 
 
 @pytest.fixture(scope="module")

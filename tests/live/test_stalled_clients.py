@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from tests import client
-from tests.browser.proxies import Lighttpd
 from tests.client import Stream
 from tests.live.load import APP, ENV, GREENLETS, KEY, address
 from tests.live.test_subscriber_costs import inspect
+from tests.proxy_servers import Lighttpd
 from tests.servers import ROOT, Gunicorn, wait_until
 
 CLIENTS = 20
