@@ -213,7 +213,7 @@ def test_a_secret_is_blanked_in_them_too(tmp_path: Path, app: str) -> None:
 @pytest.mark.parametrize(
     ("app", "pattern"),
     [
-        ("plain", r"\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}\] WARNING in logged: said by a view"),
+        ("plain", r"\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}\] WARNING in logging_setups: said by a view"),
         ("own_handler", "APP WARNING of sse: said by a view"),
         *[(app, "APP WARNING of sse: said by a view") for app in CONFIGURED],
     ],
