@@ -13,16 +13,16 @@ from typing import Any
 from sse.access.permit import Permit
 from sse.access.revocations import Revocations
 from sse.access.token import Grant
-from sse.event import Event
 from sse.hub.hub import Hub
 from sse.hub.subscriber import Start
 from sse.server.effects import Calls, Effects
 from sse.server.rounds import Rounds
 from sse.server.rows import Rows
 from sse.server.wheel import Wheel
-from sse.stores import MemoryStore, Publication
+from sse.stores import MemoryStore
 from sse.transports.poll import Poll
 from sse.transports.stream import Stream
+from tests.publishing import publish_to_store
 
 KEPT = b"HTTP/1.1 200 OK\r\nConnection: keep-alive\r\n"
 CLOSED = b"HTTP/1.1 200 OK\r\nConnection: close\r\n"
@@ -148,9 +148,9 @@ class World:
 
     def publish(self, data: str = "news", channel: str = "a") -> None:
         """Publish, and wait until the hub has told its subscribers."""
-        (receipt,) = self.store.publish([Publication(channel, Event(data))])
+        [position] = publish_to_store(self.store, channel, data)
         end = time.monotonic() + 5
-        while not self.hub.newest([channel]) & {(channel, receipt.position), (channel, None)}:
+        while not self.hub.newest([channel]) & {(channel, position), (channel, None)}:
             assert time.monotonic() < end
             time.sleep(0.001)
 

@@ -27,6 +27,7 @@ from sse.event import Event
 from sse.stores import MemoryStore, Publication
 from sse.transports.poll import Poll
 from tests.conftest import MakeApp
+from tests.publishing import post
 from tests.servers import wait_until
 from tests.tokens import CREDENTIALS, SECRET, claims, jwk_set, signed
 
@@ -547,8 +548,7 @@ def test_a_key_is_rotated_without_a_restart_and_its_repeats_are_known_after_that
     client = make_app(SSE_PUBLISH_KEYS_FILE=str(file)).test_client()
 
     def publish(key: str) -> tuple[int, str]:
-        headers = {"Authorization": f"Bearer {key}", "Idempotency-Key": "once"}
-        answer = client.post("/sse/publish/a", data="x", headers=headers)
+        answer = post(client, "x", "/sse/publish/a", key, content_type=None, headers={"Idempotency-Key": "once"})
         return answer.status_code, answer.text
 
     first = publish(KEYS[0])

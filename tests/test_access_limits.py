@@ -15,21 +15,16 @@ from werkzeug.test import TestResponse
 
 from sse.access.limits import Counts, client_address
 from tests.conftest import MakeApp
+from tests.publishing import post
 from tests.servers import RedisServer, free_port
-from tests.tokens import SECRET, claims, signed
+from tests.tokens import KEY, SECRET, claims, signed
 
-KEYS = ("first-key-of-the-tests", "second-key-of-the-tests")
+KEYS = (KEY, "second-key-of-the-tests")
 
 
 def poll(client: FlaskClient, address: str = "192.0.2.1", **headers: str) -> TestResponse:
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     return client.get("/sse/poll?channel=a&timeout=0", headers=named, environ_base={"REMOTE_ADDR": address})
-
-
-def publish(client: FlaskClient, channels: list[str], key: str = KEYS[0]) -> TestResponse:
-    return client.post(
-        "/sse/publish", json={"channel": channels, "data": 1}, headers={"Authorization": f"Bearer {key}"}
-    )
 
 
 def refused(answer: TestResponse, limit: str) -> None:
@@ -70,10 +65,10 @@ def test_a_stream_over_the_limit_is_told_busy(make_app: MakeApp) -> None:
 
 def test_a_key_s_and_a_channel_s_events_are_counted_each(make_app: MakeApp) -> None:
     client = make_app(SSE_PUBLISH_KEYS=KEYS, SSE_LIMIT_PUBLISH="4/hour", SSE_LIMIT_CHANNEL="3/hour").test_client()
-    assert publish(client, ["a", "b", "c"]).status_code == 201
-    refused(publish(client, ["d", "e"]), "SSE_LIMIT_PUBLISH")
-    assert publish(client, ["a", "b", "b"], KEYS[1]).status_code == 201
-    refused(publish(client, ["b"], KEYS[1]), "SSE_LIMIT_CHANNEL")
+    assert post(client, {"channel": ["a", "b", "c"], "data": 1}).status_code == 201
+    refused(post(client, {"channel": ["d", "e"], "data": 1}), "SSE_LIMIT_PUBLISH")
+    assert post(client, {"channel": ["a", "b", "b"], "data": 1}, key=KEYS[1]).status_code == 201
+    refused(post(client, {"channel": ["b"], "data": 1}, key=KEYS[1]), "SSE_LIMIT_CHANNEL")
 
 
 KIB = 1024
@@ -81,8 +76,7 @@ KIB = 1024
 
 def put(client: FlaskClient, channel: str, size: int, key: str = KEYS[0]) -> TestResponse:
     """Publish an event with so many bytes of data."""
-    headers = {"Authorization": f"Bearer {key}", "Content-Type": "text/plain"}
-    return client.post(f"/sse/publish/{channel}", data="x" * size, headers=headers)
+    return post(client, "x" * size, f"/sse/publish/{channel}", key, content_type="text/plain")
 
 
 def test_a_key_s_bytes_are_counted_and_1_kb_for_each_new_ring(make_app: MakeApp, store_url: str | None) -> None:
@@ -103,8 +97,11 @@ def test_new_rings_fill_the_window_exactly(make_app: MakeApp, store_url: str | N
     settings = {"SSE_PUBLISH_KEYS": KEYS, "SSE_REDIS_URL": store_url, "SSE_LIMIT_PUBLISH_BYTES": f"{20 * 1025}/hour"}
     client = make_app(**settings).test_client()
     for start in range(0, 20, channels):
-        assert publish(client, [f"c/{start + number}" for number in range(channels)]).status_code == 201
-    refused(publish(client, ["c/0"]), "SSE_LIMIT_PUBLISH_BYTES")
+        assert (
+            post(client, {"channel": [f"c/{start + number}" for number in range(channels)], "data": 1}).status_code
+            == 201
+        )
+    refused(post(client, {"channel": ["c/0"], "data": 1}), "SSE_LIMIT_PUBLISH_BYTES")
 
 
 def test_a_ring_that_has_events_is_not_new_whoever_made_it(make_app: MakeApp, redis_url: str) -> None:
@@ -183,11 +180,11 @@ def test_the_store_is_asked_about_rings_only_near_the_limit(
     newest = store.newest
     monkeypatch.setattr(store, "newest", lambda channels: asked.append(channels) or newest(channels))
     for number in range(18):
-        assert publish(client, [f"c/{number}"] * 2).status_code == 201
+        assert post(client, {"channel": [f"c/{number}"] * 2, "data": 1}).status_code == 201
     assert asked == []
-    assert publish(client, ["c/0", "c/18", "c/18"]).status_code == 201
+    assert post(client, {"channel": ["c/0", "c/18", "c/18"], "data": 1}).status_code == 201
     assert asked == [["c/0", "c/18"]]
-    refused(publish(client, ["c/19"]), "SSE_LIMIT_PUBLISH_BYTES")
+    refused(post(client, {"channel": ["c/19"], "data": 1}), "SSE_LIMIT_PUBLISH_BYTES")
 
 
 def test_a_repetition_is_stored_once_and_counted_again(make_app: MakeApp) -> None:
@@ -216,20 +213,20 @@ def test_the_workers_count_bytes_together_where_redis_counts(make_app: MakeApp, 
 def test_what_is_over_a_limit_is_not_stored(make_app: MakeApp) -> None:
     app = make_app(SSE_PUBLISH_KEYS=KEYS, SSE_LIMIT_CHANNEL="1/hour")
     client, store = app.test_client(), app.extensions["sse"].store
-    assert publish(client, ["a"]).status_code == 201
+    assert post(client, {"channel": ["a"], "data": 1}).status_code == 201
     before = store.newest(["a"])
-    refused(publish(client, ["b", "a"]), "SSE_LIMIT_CHANNEL")
+    refused(post(client, {"channel": ["b", "a"], "data": 1}), "SSE_LIMIT_CHANNEL")
     assert store.newest(["a", "b"]) == [*before, None]
 
 
 @pytest.mark.parametrize("limit", ["SSE_LIMIT_PUBLISH", "SSE_LIMIT_CHANNEL"])
 def test_a_batch_that_no_window_has_room_for_is_not_told_to_try_again(make_app: MakeApp, limit: str) -> None:
     client = make_app(SSE_PUBLISH_KEYS=KEYS, **{limit: "3/hour"}).test_client()
-    answer = publish(client, ["a"] * 4)
+    answer = post(client, {"channel": ["a"] * 4, "data": 1})
     assert answer.status_code == 413
     assert "Retry-After" not in answer.headers
     assert limit in answer.get_json()["error"]["message"]
-    assert publish(client, ["a"] * 3).status_code == 201  # what was too large has not been counted
+    assert post(client, {"channel": ["a"] * 3, "data": 1}).status_code == 201  # what was too large has not been counted
 
 
 def listen(client: FlaskClient, *channels: str, address: str = "192.0.2.1", **headers: str) -> TestResponse:
@@ -242,7 +239,7 @@ def test_each_client_s_new_channels_are_counted_and_no_others(make_app: MakeApp,
     app = make_app(SSE_LIMIT_NEW_CHANNELS="4/hour", SSE_PUBLISH_KEYS=KEYS, SSE_REDIS_URL=store_url)
     client, store = app.test_client(), app.extensions["sse"].store
     born = [f"born/{number}" for number in range(10)]
-    assert publish(client, born).status_code == 201
+    assert post(client, {"channel": born, "data": 1}).status_code == 201
     for _ in range(3):
         assert listen(client, *born).status_code == 200
         assert listen(client, "a", "b", "c", *born).status_code == 200
@@ -297,7 +294,7 @@ def test_without_limits_there_are_none(make_app: MakeApp) -> None:
     client = app.test_client()
     assert {poll(client).status_code for _ in range(50)} == {200}
     assert {listen(client, f"new/{number}").status_code for number in range(50)} == {200}
-    assert {publish(client, ["a"] * 100).status_code for _ in range(3)} == {201}
+    assert {post(client, {"channel": ["a"] * 100, "data": 1}).status_code for _ in range(3)} == {201}
 
 
 def test_the_workers_count_together_where_redis_counts(make_app: MakeApp, redis_url: str) -> None:
@@ -438,8 +435,8 @@ def test_what_is_too_large_is_not_counted(make_app: MakeApp) -> None:
     headers = {"Authorization": f"Bearer {KEYS[0]}"}
     for _ in range(3):
         assert client.post("/sse/publish/a", data="x" * 1025, headers=headers).status_code == 413
-    assert publish(client, ["a"]).status_code == 201
-    refused(publish(client, ["a"]), "SSE_LIMIT_PUBLISH")
+    assert post(client, {"channel": ["a"], "data": 1}).status_code == 201
+    refused(post(client, {"channel": ["a"], "data": 1}), "SSE_LIMIT_PUBLISH")
 
 
 def test_a_client_cannot_choose_its_address(make_app: MakeApp) -> None:

@@ -19,6 +19,7 @@ from sse.event import Event, check_channel
 from sse.stores import Publication
 from sse.wire import Parser, encode_body
 from tests import client as wire
+from tests.publishing import post
 
 KEY = "k" * 22
 STREAM_TYPES = {"sse.open", "sse.heartbeat", "sse.reset", "sse.close", "sse.event", "message"}
@@ -229,14 +230,13 @@ def test_any_headers(app: Flask, path: str, headers: dict[str, str]) -> None:
 # Publishing
 
 
-def publish(app: Flask, path: str, body: bytes, content_type: str | None, **headers: str) -> TestResponse:
+def publish_and_judge(app: Flask, path: str, body: bytes, content_type: str | None, **headers: str) -> TestResponse:
     """Publish and judge: a 201 stores as many as it says, anything else nothing at all."""
     before = stored(app)
     environ = {f"HTTP_{name.upper()}": header(text) for name, text in headers.items()}
     if content_type is not None:
         environ["CONTENT_TYPE"] = header(content_type)
-    auth = {"Authorization": f"Bearer {KEY}"}
-    response = app.test_client().post(path, data=body, headers=auth, environ_overrides=environ)
+    response = post(app, body, path, content_type=None, environ_overrides=environ)
     if response.status_code == 201:
         ids = response.get_json()["ids"]
         assert ids
@@ -277,14 +277,14 @@ def dumped(value: Any) -> bytes:
 
 @given(body=MEMBERS | st.lists(MEMBERS, max_size=4) | JSON)
 def test_any_json_published(app: Flask, body: Any) -> None:
-    response = publish(app, "/sse/publish", dumped(body), "application/json")
+    response = publish_and_judge(app, "/sse/publish", dumped(body), "application/json")
     if response.status_code == 201:
         assert_stream_is_sound(app, {id.partition("=")[0] for id in response.get_json()["ids"]})
 
 
 @given(body=st.binary(max_size=200) | TEXT.map(lambda text: text.encode(errors="surrogatepass")))
 def test_any_bytes_published_as_json(app: Flask, body: bytes) -> None:
-    publish(app, "/sse/publish", body, "application/json")
+    publish_and_judge(app, "/sse/publish", body, "application/json")
 
 
 @given(
@@ -302,7 +302,7 @@ def test_anything_published_raw(
     path = f"/sse/publish/{percent(channel)}{query}"
     if "//" in f"/{channel}" or not channel:
         return  # the address of something else
-    response = publish(app, path, body, content_type, **headers)
+    response = publish_and_judge(app, path, body, content_type, **headers)
     if response.status_code == 201:
         assert_stream_is_sound(app, {id.partition("=")[0] for id in response.get_json()["ids"]})
 
@@ -311,9 +311,9 @@ def test_anything_published_raw(
 @pytest.mark.parametrize("value", [None, True, 5, 1.5, [], {}, [[]], [None], {"a": 1}, *NASTY], ids=repr)
 def test_each_nasty_value_in_each_member(app: Flask, member: str, value: Any) -> None:
     good = {"channel": "p", "type": "t", "data": "x"}
-    response = publish(app, "/sse/publish", dumped(good | {member: value}), "application/json")
+    response = publish_and_judge(app, "/sse/publish", dumped(good | {member: value}), "application/json")
     # In a batch the good one beside it must not be stored alone.
-    batch = publish(app, "/sse/publish", dumped([good, good | {member: value}]), "application/json")
+    batch = publish_and_judge(app, "/sse/publish", dumped([good, good | {member: value}]), "application/json")
     assert batch.status_code == response.status_code
     if response.status_code == 201:
         assert_stream_is_sound(app, {"p"})
@@ -348,7 +348,7 @@ def test_each_nasty_value_in_each_member(app: Flask, member: str, value: Any) ->
     ids=lambda value: repr(value)[:40],
 )
 def test_each_kind_of_bad_json_has_its_status(app: Flask, body: bytes, status: int) -> None:
-    assert publish(app, "/sse/publish", body, "application/json").status_code == status
+    assert publish_and_judge(app, "/sse/publish", body, "application/json").status_code == status
 
 
 @pytest.mark.parametrize(
@@ -357,19 +357,21 @@ def test_each_kind_of_bad_json_has_its_status(app: Flask, body: bytes, status: i
 @pytest.mark.parametrize("text", NASTY, ids=range(len(NASTY)))
 def test_each_nasty_text_in_each_header_of_a_publish(app: Flask, name: str, text: str) -> None:
     for path in ("/sse/publish", "/sse/publish/p"):
-        publish(app, path, b'{"channel":"p","data":1}', "application/json", **{name: text})
+        publish_and_judge(app, path, b'{"channel":"p","data":1}', "application/json", **{name: text})
 
 
 @pytest.mark.parametrize("content_type", NASTY, ids=range(len(NASTY)))
 def test_each_nasty_content_type(app: Flask, content_type: str) -> None:
     for path in ("/sse/publish", "/sse/publish/p"):
         for text in (content_type, f"text/plain; charset={content_type}", f"image/{content_type}"):
-            publish(app, path, b"\xff", text)
+            publish_and_judge(app, path, b"\xff", text)
 
 
 def test_a_body_that_cannot_be_stored_whole_is_not_stored_at_all(app: Flask) -> None:
     before = stored(app)
     for bad in ({"channel": "p"}, {"channel": ["p", "sse.x"], "data": 1}, {"channel": "p", "data": "x" * 65_537}):
-        response = publish(app, "/sse/publish", dumped([{"channel": "p", "data": 1}] * 50 + [bad]), "application/json")
+        response = publish_and_judge(
+            app, "/sse/publish", dumped([{"channel": "p", "data": 1}] * 50 + [bad]), "application/json"
+        )
         assert response.status_code in (413, 422)
     assert stored(app) == before

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from base64 import b64encode
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from hashlib import sha384
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -24,13 +24,13 @@ from flask import Flask
 from flask.cli import ScriptInfo
 
 from app import create_app
-from sse import Event, __version__
+from sse import __version__
 from sse.cli import cli
 from sse.cli.ending import Ending
-from sse.stores import Publication
 from sse.web.script import load
 from tests import client
 from tests.conftest import MakeApp
+from tests.publishing import publish_in_app
 from tests.servers import ROOT, Gunicorn, RedisServer, free_port, wait_until
 from tests.tokens import KEY, SECRET, claims, signed
 
@@ -521,20 +521,15 @@ def place(request: pytest.FixtureRequest) -> tuple[str, ...]:
     return () if request.param == "store" else over(request.getfixturevalue("service"))
 
 
-def publishing(app: Flask, channel: str, items: Iterable[object]) -> None:
-    for item in items:
-        app.extensions["sse"].publish([Publication(channel, Event(str(item)))])
-
-
 def test_tail_prints_what_comes_and_says_where_to_go_on(
     app: Flask, make_app: MakeApp, redis_url: str, place: tuple[str, ...]
 ) -> None:
     other = make_app(SSE_REDIS_URL=redis_url)
-    publishing(other, "log", ["old", "two\nlines"])
+    publish_in_app(other, "log", "old", "two\nlines")
 
     def work(printed: Callable[[], str]) -> None:
         wait_until(lambda: printed() == "two\nlines\n")
-        publishing(other, "log", ["grün"])
+        publish_in_app(other, "log", "grün")
         wait_until(lambda: printed() == "two\nlines\ngrün\n")
 
     result = tail_until(app, "log", "log", "--replay", "1", *place, work=work)
@@ -543,8 +538,8 @@ def test_tail_prints_what_comes_and_says_where_to_go_on(
     assert result.stderr.startswith("to go on from here: --last-event-id log=3-")
     last = result.stderr.split()[-1]
 
-    publishing(other, "log", ["missed"])
-    publishing(other, "news/b", ["of another channel"])
+    publish_in_app(other, "log", "missed")
+    publish_in_app(other, "news/b", "of another channel")
     rest = tail_until(
         app, "log", "news/b", "--last-event-id", last, "--json", *place,
         work=lambda printed: wait_until(lambda: "missed" in printed()) and None,
@@ -558,11 +553,11 @@ def test_a_reset_is_told_on_standard_error(
     app: Flask, make_app: MakeApp, redis_url: str, place: tuple[str, ...]
 ) -> None:
     other = make_app(SSE_REDIS_URL=redis_url)
-    publishing(other, "log", ["a"])
+    publish_in_app(other, "log", "a")
 
     def work(printed: Callable[[], str]) -> None:
         wait_until(lambda: b"reset" in sys.stderr.buffer.getvalue())  # type: ignore[attr-defined]
-        publishing(other, "log", ["b"])
+        publish_in_app(other, "log", "b")
         wait_until(lambda: printed() == "b\n")
 
     result = tail_until(app, "log", "--last-event-id", "log=7-7", *place, work=work)
@@ -573,13 +568,13 @@ def test_a_reset_is_told_on_standard_error(
 def test_tail_goes_on_after_redis_was_killed(make_app: MakeApp, tmp_path: Path) -> None:
     with RedisServer(tmp_path, **DURABLE) as redis:
         app, other = make_app(SSE_REDIS_URL=redis.url), make_app(SSE_REDIS_URL=redis.url)
-        publishing(other, "log", ["0"])
+        publish_in_app(other, "log", "0")
 
         def work(printed: Callable[[], str]) -> None:
             for number in range(1, 4):
                 wait_until(lambda number=number: len(printed().split()) == number, 15)  # type: ignore[misc]
                 redis.restart(down=0.3)
-                publishing(other, "log", [number])
+                publish_in_app(other, "log", number)
             wait_until(lambda: len(printed().split()) == 4, 15)
 
         result = tail_until(app, "log", "--replay", "1", work=work)
@@ -595,7 +590,7 @@ def test_tail_waits_for_a_redis_that_is_late(make_app: MakeApp, tmp_path: Path) 
     def work(printed: Callable[[], str]) -> None:
         redis.start()
         wait_until(lambda: app.extensions["sse"].hub.subscribers)
-        publishing(other, "log", range(3))
+        publish_in_app(other, "log", *range(3))
         wait_until(lambda: "2" in printed())
 
     try:
@@ -610,7 +605,7 @@ def test_tail_goes_on_while_gunicorn_is_killed_and_restarted(
     app: Flask, make_app: MakeApp, shared_redis: RedisServer, tmp_path: Path
 ) -> None:
     other = make_app(SSE_REDIS_URL=shared_redis.url)
-    publishing(other, "log", ["0"])
+    publish_in_app(other, "log", "0")
     server = Gunicorn(tmp_path, env=settings(shared_redis))
 
     def work(printed: Callable[[], str]) -> None:
@@ -619,7 +614,7 @@ def test_tail_goes_on_while_gunicorn_is_killed_and_restarted(
             server.start()
             wait_until(lambda number=number: len(printed().split()) == number, 15)  # type: ignore[misc]
             server.kill()
-            publishing(other, "log", [number])
+            publish_in_app(other, "log", number)
         server.start()
         wait_until(lambda: len(printed().split()) == 4, 15)
 
@@ -654,7 +649,7 @@ def process(
 
 
 def test_sigterm_ends_tail_well(make_app: MakeApp, redis_url: str, tmp_path: Path) -> None:
-    publishing(make_app(SSE_REDIS_URL=redis_url), "log", ["a", "b"])
+    publish_in_app(make_app(SSE_REDIS_URL=redis_url), "log", "a", "b")
     with process(tmp_path, redis_url, "tail", "log", "--replay", "2") as child:
         assert child.stdout
         assert [child.stdout.readline(), child.stdout.readline()] == [b"a\n", b"b\n"]
@@ -666,12 +661,12 @@ def test_sigterm_ends_tail_well(make_app: MakeApp, redis_url: str, tmp_path: Pat
 
 def test_a_reader_that_has_enough_ends_tail_quietly(make_app: MakeApp, redis_url: str, tmp_path: Path) -> None:
     app = make_app(SSE_REDIS_URL=redis_url)
-    publishing(app, "log", ["a"])
+    publish_in_app(app, "log", "a")
     with process(tmp_path, redis_url, "tail", "log", "--replay", "1") as child:
         assert child.stdout
         assert child.stdout.readline() == b"a\n"
         child.stdout.close()
-        publishing(app, "log", ["b"])
+        publish_in_app(app, "log", "b")
         child.wait(15)
         assert child.stderr
         assert (child.returncode, child.stderr.read()) == (0, b"")

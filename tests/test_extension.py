@@ -22,6 +22,7 @@ from sse.errors import TooLarge, Unavailable
 from sse.extension import get_service
 from sse.service import Service
 from tests.conftest import MakeApp
+from tests.publishing import post
 from tests.servers import RedisServer
 from tests.subclasses import KINDS, numbers, strings
 from tests.tokens import KEY, SECRET, claims, signed
@@ -133,12 +134,12 @@ def be_refused(app: Flask) -> None:
     assert app.test_client().get("/sse/stream?channel=orders").status_code == 403
 
 
-def publish(app: Flask) -> None:
+def publish_once(app: Flask) -> None:
     with app.app_context():
         SSE().publish("news/a", "x")
 
 
-@pytest.mark.parametrize("use", [poll, be_refused, publish])
+@pytest.mark.parametrize("use", [poll, be_refused, publish_once])
 @pytest.mark.parametrize(
     ("change", "told"),
     [
@@ -330,17 +331,16 @@ def test_a_server_of_several_processes_over_the_memory_store_is_refused_in_code_
 def test_a_conflict_at_one_place_of_a_batch_over_http_stores_nothing(make_app: MakeApp, store_url: str | None) -> None:
     app = make_app(SSE_REDIS_URL=store_url, SSE_PUBLISH_KEYS=KEY)
     client = app.test_client()
-    headers = {"Authorization": f"Bearer {KEY}", "Idempotency-Key": "batch"}
 
-    def publish(*data: str) -> tuple[int, list[str]]:
+    def publish_batch(*data: str) -> tuple[int, list[str]]:
         events = [{"channel": channel, "data": text} for channel, text in zip("abc", data, strict=False)]
-        answer = client.post("/sse/publish", json=events, headers=headers)
+        answer = post(client, events, headers={"Idempotency-Key": "batch"})
         stored = client.get("/sse/poll?channel=a&channel=b&channel=c&replay=9&timeout=0").get_json()["events"]
         return answer.status_code, sorted(event["data"] for event in stored)
 
-    assert publish("1", "2") == (201, ["1", "2"])
-    assert publish("1", "other", "3") == (422, ["1", "2"])
-    assert publish("1", "2", "3") == (201, ["1", "2", "3"])
+    assert publish_batch("1", "2") == (201, ["1", "2"])
+    assert publish_batch("1", "other", "3") == (422, ["1", "2"])
+    assert publish_batch("1", "2", "3") == (201, ["1", "2", "3"])
 
 
 def test_what_can_never_be_published_is_refused_in_code_too(make_app: MakeApp) -> None:

@@ -23,6 +23,7 @@ from sse.hub.subscriber import Delivery, Lagging, Reset, Start, Subscriber, star
 from sse.ring import Ring
 from sse.stores import PAGE_BYTES, Feed, MemoryStore, Notice, Page, Publication, RedisStore, Store, connect
 from sse.stores.memory import _MemoryFeed
+from tests.publishing import publish_to_store
 from tests.servers import ROOT, RedisServer, wait_until
 
 RING = 50
@@ -103,14 +104,6 @@ def hub(make_hub: MakeHub, store: Store) -> Hub:
     return make_hub(store)
 
 
-def publish(store: Store, *data: object, channel: str = "a") -> list[Position]:
-    positions = []
-    for receipt in store.publish([Publication(channel, Event(item)) for item in data]):
-        assert not isinstance(receipt, StoreUnavailable)
-        positions.append(receipt.position)
-    return positions
-
-
 def attach(hub: Hub, starts: Mapping[str, Start] | None = None, timeout: float = 3) -> Subscriber:
     return hub.attach(starts or {"a": Start()}, timeout)
 
@@ -155,10 +148,10 @@ def test_where_a_client_goes_on(text: str | None, from_header: bool, starts: dic
 
 
 def test_a_new_subscriber_starts_at_the_top_and_gets_what_follows(hub: Hub, store: Store) -> None:
-    (top,) = publish(store, "before")
+    (top,) = publish_to_store(store, "a", "before")
     subscriber = attach(hub)
     assert subscriber.positions_by_name == {"a": top}
-    publish(store, "1", "2", "3")
+    publish_to_store(store, "a", "1", "2", "3")
     assert data(collect(subscriber, 3)) == ["1", "2", "3"]
     assert subscriber.take(10, 1000) == []
     hub.detach(subscriber)
@@ -171,17 +164,17 @@ def test_a_channel_without_a_ring_is_founded_and_can_be_continued(hub: Hub, stor
     assert anchor != UNBORN
     assert store.newest(["a"]) == [anchor]
     hub.detach(subscriber)
-    publish(store, "1", "2")
+    publish_to_store(store, "a", "1", "2")
     again = attach(hub, {"a": Start(anchor)})
     assert data(collect(again, 2)) == ["1", "2"]
     hub.detach(again)
 
 
 def test_a_position_is_continued_from_the_store_and_from_the_hub_s_own_ring(hub: Hub, store: Store) -> None:
-    positions = publish(store, *range(10))
+    positions = publish_to_store(store, "a", *range(10))
     from_store = attach(hub, {"a": Start(positions[3])})  # the hub's ring begins here
     assert data(collect(from_store, 6)) == [str(number) for number in range(4, 10)]
-    positions += publish(store, 10, 11)
+    positions += publish_to_store(store, "a", 10, 11)
     assert data(collect(from_store, 2)) == ["10", "11"]
     from_hub = attach(hub, {"a": Start(positions[10])})
     assert data(collect(from_hub, 1)) == ["11"]
@@ -194,19 +187,19 @@ def test_a_position_is_continued_from_the_store_and_from_the_hub_s_own_ring(hub:
 def test_a_replay_of_more_than_a_page_is_whole(make_hub: MakeHub, store_url: str | None) -> None:
     store = connect(store_url, ring=1000, ring_ttl=TTL)
     hub = make_hub(store)
-    first, *_ = publish(store, *range(350))
+    first, *_ = publish_to_store(store, "a", *range(350))
     subscriber = attach(hub, {"a": Start(first)})
-    publish(store, "end")
+    publish_to_store(store, "a", "end")
     assert data(collect(subscriber, 350)) == [*map(str, range(1, 350)), "end"]
     hub.detach(subscriber)
 
 
 @pytest.mark.parametrize(("replay", "wanted"), [(0, []), (1, ["9"]), (3, ["7", "8", "9"]), (50, list("0123456789"))])
 def test_the_newest_are_replayed(hub: Hub, store: Store, replay: int, wanted: list[str]) -> None:
-    publish(store, *range(10))
+    publish_to_store(store, "a", *range(10))
     cold = attach(hub, {"a": Start(replay=replay)})
     assert data(collect(cold, len(wanted), 1)) == wanted
-    publish(store, "10")
+    publish_to_store(store, "a", "10")
     collect(cold, 1)
     warm = attach(hub, {"a": Start(replay=replay)})
     assert data(collect(warm, len(wanted), 1)) == ([*wanted, "10"][-replay:] if replay else [])
@@ -217,23 +210,23 @@ def test_the_newest_are_replayed(hub: Hub, store: Store, replay: int, wanted: li
 def test_a_replay_of_a_channel_that_was_never_born_is_empty(hub: Hub, store: Store) -> None:
     subscriber = attach(hub, {"a": Start(replay=10)})
     assert subscriber.take(10, 1000) == []
-    publish(store, "1")
+    publish_to_store(store, "a", "1")
     assert data(collect(subscriber, 1)) == ["1"]
     hub.detach(subscriber)
 
 
 @pytest.mark.parametrize("fault", ["invalid", "missing"])
 def test_a_faulty_entry_is_reset_to_the_top(hub: Hub, store: Store, fault: str) -> None:
-    (top,) = publish(store, "before")
+    (top,) = publish_to_store(store, "a", "before")
     subscriber = attach(hub, {"a": Start(fault=fault)})  # type: ignore[arg-type]
     assert subscriber.resets == [Reset("a", fault, None, top)]  # type: ignore[arg-type]
-    publish(store, "after")
+    publish_to_store(store, "a", "after")
     assert data(collect(subscriber, 2)) == [f"reset {fault}", "after"]
     hub.detach(subscriber)
 
 
 def test_a_trimmed_position_is_reset_and_told_how_many_were_missed(hub: Hub, store: Store) -> None:
-    positions = publish(store, *range(RING + 10))
+    positions = publish_to_store(store, "a", *range(RING + 10))
     subscriber = attach(hub, {"a": Start(positions[4])})
     assert subscriber.take(10, 1000) == [Reset("a", "trimmed", RING + 5, positions[-1])]
     hub.detach(subscriber)
@@ -244,7 +237,7 @@ def test_a_trimmed_position_is_reset_and_told_how_many_were_missed(hub: Hub, sto
 
 @pytest.mark.parametrize("beside", [Position(1, 5), Position(2, 5), Position(100, 5), UNBORN])
 def test_a_position_that_never_was_is_reset(hub: Hub, store: Store, beside: Position) -> None:
-    *_, top = publish(store, "1", "2")
+    *_, top = publish_to_store(store, "a", "1", "2")
     subscriber = attach(hub, {"a": Start(beside)})
     assert subscriber.take(10, 1000) == [Reset("a", "diverged", None, top)]
     hub.detach(subscriber)
@@ -258,9 +251,9 @@ def test_a_position_in_a_channel_without_a_ring_is_unknown_though_one_is_founded
 
 
 def test_one_connection_s_channels_each_go_their_own_way(hub: Hub, store: Store) -> None:
-    a = publish(store, *range(5))
-    publish(store, *range(5), channel="b")
-    b = publish(store, *range(RING + 5), channel="b")
+    a = publish_to_store(store, "a", *range(5))
+    publish_to_store(store, "b", *range(5))
+    b = publish_to_store(store, "b", *range(RING + 5))
     starts = {
         "a": Start(a[2]),
         "b": Start(b[0]),
@@ -289,7 +282,7 @@ def test_subscribers_come_and_go_during_a_storm_and_lose_nothing(make_hub: MakeH
 
     def blow() -> None:
         for number in range(0, 400, 4):
-            publish(store, *range(number, number + 4))
+            publish_to_store(store, "a", *range(number, number + 4))
             time.sleep(0.001)
 
     def listen(patience: float) -> list[str]:
@@ -319,7 +312,7 @@ def test_an_announcement_that_was_lost_is_made_up_for_by_the_next(make_hub: Make
     store.filter = lambda notice: [] if notice.entry and notice.entry.event.data == "lost" else [notice]
     hub = make_hub(store, clock=Clock())  # so that it never looks by itself
     subscriber = attach(hub)
-    publish(store, "1", "lost", "lost", "2")
+    publish_to_store(store, "a", "1", "lost", "lost", "2")
     assert data(collect(subscriber, 4)) == ["1", "lost", "lost", "2"]
     hub.detach(subscriber)
 
@@ -335,8 +328,8 @@ def test_repeated_and_misplaced_announcements_are_dropped(make_hub: MakeHub) -> 
     store.filter = again
     hub = make_hub(store, clock=Clock())
     subscriber = attach(hub)
-    publish(store, *range(10))
-    publish(store, "end")
+    publish_to_store(store, "a", *range(10))
+    publish_to_store(store, "a", "end")
     assert data(collect(subscriber, 11)) == [*map(str, range(10)), "end"]
     assert subscriber.take(10, 1000) == []
     hub.detach(subscriber)
@@ -346,9 +339,9 @@ def test_an_announcement_from_another_life_is_never_delivered(make_hub: MakeHub)
     store = ForgetfulStore()
     hub = make_hub(store, clock=Clock())
     subscriber = attach(hub)
-    (top,) = publish(store, "1")
+    (top,) = publish_to_store(store, "a", "1")
     store.filter = lambda notice: [notice._replace(previous=Position(1, top.tag + 1))]
-    publish(store, "2")
+    publish_to_store(store, "a", "2")
     assert data(collect(subscriber, 2)) == ["1", "2"]
     hub.detach(subscriber)
 
@@ -362,7 +355,7 @@ def test_what_was_published_while_the_feed_was_cut_is_made_up_for_when_it_is_bac
     with shared_redis.client() as client:
         for number in range(5):
             client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")  # type: ignore[no-untyped-call]
-            publish(store, number)
+            publish_to_store(store, "a", number)
             assert data(collect(subscriber, 1)) == [str(number)]
     hub.detach(subscriber)
 
@@ -379,7 +372,7 @@ def test_with_no_announcement_at_all_the_store_is_looked_at_every_five_seconds(m
     store.filter = lambda notice: []
     hub = make_hub(store, clock=clock)
     subscriber = attach(hub)
-    publish(store, "1", "2")
+    publish_to_store(store, "a", "1", "2")
     assert not subscriber.wait(0.1) or subscriber.take(10, 1000) == []
     look_again(hub, clock)
     assert data(collect(subscriber, 2)) == ["1", "2"]
@@ -395,7 +388,7 @@ def test_a_ring_with_listeners_never_expires(make_hub: MakeHub) -> None:
     for _ in range(25):
         look_again(hub, clock)
         wait_until(lambda: store._rings["a"].expires > clock.now + 100, 3, what="the ring is renewed")
-    publish(store, "1")
+    publish_to_store(store, "a", "1")
     assert data(collect(subscriber, 1)) == ["1"]
     assert store.read([("a", anchor)])[0].entries  # type: ignore[union-attr]
     hub.detach(subscriber)
@@ -406,13 +399,13 @@ def test_a_ring_that_is_lost_and_born_again_is_told_as_a_reset(make_hub: MakeHub
     store = MemoryStore(ring=RING, ring_ttl=60, clock=clock)
     hub = make_hub(store, clock=clock)
     subscriber = attach(hub)
-    publish(store, "1")
+    publish_to_store(store, "a", "1")
     assert data(collect(subscriber, 1)) == ["1"]
     clock.now += 3600
-    *_, top = publish(store, "2", "3")
+    *_, top = publish_to_store(store, "a", "2", "3")
     taken = collect(subscriber, 1)
     assert taken == [Reset("a", "diverged", None, top)]
-    publish(store, "4")
+    publish_to_store(store, "a", "4")
     assert data(collect(subscriber, 1)) == ["4"]
     hub.detach(subscriber)
 
@@ -436,8 +429,8 @@ def test_a_hub_that_fell_behind_the_ring_tells_how_much_was_missed(make_hub: Mak
     store.filter = lambda notice: [] if notice.entry and notice.entry.event.data == "lost" else [notice]
     hub = make_hub(store)
     subscriber = attach(hub)
-    publish(store, *["lost"] * (RING + 5))
-    (top,) = publish(store, "end")
+    publish_to_store(store, "a", *["lost"] * (RING + 5))
+    (top,) = publish_to_store(store, "a", "end")
     assert collect(subscriber, 1) == [Reset("a", "trimmed", RING + 6, top)]
     hub.detach(subscriber)
 
@@ -613,7 +606,7 @@ def test_new_channels_that_cannot_be_begun_keep_no_other_from_being_repaired(mak
     with ThreadPoolExecutor(1) as pool:
         attaching = pool.submit(attach, hub, {"new": Start()}, 1.5)
         wait_until(lambda: "new" in hub._follower.upkeep.new, 3)
-        publish(store, "x")
+        publish_to_store(store, "a", "x")
         assert data(collect(subscriber, 1, 1.2)) == ["x"]
         assert not attaching.done()
         with pytest.raises(StoreUnavailable):
@@ -639,7 +632,7 @@ def test_an_event_that_is_too_much_for_the_hub_makes_room_from_few_rings(
         shrink(ring, max_bytes)
 
     monkeypatch.setattr(Ring, "shrink", noted)
-    publish(store, "x" * 1000)
+    publish_to_store(store, "a", "x" * 1000)
     assert len(collect(subscriber, 1)) == 1
     assert 1 <= len(shrunk) <= 3
     assert hub._channels.bytes == sum(channel.ring.bytes for channel in hub._channels.values() if channel.ring)
@@ -726,7 +719,7 @@ def test_a_hub_tells_since_when_announcements_for_many_channels_wait(
 
 def test_taking_is_bounded_in_events_and_in_bytes_but_never_nothing(hub: Hub, store: Store) -> None:
     subscriber = attach(hub)
-    publish(store, *["x" * 100] * 10)
+    publish_to_store(store, "a", *["x" * 100] * 10)
     wait_until(subscriber.is_behind, 3)
     wait_until(lambda: hub._channels["a"].ring and hub._channels["a"].ring.newest.offset == 10, 3)  # type: ignore[union-attr]
     assert len(subscriber.take(3, 1 << 20)) == 3
@@ -743,7 +736,7 @@ def test_taking_is_bounded_in_events_and_in_bytes_but_never_nothing(hub: Hub, st
 def test_no_channel_starves_another(hub: Hub, store: Store) -> None:
     subscriber = attach(hub, {"a": Start(), "b": Start(), "c": Start()})
     for channel in "abc":
-        publish(store, *range(20), channel=channel)
+        publish_to_store(store, channel, *range(20))
     wait_until(lambda: all(hub._channels[name].ring.newest.offset == 20 for name in "abc"), 3)  # type: ignore[union-attr]
     first = {item.channel for _ in range(3) for item in subscriber.take(5, 1 << 20)}
     assert first == {"a", "b", "c"}
@@ -754,7 +747,7 @@ def test_a_subscriber_that_its_rings_have_passed_is_told_that_it_lags(make_hub: 
     store = MemoryStore(ring=5, ring_ttl=TTL)
     hub = make_hub(store)
     subscriber = attach(hub)
-    publish(store, *["x" * 200_000] * 10)  # more than the hub keeps of a channel, and than the store's ring
+    publish_to_store(store, "a", *["x" * 200_000] * 10)  # more than the hub and the store's ring keep
     wait_until(lambda: hub._channels["a"].ring.newest.offset == 10, 3)  # type: ignore[union-attr]
     with pytest.raises(Lagging):
         subscriber.take(10, 1 << 20)
@@ -765,8 +758,8 @@ def test_what_was_taken_before_a_fault_is_still_told(make_hub: MakeHub) -> None:
     store = MemoryStore(ring=5, ring_ttl=TTL)
     hub = make_hub(store)
     subscriber = attach(hub, {"a": Start(), "b": Start()})
-    publish(store, "1", channel="b")
-    publish(store, *["x" * 200_000] * 10)
+    publish_to_store(store, "b", "1")
+    publish_to_store(store, "a", *["x" * 200_000] * 10)
     wait_until(lambda: hub._channels["a"].ring.newest.offset == 10, 3)  # type: ignore[union-attr]
     assert data(subscriber.take(10, 1 << 20)) == ["1"]
     assert subscriber.wait(0)
@@ -779,7 +772,7 @@ def test_older_entries_are_read_from_the_store_when_the_hub_has_let_them_go(make
     store = MemoryStore(ring=RING, ring_ttl=TTL)
     hub = make_hub(store)
     subscriber = attach(hub)
-    publish(store, *[f"{number} " + "x" * 200_000 for number in range(10)])
+    publish_to_store(store, "a", *[f"{number} " + "x" * 200_000 for number in range(10)])
     wait_until(lambda: hub._channels["a"].ring.newest.offset == 10, 3)  # type: ignore[union-attr]
     assert [item[0] for item in data(subscriber.take(1000, 1 << 30))] == list("0123456789")
     hub.detach(subscriber)
@@ -793,7 +786,7 @@ def test_the_hub_s_rings_are_bounded_together(make_hub: MakeHub, monkeypatch: py
     subscriber = attach(hub, {name: Start() for name in names})
     for number in range(20):
         for name in names:
-            publish(store, f"{number} " + "x" * 1000, channel=name)
+            publish_to_store(store, name, f"{number} " + "x" * 1000)
     taken = collect(subscriber, 200)
     for name in names:
         mine = [item.entry.event.data for item in taken if isinstance(item, Delivery) and item.channel == name]
@@ -807,7 +800,7 @@ def test_the_hub_s_rings_are_bounded_together(make_hub: MakeHub, monkeypatch: py
 def test_equal_replays_are_read_once(make_hub: MakeHub) -> None:
     store = CountingStore()
     hub = make_hub(store)
-    position, *_ = publish(store, *range(10))
+    position, *_ = publish_to_store(store, "a", *range(10))
     store.gate.clear()
     with ThreadPoolExecutor(8) as pool:
         reading = [pool.submit(hub.reader.read, [("a", position)]) for _ in range(8)]
@@ -825,7 +818,7 @@ def test_equal_replays_are_read_once(make_hub: MakeHub) -> None:
 def test_a_reading_that_fails_fails_for_all_who_wait_and_is_forgotten(make_hub: MakeHub, fault: Exception) -> None:
     store = CountingStore()
     hub = make_hub(store)
-    (position,) = publish(store, "1")
+    (position,) = publish_to_store(store, "a", "1")
     store.gate.clear()
     store.fault = fault
     with ThreadPoolExecutor(3) as pool:
@@ -867,7 +860,7 @@ def test_who_comes_back_is_placed_without_reading_what_it_missed(
     names = [f"c{number}" for number in range(30)]
     starts = {}
     for name in names:
-        first, *_ = publish(store, *["x" * LARGE] * 5, channel=name)
+        first, *_ = publish_to_store(store, name, *["x" * LARGE] * 5)
         starts[name] = Start(first)
     readings = measured(store, monkeypatch)
     subscriber = attach(hub, starts)
@@ -891,7 +884,7 @@ def test_a_look_at_many_channels_reads_about_what_it_takes(
 ) -> None:
     names = [f"c{number}" for number in range(30)]
     for name in names:
-        publish(store, *["x" * LARGE] * 5, channel=name)
+        publish_to_store(store, name, *["x" * LARGE] * 5)
     readings = measured(store, monkeypatch)
     look = hub.reader.look({name: Start(replay=3) for name in names}, 1000, 1 << 20)
     assert look.more
@@ -943,8 +936,8 @@ def test_a_look_founds_nothing_and_attaches_nobody(hub: Hub, store: Store) -> No
 
 
 def test_a_look_tells_what_a_subscriber_would_take(hub: Hub, store: Store) -> None:
-    positions = publish(store, *range(RING + 10))
-    (other,) = publish(store, "x", channel="b")
+    positions = publish_to_store(store, "a", *range(RING + 10))
+    (other,) = publish_to_store(store, "b", "x")
     starts = {"a": Start(positions[20]), "b": Start(replay=1)}
     look = hub.reader.look(starts, 1000, 1 << 20)
     assert data(look.taken) == [*map(str, range(21, RING + 10)), "x"]
@@ -981,7 +974,7 @@ def test_very_many_new_channels_at_once_are_refused_and_later_allowed(
     store = MemoryStore(ring=RING, ring_ttl=TTL, clock=clock)
     hub = make_hub(store, clock=clock)
     subscriber = attach(hub, {f"c{number}": Start() for number in range(250)})
-    (known,) = publish(store, "x", channel="born")
+    (known,) = publish_to_store(store, "born", "x")
     with pytest.raises(Busy, match="very many new channels"):
         attach(hub, {"one/more": Start()})
     assert hub.subscribers == 1
@@ -995,7 +988,7 @@ def test_very_many_new_channels_at_once_are_refused_and_later_allowed(
 
 
 def test_only_channels_without_a_ring_are_charged_and_who_is_refused_leaves_nothing(hub: Hub, store: Store) -> None:
-    publish(store, "x", channel="born")
+    publish_to_store(store, "born", "x")
     charged: list[int] = []
     listening = hub.attach({name: Start() for name in ("born", "a", "b")}, 3, charged.append)
     assert charged == [2]
@@ -1011,10 +1004,10 @@ def test_only_channels_without_a_ring_are_charged_and_who_is_refused_leaves_noth
             hub.attach({name: Start() for name in ("born", "a", "d", "e")}, 3, refuse)
     assert store.newest(["d", "e"]) == [None, None]
     assert hub.subscribers == 2
-    publish(store, "1", channel="d")
+    publish_to_store(store, "d", "1")
     free = hub.attach({"d": Start(), "e": Start()}, 3)
     assert (free.positions_by_name["d"].offset, free.positions_by_name["e"].offset) == (1, 0)
-    publish(store, "1", channel="e")
+    publish_to_store(store, "e", "1")
     assert data(collect(free, 1)) == ["1"]
     for subscriber in (listening, again, free):
         hub.detach(subscriber)
@@ -1047,7 +1040,7 @@ def test_a_channel_whose_new_ring_was_refused_is_heard_once_it_is_born(hub: Hub,
     with ThreadPoolExecutor(1) as pool:
         attaching = pool.submit(hub.attach, {"a": Start()}, 3, think)
         assert thinking.wait(3)
-        publish(store, "1")
+        publish_to_store(store, "a", "1")
         wait_until(lambda: hub._channels["a"].ring, 3)
         refusing.set()
         with pytest.raises(TooMany):
@@ -1076,7 +1069,7 @@ def test_channels_that_nobody_listens_to_are_dropped_after_a_while(make_hub: Mak
     back = attach(hub, {"back": Start()})
     hub.detach(attach(hub, {"a": Start(), "b": Start()}))
     hub.detach(back)
-    publish(store, "x")
+    publish_to_store(store, "a", "x")
     assert hub.channels == 4
     back = attach(hub, {"back": Start()})
     look_again(hub, clock)
@@ -1132,7 +1125,7 @@ def test_a_hub_that_is_started_has_one_thread_and_serves(make_hub: MakeHub, stor
     hub.start()
     hub.start()
     subscriber = attach(hub)
-    publish(store, "1")
+    publish_to_store(store, "a", "1")
     assert data(collect(subscriber, 1)) == ["1"]
     assert len(set(threading.enumerate()) - others) == 1
     hub.detach(subscriber)
@@ -1150,7 +1143,7 @@ def test_a_fault_of_one_channel_is_its_own(make_hub: MakeHub, redis_url: str, sh
     with pytest.raises(StoreUnavailable, match="wrong"):
         attach(hub, {"a": Start(), "wrong": Start()})
     assert hub.subscribers == 1
-    publish(store, "1")
+    publish_to_store(store, "a", "1")
     assert data(collect(right, 1)) == ["1"]
     with shared_redis.client() as client:
         client.delete("sse:{wrong}")
@@ -1171,19 +1164,19 @@ def test_a_key_that_turns_into_another_type_stops_its_channel_only_and_is_told_w
     store = connect(redis_url, ring=RING, ring_ttl=TTL)
     hub = make_hub(store, clock=clock)
     subscriber = attach(hub, {"a": Start(), "b": Start()})
-    publish(store, "1")
+    publish_to_store(store, "a", "1")
     assert data(collect(subscriber, 1)) == ["1"]
     with shared_redis.client() as client, caplog.at_level(logging.WARNING, "sse"):
         client.delete("sse:{a}")
         client.set("sse:{a}", "precious")
         look_again(hub, clock)
         wait_until(lambda: "channel a waits" in caplog.text, 3)
-        publish(store, "2", channel="b")
+        publish_to_store(store, "b", "2")
         assert data(collect(subscriber, 1)) == ["2"]
         client.delete("sse:{a}")
         look_again(hub, clock)
         assert data(collect(subscriber, 1)) == ["reset unknown"]
-        publish(store, "3")
+        publish_to_store(store, "a", "3")
         assert data(collect(subscriber, 1)) == ["3"]
     hub.detach(subscriber)
 
@@ -1199,21 +1192,21 @@ def test_hostile_entries_reset_their_channel_and_delay_no_other(
     subscribers = {name: attach(hub, {name: Start()}) for name in bad}
     with shared_redis.client() as client, caplog.at_level(logging.WARNING, "sse"):
         for name in bad:
-            publish(store, "first", channel=name)
+            publish_to_store(store, name, "first")
             assert data(collect(subscribers[name], 1)) == ["first"]
             client.xadd(f"sse:{{{name}}}", {"d": "[" * 100_000}, id="2-5")
         look_again(hub, clock)
-        publish(store, "1")
+        publish_to_store(store, "a", "1")
         assert data(collect(good, 1)) == ["1"]
         for name, subscriber in subscribers.items():
             assert data(collect(subscriber, 1)) == ["reset diverged"]
-            publish(store, "next", channel=name)
+            publish_to_store(store, name, "next")
             assert data(collect(subscriber, 1)) == ["next"]
         for name in bad:  # announcements that others made
             client.publish(f"sse:0:{{{name}}}", "3-1 4-1\n" + "[" * 100_000)
             newest = store.newest([name])[0]
             client.publish(f"sse:0:{{{name}}}", f'{newest} 9-1\n{{"data":"forged"}}')
-            publish(store, "last", channel=name)
+            publish_to_store(store, name, "last")
             assert data(collect(subscribers[name], 1)) == ["last"]
     assert "could not go on" not in caplog.text
     assert "is reset: diverged" in caplog.text
@@ -1225,10 +1218,10 @@ def test_a_replay_over_a_hostile_entry_is_reset_there_and_goes_on(
     make_hub: MakeHub, redis_url: str, shared_redis: RedisServer
 ) -> None:
     store = connect(redis_url, ring=RING, ring_ttl=TTL)
-    begun = publish(store, "1", "2")[0]
+    begun = publish_to_store(store, "a", "1", "2")[0]
     with shared_redis.client() as client:
         client.xadd("sse:{a}", {"d": "[" * 100_000}, id="3-5")
-    publish(store, "4")
+    publish_to_store(store, "a", "4")
     hub = make_hub(store)
     look = hub.reader.look({"a": Start(begun)}, 100, 100_000)
     assert (data(look.taken), look.more) == (["2"], True)
@@ -1237,7 +1230,7 @@ def test_a_replay_over_a_hostile_entry_is_reset_there_and_goes_on(
     subscriber = attach(hub, {"a": Start(begun)})
     assert data(subscriber.take(100, 100_000)) == ["2"]  # alone: a poll leaves out what comes before a reset
     assert data(collect(subscriber, 1)) == ["reset diverged"]
-    publish(store, "5")
+    publish_to_store(store, "a", "5")
     assert data(collect(subscriber, 1)) == ["5"]
     hub.detach(subscriber)
 
@@ -1246,18 +1239,18 @@ def test_a_replay_that_would_begin_at_an_entry_of_others_is_reset(
     make_hub: MakeHub, redis_url: str, shared_redis: RedisServer
 ) -> None:
     store = connect(redis_url, ring=RING, ring_ttl=TTL)
-    publish(store, "1")
+    publish_to_store(store, "a", "1")
     with shared_redis.client() as client:
         client.xadd("sse:{a}", {"d": "x"}, id="5-0")  # no position of ours
-    publish(store, "6", "7")
+    publish_to_store(store, "a", "6", "7")
     hub = make_hub(store)
     look = hub.reader.look({"a": Start(replay=2)}, 100, 100_000)
     assert data(look.taken) == ["reset diverged"]
     assert data(hub.reader.look({"a": Start(replay=1)}, 100, 100_000).taken) == ["7"]
     subscriber = attach(hub, {"a": Start(replay=2), "b": Start()})
-    publish(store, "elsewhere", channel="b")
+    publish_to_store(store, "b", "elsewhere")
     assert sorted(data(collect(subscriber, 2))) == ["elsewhere", "reset diverged"]
-    publish(store, "8")
+    publish_to_store(store, "a", "8")
     assert data(collect(subscriber, 1)) == ["8"]
     hub.detach(subscriber)
 
@@ -1271,10 +1264,10 @@ def test_a_fault_that_nobody_thought_of_is_logged_and_survived(
     store.fault = RuntimeError("unheard of")
     with caplog.at_level(logging.ERROR, "sse"):
         hub._follower.upkeep.dirty["a"] = None
-        publish(store, "1")
+        publish_to_store(store, "a", "1")
         wait_until(lambda: "could not go on" in caplog.text, 3)
     store.fault = None
-    publish(store, "2")
+    publish_to_store(store, "a", "2")
     assert data(collect(subscriber, 2)) == ["1", "2"]
     hub.detach(subscriber)
 
@@ -1320,17 +1313,17 @@ def test_subscribers_stay_while_redis_is_away_and_go_on_or_are_told(
         store = connect(server.url, ring=RING, ring_ttl=TTL)
         hub = make_hub(store)
         subscriber = attach(hub)
-        publish(store, "1")
+        publish_to_store(store, "a", "1")
         assert data(collect(subscriber, 1)) == ["1"]
         server.restart(lost_writes, down=0.5)
-        publish(store, "2")
+        publish_to_store(store, "a", "2")
         (item,) = collect(subscriber, 1, 10)
         if lost_writes:
             assert isinstance(item, Reset)
             assert item.reason in ("unknown", "diverged")
         else:
             assert data([item]) == ["2"]
-        (end,) = publish(store, "3")
+        (end,) = publish_to_store(store, "a", "3")
         heard = list[str]()
         wait_until(
             lambda: heard.extend(data(collect(subscriber, 1, 0.2))) or subscriber.positions_by_name["a"] == end, 5
@@ -1349,7 +1342,7 @@ def listeners(hub: Hub, name: str = "a") -> int:
 
 
 def test_those_at_the_same_place_merge_into_one_and_each_connection_counts(hub: Hub, store: Store) -> None:
-    publish(store, "before")
+    publish_to_store(store, "a", "before")
     one, *others = [attach(hub) for _ in range(5)]
     for number, other in enumerate(others, 2):
         assert hub.merge(one, other)
@@ -1364,7 +1357,7 @@ def test_those_at_the_same_place_merge_into_one_and_each_connection_counts(hub: 
         hub.detach(other)  # which has ended already
         hub.release(other)
     assert hub.subscribers == 7
-    publish(store, "after")
+    publish_to_store(store, "a", "after")
     assert data(collect(pair[0], 1)) == ["after"]
     for left in (6, 5, 4, 3, 2, 1):
         hub.release(pair[0])
@@ -1375,7 +1368,7 @@ def test_those_at_the_same_place_merge_into_one_and_each_connection_counts(hub: 
 
 
 def test_those_at_other_places_or_of_other_channels_do_not_merge(hub: Hub, store: Store) -> None:
-    first, _ = publish(store, "1", "2")
+    first, _ = publish_to_store(store, "a", "1", "2")
     here, behind = attach(hub), attach(hub, {"a": Start(first)})
     both = attach(hub, {"a": Start(), "b": Start()})
     for one, other in ((here, behind), (here, both), (both, here), (behind, here)):
@@ -1389,7 +1382,7 @@ def test_those_at_other_places_or_of_other_channels_do_not_merge(hub: Hub, store
 def test_a_subscriber_that_was_detached_or_is_the_same_does_not_merge_and_its_place_is_given_back_once(
     hub: Hub, store: Store
 ) -> None:
-    publish(store, "x")
+    publish_to_store(store, "a", "x")
     one, other = attach(hub), attach(hub)
     assert not hub.merge(one, one)
     assert (one.is_detached, hub.subscribers) == (False, 2)
@@ -1441,7 +1434,7 @@ def test_a_subscriber_that_is_detached_while_it_is_woken_waits_for_no_lock_and_t
     for number, subscriber in enumerate(subscribers):
         subscriber.wake_by(lambda number=number: wake(number))
     listening.set()
-    publish(store, "x")
+    publish_to_store(store, "a", "x")
     wait_until(lambda: hub.subscribers == 0, 3)
     assert sorted(woken) == [0, 1, 2, 3, 4]
     wait_until(lambda: listeners(hub) == 0, 3)
@@ -1451,20 +1444,20 @@ def test_a_channel_that_was_dropped_and_begun_anew_is_another(make_hub: MakeHub)
     """Who listens to the one is not woken by the other, though both are at the same place."""
     store = MemoryStore(ring=RING, ring_ttl=TTL)
     hub = make_hub(store)
-    publish(store, "x")
+    publish_to_store(store, "a", "x")
     old, new = attach(hub), attach(hub)
     old.channels = (Channel("a"),)
     assert not hub.merge(old, new)
 
 
 def test_a_connection_that_is_taken_out_goes_its_own_way(hub: Hub, store: Store) -> None:
-    places = publish(store, "before")
+    places = publish_to_store(store, "a", "before")
     row, other = attach(hub), attach(hub)
     assert hub.merge(row, other)
     one = hub.split(row)
     assert (row.is_detached, one.is_detached, hub.subscribers, listeners(hub)) == (False, False, 2, 2)
     assert one.positions_by_name == row.positions_by_name == {"a": places[0]}
-    publish(store, "1", "2")
+    publish_to_store(store, "a", "1", "2")
     assert data(collect(one, 2)) == ["1", "2"]
     assert row.positions_by_name == {"a": places[0]}
     assert data(collect(row, 2)) == ["1", "2"]
@@ -1480,7 +1473,7 @@ def test_a_connection_that_is_taken_out_is_reset_and_told_that_it_lags_as_the_ot
     hub = make_hub(store)
     row, other = attach(hub), attach(hub)
     hub.merge(row, other)
-    publish(store, *["x" * 300_000] * 5)  # the hub's ring holds one, the store's three
+    publish_to_store(store, "a", *["x" * 300_000] * 5)  # the hub's ring holds one, the store's three
     wait_until(lambda: [top.offset for _, top in hub.newest(["a"]) if top] == [5], 5)
     for lagging in (hub.split(row), row):
         with pytest.raises(Lagging):
@@ -1491,7 +1484,7 @@ def test_a_connection_that_is_taken_out_is_reset_and_told_that_it_lags_as_the_ot
     row, other = attach(hub), attach(hub)
     hub.merge(row, other)
     store._rings.clear()
-    (top,) = publish(store, "another life")
+    (top,) = publish_to_store(store, "a", "another life")
     one = hub.split(row)
     for lost in (one, row):
         taken = collect(lost, 1, 8)
@@ -1535,7 +1528,7 @@ def test_a_channel_is_dropped_only_when_its_last_subscriber_has_gone(make_hub: M
     for leaves in (one, row):
         let_time_pass()
         assert (hub.channels, hub._channels["a"].idle_since) == (1, None)
-        publish(store, "still heard")
+        publish_to_store(store, "a", "still heard")
         wait_until(lambda row=row: row.is_behind(), 3)
         row.take(1000, 1 << 20)
         hub.detach(leaves)
@@ -1574,7 +1567,7 @@ def test_connections_come_merge_part_and_end_in_a_storm_and_none_misses_anything
     deadline = time.monotonic() + 20
     while rows and time.monotonic() < deadline:
         if published < 300 and rng.random() < 0.5:
-            publish(store, str(published))
+            publish_to_store(store, "a", str(published))
             published += 1
         row, heard = rng.choice(rows)
         told = data(row.take(rng.choice((1, 2, 1000)), 1 << 20))

@@ -13,7 +13,8 @@ from sse.hub.channel import Channel, Channels
 from sse.hub.follower import Follower
 from sse.hub.schedule import GATHER, PER_TURN, Allowance, Arrivals, Checks, Queue
 from sse.hub.upkeep import Upkeep
-from sse.stores import PAGE_BYTES, MemoryStore, Notice, Page, Publication
+from sse.stores import PAGE_BYTES, MemoryStore, Notice, Page
+from tests.publishing import publish_to_store
 
 RING = 20
 TTL = 3600
@@ -336,13 +337,6 @@ class World:
             channel.add(self.listeners[name])
             self.upkeep.new[name] = None
 
-    def publish(self, channel: str, *data: object) -> list[Position]:
-        return [
-            receipt.position
-            for receipt in self.store.publish([Publication(channel, Event(item)) for item in data])
-            if not isinstance(receipt, StoreUnavailable)
-        ]
-
     def settle(self) -> None:
         self.upkeep.settle(self.feed)  # type: ignore[arg-type]
         assert not self.lock.locked()
@@ -376,7 +370,7 @@ def world() -> World:
 
 
 def test_a_new_channel_begins_at_the_newest_position_of_the_store(world: World) -> None:
-    *_, top = world.publish("a", 1, 2)
+    *_, top = publish_to_store(world.store, "a", 1, 2)
     world.enter("a")
     assert world.upkeep.is_behind
     world.settle()
@@ -406,7 +400,7 @@ def test_beyond_the_allowance_a_channel_is_refused_and_listened_to_no_more(
 ) -> None:
     monkeypatch.setattr("sse.hub.schedule.ENSURED_AT_ONCE", 2)
     world.upkeep = Upkeep(world.store, world.channels, world.lock, world.clock)
-    world.publish("born", "x")
+    publish_to_store(world.store, "born", "x")
     world.enter("a", "b", "c", "born")
     refused = world.channels["c"]
     world.settle()
@@ -438,7 +432,7 @@ def announced(world: World, channel: str, *data: object) -> list[Notice]:
     """What the feed says of these events, once they are stored."""
     previous, notices = world.newest(channel), []
     for item in data:
-        (position,) = world.publish(channel, item)
+        (position,) = publish_to_store(world.store, channel, item)
         page = world.store.read([(channel, previous)], 1)[0]
         assert isinstance(page, Page)
         notices.append(Notice(channel, previous, page.entries[0]))
@@ -470,7 +464,7 @@ def test_where_an_announcement_is_missing_the_store_is_read(world: World) -> Non
 
 def test_a_notice_without_an_entry_has_the_store_asked(world: World) -> None:
     follow(world, "a")
-    world.publish("a", 1)
+    publish_to_store(world.store, "a", 1)
     world.channels["new"] = Channel("new")
     assert world.apply(Notice("gone"), Notice("a"), Notice("new")) == 0
     assert (list(world.upkeep.dirty), list(world.upkeep.new)) == (["a"], ["new"])
@@ -479,7 +473,7 @@ def test_a_notice_without_an_entry_has_the_store_asked(world: World) -> None:
 def test_entries_are_repaired_page_by_page(world: World) -> None:
     follow(world, "a", "b")
     for name in "ab":
-        world.publish(name, *["x" * 50_000] * 6)
+        publish_to_store(world.store, name, *["x" * 50_000] * 6)
     world.upkeep.dirty.put("ab")
     rounds = 0
     while world.upkeep.dirty:
@@ -492,8 +486,8 @@ def test_entries_are_repaired_page_by_page(world: World) -> None:
 
 def test_a_channel_that_cannot_be_continued_is_reset_for_the_reason_that_the_store_gives(world: World) -> None:
     follow(world, "trimmed", "lost", "well")
-    *_, top = world.publish("trimmed", *range(RING + 5))
-    world.publish("lost", "x")
+    *_, top = publish_to_store(world.store, "trimmed", *range(RING + 5))
+    publish_to_store(world.store, "lost", "x")
     world.upkeep.dirty.put(["lost"])
     world.settle()
     world.store._rings.pop("lost")
@@ -521,7 +515,7 @@ def test_a_ring_that_is_back_where_it_was_is_read_again_and_not_reset(
         world.settle()
     assert (world.channels["a"].generation, list(world.upkeep.dirty)) == (0, ["a"])
     assert world.heard("a") == []
-    world.publish("a", 1)
+    publish_to_store(world.store, "a", 1)
     world.settle()
     assert (world.heard("a"), world.channels["a"].generation) == (["1"], 0)
 
@@ -532,7 +526,7 @@ def test_a_channel_at_fault_is_left_as_it_is_and_the_others_go_on(
     monkeypatch.setattr("sse.log._told", {})
     follow(world, "a", "bad")
     for name in ("a", "bad"):
-        world.publish(name, 1)
+        publish_to_store(world.store, name, 1)
     world.store.faulty.add("bad")
     world.upkeep.dirty.put(["a", "bad"])
     with caplog.at_level("WARNING", "sse"):
@@ -546,7 +540,7 @@ def test_a_fault_of_the_store_puts_its_channels_back_and_is_raised_after_both_qu
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     follow(world, "a")
-    world.publish("a", 1)
+    publish_to_store(world.store, "a", 1)
     world.enter("new")
     newest = world.store.newest
     away = StoreUnavailable("away")
@@ -567,7 +561,7 @@ def test_a_fault_of_the_store_puts_its_channels_back_and_is_raised_after_both_qu
 
 def test_a_check_finds_what_no_announcement_told_of_and_keeps_what_has_listeners(world: World) -> None:
     follow(world, "a", "b")
-    world.publish("b", 1)
+    publish_to_store(world.store, "b", 1)
     world.store.calls.clear()
     world.check()
     assert world.store.calls == [], "it is not time"
@@ -581,7 +575,7 @@ def test_a_check_finds_what_no_announcement_told_of_and_keeps_what_has_listeners
 def test_a_check_drops_channels_that_have_been_idle_for_half_its_time(world: World) -> None:
     follow(world, "idle", "left", "stays")
     world.channels["idle"].remove(world.listeners["idle"], world.clock.now)
-    world.publish("idle", 1)
+    publish_to_store(world.store, "idle", 1)
     world.upkeep.dirty.put(["idle"])
     world.settle()
     assert world.channels.bytes > 0

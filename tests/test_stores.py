@@ -22,6 +22,7 @@ from sse.errors import IdempotencyConflict, StoreUnavailable
 from sse.event import UNBORN, Event, Position
 from sse.stores import Feed, MemoryStore, Notice, Page, Publication, Receipt, RedisStore, Revocation, Store, connect
 from sse.stores.base import nonce
+from tests.publishing import publish_to_store
 from tests.servers import RedisServer, free_port, make_certificate, wait_until
 
 T = TypeVar("T")
@@ -84,11 +85,6 @@ class World:
                 left = self._client.pttl(key)
                 assert left > 0, f"{key} never expires"
                 self._client.pexpire(key, max(left - round(seconds * 1000), 0))
-
-    def publish(self, *data: object, channel: str = "a") -> list[Position]:
-        receipts = self.store.publish([Publication(channel, Event(item)) for item in data])
-        assert [good(receipt).outcome for receipt in receipts] == ["new"] * len(data)
-        return [good(receipt).position for receipt in receipts]
 
     def read(self, position: Position, limit: int = 100, channel: str = "a") -> Page:
         return good(self.store.read([(channel, position)], limit)[0])
@@ -159,15 +155,15 @@ def test_a_long_list_of_what_is_revoked_is_read_whole(world: World) -> None:
 
 
 def test_positions_count_from_one_and_carry_a_tag(world: World) -> None:
-    positions = world.publish("x", "y", "z")
+    positions = publish_to_store(world.store, "a", "x", "y", "z")
     assert [position.offset for position in positions] == [1, 2, 3]
     assert all(1 <= position.tag <= 2**52 for position in positions)
     assert len({position.tag for position in positions}) == 3
 
 
 def test_a_tag_commits_to_what_came_before_and_is_never_the_same_in_another_life(world: World) -> None:
-    one = world.publish("x", "y")
-    other = world.publish("x", "y", channel="b")
+    one = publish_to_store(world.store, "a", "x", "y")
+    other = publish_to_store(world.store, "b", "x", "y")
     assert {position.tag for position in one}.isdisjoint({position.tag for position in other})
 
 
@@ -184,7 +180,7 @@ def test_one_publish_reaches_several_channels_in_order(world: World) -> None:
 
 
 def test_newest_tells_the_top_and_none_without_a_ring(world: World) -> None:
-    position = world.publish("x", "y")[-1]
+    position = publish_to_store(world.store, "a", "x", "y")[-1]
     assert world.store.newest(["a", "b", "a"]) == [position, None, position]
     assert world.store.newest([]) == world.store.ensure([]) == world.store.read([]) == world.store.before([]) == []
 
@@ -194,13 +190,13 @@ def test_founding_gives_an_anchor_once_and_it_is_never_delivered(world: World) -
     assert anchor.offset == 0 and anchor.tag > 0
     assert world.store.ensure(["a", "a"]) == [anchor, anchor]
     assert world.read(anchor) == Page([])
-    (first,) = world.publish("x")
+    (first,) = publish_to_store(world.store, "a", "x")
     assert world.store.ensure(["a"]) == [first]
     assert said(world.read(anchor)) == ["x"]
 
 
 def test_a_page_goes_on_from_its_position_and_says_when_there_is_more(world: World) -> None:
-    first, *_, last = world.publish("1", "2", "3", "4", "5")
+    first, *_, last = publish_to_store(world.store, "a", "1", "2", "3", "4", "5")
     page = world.read(first, limit=2)
     assert (said(page), page.more) == (["2", "3"], True)
     page = world.read(page.entries[-1].position, limit=3)
@@ -210,7 +206,7 @@ def test_a_page_goes_on_from_its_position_and_says_when_there_is_more(world: Wor
 
 def test_a_page_is_bounded_in_bytes_but_has_one_entry_at_least(world: World) -> None:
     anchor = good(world.store.ensure(["a"])[0])
-    world.publish(*["x" * 1000] * 3, "y" * 5000)
+    publish_to_store(world.store, "a", *["x" * 1000] * 3, "y" * 5000)
     (page,) = world.store.read([("a", anchor)], 100, 2500)
     assert 1 <= len(good(page).entries) <= 3
     assert good(page).more
@@ -229,7 +225,7 @@ def test_the_pages_of_several_places_are_bounded_together_and_all_is_read_in_the
     places = {name: good(top) for name, top in zip(names, world.store.ensure(names), strict=True)}
     for number in range(RING):
         for name in names:
-            world.publish(str(number) * size, channel=name)
+            publish_to_store(world.store, name, str(number) * size)
     read: dict[str, list[str]] = {name: [] for name in names}
     rounds, more = 0, [*names, "none"]
     places["none"] = Position(5, 5)
@@ -248,8 +244,8 @@ def test_the_pages_of_several_places_are_bounded_together_and_all_is_read_in_the
 
 
 def test_with_a_limit_of_none_it_is_only_told_whether_a_position_can_be_continued(world: World) -> None:
-    first, *_ = world.publish(*"1234")
-    world.publish("1", channel="b")
+    first, *_ = publish_to_store(world.store, "a", *"1234")
+    publish_to_store(world.store, "b", "1")
     places = [("a", first), ("b", first), ("c", first), ("a", Position(9, 9))]
     pages = [good(page) for page in world.store.read(places, 0)]
     assert [page.reason for page in pages] == [None, "diverged", "unknown", "diverged"]
@@ -257,7 +253,7 @@ def test_with_a_limit_of_none_it_is_only_told_whether_a_position_can_be_continue
 
 
 def test_a_ring_keeps_its_newest_events_and_the_anchor_before_them(world: World) -> None:
-    positions = world.publish(*range(RING + 3))
+    positions = publish_to_store(world.store, "a", *range(RING + 3))
     assert said(world.read(positions[2])) == [str(number) for number in range(3, RING + 3)]
     assert world.read(positions[1]) == Page([], reason="trimmed", missed=RING + 1)
     assert world.read(positions[0]) == Page([], reason="trimmed", missed=RING + 2)
@@ -265,9 +261,9 @@ def test_a_ring_keeps_its_newest_events_and_the_anchor_before_them(world: World)
 
 def test_the_founding_anchor_is_trimmed_like_any_other(world: World) -> None:
     anchor = good(world.store.ensure(["a"])[0])
-    world.publish(*range(RING))
+    publish_to_store(world.store, "a", *range(RING))
     assert len(world.read(anchor).entries) == RING
-    world.publish("one more")
+    publish_to_store(world.store, "a", "one more")
     assert world.read(anchor) == Page([], reason="trimmed", missed=RING + 1)
 
 
@@ -277,16 +273,16 @@ def test_a_position_without_a_ring_is_unknown(world: World) -> None:
 
 @pytest.mark.parametrize("beside", [Position(2, 1), Position(3, 1), Position(4, 1), Position(2**53 - 1, 2**52)])
 def test_a_position_that_the_ring_never_had_is_diverged(world: World, beside: Position) -> None:
-    world.publish(*range(RING + 2))
+    publish_to_store(world.store, "a", *range(RING + 2))
     world.advance(TTL)
-    world.publish("1", "2", "3")
+    publish_to_store(world.store, "a", "1", "2", "3")
     assert world.read(beside) == Page([], reason="diverged")
 
 
 def test_a_position_of_an_earlier_life_is_diverged(world: World) -> None:
-    earlier = world.publish("1", "2", "3")
+    earlier = publish_to_store(world.store, "a", "1", "2", "3")
     world.advance(TTL)
-    world.publish("4", "5", "6", "7")
+    publish_to_store(world.store, "a", "4", "5", "6", "7")
     assert [world.read(position).reason for position in earlier] == ["diverged"] * 3
 
 
@@ -299,10 +295,10 @@ def test_where_no_ring_was_nothing_can_be_continued(world: World) -> None:
 def test_a_replay_begins_before_the_newest_events(world: World) -> None:
     anchor = good(world.store.ensure(["a"])[0])
     assert world.store.before([("a", 3), ("b", 3)]) == [anchor, None]
-    positions = world.publish("1", "2", "3")
+    positions = publish_to_store(world.store, "a", "1", "2", "3")
     wanted = [("a", 0), ("a", 1), ("a", 2), ("a", 3), ("a", 100)]
     assert world.store.before(wanted) == [*reversed(positions), anchor, anchor]
-    positions += world.publish(*range(RING))
+    positions += publish_to_store(world.store, "a", *range(RING))
     assert world.store.before([("a", RING), ("a", RING + 1)]) == [positions[2]] * 2
 
 
@@ -310,7 +306,7 @@ def test_a_repeated_publication_is_stored_once(world: World) -> None:
     publication = Publication("a", Event("x"), "key")
     (first,) = map(good, world.store.publish([publication]))
     assert first.outcome == "new"
-    world.publish("between")
+    publish_to_store(world.store, "a", "between")
     assert world.store.publish([publication, publication]) == [Receipt(first.position, "again")] * 2
     assert good(world.store.newest(["a"])[0]).offset == 2  # type: ignore[union-attr]
 
@@ -364,9 +360,9 @@ def test_a_key_is_forgotten_after_five_minutes(world: World) -> None:
 
 
 def test_a_ring_outlives_its_last_event_by_its_time_to_live(world: World) -> None:
-    world.publish("x")
+    publish_to_store(world.store, "a", "x")
     world.advance(TTL - 10)
-    (second,) = world.publish("y")
+    (second,) = publish_to_store(world.store, "a", "y")
     world.advance(TTL - 10)
     assert world.store.newest(["a"]) == [second]
     world.advance(20)
@@ -383,15 +379,15 @@ def test_a_founded_ring_without_an_event_lives_two_minutes(world: World) -> None
 
 def test_the_first_event_gives_a_founded_ring_its_full_time(world: World) -> None:
     world.store.ensure(["a"])
-    (first,) = world.publish("x")
+    (first,) = publish_to_store(world.store, "a", "x")
     world.advance(TTL - 10)
     assert world.store.newest(["a"]) == [first]
 
 
 def test_a_ring_with_listeners_is_kept_and_others_are_not(world: World) -> None:
-    (kept,) = world.publish("x")
+    (kept,) = publish_to_store(world.store, "a", "x")
     anchor = good(world.store.ensure(["unborn"])[0])
-    world.publish("x", channel="left")
+    publish_to_store(world.store, "left", "x")
     for _ in range(3):
         world.advance(100)
         assert world.store.newest(["a", "unborn"], prolong=True) == [kept, anchor]
@@ -401,7 +397,7 @@ def test_a_ring_with_listeners_is_kept_and_others_are_not(world: World) -> None:
 
 
 def test_looking_does_not_prolong_a_ring(world: World) -> None:
-    (position,) = world.publish("x")
+    (position,) = publish_to_store(world.store, "a", "x")
     world.advance(TTL - 10)
     world.store.newest(["a"])
     world.store.read([("a", position)])
@@ -415,8 +411,8 @@ def test_a_feed_confirms_and_then_announces_in_order_with_the_position_before(wo
         feed.subscribe(["a", "b"])
         assert sorted(notices(feed, 2)) == [Notice("a"), Notice("b")]
         anchor = good(world.store.ensure(["a"])[0])
-        positions = world.publish("1", "2", "3")
-        world.publish("elsewhere", channel="c")
+        positions = publish_to_store(world.store, "a", "1", "2", "3")
+        publish_to_store(world.store, "c", "elsewhere")
         heard = notices(feed, 3)
         assert [notice.channel for notice in heard] == ["a"] * 3
         assert [notice.previous for notice in heard] == [anchor, *positions[:-1]]
@@ -431,7 +427,7 @@ def test_a_feed_announces_a_repetition_once_and_a_conflict_never(world: World) -
         for event in ("x", "x", "y"):
             with contextlib.suppress(IdempotencyConflict):
                 world.store.publish([Publication("a", Event(event), "key")])
-        world.publish("end")
+        publish_to_store(world.store, "a", "end")
         assert [notice.entry and notice.entry.event.data for notice in notices(feed, 2)] == ["x", "end"]
 
 
@@ -440,8 +436,8 @@ def test_a_feed_is_silent_about_channels_that_it_left(world: World) -> None:
         feed.subscribe(["a", "b"])
         notices(feed, 2)
         feed.unsubscribe(["a"])
-        world.publish("x")
-        world.publish("y", channel="b")
+        publish_to_store(world.store, "a", "x")
+        publish_to_store(world.store, "b", "y")
         assert [notice.channel for notice in notices(feed, 1)] == ["b"]
 
 
@@ -469,7 +465,7 @@ def test_a_feed_that_is_woken_says_nothing_and_goes_on(world: World) -> None:
             assert time.monotonic() - begun < 2, when
         feed.subscribe(["a"])
         assert notices(feed, 1) == [Notice("a")]
-        world.publish("x")
+        publish_to_store(world.store, "a", "x")
         assert [notice.entry and notice.entry.event.data for notice in notices(feed, 1)] == ["x"]
 
 
@@ -494,7 +490,7 @@ def test_publishers_at_once_make_one_line_without_a_gap(world: World) -> None:
 
         def publish(writer: int) -> None:
             for number in range(10):
-                world.publish(f"{writer}.{number}")
+                publish_to_store(world.store, "a", f"{writer}.{number}")
 
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(publish, range(8)))

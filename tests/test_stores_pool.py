@@ -59,7 +59,8 @@ def timed(call: Callable[[], object]) -> tuple[str, float, float]:
     return "", begun, time.monotonic()
 
 
-def publish(store: RedisStore, number: int) -> str:
+def outcome(store: RedisStore, number: int) -> str:
+    """Publish the event of this number, with its own key, and return what became of it."""
     (receipt,) = store.publish([Publication("a", Event(number), f"key{number}")])
     return receipt.outcome if not isinstance(receipt, StoreUnavailable) else str(receipt)
 
@@ -67,11 +68,11 @@ def publish(store: RedisStore, number: int) -> str:
 def test_publishes_end_in_time_and_those_that_wait_together_share_the_outcome(
     server: RedisServer, store: RedisStore
 ) -> None:
-    publish(store, -1)
+    outcome(store, -1)
 
     def late(number: int) -> tuple[str, float, float]:
         time.sleep(number / 40 * TIMEOUT)  # the last ones come when half of the time is over
-        return timed(lambda: publish(store, number))
+        return timed(lambda: outcome(store, number))
 
     with ThreadPoolExecutor(20) as pool, hanging(server):
         told = list(pool.map(late, range(20)))
@@ -79,7 +80,7 @@ def test_publishes_end_in_time_and_those_that_wait_together_share_the_outcome(
     assert max(end - begun for _, begun, end in told) < 1.5 * TIMEOUT
     # The first one's attempt was the only one: all end with it, the last ones after half of the time.
     assert max(end for *_, end in told) - min(end for *_, end in told) < 0.3 * TIMEOUT
-    outcomes = [publish(store, number) for number in range(20)]
+    outcomes = [outcome(store, number) for number in range(20)]
     assert set(outcomes) <= {"new", "again"}
     (newest,) = store.newest(["a"])
     assert isinstance(newest, Position) and newest.offset == 21  # each is stored once
@@ -89,7 +90,7 @@ def test_a_leader_that_is_stuck_keeps_nobody_beyond_its_time(
     server: RedisServer, store: RedisStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As where the resolution of a name hangs, which nothing can end."""
-    publish(store, -1)
+    outcome(store, -1)
     ask, stuck = store._pool.ask, threading.Event()
 
     def ask_late(*arguments: Any) -> Any:
@@ -98,9 +99,9 @@ def test_a_leader_that_is_stuck_keeps_nobody_beyond_its_time(
 
     monkeypatch.setattr(store._pool, "ask", ask_late)
     with ThreadPoolExecutor(5) as pool:
-        leads = pool.submit(publish, store, 0)
+        leads = pool.submit(outcome, store, 0)
         wait_until(lambda: store._led and not store._jobs)
-        told = list(pool.map(lambda number: timed(lambda: publish(store, number)), range(1, 5)))
+        told = list(pool.map(lambda number: timed(lambda: outcome(store, number)), range(1, 5)))
         assert all("has not answered for 1 s" in fault for fault, *_ in told)
         assert max(end - begun for _, begun, end in told) < 1.5 * TIMEOUT
         assert not leads.done() and not store._jobs
@@ -109,7 +110,7 @@ def test_a_leader_that_is_stuck_keeps_nobody_beyond_its_time(
             leads.result()
     monkeypatch.undo()
     assert not store._led
-    assert publish(store, 1) == "new"
+    assert outcome(store, 1) == "new"
 
 
 def test_every_call_ends_in_time_and_a_check_that_is_under_way_is_shared(
@@ -143,10 +144,10 @@ def test_a_connection_that_died_without_a_word_costs_half_of_the_time(server: Re
             list(pool.map(lambda _: store.newest(["a"]), range(8)))  # several connections, all of them soon dead
         proxy.silence()
         for number in range(3):
-            fault, begun, end = timed(lambda number=number: publish(store, number))  # type: ignore[misc]
+            fault, begun, end = timed(lambda number=number: outcome(store, number))  # type: ignore[misc]
             assert not fault
             assert (end - begun < 0.4 * TIMEOUT) == (number > 0)
-        assert publish(store, 0) == "again"
+        assert outcome(store, 0) == "again"
         store.close()
 
 
@@ -172,8 +173,8 @@ def test_a_server_that_was_restarted_is_asked_again_at_once(server: RedisServer,
         client.client_pause(200, all=True)
         list(pool.map(lambda _: store.newest(["a"]), range(8)))
     server.restart()
-    assert publish(store, 1) == "new"
-    assert publish(store, 1) == "again"
+    assert outcome(store, 1) == "new"
+    assert outcome(store, 1) == "again"
 
 
 def test_who_waits_for_a_connection_gets_the_next_that_is_free(server: RedisServer) -> None:

@@ -15,12 +15,13 @@ from sse.access.permit import Permit
 from sse.access.revocations import Revocations
 from sse.access.token import Grant
 from sse.errors import Busy, StoreUnavailable
-from sse.event import Event, LastEventId, Position
+from sse.event import LastEventId, Position
 from sse.hub.hub import Hub
 from sse.hub.subscriber import Start, starting_points
-from sse.stores import MemoryStore, Publication, Store, connect
+from sse.stores import MemoryStore, Store, connect
 from sse.transports.poll import Poll
 from tests.driven_streams import poll, poll_bytes
+from tests.publishing import publish_for_ids
 from tests.servers import wait_until
 
 RETRY = 1000
@@ -41,16 +42,6 @@ def hub(store: Store) -> Iterator[Hub]:
     assert hub.subscribers == 0
 
 
-def publish(store: Store, *data: object, channel: str = "a") -> list[str]:
-    ids = []
-    for start in range(0, len(data), 100):
-        batch = [Publication(channel, Event(item)) for item in data[start : start + 100]]
-        for receipt in store.publish(batch):
-            assert not isinstance(receipt, StoreUnavailable)
-            ids.append(f"{channel}={receipt.position}")
-    return ids
-
-
 def ask(hub: Hub, place: str | None = None, channels: str = "a", timeout: float = 0, **options: Any) -> dict[str, Any]:
     last = None if place is None else LastEventId.parse(place)
     return poll(hub, starting_points(channels, last, **options), timeout=timeout, retry=RETRY)
@@ -62,7 +53,7 @@ def data(answer: dict[str, Any]) -> list[str]:
 
 @pytest.mark.parametrize("timeout", [0, 5])
 def test_a_first_poll_answers_at_once_with_the_top(hub: Hub, store: Store, timeout: float) -> None:
-    (top,) = publish(store, "before")
+    (top,) = publish_for_ids(store, "a", "before")
     begun = time.monotonic()
     assert ask(hub, timeout=timeout) == {
         "last_event_id": top,
@@ -76,14 +67,14 @@ def test_a_first_poll_answers_at_once_with_the_top(hub: Hub, store: Store, timeo
 
 @pytest.mark.parametrize("timeout", [0, 5])
 def test_a_first_poll_with_a_replay_answers_at_once(hub: Hub, store: Store, timeout: float) -> None:
-    ids = publish(store, *range(10))
+    ids = publish_for_ids(store, "a", *range(10))
     answer = ask(hub, timeout=timeout, replay=3)
     assert (data(answer), answer["last_event_id"]) == (["7", "8", "9"], ids[-1])
 
 
 @pytest.mark.parametrize("timeout", [0, 5])
 def test_what_has_come_since_is_answered_at_once(hub: Hub, store: Store, timeout: float) -> None:
-    ids = publish(store, *range(5))
+    ids = publish_for_ids(store, "a", *range(5))
     answer = ask(hub, ids[1], timeout=timeout)
     assert [event["id"] for event in answer["events"]] == ids[2:]
     assert (answer["last_event_id"], answer["more"]) == (ids[-1], False)
@@ -91,8 +82,8 @@ def test_what_has_come_since_is_answered_at_once(hub: Hub, store: Store, timeout
 
 @pytest.mark.parametrize("timeout", [0, 5])
 def test_a_reset_is_answered_at_once(hub: Hub, store: Store, timeout: float) -> None:
-    (a,) = publish(store, "x")
-    (b,) = publish(store, "x", channel="b")
+    (a,) = publish_for_ids(store, "a", "x")
+    (b,) = publish_for_ids(store, "b", "x")
     answer = ask(hub, f"{a}~b=7-7~c=oops", "abc", timeout)
     assert sorted(answer["resets"], key=lambda reset: reset["channel"]) == [
         {"channel": "b", "reason": "diverged", "missed": None},
@@ -105,7 +96,7 @@ def test_a_reset_is_answered_at_once(hub: Hub, store: Store, timeout: float) -> 
 
 def test_a_trimmed_position_tells_how_many_were_missed(hub: Hub) -> None:
     store = MemoryStore(ring=5, ring_ttl=60)
-    ids = publish(store, *range(10))
+    ids = publish_for_ids(store, "a", *range(10))
     small = Hub(store, max_subscribers=1)
     for timeout in (0, 1):
         answer = ask(small, ids[0], timeout=timeout)
@@ -115,7 +106,7 @@ def test_a_trimmed_position_tells_how_many_were_missed(hub: Hub) -> None:
 
 
 def test_with_nothing_to_tell_it_waits_its_time_and_keeps_its_place(hub: Hub, store: Store) -> None:
-    (top,) = publish(store, "x")
+    (top,) = publish_for_ids(store, "a", "x")
     begun = time.monotonic()
     answer = ask(hub, top, timeout=0.4)
     assert 0.35 < time.monotonic() - begun < 2
@@ -124,7 +115,7 @@ def test_with_nothing_to_tell_it_waits_its_time_and_keeps_its_place(hub: Hub, st
 
 def test_it_waits_no_longer_for_a_client_that_has_gone(hub: Hub, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Poll, "LOOK", 0.05)
-    (top,) = publish(store, "x")
+    (top,) = publish_for_ids(store, "a", "x")
     starts = starting_points("a", LastEventId.parse(top))
     looks = iter([False, False, True])
     waiting = Poll(hub, starts, timeout=20, retry=RETRY, gone=lambda: next(looks))
@@ -140,7 +131,7 @@ def test_while_the_client_is_there_it_waits_its_time_and_is_told_what_comes(
     hub: Hub, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Poll, "LOOK", 0.05)
-    (top,) = publish(store, "x")
+    (top,) = publish_for_ids(store, "a", "x")
     starts = starting_points("a", LastEventId.parse(top))
     begun = time.monotonic()
     quiet = Poll(hub, starts, timeout=0.4, retry=RETRY, gone=lambda: False)
@@ -149,28 +140,28 @@ def test_while_the_client_is_there_it_waits_its_time_and_is_told_what_comes(
     assert 0.35 < time.monotonic() - begun < 2
     waiting = Poll(hub, starts, timeout=20, retry=RETRY, gone=lambda: False)
     assert waiting.open() is None
-    later = threading.Timer(0.2, publish, [store, "y"])
+    later = threading.Timer(0.2, publish_for_ids, [store, "a", "y"])
     later.start()
     assert data(json.loads(waiting.wait())) == ["y"]
     later.join(5)
 
 
 def test_the_first_event_ends_the_waiting_and_brings_those_close_behind(hub: Hub, store: Store) -> None:
-    (top,) = publish(store, "x")
+    (top,) = publish_for_ids(store, "a", "x")
     with ThreadPoolExecutor(1) as pool:
         waiting: Future[dict[str, Any]] = pool.submit(ask, hub, top, timeout=10)
         wait_until(lambda: [top for _, top in hub.newest("a") if top], 3)
         time.sleep(0.05)
         begun = time.monotonic()
         for number in range(3):
-            publish(store, number)
+            publish_for_ids(store, "a", number)
         answer = waiting.result(5)
         assert time.monotonic() - begun < 1
     assert data(answer) == ["0", "1", "2"]
 
 
 def test_asked_twice_it_answers_twice(hub: Hub, store: Store) -> None:
-    ids = publish(store, *range(5))
+    ids = publish_for_ids(store, "a", *range(5))
     for timeout in (0, 1):
         first = ask(hub, f"{ids[1]}~b=5-5", "ab", timeout)
         assert ask(hub, f"{ids[1]}~b=5-5", "ab", timeout) == first
@@ -182,14 +173,14 @@ def test_without_waiting_nothing_is_founded_or_attached(hub: Hub, store: Store) 
     assert answer["last_event_id"] == "a=0-0~b=0-0"
     assert store.newest(["a", "b"]) == [None, None]
     assert (hub.channels, hub._follower._thread) == (0, None)
-    publish(store, "x")
+    publish_for_ids(store, "a", "x")
     assert [reset["channel"] for reset in ask(hub, answer["last_event_id"])["resets"]] == ["a"]
 
 
 def test_with_waiting_a_ring_is_founded_and_nothing_after_it_is_missed(hub: Hub, store: Store) -> None:
     place = ask(hub, None, timeout=1)["last_event_id"]
     assert place.startswith("a=0-")
-    publish(store, "x")
+    publish_for_ids(store, "a", "x")
     answer = ask(hub, place, timeout=1)
     assert (data(answer), answer["resets"]) == (["x"], [])
 
@@ -198,7 +189,7 @@ def test_with_waiting_a_ring_is_founded_and_nothing_after_it_is_missed(hub: Hub,
 def test_an_answer_is_bounded_in_events_and_says_that_there_is_more(
     hub: Hub, store: Store, timeout: float, first: int
 ) -> None:
-    ids = publish(store, "start", *range(2500))
+    ids = publish_for_ids(store, "a", "start", *range(2500))
     place, heard = ids[0], list[str]()
     for number in range(30):
         answer = ask(hub, place, timeout=timeout)
@@ -214,7 +205,7 @@ def test_an_answer_is_bounded_in_events_and_says_that_there_is_more(
 
 @pytest.mark.parametrize("timeout", [0, 1])
 def test_an_answer_is_bounded_in_bytes(hub: Hub, store: Store, timeout: float) -> None:
-    ids = publish(store, "start", *[f"{number} " + "x" * 60_000 for number in range(40)])
+    ids = publish_for_ids(store, "a", "start", *[f"{number} " + "x" * 60_000 for number in range(40)])
     place, heard = ids[0], list[str]()
     for _ in range(10):
         answer = ask(hub, place, timeout=timeout)
@@ -228,7 +219,7 @@ def test_an_answer_is_bounded_in_bytes(hub: Hub, store: Store, timeout: float) -
 
 @pytest.mark.parametrize("timeout", [0, 1])
 def test_one_event_over_the_bound_still_comes(hub: Hub, store: Store, timeout: float) -> None:
-    ids = publish(store, "start", "\n" * 1_000_000, "next")  # seven megabytes on a stream
+    ids = publish_for_ids(store, "a", "start", "\n" * 1_000_000, "next")  # seven megabytes on a stream
     answer = ask(hub, ids[0], timeout=timeout)
     assert (len(answer["events"]), answer["more"]) == (1, True)
     assert data(ask(hub, answer["last_event_id"], timeout=timeout)) == ["next"]
@@ -245,7 +236,7 @@ def test_over_the_limit_of_subscribers_a_waiting_poll_is_refused(hub: Hub) -> No
 def test_a_poll_that_its_ring_has_passed_is_to_ask_again() -> None:
     store = MemoryStore(ring=5, ring_ttl=60)
     hub = Hub(store, max_subscribers=1)
-    (top,) = publish(store, "x")
+    (top,) = publish_for_ids(store, "a", "x")
     gone = threading.Event()
 
     def wait() -> str:
@@ -262,14 +253,14 @@ def test_a_poll_that_its_ring_has_passed_is_to_ask_again() -> None:
         wait_until(lambda: [top for _, top in hub.newest("a") if top], 3)
         time.sleep(0.05)
         assert not gone.is_set()
-        publish(store, *["x" * 300_000] * 10)
+        publish_for_ids(store, "a", *["x" * 300_000] * 10)
         assert waiting.result(5) == "ask again with the same last event id"
     assert ask(hub, top, timeout=1)["resets"] == [{"channel": "a", "reason": "trimmed", "missed": 10}]
     hub.close()
 
 
 def test_a_position_that_was_polled_is_the_one_that_was_published(hub: Hub, store: Store) -> None:
-    ids = publish(store, "1", "2")
+    ids = publish_for_ids(store, "a", "1", "2")
     answer = ask(hub, ids[0], "ab", 1)
     last = LastEventId.parse(answer["last_event_id"])
     assert last.positions["a"] == Position.parse(ids[1].removeprefix("a="))
@@ -277,8 +268,8 @@ def test_a_position_that_was_polled_is_the_one_that_was_published(hub: Hub, stor
 
 
 def test_a_reset_is_told_though_another_poll_at_the_same_place_was_answered_without(hub: Hub, store: Store) -> None:
-    first, second = publish(store, "1", "2")
-    (b,) = publish(store, "x", channel="b")
+    first, second = publish_for_ids(store, "a", "1", "2")
+    (b,) = publish_for_ids(store, "b", "x")
     assert ask(hub, f"{first}~{b}", "ab", 1)["resets"] == []
     answer = ask(hub, f"{first}~b=soon", "ab", 1)
     assert answer["resets"] == [{"channel": "b", "reason": "invalid", "missed": None}]
@@ -301,9 +292,9 @@ def ask_for(hub: Hub, place: str, channels: str, timeout: float, max_bytes: int)
 def test_an_answer_keeps_within_its_bytes_and_the_rest_comes_in_order(
     hub: Hub, store: Store, timeout: float, max_bytes: int
 ) -> None:
-    begun = {channel: publish(store, "before", channel=channel)[0] for channel in "abc"}
+    begun = {channel: publish_for_ids(store, channel, "before")[0] for channel in "abc"}
     sizes = [(number * 37) % 800 for number in range(40)]
-    ids = {ch: publish(store, *[f'"é\n{ch}' + "ö" * size for size in sizes], channel=ch) for ch in "abc"}
+    ids = {ch: publish_for_ids(store, ch, *[f'"é\n{ch}' + "ö" * size for size in sizes]) for ch in "abc"}
     place, got = "~".join(begun.values()), dict[str, list[str]](a=[], b=[], c=[])
     while True:
         answer, size = ask_for(hub, place, "abc", timeout, max_bytes)
@@ -324,7 +315,7 @@ def test_an_answer_keeps_within_its_bytes_and_the_rest_comes_in_order(
 
 @pytest.mark.parametrize("timeout", [0, 5])
 def test_at_least_one_event_is_sent_whatever_its_size(hub: Hub, store: Store, timeout: float) -> None:
-    first, *_ = ids = publish(store, "before", "x" * 5000, "y" * 5000, "")
+    first, *_ = ids = publish_for_ids(store, "a", "before", "x" * 5000, "y" * 5000, "")
     answer, size = ask_for(hub, first, "a", timeout, 1024)
     assert [event["id"] for event in answer["events"]] == ids[1:2]
     assert (answer["more"], size > 5000) == (True, True)
@@ -335,9 +326,9 @@ def test_at_least_one_event_is_sent_whatever_its_size(hub: Hub, store: Store, ti
 @pytest.mark.parametrize("timeout", [0, 5])
 @pytest.mark.parametrize("lost", ["b=7-7~c=7-7~d=7-7", "b=oops~c=oops~d=oops", "b=7-7~c=oops~d=7-7"])
 def test_resets_count_among_the_bytes(hub: Hub, store: Store, timeout: float, lost: str) -> None:
-    first, *ids = publish(store, "before", *["x" * 20] * 30)
+    first, *ids = publish_for_ids(store, "a", "before", *["x" * 20] * 30)
     for channel in "bcd":
-        publish(store, *["y" * 20] * 30, channel=channel)
+        publish_for_ids(store, channel, *["y" * 20] * 30)
     place = f"{first}~{lost}"
     got, resets = [], []
     while True:
@@ -353,7 +344,7 @@ def test_resets_count_among_the_bytes(hub: Hub, store: Store, timeout: float, lo
 
 @pytest.mark.parametrize("timeout", [0, 5])
 def test_resets_without_room_come_and_so_does_what_follows(hub: Hub, store: Store, timeout: float) -> None:
-    first, *ids = publish(store, "before", *"12")
+    first, *ids = publish_for_ids(store, "a", "before", *"12")
     names = [f"{letter * 100}" for letter in "bcdefghijklmno"]
     starts = starting_points(["a", *names], LastEventId.parse("~".join([first, *(f"{name}=?" for name in names)])))
     got, place = [], ""
@@ -372,7 +363,7 @@ def test_resets_without_room_come_and_so_does_what_follows(hub: Hub, store: Stor
 
 @pytest.mark.parametrize("timeout", [0, 5])
 def test_no_channel_is_left_out_of_all_small_answers(hub: Hub, store: Store, timeout: float) -> None:
-    place = "~".join(publish(store, "before", *["x" * 700] * 100, channel=channel)[0] for channel in "abc")
+    place = "~".join(publish_for_ids(store, channel, "before", *["x" * 700] * 100)[0] for channel in "abc")
     heard = set()
     for _ in range(60):
         answer, _ = ask_for(hub, place, "abc", timeout, 1024)
@@ -382,7 +373,7 @@ def test_no_channel_is_left_out_of_all_small_answers(hub: Hub, store: Store, tim
 
 
 def test_the_store_is_asked_for_no_more_than_a_small_answer_needs(hub: Hub, store: Store) -> None:
-    first, *_ = publish(store, "before", *["x" * 100] * 2000)
+    first, *_ = publish_for_ids(store, "a", "before", *["x" * 100] * 2000)
     asked = list[int]()
     read = store.read
 
@@ -400,7 +391,7 @@ def test_the_store_is_asked_for_no_more_than_a_small_answer_needs(hub: Hub, stor
 
 
 def test_polls_with_other_bounds_do_not_share_an_answer(hub: Hub, store: Store) -> None:
-    first, *ids = publish(store, "before", *["x" * 500] * 5)
+    first, *ids = publish_for_ids(store, "a", "before", *["x" * 500] * 5)
     sizes = []
     for max_bytes in (5000, 1024, 5000, 2000):
         answer, size = ask_for(hub, first, "a", 5, max_bytes)
@@ -427,8 +418,8 @@ def waiting(hub: Hub, place: str, channels: str = "a", timeout: float = 10) -> P
 
 
 def test_polls_at_the_same_place_wait_as_one_and_get_the_same_answer(hub: Hub, store: Store) -> None:
-    ids = publish(store, "before")
-    (b,) = publish(store, "x", channel="b")
+    ids = publish_for_ids(store, "a", "before")
+    (b,) = publish_for_ids(store, "b", "x")
     place = f"{ids[0]}~{b}"
     row, *others = [waiting(hub, place, "ab", timeout) for timeout in (10, 20, 30)]
     for number, other in enumerate(others, 2):
@@ -438,7 +429,7 @@ def test_polls_at_the_same_place_wait_as_one_and_get_the_same_answer(hub: Hub, s
         assert (hub.subscribers, len(hub._channels["a"].subscribers)) == (3, 4 - number)
     assert not row.is_behind
     assert row.answer() is None
-    ids += publish(store, "1", "2")
+    ids += publish_for_ids(store, "a", "1", "2")
     wait_until(lambda: row.is_behind, 3)
     wait_until(lambda: [top.offset for _, top in hub.newest(["a"]) if top] == [3], 3)
     answer = row.answer()
@@ -454,8 +445,8 @@ def test_polls_at_the_same_place_wait_as_one_and_get_the_same_answer(hub: Hub, s
 
 
 def test_polls_at_different_places_or_of_different_channels_do_not_wait_as_one(hub: Hub, store: Store) -> None:
-    first, top = publish(store, "1", "2")
-    (b,) = publish(store, "x", channel="b")
+    first, top = publish_for_ids(store, "a", "1", "2")
+    (b,) = publish_for_ids(store, "b", "x")
     one = waiting(hub, top)
     behind = Poll(hub, starting_points("a", LastEventId.parse(first)), timeout=10, retry=RETRY)
     behind.subscriber = hub.attach(behind._starts, 3)
@@ -471,11 +462,11 @@ def test_polls_at_different_places_or_of_different_channels_do_not_wait_as_one(h
 
 
 def test_iterated_it_is_one_answer_and_detached(hub: Hub, store: Store) -> None:
-    (top,) = publish(store, "before")
+    (top,) = publish_for_ids(store, "a", "before")
     done = list[str]()
     one = waiting(hub, top)
     one.closing = [lambda: done.append("closed")]
-    publish(store, "after")
+    publish_for_ids(store, "a", "after")
     (answer,) = one
     assert data(json.loads(answer)) == ["after"]
     assert (hub.subscribers, done) == (0, ["closed"])
@@ -489,14 +480,14 @@ def test_iterated_it_is_one_answer_and_detached(hub: Hub, store: Store) -> None:
 def test_iterated_what_cannot_be_given_is_to_be_asked_for_again(
     hub: Hub, store: Store, fault: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (top,) = publish(store, "before")
+    (top,) = publish_for_ids(store, "a", "before")
     one = waiting(hub, top)
 
     def fail(*_: object) -> None:
         raise fault
 
     monkeypatch.setattr(type(one.subscriber), "take", fail)
-    publish(store, "after")
+    publish_for_ids(store, "a", "after")
     assert list(one) == [one.nothing]
     assert hub.subscribers == 0
     monkeypatch.undo()
@@ -504,7 +495,7 @@ def test_iterated_what_cannot_be_given_is_to_be_asked_for_again(
 
 
 def test_at_a_drain_those_that_wait_are_answered_and_newcomers_at_once(hub: Hub, store: Store) -> None:
-    (top,) = publish(store, "before")
+    (top,) = publish_for_ids(store, "a", "before")
     with ThreadPoolExecutor(4) as pool:
         begun = time.monotonic()
         waiting = [pool.submit(ask, hub, top, timeout=20) for _ in range(3)]
@@ -515,7 +506,7 @@ def test_at_a_drain_those_that_wait_are_answered_and_newcomers_at_once(hub: Hub,
             answer = one.result(5)
             assert (data(answer), answer["last_event_id"], answer["more"]) == ([], top, False)
         assert time.monotonic() - begun < 3
-        publish(store, "after")
+        publish_for_ids(store, "a", "after")
         wait_until(lambda: data(ask(hub, top, timeout=20)) == ["after"], 3)
 
 
@@ -530,11 +521,11 @@ def test_one_that_is_revoked_while_it_takes_what_has_come_is_told_nothing(store:
             return answer
 
     try:
-        (place,) = publish(store, "before")
+        (place,) = publish_for_ids(store, "a", "before")
         permit = Permit(revocations, Grant("ann", ("a",)), ["a"])
         body = Slow(hub, starting_points("a", LastEventId.parse(place)), timeout=5, retry=RETRY, permit=permit)
         assert body.open() is None
-        publish(store, "secret news")
+        publish_for_ids(store, "a", "secret news")
         answer = json.loads(body.wait())
         assert (answer["events"], answer["last_event_id"]) == ([], place)
     finally:

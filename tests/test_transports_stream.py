@@ -27,6 +27,7 @@ from sse.transports.dialect import Shared, busy
 from sse.transports.stream import Cut, Stream
 from tests import client
 from tests.driven_streams import driven
+from tests.publishing import publish_to_store
 from tests.servers import wait_until
 
 RETRY = 1000
@@ -121,10 +122,6 @@ def make_stream(hub: Hub, starts: Mapping[str, Start] | None = None, **options: 
     return Stream(hub, starts or {"a": Start()}, **({"heartbeat": 15, "lifetime": 900, "retry": RETRY} | options))
 
 
-def publish(store: MemoryStore, *data: object, channel: str = "a") -> None:
-    store.publish([Publication(channel, Event(item)) for item in data])
-
-
 def newest(hub: Hub, channel: str = "a") -> int:
     ring = hub._channels[channel].ring
     return ring.newest.offset if ring else 0
@@ -157,7 +154,7 @@ def test_nothing_is_attached_before_the_first_chunk_nor_after_the_last(hub: Hub,
 def test_events_that_came_together_are_one_chunk(hub: Hub, store: FaultyStore, open_stream: OpenStream) -> None:
     body = open_stream()
     body.next()
-    publish(store, *range(4))
+    publish_to_store(store, "a", *range(4))
     wait_until(lambda: newest(hub) == 4, 3)
     assert [event.data for event in body.next()] == ["0", "1", "2", "3"]
     assert body.count == 2
@@ -168,7 +165,7 @@ def test_a_chunk_is_bounded_and_one_large_event_still_passes(
 ) -> None:
     body = open_stream()
     body.next()
-    publish(store, "x" * 40_000, "y" * 40_000, "z" * 100_000)
+    publish_to_store(store, "a", "x" * 40_000, "y" * 40_000, "z" * 100_000)
     wait_until(lambda: newest(hub) == 3, 3)
     for letter in "xyz":
         (event,) = body.next()
@@ -183,7 +180,7 @@ def test_a_heartbeat_comes_after_quiet_and_not_after_an_event(store: FaultyStore
     assert 0.35 < time.monotonic() - begun < 1.5
     for number in range(4):
         time.sleep(0.1)
-        publish(store, number)
+        publish_to_store(store, "a", number)
         assert [event.data for event in body.next()] == [str(number)]
     begun = time.monotonic()
     (heartbeat,) = body.next()
@@ -219,7 +216,7 @@ def test_a_busy_channel_does_not_keep_a_stream_alive(store: FaultyStore, open_st
     events = body.next()
     for number in itertools.count():
         assert number < 10_000
-        publish(store, number)
+        publish_to_store(store, "a", number)
         events += body.next()
         if events[-1].event == "sse.close":
             break
@@ -233,7 +230,7 @@ def test_who_cannot_keep_up_is_closed_as_slow_and_can_come_back(
 ) -> None:
     body = open_stream()
     opening, _ = body.next()
-    publish(store, *["x" * 300_000] * 10)  # the hub keeps 1 MiB, the store 5 events
+    publish_to_store(store, "a", *["x" * 300_000] * 10)  # the hub keeps 1 MiB, the store 5 events
     wait_until(lambda: newest(hub) == 10, 3)
     (close,) = body.rest()
     assert (close.event, close.json()) == ("sse.close", {"reason": "slow", "retry": close.retry})
@@ -249,7 +246,7 @@ def test_a_writer_that_stalls_for_twenty_seconds_is_closed_as_slow(store: Faulty
     body = open_stream(clock=lambda: now)
     body.next()
     for stalled in (19, 21):
-        publish(store, stalled)
+        publish_to_store(store, "a", stalled)
         assert [event.data for event in body.next()] == [str(stalled)]
         now += stalled
     (close,) = body.rest()
@@ -262,7 +259,7 @@ def test_with_the_store_away_a_stream_stays_and_goes_on_when_it_is_back(
     monkeypatch.setattr("sse.hub.channel.CHANNEL_BYTES", 10_000)
     body = open_stream(heartbeat=0.3)
     body.next()
-    publish(store, *["x" * 1000] * 5)  # more than the hub keeps: older ones are read from the store
+    publish_to_store(store, "a", *["x" * 1000] * 5)  # more than the hub keeps: older ones are read from the store
     wait_until(lambda: newest(hub) == 5, 3)
     store.away = True
     assert [event.event for event in body.take(2)] == ["sse.heartbeat"] * 2
@@ -308,8 +305,8 @@ def test_two_channels_take_turns_and_each_is_in_order(hub: Hub, store: FaultySto
     body = open_stream({"a": Start(), "b": Start()})
     body.next()
     for number in range(4):
-        publish(store, number)
-        publish(store, number, channel="b")
+        publish_to_store(store, "a", number)
+        publish_to_store(store, "b", number)
     wait_until(lambda: newest(hub) == newest(hub, "b") == 4, 3)
     events = body.take(8)
     for channel in "ab":
@@ -359,7 +356,7 @@ def test_a_bare_stream_says_all_but_events_in_comments(
     chunks = []
     for chunk in body.chunks:
         if len(chunks) == 2:
-            publish(store, "1\n\nid: 7", "2")
+            publish_to_store(store, "a", "1\n\nid: 7", "2")
         chunks.append(chunk)
     permit.end()
     parser = client.Parser(bare=True)
@@ -377,30 +374,30 @@ def test_a_bare_stream_says_all_but_events_in_comments(
 def test_the_first_event_of_each_bare_connection_tells_retry(
     hub: Hub, store: FaultyStore, open_stream: OpenStream
 ) -> None:
-    publish(store, "before", "replayed")
+    publish_to_store(store, "a", "before", "replayed")
     early, late = (open_stream({"a": Start(replay=replay)}, bare=True) for replay in (0, 1))
     next(early.chunks)
     next(late.chunks)
     assert next(late.chunks).startswith(b"retry: 1000\ndata: replayed\nid: a=2-")
-    publish(store, "live")
+    publish_to_store(store, "a", "live")
     wait_until(lambda: newest(hub) == 3, 3)
     assert next(early.chunks).startswith(b"retry: 1000\ndata: live\nid: a=3-")
     assert next(late.chunks).startswith(b"data: live\nid: a=3-")
 
 
 def test_bare_streams_share_a_row_once_they_have_been_told_the_same(hub: Hub, store: FaultyStore) -> None:
-    publish(store, "before")
+    publish_to_store(store, "a", "before")
     row = row_of(make_stream(hub, bare=True), make_stream(hub, bare=True))
     told = make_stream(hub, {"a": Start(replay=1)}, bare=True)
     told.open()
     assert b"retry: " in tell(told)
     assert told.alike != row.alike
     assert told.subscriber.positions_by_name == row.subscriber.positions_by_name
-    publish(store, "on")
+    publish_to_store(store, "a", "on")
     assert tell(row) == b"retry: 1000\n" + tell(told)
     assert told.alike == row.alike is not None
     assert row.merge(told)
-    publish(store, "and on")
+    publish_to_store(store, "a", "and on")
     assert tell(row).startswith(b"data: and on\nid: ")
     for _ in range(2):
         row.release()
@@ -413,9 +410,9 @@ def test_a_bare_stream_that_would_be_reset_is_cut_after_what_came_before(
     chunks = chunks_of(make_stream(hub, {"a": Start(), "b": Start()}, bare=True))
     next(chunks)
     place = str(store.newest(["b"])[0])
-    publish(store, "of a")
+    publish_to_store(store, "a", "of a")
     del store._rings["b"]
-    publish(store, "another life", channel="b")
+    publish_to_store(store, "b", "another life")
     wait_until(lambda: hub._channels["b"].generation and newest(hub) == 1, 8)
     told = b""
     with pytest.raises(Cut):
@@ -464,7 +461,7 @@ def test_each_end_of_a_stream_with_a_cut_is_one_after_the_goodbye(
         told += next(chunks)
         next(clean)
     if reason == "slow":
-        publish(store, *["x" * 300_000] * 10)  # the hub keeps 1 MiB, the store 5 events
+        publish_to_store(store, "a", *["x" * 300_000] * 10)  # the hub keeps 1 MiB, the store 5 events
         wait_until(lambda: newest(hub) == 10, 3)
     if reason == "drain":
         hub.drain(0)
@@ -485,13 +482,13 @@ def test_an_id_is_read_behind_all_that_it_claims(
     hub: Hub, store: FaultyStore, chunks_of: Callable[[Stream], Generator[bytes]], form: str, channels: str
 ) -> None:
     """Some readers take an id when its line ends: from there, only one more byte makes the event whole."""
-    publish(store, *"12345")
+    publish_to_store(store, "a", *"12345")
     starts = {channel: Start(replay=2) for channel in channels} | (
         {"lost": Start(Position(3, 3))} if form == "cut" else {}
     )
     chunks = chunks_of(make_stream(hub, starts, **{form: True}))
     told = next(chunks) + next(chunks)
-    publish(store, "live\n\nid: forged", "")
+    publish_to_store(store, "a", "live\n\nid: forged", "")
     wait_until(lambda: newest(hub) == 7, 3)
     while told.count(b"\ndata: forged") + told.count(b"data: \n") < 2:
         told += next(chunks)
@@ -542,7 +539,7 @@ def test_a_drain_is_spread_over_its_window(hub: Hub, other: int) -> None:
         draining.start()
         while draining.is_alive():
             if other:
-                publish(hub.reader._store, "busy")  # type: ignore[arg-type]
+                publish_to_store(hub.reader._store, "a", "busy")  # type: ignore[arg-type]
             time.sleep(0.005)
         for one in waiting:
             one.result(5)
@@ -584,7 +581,7 @@ def test_one_that_parts_from_its_row_goes_on_by_itself_and_can_come_back(hub: Hu
     assert (hub.subscribers, listeners(hub)) == (3, 1)
     one = row.split()
     assert (hub.subscribers, listeners(hub)) == (3, 2)
-    publish(store, "1")
+    publish_to_store(store, "a", "1")
     told = tell(row)
     assert b"data: 1" in told
     assert not row.merge(one)  # which has not been told that
@@ -637,7 +634,7 @@ def test_one_that_is_not_at_rest_is_like_none(hub: Hub, store: FaultyStore, monk
     assert lost.quick({}) is None
     assert b"event: sse.reset" in lost.step()
     assert lost.alike
-    publish(store, *["x" * 1000] * 5)  # more than the hub keeps
+    publish_to_store(store, "a", *["x" * 1000] * 5)  # more than the hub keeps
     wait_until(lambda: newest(hub) == 5, 3)
     store.away = True
     assert lost.quick({}) is None
@@ -656,7 +653,7 @@ def test_a_row_is_reset_as_one_and_who_parts_before_hears_of_it_too(hub: Hub, st
     row = row_of(*(make_stream(hub) for _ in range(3)))
     early = row.split()
     store._rings.clear()
-    publish(store, "another life")
+    publish_to_store(store, "a", "another life")
     wait_until(lambda: hub._channels["a"].generation, 8)
     told = row.step()
     late = row.split()
@@ -686,7 +683,7 @@ def test_a_goodbye_is_one_client_s_and_the_row_goes_on(hub: Hub, store: FaultySt
     assert close.json()["reason"] == "lifetime"
     row.release()
     assert not row.ended
-    publish(store, "on")
+    publish_to_store(store, "a", "on")
     assert b"data: on" in tell(row)
     row.close()
     assert hub.subscribers == 0

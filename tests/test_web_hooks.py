@@ -13,7 +13,7 @@ from flask.testing import EnvironBuilder
 from sse.transports.stream import Cut
 from tests import client as wire
 from tests.conftest import MakeApp
-from tests.test_web_views import publish
+from tests.publishing import publish_in_app
 from tests.tokens import KEY
 
 
@@ -118,7 +118,7 @@ def test_an_app_s_own_class_of_responses_is_handed_off_and_kept(app: Flask) -> N
         kinds.append(isinstance(response, OwnResponse))
         return response
 
-    place = publish(app, 1)[0]
+    place = publish_in_app(app, "a", 1)[0]
     assert "sse.body" in ask(app, "/sse/stream?channel=a")[2]
     waiting = f"/sse/poll?channel=a&timeout=1&last_event_id={place.replace('=', '%3D')}"
     assert "sse.body" in ask(app, waiting)[2]
@@ -160,7 +160,7 @@ def test_a_query_that_cannot_be_read_does_not_keep_a_stream_from_being_busy(app:
 @pytest.mark.parametrize(("hook", "status"), [(read, "200 OK"), (replace, "200 OK"), (fail, "500"), (around, "200 OK")])
 def test_a_poll_that_waits_leaves_no_seat_behind(app: Flask, hook: Callable[[Response], Response], status: str) -> None:
     app.after_request(hook)
-    [place] = publish(app, 1)
+    [place] = publish_in_app(app, "a", 1)
     answer = ask(app, f"/sse/poll?channel=a&timeout=1&last_event_id={place.replace('=', '%3D')}")
     assert answer[0].startswith(status)
     assert (place.encode() in answer[1]) == (hook in (read, around))

@@ -19,15 +19,14 @@ from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from sse import SSE, InvalidEvent
-from sse.event import Event
-from sse.stores import Publication
 from sse.web.answers import ALLOWED_HEADERS
 from tests import client as wire
 from tests.conftest import MakeApp
+from tests.publishing import post, publish_in_app
 from tests.servers import RedisServer, wait_until
-from tests.tokens import SECRET, claims, signed
+from tests.tokens import KEY, SECRET, claims, signed
 
-KEY, OTHER_KEY = "k" * 22, "q" * 22
+OTHER_KEY = "q" * 22
 ORIGIN = "https://a.example"
 VARY = "Origin, Cookie, Authorization, Last-Event-ID"
 STREAM_HEADERS = {
@@ -101,25 +100,6 @@ def small(make_app: MakeApp) -> Flask:
     return make_app(SSE_PUBLISH_KEYS=[KEY, OTHER_KEY], SSE_ORIGINS=[ORIGIN, "http://[::1]:8000"])
 
 
-def publish(app: Flask, *data: object, channel: str = "a") -> list[str]:
-    service = app.extensions["sse"]
-    return [
-        f"{channel}={position}" for position in service.publish([Publication(channel, Event(item)) for item in data])
-    ]
-
-
-def post(
-    app: Flask, body: object = None, path: str = "/sse/publish", key: str | None = KEY, **options: Any
-) -> TestResponse:
-    headers = dict(options.pop("headers", {}))
-    if key:
-        headers["Authorization"] = f"Bearer {key}"
-    if body is not None:
-        options["data"] = body if isinstance(body, bytes | str) else json.dumps(body)
-        options.setdefault("content_type", "application/json")
-    return app.test_client().post(path, headers=headers, **options)
-
-
 def code(response: TestResponse) -> tuple[int, str]:
     error = response.get_json()["error"]
     assert set(error) - {"channels"} == {"code", "message", "hint"}
@@ -140,7 +120,7 @@ def test_a_stream_s_headers_are_exactly_these(app: Flask) -> None:
 
 
 def test_a_stream_opens_with_its_place_its_settings_and_a_heartbeat(app: Flask) -> None:
-    ids = publish(app, "1", "2")
+    ids = publish_in_app(app, "a", "1", "2")
     with stream(app.test_client(), f"channel=a&channel=b&last_event_id={ids[0]}") as reader:
         told = reader.opening()
         assert re.match(rb"retry: 3000\nid: [ab]=[01]-\d+~[ab]=[01]-\d+\nevent: sse.open\ndata: {", reader.body)
@@ -162,14 +142,14 @@ def test_an_event_of_each_channel_moves_its_own_position_and_comes_first_in_the_
     with stream(app.test_client(), "channel=a&channel=b&channel=a") as reader:
         places = {name: told["position"] for name, told in reader.opening()["channels"].items()}
         assert list(places) == ["a", "b"]
-        (b1,) = publish(app, "x", channel="b")
+        (b1,) = publish_in_app(app, "b", "x")
         assert [event.id for event in reader.take(1)] == [f"{b1}~a={places['a']}"]
-        (a1,) = publish(app, "y")
+        (a1,) = publish_in_app(app, "a", "y")
         assert [event.id for event in reader.take(1)] == [f"{a1}~{b1}"]
 
 
 def test_a_header_resumes_and_replaces_the_parameter(app: Flask) -> None:
-    ids = publish(app, *range(4))
+    ids = publish_in_app(app, "a", *range(4))
     client = app.test_client()
     with stream(client, f"channel=a&last_event_id={ids[0]}", Last_Event_ID=ids[2]) as reader:
         assert reader.opening()["channels"]["a"]["position"] == ids[2].removeprefix("a=")
@@ -183,7 +163,7 @@ def test_a_header_resumes_and_replaces_the_parameter(app: Flask) -> None:
 
 
 def test_a_channel_without_an_entry_is_missing_in_a_header_and_added_in_a_parameter(app: Flask) -> None:
-    (a,), (b,) = publish(app, "x"), publish(app, "y", channel="b")
+    (a,), (b,) = publish_in_app(app, "a", "x"), publish_in_app(app, "b", "y")
     with stream(app.test_client(), "channel=a&channel=b", Last_Event_ID=a) as reader:
         told = reader.opening()["channels"]
         assert told["b"] == {"position": None, "resumed": False}
@@ -193,13 +173,13 @@ def test_a_channel_without_an_entry_is_missing_in_a_header_and_added_in_a_parame
         assert reset.json() == {"channel": "b", "reason": "missing", "missed": None}
     with stream(app.test_client(), f"channel=a&channel=b&last_event_id={a}") as reader:
         assert reader.opening()["channels"]["b"] == {"position": b.removeprefix("b="), "resumed": False}
-        publish(app, "end")
+        publish_in_app(app, "a", "end")
         assert [event.data for event in reader.take(1)] == ["end"]
 
 
 def test_a_reset_keeps_the_client_s_own_entry_until_it_is_told(make_app: MakeApp, store_url: str | None) -> None:
     app = make_app(SSE_REDIS_URL=store_url, SSE_RING=5)
-    ids = publish(app, *range(10))
+    ids = publish_in_app(app, "a", *range(10))
     with stream(app.test_client(), "channel=a&channel=b&channel=c", Last_Event_ID=f"{ids[0]}~b=x~c=7-7") as reader:
         told = reader.opening()["channels"]
         assert told == {
@@ -218,14 +198,14 @@ def test_a_reset_keeps_the_client_s_own_entry_until_it_is_told(make_app: MakeApp
 
 
 def test_entries_of_other_channels_are_left_out(app: Flask) -> None:
-    (a,) = publish(app, "x")
+    (a,) = publish_in_app(app, "a", "x")
     with stream(app.test_client(), "channel=a", Last_Event_ID=f"z=5-5~{a}~y=6-6") as reader:
         reader.opening()
         assert reader.opened_at() == {a}
 
 
 def test_a_position_that_is_not_known_stays_so_when_the_client_is_cut_before_its_reset(app: Flask) -> None:
-    publish(app, "x")
+    publish_in_app(app, "a", "x")
     for text, reason in (("rubbish", "invalid"), ("~", "missing"), ("a=", "invalid")):
         with stream(app.test_client(), "channel=a", Last_Event_ID=text) as reader:
             reader.opening()
@@ -237,13 +217,13 @@ def test_a_position_that_is_not_known_stays_so_when_the_client_is_cut_before_its
 
 
 def test_delta_ids_name_their_own_channel_only(app: Flask) -> None:
-    (a,) = publish(app, "x")
+    (a,) = publish_in_app(app, "a", "x")
     with stream(app.test_client(), f"channel=a&channel=b&channel=c&ids=delta&last_event_id={a}~c=1-1") as reader:
         told = reader.opening()["channels"]
         assert reader.opened_at() == {a, f"b={told['b']['position']}", "c=1-1"}
         (reset,) = reader.take(1)
         assert re.fullmatch(r"c=0-[0-9]+", reset.id)
-        (b1,), (a2,) = publish(app, "y", channel="b"), publish(app, "z")
+        (b1,), (a2,) = publish_in_app(app, "b", "y"), publish_in_app(app, "a", "z")
         assert {event.id for event in reader.take(2)} == {b1, a2}
 
 
@@ -261,10 +241,10 @@ def test_types_in_the_data_go_with_delta_ids(app: Flask) -> None:
 def test_a_replay_begins_before_the_newest_and_counts_without_an_id_only(
     app: Flask, asked: str, wanted: list[str]
 ) -> None:
-    ids = publish(app, *range(5))
+    ids = publish_in_app(app, "a", *range(5))
     with stream(app.test_client(), f"channel=a&replay={asked}") as reader:
         reader.opening()
-        publish(app, "end")
+        publish_in_app(app, "a", "end")
         assert [event.data for event in reader.take(len(wanted) + 1)] == [*wanted, "end"]
     with stream(app.test_client(), f"channel=a&replay={asked}&last_event_id={ids[3]}") as reader:
         reader.opening()
@@ -286,7 +266,7 @@ def test_a_clamped_replay_is_told(make_app: MakeApp) -> None:
 
 
 def test_a_replay_that_does_not_count_is_told(small: Flask) -> None:
-    last = publish(small, 1, 2)[0]
+    last = publish_in_app(small, "a", 1, 2)[0]
     for query in ("channel=a&replay=-5", f"channel=a&replay=1&last_event_id={last}"):
         with stream(small.test_client(), query) as reader:
             assert reader.opening()["replay"] == 0
@@ -367,7 +347,7 @@ def test_a_poll_s_own_parameters_are_checked(small: Flask, query: str) -> None:
 @pytest.mark.parametrize("timeout", [0, 5])
 def test_a_poll_s_bytes_are_clamped(make_app: MakeApp, asked: str, used: int, timeout: int) -> None:
     app = make_app(SSE_RING=1000)
-    first, *_ = publish(app, "before", *["x"] * 100, *["y" * 1500] * 800)
+    first, *_ = publish_in_app(app, "a", "before", *["x"] * 100, *["y" * 1500] * 800)
     query = f"channel=a&timeout={timeout}&last_event_id={first}"
     answer = app.test_client().get(f"/sse/poll?{query}&max_bytes={asked}")
     assert used * 0.75 < len(answer.data) <= used
@@ -376,7 +356,7 @@ def test_a_poll_s_bytes_are_clamped(make_app: MakeApp, asked: str, used: int, ti
 
 def test_polls_with_bounds_of_their_own_share_their_answers(make_app: MakeApp) -> None:
     app = make_app()
-    first, *_ = publish(app, "before", *["x"] * 99)
+    first, *_ = publish_in_app(app, "a", "before", *["x"] * 99)
     query = f"channel=a&timeout=5&last_event_id={first}"
     answers = {
         bound: app.test_client().get(f"/sse/poll?{query}&max_bytes={bound}").data for bound in range(3000, 4096, 5)
@@ -534,8 +514,8 @@ def test_a_bare_stream_that_would_be_reset_is_410_with_the_way_on(
 ) -> None:
     app = make_app(SSE_RING=5, SSE_ORIGINS=ORIGIN)
     client = app.test_client()
-    ids = publish(app, *range(10))
-    (kept,) = publish(app, "x", channel="b")
+    ids = publish_in_app(app, "a", *range(10))
+    (kept,) = publish_in_app(app, "b", "x")
     last = f"{given.format(trimmed=ids[0])}~{kept}"
     query, headers = {"channel": ["a", "b", "new"], "form": "bare"}, {"Origin": ORIGIN}
     if by_header:
@@ -562,7 +542,7 @@ def test_a_bare_stream_that_would_be_reset_is_410_with_the_way_on(
     assert list(positions) == ["a", "b", "new"]
     assert f"b={positions['b']}" == kept
     assert f"a={positions['a']}" == ids[-1]
-    publish(app, "on", channel="new")
+    publish_in_app(app, "new", "on")
     query["last_event_id"] = told["last_event_id"]
     on = client.get("/sse/stream", query_string=query)  # it never leads to another 410
     chunks: Iterator[bytes] = iter(on.iter_encoded())
@@ -597,7 +577,7 @@ def test_over_the_limit_on_how_often_a_bare_stream_is_503(make_app: MakeApp) -> 
 
 
 def test_a_poll_s_answer_is_exactly_this(app: Flask) -> None:
-    ids = publish(app, "1", {"n": 2})
+    ids = publish_in_app(app, "a", "1", {"n": 2})
     response = app.test_client().get(f"/sse/poll?channel=a&channel=b&last_event_id={ids[0]}~b=5-5")
     assert dict(response.headers) == {
         "Content-Type": "application/json",
@@ -620,17 +600,17 @@ def test_a_poll_s_answer_is_exactly_this(app: Flask) -> None:
 
 def test_transports_can_change_at_every_request(app: Flask) -> None:
     client, place, heard = app.test_client(), "", list[str | None]()
-    publish(app, "before")
+    publish_in_app(app, "a", "before")
     for number in range(5):
         answer = client.get(f"/sse/poll?channel=a&timeout=1&last_event_id={place}").get_json()
         heard += [event["data"] for event in answer["events"]]
-        publish(app, number)
+        publish_in_app(app, "a", number)
         with stream(client, "channel=a", Last_Event_ID=answer["last_event_id"]) as reader:
             reader.opening()
             (event,) = reader.take(1)
             heard.append(event.data)
             place = event.id
-        publish(app, f"{number}.5")
+        publish_in_app(app, "a", f"{number}.5")
     assert heard == ["0", "0.5", "1", "1.5", "2", "2.5", "3", "3.5", "4"]
 
 
@@ -1113,7 +1093,7 @@ def test_two_streams_of_one_client_are_two_subscribers_and_each_hears_all(app: F
         assert hub.subscribers == 2
         for reader in (one, two):
             reader.opening()
-        publish(app, "x")
+        publish_in_app(app, "a", "x")
         assert [event.data for reader in (one, two) for event in reader.take(1)] == ["x", "x"]
     wait_until(lambda: hub.subscribers == 0, 2)
 
@@ -1130,7 +1110,7 @@ def test_a_waiting_poll_hears_a_publish_at_once(app: Flask) -> None:
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(wait)
         assert not answered.wait(0.2)
-        (published,) = publish(app, "x")
+        (published,) = publish_in_app(app, "a", "x")
         assert answered.wait(2)
         assert [event["id"] for event in waiting.result()["events"]] == [published]
 

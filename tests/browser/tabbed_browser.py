@@ -6,7 +6,6 @@ import contextlib
 import itertools
 import os
 import signal
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from selenium.common.exceptions import WebDriverException
 from sse import SSE
 from tests import client
 from tests.browser.driver import start_chromium
+from tests.publishing import Publisher, publish_in_app
 from tests.servers import Gunicorn, RedisServer, free_port, wait_until
 
 
@@ -42,55 +42,29 @@ class Site:
             directory, "tests.browser.apps.own_pages:application", self.environment, bind=f"127.0.0.1:{port}"
         )
         self.port = port
-        self.sse = SSE()
-        self._publisher = Flask("publisher")
-        self._publisher.config.from_mapping(SSE_REDIS_URL=redis.url)
-        self.sse.init_app(self._publisher)
+        self.publisher = Flask("publisher")
+        self.publisher.config.from_mapping(SSE_REDIS_URL=redis.url)
+        SSE(self.publisher)
 
     def __enter__(self) -> Self:
         self.gunicorn.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._publisher.extensions["sse"].close()
+        self.publisher.extensions["sse"].close()
         self.gunicorn.stop()
-
-    def publish(self, channel: str, data: Any) -> str:
-        with self._publisher.app_context():
-            return self.sse.publish(channel, data)
 
     def subscribers(self) -> int:
         return int(client.request(self.url, "GET", "/subscribers").json()["subscribers"])
 
-    @contextlib.contextmanager
-    def publishing(self, *channels: str, every: float = 0.02) -> Iterator[Numbers]:
-        """While this lasts, the next number goes to each of the channels all the time."""
-        numbers = Numbers(self, channels, every)
-        numbers.start()
-        try:
-            yield numbers
-        finally:
-            numbers.end()
+    def publishing(self, *channels: str, every: float = 0.02) -> Publisher:
+        """Return a publisher of the next number to each of the channels, all the time."""
 
+        def publish(number: int) -> None:
+            for channel in channels:
+                publish_in_app(self.publisher, channel, number)
 
-class Numbers(threading.Thread):
-    """0, 1, 2 … on some channels, `count` of each so far."""
-
-    def __init__(self, site: Site, channels: tuple[str, ...], every: float) -> None:
-        super().__init__(name="numbers", daemon=True)
-        self.count = 0
-        self._house, self._channels, self._every = site, channels, every
-        self._ended = threading.Event()
-
-    def run(self) -> None:
-        while not self._ended.wait(self._every):
-            for channel in self._channels:
-                self._house.publish(channel, self.count)
-            self.count += 1
-
-    def end(self) -> None:
-        self._ended.set()
-        self.join(10)
+        return Publisher(publish, every)
 
 
 class Tab:

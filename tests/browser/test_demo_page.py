@@ -15,9 +15,9 @@ from selenium import webdriver
 from selenium.webdriver import ActionChains, Keys
 from selenium.webdriver.common.by import By
 
-from tests import client
 from tests.browser.driver import start_chromium
 from tests.browser.engines import PhantomJS
+from tests.publishing import publish
 from tests.servers import ROOT, Gunicorn, wait_until
 
 ENVIRONMENT = {"SSE_PUBLIC": "demo/*", "SSE_HEARTBEAT": "3", "SSE_RETRY": "500", "DEMO": "1"}
@@ -145,7 +145,7 @@ def page(reader: webdriver.Chrome, demo: Gunicorn) -> webdriver.Chrome:
     reader.get("about:blank")
     reader.execute_cdp_cmd("Storage.clearDataForOrigin", everything)
     look(reader, "light", 1280)
-    publish(demo, "good morning")
+    publish(demo, "demo/hello", "good morning")
     open_page(reader, demo)
     reader.execute_script(AUDIT)
     return reader
@@ -159,14 +159,6 @@ def look(page: webdriver.Chrome, mode: str, width: int, **features: str) -> None
     page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     drawn = "requestAnimationFrame(() => requestAnimationFrame(arguments[arguments.length - 1]))"
     page.execute_async_script(drawn)
-
-
-def publish(server: Gunicorn, *messages: str) -> None:
-    headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "text/plain"}
-    path = "/sse/publish/demo/hello"
-    for message in messages:
-        answer = client.request(server.url, "POST", path, headers=headers, body=message.encode())
-        assert answer.status in {200, 201}
 
 
 def samples(page: webdriver.Chrome) -> int:
@@ -291,9 +283,9 @@ def test_on_a_desk_no_card_is_half_empty(page: webdriver.Chrome) -> None:
 def test_a_break_is_told_once_and_messages_are_gathered(page: webdriver.Chrome, demo: Gunicorn) -> None:
     assert heard(page) == []  # neither the replay nor the state of a page that starts well
     press(page, "cut", "Back after")
-    publish(demo, "one")
+    publish(demo, "demo/hello", "one")
     wait_until(lambda: "Message: one" in heard(page), what="the first message is told")
-    publish(demo, "two", "three", "four")
+    publish(demo, "demo/hello", "two", "three", "four")
     wait_until(lambda: len(heard(page)) > 2, 15, what="the others are told")  # after any state would have been
     assert heard(page) == [f"Cut: {text(page, 'cut-outcome')}", "Message: one", "3 messages, the newest: four"]
     listed = [item.text for item in page.find_elements(By.CSS_SELECTOR, "#events span")]
@@ -441,7 +433,7 @@ page.open(url, function () {
 
 
 def test_an_old_browser_shows_the_state_and_the_messages_and_says_why_no_more(demo: Gunicorn, tmp_path: Path) -> None:
-    publish(demo, "good evening")
+    publish(demo, "demo/hello", "good evening")
     with Old(tmp_path, f"{demo.url}/#{tmp_path}/page.png") as browser:
         wait_until(lambda: "good evening" in browser.told()["messages"], 20, what="the messages are on the page")
         told = browser.told()

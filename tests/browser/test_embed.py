@@ -14,11 +14,11 @@ import pytest
 from selenium import webdriver
 
 from sse.cli import cli
-from tests import client
 from tests.browser.driver import start_chromium
 from tests.browser.origin import Origin
 from tests.conftest import MakeApp
 from tests.proxies import TcpProxy
+from tests.publishing import publish
 from tests.servers import Gunicorn, free_port, wait_until
 from tests.tokens import KEY
 
@@ -163,12 +163,6 @@ def page(browser: webdriver.Chrome, pages: Pages) -> Iterator[Page]:
     browser.get("about:blank")  # ends what the page has open
 
 
-def publish(service: Gunicorn, channel: str, data: Any, type: str = "message") -> str:
-    answer = client.publish(service.url, channel, data, key=KEY, type=type)
-    assert answer.status == 201, answer
-    return str(answer.json()["ids"][0])
-
-
 def script(service: Gunicorn, channel: str = "", **attributes: str) -> str:
     """The tag; `into="#a"` is `data-into="#a"`."""
     if channel:
@@ -187,11 +181,11 @@ def test_one_tag_works_under_a_strict_policy_and_leaves_one_global(
         f"default-src 'none'; script-src {pages.url}/embed.js {service.url}/sse/; connect-src {service.url}; "
         "base-uri 'none'; form-action 'none'; require-trusted-types-for 'script'"
     )
-    first = publish(service, channel, "before", "created")
+    [first] = publish(service, channel, "before", type="created")
     page.show(f"<p id=price>none</p>{script(service, channel, into='#price', replay='1')}", policy)
     page.wait("allLive() && seen.events.length === 1")
     assert page.text("#price") == "before"
-    second = publish(service, channel, {"price": 7})
+    [second] = publish(service, channel, {"price": 7})
     page.wait("seen.events.length === 2")
     assert page.text("#price") == '{"price":7}'
 
@@ -250,7 +244,7 @@ def test_markup_in_an_event_is_text_wherever_it_is_put(page: Page, service: Guni
     data = {
         "name": EVIL, "user": {"name": EVIL, "of": ["<hr>"]}, "zero": 0, "no": False, "null": None, "channel": "<hr>"
     }  # fmt: skip
-    publish(service, channel, data, type)
+    publish(service, channel, data, type=type)
     page.wait("document.querySelector('#rows').children.length === 1 && document.querySelector('#plain').textContent")
     page.wait("document.querySelector('#list').children.length === 1 && document.querySelector('#words').textContent")
     page.wait("document.querySelector('#items').children.length === 1")
@@ -484,8 +478,8 @@ def test_a_script_for_eventsource_runs_unchanged(page: Page, service: Gunicorn, 
 
         for place, data in enumerate(["one", "throw", "", "two\nlines\n", "größe 猫𝄞", {"id": 7}, " spaces "]):
             publish(service, (channel, other)[place % 2], data)
-            publish(service, (channel, other)[place % 3 % 2], data, "created")
-            publish(service, channel, "no listener", "nobody")
+            publish(service, (channel, other)[place % 3 % 2], data, type="created")
+            publish(service, channel, "no listener", type="nobody")
         publish(service, channel, "before")
         both_have("before")
         assert proxy.cut(reset=True) >= 2
@@ -607,7 +601,7 @@ def test_listeners_are_added_and_removed_and_one_that_throws_stops_no_other(
     )
     page.wait("feed.state === 'live' && other.state === 'live'")
     for data, type in (("a", "created"), ("b", "message"), ("c", "toString"), ("d", "created")):
-        publish(service, channel, data, type)
+        publish(service, channel, data, type=type)
     page.wait("log.length === 7")
     assert sorted(page.value("log")) == sorted(
         [["every", "a"], ["created", "a"], ["every", "b"], ["every", "c"], ["toString", "c"], ["every", "d"],
@@ -646,7 +640,7 @@ def test_channels_may_be_named_like_the_members_of_every_object(page: Page, serv
 
 
 def test_it_goes_on_from_a_last_event_id_that_is_given(page: Page, service: Gunicorn, channel: str) -> None:
-    start = publish(service, channel, "a")
+    [start] = publish(service, channel, "a")
     publish(service, channel, "b")
     by_hand(page, service)
     page.run(
@@ -676,7 +670,7 @@ def test_the_last_event_id_is_the_given_one_until_there_is_news_and_an_empty_ent
     page: Page, service: Gunicorn, channel: str
 ) -> None:
     other = f"{channel}/other"
-    start, start_of_other = publish(service, channel, "a"), publish(service, other, "b")
+    [start], [start_of_other] = publish(service, channel, "a"), publish(service, other, "b")
     publish(service, other, "c")
     by_hand(page, service)
     at_once = page.run(

@@ -27,6 +27,7 @@ from tests.browser.engines import Chromium, Engine, Firefox, PhantomJS, WebKit
 from tests.browser.origin import Origin, Report
 from tests.proxies import TcpProxy
 from tests.proxy_servers import BufferingNginx, Caddy, Haproxy, Lighttpd, PlainNginx, ProxyServer
+from tests.publishing import publish_in_app
 from tests.servers import Gunicorn, Nginx, RedisServer, wait_until
 
 pytestmark = pytest.mark.browsers
@@ -137,7 +138,6 @@ class Lab:
 
     gunicorn: Gunicorn
     origin: Origin
-    sse: SSE
     app: Flask
     run: Run
     rng: random.Random  # of what is published
@@ -147,8 +147,7 @@ class Lab:
 
     def publish(self, type: str, data: Any, text: str) -> None:
         self.run.published.append([type, text])
-        with self.app.app_context():
-            self.sse.publish(CHANNEL, data, type=type)
+        publish_in_app(self.app, CHANNEL, data, type=type)
 
     def publish_any(self) -> None:
         number = len(self.run.published)
@@ -234,11 +233,11 @@ def opened(directory: Path, seed: int) -> Iterator[Lab]:
         settings = {"SSE_REDIS_URL": redis.url, "SSE_PUBLIC": CHANNEL}
         more = {"SSE_ORIGINS": origin.url, "SSE_RETRY": "500"}
         gunicorn = stack.enter_context(Gunicorn(directory / "app", env=settings | more, workers=2))
-        app, sse = Flask("publisher"), SSE()
+        app = Flask("publisher")
         app.config.from_mapping(settings)
-        sse.init_app(app)
+        SSE(app)
         stack.callback(app.extensions["sse"].close)
-        lab = Lab(gunicorn, origin, sse, app, Run(reports=origin.reports), random.Random(seed), random.Random(seed + 1))
+        lab = Lab(gunicorn, origin, app, Run(reports=origin.reports), random.Random(seed), random.Random(seed + 1))
         upstream = int(gunicorn.bind.rpartition(":")[2])
         for name, way in WAYS.items():
             port, scheme = upstream, "http"

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from selenium import webdriver
 
-from tests import client
 from tests.browser.driver import start_chromium
 from tests.live.test_client_programs import ADDRESS, LOAD, NUMBER, blocks, port_of
 from tests.proxies import EventCuttingProxy
+from tests.publishing import publish
 from tests.servers import ROOT, Gunicorn, free_port, wait_until
 from tests.tokens import KEY
 
@@ -72,10 +72,9 @@ def test_it_goes_on_after_a_cut_a_lifetime_and_a_time_in_the_background(
     published: list[str] = []
     with Gunicorn(tmp_path, env=env) as server, EventCuttingProxy(port_of(server), NUMBER) as proxy:
 
-        def publish() -> None:
+        def publish_next() -> None:
             published.append(str(len(published) + 1))
-            answer = client.publish(server.url, "orders", {"number": len(published)}, type="paid", key=KEY)
-            assert answer.status == 201
+            publish(server, "orders", {"number": len(published)}, type="paid")
 
         def heard() -> bool:
             return bool(chromium.execute_script("return heard") == [LOAD, *published])
@@ -83,19 +82,19 @@ def test_it_goes_on_after_a_cut_a_lifetime_and_a_time_in_the_background(
         bundle(tmp_path, proxy.port)
         chromium.get(f"{origin}/index.html")
         wait_until(heard, what="the state is loaded")
-        publish()
+        publish_next()
         wait_until(heard, what="the first event")
         proxy.to_cut = 2
-        publish()
+        publish_next()
         wait_until(lambda: proxy.cuts == 2 and heard(), what="the event that was cut")
         streams = proxy.streams
         wait_until(lambda: proxy.streams > streams, 20, what="a stream after the end of the last one's lifetime")
-        publish()
+        publish_next()
         wait_until(heard, what="an event of that stream")
 
         page = chromium.current_window_handle
         chromium.switch_to.new_window("tab")
         streams = proxy.streams
-        publish()
+        publish_next()
         chromium.switch_to.window(page)
         wait_until(lambda: proxy.streams > streams and heard(), what="the event from its time in the background")

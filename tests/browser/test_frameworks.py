@@ -21,6 +21,7 @@ from tests import client
 from tests.browser.driver import start_chromium
 from tests.browser.origin import Origin
 from tests.proxies import EventCuttingProxy
+from tests.publishing import publish
 from tests.servers import ROOT, Gunicorn, Nginx, wait_until
 from tests.tokens import KEY
 
@@ -333,8 +334,7 @@ class Page:
         for number in numbers:
             self.site.rows.append(number)
             data = self._recipe.data(self.name, number)
-            answer = client.publish(self._service.url, self.name, data, key=KEY, type=self._recipe.type)
-            assert answer.status == 201, answer
+            publish(self._service, self.name, data, type=self._recipe.type)
 
     def wait_for_rows(self, *numbers: int) -> None:
         """Wait until the list has these rows, each once and in this order."""

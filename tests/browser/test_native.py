@@ -6,9 +6,9 @@ from pathlib import Path
 
 from selenium import webdriver
 
-from tests import client
 from tests.browser.conftest import chromium, pytest_runtest_makereport
 from tests.live.load import APP, KEY
+from tests.publishing import publish
 from tests.servers import Gunicorn, RedisServer, wait_until
 from tests.tokens import SECRET, claims, signed
 
@@ -31,9 +31,9 @@ def test_a_native_event_source_listens_by_its_cookie(chromium: webdriver.Chrome,
         assert chromium.execute_script("return document.cookie") == ""
         chromium.execute_script(LISTEN)
         wait_until(lambda: chromium.execute_script("return source.readyState") == 1)
-        client.publish(server.url, "a", "one", key=KEY)
+        publish(server, "a", "one")
         wait_until(lambda: chromium.execute_script("return heard") == ["one"])
         server.kill()
         server.start()
-        client.publish(server.url, "a", "two", key=KEY)
+        publish(server, "a", "two")
         wait_until(lambda: chromium.execute_script("return heard") == ["one", "two"], 20)

@@ -13,6 +13,7 @@ import pytest
 from selenium import webdriver
 
 from tests import client
+from tests.publishing import publish
 from tests.servers import Gunicorn, Nginx, RedisServer, wait_until
 from tests.tokens import KEY
 
@@ -22,10 +23,6 @@ class Site:
     gunicorn: Gunicorn
     publisher: Gunicorn
     nginx: Nginx
-
-    def publish(self, number: int) -> None:
-        answer = client.publish(self.publisher.url, "news", number, key=KEY)
-        assert answer.status == 201, answer
 
 
 @pytest.fixture
@@ -62,22 +59,22 @@ def test_after_ten_seconds_without_workers_it_is_back_by_itself_and_has_lost_and
 ) -> None:
     listen(chromium, page_origin, site)
     for number in range(5):
-        site.publish(number)
+        publish(site.publisher, "news", number)
     wait_until(lambda: len(value(chromium, "events")) == 5, what="the first five events")
 
     site.gunicorn.stop()
     stopped = time.monotonic()
     for number in range(5, 25):
-        site.publish(number)
+        publish(site.publisher, "news", number)
         time.sleep(0.5)
     assert time.monotonic() - stopped >= 10
     assert len(value(chromium, "events")) == 5
     assert "busy" in value(chromium, "closes")  # nginx has answered for the workers
 
     site.gunicorn.start()
-    site.publish(25)
+    publish(site.publisher, "news", 25)
     wait_until(lambda: len(value(chromium, "events")) >= 26, 25, what="the EventSource has caught up")
-    site.publish(26)
+    publish(site.publisher, "news", 26)
     wait_until(lambda: len(value(chromium, "events")) >= 27, what="a live event after the replay")
     assert value(chromium, "events") == [str(number) for number in range(27)]
     assert value(chromium, "resets") == []

@@ -13,9 +13,10 @@ from urllib.parse import parse_qsl, urlsplit
 import pytest
 
 from tests import client
-from tests.browser.tabbed_browser import Browser, Numbers, Site, Tab, answer, descendants
+from tests.browser.tabbed_browser import Browser, Site, Tab, answer, descendants
 from tests.live.conftest import pytest_runtest_makereport
 from tests.proxies import AnsweringProxy, Connection, StallingProxy, abort
+from tests.publishing import Publisher, publish_in_app
 from tests.servers import RedisServer, wait_until
 
 __all__ = ["pytest_runtest_makereport"]
@@ -55,7 +56,7 @@ def stalling(site: Site) -> Iterator[StallingProxy]:
         yield stalling
 
 
-def assert_complete(tab: Tab, numbers: Numbers, name: str = "feed", timeout: float = 5) -> None:
+def assert_complete(tab: Tab, numbers: Publisher, name: str = "feed", timeout: float = 5) -> None:
     """It has each event once and in order, from the first to the last, and nothing went wrong."""
     wait_until(lambda: tab.numbers(A, name)[-1:] == [numbers.count - 1], timeout, 0.05, what="the last event")
     assert tab.numbers(A, name) == list(range(numbers.count)), tab.log("states", name)
@@ -212,7 +213,7 @@ def test_streams_that_reach_their_lifetime_and_find_the_worker_full_lose_nothing
             assert moments(tab, "waiting")[1][1] == "busy"
         tab.run("dispatchEvent(new Event('online'))")
         tab.wait()
-        numbers.end()
+        numbers.stop()
         wait_until(lambda: tab.numbers(A)[-1:] == [numbers.count - 1], what="the last event")
         got = tab.numbers(A)
         assert got == list(range(got[0], numbers.count))
@@ -310,13 +311,13 @@ def test_an_answer_that_is_not_the_services_is_waited_out(
         told = f"{name[:3]} not the service's answer"
         wait_until(lambda told=told, name=name: told in [log[2] for log in tab.log("states", name)], 20, what=told)  # type: ignore[misc]
     for channel in channels.values():
-        site.publish(channel, 1)  # from when each has its place, none is missed
+        publish_in_app(site.publisher, channel, 1)  # from when each has its place, none is missed
     assert len(front.requests) < 100
     front.answer = lambda target: None
     tab.run("dispatchEvent(new Event('online'))")
     for name, channel in channels.items():
         tab.wait(name=name)
-        site.publish(channel, 2)
+        publish_in_app(site.publisher, channel, 2)
         expected = [1, 2] if when == "later" else [2]
         wait_until(lambda name=name: tab.numbers(channels[name], name)[-1:] == [2], 5, what="the last event")  # type: ignore[misc]
         assert tab.numbers(channel, name) == expected
@@ -360,7 +361,7 @@ def test_a_wall_clock_that_is_set_hides_no_silence_and_loses_nothing(
     tab.run(SET_CLOCK)
     tab.start(A, share=False).wait()
     tab.run("set(arguments[0])", minutes)
-    site.publish(A, 0)
+    publish_in_app(site.publisher, A, 0)
     wait_until(lambda: tab.count() == 1, 12, what="the mute stream is replaced")
     assert tab.numbers(A) == [0]
     tab.wait()
@@ -370,7 +371,7 @@ def test_a_wall_clock_that_is_set_hides_no_silence_and_loses_nothing(
 def test_an_answer_that_drips_is_given_up_after_ten_minutes(
     site: Site, front: AnsweringProxy, browser: Browser
 ) -> None:
-    site.publish("public/drip", ["x" * 3000])
+    publish_in_app(site.publisher, "public/drip", ["x" * 3000])
     tab = browser.open(site.other)
     tab.run(SET_CLOCK)
     front.pace = 500
@@ -532,7 +533,7 @@ def test_polls_that_a_cut_has_shortened_get_long_again_ten_minutes_later(
     assert 9 < minutes <= 10
     shortened = time.time()
     tab.run(know, {"held": (time.time() - 1) * 1000})
-    site.publish(A, 0)
+    publish_in_app(site.publisher, A, 0)
     wait_until(lambda: timeouts(front, shortened)[-1:] == ["25"], 5, what="a long poll")
     assert tab.numbers(A) == [0]
 
@@ -572,7 +573,7 @@ def test_a_feed_that_cannot_stream_fetches_without_a_pause_what_one_answer_has_n
     third = browser.open(front.url, "/pages/crowd.html").start(A).wait("polling")
     published = time.time()
     for number in range(20):
-        site.publish(A, [number, "x" * 3000])
+        publish_in_app(site.publisher, A, [number, "x" * 3000])
     for tab in [third, *tabs]:
         wait_until(lambda tab=tab: tab.count() == 20, 15, what="all events")  # type: ignore[misc]
         assert [number for number, _ in tab.numbers(A)] == list(range(20))
@@ -589,7 +590,7 @@ def test_a_follower_that_is_closed_amid_several_events_asks_for_nothing_more(
     follower.run("feeds.feed.on('sse.event', () => feeds.feed.close())")
     before = time.time()
     for number in range(5):
-        site.publish(A, number)
+        publish_in_app(site.publisher, A, number)
     leader.wait("polling", tabs=1)
     wait_until(lambda: leader.numbers(A) == list(range(5)), 5, what="all events")
     time.sleep(1)
@@ -609,7 +610,7 @@ def test_the_time_that_a_token_takes_makes_answers_no_smaller(
 ) -> None:
     front.answer = lambda target: answer(502) if "/stream" in target else None
     for number in range(20):
-        site.publish("public/token", [number, "x" * 300])
+        publish_in_app(site.publisher, "public/token", [number, "x" * 300])
     tab = browser.open(front.url)
     tab.run(
         "start('feed', '/sse', {channels: ['public/token'], replay: 20, share: false,"
@@ -636,11 +637,11 @@ def test_answers_that_were_cut_at_the_same_length_grow_again_up_to_it_and_beyond
                 slow.extend(before)
         return None
 
-    def publish(count: int) -> None:
+    def publish_more(count: int) -> None:
         for _ in range(count):
-            site.publish("public/cut", "x" * 300)
+            publish_in_app(site.publisher, "public/cut", "x" * 300)
 
-    publish(200)
+    publish_more(200)
     front.room, front.answer = 6000, shape
     tab = browser.open(site.other).start("public/cut", url=f"{front.url}/sse", replay=200, share=False)
     wait_until(lambda: tab.count() == 200, 40, what="all events")
@@ -651,6 +652,6 @@ def test_answers_that_were_cut_at_the_same_length_grow_again_up_to_it_and_beyond
     front.room = float("inf")
     tab.run("dispatchEvent(new Event('online'))")
     wait_until(lambda: len(sizes(front)) > before, 10, what="a poll by the new network")
-    publish(200)
+    publish_more(200)
     wait_until(lambda: tab.count() == 400, 20, what="all events")
     assert max(sizes(front)[before:]) > 6000

@@ -14,6 +14,7 @@ from tests.browser.origin import Origin, Report
 from tests.browser.tabbed_browser import Site, answer
 from tests.live.conftest import pytest_runtest_makereport
 from tests.proxies import AnsweringProxy
+from tests.publishing import publish_in_app
 from tests.servers import RedisServer, wait_until
 
 __all__ = ["pytest_runtest_makereport"]
@@ -104,7 +105,7 @@ def test_behind_a_proxy_that_cuts_what_is_long_events_come_no_later_than_to_a_na
 ) -> None:
     channel, count = "public/long", 100
     for number in range(count):
-        lab.site.publish(channel, [number, "x" * 300])
+        publish_in_app(lab.site.publisher, channel, [number, "x" * 300])
     for (engine, transport), front in fronts.items():
         front.room = 6000
         lab.start(engine, transport, transport, channel, count, share=False)
@@ -127,7 +128,7 @@ def test_over_a_slow_line_the_first_event_comes_soon_and_the_others_in_order(
 ) -> None:
     channel = f"public/slow/{pace}"
     for number in range(count):
-        lab.site.publish(channel, [number, "x" * 2000])
+        publish_in_app(lab.site.publisher, channel, [number, "x" * 2000])
     for (engine, transport), front in fronts.items():
         front.pace = pace  # bytes a second
         lab.start(engine, transport, f"{transport} at {pace}", channel, count, share=engine == "chromium")
@@ -154,7 +155,7 @@ def test_a_page_that_is_left_and_come_back_to_again_and_again_has_one_connection
     wait_until(lambda: report.state["settled"] and not report.state["rounds"], 10, what="it is live again")
     assert report.logs["shows"][before:] == [True] * ROUNDS  # it was kept, and not loaded anew
     for number in range(3):
-        lab.site.publish(channel, [number, ""])
+        publish_in_app(lab.site.publisher, channel, [number, ""])
     for name in ("shared", "own"):
         lab.wait_for("webkit", name, 3, timeout=10)
     wait_until(lambda: lab.site.subscribers() == 2, 10, what="two connections")

@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.browser.tabbed_browser import Browser, Numbers, Site, Tab, largest_gap
+from tests.browser.tabbed_browser import Browser, Site, Tab, largest_gap
 from tests.live.conftest import pytest_runtest_makereport
 from tests.proxies import AnsweringProxy
+from tests.publishing import Publisher, publish_in_app
 from tests.servers import RedisServer, wait_until
 
 __all__ = ["pytest_runtest_makereport"]
@@ -35,7 +36,7 @@ def browser(tabbed: Browser, site: Site) -> Iterator[Browser]:
 
     def is_alone() -> bool:
         for channel in (A, B, C):
-            site.publish(channel, "over")  # a worker sees that a client has gone when it writes to it, and then again
+            publish_in_app(site.publisher, channel, "over")  # a worker sees an end when it writes, and then again
         return site.subscribers() == 0
 
     wait_until(is_alone, interval=0.1, what="all connections of the browser have ended")
@@ -65,7 +66,7 @@ def without(tabs: list[Tab], *gone: Tab) -> list[Tab]:
     return [tab for tab in tabs if tab not in gone]
 
 
-def assert_complete(tab: Tab, numbers: Numbers, since: int, channel: str = A, timeout: float = 5) -> None:
+def assert_complete(tab: Tab, numbers: Publisher, since: int, channel: str = A, timeout: float = 5) -> None:
     """It has each event once and in order, from `since` at the latest to the last, and nothing went wrong."""
     wait_until(lambda: tab.numbers(channel)[-1:] == [numbers.count - 1], timeout, 0.05, what="the last event")
     got = tab.numbers(channel)
@@ -192,9 +193,9 @@ def test_a_tab_that_joins_gets_its_replay_and_one_that_leaves_is_no_longer_count
 ) -> None:
     tabs = sharing(browser.tabs(2, site.url), A)
     for number in range(10):
-        site.publish(A, number)
+        publish_in_app(site.publisher, A, number)
     newcomer = browser.open(site.url).start(A, replay=4).wait(shared=True, tabs=3)
-    site.publish(A, 10)
+    publish_in_app(site.publisher, A, 10)
     wait_until(lambda: newcomer.numbers(A)[-1:] == [10], what="the event after the replay")
     assert newcomer.numbers(A) == [6, 7, 8, 9, 10]
     for tab in tabs:
@@ -206,7 +207,7 @@ def test_a_tab_that_joins_gets_its_replay_and_one_that_leaves_is_no_longer_count
         tab.wait(tabs=2)
     tabs[1].close()
     tabs[0].wait(tabs=1, shared=True)
-    site.publish(A, 11)
+    publish_in_app(site.publisher, A, 11)
     wait_until(lambda: tabs[0].numbers(A)[-1] == 11, what="an event to the tab that stayed")
     assert newcomer.numbers(A) == [6, 7, 8, 9, 10]
 
@@ -238,7 +239,7 @@ def test_what_is_refused_to_one_tab_disturbs_no_other(site: Site, browser: Brows
         for tab in tabs[:2]:
             tab.wait(tabs=2)
         time.sleep(0.5)
-        numbers.end()
+        numbers.stop()
         for tab in tabs[:2]:
             assert_complete(tab, numbers, settled)
             assert "closed" not in [state for _, state, *_ in tab.log("states")]
@@ -497,7 +498,7 @@ def test_tabs_of_different_users_leave_connections_to_others(site: Site, browser
     for number, tab in enumerate(tabs):
         tab.start(A, token=f"user{number}")
         tab.wait("live" if number < 4 else "polling", shared=True, tabs=1)
-    site.publish(A, 0)
+    publish_in_app(site.publisher, A, 0)
     for tab in tabs:
         wait_until(lambda tab=tab: tab.numbers(A) == [0], what="the event")
     assert [tab.get("transport") for tab in tabs] == ["eventsource"] * 4 + ["poll"] * 3

@@ -16,7 +16,8 @@ import pytest
 
 from tests.browser.engines import Chromium, Engine, Firefox, PhantomJS, WebKit
 from tests.browser.origin import Origin
-from tests.browser.test_embed import Page, Pages, browser, channel, page, pages, publish, script, serve, service
+from tests.browser.test_embed import Page, Pages, browser, channel, page, pages, script, serve, service
+from tests.publishing import publish
 from tests.servers import ROOT, Gunicorn, wait_until
 from tests.tokens import KEY
 
@@ -91,7 +92,7 @@ def test_document_is_told_once_whichever_tags_have_the_channel_and_each_tag_by_i
     assert page.value("of('document', 'sse-state').filter(function (state) {return state === 'live'}).length") >= 3
     for number in range(20):
         publish(service, channel, f"event {number}")
-        publish(service, f"{channel}/more", f"more {number}", "paid")
+        publish(service, f"{channel}/more", f"more {number}", type="paid")
     publish(other, channel, "from the other")
     page.wait("['tag 0', 'tag 1'].every(function (name) {return of(name, 'sse:message').length === 20})")
     page.wait("of('tag 1', 'sse:paid').length === 20 && of('tag 2', 'sse:message').length === 1")
@@ -175,12 +176,12 @@ def test_an_event_updates_the_row_with_its_key_or_adds_one(page: Page, service: 
     assert page.value("first === document.querySelector('#rows').children[0] && document.activeElement === button")
     assert page.value("first.className + first.getAttribute('title')") == "mine rownull"  # attributes are the page's
 
-    publish(service, channel, {"id": 3, "name": "Joan", "state": "shipped"}, "updated")
-    publish(service, channel, {"id": "1"}, "deleted")
-    publish(service, channel, {"id": 77}, "deleted")  # is not there
+    publish(service, channel, {"id": 3, "name": "Joan", "state": "shipped"}, type="updated")
+    publish(service, channel, {"id": "1"}, type="deleted")
+    publish(service, channel, {"id": 77}, type="deleted")  # is not there
     wait_for_texts(page, "#rows b", ["", "Joan"])
     assert texts(page, "#rows i") == ["", "shipped"]
-    publish(service, channel, {"id": 3}, "gone")
+    publish(service, channel, {"id": 3}, type="gone")
     publish(service, channel, {"id": 1, "name": "Ada", "state": "back"})
     wait_for_texts(page, "#rows i", ["", "back"])
     assert page.value("first !== document.querySelector('#rows').children[1]")
@@ -200,7 +201,7 @@ def test_a_key_may_be_any_text(page: Page, service: Gunicorn, channel: str) -> N
             publish(service, channel, {"id": key, "n": turn})
     wait_for_texts(page, "#list > li", [f"{key}: 1" for key in keys])
     for key in keys[::2]:
-        publish(service, channel, {"id": key}, "deleted")
+        publish(service, channel, {"id": key}, type="deleted")
     wait_for_texts(page, "#list > li", [f"{key}: 1" for key in keys[1::2]])
     for data in (0, False, [1], {"a": 1}):  # no texts, and yet keys; the last is its JSON
         publish(service, channel, {"id": data, "n": "added"})
@@ -221,7 +222,7 @@ def test_a_row_is_found_by_several_members_and_by_members_of_the_event(
     )
     for number in range(4):
         publish(service, (channel, f"{channel}/b")[number % 2], {"n": number, "user": {"id": number // 2}})
-        publish(service, channel, {"n": number, "user": {"id": 1}}, "paid")
+        publish(service, channel, {"n": number, "user": {"id": 1}}, type="paid")
     wait_for_texts(page, "#a > li", [f"{channel} 3", f"{channel}/b 3"])
     wait_for_texts(page, "#b > li", ["0", "3", "2"])
 
@@ -255,7 +256,7 @@ def test_types_choose_what_is_shown_and_nothing_of_what_is_announced(
         script(service, channel, into="#text", types="message"),
     )
     for place, type in enumerate(["paid", "message", "refunded", "toString", "deleted", "paid"]):
-        publish(service, channel, {"id": place % 4}, type)
+        publish(service, channel, {"id": place % 4}, type=type)
     wait_for_texts(page, "#list > li", ['{"id":0}', '{"id":2}', '{"id":1}'])
     wait_for_texts(page, "#rows > li", ["2", "1"])
     wait_for_texts(page, "#text", ['{"id":1}'])
@@ -617,11 +618,11 @@ def test_the_documented_example_of_rows_works_as_printed(page: Page, service: Gu
         assert html.count(printed) == 1
         html = html.replace(printed, own)
     show(page, html)
-    publish(service, channel, {"id": 8, "customer": {"name": "Grace Hopper"}, "state": "new"}, "created")
-    publish(service, channel, {"id": 7, "customer": {"name": "Ada Lovelace"}, "state": "paid"}, "paid")
-    publish(service, channel, {"id": 9, "customer": {"name": "Joan Clarke"}, "state": "new"}, "created")
-    publish(service, channel, {"id": 7, "note": "seen"}, "noted")
-    publish(service, channel, {"id": 8}, "deleted")
+    publish(service, channel, {"id": 8, "customer": {"name": "Grace Hopper"}, "state": "new"}, type="created")
+    publish(service, channel, {"id": 7, "customer": {"name": "Ada Lovelace"}, "state": "paid"}, type="paid")
+    publish(service, channel, {"id": 9, "customer": {"name": "Joan Clarke"}, "state": "new"}, type="created")
+    publish(service, channel, {"id": 7, "note": "seen"}, type="noted")
+    publish(service, channel, {"id": 8}, type="deleted")
     wait_for_texts(page, "#orders td", ["9", "Joan Clarke", "new", "7", "Ada Lovelace", "paid"])
     page.run("""
         window.fetch = function () {
@@ -629,7 +630,7 @@ def test_the_documented_example_of_rows_works_as_printed(page: Page, service: Gu
         };
         document.dispatchEvent(new CustomEvent("sse-reset", {detail: {}}));""")
     wait_for_texts(page, "#orders td", ["9", "Joan", "paid"])
-    publish(service, channel, {"id": 9, "customer": {"name": "Joan Clarke"}, "state": "refunded"}, "refunded")
+    publish(service, channel, {"id": 9, "customer": {"name": "Joan Clarke"}, "state": "refunded"}, type="refunded")
     wait_for_texts(page, "#orders td", ["9", "Joan Clarke", "refunded"])
     assert warnings(page) == page.value("seen.errors") == []
 

@@ -14,6 +14,7 @@ from tests.browser.engines import Firefox
 from tests.browser.tabbed_browser import Browser, Site, Tab, answer
 from tests.live.conftest import pytest_runtest_makereport
 from tests.proxies import AnsweringProxy
+from tests.publishing import publish_in_app
 from tests.servers import Gunicorn, RedisServer, wait_until
 from tests.tokens import SECRET
 
@@ -147,7 +148,7 @@ def test_who_gets_no_ticket_any_more_is_told_and_listens_to_nothing(site: Ticket
         tab.wait("closed")
         assert tab.get("reason") == "no token: 401"
         before = tab.count()
-        site.publish(MINE, "for those who may")
+        publish_in_app(site.publisher, MINE, "for those who may")
         time.sleep(1)
         assert tab.count() == before
         other = browser.open(site.url).start(MINE, tokenUrl="/token").wait("closed")
@@ -184,7 +185,7 @@ def test_a_page_that_is_not_the_apps_word_is_no_token_goes_nowhere_and_is_waited
 def test_while_no_token_can_be_had_it_is_asked_for_less_and_less_often(
     site: TicketHouse, front: AnsweringProxy, browser: Browser
 ) -> None:
-    begin = site.publish(MINE, "before")
+    [begin] = publish_in_app(site.publisher, MINE, "before")
     tab = browser.open(front.url).start(MINE, name="address", tokenUrl="/token").wait(name="address")
     start = """
         let asked = 0;

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from selenium import webdriver
 
-from tests import client
 from tests.browser.driver import start_chromium
 from tests.browser.engines import Chromium, Engine, Firefox, PhantomJS, WebKit
 from tests.browser.origin import Origin, Report
 from tests.live.conftest import pytest_runtest_makereport
+from tests.publishing import publish
 from tests.servers import Gunicorn, wait_until
 from tests.tokens import KEY
 
@@ -57,7 +57,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def page(origin: Origin, service: Gunicorn, name: str, count: int, sandbox: str = "") -> str:
     """The address of a page with so many frames, which begin with the newest event: 0."""
-    client.publish(service.url, "frames", 0, key=KEY)
+    publish(service, "frames", 0)
     script, url = f"{origin.url}/sse.js", f"{service.url}/sse"
     return origin.page("frames.html", name, count=count, sandbox=sandbox, script=script, url=url)
 
@@ -73,7 +73,7 @@ def assert_each_is_served(origin: Origin, service: Gunicorn, frames: list[tuple[
         lambda: all(report.state[number].get("state") == "polling" for report, number in frames), what="all poll"
     )
     origin.command("page", "request", f"{service.url}/healthz")
-    client.publish(service.url, "frames", 1, key=KEY)
+    publish(service, "frames", 1)
     wait_until(lambda: all_have(0, 1), 15, what="the second event")
     wait_until(lambda: origin.reports["page"].state.get("answered"), what="a connection for something else")
     for report, number in frames:

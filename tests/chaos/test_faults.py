@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 import threading
 import time
@@ -22,6 +23,7 @@ from tests import client as wire
 from tests.chaos.cluster import Client, Cluster, CrashingRedis
 from tests.driven_streams import poll
 from tests.proxies import ReplyLosingProxy
+from tests.publishing import Publisher, post
 from tests.servers import Gunicorn, wait_until
 from tests.tokens import KEY
 
@@ -53,36 +55,23 @@ def assert_connected(audience: list[Client]) -> None:
     assert [client.connections for client in streams(audience)] == [1] * len(streams(audience))
 
 
-class Storm:
-    """Events on `a` and `b` from both workers for as long as it lasts, each repeated until it is stored."""
+@contextlib.contextmanager
+def storm(cluster: Cluster) -> Iterator[dict[str, list[str]]]:
+    """Publish on `a` and `b` from both workers while the block runs, each event until it is stored; yield the data."""
+    told: dict[str, list[str]] = {"a": [], "b": []}
 
-    def __init__(self, cluster: Cluster) -> None:
-        self._house = cluster
-        self._over = threading.Event()
-        self._threads = [
-            threading.Thread(target=self._blow, args=(channel, worker), name="storm")
-            for channel in ("a", "b")
-            for worker in (0, 1)
-        ]
-        self.sent: dict[str, list[str]] = {"a": [], "b": []}
+    def publish(channel: str, worker: int, _: int) -> None:
+        told[channel] += cluster.publish(channel, worker=worker)
 
-    def _blow(self, channel: str, worker: int) -> None:
-        while not self._over.wait(0.003):
-            self.sent[channel] += self._house.publish(channel, worker=worker)
-
-    def __enter__(self) -> Storm:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        for thread in self._threads:
-            thread.join(20)
+    with contextlib.ExitStack() as stack:
+        for channel in told:
+            for worker in (0, 1):
+                stack.enter_context(Publisher(functools.partial(publish, channel, worker), 0.003))
+        yield told
 
 
-def assert_all_heard(audience: list[Client], storm: Storm) -> None:
-    for channel, sent in storm.sent.items():
+def assert_all_heard(audience: list[Client], told: dict[str, list[str]]) -> None:
+    for channel, sent in told.items():
         assert len(sent) > 20, "this was no storm"
         for client in audience:
             assert sorted(client.data(channel)) == sorted(sent)
@@ -90,25 +79,25 @@ def assert_all_heard(audience: list[Client], storm: Storm) -> None:
 
 def test_losing_the_subscriptions_in_a_storm_costs_nothing(cluster: Cluster, audience: list[Client]) -> None:
     killed = 0
-    with Storm(cluster) as storm:
+    with storm(cluster) as told:
         for _ in range(12):
             time.sleep(0.15)
             killed += cluster.redis.ask("CLIENT", "KILL", "TYPE", "pubsub")
     cluster.settle()
     assert killed >= 12
-    assert_all_heard(audience, storm)
+    assert_all_heard(audience, told)
     assert_untroubled(audience)
 
 
 def test_losing_the_command_connections_in_a_storm_costs_nothing(cluster: Cluster, audience: list[Client]) -> None:
     killed = 0
-    with Storm(cluster) as storm:
+    with storm(cluster) as told:
         for _ in range(12):
             time.sleep(0.1)
             killed += cluster.redis.ask("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
     cluster.settle()
     assert killed >= 12
-    assert_all_heard(audience, storm)
+    assert_all_heard(audience, told)
     assert_untroubled(audience)
 
 
@@ -116,12 +105,12 @@ def test_losing_the_command_connections_in_a_storm_costs_nothing(cluster: Cluste
 def test_a_crash_without_lost_writes_is_repaired_unnoticed(
     cluster: Cluster, audience: list[Client], down: float
 ) -> None:
-    with Storm(cluster) as storm:
+    with storm(cluster) as told:
         time.sleep(0.5)
         cluster.redis.restart(down=down)
         time.sleep(0.5)
     cluster.settle()
-    assert_all_heard(audience, storm)
+    assert_all_heard(audience, told)
     assert_untroubled(audience)
 
 
@@ -307,21 +296,10 @@ def test_out_of_memory_stops_publishing_and_nothing_else(cluster: Cluster, audie
 
 def test_a_batch_keeps_its_order_when_redis_has_lost_its_scripts(cluster: Cluster) -> None:
     """As after a restart, with another worker that brings the script back while the batch is under way."""
-    over = threading.Event()
-
-    def publish_meanwhile() -> None:
-        while not over.is_set():
-            cluster.publish("b", worker=1)
-
-    other = threading.Thread(target=publish_meanwhile)
-    other.start()
-    try:
+    with Publisher(lambda _: cluster.publish("b", worker=1), pause=0):
         for _ in range(40):
             cluster.redis.ask("SCRIPT", "FLUSH")
             cluster.ledger.publish(cluster.services[0].store, [cluster.event("a", 5000) for _ in range(100)])
-    finally:
-        over.set()
-        other.join(10)
     assert not cluster.ledger.faults, cluster.ledger.faults[0][:100]
 
 
@@ -384,22 +362,21 @@ def test_a_publisher_that_was_told_503_repeats_with_its_key_and_is_told_the_same
 ) -> None:
     http = make_app(SSE_REDIS_URL=f"redis://127.0.0.1:{proxy.port}/0", SSE_PUBLISH_KEYS=KEY).test_client()
 
-    def post(data: str) -> TestResponse:
-        headers = {"Authorization": f"Bearer {KEY}", "Idempotency-Key": "one"}
-        return http.post("/sse/publish", json={"channel": "a", "data": data}, headers=headers)
+    def publish_keyed(data: str) -> TestResponse:
+        return post(http, {"channel": "a", "data": data}, headers={"Idempotency-Key": "one"})
 
-    http.post("/sse/publish", json={"channel": "a", "data": "first"}, headers={"Authorization": f"Bearer {KEY}"})
+    post(http, {"channel": "a", "data": "first"})
     proxy.lose(b"the event", 10)  # more than what the store repeats by itself
-    refused = post("the event")
+    refused = publish_keyed("the event")
     assert refused.status_code == 503
     assert refused.json["error"]["code"] == "store_unavailable"
     assert int(refused.headers["Retry-After"]) >= 1
     assert proxy.lost >= 2
     proxy.lose(b"", 0)
-    stored = post("the event")
-    assert (stored.status_code, stored.json) == (201, post("the event").json)
+    stored = publish_keyed("the event")
+    assert (stored.status_code, stored.json) == (201, publish_keyed("the event").json)
     assert [(f"a={position}", data) for position, data in redis.ring("a")][1:] == [(stored.json["ids"][0], "the event")]
-    assert post("another event").status_code == 422
+    assert publish_keyed("another event").status_code == 422
 
 
 def test_a_ring_of_the_same_length_but_another_history_is_told(cluster: Cluster, audience: list[Client]) -> None:
@@ -424,25 +401,24 @@ def test_with_redis_away_publishing_answers_503_and_streams_stay(
 ) -> None:
     http = make_app(SSE_REDIS_URL=redis.url, SSE_PUBLISH_KEYS=KEY).test_client()
 
-    def post(data: str) -> TestResponse:
-        headers = {"Authorization": f"Bearer {KEY}", "Idempotency-Key": data}
-        return http.post("/sse/publish/a", data=data, content_type="text/plain", headers=headers)
+    def publish_keyed(data: str) -> TestResponse:
+        return post(http, data, "/sse/publish/a", content_type="text/plain", headers={"Idempotency-Key": data})
 
     client = Client(cluster.ledger, [http.application.extensions["sse"].hub], ["a"])
     cluster.ledger.watch(http.application.extensions["sse"].store)
     cluster.clients.append(client)
     client.start()
     wait_until(lambda: client.runs, what="the stream is on")
-    assert post("before").status_code == 201
+    assert publish_keyed("before").status_code == 201
     redis.kill()
     began = time.monotonic()
-    refused = post("meanwhile")
+    refused = publish_keyed("meanwhile")
     assert refused.status_code == 503
     assert int(refused.headers["Retry-After"]) >= 1
     assert time.monotonic() - began < 5
     time.sleep(max(0, began + 2 - time.monotonic()))
     redis.start()
-    assert post("meanwhile").status_code == 201
+    assert publish_keyed("meanwhile").status_code == 201
     cluster.settle()
     assert client.data("a") == ["before", "meanwhile"]
     assert_untroubled([client])
@@ -460,7 +436,7 @@ def gunicorn(redis: CrashingRedis, tmp_path: Path) -> Iterator[Gunicorn]:
 def test_ten_seconds_without_redis_under_gunicorn(redis: CrashingRedis, gunicorn: Gunicorn) -> None:
     url = gunicorn.url
 
-    def publish(data: str) -> wire.Answer:
+    def publish_keyed(data: str) -> wire.Answer:
         return wire.publish(url, "a", data, key=KEY, idempotency_key=data)
 
     channels = [("channel", "a"), ("channel", "b")]
@@ -468,14 +444,14 @@ def test_ten_seconds_without_redis_under_gunicorn(redis: CrashingRedis, gunicorn
         streams = [stack.enter_context(wire.Stream(url, channels)) for _ in range(6)]
         for stream in streams:
             stream.until("sse.heartbeat")
-        assert publish("before").status == 201
+        assert publish_keyed("before").status == 201
         for stream in streams:
             assert [event.data for event in stream.take(1)] == ["before"]
         redis.kill()
         began = time.monotonic()
         held = pool.submit(wire.poll, url, ["a"], last_event_id(streams[0]), timeout=25)
         newcomer = pool.submit(first_blocks, url)
-        refused = publish("meanwhile")
+        refused = publish_keyed("meanwhile")
         assert refused.status == 503
         assert int(refused.headers["Retry-After"]) >= 1
         assert refused.json()["error"]["code"] == "store_unavailable"
@@ -487,9 +463,9 @@ def test_ten_seconds_without_redis_under_gunicorn(redis: CrashingRedis, gunicorn
         time.sleep(max(0, began + 10 - time.monotonic()))
         assert not held.done()
         redis.start()
-        wait_until(lambda: publish("meanwhile").status == 201, 5)
+        wait_until(lambda: publish_keyed("meanwhile").status == 201, 5)
         assert [event["data"] for event in held.result(10).json()["events"]] == ["meanwhile"]
-        assert publish("after").status == 201
+        assert publish_keyed("after").status == 201
         for stream in streams:
             blocks = until(stream, "after")
             assert [block.data for block in blocks if block.event == "message"] == ["meanwhile", "after"]

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
-import secrets
 import selectors
 import socket
 import struct
-import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Self
@@ -27,52 +24,6 @@ RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER
 def address(url: str) -> tuple[str, int]:
     host, _, port = url.removeprefix("http://").partition(":")
     return host, int(port)
-
-
-class Storm:
-    """Publishes 0, 1, 2… on every channel, `pause` seconds apart, for as long as its block runs.
-
-    A publisher as it should be: what may not be stored is published again with the same key.
-    """
-
-    def __init__(self, url: str, channels: Sequence[str], pause: float = 0.02) -> None:
-        self.count = 0
-        self._url, self._channels, self._pause = url, list(channels), pause
-        self._name = secrets.token_hex(4)
-        self._stop = threading.Event()
-        self._fault: BaseException | None = None
-        self._thread = threading.Thread(target=self._run)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join(30)
-        assert not self._thread.is_alive()
-        if self._fault:
-            raise self._fault
-
-    def _run(self) -> None:
-        try:
-            while not self._stop.wait(self._pause) and self.count < 100_000:
-                self._publish(str(self.count))
-                self.count += 1
-        except BaseException as fault:
-            self._fault = fault
-
-    def _publish(self, data: str) -> None:
-        answer: object = None
-        for _ in range(100):
-            with contextlib.suppress(OSError, http.client.HTTPException):
-                once = f"{self._name}-{data}"
-                answer = client.publish(self._url, self._channels, data, key=KEY, idempotency_key=once, timeout=10)
-                if answer.status == 201:
-                    return
-                assert answer.status == 503, answer
-            time.sleep(0.05)
-        raise AssertionError(f"cannot be published: {answer}")
 
 
 class Follower:

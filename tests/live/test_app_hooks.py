@@ -13,6 +13,7 @@ from tests import client
 from tests.client import Stream
 from tests.live.load import ENV, KEY, ORIGIN
 from tests.live.test_each_server import FlaskRun
+from tests.publishing import publish
 from tests.servers import Gunicorn, wait_until
 
 APP = "tests.live.apps.hooked:application"
@@ -96,7 +97,7 @@ def test_a_stream_arrives_whole_whatever_a_hook_does_with_its_body(server: Gunic
         opened = stream.next()
         assert opened
         assert opened.event == "sse.open"
-        client.publish(server.url, hook, "after", key=KEY)
+        publish(server, hook, "after")
         assert [event.data for event in stream.take(1)] == ["after"]
 
 
@@ -105,7 +106,7 @@ def test_a_bare_stream_arrives_whole_and_gives_its_seat_back_whatever_a_hook_doe
     place, bare = begin(server, hook), {"channel": hook, "form": "bare"}
     with Stream(server.url, bare, last_event_id=place, headers={"X-Hook": hook}) as stream:
         assert stream.status == 200
-        client.publish(server.url, hook, "after", key=KEY)
+        publish(server, hook, "after")
         assert [event.data for event in stream.take(1)] == ["after"]
         assert stream.received.startswith(b": open ")
     head = client.request(server.url, "HEAD", "/sse/stream", bare, headers={"X-Hook": hook})

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import pytest
 import redis
@@ -17,6 +16,7 @@ import redis
 from tests import client
 from tests.client import Stream
 from tests.live.load import GREENLETS, KEY
+from tests.publishing import Publisher, publish
 from tests.servers import Gunicorn, RedisServer
 from tests.tokens import SECRET
 
@@ -58,39 +58,26 @@ def get(server: Gunicorn, path: str, **params: Any) -> Any:
     return answer.json()
 
 
-class Bystander:
-    """Publishes over HTTP, one event after another, for as long as its block runs."""
+@contextlib.contextmanager
+def bystander(server: Gunicorn) -> Iterator[None]:
+    """Publish over HTTP, one event after another, while the block runs, and see that none takes long."""
+    longest = 0.0
 
-    def __init__(self, server: Gunicorn) -> None:
-        self.answers: list[tuple[int, bytes]] = []
-        self.longest = 0.0
-        self._url = server.url
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run)
+    def publish_timed(_: int) -> None:
+        nonlocal longest
+        began = time.monotonic()
+        publish(server, "other", "by")
+        longest = max(longest, time.monotonic() - began)
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join(40)
-        assert not self._thread.is_alive()
-        assert self.answers
-        assert {status for status, _ in self.answers} == {201}, self.answers
-        assert self.longest < 3
-
-    def _run(self) -> None:
-        while not self._stop.wait(0.005):
-            began = time.monotonic()
-            answer = client.publish(self._url, "other", "by", key=KEY)
-            self.longest = max(self.longest, time.monotonic() - began)
-            self.answers.append((answer.status, answer.body))
+    with Publisher(publish_timed, 0.005) as publisher:
+        yield
+    assert publisher.count
+    assert longest < 3
 
 
 @pytest.mark.parametrize(("kind", "threads", "each"), [("pool", 10, 40), ("raw", 8, 50), ("raw", 200, 2)])
 def test_each_event_of_each_thread_arrives_in_its_order(server: Gunicorn, kind: str, threads: int, each: int) -> None:
-    with Stream(server.url, {"channel": "news"}) as stream, Bystander(server), Bystander(server):
+    with Stream(server.url, {"channel": "news"}) as stream, bystander(server), bystander(server):
         outcomes = get(server, f"/in/{kind}/publish", channel="news", threads=threads, each=each)
         assert [ids for ids in outcomes if not isinstance(ids, list)] == []
         assert len({id for ids in outcomes for id in ids}) == threads * each
@@ -132,7 +119,7 @@ def test_a_thread_that_waits_in_vain_stores_nothing(server: Gunicorn) -> None:
 
 def test_a_thread_revokes_signs_tickets_and_closes(server: Gunicorn) -> None:
     (ticket,) = get(server, "/in/raw/ticket")
-    with Stream(server.url, {"channel": "secret", "token": ticket}) as stream, Bystander(server):
+    with Stream(server.url, {"channel": "secret", "token": ticket}) as stream, bystander(server):
         assert stream.status == 200
         assert get(server, "/in/raw/revoke", sub="ann") == [None]
         assert stream.until("sse.close").json()["reason"] == "expired"
@@ -142,14 +129,14 @@ def test_a_thread_revokes_signs_tickets_and_closes(server: Gunicorn) -> None:
 
 
 def test_a_thread_that_would_listen_is_refused_alone(server: Gunicorn) -> None:
-    with Stream(server.url, {"channel": "news"}) as stream, Bystander(server):
+    with Stream(server.url, {"channel": "news"}) as stream, bystander(server):
         assert get(server, "/in/raw/listen", threads=5) == [503] * 5
         get(server, "/in/raw/publish", channel="news", each=1)
         assert stream.take(1)[0].json() == [0, 0]
 
 
 def test_signals_that_gevent_hands_on_publish_too(server: Gunicorn) -> None:
-    with Stream(server.url, {"channel": "news"}) as stream, Bystander(server):
+    with Stream(server.url, {"channel": "news"}) as stream, bystander(server):
         outcomes = get(server, "/by-signal/publish", channel="news", each=1)
         assert [event.json() for event in stream.take(20)] == [[0, 0]] * 20
         assert len({id for ((id,),) in outcomes}) == 20
@@ -160,7 +147,7 @@ def test_threads_that_publish_do_not_keep_a_worker_from_ending(kind: str, tmp_pa
     with serving(kind, tmp_path) as server:
         get(server, "/in/raw/publish_for_ever", channel="news", threads=10)
         get(server, "/in/pool/publish_for_ever", channel="news", threads=5)
-        with Bystander(server):
+        with bystander(server):
             time.sleep(0.3)
         assert server.process
         server.process.send_signal(signal.SIGTERM)

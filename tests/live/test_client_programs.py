@@ -16,8 +16,8 @@ from typing import NamedTuple, Self
 
 import pytest
 
-from tests import client
 from tests.proxies import EventCuttingProxy
+from tests.publishing import publish
 from tests.servers import ROOT, Gunicorn, RedisServer, wait_until
 from tests.tokens import KEY
 
@@ -178,10 +178,9 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[str, Ru
 
         story = [LOAD]
 
-        def publish(count: int = 1) -> None:
+        def publish_next(count: int = 1) -> None:
             for number in (next(numbers) for _ in range(count)):
-                answer = client.publish(server.url, "orders", {"number": number}, type="paid", key=KEY)
-                assert answer.status == 201
+                publish(server, "orders", {"number": number}, type="paid")
                 story.append(str(number))
 
         def lose() -> None:
@@ -202,15 +201,15 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[str, Ru
                 raise
 
         all_of("streams", lambda one: one.heard == story and one.proxy.streams)
-        publish(3)
+        publish_next(3)
         all_of("the first events", lambda one: one.heard == story)
         begun = {one.name: one.proxy.streams for one in programs}
         all_of("the next stream", lambda one: one.proxy.streams > begun[one.name])
         for one in programs:
             one.proxy.to_cut = 2
-        publish()
+        publish_next()
         all_of("cuts in the middle of an event", lambda one: one.proxy.cuts == 2)
-        publish(3)
+        publish_next(3)
         all_of("events after the cuts", lambda one: one.heard == story)
         for one in programs:
             one.proxy.refuse()
@@ -227,7 +226,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[str, Ru
         server.start()
         for one in programs:
             one.proxy.admit()
-        publish(3)
+        publish_next(3)
         all_of("events after the errors", lambda one: one.heard == story)
         for one in programs:
             one.proxy.refuse()
@@ -236,11 +235,11 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[str, Ru
         for one in programs:
             one.proxy.admit()
         all_of("a gap while they were away", lambda one: one.heard == story)
-        publish(3)
+        publish_next(3)
         all_of("events after that", lambda one: one.heard == story)
         lose()
         all_of("a gap in the middle of a stream", lambda one: one.heard == story)
-        publish(3)
+        publish_next(3)
         all_of("events after that, too", lambda one: one.heard == story)
         yield {one.name: one for one in programs}, story
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from tests import client
 from tests.client import Stream
-from tests.live.load import ENV, KEY
+from tests.live.load import ENV
 from tests.live.test_subscriber_costs import inspect
+from tests.publishing import publish
 from tests.servers import Gunicorn, wait_until
 
 
@@ -20,7 +21,7 @@ def test_streams_and_polls_that_share_a_row_are_told(tmp_path: Path, store_url: 
         ThreadPoolExecutor(3) as others,
         contextlib.ExitStack() as stack,
     ):
-        last = client.publish(server.url, "a", "x", key=KEY).json()["ids"][0]
+        [last] = publish(server, "a", "x")
         streams = [stack.enter_context(Stream(server.url, [("channel", "a")])) for _ in range(3)]
         path = f"/sse/poll?channel=a&timeout=30&last_event_id={last}"
         polls = [others.submit(client.request, server.url, "GET", path, timeout=20) for _ in range(3)]

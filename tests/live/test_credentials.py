@@ -23,6 +23,7 @@ from tests import client
 from tests.client import Answer, Stream
 from tests.conftest import MakeApp
 from tests.live.load import APP, GREENLETS, KEY, ORIGIN
+from tests.publishing import publish
 from tests.servers import ROOT, Gunicorn, RedisServer
 from tests.tokens import CREDENTIALS, SECRET, claims, jwk_set, signed, ticket
 
@@ -229,7 +230,7 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         }
         with IssuingServer(directory, APP, env, workers=2, arguments=arguments) as server:
             server.store = connection
-            (server.before,) = client.publish(server.url, "a", "old news", key=KEY).json()["ids"]
+            [server.before] = publish(server, "a", "old news")
             assert client.publish(server.url, "a", "secret news", key=KEY).status == 201
             server.revoke("token", "revoked")
             server.revoke("sub", "revoked")
@@ -452,7 +453,7 @@ def test_of_streams_at_the_same_place_each_ends_with_its_own_token(server: Issui
     tokens = [signed(claims(sub="ann", jti="ann")), signed(claims(sub="bob", jti="bob", exp=ends - LEEWAY))]
     with contextlib.ExitStack() as stack:
         streams = {(sub, n): stack.enter_context(open_stream(server, tokens[sub])) for sub in (0, 1) for n in range(6)}
-        (id,) = client.publish(server.url, "a", "secret news", key=KEY).json()["ids"]
+        [id] = publish(server, "a", "secret news")
         told: dict[tuple[int, int], list[str]] = {key: [] for key in streams}
         for (sub, n), stream in streams.items():
             for event in stream.events(8):

@@ -16,6 +16,7 @@ from tests import client
 from tests.live.load import APP, ENV, KEY, RESET_ON_CLOSE
 from tests.live.test_request_heads import Secure, statuses
 from tests.live.test_subscriber_costs import HEARTBEAT, inspect
+from tests.publishing import publish
 from tests.servers import Gunicorn, wait_until
 
 WRAPPED = "tests.live.apps.wrapped_bodies:application"
@@ -233,7 +234,7 @@ def test_a_body_that_hardly_comes_is_not_waited_for(server: Gunicorn, place: str
 
 def test_after_a_poll_nobody_is_taken_for_another_by_a_header_of_the_proxy_protocol(tmp_path: Path) -> None:
     with Gunicorn(tmp_path, APP, ENV, arguments=("--proxy-protocol", "v1")) as server:
-        place = client.publish(server.url, "a", "before", key=KEY).json()["ids"][0]
+        [place] = publish(server, "a", "before")
         with client.connect(server.url) as sock:
             head = "GET {} HTTP/1.1\r\nHost: a\r\n\r\n"
             sock.sendall(f"PROXY TCP4 10.0.0.1 10.0.0.2 1 2\r\n{head.format(targets(place)[0])}".encode())

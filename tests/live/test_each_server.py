@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 import redis
@@ -19,7 +18,8 @@ import redis
 from app import create_app
 from tests import client
 from tests.client import Parser, Stream
-from tests.live.load import APP, ENV, GREENLETS, KEY, ORIGIN, Follower, Storm, address
+from tests.live.load import APP, ENV, GREENLETS, KEY, ORIGIN, Follower, address
+from tests.publishing import publish, storm
 from tests.servers import Gunicorn, RedisServer, wait_until
 
 LOOK_ALIKES = ("null", "https://a.example.evil.net", "https://xa.example", "http://a.example", "https://a.example:8443")
@@ -72,13 +72,6 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def publish(url: str, channel: str, data: Any) -> str:
-    answer = client.publish(url, channel, data, key=KEY)
-    assert answer.status == 201, answer.body
-    [id] = answer.json()["ids"]
-    return str(id)
-
-
 class TestOnEachServer:
     def test_streams_that_were_closed_leave_no_fd_and_no_thread(self, server: Gunicorn) -> None:
         def held() -> tuple[int, int]:
@@ -110,7 +103,7 @@ class TestOnEachServer:
                 assert stream.headers["Content-Type"] == "text/event-stream"
                 assert stream.until("sse.open").id == top
             for number in range(3):  # each is there before the next is published
-                id = publish(server.url, "a", {"n": number, "text": "zwölf\n\n€"})
+                [id] = publish(server, "a", {"n": number, "text": "zwölf\n\n€"})
                 for stream in streams:
                     [event] = stream.take(1)
                     assert (event.id, event.json()) == (id, {"n": number, "text": "zwölf\n\n€"})
@@ -123,8 +116,8 @@ class TestOnEachServer:
         follower = Follower(server.url, ["b", "c"])
         follower.poll()
         for number in range(20):
-            publish(server.url, "b", str(number))
-            publish(server.url, "c", str(number))
+            publish(server, "b", str(number))
+            publish(server, "c", str(number))
             if number % 5 == 2:
                 follower.stream(lambda at=number: follower.is_at(at))  # type: ignore[misc]
             elif number % 5 == 4:
@@ -132,7 +125,7 @@ class TestOnEachServer:
         follower.finish(20)
 
     def test_what_cannot_be_continued_is_reset(self, server: Gunicorn) -> None:
-        id = publish(server.url, "d", "seen")
+        [id] = publish(server, "d", "seen")
         with Stream(server.url, {"channel": "d"}, last_event_id="d=7-123") as stream:
             assert stream.until("sse.reset").json()["reason"] in ("diverged", "unknown")
             assert stream.last_event_id == id
@@ -204,10 +197,10 @@ def test_streams_end_with_their_lifetime_and_their_clients_lose_nothing(tmp_path
         ready: list[Follower] = []
         following = [threads.submit(follow) for _ in range(4)]
         wait_until(lambda: len(ready) == 4)
-        with Storm(server.url, ["a"], 0.01) as storm:
+        with storm(server.url, ["a"], 0.01) as publisher:
             followers = [each.result(20) for each in following]
         for follower in followers:
-            follower.finish(storm.count)
+            follower.finish(publisher.count)
 
 
 def test_the_memory_store_refuses_several_workers_and_says_what_to_do(tmp_path: Path) -> None:
@@ -249,7 +242,7 @@ def test_a_redis_that_is_away_at_the_start_is_told_before_anybody_subscribes(tmp
             with store.client() as redis_client:
                 redis_client.config_set("maxmemory-policy", "noeviction")
             wait_until(lambda: "the store is back" in server.logs(), 15)
-            publish(server.url, "a", "x")
+            publish(server, "a", "x")
 
 
 @pytest.mark.parametrize("arguments", [[], ["--preload"]])
@@ -290,7 +283,7 @@ def test_an_app_that_is_loaded_before_the_fork_has_a_hub_in_each_worker(
             stack.enter_context(stream)
             stream.until("sse.heartbeat")
         for number in range(3):
-            id = publish(server.url, "a", number)
+            [id] = publish(server, "a", number)
             assert {stream.take(1)[0].id for stream in streams} == {id}
         with redis_server.client() as store:
             assert len(store.client_list(_type="pubsub")) == 2
@@ -302,14 +295,14 @@ def test_a_client_that_changes_worker_and_transport_at_every_request_hears_each_
     rng = random.Random(pytestconfig.getoption("hypothesis_seed"))
     follower = Follower(four_workers.url, ["switch/a", "switch/b"])
     follower.poll()
-    with Storm(four_workers.url, follower.channels, 0.005) as storm:
+    with storm(four_workers.url, follower.channels, 0.005) as publisher:
         for turn in range(100):
             if turn % 2:
                 follower.poll()
                 continue
             blocks = iter(range(rng.choice((1, 2, 3, 8, 20))))
             follower.stream(lambda blocks=blocks: next(blocks, None) is None)  # type: ignore[misc]
-    follower.finish(storm.count)
+    follower.finish(publisher.count)
     assert len(set(follower.workers)) == 4
 
 
@@ -320,8 +313,8 @@ def test_when_a_worker_is_killed_its_clients_go_on_at_the_others_and_lose_nothin
     def follow(follower: Follower) -> int:
         for cuts in range(100):
             with contextlib.suppress(OSError):
-                follower.stream(lambda: done and follower.is_at(storm.count), 30)
-            if done and follower.is_at(storm.count):
+                follower.stream(lambda: done and follower.is_at(publisher.count), 30)
+            if done and follower.is_at(publisher.count):
                 return cuts
             time.sleep(0.05)
         raise AssertionError("always cut")
@@ -329,7 +322,7 @@ def test_when_a_worker_is_killed_its_clients_go_on_at_the_others_and_lose_nothin
     for follower in followers:
         follower.poll()
     with ThreadPoolExecutor(8) as threads:
-        with Storm(four_workers.url, ["kill"], 0.005) as storm:
+        with storm(four_workers.url, ["kill"], 0.005) as publisher:
             following = [threads.submit(follow, follower) for follower in followers]
             for follower in followers[:4]:
                 time.sleep(0.5)
@@ -339,11 +332,11 @@ def test_when_a_worker_is_killed_its_clients_go_on_at_the_others_and_lose_nothin
                 wait_until(lambda old=before: set(four_workers.worker_pids()) - old)  # type: ignore[misc]
             time.sleep(0.5)
         done = True
-        publish(four_workers.url, "kill", str(storm.count))  # wakes those that are at the end already
+        publish(four_workers.url, "kill", str(publisher.count))  # wakes those that are at the end already
         cuts = [each.result(30) for each in following]
     assert sum(cuts) >= 4
     for follower in followers:
-        follower.finish(storm.count + 1)
+        follower.finish(publisher.count + 1)
 
 
 def test_sigterm_ends_gunicorn_in_time_whatever_streams_are_open(tmp_path: Path, redis_server: RedisServer) -> None:

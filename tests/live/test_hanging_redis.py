@@ -29,14 +29,9 @@ def test_all_is_answered_in_time_and_a_repetition_stores_nothing_twice(
     }
     token = signed(claims(publish=["*"]))
 
-    def publish(number: int, credential: str = KEY) -> Answer:
+    def publish_late(number: int, credential: str = KEY) -> Answer:
         time.sleep(number / 20 * TIMEOUT)
-        headers = {
-            "Authorization": f"Bearer {credential}",
-            "Content-Type": "text/plain",
-            "Idempotency-Key": f"k{number}",
-        }
-        return client.request(server.url, "POST", "/sse/publish/a", headers=headers, body=b"%d" % number)
+        return client.publish(server.url, "a", number, key=credential, idempotency_key=f"k{number}")
 
     def timed(path: str) -> tuple[int, float]:
         begun = time.monotonic()
@@ -44,12 +39,12 @@ def test_all_is_answered_in_time_and_a_repetition_stores_nothing_twice(
         return answer.status, time.monotonic() - begun
 
     with Gunicorn(tmp_path, env=env) as server, ThreadPoolExecutor(20) as pool:
-        assert publish(0).status == 201
+        assert publish_late(0).status == 201
         os.kill(redis_server.pid, signal.SIGSTOP)
         try:
             begun = time.monotonic()
-            publishing = [pool.submit(publish, number) for number in range(1, 11)]
-            publishing.append(pool.submit(publish, 11, token))  # which is not known before the revocations are
+            publishing = [pool.submit(publish_late, number) for number in range(1, 11)]
+            publishing.append(pool.submit(publish_late, 11, token))  # which is not known before the revocations are
             polling = [pool.submit(timed, "/sse/poll?channel=a&timeout=0") for _ in range(3)]
             assert timed("/healthz")[0] == 200
             answers = [future.result() for future in publishing]
@@ -62,7 +57,7 @@ def test_all_is_answered_in_time_and_a_repetition_stores_nothing_twice(
                 assert status == 503 and took < 2 * TIMEOUT
         finally:
             os.kill(redis_server.pid, signal.SIGCONT)
-        wait_until(lambda: publish(1).status == 201, 10)
-        assert [publish(number).status for number in range(12)] == [201] * 12
+        wait_until(lambda: publish_late(1).status == 201, 10)
+        assert [publish_late(number).status for number in range(12)] == [201] * 12
         with redis_server.client() as store:
             assert store.xlen("sse:{a}") == 13  # and the anchor

@@ -14,8 +14,9 @@ import pytest
 
 from tests import client
 from tests.client import Stream
-from tests.live.load import APP, ENV, GREENLETS, KEY, Storm
+from tests.live.load import APP, ENV, GREENLETS
 from tests.live.test_subscriber_costs import inspect
+from tests.publishing import publish, storm
 from tests.servers import Gunicorn, make_certificate, wait_until
 
 HOW = ["tcp", "tcp, greenlets", "unix", "unix, greenlets", "tls"]
@@ -51,14 +52,8 @@ def nobody_stays(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     if "server" in request.fixturenames:
         server: Listening = request.getfixturevalue("server")
-        with Storm(server.url, ["a", "b", "c", "d"], 0.1):
+        with storm(server.url, ["a", "b", "c", "d"], 0.1):
             wait_until(lambda: inspect(server)["subscribers"] == 0)
-
-
-def publish(server: Listening, channel: str, data: str) -> str:
-    answer = client.publish(server.at, channel, data, key=KEY)
-    assert answer.status == 201
-    return str(answer.json()["ids"][0])
 
 
 def test_an_event_reaches_streams_and_waiting_polls_and_resumes(server: Listening) -> None:
@@ -67,11 +62,11 @@ def test_an_event_reaches_streams_and_waiting_polls_and_resumes(server: Listenin
         stream.until("sse.heartbeat")
         polls = [threads.submit(client.poll, server.at, ["a"], top, timeout=10) for _ in range(2)]
         wait_until(lambda: inspect(server)["subscribers"] == 3)
-        id = publish(server, "a", "1")
+        [id] = publish(server.at, "a", "1")
         assert [event.id for event in stream.take(1)] == [id]
         for poll in polls:
             assert [event["id"] for event in poll.result().json()["events"]] == [id]
-    last = publish(server, "a", "2")
+    [last] = publish(server.at, "a", "2")
     with Stream(server.at, {"channel": "a"}, last_event_id=id) as stream:
         assert [event.id for event in stream.take(1)] == [last]
 
@@ -117,7 +112,7 @@ def test_a_client_that_wants_its_connection_closed_has_its_stream_until_then(ser
         while lines.readline() != b"event: sse.heartbeat\n":
             pass
         for data in ("one", "two"):
-            publish(server, "d", data)
+            publish(server.at, "d", data)
             while (line := lines.readline()) != f"data: {data}\n".encode():
                 assert line
 
@@ -127,12 +122,12 @@ def test_a_poll_that_waited_leaves_its_connection_as_the_client_wished(
     server: Listening, version: str, wish: str
 ) -> None:
     with client.connect(server.at) as sock, sock.makefile("rb") as answers:
-        id = publish(server, "e", "first")
+        [id] = publish(server.at, "e", "first")
         for number in range(3):
             target = f"/sse/poll?channel=e&timeout=5&last_event_id={id}"
             sock.sendall(f"GET {target} HTTP/{version}\r\nHost: localhost\r\nConnection: {wish}\r\n\r\n".encode())
             wait_until(lambda: inspect(server)["subscribers"] == 1)
-            id = publish(server, "e", str(number))
+            [id] = publish(server.at, "e", str(number))
             assert answers.readline().split()[1] == b"200"
             headers = http.client.parse_headers(answers)
             assert headers["Connection"] == wish

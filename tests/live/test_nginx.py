@@ -26,6 +26,7 @@ from sse.web import script
 from sse.web.answers import ALLOWED_HEADERS
 from tests import client
 from tests.client import Parser, Stream
+from tests.publishing import publish
 from tests.servers import ROOT, Gunicorn, Nginx, NginxBeside, RedisServer, free_port, wait_until
 from tests.tokens import KEY
 
@@ -460,11 +461,6 @@ class Site:
     gunicorn: Gunicorn
     nginx: Nginx
 
-    def publish(self, channel: str, data: Any) -> str:
-        answer = client.publish(self.nginx.url, channel, data, key=KEY)
-        assert answer.status == 201, answer
-        return str(answer.json()["ids"][0])
-
 
 @pytest.fixture(scope="module", params=["tcp", "unix", "beside"])
 def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
@@ -520,7 +516,7 @@ def over_http_1(site: Site, channel: str) -> contextlib.closing[Any]:
 
 def over_http_2(site: Site, channel: str) -> contextlib.closing[Any]:
     curl = Curl(f"{site.nginx.url}/sse/stream?channel={channel}&replay=1")
-    site.publish(channel, "first")
+    publish(site.nginx, channel, "first")
     assert [event.data for event in curl.take(1)] == ["first"]
     return contextlib.closing(curl)
 
@@ -531,7 +527,7 @@ def test_each_event_arrives_on_a_stream_before_the_next_is_published(
 ) -> None:
     with over(site, over.__name__) as stream:
         for number in range(10):
-            site.publish(over.__name__, number)
+            publish(site.nginx, over.__name__, number)
             assert [event.data for event in stream.take(1)] == [str(number)]
 
 
@@ -547,7 +543,7 @@ def test_each_event_arrives_on_a_poll_before_the_next_is_published(site: Site) -
     with ThreadPoolExecutor(1) as pool:
         for number in range(5):
             waiting = pool.submit(client.poll, site.nginx.url, ["polled"], position, timeout=10)
-            published = site.publish("polled", number)
+            [published] = publish(site.nginx, "polled", number)
             answer = waiting.result(5).json()
             assert [(event["id"], event["data"]) for event in answer["events"]] == [(published, str(number))]
             position = answer["last_event_id"]
@@ -560,7 +556,7 @@ def test_each_event_arrives_on_a_poll_over_http_2_before_the_next_is_published(s
             "/sse/poll", {"channel": "polled2", "last_event_id": position, "timeout": 10}
         )
         with subprocess.Popen([*Curl.base, address], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as curl:
-            published = site.publish("polled2", number)
+            [published] = publish(site.nginx, "polled2", number)
             output, errors = curl.communicate(timeout=15)
         answer = json.loads(output)
         assert [(event["id"], event["data"]) for event in answer["events"]] == [(published, str(number))]
@@ -641,7 +637,7 @@ def test_a_refusal_by_the_app_passes_with_its_status(site: Site) -> None:
 
 
 def test_a_stream_goes_on_where_it_was_when_the_workers_are_back(site: Site) -> None:
-    site.publish("restart", 0)
+    publish(site.nginx, "restart", 0)
     with Stream(site.nginx.url, {"channel": "restart", "replay": "1"}) as stream:
         assert [event.data for event in stream.take(1)] == ["0"]
         site.gunicorn.stop()
@@ -650,6 +646,6 @@ def test_a_stream_goes_on_where_it_was_when_the_workers_are_back(site: Site) -> 
     assert retry_of(answer) >= 2000
     assert answer.headers["Access-Control-Allow-Origin"] == ORIGIN
     site.gunicorn.start()
-    site.publish("restart", 1)
+    publish(site.nginx, "restart", 1)
     with Stream(site.nginx.url, {"channel": "restart"}, last_event_id=stream.last_event_id) as again:
         assert [event.data for event in again.take(1)] == ["1"]

@@ -16,7 +16,8 @@ import pytest
 from tests import client
 from tests.client import Stream
 from tests.live.copied_tree import Copy, copy_tree
-from tests.live.load import KEY, Follower, Storm
+from tests.live.load import Follower
+from tests.publishing import publish, storm
 from tests.servers import ROOT, RedisServer, wait_until
 
 PROBE = """
@@ -112,19 +113,19 @@ def test_a_reload_runs_the_new_code_of_everything_and_streams_go_on(
         assert server.seen() == {"new": [], "settings": "old", "is one": True}
         follower = Follower(server.url, ["a", "b"])
         follower.poll()
-        with Storm(server.url, ["a", "b"]) as storm:
+        with storm(server.url, ["a", "b"]) as publisher:
             follower.stream(lambda: follower.is_at(20))
             server.renew()
             server.reload()
             for _ in range(5):  # a new connection may meet each of the workers
                 assert server.seen() == {"new": NEW, "settings": "new", "is one": True}
                 assert server.written_by() == ("the new worker's", "the new fan-out's")
-            follower.stream(lambda: follower.is_at(storm.count))
+            follower.stream(lambda: follower.is_at(publisher.count))
             server.edit("sse/server/responder.py", "the new worker's", "the newest worker's")
             server.reload()
             assert server.written_by() == ("the newest worker's", "the new fan-out's")
-            follower.stream(lambda: follower.is_at(storm.count))
-        follower.finish(storm.count)
+            follower.stream(lambda: follower.is_at(publisher.count))
+        follower.finish(publisher.count)
         assert len(set(follower.workers)) >= 3
         assert "the new filter is there: [new filter] news" in server.log.read_text()
         assert "Traceback" not in server.logs()
@@ -141,7 +142,7 @@ def test_a_stream_that_is_open_at_a_reload_is_told_and_resumes_on_the_new_code(
         server.renew()
         server.reload()
         assert stream.until("sse.close").json()["reason"] == "drain"
-        client.publish(server.url, "a", "meanwhile", key=KEY)
+        publish(server, "a", "meanwhile")
         with Stream(server.url, {"channel": "a"}, last_event_id=stream.last_event_id) as resumed:
             assert resumed.until("sse.open").json()["channels"]["a"]["resumed"] is True
             assert [event.data for event in resumed.take(1)] == ["meanwhile"]
@@ -185,7 +186,7 @@ def test_an_app_that_the_master_has_imported_keeps_the_code_that_fits_it(tmp_pat
     with server, Stream(server.url, {"channel": "a"}) as stream:
         stream.until("sse.open")
         assert "a reload brings no new code" in server.logs()
-        client.publish(server.url, "a", "heard", key=KEY)
+        publish(server, "a", "heard")
         assert [event.data for event in stream.take(1)] == ["heard"]
         for name in EDITED:
             server.append(f"sse/{name}.py", "\nNEW = True\n")

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests import client
-from tests.live.load import APP, ENV, KEY
+from tests.live.load import APP, ENV
+from tests.publishing import publish
 from tests.servers import Gunicorn, RedisServer
 
 CHANNELS = [f"large/{number}" for number in range(50)]
@@ -38,10 +39,6 @@ def worker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
             with client.Stream(server.url, {"channel": "small", "replay": 1}) as stream:
                 stream.take(1)
             yield server
-
-
-def publish(server: Gunicorn, channels: list[str], data: str) -> None:
-    assert client.publish(server.url, channels, data, key=KEY).status == 201
 
 
 def added(server: Gunicorn, ask: Callable[[], object]) -> int:

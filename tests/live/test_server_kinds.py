@@ -13,9 +13,10 @@ import pytest
 
 from tests import client
 from tests.client import Stream
-from tests.live.load import APP, ENV, KEY, address
+from tests.live.load import APP, ENV, address
 from tests.live.test_broken_bodies import PyWSGI
 from tests.live.test_each_server import FlaskRun
+from tests.publishing import publish
 from tests.servers import Gunicorn
 
 WARNING = re.compile(r"^.*(?:answers one request at a time|has a fixed number of threads).*$", re.MULTILINE)
@@ -85,7 +86,7 @@ def open_and_close(server: Gunicorn) -> None:
 
 
 def wait_for_nothing(server: Gunicorn) -> None:
-    place = client.publish(server.url, "a", "before", key=KEY).json()["ids"][0]
+    [place] = publish(server, "a", "before")
     assert client.poll(server.url, ["a"], place, timeout=1).json()["events"] == []
 
 
@@ -139,7 +140,7 @@ def test_at_sigterm_each_of_gunicorn_s_workers_ends_a_stream_with_drain(kind: st
 @pytest.mark.parametrize("kind", WORKERS)
 def test_at_sigterm_each_of_gunicorn_s_workers_answers_a_poll_that_waits(kind: str, tmp_path: Path) -> None:
     with make(kind, tmp_path) as server:
-        place = client.publish(server.url, "a", "before", key=KEY).json()["ids"][0]
+        [place] = publish(server, "a", "before")
         stop = threading.Timer(0.5, lambda: server.process.send_signal(signal.SIGTERM))  # type: ignore[union-attr]
         stop.start()
         answer = client.poll(server.url, ["a"], place, timeout=20)

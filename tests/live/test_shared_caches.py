@@ -35,6 +35,7 @@ from tests.proxy_servers import (
     TicketlessSquid,
     Varnish,
 )
+from tests.publishing import publish
 from tests.servers import Gunicorn, RedisServer, wait_until
 from tests.tokens import SECRET, claims, signed
 
@@ -177,7 +178,7 @@ def test_those_who_ask_at_the_same_moment_are_told_apart(cache: Cache, origin: G
 @pytest.mark.parametrize("way", ["cookie", "header"])
 def test_those_who_ask_while_another_s_poll_waits_are_told_apart(cache: Cache, origin: Gunicorn, way: str) -> None:
     channel = f"user/ann/{cache.name}/{way}"
-    place = client.publish(origin.url, channel, "old", key=KEY).json()["ids"][0]
+    [place] = publish(origin, channel, "old")
     query = {"channel": channel, "last_event_id": place, "timeout": "10"}
     headers = {sub: credentials(way, sub) for sub in READERS}
     with ThreadPoolExecutor() as pool, redis.Redis.from_url(origin.env["SSE_REDIS_URL"]) as store:

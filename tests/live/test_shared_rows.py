@@ -21,8 +21,9 @@ import pytest
 
 from tests import client
 from tests.client import Stream
-from tests.live.load import APP, ENV, KEY, ORIGIN, RESET_ON_CLOSE, Storm, address
+from tests.live.load import APP, ENV, KEY, ORIGIN, RESET_ON_CLOSE, address
 from tests.live.test_subscriber_costs import inspect
+from tests.publishing import publish, publish_at_once, storm
 from tests.servers import Gunicorn, wait_until
 
 SLOW = "tests.live.apps.slow:application"
@@ -31,30 +32,6 @@ SLOW = "tests.live.apps.slow:application"
 @pytest.fixture
 def worker(tmp_path: Path) -> Gunicorn:
     return Gunicorn(tmp_path, APP, ENV)
-
-
-def publish(server: Gunicorn, channel: str, *data: object) -> list[str]:
-    """Their ids."""
-    ids = []
-    for item in data:
-        answer = client.publish(server.url, channel, item, key=KEY)
-        assert answer.status == 201
-        ids += answer.json()["ids"]
-    return ids
-
-
-def publish_all(server: Gunicorn, channel: str, *data: object) -> list[str]:
-    """The same in one request, so that all of it comes at once."""
-    answer = client.request(
-        server.url,
-        "POST",
-        "/sse/publish",
-        headers={"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"},
-        body=json.dumps([{"channel": channel, "data": item} for item in data]).encode(),
-    )
-    assert answer.status == 201
-    ids: list[str] = answer.json()["ids"]
-    return ids
 
 
 def subscribers(server: Gunicorn, count: int) -> None:
@@ -197,7 +174,7 @@ def test_a_connection_that_is_cut_after_any_byte_loses_nothing_amid_a_row_of_oth
             if event.event in ("message", "sse.reset"):
                 heard.append((event.event, event.id.partition("~")[0]))
 
-        with Storm(server.url, ["elsewhere"], 0.01):
+        with storm(server.url, ["elsewhere"], 0.01):
             for cut_at in range(1, len(whole.received) + 1):
                 heard.clear()
                 with Stream(server.url, query, limit=cut_at) as stream:
@@ -283,7 +260,7 @@ def test_lifetimes_end_each_by_itself_with_a_goodbye_and_a_whole_body(tmp_path: 
         listeners = [Listener(server, "channel=a", version=("1.1", "1.0")[number % 2]) for number in range(100)]
         for one in listeners:
             stack.callback(one.sock.close)
-        with Storm(server.url, ["a"], 0.02) as storm:
+        with storm(server.url, ["a"], 0.02) as publisher:
             read(listeners, lambda: all(one.ended for one in listeners), 15)
         ages = sorted(one.ended - one.began for one in listeners)
         assert 3.9 < ages[0] < 5  # 5 s, give or take a fifth
@@ -295,7 +272,7 @@ def test_lifetimes_end_each_by_itself_with_a_goodbye_and_a_whole_body(tmp_path: 
             numbers = [int(event.data or "") for event in events if event.event == "message"]
             assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
             counts.append(len(numbers))
-        assert 20 < min(counts) < max(counts) <= storm.count  # the last one may end with the storm
+        assert 20 < min(counts) < max(counts) <= publisher.count  # the last one may end with the storm
         wait_until(lambda: inspect(server)["subscribers"] == 0)
 
 
@@ -361,7 +338,7 @@ def test_one_that_is_deaf_for_too_long_is_cut_and_one_that_takes_a_little_is_not
 def test_a_long_replay_from_the_store_comes_at_once_and_not_by_the_heartbeat(tmp_path: Path) -> None:
     with Gunicorn(tmp_path, APP, ENV | {"SSE_HEARTBEAT": "15"}) as server:
         for _ in range(10):
-            ids = publish_all(server, "a", *["x" * 20_000] * 20)  # 4 MB, of which the hub keeps 1 MiB
+            ids = publish_at_once(server, "a", *["x" * 20_000] * 20)  # 4 MB, of which the hub keeps 1 MiB
         with Stream(server.url, {"channel": "a", "replay": 200}) as stream:
             events = stream.take(200, 8)
         assert [event.id for event in events[-20:]] == ids
@@ -373,7 +350,7 @@ def test_a_heartbeat_is_no_later_for_one_that_joins_a_row_that_the_store_held_up
         stack.callback(listeners[0].sock.close)
         read(listeners, all_have(listeners, b"event: sse.heartbeat"))
         assert client.request(server.url, "GET", "/hold", {"seconds": 2}).status == 200
-        publish_all(server, "a", *["x" * 30_000] * 12)  # just more than the hub keeps
+        publish_at_once(server, "a", *["x" * 30_000] * 12)  # just more than the hub keeps
         listeners.append(Listener(server, "channel=a&ids=delta"))
         stack.callback(listeners[1].sock.close)
         begun = time.monotonic()
@@ -389,7 +366,7 @@ def churn(server: Gunicorn, rng: random.Random, count: int, at_once: int = 60) -
     """So many streams come, and go as rudely as they can; how many events they heard, each of its own channel."""
     channels = [f"own/{number}" for number in range(10)]
     opened = heard = 0
-    with selectors.DefaultSelector() as selector, Storm(server.url, channels, 0.002):
+    with selectors.DefaultSelector() as selector, storm(server.url, channels, 0.002):
         while opened < count or selector.get_map():
             while opened < count and len(selector.get_map()) < at_once:
                 channel = rng.choice(channels)
@@ -613,13 +590,13 @@ def test_polls_that_go_from_answer_to_answer_in_a_storm_get_each_event_once(work
             return heard
 
         followers = [pool.submit(follow, one) for one in connections]
-        with Storm(worker.url, ["a"], 0.004) as storm:
+        with storm(worker.url, ["a"], 0.004) as publisher:
             time.sleep(3)
         publish(worker, "a", "end")
         done.set()
         for follower in followers:
-            assert follower.result(20) == [*map(str, range(storm.count)), "end"]
-        assert storm.count > 100
+            assert follower.result(20) == [*map(str, range(publisher.count)), "end"]
+        assert publisher.count > 100
 
 
 # The end of the process

@@ -15,9 +15,10 @@ import pytest
 
 from tests import client
 from tests.client import Stream
-from tests.live.load import APP, ENV, GREENLETS, KEY, address
+from tests.live.load import APP, ENV, GREENLETS, address
 from tests.live.test_subscriber_costs import inspect
 from tests.proxy_servers import Lighttpd
+from tests.publishing import publish
 from tests.servers import ROOT, Gunicorn, wait_until
 
 CLIENTS = 20
@@ -25,10 +26,6 @@ EVENTS = 80
 SIZE = 60_000  # of one event: together far more than the kernels' buffers hold
 BOUND = 65_536
 WHOLE = re.compile(rb"^id: (\S+)\n(?:data: .*\n)+\n", re.MULTILINE)
-
-
-def publish(server: Gunicorn, channel: str, data: str) -> None:
-    assert client.publish(server.url, channel, data, key=KEY).status == 201
 
 
 def left_with(server: Gunicorn) -> list[int]:

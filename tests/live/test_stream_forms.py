@@ -17,6 +17,7 @@ from tests import client
 from tests.client import Parser, Stream, target
 from tests.live.load import APP, ENV, GREENLETS, KEY
 from tests.live.test_each_server import FlaskRun
+from tests.publishing import publish
 from tests.servers import Gunicorn, RedisServer, make_certificate, wait_until
 
 LAST_CHUNK = b"\r\n0\r\n\r\n"
@@ -192,7 +193,7 @@ def test_a_bare_stream_whose_ring_is_lost_is_cut_and_then_refused(tmp_path: Path
         ExitStack() as stack,
     ):
         for channel in "ab":
-            client.publish(server.url, channel, "heard", key=KEY)
+            publish(server, channel, "heard")
         bare = {"form": "bare", "replay": "1"}
         *lost, other = [
             stack.enter_context(Stream(server.url, {"channel": channel, **bare})) for channel in ("a", "a", "a", "b")
@@ -201,7 +202,7 @@ def test_a_bare_stream_whose_ring_is_lost_is_cut_and_then_refused(tmp_path: Path
         assert len(ids) == 2
         with store.client() as connection:
             connection.delete("sse:{a}")
-        client.publish(server.url, "a", "of another life", key=KEY)
+        publish(server, "a", "of another life")
         for stream in lost:
             assert stream.next(20) is None
             assert not stream.complete
@@ -214,6 +215,6 @@ def test_a_bare_stream_whose_ring_is_lost_is_cut_and_then_refused(tmp_path: Path
             back["last_event_id"] = answer.json()["last_event_id"]
             with Stream(server.url, back) as again:
                 assert again.status == 200
-        client.publish(server.url, "b", "and on", key=KEY)
+        publish(server, "b", "and on")
         assert other.take(1)[0].data == "and on"
         is_quiet(server)

@@ -14,7 +14,8 @@ import pytest
 
 from tests import client
 from tests.client import Stream
-from tests.live.load import APP, ENV, GREENLETS, KEY, ORIGIN, RESET_ON_CLOSE, Crowd, Storm
+from tests.live.load import APP, ENV, GREENLETS, ORIGIN, RESET_ON_CLOSE, Crowd
+from tests.publishing import publish, storm
 from tests.servers import Gunicorn, Nginx, RedisServer, wait_until
 
 HEARTBEAT = 3
@@ -36,7 +37,7 @@ def worker(
         with Crowd(server.url) as crowd:
             crowd.open(5, lambda: "warm")
             crowd.settle()
-        with Storm(server.url, ["warm"]):
+        with storm(server.url, ["warm"]):
             wait_until(lambda: inspect(server)["subscribers"] == 0)
         yield server
 
@@ -68,10 +69,6 @@ def idle(server: Gunicorn) -> dict[str, int]:
     return seen | {"channels": 0}
 
 
-def publish(url: str, channel: str, data: object) -> None:
-    assert client.publish(url, channel, data, key=KEY).status == 201
-
-
 def test_two_thousand_streams_cut_at_random_in_a_storm_leave_nothing_behind(
     worker: Gunicorn, store: RedisServer, pytestconfig: pytest.Config
 ) -> None:
@@ -81,7 +78,7 @@ def test_two_thousand_streams_cut_at_random_in_a_storm_leave_nothing_behind(
     with store.client() as redis, Crowd(worker.url) as crowd:
         base_connections = len(redis.client_list())
         opened = most = 0
-        with Storm(worker.url, channels, 0.05):
+        with storm(worker.url, channels, 0.05):
             for _ in range(10):
                 now = time.monotonic()
                 for member in crowd.open(200, lambda: "&channel=".join(rng.sample(channels, rng.choice((1, 1, 1, 3))))):
@@ -153,7 +150,7 @@ def test_a_client_that_has_gone_is_noticed_within_two_heartbeats_directly_and_th
         else:
             wait_until(lambda: inspect(worker)["subscribers"] == 0, 1)
         half.close()
-        with Storm(worker.url, ["gone/half"]):
+        with storm(worker.url, ["gone/half"]):
             wait_until(lambda: inspect(worker)["subscribers"] == 0)
         with contextlib.suppress(AssertionError):
             wait_until(lambda: inspect(worker) == base, 10, 0.2)
@@ -164,7 +161,7 @@ def test_a_client_that_has_gone_is_noticed_within_two_heartbeats_directly_and_th
 def test_a_thousand_streams_share_one_pubsub_connection_and_a_small_pool(worker: Gunicorn, store: RedisServer) -> None:
     with store.client() as redis, Crowd(worker.url) as crowd:
         own = redis.client_id()
-        with Storm(worker.url, ["many/0"]):
+        with storm(worker.url, ["many/0"]):
             crowd.open(500, lambda: f"many/{random.randrange(100)}")
             crowd.open(500, lambda: "many/0&replay=1000")
             crowd.open(20, lambda: "many/1&timeout=0", "/sse/poll?channel=")
