@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import fields
+from itertools import combinations
 
-from sse.config import Config, setting_name
+from sse.config import _NEAR, Config, _distance, setting_name
 from sse.stores import Store
 from tests.conftest import MakeApp
 from tests.servers import ROOT
@@ -24,6 +25,11 @@ def test_every_setting_is_read_by_the_code() -> None:
     gunicorn = (ROOT / "gunicorn.conf.py").read_text()
     unread = [item for item in fields(Config) if not re.search(rf"config\.{item.name}\b", code)]
     assert not [name for name in map(setting_name, unread) if f'"{name}"' not in gunicorn]
+
+
+def test_no_setting_can_be_another_one_mistyped() -> None:
+    names = [setting_name(item) for item in fields(Config)]
+    assert not [pair for pair in combinations(names, 2) if _distance(*pair) <= _NEAR]
 
 
 def test_every_route_has_a_heading_in_the_wire_contract(make_app: MakeApp) -> None:
