@@ -1,4 +1,20 @@
-"""Throughline: server push that gets through, for Flask."""
+"""Throughline: server push that gets through, for Flask.
+
+From the bottom up:
+
+1. `event`, `wire`, `ring`, `config` and `errors` are values and words. They do no I/O.
+2. `stores` keeps the newest events of each channel, its ring, for all processes in Redis, or for one in its memory.
+3. `hub` fans out in one process. Its follower hears of new events, appends them to the process's copy of each channel,
+   and wakes the subscribers of the channel.
+4. `access` decides who may read and publish, until when, and how often.
+5. `transports` writes what a subscriber gets: a stream of blocks, or the JSON of a poll.
+6. `service` has the store, the hub and the revocations of one app in this process.
+7. `web` answers requests, under any WSGI server. `server` is gunicorn's worker: its loop writes to all streams, so that
+   none holds a greenlet.
+8. `extension` is the front for Flask apps, `cli` has the commands `flask sse …`, and `worker` is gunicorn's way in.
+
+Start with `extension`: follow `SSE.publish` down into the store, and from the hub up again to a stream.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +53,7 @@ _HOMES = {"SSE": "sse.extension", "Event": "sse.extension", "__version__": "sse.
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used: `sse.worker` has to patch the standard library before the rest."""
+    """Import a public name on its first use: `sse.worker` needs gevent to patch the standard library before that."""
     if name not in __all__ and name not in _HOMES:
         raise AttributeError(f"module 'sse' has no attribute {name!r}")
     value = globals()[name] = getattr(import_module(_HOMES.get(name, "sse.errors")), name)

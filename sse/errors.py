@@ -1,4 +1,7 @@
-"""What can go wrong, each error named after the decision that it leaves to the caller."""
+"""The errors of this package. Each is named after the decision that it leaves to the caller.
+
+The names in `sse.__all__` are public. The service answers requests with the others, too.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,25 @@ from typing import ClassVar
 
 
 class SSEError(Exception):
-    """The root of all errors raised by this package.
+    """The root of all errors that this package raises.
 
-    `code` is stable and meant for programs, `message` names the value at fault, `hint` gives the remedy, `status` is
-    the HTTP status (RFC 9110) that the service answers with, and `retry_after` the seconds to wait, where that helps.
+    :param message: names the value at fault.
+    :param hint: the remedy; may be empty.
+    :param code: a stable name of the error for programs, such as `invalid_channel`; by default that of the class.
+    :param retry_after: seconds after which a new attempt may succeed; 0 where waiting does not help.
+
+    All four are attributes, too. The attribute `status` is the HTTP status that the service answers with (RFC 9110,
+    15). As text, an error is its message and its hint.
+
+    >>> from sse import SSEError
+    >>> try:
+    ...     with app.app_context():
+    ...         sse.publish("sse.mine", "hello")
+    ... except SSEError as error:
+    ...     print(error.status, error.code, error.retry_after)
+    ...     print(error)
+    422 invalid_channel 0
+    channel 'sse.mine' starts with 'sse.', which is reserved: use another first segment
     """
 
     status: ClassVar[int] = 500
@@ -27,11 +45,27 @@ class SSEError(Exception):
 
     @property
     def headers(self) -> dict[str, str]:
-        """What the HTTP answer says of it in headers."""
+        """The headers of the HTTP answer: `Retry-After` in seconds, if waiting helps (RFC 9110, 10.2.3).
+
+        >>> from sse import StoreUnavailable
+        >>> StoreUnavailable("Redis does not answer").headers
+        {'Retry-After': '2'}
+        """
         return {"Retry-After": str(self.retry_after)} if self.retry_after else {}
 
     def to_json(self) -> dict[str, object]:
-        """The JSON object of the error."""
+        """Return the error as the object that the service puts into an answer's JSON, under `error`.
+
+        >>> from sse import SSEError
+        >>> @app.errorhandler(SSEError)
+        ... def refused(error):
+        ...     return {"error": error.to_json()}, error.status, error.headers
+        >>> @app.post("/say/<channel>")
+        ... def say(channel):
+        ...     return {"id": sse.publish(channel, "hello")}
+        >>> client.post("/say/not+a+channel").json["error"]["code"]
+        'invalid_channel'
+        """
         return {"code": self.code, "message": self.message, "hint": self.hint}
 
     def __str__(self) -> str:
@@ -39,20 +73,33 @@ class SSEError(Exception):
 
 
 class ConfigError(SSEError):
-    """Settings that cannot be started with: mend the settings."""
+    """The service cannot start with these settings: correct them. The message names all faults at once.
+
+    >>> from sse import SSE, ConfigError
+    >>> app = Flask(__name__)
+    >>> app.config["SSE_HARTBEAT"] = 5
+    >>> try:
+    ...     SSE(app)
+    ... except ConfigError as error:
+    ...     print(error.message)
+    SSE_HARTBEAT is not a setting: did you mean SSE_HEARTBEAT?
+    """
 
     default_code = "bad_settings"
 
 
 class RequestError(SSEError):
-    """A request whose query, header or body cannot be read: mend its syntax."""
+    """The query, a header or the body of a request cannot be read: correct its syntax."""
 
     status = 400
     default_code = "bad_request"
 
 
 class Unauthorized(SSEError):
-    """A credential is missing or unknown: give one; after `retry_after` seconds, if a new one would not do before."""
+    """A credential is missing or not valid: send a valid one.
+
+    With `retry_after`, a credential that is issued earlier than that would be refused, too.
+    """
 
     status = 401
     default_code = "unauthorized"
@@ -63,13 +110,13 @@ class Unauthorized(SSEError):
 
 
 class KeyUnknown(Unauthorized):
-    """A token by a key that is unknown, and may be known in `retry_after` seconds: come again then."""
+    """The key that signed a token is unknown, and may be known in `retry_after` seconds: try again then."""
 
     default_code = "token_invalid"
 
 
 class Forbidden(SSEError):
-    """The right to read or publish is missing: ask for other channels, or have these opened."""
+    """The right to read or publish on `channels` is missing: ask for other channels, or have these opened."""
 
     status = 403
     default_code = "forbidden"
@@ -83,14 +130,25 @@ class Forbidden(SSEError):
 
 
 class NotFound(SSEError):
-    """There is nothing at this address."""
+    """The address has nothing, or the service has no secret to make a ticket with (RFC 9110, 15.5.5).
+
+    >>> from sse import SSE, NotFound
+    >>> app = Flask(__name__)             # without SSE_SECRET
+    >>> sse = SSE(app)
+    >>> try:
+    ...     with app.app_context():
+    ...         sse.ticket(["orders"])
+    ... except NotFound as error:
+    ...     print(error.code)
+    not_found
+    """
 
     status = 404
     default_code = "not_found"
 
 
 class WrongMethod(SSEError):
-    """The address is right, the method is not; `allowed` says which are."""
+    """The address does not take the request's method: use one of `allowed`."""
 
     status = 405
     default_code = "method_not_allowed"
@@ -105,42 +163,81 @@ class WrongMethod(SSEError):
 
 
 class Gone(SSEError):
-    """The position of a bare stream cannot be continued: the client goes on from the position in the answer."""
+    """A position cannot be continued on a bare stream: go on from the position in the answer."""
 
     status = 410
     default_code = "gone"
 
 
 class TooLarge(SSEError):
-    """More bytes than a limit allows: send less."""
+    """A value has more bytes than a limit allows: send less (RFC 9110, 15.5.14).
+
+    >>> from sse import TooLarge
+    >>> try:
+    ...     with app.app_context():
+    ...         sse.publish("news", "x" * 65_537)
+    ... except TooLarge as error:
+    ...     print(error)
+    data has 65537 bytes, SSE_MAX_EVENT_BYTES is 65536: send less, or a link to it
+    """
 
     status = 413
     default_code = "too_large"
 
 
 class UnsupportedMedia(SSEError):
-    """A body in a form that is not taken: send it in another."""
+    """The service does not take a body of this media type: send the body in another form."""
 
     status = 415
     default_code = "unsupported_media"
 
 
 class InvalidEvent(SSEError, ValueError):
-    """A channel, type or data that can never be published: change the value."""
+    """A channel, type, data or other argument can never be taken: change the value. It is a ValueError, too.
+
+    The code names the argument: `invalid_channel`, `invalid_type`, `invalid_data`, `invalid_idempotency_key`,
+    `invalid_media_type` over HTTP, and `invalid_event` for all others. The HTTP status is that of RFC 9110, 15.5.21.
+
+    >>> from sse import Event, InvalidEvent
+    >>> try:
+    ...     Event({"degrees": float("nan")})
+    ... except InvalidEvent as error:
+    ...     print(error.code)
+    invalid_data
+    """
 
     status = 422
     default_code = "invalid_event"
 
 
 class IdempotencyConflict(SSEError):
-    """The idempotency key was used for another event: use a new key."""
+    """The idempotency key was used for another event within 300 s: use a new key.
+
+    >>> from sse import IdempotencyConflict
+    >>> try:
+    ...     with app.app_context():
+    ...         _ = sse.publish("news", "it rains", idempotency_key="today")
+    ...         _ = sse.publish("news", "it snows", idempotency_key="today")
+    ... except IdempotencyConflict as error:
+    ...     print(error.code)
+    idempotency_conflict
+    """
 
     status = 422
     default_code = "idempotency_conflict"
 
 
 class Unavailable(SSEError):
-    """Nothing is wrong with the request: try again after `retry_after` seconds."""
+    """The request is valid, but cannot be served now: try again after `retry_after` seconds (RFC 9110, 15.6.4).
+
+    >>> from sse import Unavailable
+    >>> try:
+    ...     with app.test_request_context(multiprocess=True):  # and no Redis
+    ...         sse.publish("news", "it rains")
+    ... except Unavailable as error:
+    ...     print(error.code)
+    memory_store
+    """
 
     status = 503
     default_code = "unavailable"
@@ -148,19 +245,43 @@ class Unavailable(SSEError):
 
 
 class StoreUnavailable(Unavailable):
-    """The store does not answer, or refuses: try again later; nothing is known to be stored."""
+    """The store does not answer, or refuses: try again later. An event may be stored or not.
+
+    >>> from sse import SSE, StoreUnavailable
+    >>> app = Flask(__name__)
+    >>> app.config["SSE_REDIS_URL"] = "redis://127.0.0.1:1"     # no Redis is there
+    >>> sse = SSE(app)
+    >>> try:
+    ...     with app.app_context():
+    ...         sse.publish("orders", {"number": 42}, idempotency_key="paid-42")
+    ... except StoreUnavailable as error:
+    ...     print(f"publish again with the same key in {error.retry_after} s")
+    publish again with the same key in 2 s
+    """
 
     default_code = "store_unavailable"
 
 
 class Busy(Unavailable):
-    """A limit of this worker is reached: try again later."""
+    """A limit of this worker is reached: try again later.
+
+    The service answers streams and polls with it. The methods of `SSE` do not raise it.
+
+    >>> from sse import SSE
+    >>> app = Flask(__name__)
+    >>> app.config.update(SSE_PUBLIC="news", SSE_MAX_SUBSCRIBERS=1)
+    >>> sse = SSE(app)
+    >>> client = app.test_client()
+    >>> with client.get("/sse/stream?channel=news"):
+    ...     client.get("/sse/poll?channel=news").json["error"]["code"]
+    'busy'
+    """
 
     default_code = "busy"
 
 
 class TooMany(Unavailable):
-    """A limit on how often is reached: try again after `retry_after` seconds."""
+    """More requests came than the rate `limit` allows: try again after `retry_after` seconds (RFC 6585, 4)."""
 
     status = 429
     default_code = "too_many_requests"

@@ -32,10 +32,24 @@ _log = logging.getLogger("sse")
 
 
 class SSE:
-    """Server push for a Flask app: routes under SSE_PREFIX, and `publish`.
+    """Server push for a Flask app: the routes under SSE_PREFIX, and methods that publish and control who reads.
 
-    Settings come from the environment and from `app.config`, which wins. They are read once, here or by `init_app`; the
-    log tells of settings that are put into `app.config` later. Nothing is connected before the first use.
+    Settings come from the environment and from `app.config`, which wins. They are read once, here or by `init_app`, and
+    the log warns of settings that are put into `app.config` later. Nothing connects or starts before the first use.
+
+    One `SSE` may serve several apps. Each app has its own settings and its own store, and a method acts on the app
+    whose context is active.
+
+    :param app: the app to register the routes on; None leaves that to `init_app`.
+    :raises ConfigError: as `init_app` does.
+
+    >>> from flask import Flask
+    >>> from sse import SSE
+    >>> app = Flask(__name__)
+    >>> app.config["SSE_PUBLIC"] = "news"
+    >>> sse = SSE(app)
+    >>> app.test_client().get("/sse/poll?channel=news&timeout=0").json["events"]
+    []
     """
 
     def __init__(self, app: Flask | None = None) -> None:
@@ -45,16 +59,29 @@ class SSE:
             self.init_app(app)
 
     def init_app(self, app: Flask) -> None:
-        """Register the routes on `app`.
+        """Read the settings and register the routes on an app.
 
-        :raises ConfigError: naming every setting that is unknown or has a bad value. An unknown SSE_* name in the
-            environment that is not nearly one of ours may be another program's: the log tells that it is passed over.
+        Call this once for each app, after its settings have been made. If the environment has an unknown `SSE_…` name
+        that does not resemble a setting, the name may belong to another program: the log says that it is ignored.
+
+        :param app: the app. Its routes come as the blueprint `sse`.
+        :raises ConfigError: if a setting is unknown or has a bad value. The message names all of them.
+
+        >>> from sse import SSE
+        >>> sse = SSE()
+        >>> def create_app(config):
+        ...     app = Flask(__name__)
+        ...     app.config.from_mapping(config)
+        ...     sse.init_app(app)
+        ...     return app
+        >>> create_app({"SSE_PREFIX": "/push"}).test_client().get("/push/sse.js").status
+        '200 OK'
         """
         follow_app(weakref.ref(app))
         keep_until_exit(default_handler)
         environ = of_interest(os.environ)
         if names := foreign(environ):
-            warn("%s in the environment: not settings of Throughline, so they are passed over", ", ".join(names))
+            warn("%s in the environment: not settings of Throughline, so they are ignored", ", ".join(names))
         service = Service(Config.load(environ, app.config))
         service.at_first_use = partial(_tell_late, service.config, environ, app.config)
         app.extensions["sse"] = service
@@ -62,13 +89,26 @@ class SSE:
         app.register_blueprint(make_blueprint(service, lambda: self._authorize))
 
     def authorize(self, rule: Callable[[str], bool]) -> Callable[[str], bool]:
-        """Decorate the function that decides whether the current request may read a channel.
+        """Decorate the function that decides whether the current request may read a channel, and return the function.
 
-        It is asked for each channel that SSE_PUBLIC does not match and no token grants, before anything is read or
-        founded. Only `True` opens the channel. Anything else refuses it, as `False` does, and the log tells of answers
-        that are neither a bool nor None. An error that the function raises, as by `abort`, becomes the answer.
+        The function is called for each channel that SSE_PUBLIC does not match and no token grants, before the store is
+        asked. Only `True` opens the channel. Every other answer refuses it, and the log names an answer that is neither
+        a bool nor None. If the function raises an error, as `abort` does, the error becomes the answer to the request.
+        There is one such function: a later one takes the place of an earlier one.
 
-        :raises TypeError: if the function is async or a generator, so that it can never answer `True`.
+        :param rule: a function that takes the name of a channel and returns a bool. It runs in the request's context.
+        :raises TypeError: if the rule cannot be called, or is async or a generator and so can never return `True`.
+
+        >>> from flask import session
+        >>> @sse.authorize
+        ... def may_read(channel: str) -> bool:
+        ...     return "user" in session and channel == f"user/{session['user']}"
+        >>> client.get("/sse/poll?channel=user/ann&timeout=0").status
+        '401 UNAUTHORIZED'
+        >>> with client.session_transaction() as login:
+        ...     login["user"] = "ann"
+        >>> client.get("/sse/poll?channel=user/ann&timeout=0").status
+        '200 OK'
         """
         self._authorize = check_rule(rule)
         return rule
@@ -76,25 +116,39 @@ class SSE:
     def publish(
         self, channel: str, data: object, type: str = DEFAULT_TYPE, *, idempotency_key: str | None = None
     ) -> str:
-        """Put an event on a channel of the current app; the id that it got, `channel=position`.
+        """Store an event on a channel, send it to all who listen, and return its id, `channel=position`.
 
-        A string is sent as its text, bytes as a `data:` URL, any other value as compact JSON: that of
-        `json.dumps`, else, where that refuses a type such as datetime, that of `app.json.dumps`. Flask's own provider
-        sorts the keys of an object, and so refuses strings beside numbers among them. A member of a `(str, Enum)`,
-        Markup, and every other subclass of str, int or bytes counts as the plain value that it holds.
+        Any thread may call this, in an app context. The call returns when the event is stored. Sending follows.
 
-        With an idempotency key, repeating the call within 300 s stores nothing twice and gives the same id. A JSON
-        provider of the app's own has to write equal values alike, or the repetition is a conflict. Any thread may call
-        this.
-
+        :param channel: 1 to 128 of `A-Z a-z 0-9 _ . : / @ -`, the first a letter, a digit or `_`. No segment between
+            slashes is empty, `.` or `..`, and the name does not start with `sse.`.
+        :param data: up to SSE_MAX_EVENT_BYTES in UTF-8. A string is sent as its text, bytes as a `data:` URL (RFC 2397)
+            and any other value as compact JSON (RFC 8259). `json.dumps` writes the JSON. `app.json.dumps` does where
+            `json.dumps` refuses a type, such as datetime. Flask's own provider sorts the keys of an object, and so it
+            refuses an object that has both strings and numbers as keys. Every subclass of str, int or bytes, such as
+            Markup or a member of a `(str, Enum)`, counts as the plain value that it holds.
+        :param type: 1 to 64 visible characters, but not `open`, `error` or `sse.…`. A page listens for it by name
+            (WHATWG HTML 9.2.6).
+        :param idempotency_key: 1 to 128 of `A-Z a-z 0-9 _ . : -`. A repeated call with the same key and event stores
+            nothing within 300 s, and returns the id of the first. A JSON provider of your own has to write equal values
+            alike, or the repeated call is a conflict.
         :raises InvalidEvent: if the channel, type, data or idempotency key can never be published. An error of
-            `app.json` that is neither a TypeError, a ValueError nor a RecursionError passes as it is.
+            `app.json` other than a TypeError, ValueError or RecursionError is passed on as it is.
         :raises TooLarge: if the data is over SSE_MAX_EVENT_BYTES.
         :raises IdempotencyConflict: if the key was used before for another event.
-        :raises StoreUnavailable: if the event may not be stored, within SSE_REDIS_TIMEOUT when Redis does not answer;
-            publish again with the same key. Also if this is a real thread that gevent does not know, and gevent's loop
-            is blocked for as long.
-        :raises Unavailable: if several processes serve the app over the memory store, which is for one.
+        :raises StoreUnavailable: if the event may not have been stored: publish it again with the same key. The call
+            raises this within SSE_REDIS_TIMEOUT seconds if Redis does not answer. It also does so if gevent's loop is
+            blocked that long, and the call comes from a real thread that gevent does not know.
+        :raises Unavailable: if several processes serve the app with the memory store, which is for one process.
+
+        >>> order = {"number": 42}
+        >>> with app.app_context():
+        ...     first = sse.publish("orders", order, type="paid", idempotency_key="paid-42")
+        ...     again = sse.publish("orders", order, type="paid", idempotency_key="paid-42")
+        >>> first
+        'orders=1-...'
+        >>> again == first
+        True
         """
         service = get_service()
         _check_process(service)
@@ -105,15 +159,26 @@ class SSE:
         return f"{channel}={position}"
 
     def ticket(self, channels: Iterable[str], sub: str = "", *, lifetime: int | None = None) -> str:
-        """A ticket for a page of the current app: for 60 s, as the query parameter `token`, it opens streams and polls.
+        """Return a ticket: for 60 s, a page may open streams and polls of these channels with it.
 
-        It is for reading these channels only. `sub` is whom it speaks for, to be named in `revoke`. The streams that
-        it opens end after `lifetime` seconds; without one, as all others do.
+        A ticket is for reading only. The page sends it as the query parameter `token`, because an EventSource cannot
+        set headers. It is a JSON Web Token (RFC 7519) that SSE_SECRET signs, and any thread may call this.
 
-        :raises InvalidEvent: if a channel is not one, they are no list, or none; if `sub` is no string, or
-            `lifetime` not above 0.
-        :raises TooLarge: for more channels than a ticket can name.
-        :raises NotFound: without SSE_SECRET, by which tickets are signed.
+        :param channels: the names of one or more channels. A pattern such as `news/*` is not one.
+        :param sub: the reader's name, which `revoke` takes; empty for a reader who has none.
+        :param lifetime: seconds after which the streams that the ticket opens end. None lets them end as all others do.
+        :raises InvalidEvent: if `channels` is a string or empty, a channel is not valid, `sub` is not a string, or
+            `lifetime` is not above 0.
+        :raises TooLarge: if the ticket would be over 8,192 characters long, because it names too many channels.
+        :raises NotFound: if SSE_SECRET is not set.
+
+        >>> @app.get("/sse-token")    # in the page: data-token-url="/sse-token"
+        ... def sse_token():
+        ...     ticket = sse.ticket(["user/ann"], sub="ann")
+        ...     return {"token": ticket}, {"Cache-Control": "private, no-store"}
+        >>> token = client.get("/sse-token").json["token"]
+        >>> client.get(f"/sse/poll?channel=user/ann&timeout=0&token={token}").status
+        '200 OK'
         """
         if isinstance(channels, str):
             raise InvalidEvent(f"channels is the string {plain_str(channels)[:60]!a}", "give a list of channels")
@@ -134,16 +199,26 @@ class SSE:
         return service.tokens.make_ticket(channels, grant)
 
     def revoke(self, *, sub: str | None = None, channel: str | None = None, token: str | None = None) -> None:
-        """End the streams and waiting polls of a subject, on a channel, or of a token (its `jti`), on every worker.
+        """End the streams and waiting polls of a reader, a channel or a token, on every worker within 2 s.
 
-        What was issued to the subject, or for the channel, until now is refused from then on; a token for good.
-        For readers whom the app's rule let in, the rule is asked anew. The log warns if that ends nobody's reading: on
-        a channel that SSE_PUBLIC matches, and for a subject or token where no tokens are configured. Any thread may
-        call this.
+        Give exactly one of the three. Tokens and tickets that were issued until now to the reader, or for the channel,
+        are refused from now on. For readers whom the app's own rule let in, the rule is asked again. The log warns if
+        the call cannot end anybody's reading: on a channel that SSE_PUBLIC matches, and for a reader or a token where
+        no tokens are configured. Any thread may call this, in an app context.
 
-        :raises ValueError: unless exactly one is given, a string; for a whole token in place of its `jti`.
-        :raises InvalidEvent: if the channel is not one; a pattern is not.
-        :raises StoreUnavailable: if it may not have been stored: revoke again.
+        :param sub: the reader, as the claim `sub` of a token names it (RFC 7519, 4.1.2), or `sub` of a ticket.
+        :param channel: a channel; a pattern is refused.
+        :param token: the id of one token, its claim `jti` (RFC 7519, 4.1.7). The token is refused for good.
+        :raises ValueError: unless exactly one string is given, or if `token` is a whole token instead of its id.
+        :raises InvalidEvent: if the channel is not valid.
+        :raises StoreUnavailable: if the revocation may not have been stored: revoke again.
+        :raises Unavailable: if several processes serve the app with the memory store, which is for one process.
+
+        >>> with app.app_context():
+        ...     token = sse.ticket(["user/ann"], sub="ann")
+        ...     sse.revoke(sub="ann")
+        >>> client.get(f"/sse/poll?channel=user/ann&token={token}").json["error"]["code"]
+        'token_revoked'
         """
         service = get_service()
         _check_process(service)
@@ -155,24 +230,42 @@ class SSE:
     def close(self) -> None:
         """End this process's threads and connections for all apps of this `SSE`, as at the end of a test.
 
-        Streams say `sse.close` with the reason `drain` and end, waiting polls are answered, and publishes under way are
-        finished. With the memory store, its events are gone. The next use makes everything anew.
+        Streams send `sse.close` with the reason `drain` and end. Waiting polls are answered, and publishes that have
+        begun are finished. The memory store loses its events. The next use makes everything again.
 
-        It needs no app context, and a second call does nothing. It waits for each thread, for 5 s at most; a thread
-        that still waits for Redis then ends by itself. An app that is garbage-collected is closed by itself.
+        The call needs no app context, and a second call does nothing. It waits up to 5 s for each thread. A thread that
+        still waits for Redis after that ends by itself. An app that is garbage-collected is closed without a call.
+
+        >>> with app.app_context():
+        ...     sse.publish("news", "it rains")
+        'news=1-...'
+        >>> sse.close()
+        >>> client.get("/sse/poll?channel=news&replay=1&timeout=0").json["events"]
+        []
         """
         for service in list(self._services):
             service.close()
 
 
 class Event(StoredEvent):
-    """An event to publish: `data`, as the text that a stream shows, and `type`.
+    r"""An event as `SSE.publish` stores it, to check data or to compare with: its text `data` and its `type`.
 
-    A string is kept as its text, with CRLF and CR made LF; bytes become a `data:` URL; any other value becomes compact
-    JSON, as `SSE.publish` writes it for the current app; outside of an app, by Flask's default rules.
+    Two events are equal if both attributes are. They cannot be changed.
 
-    :raises InvalidEvent: for a type that is reserved or not 1 to 64 visible characters, and for data with a lone
-        surrogate, a number that is not finite, or no JSON form.
+    :param data: a string becomes its text, where CRLF and CR become LF, because a stream ends a line at each of them
+        (WHATWG HTML 9.2.5). Bytes become a `data:` URL (RFC 2397). Any other value becomes compact JSON, which the
+        current app writes as for `SSE.publish`; without an app, Flask's default rules hold.
+    :param type: 1 to 64 visible characters, but not `open`, `error` or `sse.…`.
+    :raises InvalidEvent: if the type is not valid, or if the data has a lone surrogate, a number that is not finite, or
+        no JSON form.
+
+    >>> from sse import Event
+    >>> Event({"number": 42}, "paid")
+    Event(data='{"number":42}', type='paid')
+    >>> Event("one line\r\nanother").data.splitlines()
+    ['one line', 'another']
+    >>> Event(b"bytes").data
+    'data:application/octet-stream;base64,Ynl0ZXM='
     """
 
     __slots__ = ()
@@ -187,7 +280,7 @@ def _write_json(value: object) -> object:
 
 
 def _tell_late(read: Config, environ: Mapping[str, object], config: Mapping[str, object]) -> None:
-    """Tell of settings that have come into an app's `config`, or gone from it, since they were `read`."""
+    """Warn in the log of settings that were added to an app's `config`, or changed there, since they were `read`."""
     if late := read.late(environ, config):
         _log.warning(
             "app.config was changed after SSE(app) had read it, and that does not count for %s: make these settings "
@@ -197,9 +290,9 @@ def _tell_late(read: Config, environ: Mapping[str, object], config: Mapping[str,
 
 
 def _check_process(service: Service) -> None:
-    """Refuse a request to write where other processes cannot see it, and have the log tell if nobody can see it.
+    """Refuse a write that other processes would not see. Note a write that nobody may see, so that the log can warn.
 
-    :raises Unavailable: if several processes serve the app over the memory store.
+    :raises Unavailable: if several processes serve the app with the memory store.
     """
     if has_request_context():
         service.check_workers(request.is_multiprocess)
@@ -208,9 +301,9 @@ def _check_process(service: Service) -> None:
 
 
 def get_service() -> Service:
-    """The service of the current app.
+    """Return the service of the current app.
 
-    :raises RuntimeError: outside of an app context, or if no `SSE` was initialised for the app.
+    :raises RuntimeError: if no app context is active, or if no `SSE` was initialised for the app.
     """
     service = current_app.extensions.get("sse")
     if service is None:

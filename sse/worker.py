@@ -1,8 +1,8 @@
 """gunicorn's worker class: a stub for gunicorn's master, which becomes `sse.server.worker.Worker` in each new process.
 
-The master reads gunicorn's settings, forks, and goes on across reloads. It keeps nothing of this package, so that each
-process runs one version of it: the one that is there when the process begins. Only this file may be older, so it does
-not change.
+gunicorn's master reads its settings, forks, and lives on across reloads. It keeps no other module of this package, so
+each worker process imports the version that is installed when the process begins. This file alone may come from an
+older version, so its code does not change.
 """
 
 from __future__ import annotations
@@ -15,7 +15,18 @@ from gunicorn.workers.ggevent import GeventWorker  # type: ignore[import-untyped
 
 
 class Worker(GeventWorker):  # type: ignore[misc]
-    """gunicorn's gevent worker, in the master; in its own process, a `sse.server.worker.Worker`."""
+    """gunicorn's worker class, under which a stream or a waiting poll holds a file descriptor and no greenlet.
+
+    Name it in gunicorn's configuration, or by `-k sse.worker.Worker`. It needs gevent, as `gunicorn[gevent]` brings it.
+    The class is gunicorn's own gevent worker in gunicorn's master. In each worker process, it becomes
+    `sse.server.worker.Worker`.
+
+    >>> from gunicorn.config import Config
+    >>> settings = Config()
+    >>> settings.set("worker_class", "sse.worker.Worker")    # as -k does
+    >>> settings.worker_class
+    <class 'sse.worker.Worker'>
+    """
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)  # in the master, before the fork
@@ -30,7 +41,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
             )
 
     def init_process(self) -> None:
-        """Import the worker's code, and go on with it."""
+        """Import the worker's code in its own process, and continue with it."""
         invalidate_caches()
         Worker.__bases__ = (import_module("sse.server.worker").Worker,)
         super().init_process()
