@@ -12,11 +12,12 @@ COMPILE := $(BIN)/uv pip compile --quiet --generate-hashes --universal --python-
 # What the tests with browsers run.
 PARTS := g++ redis-server nginx lighttpd caddy haproxy openssl chromium firefox-esr MiniBrowser Xvfb
 
-.PHONY: help run test check lint check-here check-browser chaos browsers bench bench-more audit wheel format lock clean
+.PHONY: help run test check lint check-here check-browser docs chaos browsers bench bench-more audit wheel format lock clean
 help:
 	@echo 'make run      set up and serve http://127.0.0.1:$(PORT)/ (REDIS=1: with Redis, on all cores)'
-	@echo 'make test     every check: lint, types, tests with real parts, coverage, the wheel'
+	@echo 'make test     every check: lint, types, docs, tests with real parts, coverage, the wheel'
 	@echo 'make lint     the part of it that a commit has to pass: ruff and mypy'
+	@echo 'make docs     the pages and the API reference as a site, in docs/_build/html'
 	@echo 'make chaos    500 seeds of random faults (CHAOS_SEEDS=N)'
 	@echo 'make browsers every browser on every way through proxies, and a table of what came of it'
 	@echo 'make bench    measure, beside others of its kind, and write docs/benchmarks.md (bench-more: those in Go too)'
@@ -33,7 +34,7 @@ test: .venv/test tests/node_modules/.package-lock.json
 	@$(MAKE) --no-print-directory check wheel
 
 check: lint
-	@$(MAKE) --no-print-directory --jobs=4 --output-sync=target check-here check-browser \
+	@$(MAKE) --no-print-directory --jobs=4 --output-sync=target check-here check-browser docs \
 	  check-live-a-to-g check-live-h-to-z
 	$(BIN)/coverage report
 
@@ -50,6 +51,10 @@ check-live-%:
 	$(BIN)/python -m pytest tests/live/test_[$(subst -to-,-,$*)]*.py
 check-browser:
 	$(BIN)/python -m pytest tests/browser
+
+# Every build starts afresh, because Sphinx warns only of the pages that it reads.
+docs: .venv/test
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --fresh-env --write-all docs docs/_build/html
 
 chaos: .venv/test
 	@tools/need redis-server
@@ -86,7 +91,7 @@ lock: .venv/test
 	$(COMPILE) $(LOCK) requirements/bench.in -c requirements.txt -o requirements/bench.txt
 
 clean:
-	rm -rf .venv tests/node_modules bench/build build dist *.egg-info .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv tests/node_modules bench/build docs/_build build dist *.egg-info .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 .venv/run: requirements.txt
 	@tools/need python3-venv
