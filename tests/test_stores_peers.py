@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from sse.stores import Feed, RedisStore
-from sse.stores.peers import AT_MOST, LIFE, Peers
+from sse.stores.peers import ENTRY_TTL, MAX_ENTRIES, Peers
 from tests.conftest import MakeApp
 from tests.publishing import publish_to_store
 from tests.servers import RedisServer, wait_until
@@ -56,7 +56,7 @@ def test_a_setting_is_put_on_record_again_unless_another_process_of_it_has() -> 
 
 
 def test_what_is_too_old_or_written_by_others_is_passed_over() -> None:
-    now = LIFE * 1000 + 10
+    now = ENTRY_TTL * 1000 + 10
     record = [
         entry(now, "500 60"),
         [b"x-1", [b"d", b"2 60"]],
@@ -203,9 +203,9 @@ def test_a_publisher_without_readers_is_told_when_a_service_comes_later(
 
 def test_the_record_stays_small_and_expires(process: Callable[..., Process], client: Any) -> None:
     service = process(1000)
-    service.serve(looks=2 * AT_MOST)
-    assert 1 <= client.xlen(RECORD) <= AT_MOST
-    assert LIFE - 10 <= client.ttl(RECORD) <= LIFE
+    service.serve(looks=2 * MAX_ENTRIES)
+    assert 1 <= client.xlen(RECORD) <= MAX_ENTRIES
+    assert ENTRY_TTL - 10 <= client.ttl(RECORD) <= ENTRY_TTL
 
 
 @pytest.mark.parametrize("value", ["a string", "an entry of others"])

@@ -100,16 +100,16 @@ def test_a_leader_that_is_stuck_keeps_nobody_beyond_its_time(
     monkeypatch.setattr(store._pool, "ask", ask_late)
     with ThreadPoolExecutor(5) as pool:
         leads = pool.submit(outcome, store, 0)
-        wait_until(lambda: store._led and not store._jobs)
+        wait_until(lambda: store._has_leader and not store._pending)
         told = list(pool.map(lambda number: timed(lambda: outcome(store, number)), range(1, 5)))
         assert all("has not answered for 1 s" in fault for fault, *_ in told)
         assert max(end - begun for _, begun, end in told) < 1.5 * TIMEOUT
-        assert not leads.done() and not store._jobs
+        assert not leads.done() and not store._pending
         stuck.set()
         with contextlib.suppress(StoreUnavailable):
             leads.result()
     monkeypatch.undo()
-    assert not store._led
+    assert not store._has_leader
     assert outcome(store, 1) == "new"
 
 

@@ -1,7 +1,15 @@
-"""The rings that all hubs share, in this process's memory or in Redis.
+"""The stores: each keeps the newest events of every channel in a ring, and announces new ones to the hubs.
 
-`base` is the contract that `memory` and `redis` keep. Redis runs each script `*.lua` as one step. `pool`, `peers`,
-`fitness` and `faults` belong to `redis`: its connections, the other processes' settings, and what may be wrong with it.
+`base` is the contract, in prose: positions, order, trimming, what may be lost, and who closes what. Two stores keep it.
+`memory` holds the rings in this process, for one worker. `redis` holds each in a stream of Redis, which all workers
+share. From the bottom up, `redis` is made of:
+
+- `faults`, which says in words what is wrong with Redis, and what an operator can do;
+- `fitness`, which tells whether a Redis can keep the service's promises, and `peers`, which finds processes with other
+  settings on the same rings;
+- `pool`, the connections, on which every wait ends at a deadline;
+- the scripts: `publish.lua` stores and announces an event, `read.lua` returns the events after a position, `before.lua`
+  finds the position before the newest events, and `ensure.lua` creates a ring. Redis runs a script as one step.
 """
 
 from __future__ import annotations
@@ -28,10 +36,13 @@ __all__ = [
 
 
 def connect(url: str | None, *, ring: int, ring_ttl: int, namespace: str = "sse", timeout: float = 5.0) -> Store:
-    """The store behind `url`: `redis://`, `rediss://` or `unix://`; None for this process's own memory.
+    """Return the store at a URL. It connects when it is first used.
 
-    Nothing is connected yet. `ring` is the number of events kept for each channel, `ring_ttl` the seconds that a ring
-    outlives its last event, `timeout` the seconds that one call of the store may take when Redis does not answer.
+    :param url: `redis://…`, `rediss://…` or `unix://…`; None for the memory of this process.
+    :param ring: events that are kept for each channel.
+    :param ring_ttl: seconds that a ring outlives its last event.
+    :param namespace: the first part of all names in Redis.
+    :param timeout: seconds that one call of the store may take when Redis does not answer.
     """
     if url is None:
         return MemoryStore(ring=ring, ring_ttl=ring_ttl)

@@ -1,4 +1,8 @@
-"""The contract that every store keeps: one ring a channel, shared by all hubs that use the store."""
+"""The contract that every store keeps. A store holds one ring for each channel; all hubs that use it share the rings.
+
+`Store` and `Feed` state the contract; the docstrings of their methods add what each method promises. Someone who writes
+another store implements both, and runs tests/test_stores.py over it.
+"""
 
 from __future__ import annotations
 
@@ -11,23 +15,23 @@ from sse.errors import IdempotencyConflict, StoreUnavailable
 from sse.event import Entry, Event, Position, ResetReason
 
 PAGE: Final = 100
-"""How many entries a store gives at one reading."""
+"""The most entries that a store returns for one position in one call of `read`, by default."""
 
 PAGE_BYTES: Final = 1 << 17
-"""How many bytes of data a store gives at one reading, beside one entry that may be larger."""
+"""The most bytes of data that a store returns in one call of `read`, by default, beside one entry of any size."""
 
 READ_AT_ONCE: Final = 256
-"""Notices that a feed gives at one reading, at the most."""
+"""The most notices that a feed returns in one call of `read`."""
 
 UNBORN_TTL: Final = 120
-"""Seconds that a ring lives which was founded and never had an event."""
+"""Seconds that a ring lives if it was ensured and never had an event."""
 
 ONCE_TTL: Final = 300
-"""Seconds that an idempotency key is remembered."""
+"""Seconds for which a store remembers an idempotency key."""
 
 
 class Publication(NamedTuple):
-    """An event on its way into a channel's ring. `key` is an idempotency key, already scoped to its publisher."""
+    """An event to be stored in a channel's ring. `key` is an idempotency key, already scoped to its publisher."""
 
     channel: str
     event: Event
@@ -35,16 +39,20 @@ class Publication(NamedTuple):
 
 
 class Receipt(NamedTuple):
-    """What became of a publication: `new`, stored at `position`; `again`, stored there before with the same key."""
+    """A publication that is stored at `position`: by this call (`new`), or by an earlier one with its key (`again`)."""
 
     position: Position
     outcome: Literal["new", "again"]
 
 
 class Page(NamedTuple):
-    """What follows a position: entries in order and without a gap, and whether there are `more`; or why there are none.
+    """The entries that follow a position, in order and without a gap, and whether there are `more` after them.
 
-    With a `reason`, the position cannot be continued, and `missed` is the number of entries lost for `trimmed`.
+    With a `reason`, the position cannot be continued, and there are no entries:
+
+    - `trimmed`: the ring has dropped the entries that follow it. `missed` is the number of entries after the position.
+    - `unknown`: the channel has no ring.
+    - `diverged`: the ring has another history than the one that the position comes from.
     """
 
     entries: list[Entry]
@@ -54,9 +62,10 @@ class Page(NamedTuple):
 
 
 class Notice(NamedTuple):
-    """What a feed says of a channel: an `entry` that follows `previous`; or, with neither, to look at the store.
+    """An announcement that `entry` was stored in a channel, after the entry at `previous`.
 
-    That is said when the feed begins to listen, and when it has lost an announcement and knows.
+    A notice without these two asks the hub to read the ring from the store. A feed gives it when it begins to listen to
+    the channel, and when it knows that it has lost an announcement.
     """
 
     channel: str
@@ -65,7 +74,10 @@ class Notice(NamedTuple):
 
 
 class Revocation(NamedTuple):
-    """An item of the list of what is revoked; `at` is when, in seconds since 1970 by the clock of this process."""
+    """An item of the list of revocations. `what` names that which is revoked, as text that the store does not read.
+
+    `at` is the time of the revocation, in seconds since 1970 by the clock of this process. `id` is the item's own.
+    """
 
     id: str
     at: float
@@ -73,30 +85,41 @@ class Revocation(NamedTuple):
 
 
 class Feed(ABC):
-    """Announcements of new entries, for one hub.
+    """The announcements of new entries, for one hub.
 
-    A feed may lose announcements: a hub tells from `previous` when one is missing, and reads the store. Its methods are
-    for one thread, but `wake` and `close` may be called from any.
+    **Order.** The notices of one channel come in the order in which its entries were stored. Notices of different
+    channels come in any order. After the notice that confirms a channel, each entry that is stored there is announced.
+
+    **Loss.** A feed may lose announcements, as when its connection breaks or its reader is slow. A feed that knows of a
+    loss says so with a notice that has no entry. A feed need not know: the hub compares `previous` with the newest
+    position that it has and reads the store if they differ, and it asks `Store.newest` for all channels every 5 s.
+
+    **Threads.** One thread reads, subscribes and unsubscribes. `wake` and `close` may be called from any thread, at any
+    time.
+
+    **Closing.** The hub that asked for a feed closes it, before the store is closed. A store may close feeds that are
+    left.
     """
 
     @abstractmethod
     def subscribe(self, channels: Iterable[str]) -> None:
-        """Listen to these channels; a notice without an entry confirms each, now and after every reconnection."""
+        """Listen to these channels. A notice without an entry confirms each, now and after every reconnection."""
 
     @abstractmethod
     def unsubscribe(self, channels: Iterable[str]) -> None:
-        """Listen to these channels no more."""
+        """Stop listening to these channels. Their notices that are on the way may still come."""
 
     @abstractmethod
     def read(self, timeout: float) -> list[Notice]:
-        """Return some of the notices at hand, waiting up to `timeout` seconds for the first.
+        """Return notices that are there, at most READ_AT_ONCE; if there are none, wait for the first one.
 
-        :raises StoreUnavailable: when the connection is lost; the next call tries to connect again.
+        :param timeout: seconds to wait. An empty list is returned after them, or earlier.
+        :raises StoreUnavailable: if the connection is lost. The next call tries to connect again.
         """
 
     @abstractmethod
     def wake(self) -> None:
-        """Have `read`, or the next one, return soon."""
+        """Have the `read` that is under way, or else the next one, return soon."""
 
     @abstractmethod
     def close(self) -> None:
@@ -104,85 +127,122 @@ class Feed(ABC):
 
 
 class Store(ABC):
-    """All rings, and the news of them.
+    """The rings of all channels, the feeds that announce their entries, and the list of revocations.
 
-    An entry's position is `offset-tag`: offsets count from 1 without a gap, and the tag commits to the entry before it,
-    so that a ring which was rewound or replaced is never taken for the one that a position came from. Where a method
-    takes several channels, a fault of one channel is given in its place as a `StoreUnavailable` value; only a fault of
-    the whole store is raised.
+    **Positions.** An entry's position is `offset-tag`. Offsets count from 1 without a gap. The tag, 1 to 2^52, commits
+    to the position before this one and to a random number. So a position of a ring that was rewound or replaced is
+    never taken for a position of the ring that took its place. A ring begins with an anchor, a position with the offset
+    0 that no event has, so that a client can go on from before the first event.
+
+    **Order.** The entries of a channel have one order, which all hubs see alike. Publications of one call that name the
+    same channel are stored in the order of the call. Nothing is promised about entries of different channels.
+
+    **Trimming.** A ring keeps its newest SSE_RING entries, and each publish drops the older ones. The position of every
+    entry that is kept can be continued, and so can the position just before the oldest of them, which is the anchor as
+    long as nothing was dropped. A ring is deleted SSE_RING_TTL seconds after its last event, or after `newest` last
+    prolonged it. For a ring that never had an event these are UNBORN_TTL seconds, from its creation.
+
+    **Loss.** A ring may be lost or rewound, as when Redis is emptied or restarts from an older file. The `reason` of a
+    page that is read shows that. An event may be stored although `publish` raises StoreUnavailable, because the reply
+    was lost. A publisher that repeats it with the same key has it stored once.
+
+    **Faults.** If a method takes several channels, its result has one value for each, in their order. A fault of one
+    channel is a StoreUnavailable as that channel's value. A fault of the whole store is raised as StoreUnavailable, by
+    every method that asks the store.
+
+    **Time and threads.** A call ends within about the store's timeout, plus a millisecond for each channel; `revoked`
+    may take twice as long. All methods may be called from several threads at the same time. Under gevent these are the
+    greenlets of the thread that the app was made in, to which the service hands the calls of other threads.
+
+    **Closing.** The service that made a store closes it, after the hub has closed its feeds. Nobody uses it after that.
     """
 
     @abstractmethod
     def publish(self, publications: Sequence[Publication]) -> list[Receipt | StoreUnavailable]:
-        """Store each event at the end of its ring, trim the ring, and announce it: all three or none.
+        """Store each event at the end of its ring, trim the ring, and announce the entry: for each event in one step.
 
-        An unborn ring is founded. A publication that is repeated with its key is stored once. If one key was used for
-        another event, nothing of the call is stored.
+        If an entry cannot be announced, it is stored all the same, and hubs find it when they ask for the newest
+        position. A ring is created for a channel that has none. A publication that is repeated with its key within
+        ONCE_TTL seconds is stored once. If one of the keys was used for another event, nothing of the call is stored,
+        unless another publisher uses that key at the very same moment: then other events of the call may be stored.
 
         :raises IdempotencyConflict: if a key was used for another event.
         """
 
     @abstractmethod
     def newest(self, channels: Sequence[str], *, prolong: bool = False) -> list[Position | StoreUnavailable | None]:
-        """The newest position of each channel, None where it has no ring; `prolong` renews the rings' time to live."""
+        """Return the newest position of each channel, or None if it has no ring.
+
+        :param prolong: begin the rings' time to live anew, because they have subscribers.
+        """
 
     @abstractmethod
     def ensure(self, channels: Sequence[str]) -> list[Position | StoreUnavailable]:
-        """The newest position of each channel; where there is no ring, that of a new one's anchor, never delivered."""
+        """Return the newest position of each channel, after creating a ring where there is none.
+
+        The position of a ring without events is that of its anchor, which is never delivered.
+        """
 
     @abstractmethod
     def read(
         self, positions: Sequence[tuple[str, Position]], limit: int = PAGE, max_bytes: int = PAGE_BYTES
     ) -> list[Page | StoreUnavailable]:
-        """For each (channel, position), the page after it: up to `limit` entries; with 0, only whether it continues.
+        """Return the page after each (channel, position).
 
-        All pages together have up to `max_bytes` of data and one entry beyond that, and at least one entry if there is
-        any. The pages of several positions may be cut short for that, even to none, and then there are `more`.
+        If any entry follows, at least one is returned. With several positions, a page may be cut short to keep within
+        `max_bytes`, even to no entry, and then its `more` is True.
+
+        :param limit: entries of one page. With 0, the pages only tell whether each position can be continued.
+        :param max_bytes: bytes of data of all pages together. One entry beyond that may be returned, whatever its size.
         """
 
     @abstractmethod
     def before(self, channels: Sequence[tuple[str, int]]) -> list[Position | StoreUnavailable | None]:
-        """For each (channel, count), the position just before its newest `count` entries; None where it has no ring."""
+        """Return, for each (channel, count), the position just before its newest `count` entries; None without a ring.
+
+        If the ring has fewer entries, that is the oldest position that it can continue.
+        """
 
     @abstractmethod
     def revoke(self, what: str, ttl: int) -> None:
-        """Add to the list of what is revoked now, for `prolong` seconds or longer."""
+        """Add an item to the list of revocations, which keeps it for `ttl` seconds or longer."""
 
     @abstractmethod
     def revoked(self, after: str = "") -> list[Revocation]:
-        """What the list has, oldest first, some hundreds at a time; with the id of one, what came after that.
+        """Return the list of revocations, oldest first, some hundreds at a time.
 
-        All of it where it has none of that id, since it is another list then: as after a failover.
+        :param after: the id of an item, to return those that came after it. If the list has no such item, it is another
+            list, as after a failover, and it is returned from its beginning.
         """
 
     @abstractmethod
     def feed(self) -> Feed:
-        """A new feed. It connects when it is first read."""
+        """Return a new feed. It connects when it is first read."""
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of all connections."""
+        """Close the store's connections. A connection that is in use is closed after that use."""
 
 
 _nonces: list[str] = []
-os.register_at_fork(after_in_child=_nonces.clear)  # else two processes would go on with the same
+os.register_at_fork(after_in_child=_nonces.clear)  # otherwise two processes would use the same ones
 
 
 def nonce() -> str:
-    """128 random bits in hexadecimal, never the same twice.
+    """Return 128 random bits in hexadecimal, which are never returned again.
 
-    The kernel is asked for those of 256 events at once: a system call for each is a part of what an event costs.
+    One call asks the kernel for the bits of 256 events, because a system call for each event would add to its cost.
     """
     while True:
         try:
-            return _nonces.pop()  # in one step, whatever other threads do
+            return _nonces.pop()  # atomic: no other thread gets the same one
         except IndexError:
             bits = os.urandom(16 * 256).hex()
             _nonces.extend(bits[start : start + 32] for start in range(0, len(bits), 32))
 
 
 def conflict(channel: str) -> IdempotencyConflict:
-    """The error for a key that was used on this channel for another event."""
+    """Return the error for a key that was used on this channel for another event."""
     return IdempotencyConflict(
         f"the idempotency key was used for another event on channel {channel}", "use a new key for a new event"
     )

@@ -1,4 +1,8 @@
-"""Redis's errors in words for an operator: each with the remedy that fits."""
+"""Redis's errors in words for an operator.
+
+Each error becomes a StoreUnavailable that says what is wrong, with the remedy that fits. An error reply is told by its
+first words, an error of the connection by its cause.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +22,8 @@ CLUSTER: Final = (
 )
 """The fault of a Redis Cluster, and its remedy."""
 
-_LONGEST: Final = 300  # characters of an error that are told
-_REMEDIES: Final = (  # by how an error begins
+_MAX_TEXT: Final = 300  # characters of an error's text that are shown
+_REMEDIES: Final = (  # by the first words of the error
     ("MISCONF Errors writing to the AOF", "make room on the disk of Redis's append-only file; Redis's log says more"),
     ("MISCONF", "see in Redis's log why it cannot save its snapshot, such as a full disk, and mend that"),
     ("OOM", "raise Redis's maxmemory, or lower SSE_RING or SSE_RING_TTL"),
@@ -41,12 +45,12 @@ _REMEDIES: Final = (  # by how an error begins
     ("ERR unknown command", "have SSE_REDIS_URL name a whole Redis: not a Sentinel, and no proxy that lacks commands"),
 )
 _BAD_FILE: Final = ("NO_CERTIFICATE", "NO_START_LINE", "PEM", "KEY_VALUES", "BAD_", "EE_KEY", "CA_MD", "WRONG_PUBLIC")
-_CLUSTER: Final = ("ERR SELECT is not allowed in cluster mode", "MOVED", "CLUSTERDOWN", "CROSSSLOT")
+_CLUSTER_ERRORS: Final = ("ERR SELECT is not allowed in cluster mode", "MOVED", "CLUSTERDOWN", "CROSSSLOT")
 
 
 @contextlib.contextmanager
 def translated(scheme: str, *, is_known: bool) -> Iterator[None]:
-    """Raise as `StoreUnavailable` what goes wrong inside, see `unreachable`."""
+    """Raise errors of Redis and of the network in this block as StoreUnavailable, see `unreachable`."""
     try:
         yield
     except (redis.RedisError, OSError) as error:
@@ -54,18 +58,24 @@ def translated(scheme: str, *, is_known: bool) -> Iterator[None]:
 
 
 def refusal(error: object, what: str, otherwise: str = "see the key in redis-cli") -> StoreUnavailable:
-    """Return what to tell where Redis refuses `what`, with the remedy for this error, or else `otherwise`."""
+    """Return the fault of a Redis that refuses something, with the remedy for its error.
+
+    :param error: the error reply, or its text.
+    :param what: that which is refused, to follow "Redis refuses".
+    :param otherwise: the remedy if there is none for this error.
+    """
     text = _text(error)
-    if text.startswith(_CLUSTER):
+    if text.startswith(_CLUSTER_ERRORS):
         return StoreUnavailable(*CLUSTER)
     remedy = next((remedy for start, remedy in _REMEDIES if text.startswith(start)), otherwise)
-    return StoreUnavailable(f"Redis refuses {what}: {said(error)}", remedy)
+    return StoreUnavailable(f"Redis refuses {what}: {error_text(error)}", remedy)
 
 
 def unreachable(error: Exception, scheme: str, *, is_known: bool) -> StoreUnavailable:
-    """Return what to tell where Redis at a URL with this `scheme` gives no reply, or does not let us in.
+    """Return the fault of a Redis that gives no reply, or does not accept this connection.
 
-    :param is_known: it has been used before, so the URL is right.
+    :param scheme: the URL's, `redis`, `rediss` or `unix`.
+    :param is_known: whether this Redis has been used before, which shows that the URL is right.
     """
     if isinstance(error, BusyLoadingError):
         return StoreUnavailable("Redis is still loading its data", "wait until it has; its log tells how far it is")
@@ -75,16 +85,18 @@ def unreachable(error: Exception, scheme: str, *, is_known: bool) -> StoreUnavai
         return refusal(error, "this connection", "see Redis's log")
     if (cause := _cause(error, ssl.SSLCertVerificationError)) is not None:
         return _untrusted(cause)
-    return StoreUnavailable(f"Redis does not answer: {said(error)}", _way_to_it(error, scheme, is_known=is_known))
+    return StoreUnavailable(
+        f"Redis does not answer: {error_text(error)}", _connection_remedy(error, scheme, is_known=is_known)
+    )
 
 
-def said(error: object) -> str:
-    """Return the text of an error: without a command's arguments, which may be a password, and not all too long."""
-    return str(error).partition(", with args beginning with")[0][:_LONGEST].rstrip(".")
+def error_text(error: object) -> str:
+    """Return the text of an error, shortened, and without the arguments of a command, which may be a password."""
+    return str(error).partition(", with args beginning with")[0][:_MAX_TEXT].rstrip(".")
 
 
 def _text(error: object) -> str:
-    """The text as Redis sent it: redis-py takes off the code of those errors that it knows."""
+    """Return the text as Redis sent it, because redis-py cuts the code off errors that it knows."""
     code = getattr(error, "status_code", None)
     return f"{code} {error}" if code else str(error)
 
@@ -106,8 +118,8 @@ def _untrusted(error: BaseException) -> StoreUnavailable:
     return StoreUnavailable(f"Redis's certificate is not accepted: {reason}", remedy)
 
 
-def _way_to_it(error: Exception, scheme: str, *, is_known: bool) -> str:
-    """The remedy where the network, or TLS, stands between."""
+def _connection_remedy(error: Exception, scheme: str, *, is_known: bool) -> str:
+    """Return the remedy for a fault of the network or of TLS."""
     if scheme == "unix":
         return "see that it runs, and that this process may use its socket"
     if scheme == "redis" and is_known:

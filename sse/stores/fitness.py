@@ -1,4 +1,8 @@
-"""A check of a Redis: can it keep the promises of this service?"""
+"""A check of whether a Redis can keep the promises of this service.
+
+`questions` are commands that the store sends. `judge` finds in the replies why this Redis cannot be used, and
+`drawback` finds what is wrong with a Redis that can.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +15,16 @@ from redis.exceptions import NoPermissionError, NoScriptError, RedisError, Respo
 from sse.errors import StoreUnavailable
 from sse.stores import faults
 
-_OLDEST: Final = 7
+_OLDEST_MAJOR: Final = 7
 _UNKNOWN: Final = "unknown command"
 
 
 def questions(key: str, announcements: str) -> list[tuple[Any, ...]]:
-    """Return commands that show what a Redis is, and whether it lets us use all we need; they change nothing.
+    """Return commands that show what a Redis is, and whether its user may use all that the store needs.
 
-    :param key: a key that never exists.
+    They change nothing: the key never exists, and nobody listens.
+
+    :param key: a key that is never written.
     :param announcements: a pub/sub channel that nobody listens to.
     """
     return [
@@ -48,15 +54,15 @@ def judge(replies: Sequence[Any]) -> StoreUnavailable | None:
         return StoreUnavailable(*faults.CLUSTER)
     refused = [reply for reply in replies if isinstance(reply, NoPermissionError)]
     if refused:
-        told = "; ".join(sorted({faults.said(reply) for reply in refused}))
-        return StoreUnavailable(f"Redis refuses this user: {told}", "grant them with ACL SETUSER")
+        texts = "; ".join(sorted({faults.error_text(reply) for reply in refused}))
+        return StoreUnavailable(f"Redis refuses this user: {texts}", "grant them with ACL SETUSER")
     unknown = [reply for reply in replies if isinstance(reply, ResponseError) and str(reply).startswith(_UNKNOWN)]
     if unknown:
         return faults.refusal(unknown[0], "a command that is needed")
     if isinstance(replies[0], RedisError):
         return faults.refusal(replies[0], "to tell what it is", "see Redis's log")
-    version = info.get("redis_version", "of an unknown version")  # of Valkey: that of the Redis it is equal to
-    if not (major := re.match("[0-9]{1,9}", version)) or int(major[0]) < _OLDEST:
+    version = info.get("redis_version", "of an unknown version")  # Valkey gives the version of the Redis that it equals
+    if not (major := re.match("[0-9]{1,9}", version)) or int(major[0]) < _OLDEST_MAJOR:
         return StoreUnavailable(f"Redis is {version}", "use 7.0 or newer")
     policy = info.get("maxmemory_policy", "noeviction")
     if policy != "noeviction":
@@ -67,7 +73,7 @@ def judge(replies: Sequence[Any]) -> StoreUnavailable | None:
 
 
 def drawback(replies: Sequence[Any]) -> StoreUnavailable | None:
-    """Return what is wrong with a Redis that can be used all the same, for reading; None if nothing is."""
+    """Return what is wrong with a Redis that can be used all the same, at least for reading; None if nothing is."""
     info = _info(replies[0])
     if info.get("role") == "slave" and info.get("slave_read_only", "1") == "1":
         primary = f"{info.get('master_host', '?')}:{info.get('master_port', '?')}"

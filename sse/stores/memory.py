@@ -1,4 +1,4 @@
-"""Rings in this process's own memory: for development, and for a service of one worker."""
+"""The store in this process's own memory, for development and for a service of one worker."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from sse.stores.base import (
     nonce,
 )
 
-_FEED_LENGTH = 1024  # of more announcements than these, only the channels are kept; the hub then reads the rings
+_FEED_LENGTH = 1024  # announcements that wait; of further ones only the channel is noted, and the hub reads its ring
 _SWEEP_SECONDS = 30.0
 _SWEPT_AT_ONCE = 100
 
 
-class _Kept(Ring):
-    """A ring, and when it is forgotten, by the store's clock."""
+class _ExpiringRing(Ring):
+    """A ring that is deleted when the store's clock has passed `expires`."""
 
     __slots__ = ("expires",)
 
@@ -45,20 +45,25 @@ class _Kept(Ring):
 
 
 class MemoryStore(Store):
-    """A store of one process. `clock` gives seconds, monotonic."""
+    """A store of one process.
+
+    :param ring: events that a ring keeps.
+    :param ring_ttl: seconds that a ring outlives its last event.
+    :param clock: returns seconds of a monotonic clock.
+    """
 
     def __init__(self, *, ring: int, ring_ttl: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._max_events = ring
         self._ttl = ring_ttl
         self._clock = clock
         self._lock = threading.Lock()
-        self._rings: dict[str, _Kept] = {}
-        self._once: dict[tuple[str, str], tuple[Entry, float]] = {}
+        self._rings: dict[str, _ExpiringRing] = {}
+        self._once: dict[tuple[str, str], tuple[Entry, float]] = {}  # by channel and key: the entry, and its expiry
         self._feeds: list[_MemoryFeed] = []
         self._revoked: list[tuple[Revocation, float]] = []
-        self._revocations = 0
+        self._revocation_count = 0
         self._next_sweep = clock() + _SWEEP_SECONDS
-        self._unswept: list[str] = []  # channels that are left of this sweep
+        self._unswept: list[str] = []  # channels that this sweep has yet to look at
 
     def publish(self, publications: Sequence[Publication]) -> list[Receipt | StoreUnavailable]:
         with self._lock:
@@ -99,8 +104,8 @@ class MemoryStore(Store):
     def revoke(self, what: str, ttl: int) -> None:
         with self._lock:
             now = self._clock()
-            self._revocations += 1
-            item = Revocation(f"{self._revocations:016}", time.time(), what)
+            self._revocation_count += 1
+            item = Revocation(f"{self._revocation_count:016}", time.time(), what)
             self._revoked = [(item, end) for item, end in self._revoked if end > now] + [(item, now + ttl)]
 
     def revoked(self, after: str = "") -> list[Revocation]:
@@ -122,52 +127,52 @@ class MemoryStore(Store):
         used: dict[tuple[str, str], Event] = {}
         for channel, event, key in publications:
             if key:
-                done = self._done(channel, key)
+                done = self._stored_with(channel, key)
                 if (done.event if done else used.setdefault((channel, key), event)) != event:
                     raise conflict(channel)
 
     def _publish(self, publication: Publication) -> Receipt:
         channel, event, key = publication
-        done = self._done(channel, key) if key else None
+        done = self._stored_with(channel, key) if key else None
         if done:
             return Receipt(done.position, "again")
         ring = self._ensure(channel)
         previous = ring.newest
-        entry = Entry(_next(previous, nonce()), event)
+        entry = Entry(_next_position(previous, nonce()), event)
         ring.append(entry)
         self._renew(ring)
         if key:
-            self._once.pop((channel, key), None)  # so that they stand in the order of their expiry
+            self._once.pop((channel, key), None)  # so that the keys are in the order of their expiry
             self._once[channel, key] = (entry, self._clock() + ONCE_TTL)
         for feed in self._feeds:
             feed.announce(Notice(channel, previous, entry))
         return Receipt(entry.position, "new")
 
-    def _done(self, channel: str, key: str) -> Entry | None:
-        """The entry that was stored with this key."""
+    def _stored_with(self, channel: str, key: str) -> Entry | None:
+        """Return the entry that was stored with this key; None if there is none, or none that is remembered."""
         entry, expiry = self._once.get((channel, key), (None, 0.0))
         return entry if expiry > self._clock() else None
 
-    def _ring(self, channel: str) -> _Kept | None:
+    def _ring(self, channel: str) -> _ExpiringRing | None:
         ring = self._rings.get(channel)
         if ring is None or ring.expires > self._clock():
             return ring
         del self._rings[channel]
         return None
 
-    def _ensure(self, channel: str) -> _Kept:
+    def _ensure(self, channel: str) -> _ExpiringRing:
         ring = self._ring(channel)
         if ring is None:
-            ring = self._rings[channel] = _Kept(_next(Position(-1, 0), nonce()), self._max_events)
+            ring = self._rings[channel] = _ExpiringRing(_next_position(Position(-1, 0), nonce()), self._max_events)
             self._renew(ring)
         return ring
 
-    def _renew(self, ring: _Kept) -> None:
+    def _renew(self, ring: _ExpiringRing) -> None:
         lifetime = self._ttl if ring.newest.offset else UNBORN_TTL
         ring.expires = max(self._clock() + lifetime, ring.expires)
 
     def _sweep(self) -> None:
-        """Forget some of what has expired: all at once would take long."""
+        """Delete some of the rings and keys that have expired; to delete all in one call would take long."""
         now = self._clock()
         if now >= self._next_sweep:
             self._next_sweep = now + _SWEEP_SECONDS
@@ -199,9 +204,9 @@ class MemoryStore(Store):
 class _MemoryFeed(Feed):
     def __init__(self) -> None:
         self.closed = False
-        self._channels: dict[str, None] = {}  # a set would take up to five times as much for each of very many
+        self._channels: dict[str, None] = {}  # a set of very many names would take up to five times as much memory
         self._announced: deque[Notice] = deque()
-        self._to_look_at: dict[str, None] = {}  # channels: newly listened to, or with announcements that were dropped
+        self._to_look_at: dict[str, None] = {}  # channels whose ring is to be read
         self._filled = threading.Event()
 
     def announce(self, notice: Notice) -> None:
@@ -209,7 +214,7 @@ class _MemoryFeed(Feed):
         if channel in self._channels:
             if len(self._announced) >= _FEED_LENGTH:
                 self._to_look_at[channel] = None
-            elif channel not in self._to_look_at:  # else the ring is read anyway
+            elif channel not in self._to_look_at:  # otherwise the ring is read anyway
                 self._announced.append(notice)
             self._filled.set()
 
@@ -242,7 +247,7 @@ class _MemoryFeed(Feed):
         self._filled.set()
 
 
-def _next(previous: Position, nonce: str) -> Position:
-    """The position after `previous`: its tag is 52 bits of a hash over that and the publisher's nonce."""
+def _next_position(previous: Position, nonce: str) -> Position:
+    """Return the position after `previous`. Its tag is 52 bits of a hash over `previous` and the publisher's nonce."""
     digest = hashlib.sha1(f"{previous} {nonce}".encode(), usedforsecurity=False).hexdigest()
     return Position(previous.offset + 1, int(digest[:13], 16) + 1)

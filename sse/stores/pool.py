@@ -1,7 +1,7 @@
-"""Connections to one Redis, where every wait ends at a deadline.
+"""Connections to one Redis, on which every wait ends at a deadline.
 
-redis-py bounds each wait by itself: for a connection, for each step of a login, for each reply, for each repetition.
-Together they can take many times as long.
+redis-py gives each wait a timeout of its own: for a connection, for each step of a login, for each reply, for each
+repetition. Together, these can take many times as long as one. Here, a call has one deadline for all of them.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from redis.connection import parse_url
 from redis.exceptions import ResponseError
 from redis.retry import Retry
 
-_ATTEMPTS: Final = 3
-_CONNECT: Final = 2.0  # seconds for one address
-_PAUSE: Final = 0.1
+_ATTEMPTS: Final = 3  # times that commands are sent, if connections fail
+_CONNECT_TIMEOUT: Final = 2.0  # seconds for one address
+_PAUSE: Final = 0.1  # seconds, at most, before commands are sent again
 
 
 class _Timed:
-    """Makes each wait of a redis-py connection end at `deadline`, by the monotonic clock."""
+    """A part of a redis-py connection that ends each of its waits at `deadline`, by the monotonic clock."""
 
     deadline = math.inf
     generation = 0
 
     def connect(self) -> None:
         self.socket_timeout = self._left()
-        self.socket_connect_timeout = min(self.socket_timeout, _CONNECT)
+        self.socket_connect_timeout = min(self.socket_timeout, _CONNECT_TIMEOUT)
         super().connect()  # type: ignore[misc]
 
     def send_packed_command(self, command: Any, check_health: bool = True) -> None:
@@ -54,18 +54,18 @@ class _Timed:
         return left
 
 
-class _Turn:
-    """One who waits for a connection, and gets it."""
+class _Waiter:
+    """A call that waits for a connection. `served` is set when it has been given one."""
 
     def __init__(self) -> None:
-        self.come = threading.Event()
+        self.served = threading.Event()
         self.connection: Any = None
 
 
 class Pool:
-    """At most `size` connections to the Redis at `url`, each made when it is needed.
+    """At most `size` connections to the Redis at `url`, each of which is made when it is needed.
 
-    Nothing here switches greenlets unless it has to wait; a queue of the standard library would, at each step.
+    The pool switches greenlets only if it has to wait. A queue of the standard library would do so at each step.
     """
 
     def __init__(self, url: str, size: int) -> None:
@@ -74,29 +74,33 @@ class Pool:
             "protocol": 2,
             "retry": Retry(NoBackoff(), 0),
         }
-        kind = self._options.pop("connection_class", redis.Connection)
-        self._kind = type(kind.__name__, (_Timed, kind), {})
+        base = self._options.pop("connection_class", redis.Connection)
+        self._connection_class = type(base.__name__, (_Timed, base), {})
         self._size = size
-        self._lock = threading.Lock()  # held while nothing waits
+        self._lock = threading.Lock()  # never held while waiting
         self._made: list[Any] = []
-        self._free: list[Any] = []  # the last one given back is taken first
-        self._waiting: deque[_Turn] = deque()
+        self._free: list[Any] = []  # the connection that was given back last is taken first
+        self._waiting: deque[_Waiter] = deque()
         self._generation = 0
         self._closed = False
 
     @property
     def database(self) -> int:
-        """The number of the database."""
+        """The number of the database at the URL."""
         return int(self._options.get("db") or 0)
 
     def connection(self) -> Any:
-        """A connection beside the pool's: give it a `deadline`, by the monotonic clock, and `connect` it."""
-        return self._kind(**self._options)
+        """Return a further connection, which the pool does not count.
+
+        The caller sets its `deadline`, by the monotonic clock, and calls `connect`.
+        """
+        return self._connection_class(**self._options)
 
     def ask(self, commands: Sequence[tuple[Any, ...]], deadline: float) -> list[Any]:
-        """The replies of all commands in one round trip; an error reply stands as a value in its place.
+        """Send all commands in one round trip; return their replies, of which an error is a value like any other.
 
-        Where a connection fails, all are sent again on another, so a command must bear to be done twice.
+        If a connection fails, all commands are sent again on another one. So each command must do no harm if Redis runs
+        it twice.
 
         :param deadline: when to give up, by the monotonic clock.
         :raises RedisError, OSError: if there is no reply.
@@ -106,7 +110,7 @@ class Pool:
             try:
                 return self._attempt(commands, deadline)
             except (redis.ConnectionError, redis.TimeoutError, OSError):
-                # One that has been used before may have been closed since: a new one is tried at once.
+                # A connection that was used before may have been closed since. Then a new one is tried without a pause.
                 pause = 0 if generation != self._generation else random.uniform(0, _PAUSE)
                 if attempt == _ATTEMPTS or time.monotonic() + pause >= deadline:
                     raise
@@ -118,7 +122,7 @@ class Pool:
         self._generation += 1
 
     def close(self) -> None:
-        """Let go of all connections. A connection in use is closed when it is given back."""
+        """Close all connections that are free. A connection in use is closed when it is given back."""
         with self._lock:
             self._closed = True
             free, self._free = self._free, []
@@ -134,7 +138,7 @@ class Pool:
                 connection.disconnect()
             now = time.monotonic()
             is_used = connection.is_connected
-            # It may have died without a word: half of the time is left to try another one.
+            # A connection that was used before may be dead. Half of the time is left to try another one.
             connection.deadline = now + (deadline - now) / 2 if is_used else deadline
             if not is_used:
                 connection.generation = self._generation
@@ -144,7 +148,7 @@ class Pool:
         except BaseException as error:
             connection.disconnect()
             if is_used and isinstance(error, Exception):
-                self.renew()  # the others are as old
+                self.renew()  # the other connections are as old
             raise
         finally:
             self._give_back(connection)
@@ -157,28 +161,28 @@ class Pool:
                 connection = self.connection()
                 self._made.append(connection)
                 return connection
-            turn = _Turn()
-            self._waiting.append(turn)
+            waiter = _Waiter()
+            self._waiting.append(waiter)
         is_over = False
         try:
-            turn.come.wait(max(deadline - time.monotonic(), 0))
+            waiter.served.wait(max(deadline - time.monotonic(), 0))
             is_over = True
         finally:
             with self._lock:
-                if turn.connection is None:
-                    self._waiting.remove(turn)
-            if turn.connection is not None and not is_over:  # this thread or greenlet is being ended
-                self._give_back(turn.connection)
-        if turn.connection is None:
+                if waiter.connection is None:
+                    self._waiting.remove(waiter)
+            if waiter.connection is not None and not is_over:  # this thread or greenlet is being ended
+                self._give_back(waiter.connection)
+        if waiter.connection is None:
             raise redis.TimeoutError("all connections to it are in use")
-        return turn.connection
+        return waiter.connection
 
     def _give_back(self, connection: Any) -> None:
         with self._lock:
             if self._waiting:
-                turn = self._waiting.popleft()
-                turn.connection = connection
-                turn.come.set()
+                waiter = self._waiting.popleft()
+                waiter.connection = connection
+                waiter.served.set()
                 return
             if not self._closed:
                 self._free.append(connection)

@@ -1,8 +1,10 @@
 #!lua flags=no-writes
--- KEYS: 1 ring   ARGV: 1 position, 2 entries at most, 3 bytes of data at most, 4 entries at least, however large,
--- 5 bytes of the largest event: a larger entry is not ours, and its data stays in Redis
--- Returns {1, whether there are more, bytes, id, data, id, data, …} for the entries after the position; or {0, oldest
--- id, newest id} where the ring does not have it, and {0} where there is no ring.
+-- Returns the entries after a position of a ring.
+-- KEYS: 1 ring
+-- ARGV: 1 id of the position, 2 the most entries, 3 the most bytes of data, 4 entries that are returned whatever their
+-- size, 5 bytes of the largest event: others wrote a larger entry, so its data is not returned
+-- Returns {1, whether there are more (1 or 0), bytes of data, id, data, id, data, …} for the entries; {0, oldest id,
+-- newest id} if the ring does not have the position; and {0} if there is no ring.
 local from = ARGV[1]
 if not redis.call('XRANGE', KEYS[1], from, from)[1] then
   local oldest = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1]
@@ -31,7 +33,8 @@ while count < most do
     reply[3] = size
     return reply
   end
-  step = math.max(1, math.min(math.floor((bytes - size) * count / math.max(size, 1)) + 1, 64))   -- by the size of those so far
+  -- Next, as many as may fit, by the average size of those so far.
+  step = math.max(1, math.min(math.floor((bytes - size) * count / math.max(size, 1)) + 1, 64))
 end
 reply[2], reply[3] = 1, size
 return reply

@@ -1,7 +1,12 @@
-"""Rings in Redis, one stream key a channel, shared by all workers and machines.
+"""The store in Redis, whose rings all workers and machines share.
 
-A stream entry's id is the event's position. `XRANGE sse:{news} 58-… +` in redis-cli shows what a client at that
-position has missed.
+The ring of a channel is one key, a stream of Redis. The id of a stream's entry is the event's position, so
+`XRANGE sse:{news} 58-… +` in redis-cli shows the events that a client at that position has missed.
+
+Each method sends its commands and scripts (`*.lua`) in one round trip, over a connection of the `Pool`. Publishes that
+come at the same time share a round trip, see `RedisStore.publish`. Before the first command, the store checks that this
+Redis can keep the service's promises (`fitness`), and it repeats that about once a minute. Each feed has a pub/sub
+connection of its own.
 """
 
 from __future__ import annotations
@@ -44,34 +49,34 @@ from sse.stores.base import (
     conflict,
     nonce,
 )
-from sse.stores.peers import AT_MOST, LIFE, Peers
+from sse.stores.peers import ENTRY_TTL, MAX_ENTRIES, Peers
 from sse.stores.pool import Pool
 from sse.wire import MAX_PAYLOAD, decode_payload, encode_payload
 
 _log = logging.getLogger("sse")
-_chance: Final = random.SystemRandom()
+_system_random: Final = random.SystemRandom()
 
-_CONNECTIONS: Final = 8
-_RANDOM_ONCE_TTL: Final = 30  # seconds; longer than a publish and its repetitions can take, by SSE_REDIS_TIMEOUT
-_PING_AFTER: Final = 5.0
-_LOST_AFTER: Final = 12.0
+_MAX_CONNECTIONS: Final = 8
+_RANDOM_ONCE_TTL: Final = 30  # seconds; a publish and its repetitions take less, by SSE_REDIS_TIMEOUT
+_PING_AFTER: Final = 5.0  # seconds of silence after which a feed asks Redis for a sign of life
+_LOST_AFTER: Final = 12.0  # seconds of silence after which a feed takes its connection for dead
 _REVOKED_AT_ONCE: Final = 512
 _SUBSCRIBED_AT_ONCE: Final = 500
 _LOOK_EVERY: Final = 60.0  # seconds between two looks at whether Redis is still fit
-_LOOK_LATE: Final = 10.0  # seconds after which a publish looks where no feed has
-_EACH: Final = 0.001  # seconds that each of many commands may take beyond the timeout
-_NO_CHANNEL: Final = "sse.check"  # no channel starts so
-_REVOKED: Final = "sse.revoked"
-_SETTINGS: Final = "sse.settings"
+_LOOK_LATE: Final = 10.0  # seconds by which a look is late when a publish makes it, because no feed has
+_SECONDS_PER_COMMAND: Final = 0.001  # added to the timeout for each of many commands
+_CHECK_CHANNEL: Final = "sse.check"  # a channel's name cannot begin with `sse.`
+_REVOKED_CHANNEL: Final = "sse.revoked"
+_SETTINGS_CHANNEL: Final = "sse.settings"
 _MILLISECONDS: Final = re.compile(rb"[0-9]{1,15}")
-_KEPT_LONGER: Final = 86_400  # seconds that the list of revocations is kept beyond need, whatever a clock says
-_CLOCKS_DIFFER: Final = 5.0  # seconds between this machine's clock and Redis's that the log tells of
+_EXTRA_TTL: Final = 86_400  # seconds that revocations are kept beyond their time, in case a clock is wrong
+_CLOCK_TOLERANCE: Final = 5.0  # seconds; the log warns if this machine's clock and Redis's differ by more
 
 
 class _Clocks(NamedTuple):
-    """Redis's clock, and then this process's, as one round trip showed them, in seconds since 1970.
+    """The times of Redis's clock and of this process's clock in one round trip, in seconds since 1970.
 
-    `here` is read after `redis`, so that a time of Redis's is never taken for an earlier one of this process's.
+    `here` is read after `redis`, so that a time of Redis's clock is never converted into a time here that is too early.
     """
 
     redis: float
@@ -79,10 +84,16 @@ class _Clocks(NamedTuple):
 
 
 class RedisStore(Store):
-    """A store in the Redis at `url`, 7.0 or newer, through a small pool of connections."""
+    """A store in the Redis at `url`, which has to be 7.0 or newer.
+
+    :param ring: events that a ring keeps.
+    :param ring_ttl: seconds that a ring outlives its last event.
+    :param namespace: the first part of the names of all keys and pub/sub channels.
+    :param timeout: seconds that a call may take when Redis does not answer.
+    """
 
     def __init__(self, url: str, *, ring: int, ring_ttl: int, namespace: str = "sse", timeout: float = 5.0) -> None:
-        self._pool = Pool(url, _CONNECTIONS)
+        self._pool = Pool(url, _MAX_CONNECTIONS)
         self._scheme = url.partition(":")[0]
         self._timeout = timeout
         self._namespace = namespace
@@ -91,49 +102,51 @@ class RedisStore(Store):
         self._ttl = ring_ttl
         self._publish_script = _Script("publish.lua")
         self._ensure_script = _Script("ensure.lua")
-        self._clock_trouble = ""  # what the log told last of Redis's clock
-        self._told = ""  # the last fault of Redis itself in the log
+        self._logged_clock_fault = ""  # the fault of the clocks that was logged last; empty if they agree
+        self._logged_fault = ""  # the fault of Redis that was logged last; empty if it is fit
         self._peers = Peers((ring, ring_ttl))
-        self._has_feed = False  # it serves readers
-        self._look_at = math.inf  # when Redis is looked at again, by `time.monotonic`
+        self._has_made_feed = False  # this process has readers, not only publishers
+        self._next_look = math.inf  # when to ask again whether Redis is fit, by `time.monotonic`
         self._before_script = _Script("before.lua")
         self._read_script = _Script("read.lua")
         self._checked = False
-        self._checking: _Checking | None = None
-        self._check_lock = threading.Lock()  # held while nothing waits
-        self._jobs: list[_Job] = []
-        self._led = False
-        self._publish_lock = threading.Lock()  # held while nothing waits
+        self._running_check: _RunningCheck | None = None
+        self._check_lock = threading.Lock()  # never held while waiting
+        self._pending: list[_PendingPublish] = []
+        self._has_leader = False
+        self._publish_lock = threading.Lock()  # never held while waiting
 
     def publish(self, publications: Sequence[Publication]) -> list[Receipt | StoreUnavailable]:
-        # One job at a time leads: it publishes for all that wait, so publishes that come together share a round trip.
+        # Of the publishes that wait, one is the leader. It sends the events of all of them in one round trip.
         deadline = self._deadline()
         before: dict[str, str] = {}
-        job = _Job([])
+        pending = _PendingPublish([])
         for publication in publications:
             call = self._prepare(publication, before.get(publication.channel))
             before[publication.channel] = call[2]
-            job.calls.append(call)
+            pending.calls.append(call)
         if len(publications) > 1 and any(publication.key for publication in publications):
-            self._check_keys(publications, job.calls, deadline)
+            self._check_keys(publications, pending.calls, deadline)
         with self._publish_lock:
-            self._jobs.append(job)
-            follows, self._led = self._led, True
-        self._await(job, follows, deadline)
-        if job.outcome is None:
-            self._lead(deadline)
-        if isinstance(job.outcome, StoreUnavailable):
-            raise StoreUnavailable(job.outcome.message, job.outcome.hint)  # one of its own for each who shares it
-        if time.monotonic() >= self._look_at + _LOOK_LATE:
-            self._look(deadline)  # there is no feed that does
+            self._pending.append(pending)
+            follows, self._has_leader = self._has_leader, True
+        self._wait_for_turn(pending, follows, deadline)
+        if pending.outcome is None:
+            self._publish_pending(deadline)
+        if isinstance(pending.outcome, StoreUnavailable):
+            raise StoreUnavailable(pending.outcome.message, pending.outcome.hint)  # one error for each caller
+        if time.monotonic() >= self._next_look + _LOOK_LATE:
+            self._look_again(deadline)  # no feed of this process has done it
         return [
             _receipt(reply, publication.channel, call)
-            for reply, publication, call in zip(cast("list[Any]", job.outcome), publications, job.calls, strict=True)
+            for reply, publication, call in zip(
+                cast("list[Any]", pending.outcome), publications, pending.calls, strict=True
+            )
         ]
 
     def newest(self, channels: Sequence[str], *, prolong: bool = False) -> list[Position | StoreUnavailable | None]:
         deadline = self._deadline(len(channels))
-        positions = self._before([(channel, 0) for channel in channels], deadline)
+        positions = self._positions_before([(channel, 0) for channel in channels], deadline)
         if prolong:
             self._execute(
                 (
@@ -147,51 +160,52 @@ class RedisStore(Store):
 
     def ensure(self, channels: Sequence[str]) -> list[Position | StoreUnavailable]:
         calls = [(1, self._key(channel), _nonce(), self._ttl, UNBORN_TTL) for channel in channels]
-        replies = self._evaluate(self._ensure_script, calls, self._deadline(len(channels)))
-        return [_newest_id(reply, channel) for channel, reply in zip(channels, replies, strict=True)]
+        replies = self._run_script(self._ensure_script, calls, self._deadline(len(channels)))
+        return [_position_or_fault(reply, channel) for channel, reply in zip(channels, replies, strict=True)]
 
     def read(
         self, positions: Sequence[tuple[str, Position]], limit: int = PAGE, max_bytes: int = PAGE_BYTES
     ) -> list[Page | StoreUnavailable]:
         deadline = self._deadline(len(positions))
-        # Each place first has an equal share. What is too large for that is read after it, one place after another.
+        # At first, each position has an equal share of `max_bytes`. If its next entry is larger than that, the position
+        # is read again by itself, as long as bytes are left.
         alone = len(positions) == 1
-        read = self._pages(
+        read = self._read_pages(
             positions, limit, max_bytes // max(len(positions), 1), at_least=int(alone), deadline=deadline
         )
         left = max_bytes - sum(size for _, size in read)
         for index, (page, _) in enumerate(read):
             if not alone and limit and left > 0 and isinstance(page, Page) and page.more and not page.entries:
-                read[index] = self._pages([positions[index]], limit, left, at_least=1, deadline=deadline)[0]
+                read[index] = self._read_pages([positions[index]], limit, left, at_least=1, deadline=deadline)[0]
                 left -= read[index][1]
         return [page for page, _ in read]
 
     def before(self, channels: Sequence[tuple[str, int]]) -> list[Position | StoreUnavailable | None]:
-        return self._before(channels, self._deadline(len(channels)))
+        return self._positions_before(channels, self._deadline(len(channels)))
 
     def revoke(self, what: str, ttl: int) -> None:
-        key = self._key(_REVOKED)
+        key = self._key(_REVOKED_CHANNEL)
         now, deadline = time.time(), self._deadline()
-        _, clocks = self._execute_timed([], deadline)
+        _, clocks = self._execute_with_clocks([], deadline)
         # Entries' ids are times of Redis's clock. The earlier of both clocks decides which entries are too old, so that
-        # neither clock alone, if it is fast, deletes what still counts.
-        oldest = int((min(clocks.redis if clocks else now, now) - ttl - _KEPT_LONGER) * 1000)
+        # one clock that is fast does not delete revocations that are still in force.
+        oldest = int((min(clocks.redis if clocks else now, now) - ttl - _EXTRA_TTL) * 1000)
         commands = [
             ("XADD", key, "MINID", "~", max(oldest, 0), "*", "d", what, "at", int(now * 1000)),
-            ("EXPIRE", key, ttl + _KEPT_LONGER),
+            ("EXPIRE", key, ttl + _EXTRA_TTL),
         ]
         for reply in self._execute(commands, deadline):
             if isinstance(reply, Exception):
-                raise _refusal(reply, _REVOKED)
+                raise _ring_refusal(reply, _REVOKED_CHANNEL)
 
     def revoked(self, after: str = "") -> list[Revocation]:
-        [reply], clocks = self._execute_timed(
-            [("XRANGE", self._key(_REVOKED), after or "-", "+", "COUNT", _REVOKED_AT_ONCE)]
+        [reply], clocks = self._execute_with_clocks(
+            [("XRANGE", self._key(_REVOKED_CHANNEL), after or "-", "+", "COUNT", _REVOKED_AT_ONCE)]
         )
         if isinstance(reply, Exception):
-            raise _refusal(reply, _REVOKED)
+            raise _ring_refusal(reply, _REVOKED_CHANNEL)
         found = [
-            Revocation(id.decode(), _revoked_at(id, fields, clocks), _field(fields, b"d").decode(errors="replace"))
+            Revocation(id.decode(), _revocation_time(id, fields, clocks), _field(fields, b"d").decode(errors="replace"))
             for id, fields in reply
         ]
         if after and not (found and found[0].id == after):
@@ -199,121 +213,138 @@ class RedisStore(Store):
         return found[1:] if after else found
 
     def feed(self) -> Feed:
-        self._has_feed = True
+        self._has_made_feed = True
         return _RedisFeed(self, self._pool.connection(), self._scheme, self._timeout)
 
     def close(self) -> None:
         self._pool.close()
 
     def check(self, deadline: float | None = None) -> None:
-        """Make sure, once, that this Redis can be used. One asks at a time, and who waits for that shares the outcome.
+        """Check, until it has succeeded once, that this Redis can be used.
+
+        One caller at a time asks Redis. Callers that come meanwhile wait for its outcome and share it.
 
         :param deadline: when to give up, by the monotonic clock; without one, after the store's timeout.
-        :raises StoreUnavailable: if it is older than 7.0, a Cluster or a Sentinel, may evict rings, or lacks a command.
+        :raises StoreUnavailable: if Redis does not answer, is older than 7.0, is a Cluster or a Sentinel, may evict
+            rings, or refuses a command.
         """
         deadline = deadline or self._deadline()
         while not self._checked:
             with self._check_lock:
-                checking = self._checking
+                checking = self._running_check
                 if checking is None:
-                    mine = self._checking = _Checking()
+                    mine = self._running_check = _RunningCheck()
             if checking is None:
                 try:
-                    self._check(deadline)
+                    self._check_fitness(deadline)
                     self._checked = True
                 except StoreUnavailable as error:
                     mine.fault = error
                     raise
                 finally:
-                    self._checking = None
+                    self._running_check = None
                     mine.done.set()
-                self._look_later()
-                self._compare(deadline)
+                self._schedule_look()
+                self._compare_settings(deadline)
             elif not checking.done.wait(max(deadline - time.monotonic(), 0)):
-                raise self._too_late()
+                raise self._timed_out()
             elif checking.fault:
                 raise StoreUnavailable(checking.fault.message, checking.fault.hint)
 
     def look_soon(self) -> None:
-        """Have the next `look_in_time` look."""
-        self._look_at = 0.0
+        """Have the next `look_in_time` ask Redis, however short ago that was done."""
+        self._next_look = 0.0
 
     def look_in_time(self) -> None:
-        """If the last look was a minute ago, ask again whether Redis is fit; the log tells what has changed."""
-        if time.monotonic() >= self._look_at:
-            self._look(self._deadline())
+        """Ask Redis again whether it is fit if about a minute has passed, and log what has changed."""
+        if time.monotonic() >= self._next_look:
+            self._look_again(self._deadline())
 
-    def _look(self, deadline: float) -> None:
-        self._look_later()
-        with contextlib.suppress(StoreUnavailable):  # an absence is told by those who need it
-            fault, drawback = self._judge(deadline)
-            self._tell(fault or drawback)
-        self._compare(deadline)
+    def _look_again(self, deadline: float) -> None:
+        self._schedule_look()
+        with contextlib.suppress(StoreUnavailable):  # whoever needs Redis reports that it is away
+            fault, drawback = self._ask_fitness(deadline)
+            self._log_fitness(fault or drawback)
+        self._compare_settings(deadline)
 
-    def _look_later(self) -> None:
-        self._look_at = time.monotonic() + _LOOK_EVERY * _chance.uniform(0.9, 1.1)
+    def _schedule_look(self) -> None:
+        self._next_look = time.monotonic() + _LOOK_EVERY * _system_random.uniform(0.9, 1.1)
 
-    def _compare(self, deadline: float) -> None:
-        """Have the log tell of others on this namespace that keep other rings. That never fails, nor refuses anything.
+    def _compare_settings(self, deadline: float) -> None:
+        """Log a warning if other processes on this namespace have another SSE_RING or SSE_RING_TTL.
 
-        Each publisher trims a ring to its own SSE_RING. A process with readers puts its settings on record for others.
+        That matters because each publisher trims a ring to its own SSE_RING. A process with readers writes its settings
+        into a record, which all processes read. This raises nothing, since a missing warning is no fault of the
+        service.
         """
-        key = self._key(_SETTINGS)
+        key = self._key(_SETTINGS_CHANNEL)
         with contextlib.suppress(RedisError, OSError):
-            [entries] = self._pool.ask([("XREVRANGE", key, "+", "-", "COUNT", AT_MOST)], deadline)
+            [entries] = self._pool.ask([("XREVRANGE", key, "+", "-", "COUNT", MAX_ENTRIES)], deadline)
             if isinstance(entries, Exception):
                 return
             for ring, ttl in self._peers.look(entries):
                 _log.warning(
-                    "SSE_RING is %d and SSE_RING_TTL %d here, but %d and %d elsewhere on namespace %s: each cuts the "
-                    "rings of both to its own; set them alike, or give each service an SSE_NAMESPACE of its own; after "
-                    "a change, this ends with the old processes",
+                    "SSE_RING is %d and SSE_RING_TTL %d here, but %d and %d elsewhere on namespace %s: each process "
+                    "trims the rings of all to its own settings; set them alike, or give each service an "
+                    "SSE_NAMESPACE of its own; after a change of the settings, this ends with the last old process",
                     *(self._max_events, self._ttl, ring, ttl, self._namespace),
                 )
-            if self._has_feed and self._peers.is_due:
+            if self._has_made_feed and self._peers.is_due:
                 mine = f"{self._max_events} {self._ttl}"
                 added, _ = self._pool.ask(
-                    [("XADD", key, "MAXLEN", "=", AT_MOST, "*", "d", mine), ("EXPIRE", key, LIFE)], deadline
+                    [("XADD", key, "MAXLEN", "=", MAX_ENTRIES, "*", "d", mine), ("EXPIRE", key, ENTRY_TTL)], deadline
                 )
                 if isinstance(added, bytes):
                     self._peers.added(added)
 
-    def _check(self, deadline: float) -> None:
-        fault, drawback = self._judge(deadline)
+    def _check_fitness(self, deadline: float) -> None:
+        fault, drawback = self._ask_fitness(deadline)
         if fault:
             raise fault
-        self._tell(drawback)
+        self._log_fitness(drawback)
 
-    def _judge(self, deadline: float) -> tuple[StoreUnavailable | None, StoreUnavailable | None]:
-        """Why Redis cannot be used, and what is wrong with it beside that."""
-        key = self._key(_NO_CHANNEL)
+    def _ask_fitness(self, deadline: float) -> tuple[StoreUnavailable | None, StoreUnavailable | None]:
+        """Ask Redis what it is; return the fault for which it cannot be used, and a drawback with which it can.
+
+        :raises StoreUnavailable: if there is no reply.
+        """
+        key = self._key(_CHECK_CHANNEL)
         asked_at = time.time()
         with faults.translated(self._scheme, is_known=self._checked):
             time_reply, *replies = self._pool.ask(
-                [("TIME",), *fitness.questions(key, self.announcements(_NO_CHANNEL))], deadline
+                [("TIME",), *fitness.questions(key, self.announcements(_CHECK_CHANNEL))], deadline
             )
         fault = fitness.judge(replies)
         if not fault:
-            self._clocks(time_reply, asked_at)  # the right to ask for it is not required
+            self._compare_clocks(time_reply, asked_at)  # the user may lack the right to TIME
         return fault, fitness.drawback(replies)
 
-    def _tell(self, fault: StoreUnavailable | None) -> None:
-        """Have the log tell what is wrong with a Redis that is used all the same, once for each change."""
-        told, self._told = self._told, str(fault or "")
-        if fault and self._told != told:
+    def _log_fitness(self, fault: StoreUnavailable | None) -> None:
+        """Log what is wrong with a Redis that is used all the same, if that has changed since the last time."""
+        previous, self._logged_fault = self._logged_fault, str(fault or "")
+        if fault and self._logged_fault != previous:
             _log.warning("Redis is not fit, but still in use: %s", fault)
-        elif told and not fault:
+        elif previous and not fault:
             _log.warning("Redis is fit again")
 
     def announcements(self, channel: str) -> str:
-        """The pub/sub channel of a channel; it has the database's number, which pub/sub itself disregards."""
+        """Return the name of a channel's pub/sub channel.
+
+        It contains the database's number, because the databases of a Redis share their pub/sub channels.
+        """
         return f"{self._namespace}:{self._database}:{{{channel}}}"
 
     def _key(self, channel: str) -> str:
         return f"{self._namespace}:{{{channel}}}"
 
     def _prepare(self, publication: Publication, before: str | None) -> tuple[Any, ...]:
-        """The script's arguments: made once, so that a repetition after a lost reply is known for what it is."""
+        """Return the arguments of publish.lua for a publication.
+
+        They include a key, random if the publication has none. They are made once, so that the script recognizes a
+        repetition after a lost reply.
+
+        :param before: the idempotency key, in Redis, of the event before it in the same channel and call.
+        """
         channel, event, once = publication
         key = self._key(channel)
         random = nonce()
@@ -333,9 +364,11 @@ class RedisStore(Store):
     def _check_keys(
         self, publications: Sequence[Publication], calls: Sequence[tuple[Any, ...]], deadline: float
     ) -> None:
-        """Refuse a batch before any of it is stored.
+        """Refuse a call if one of its keys was used for another event, before anything is stored.
 
-        Where another uses the same key at this very moment, the script refuses that one publication.
+        If another publisher uses the same key at this very moment, the script refuses that publication alone.
+
+        :raises IdempotencyConflict: naming the channel.
         """
         used: dict[str, bytes] = {}
         replies = self._execute((("GET", call[2]) for call in calls), deadline)
@@ -345,84 +378,96 @@ class RedisStore(Store):
             if done != digest:
                 raise conflict(publication.channel)
 
-    def _await(self, job: _Job, follows: bool, deadline: float) -> None:
-        """Wait until the job is done or is to lead. If its time or its greenlet ends meanwhile, another leads.
+    def _wait_for_turn(self, pending: _PendingPublish, follows: bool, deadline: float) -> None:
+        """Wait until a publish has its outcome, or is the leader.
 
-        :raises StoreUnavailable: when its time is over; another may still be publishing it.
+        If its time or its greenlet ends meanwhile, the publish is withdrawn, and another one becomes the leader.
+
+        :param follows: False if it is the leader already, because no other publish was under way.
+        :raises StoreUnavailable: when its time is over; the leader may still be publishing its events.
         """
-        is_told = False
+        has_turn = False
         try:
-            if not follows or job.turn.wait(max(deadline - time.monotonic(), 0)):
-                if job.outcome is None:
-                    time.sleep(0)  # whoever is about to publish can come along, and a loop of publishes leaves room
-                is_told = True
+            if not follows or pending.turn.wait(max(deadline - time.monotonic(), 0)):
+                if pending.outcome is None:
+                    time.sleep(0)  # greenlets that are about to publish join, and a loop of publishes lets others run
+                has_turn = True
         finally:
-            if not is_told:
+            if not has_turn:
                 with self._publish_lock:
-                    if job in self._jobs:
-                        self._jobs.remove(job)
-                        if not follows or job.turn.is_set():
-                            self._hand_on()
-        if not is_told and (job.outcome is None or not job.turn.is_set()):
-            raise self._too_late()
+                    if pending in self._pending:
+                        self._pending.remove(pending)
+                        if not follows or pending.turn.is_set():
+                            self._appoint_leader()
+        if not has_turn and (pending.outcome is None or not pending.turn.is_set()):
+            raise self._timed_out()
 
-    def _hand_on(self) -> None:
-        """Let the first of those who wait lead; under the lock."""
-        self._led = bool(self._jobs)
-        for job in self._jobs[:1]:
-            job.turn.set()
+    def _appoint_leader(self) -> None:
+        """Make the first of the publishes that wait the leader, if there are any. To be called under the lock."""
+        self._has_leader = bool(self._pending)
+        for pending in self._pending[:1]:
+            pending.turn.set()
 
-    def _lead(self, deadline: float) -> None:
-        """Publish all jobs that wait, and hand the lead to the first of those that have come meanwhile.
+    def _publish_pending(self, deadline: float) -> None:
+        """Publish the events of all publishes that wait; then the first of those that came meanwhile is the leader.
 
-        If the store does not answer, all of these share that: were each to lead an attempt of its own, the last would
-        wait for all of them.
+        If Redis does not answer, all of them share that fault, also those that came meanwhile. If instead one after
+        another led an attempt of its own, the last one would wait for the timeouts of all others.
         """
         with self._publish_lock:
-            jobs, self._jobs = self._jobs, []
-        for job in jobs:  # those who wait must not take the end of this thread or greenlet for success
-            job.outcome = StoreUnavailable("publishing was interrupted", "publish again with the same key")
+            batch, self._pending = self._pending, []
+        for pending in batch:  # holds if this thread or greenlet is ended: the others must not take that for success
+            pending.outcome = StoreUnavailable("publishing was interrupted", "publish again with the same key")
         try:
-            calls = [call for job in jobs for call in job.calls]
-            replies = iter(self._evaluate(self._publish_script, calls, deadline))
-            for job in jobs:
-                job.outcome = list(islice(replies, len(job.calls)))
+            calls = [call for pending in batch for call in pending.calls]
+            replies = iter(self._run_script(self._publish_script, calls, deadline))
+            for pending in batch:
+                pending.outcome = list(islice(replies, len(pending.calls)))
         except StoreUnavailable as error:
             with self._publish_lock:
-                jobs += self._jobs
-                self._jobs = []
-            for job in jobs:
-                job.outcome = error
+                batch += self._pending
+                self._pending = []
+            for pending in batch:
+                pending.outcome = error
         finally:
-            for job in jobs:
-                job.turn.set()
+            for pending in batch:
+                pending.turn.set()
             with self._publish_lock:
-                self._hand_on()
+                self._appoint_leader()
 
-    def _before(self, channels: Sequence[tuple[str, int]], deadline: float) -> list[Position | StoreUnavailable | None]:
+    def _positions_before(
+        self, channels: Sequence[tuple[str, int]], deadline: float
+    ) -> list[Position | StoreUnavailable | None]:
         calls = [(1, self._key(channel), count) for channel, count in channels]
         positions: list[Position | StoreUnavailable | None] = []
-        for (channel, count), reply in zip(channels, self._evaluate(self._before_script, calls, deadline), strict=True):
-            position = None if reply is None else _newest_id(reply, channel)
+        for (channel, count), reply in zip(
+            channels, self._run_script(self._before_script, calls, deadline), strict=True
+        ):
+            position = None if reply is None else _position_or_fault(reply, channel)
             if count and isinstance(position, StoreUnavailable) and not isinstance(reply, Exception):
-                position = UNBORN  # an entry that is not ours: a reader cannot go on from there, and is told so
+                position = UNBORN  # others wrote that entry: a reader cannot go on from there, and gets a reset
             positions.append(position)
         return positions
 
-    def _pages(
+    def _read_pages(
         self, positions: Sequence[tuple[str, Position]], limit: int, max_bytes: int, *, at_least: int, deadline: float
     ) -> list[tuple[Page | StoreUnavailable, int]]:
-        """For each place, the page after it, and the bytes of its data. `max_bytes` bounds each by itself."""
+        """Return, for each (channel, position), the page after it and the bytes of its data.
+
+        :param max_bytes: bytes of data of one page.
+        :param at_least: entries of a page that are returned whatever their size.
+        """
         calls = [
             (1, self._key(channel), str(position), limit, max_bytes, at_least, MAX_PAYLOAD)
             for channel, position in positions
         ]
-        replies = self._evaluate(self._read_script, calls, deadline)
+        replies = self._run_script(self._read_script, calls, deadline)
         return [_page(reply, position, channel) for (channel, position), reply in zip(positions, replies, strict=True)]
 
-    def _evaluate(self, script: _Script, calls: Sequence[tuple[Any, ...]], deadline: float) -> list[Any]:
-        # The first of several brings the script along: were only some of them repeated for want of it, because another
-        # client brings it meanwhile, their order would be lost.
+    def _run_script(self, script: _Script, calls: Sequence[tuple[Any, ...]], deadline: float) -> list[Any]:
+        # Of several calls, the first one carries the script's text. If all used EVALSHA, some could fail for lack of
+        # the script and others not, because another client loads it meanwhile; repeating those that failed loses the
+        # order.
         replies = self._execute(
             (
                 ("EVAL", script.text, *call) if index == 0 < len(calls) - 1 else ("EVALSHA", script.sha, *call)
@@ -437,7 +482,7 @@ class RedisStore(Store):
         return replies
 
     def _execute(self, commands: Iterable[tuple[Any, ...]], deadline: float | None = None) -> list[Any]:
-        """The replies of all commands, in one round trip; an error reply stands as a value in its place.
+        """Send all commands in one round trip; return their replies, of which an error is a value like any other.
 
         :param deadline: when to give up, by the monotonic clock; without one, after the store's timeout.
         :raises StoreUnavailable: if there is no reply by then.
@@ -453,45 +498,51 @@ class RedisStore(Store):
             self._pool.renew()  # the primary has moved
         return replies
 
-    def _execute_timed(
+    def _execute_with_clocks(
         self, commands: Iterable[tuple[Any, ...]], deadline: float | None = None
     ) -> tuple[list[Any], _Clocks | None]:
-        """The replies of all commands, and the clocks at that moment; None if Redis does not tell its time."""
+        """Return the replies of all commands, and the clocks at that moment, or None if Redis refuses TIME."""
         asked_at = time.time()
         reply, *replies = self._execute([("TIME",), *commands], deadline)
-        return replies, self._clocks(reply, asked_at)
+        return replies, self._compare_clocks(reply, asked_at)
 
-    def _clocks(self, reply: Any, asked_at: float) -> _Clocks | None:
-        """The clocks, by the reply to a TIME. The log tells once if they differ, or if there is no such reply."""
+    def _compare_clocks(self, reply: Any, asked_at: float) -> _Clocks | None:
+        """Return the clocks, by the reply to TIME. Log once if they differ, or if Redis refuses TIME.
+
+        :param asked_at: when TIME was sent, by the clock here, in seconds since 1970.
+        """
         here = time.time()
         clocks = None if isinstance(reply, Exception) else _Clocks(int(reply[0]) + int(reply[1]) / 1_000_000, here)
-        trouble = ""
+        fault = ""
         if clocks is None:
-            trouble = "Redis does not tell its time, so revocations count by its clock and the revoking machine's alone"
-        elif here - clocks.redis < -_CLOCKS_DIFFER:
-            trouble = "the clock here is behind Redis's"
-        elif asked_at - clocks.redis > _CLOCKS_DIFFER:
-            trouble = "the clock here is ahead of Redis's"
-        if trouble != self._clock_trouble:
-            self._clock_trouble = trouble
+            fault = "Redis does not tell its time, so revocations count by its clock and the revoking machine's alone"
+        elif here - clocks.redis < -_CLOCK_TOLERANCE:
+            fault = "the clock here is behind Redis's"
+        elif asked_at - clocks.redis > _CLOCK_TOLERANCE:
+            fault = "the clock here is ahead of Redis's"
+        if fault != self._logged_clock_fault:
+            self._logged_clock_fault = fault
             if clocks is None:
-                _log.warning("%s: %s; grant +time with ACL SETUSER", trouble, reply)
-            elif trouble:
-                _log.warning("%s by %.0f s; set both to the right time", trouble, abs(here - clocks.redis))
+                _log.warning("%s: %s; grant +time with ACL SETUSER", fault, reply)
+            elif fault:
+                _log.warning("%s by %.0f s; set both to the right time", fault, abs(here - clocks.redis))
             else:
                 _log.warning("the clock here and Redis's agree again")
         return clocks
 
     def _deadline(self, commands: int = 0) -> float:
-        """When to give up what takes so many commands, by the monotonic clock."""
-        return time.monotonic() + self._timeout + commands * _EACH
+        """Return when to give up so many commands, by the monotonic clock."""
+        return time.monotonic() + self._timeout + commands * _SECONDS_PER_COMMAND
 
-    def _too_late(self) -> StoreUnavailable:
+    def _timed_out(self) -> StoreUnavailable:
         return StoreUnavailable(f"Redis has not answered for {self._timeout:g} s", "see that it runs and is reachable")
 
 
-class _Job:
-    """The calls of one `publish`, and their replies; `turn` is set when that is known, or it is to lead."""
+class _PendingPublish:
+    """The script calls of one `publish`, and their outcome: the replies, or the fault of all.
+
+    `turn` is set when the outcome is known, or when this publish is the leader.
+    """
 
     __slots__ = ("calls", "outcome", "turn")
 
@@ -501,8 +552,8 @@ class _Job:
         self.turn = threading.Event()
 
 
-class _Checking:
-    """A check that is under way; its `fault` is known when it is `done`."""
+class _RunningCheck:
+    """A check of Redis that is under way. When it is `done`, `fault` is its outcome; None if Redis can be used."""
 
     def __init__(self) -> None:
         self.done = threading.Event()
@@ -516,8 +567,10 @@ class _Script:
 
 
 class _RedisFeed(Feed):
-    """One pub/sub connection. Only `read` connects and reads. Any thread may send: what is queued while one sends, that
-    one sends too.
+    """A feed over one pub/sub connection.
+
+    Only `read` connects, and only `read` reads. Any thread may send. Commands that come while a thread is sending are
+    queued, and that thread sends them too.
     """
 
     def __init__(self, store: RedisStore, connection: Any, scheme: str, timeout: float) -> None:
@@ -525,14 +578,14 @@ class _RedisFeed(Feed):
         self._connection = connection
         self._scheme = scheme
         self._timeout = timeout
-        self._lock = threading.Lock()  # held while nothing waits
+        self._lock = threading.Lock()  # never held while waiting
         self._socket: Any = None  # None while there is no connection
         self._unsent: list[tuple[str, ...]] = []
         self._is_sending = False
         self._closed = False
-        self._channels: dict[str, str] = {}  # by their name in pub/sub
-        self._heard = self._pinged = 0.0
-        self._awake = False  # `read` is not to wait
+        self._channels: dict[str, str] = {}  # by the names of their pub/sub channels
+        self._heard_at = self._pinged_at = 0.0
+        self._is_woken = False  # the next `read` does not wait
         self._has_connected = False
 
     def subscribe(self, channels: Iterable[str]) -> None:
@@ -552,11 +605,11 @@ class _RedisFeed(Feed):
         self._connect()
         self._store.look_in_time()
         try:
-            wait = 0 if self._awake else min(timeout, _PING_AFTER)
-            self._awake = False
+            wait = 0 if self._is_woken else min(timeout, _PING_AFTER)
+            self._is_woken = False
             while len(notices) < READ_AT_ONCE and size < PAGE_BYTES:
-                notice = self._notice(self._connection.read_response(timeout=wait, disconnect_on_error=False))
-                self._heard = time.monotonic()
+                notice = self._parse_notice(self._connection.read_response(timeout=wait, disconnect_on_error=False))
+                self._heard_at = time.monotonic()
                 if notice:
                     notices.append(notice)
                     size += len(notice.entry.event.data) if notice.entry else 0
@@ -564,14 +617,14 @@ class _RedisFeed(Feed):
         except redis.TimeoutError:
             self._ping()
         except (RedisError, OSError, ValueError) as error:
-            # Any fault leaves the connection in doubt. What was read still counts.
+            # After any fault, the connection cannot be trusted. The notices that were read before it are good.
             self._disconnect()
             if not notices and not self._closed:
                 raise faults.unreachable(error, self._scheme, is_known=True) from error
         return notices
 
     def wake(self) -> None:
-        self._awake = True
+        self._is_woken = True
         self._send("PING")
 
     def close(self) -> None:
@@ -587,10 +640,10 @@ class _RedisFeed(Feed):
         with faults.translated(self._scheme, is_known=True):
             self._connection.connect()
         if self._has_connected:
-            self._store.look_soon()  # it may be another Redis now, or have another configuration
+            self._store.look_soon()  # this may be another Redis, or one with another configuration
         self._has_connected = True
         with self._lock:
-            self._heard = self._pinged = time.monotonic()
+            self._heard_at = self._pinged_at = time.monotonic()
             self._socket, self._unsent = self._connection._sock, []
         names = list(self._channels)
         for start in range(0, len(names), _SUBSCRIBED_AT_ONCE):
@@ -605,9 +658,9 @@ class _RedisFeed(Feed):
         self._connection.disconnect()
 
     def _send(self, command: str, *names: str) -> None:
-        """Send a command, or have the thread that is sending send it too; without a connection, do nothing.
+        """Send a command, or have the thread that is sending send it too.
 
-        A new connection subscribes to everything anyway.
+        Without a connection this does nothing, because a new connection subscribes to all channels anyway.
         """
         with self._lock:
             if self._socket is None or not (names or command == "PING"):
@@ -627,7 +680,7 @@ class _RedisFeed(Feed):
             except OSError:
                 pass
             finally:
-                if not is_sent:  # half a command may have gone out: `read` finds the connection dead, and begins anew
+                if not is_sent:  # half a command may have been sent, so `read` is to find the connection dead
                     with contextlib.suppress(OSError):
                         sock.shutdown(socket.SHUT_RDWR)
                 with self._lock:
@@ -635,16 +688,16 @@ class _RedisFeed(Feed):
 
     def _ping(self) -> None:
         now = time.monotonic()
-        if now - self._heard > _LOST_AFTER:
+        if now - self._heard_at > _LOST_AFTER:
             self._disconnect()
-            raise StoreUnavailable("Redis has fallen silent", "the feed connects again")
-        if now - max(self._heard, self._pinged) > _PING_AFTER:
-            self._pinged = now
+            raise StoreUnavailable(f"Redis has been silent for {_LOST_AFTER:g} s", "the feed connects again")
+        if now - max(self._heard_at, self._pinged_at) > _PING_AFTER:
+            self._pinged_at = now
             self._send("PING")
 
-    def _notice(self, reply: Any) -> Notice | None:
+    def _parse_notice(self, reply: Any) -> Notice | None:
         if not isinstance(reply, list) or len(reply) != 3:
-            return None  # the answer to a PING
+            return None  # the reply to a PING
         kind, name, message = reply
         channel = self._channels.get(name.decode())
         if channel is None:
@@ -658,33 +711,34 @@ class _RedisFeed(Feed):
         try:
             before = _position(previous)
             entry = Entry(_position(position), decode_payload(payload))
-            return Notice(channel, before, _following(entry, before.offset))
+            return Notice(channel, before, _require_next(entry, before.offset))
         except ValueError as error:
-            warn("channel %s: an announcement is not ours, so its ring is read instead: %s", channel, error)
+            warn("channel %s: others wrote an announcement, so its ring is read instead: %s", channel, error)
             return Notice(channel)
 
 
-def _refusal(error: object, channel: str) -> StoreUnavailable:
+def _ring_refusal(error: object, channel: str) -> StoreUnavailable:
     return faults.refusal(error, f"the ring of channel {channel}")
 
 
-def _newest_id(reply: Any, channel: str) -> Position | StoreUnavailable:
+def _position_or_fault(reply: Any, channel: str) -> Position | StoreUnavailable:
     try:
-        return _refusal(reply, channel) if isinstance(reply, Exception) else _position(reply)
+        return _ring_refusal(reply, channel) if isinstance(reply, Exception) else _position(reply)
     except ValueError as error:
-        return _refusal(error, channel)
+        return _ring_refusal(error, channel)
 
 
-def _revoked_at(id: bytes, fields: Sequence[bytes], clocks: _Clocks | None) -> float:
-    """When something was revoked, in seconds since 1970, by the clock of this process.
+def _revocation_time(id: bytes, fields: Sequence[bytes], clocks: _Clocks | None) -> float:
+    """Return the time of a revocation, in seconds since 1970, by the clock of this process.
 
-    Two clocks say it: Redis's, in the entry's id, moved by what it differs from the clock here; and that of the process
-    that revoked. The later one counts, so that one wrong clock loses no revocation; but nothing is later than now, so
-    that a clock that was fast refuses nobody for long. "Now" is the later of both clocks here, for the same reason.
+    Two clocks tell that time. One is Redis's: the entry's id, corrected by the difference from the clock here. The
+    other is that of the process that revoked. The later time counts, so that one wrong clock loses no revocation. But
+    no time is later than now, so that a clock that was fast refuses nobody for long. "Now" is the later of Redis's time
+    and the time here, for the same reason.
     """
     stored = int(id.partition(b"-")[0]) / 1000
-    told = _field(fields, b"at")  # older versions wrote none
-    by_revoker = int(told) / 1000 if _MILLISECONDS.fullmatch(told) else 0.0
+    written = _field(fields, b"at")  # older versions wrote none
+    by_revoker = int(written) / 1000 if _MILLISECONDS.fullmatch(written) else 0.0
     if clocks is None:
         return max(stored, by_revoker)
     return min(max(stored + clocks.here - clocks.redis, by_revoker), max(clocks))
@@ -704,33 +758,34 @@ def _position(text: bytes) -> Position:
 def _receipt(reply: Any, channel: str, call: tuple[Any, ...]) -> Receipt | StoreUnavailable:
     if not isinstance(reply, list):
         return faults.refusal(reply, f"to store into {call[1]}")
-    id, outcome, trouble = reply
+    id, outcome, fault = reply
     if outcome == b"conflict":
         raise conflict(channel)
-    if trouble:
-        told = trouble.decode(errors="replace")
-        _log.warning("stored %s in %s but could not announce it: %s", id.decode(errors="replace"), call[1], told)
+    if fault:
+        text = fault.decode(errors="replace")
+        _log.warning("stored %s in %s but could not announce it: %s", id.decode(errors="replace"), call[1], text)
     try:
         return Receipt(_position(id), outcome.decode())
-    except ValueError as error:  # after an entry, or in an idempotency key, that was written by hand
-        return StoreUnavailable(f"the ring {call[1]} is not ours: {error}", "see the key in redis-cli")
+    except ValueError as error:  # others wrote the entry before it, or the idempotency key
+        return StoreUnavailable(f"others wrote into the ring {call[1]}: {error}", "see the key in redis-cli")
 
 
 def _page(reply: Any, position: Position, channel: str) -> tuple[Page | StoreUnavailable, int]:
-    """The page that read.lua found after a position, and the bytes of its data.
+    """Return the page that read.lua found after a position, and the bytes of its data.
 
-    It ends before the first entry that is not ours, or does not follow. From there, nothing can be continued.
+    The page ends before the first entry that others wrote, or whose offset is not the next one. The position before
+    that entry cannot be continued.
     """
     if isinstance(reply, Exception):
-        return _refusal(reply, channel), 0
-    found, *rest = reply
-    if not found:
-        return _reason(rest, position, channel), 0
-    more, size, *flat = rest
+        return _ring_refusal(reply, channel), 0
+    is_found, *values = reply
+    if not is_found:
+        return _lost_page(values, position, channel), 0
+    more, size, *flat = values
     entries: list[Entry] = []
     try:
         for id, data in zip(flat[::2], flat[1::2], strict=True):
-            entries.append(_following(Entry(_position(id), decode_payload(data)), position.offset + len(entries)))
+            entries.append(_require_next(Entry(_position(id), decode_payload(data)), position.offset + len(entries)))
     except ValueError as error:
         if entries:
             return Page(entries, more=True), size
@@ -739,26 +794,29 @@ def _page(reply: Any, position: Position, channel: str) -> tuple[Page | StoreUna
     return Page(entries, more=bool(more)), size
 
 
-def _following(entry: Entry, offset: int) -> Entry:
+def _require_next(entry: Entry, offset: int) -> Entry:
     if entry.position.offset != offset + 1:
         raise ValueError(f"{entry.position} does not follow offset {offset}")
     return entry
 
 
 def _field(fields: Sequence[bytes], name: bytes) -> bytes:
-    """The value of a field of a stream's entry, whose fields and values alternate; empty where there is none."""
+    """Return a field's value in a stream's entry, whose fields and values alternate; empty if it lacks the field."""
     return dict(zip(fields[::2], fields[1::2], strict=False)).get(name, b"")
 
 
-def _reason(ends: Sequence[bytes], position: Position, channel: str) -> Page | StoreUnavailable:
-    """Why a position cannot be continued in a ring with these ids at its `ends`, which are none without a ring."""
+def _lost_page(ends: Sequence[bytes], position: Position, channel: str) -> Page | StoreUnavailable:
+    """Return the page that says why a position cannot be continued.
+
+    :param ends: the ids of the oldest and the newest entry of the ring; empty if there is no ring.
+    """
     if not ends:
         return Page([], reason="unknown")
-    oldest, newest = (_newest_id(id, channel) for id in ends)
+    oldest, newest = (_position_or_fault(id, channel) for id in ends)
     if isinstance(newest, StoreUnavailable):
         return newest
-    if isinstance(oldest, StoreUnavailable):  # the newest entry is ours, the oldest is not
+    if isinstance(oldest, StoreUnavailable):  # others wrote the oldest entry, but not the newest one
         return Page([], reason="diverged")
-    if oldest.offset > position.offset and position != UNBORN:  # where nobody ever was, nothing was missed
+    if oldest.offset > position.offset and position != UNBORN:  # a client at UNBORN has had no event, so it missed none
         return Page([], reason="trimmed", missed=newest.offset - position.offset)
     return Page([], reason="diverged")
