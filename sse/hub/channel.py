@@ -1,18 +1,18 @@
-"""A channel in this process: its ring, its subscribers and its state; and the register of all of them.
+"""A channel in this process, with its ring, its subscribers and its state; and the register of all channels.
 
 A channel enters the register with its first subscriber, and goes through these states:
 
-    state     it is so when              what comes next
-    new       `listened` is False        the feed is asked for it; with its last subscriber it is dropped at once
+    state     condition                  next
+    new       `listened` is False        the feed listens to it; if its last subscriber leaves before, it is dropped
     listened  `listened` is True         the feed confirms that, and the store is asked for the newest position
-    unborn    `unborn` is True           the store had no ring: subscribers are woken, and one of them may want a ring
-    wanted    `wanted` is True           if there is no ring, it is ensured
-    begun     `ring` is not None         entries are appended; after a reset, another ring takes the place of this one
-    idle      `idle_since` is not None   dropped after a while, unless a subscriber comes
-    refused   `fault` is not None        dropped; each of its subscribers raises the fault
+    unborn    `unborn` is True           the store has no ring: subscribers are woken, and one of them may want a ring
+    wanted    `wanted` is True           a ring is ensured if the store has none
+    begun     `ring` is not None         entries are appended; a reset replaces the ring
+    idle      `idle_since` is not None   the channel is dropped after some seconds, unless a subscriber comes
+    refused   `fault` is not None        the channel is dropped, and each of its subscribers raises the fault
 
-All methods here run under the hub's lock. They never take it, and never wait. Methods that change a ring return by how
-many bytes the ring has grown, for `Channels.account`.
+All methods run under the hub's lock. They never take it, and never wait. Methods that change a ring return the number
+of bytes by which the ring has grown, for `Channels.account`.
 """
 
 from __future__ import annotations
@@ -27,27 +27,32 @@ from sse.small_set import SmallSet, added, removed
 from sse.wire import encode_body
 
 CHANNEL_BYTES: Final = 1 << 20
-"""Bytes that the ring of one channel holds in this process, at the most."""
+"""The most bytes that the ring of one channel holds in this process."""
 
 HUB_BYTES: Final = 64 << 20
-"""Bytes that the rings of all channels hold in this process together, at the most."""
+"""The most bytes that the rings of all channels together hold in this process."""
 
 
 class ChannelSubscriber(Protocol):
-    """A subscriber, as far as channels know it."""
+    """The part of a subscriber that a channel uses.
+
+    A channel keeps its subscribers in a set, so they are hashable and compare by identity. It calls `notify` when its
+    ring has grown or been replaced, when the store has no ring, and when it is refused. It hands over no entries: the
+    subscriber takes them from the ring itself.
+    """
 
     def notify(self) -> None:
-        """Wake it. This is called under the hub's lock, so it must not wait or call the hub."""
+        """Wake the subscriber. This is called under the hub's lock, so it must not wait or call the hub."""
 
     def drain(self) -> None:
-        """Have it end soon."""
+        """Make the subscriber end soon, because this process drains. This is called without the hub's lock."""
 
     def end_now(self) -> None:
-        """Have it end now."""
+        """Make the subscriber end now, because the hub is closed. This is called without the hub's lock."""
 
 
 class Channel:
-    """A channel with local subscribers, or with none since a short while."""
+    """A channel that has subscribers in this process, or had some until a short while ago."""
 
     __slots__ = (
         *("as_tuple", "ensured", "fault", "idle_since", "listened", "generation", "name", "reset_reason", "ring"),
@@ -62,15 +67,15 @@ class Channel:
         self.listened = False
         self.unborn = False
         self.wanted = wanted
-        self.ensured = False  # the store had no ring before this hub came
-        self.generation = 0  # how often its ring was begun anew, after a reset
+        self.ensured = False  # the store had no ring until this hub ensured it
+        self.generation = 0  # how often a reset has replaced the ring
         self.reset_reason: ResetReason = "diverged"
         self.idle_since: float | None = None
-        self.as_tuple = (self,)  # for all subscribers that listen to this channel alone
+        self.as_tuple = (self,)  # one tuple, shared by all subscribers of this channel alone
 
     @property
     def was_unknown(self) -> bool:
-        """True if the store had no ring before this hub came, and the ring here still holds all that came since."""
+        """True if the store had no ring until this hub ensured it, and the ring here holds every entry since then."""
         return self.ensured and self.ring is not None and self.ring.base.offset == 0
 
     def add(self, subscriber: ChannelSubscriber) -> None:
@@ -79,52 +84,52 @@ class Channel:
         self.idle_since = None
 
     def remove(self, subscriber: ChannelSubscriber, now: float) -> None:
-        """Remove a subscriber; with the last one, the channel is idle from `now` on."""
+        """Remove a subscriber. If it was the last one, the channel is idle from `now` on."""
         self.subscribers = removed(self.subscribers, subscriber)
         if not self.subscribers:
             self.idle_since = now
 
     def is_idle(self, now: float, seconds: float) -> bool:
-        """Return whether nobody has listened for so many seconds."""
+        """Return whether the channel has had no subscribers for so many `seconds`."""
         return self.idle_since is not None and now - self.idle_since >= seconds
 
     def listen(self) -> None:
-        """Note that the feed is asked for it."""
+        """Note that the feed has been asked to listen to this channel."""
         self.listened = True
 
     def want(self) -> None:
-        """Have a ring ensured if the store has none."""
+        """Note that a ring is to be ensured if the store has none."""
         self.wanted = True
 
     def miss(self) -> None:
-        """Note that the store has no ring, and that nobody wants one yet."""
+        """Note that the store has no ring, which nobody wants yet, and wake the subscribers."""
         self.unborn = True
         self.wake()
 
     def refuse(self, fault: SSEError) -> None:
-        """Note why there will be no ring."""
+        """Note the fault for which there will be no ring, and wake the subscribers."""
         self.fault = fault
         self.wake()
 
     def begin(self, newest: Position, *, ensured: bool = False) -> int:
-        """Begin an empty ring that goes on from the newest position; return the change in bytes."""
+        """Begin with an empty ring after the `newest` position, wake the subscribers; return the change in bytes."""
         self.ensured = self.ensured or ensured
-        grown = self._renew(newest)
+        grown = self._replace_ring(newest)
         self.wake()
         return grown
 
     def reset(self, newest: Position, reason: ResetReason) -> int:
-        """Begin another ring, because the one here cannot be continued; return the change in bytes."""
-        # In one step, under the lock: a subscriber that saw only a part of this would be told that it lags. The ring
-        # comes first, because `Subscriber.go_on_from` reads `generation` without the lock.
-        grown = self._renew(newest)
+        """Replace the ring, which cannot be continued, by an empty one; return the change in bytes."""
+        # All of this is one step under the lock, since a subscriber that saw only a part of it would be told that it
+        # lags. The ring is replaced first, because `Subscriber.go_on_from` reads `generation` without the lock.
+        grown = self._replace_ring(newest)
         self.generation += 1
         self.reset_reason = reason
         self.wake()
         return grown
 
     def append(self, entry: Entry) -> int:
-        """Encode and add the entry that follows the newest one; return the change in bytes. This wakes nobody."""
+        """Encode the next entry and add it; return the change in bytes. This wakes nobody."""
         ring = self.ring
         assert ring is not None, "a channel begins with a ring"
         before = ring.bytes
@@ -132,7 +137,7 @@ class Channel:
         return ring.bytes - before
 
     def shrink(self) -> int:
-        """Let go of the older half of the ring; return the change in bytes."""
+        """Drop the older half of the ring; return the change in bytes."""
         if self.ring is None:
             return 0
         before = self.ring.bytes
@@ -144,14 +149,14 @@ class Channel:
         for subscriber in self.subscribers:
             subscriber.notify()
 
-    def _renew(self, newest: Position) -> int:
+    def _replace_ring(self, newest: Position) -> int:
         before = self.ring.bytes if self.ring is not None else 0
         self.ring = Ring(newest, max_bytes=CHANNEL_BYTES)
         return -before
 
 
 class Channels(dict[str, Channel]):
-    """The register: the channels of this process by name, and how many bytes their rings hold together."""
+    """The register: the channels of this process by name, and the bytes that their rings hold together."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -159,28 +164,28 @@ class Channels(dict[str, Channel]):
         self._to_shrink: list[Channel] = []
 
     def account(self, more: int) -> None:
-        """Account for bytes that a ring has grown by. Where all rings hold too much, shrink as few as it takes."""
+        """Add the bytes by which a ring has grown. If all rings hold more than HUB_BYTES, shrink as few as needed."""
         self.bytes += more
         while self.bytes > HUB_BYTES:
-            # One after another: to shrink all rings at once would take long.
+            # The rings are shrunk one after another, because to shrink all of them in one call would take long.
             self._to_shrink = self._to_shrink or list(self.values())
             channel = self._to_shrink.pop()
             if self.get(channel.name) is channel:
                 self.bytes += channel.shrink()
 
     def drop(self, channel: Channel) -> None:
-        """Remove a channel, if it is still the one of its name."""
+        """Remove a channel, unless another one of its name has taken its place."""
         if self.get(channel.name) is channel:
             del self[channel.name]
             self.bytes -= channel.ring.bytes if channel.ring is not None else 0
 
     def subscribers(self) -> set[ChannelSubscriber]:
-        """Return all who listen to any channel."""
+        """Return the subscribers of all channels."""
         return subscribers(self.values())
 
 
 def subscribers(channels: Iterable[Channel]) -> set[ChannelSubscriber]:
-    """Return all who listen to any of these channels."""
+    """Return the subscribers of these channels."""
     return {subscriber for channel in channels for subscriber in channel.subscribers}
 
 
@@ -191,5 +196,5 @@ def wake(channels: Iterable[Channel]) -> None:
 
 
 def encoded(entry: Entry) -> Entry:
-    """Return an entry together with its block of a stream, without an id."""
+    """Return the entry with a body: its block of a stream, without the id line."""
     return Entry(entry.position, entry.event, encode_body(entry.event))

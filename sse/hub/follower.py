@@ -1,7 +1,7 @@
-"""The hub's thread, a greenlet under gevent: it follows the feed, and alone moves channels forward.
+"""The hub's thread, which is a greenlet under gevent. It alone reads the feed and moves channels forward.
 
-It works in turns, however many channels there are: it reads some announcements, asks the store about some channels, and
-pauses. Only this thread uses the feed, but for `Feed.wake`.
+It works in turns, so that each turn is short however many channels there are. In a turn, it reads some announcements,
+asks the store about some channels, and pauses. No other thread uses the feed, except that any may call `Feed.wake`.
 """
 
 from __future__ import annotations
@@ -20,17 +20,19 @@ from sse.hub.upkeep import Upkeep
 from sse.spread import PAUSE
 from sse.stores import READ_AT_ONCE, Feed, Store
 
-_FEW: Final = 64  # channels whose announcements may be late without anybody taking note
-_JOIN: Final = 5.0  # seconds that the end of the thread is waited for
+_FEW_CHANNELS: Final = 64  # announcements for up to so many channels do not count as late
+_JOIN_TIMEOUT: Final = 5.0  # seconds to wait for the end of the thread
 
 _log = logging.getLogger("sse")
-_chance: Final = random.SystemRandom()  # a thread of ours leaves the app's own random numbers as they are
+_system_random: Final = random.SystemRandom()  # leaves the sequence of an app's seeded `random` as it is
 
 
 class Follower:
     """The thread that moves the channels of one hub forward. It starts with the first arrival, or by `start`.
 
-    `tidy` is called in each turn. `clock` gives seconds, monotonic.
+    :param lock: the hub's.
+    :param clock: returns seconds of a monotonic clock.
+    :param tidy: called at the beginning of each turn.
     """
 
     def __init__(
@@ -42,9 +44,9 @@ class Follower:
         tidy: Callable[[], None],
     ) -> None:
         self.late_since = 0.0
-        """Since when announcements for many channels have waited to be read, by `time.monotonic`; 0 if they do not."""
+        """When announcements for many channels began to wait for this thread, by `time.monotonic`; 0 if none wait."""
         self.arrivals = Arrivals()
-        """Channels that wait for this thread; `wake` it after they have been added."""
+        """Channels that wait for this thread. Call `wake` after adding some."""
         self.upkeep = Upkeep(store, channels, lock, clock)
         self._store = store
         self._lock = lock
@@ -60,14 +62,14 @@ class Follower:
         return self._stopped.is_set()
 
     def start(self) -> None:
-        """Start the thread, unless it is there or has been stopped."""
+        """Start the thread, unless it has been started or stopped before."""
         with self._lock:
             thread = None if self._thread or self.is_stopped else self._make_thread()
         if thread:
             self._start_thread(thread)
 
     def wake(self) -> None:
-        """Have the thread look at what has arrived, if anything has."""
+        """Wake the thread for the channels that have arrived, if there are any; start it if need be."""
         with self._lock:
             if self.is_stopped or not self.arrivals.announce(time.monotonic()):
                 return
@@ -79,17 +81,17 @@ class Follower:
             feed.wake()
 
     def stop(self) -> None:
-        """Have the thread end after its turn, or before it starts. `join` wakes it and waits for that."""
+        """Ask the thread to end after its turn, or before it starts. `join` wakes it and waits for its end."""
         self._stopped.set()
 
     def join(self) -> None:
-        """Wake the thread, which has been stopped, and return when it has ended, or after 5 s."""
+        """Wake the thread after `stop`, and return when it has ended, or after 5 s."""
         with self._lock:
             feed, thread = self._feed, self._thread
         if feed:
             feed.wake()
         if thread and thread.ident:
-            thread.join(_JOIN)
+            thread.join(_JOIN_TIMEOUT)
 
     def _make_thread(self) -> threading.Thread:
         self._feed = feed = self._store.feed()
@@ -98,10 +100,11 @@ class Follower:
         return self._thread
 
     def _start_thread(self, thread: threading.Thread) -> None:
-        # The thread is noted before it starts: its starter may be killed while it waits, and no second thread may come.
+        # The thread is noted before it starts. Its starter may be killed while it waits for that, and then no second
+        # thread may be started.
         try:
             thread.start()
-        except RuntimeError:  # no thread can be had now
+        except RuntimeError:  # the process cannot start another thread now
             with self._lock:
                 self._thread = None
                 self.arrivals.retract()
@@ -110,21 +113,21 @@ class Follower:
     # In the thread
 
     def _run(self, feed: Feed) -> None:
-        away = 0
-        trouble = ""
+        failures = 0
+        logged = ""
         while not self.is_stopped:
             try:
                 self._turn(feed)
-                if away:
+                if failures:
                     _log.warning("the store is back")
-                away, trouble = 0, ""
+                failures, logged = 0, ""
             except StoreUnavailable as error:
-                away += 1
-                if str(error) != trouble:
-                    trouble = str(error)
-                    _log.warning("the store is away, streams stay open: %s", trouble)
-                self._stopped.wait(_chance.uniform(0.5, 1) * min(0.05 * 2**away, 1.0))
-            except Exception:  # noqa: BLE001 - logged; subscribers must not be left without a hub
+                failures += 1
+                if str(error) != logged:
+                    logged = str(error)
+                    _log.warning("the store is away, streams stay open: %s", logged)
+                self._stopped.wait(_system_random.uniform(0.5, 1) * min(0.05 * 2**failures, 1.0))
+            except Exception:  # noqa: BLE001 - logged; without this thread, subscribers would get nothing more
                 _log.exception("the hub could not go on with a channel; trying again")
                 self._stopped.wait(1.0)
         feed.close()
@@ -132,28 +135,28 @@ class Follower:
     def _turn(self, feed: Feed) -> None:
         self._tidy()
         notices = feed.read(max(self._patience(), 0))
-        many = self.upkeep.apply(notices) > _FEW and len(notices) >= READ_AT_ONCE
+        many = self.upkeep.apply(notices) > _FEW_CHANNELS and len(notices) >= READ_AT_ONCE
         self.late_since = (self.late_since or time.monotonic()) if many else 0.0
         self._listen(feed)
-        self.upkeep.check(feed)  # first: it has its turn even where a channel at fault ends each turn below
+        self.upkeep.check(feed)  # before `settle`, which raises in each turn if a channel is at fault
         self.upkeep.settle(feed)
         if self.upkeep.is_behind or self.upkeep.checks.is_under_way or self.arrivals.is_announced:
             time.sleep(PAUSE)
 
     def _patience(self) -> float:
-        """Return the seconds to wait for an announcement in this turn."""
+        """Return the seconds that this turn may wait for an announcement."""
         if self.upkeep.is_behind:
             return 0
         gathering = self.arrivals.patience(time.monotonic())
         return self.upkeep.checks.patience(self._clock()) if gathering is None else gathering
 
     def _listen(self, feed: Feed) -> None:
-        """Listen to channels that have arrived; where that has been done, have their rings ensured."""
+        """Listen to channels that have arrived. If the feed listens to one already, have its ring ensured."""
         with self._lock:
             arrived = self.arrivals.take(time.monotonic())
-            unheard = [channel for channel in arrived if not channel.listened]
+            unlistened = [channel for channel in arrived if not channel.listened]
             self.upkeep.new.put(channel.name for channel in arrived if channel.listened)
-            for channel in unheard:
+            for channel in unlistened:
                 channel.listen()
-        if unheard:
-            feed.subscribe([channel.name for channel in unheard])
+        if unlistened:
+            feed.subscribe([channel.name for channel in unlistened])

@@ -1,7 +1,7 @@
-"""How much the hub's thread does in one turn, and when it has the next one.
+"""The schedule of the hub's thread: how many channels it works on in one turn, and when the next turn comes.
 
-There may be thousands of channels. The thread asks the store about some of them in each turn, so that announcements are
-read in between. Nothing here reads a clock, waits or takes a lock.
+There may be thousands of channels. The thread asks the store about some of them in each turn, so that it reads
+announcements in between. Nothing in this module reads a clock, waits or takes a lock.
 """
 
 from __future__ import annotations
@@ -14,36 +14,37 @@ from typing import Final
 from sse.hub.channel import Channel
 
 PER_TURN: Final = 100
-"""Channels that the store is asked about before others have their turn."""
+"""The most channels that the store is asked about in one turn."""
 
 GATHER: Final = 0.005
-"""Seconds in which arrivals that do not come alone are joined by others."""
+"""Seconds for which further arrivals are gathered after several have come together."""
 
 CHECK_EVERY: Final = 5.0
-"""Seconds after which all channels are compared with the store again, give or take a tenth."""
+"""Seconds between two comparisons of all channels with the store, give or take a tenth."""
 
 BETWEEN_CHECKS: Final = 0.005
-"""Seconds between two turns of such a check."""
+"""Seconds between two turns of the same comparison."""
 
 ENSURED_AT_ONCE: Final = 20_000
-"""Rings that this worker ensures at once, for all its clients together."""
+"""Rings that this worker may ensure at one time, for all its clients together."""
 
 ENSURED_PER_SECOND: Final = 2_000
-"""Rings that it ensures each second after that."""
+"""Rings that it may ensure each second after that."""
 
-_chance: Final = random.SystemRandom()  # a thread of ours leaves the app's own random numbers as they are
+_system_random: Final = random.SystemRandom()  # leaves the sequence of an app's seeded `random` as it is
 
 
 class Arrivals:
-    """Channels that wait for the hub's thread: to be listened to, or to have their ring ensured.
+    """Channels that wait for the hub's thread to listen to them, or to ensure their ring.
 
-    A channel that comes alone is looked at in the next turn. After several channels have come together, further ones
-    are gathered for some milliseconds, so that many newcomers do not cost a turn each. For use under the hub's lock.
+    A channel that comes alone is taken in the next turn. After several channels have come together, further ones are
+    gathered for some milliseconds, so that many new channels do not cost a turn each. All methods are for use under the
+    hub's lock.
     """
 
     def __init__(self) -> None:
         self._channels: dict[Channel, None] = {}
-        self._announced = False  # since channels were last taken
+        self._announced = False  # the thread knows that channels wait
         self._gathered_at = 0.0
 
     def __len__(self) -> int:
@@ -54,22 +55,25 @@ class Arrivals:
         self._channels[channel] = None
 
     def remove(self, channel: Channel) -> None:
-        """Forget a channel, if it waits."""
+        """Remove a channel, if it waits."""
         self._channels.pop(channel, None)
 
     def announce(self, now: float) -> bool:
-        """Return whether the thread has to be woken for what waits: not twice, nor while it gathers."""
+        """Return whether the thread has to be woken for the channels that wait.
+
+        It need not be if it has been woken for them already, or if it comes back by itself after gathering.
+        """
         if not self._channels or self._announced:
             return False
         self._announced = True
         return now >= self._gathered_at
 
     def retract(self) -> None:
-        """Have the next `announce` wake the thread, since this time it could not be."""
+        """Undo `announce`, because the thread could not be woken, so that the next call wakes it."""
         self._announced = False
 
     def take(self, now: float) -> list[Channel]:
-        """Return some channels, and have them wait no longer; none while others are gathered."""
+        """Remove and return some channels; return none while further ones are gathered."""
         if self._channels and now < self._gathered_at:
             return []
         taken = list(islice(self._channels, PER_TURN))
@@ -81,11 +85,11 @@ class Arrivals:
 
     @property
     def is_announced(self) -> bool:
-        """True if channels wait that the thread knows of."""
+        """True if channels wait and the thread knows of them."""
         return self._announced
 
     def patience(self, now: float) -> float | None:
-        """Return the seconds until channels may be taken, or None if the thread need not come back for any."""
+        """Return the seconds until channels may be taken; None if the thread need not come back for any."""
         gathering = self._gathered_at - now
         return gathering if self._announced or gathering > 0 else None
 
@@ -93,7 +97,7 @@ class Arrivals:
 class Queue(dict[str, None]):
     """Channels by name, in the order of their turns.
 
-    After a fault, fewer channels have the next turn, so that the channel that causes the fault is soon alone.
+    After a fault, half as many channels have the next turn, so that the channel which causes the fault is soon alone.
     """
 
     def __init__(self) -> None:
@@ -101,35 +105,35 @@ class Queue(dict[str, None]):
         self._at_once = PER_TURN
 
     def put(self, names: Iterable[str]) -> None:
-        """Add names at the end; names that are there already keep their place."""
+        """Add names at the end. Names that are there already keep their turn."""
         self.update(dict.fromkeys(names))
 
     def take(self) -> list[str]:
-        """Return the names that have their turn now, and remove them."""
+        """Remove and return the names that have their turn now."""
         names = list(islice(self, self._at_once))
         for name in names:
             del self[name]
         return names
 
     def succeeded(self) -> None:
-        """Have more names in the next turn."""
+        """Let twice as many names have the next turn, up to PER_TURN."""
         self._at_once = min(2 * self._at_once, PER_TURN)
 
     def failed(self, names: list[str]) -> None:
-        """Put names that were taken at the end, and have half as many in the next turn."""
+        """Put these names back at the end of the queue, and let half as many have the next turn."""
         self.put(names)
         self._at_once = max(len(names) // 2, 1)
 
 
 class Allowance:
-    """How many rings may be ensured: many at once, and then so many each second."""
+    """The number of rings that may be ensured: ENSURED_AT_ONCE, and then ENSURED_PER_SECOND."""
 
     def __init__(self, now: float) -> None:
         self._left = float(ENSURED_AT_ONCE)
         self._counted_at = now
 
     def take(self, count: int, now: float) -> int:
-        """Return how many of so many rings may be ensured now."""
+        """Return how many of `count` rings may be ensured now, and count them as ensured."""
         more = (now - self._counted_at) * ENSURED_PER_SECOND
         self._counted_at = now
         self._left = min(self._left + more, float(ENSURED_AT_ONCE))
@@ -139,20 +143,20 @@ class Allowance:
 
 
 class Checks:
-    """Which channels are to be compared with the store: all of them every five seconds, some in each turn."""
+    """The order in which channels are compared with the store: all of them every five seconds, some in each turn."""
 
     def __init__(self, now: float) -> None:
         self.next = now + CHECK_EVERY
-        """When all channels are to be looked at again."""
+        """When the next check of all channels begins."""
         self._unchecked: list[Channel] = []
 
     @property
     def is_under_way(self) -> bool:
-        """True if there are channels that this check has yet to look at."""
+        """True if this check has yet to look at some channels."""
         return bool(self._unchecked)
 
     def postpone(self, now: float) -> None:
-        """Have the next check in five seconds."""
+        """Put the next check off until five seconds from now."""
         self.next = now + CHECK_EVERY
 
     def is_due(self, now: float) -> bool:
@@ -160,9 +164,9 @@ class Checks:
         return now >= self.next or self.is_under_way
 
     def take(self, now: float, channels: Mapping[str, Channel]) -> list[Channel]:
-        """Return some channels of the register that this check has not looked at. Begin a check if one is due."""
+        """Return some channels of the register that this check has not looked at yet. Begin a check if one is due."""
         if not self._unchecked and now >= self.next:
-            self.next = now + CHECK_EVERY * _chance.uniform(0.9, 1.1)
+            self.next = now + CHECK_EVERY * _system_random.uniform(0.9, 1.1)
             self._unchecked = list(channels.values())
         taken = self._unchecked[-PER_TURN:]
         del self._unchecked[-PER_TURN:]

@@ -1,4 +1,7 @@
-"""Readings of the store, shared by all who want the same; and a look at the events that a subscriber would take."""
+"""Reads the store for subscribers and polls, and shares a reading among all that want the same one.
+
+`look` reads from the store the events that a subscriber would take, for a poll that does not wait and so attaches none.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ T = TypeVar("T")
 
 
 class Look(NamedTuple):
-    """The result of `StoreReader.look`: resets and deliveries, the positions after them, and if there are `more`."""
+    """The result of `StoreReader.look`: resets and deliveries, the positions after them, and whether more follow."""
 
     taken: list[Delivery | Reset]
     positions: dict[str, Position]
@@ -23,7 +26,7 @@ class Look(NamedTuple):
 
 
 class _SharedRead:
-    """A reading of the store under way, for all who want the same."""
+    """A reading of the store that is under way. When it is `done`, `pages` is its result; empty if it failed."""
 
     def __init__(self) -> None:
         self.done = threading.Event()
@@ -31,9 +34,9 @@ class _SharedRead:
 
 
 class StoreReader:
-    """Reads from the store what subscribers and polls need and no ring of this process has.
+    """Reads from the store the entries that subscribers and polls need and that no ring of this process has.
 
-    Its lock is held for a moment, and never while the store is asked.
+    Its lock is never held while the store is asked.
     """
 
     def __init__(self, store: Store) -> None:
@@ -44,7 +47,7 @@ class StoreReader:
     def read(
         self, positions: Sequence[tuple[str, Position]], limit: int = PAGE, max_bytes: int = PAGE_BYTES
     ) -> list[Page]:
-        """Return the pages that `Store.read` gives. Equal readings at the same time are one.
+        """Return the pages that `Store.read` returns. Equal readings at the same time are one call of the store.
 
         :raises StoreUnavailable: if any of them cannot be read.
         """
@@ -63,28 +66,28 @@ class StoreReader:
             shared.done.wait()
         if len(shared.pages) < len(positions):
             raise StoreUnavailable("the store did not answer", "try again")
-        return [_good(page) for page in shared.pages]
+        return [_value(page) for page in shared.pages]
 
     def set_positions(self, subscriber: Subscriber, starts: Mapping[str, Start]) -> None:
-        """Have a subscriber join its channels, which are those of `starts` in the same order.
+        """Set a subscriber's position in each of its channels, which are those of `starts` in the same order.
 
-        Where this process's rings do not tell the position, the store does.
+        If the ring in this process does not tell the position, the store is asked.
 
         :raises StoreUnavailable: if the store does not answer.
         """
-        asked = [
+        undecided = [
             (index, name, start)
             for index, (name, start) in enumerate(starts.items())
             if not subscriber.start_at(index, start)
         ]
-        if not asked:
+        if not undecided:
             return
-        if replays := [(index, name, start.replay) for index, name, start in asked if not start.position]:
+        if replays := [(index, name, start.replay) for index, name, start in undecided if not start.position]:
             befores = self._store.before([(name, replay) for _, name, replay in replays])
-            for (index, *_), position in zip(replays, map(_good, befores), strict=True):
+            for (index, *_), position in zip(replays, map(_value, befores), strict=True):
                 if position is not None:
                     subscriber.go_on_from(index, position)
-        if unknown := [(index, name, start.position) for index, name, start in asked if start.position]:
+        if unknown := [(index, name, start.position) for index, name, start in undecided if start.position]:
             pages = self.read([(name, position) for _, name, position in unknown], 0)
             for (index, _, position), page in zip(unknown, pages, strict=True):
                 if page.reason:
@@ -93,29 +96,34 @@ class StoreReader:
                     subscriber.go_on_from(index, position)
 
     def look(self, starts: Mapping[str, Start], max_events: int, max_bytes: int, form: Form = in_blocks) -> Look:
-        """Return what a subscriber that starts so would take now. Nobody is attached, and no ring is ensured.
+        """Return the resets and events that a subscriber with these starts would take now.
 
+        It attaches no subscriber, and ensures no ring.
+
+        :param max_events: the most events to return.
+        :param max_bytes: the most bytes of bodies and resets together, except that the first event may be larger.
+        :param form: makes the delivery of an entry.
         :raises StoreUnavailable: if the store does not answer.
         """
-        newest = dict(zip(starts, map(_good, self._store.newest(list(starts))), strict=True))
-        taking = _Taking(starts, newest, max_events, max_bytes, form)
+        newest = dict(zip(starts, map(_value, self._store.newest(list(starts))), strict=True))
+        look = _LookUnderWay(starts, newest, max_events, max_bytes, form)
         replays = [(name, start.replay) for name, start in starts.items() if start.replay and newest[name]]
-        for (name, _), position in zip(replays, map(_good, self._store.before(replays)), strict=True):
-            taking.positions[name] = position or UNBORN
-        behind = [name for name, start in starts.items() if taking.positions[name] != newest[name] and not start.fault]
+        for (name, _), position in zip(replays, map(_value, self._store.before(replays)), strict=True):
+            look.positions[name] = position or UNBORN
+        behind = [name for name, start in starts.items() if look.positions[name] != newest[name] and not start.fault]
         while behind:
-            pages = self.read([(name, taking.positions[name]) for name in behind], PAGE, taking.to_read)
+            pages = self.read([(name, look.positions[name]) for name in behind], PAGE, look.bytes_to_read)
             for name, page in zip(behind, pages, strict=True):
-                if not taking.take(name, page):
-                    return Look(taking.taken, taking.positions, more=True)
+                if not look.take(name, page):
+                    return Look(look.taken, look.positions, more=True)
             behind = [name for name, page in zip(behind, pages, strict=True) if page.more]
-            if behind and taking.is_filled:
-                return Look(taking.taken, taking.positions, more=True)
-        return Look(taking.taken, taking.positions, more=False)
+            if behind and look.is_filled:
+                return Look(look.taken, look.positions, more=True)
+        return Look(look.taken, look.positions, more=False)
 
 
-class _Taking:
-    """A look under way: resets and deliveries that have been taken so far, within bounds."""
+class _LookUnderWay:
+    """A look that is under way, with the resets and deliveries that it has taken so far."""
 
     def __init__(
         self,
@@ -138,17 +146,17 @@ class _Taking:
                 self._reset(Reset(name, start.fault, None, newest[name] or UNBORN))
 
     @property
-    def to_read(self) -> int:
-        """The bytes to ask the store for."""
+    def bytes_to_read(self) -> int:
+        """The bytes of data to ask the store for."""
         return min(max(self._max_bytes - self._size, 1), PAGE_BYTES)
 
     @property
     def is_filled(self) -> bool:
-        """True if only a small part is left, for which it does not pay to ask the store again."""
+        """True if less than a quarter of `max_bytes` is left, so that asking the store again does not pay."""
         return self._size * 4 > self._max_bytes * 3
 
     def take(self, name: str, page: Page) -> bool:
-        """Take what a page of a channel has; return False if some of it has to wait for the next look."""
+        """Take a page of a channel; return False if a part of it has to wait for the next look."""
         if page.reason and not self._take_reset(name, page.reason):
             return False
         return all(self._deliver(name, entry) for entry in page.entries)
@@ -156,10 +164,10 @@ class _Taking:
     def _take_reset(self, name: str, reason: ResetReason) -> bool:
         newest = self._newest[name]
         if not (newest or self._starts[name].position):
-            return True  # the channel has never had an event, and the client does not say that it had
+            return True  # the channel has no ring, and the client does not claim to have had an event
         too_much = self._events and self._size + reset_size(name) > self._max_bytes
         if too_much or any(item.channel == name for item in self.taken):
-            return False  # what came before it is told first: the next look meets the reset again
+            return False  # the events before the reset come first, and the next look meets it again
         self._reset(reset_at(name, reason, self.positions[name], newest or UNBORN))
         return True
 
@@ -179,7 +187,7 @@ class _Taking:
         return True
 
 
-def _good(value: T | StoreUnavailable) -> T:
+def _value(value: T | StoreUnavailable) -> T:
     if isinstance(value, StoreUnavailable):
         raise value
     return value

@@ -1,7 +1,7 @@
-"""A subscriber: its position in each of its channels, and the events that it takes next.
+"""A subscriber, which has a position in each of its channels and takes the events after it.
 
-A subscriber has no queue. It keeps a position in each channel and takes what lies after it: from the ring in this
-process where that reaches back far enough, else from the store.
+A subscriber has no queue. It takes the events after its position from the channel's ring in this process. If that ring
+no longer reaches back to its position, it reads them from the store.
 """
 
 from __future__ import annotations
@@ -16,17 +16,18 @@ from sse.hub.channel import Channel, encoded
 from sse.stores import PAGE, PAGE_BYTES, Page
 
 
-class Pages(Protocol):
-    """Readings of the store."""
+class PageReader(Protocol):
+    """The part of `StoreReader` that a subscriber uses."""
 
     def read(self, positions: Sequence[tuple[str, Position]], limit: int, max_bytes: int) -> list[Page]:
-        """Return the page after each (channel, position), of so many entries and bytes at the most."""
+        """Return the page after each (channel, position), of at most `limit` entries each and `max_bytes` together."""
 
 
 class Start(NamedTuple):
-    """Where a subscriber wants to go on in a channel.
+    """The point in a channel after which a subscriber wants to go on.
 
-    At `position`; with none, just before the newest `replay` entries; with a `fault`, nowhere: it is to be reset.
+    That is `position`, or if there is none, the position just before the newest `replay` entries. With a `fault`, the
+    client's position is unknown, so it gets a reset.
     """
 
     position: Position | None = None
@@ -37,10 +38,15 @@ class Start(NamedTuple):
 def starting_points(
     channels: Iterable[str], last: LastEventId | None, *, from_header: bool = False, replay: int = 0
 ) -> dict[str, Start]:
-    """Where a client with this last event id goes on in each channel.
+    """Return the start in each channel for a client with this last event id.
 
-    A channel without an entry is new to a client that writes its own list (the query parameter), and lost to one that
-    repeats what it was told (the header). `replay` counts only where there is no last event id.
+    A channel may have no position in the id. In the query parameter, whose channels a client chooses itself, this
+    channel is new to the client. In the header, which repeats an id that the service sent, its position was lost
+    (`missing`).
+
+    :param last: the client's last event id, if it has one.
+    :param from_header: whether the id comes from the header `Last-Event-ID`.
+    :param replay: entries to begin with, for a client that has no last event id.
     """
     if last is None:
         return {channel: Start(replay=replay) for channel in channels}
@@ -57,7 +63,10 @@ def starting_points(
 
 
 class Reset(NamedTuple):
-    """The notice that a channel could not be continued and goes on from `position`."""
+    """The notice that a channel could not be continued, and goes on from `position`.
+
+    `missed` is the number of entries lost, if the reason is `trimmed`.
+    """
 
     channel: str
     reason: ResetReason
@@ -71,7 +80,7 @@ class Reset(NamedTuple):
 
 
 class Delivery(NamedTuple):
-    """An entry for a subscriber."""
+    """An entry of a channel that a subscriber takes."""
 
     channel: str
     entry: Entry
@@ -80,7 +89,7 @@ class Delivery(NamedTuple):
 _LARGEST_RESET: Final = 192  # bytes, see reset_size
 
 Form = Callable[[str, Entry], Delivery]
-"""Makes the delivery of a channel's entry, whose `body` is what the subscriber's client is sent."""
+"""A function that makes the delivery of a channel's entry. Its `body` is the bytes that are sent to the client."""
 
 
 class Lagging(SSEError):
@@ -95,90 +104,94 @@ class Subscriber:
     It belongs to one connection, or to a row of connections that stand at the same positions.
     """
 
-    # An idle subscriber is to be small.
+    # There may be very many subscribers, so each is small.
     __slots__ = (
-        *("_generations", "_lock", "_pages", "_signal", "_turn", "_wake"),
+        *("_generations", "_lock", "_reader", "_signal", "_turn", "_wake_call"),
         *("channels", "draining", "positions", "resets"),
     )
 
     def __init__(
-        self, channels: tuple[Channel, ...], lock: threading.Lock, pages: Pages, *, draining: bool = False
+        self, channels: tuple[Channel, ...], lock: threading.Lock, reader: PageReader, *, draining: bool = False
     ) -> None:
         self.channels = channels
         self.positions = [UNBORN] * len(channels)
         """The position in each channel, by the channel's index. `go_on_from` sets it first."""
         self.resets: Sequence[Reset] = ()
-        self.draining = draining  # this process is about to end, so the client is told goodbye
+        self.draining = draining  # this process ends soon, so the client is to be sent a goodbye
         self._lock = lock
-        self._pages = pages
+        self._reader = reader
         self._generations: dict[str, int] | None = None
         self._turn = 0
         self._signal: threading.Event | None = threading.Event()
-        self._wake: Callable[[], None] | None = None
+        self._wake_call: Callable[[], None] | None = None
 
     @property
     def is_detached(self) -> bool:
-        """True once the hub has taken it out of its channels."""
+        """True after the hub has removed it from its channels."""
         return not self.channels
 
     @property
     def positions_by_name(self) -> Mapping[str, Position]:
-        """Return its positions by the names of its channels, as they are now; empty once it has ended."""
+        """Its positions by the names of its channels, as they are now; empty after it has ended."""
         return {channel.name: position for channel, position in zip(self.channels, self.positions, strict=False)}
 
     def give_up_channels(self) -> tuple[Channel, ...]:
-        """Give up its channels, and return them; from then on it has none. For the hub, under its lock."""
+        """Return its channels; from now on it has none. Only the hub calls this, under its lock."""
         channels, self.channels = self.channels, ()
         return channels
 
     def notify(self) -> None:
-        """Wake the subscriber's transport."""
-        if self._wake:
-            self._wake()
+        """Wake the transport of this subscriber."""
+        if self._wake_call:
+            self._wake_call()
         elif self._signal and not self._signal.is_set():
             self._signal.set()
 
     def wake_by(self, wake: Callable[[], None]) -> None:
-        """Have `wake` called instead of `wait` return, in the hub's own thread and at once."""
-        self._wake, self._signal = wake, None
+        """Call `wake` now, and from now on whenever there may be something to take, instead of ending a `wait`.
+
+        The hub's thread calls it, under the hub's lock, so it must not wait.
+        """
+        self._wake_call, self._signal = wake, None
         wake()
 
     def wait(self, timeout: float) -> bool:
-        """Wait up to `timeout` seconds until there may be something to take."""
+        """Wait up to `timeout` seconds for something to take; return whether there may be something."""
         assert self._signal, "it is woken by a call"
         return self._signal.wait(timeout)
 
     def clear_signal(self) -> None:
-        """Have the next `wait` wait until something comes from now on."""
+        """Make the next `wait` wait for something that comes after this call."""
         if self._signal:
             self._signal.clear()
 
     def twin(self) -> Subscriber:
-        """Return another subscriber at the same positions, to be woken in its own way."""
-        twin = Subscriber(self.channels, self._lock, self._pages, draining=self.draining)
+        """Return another subscriber at the same positions, which is woken by a signal of its own."""
+        twin = Subscriber(self.channels, self._lock, self._reader, draining=self.draining)
         twin.positions = [*self.positions]
         twin._generations = self._generations and {**self._generations}
         return twin
 
     def drain(self) -> None:
-        """Have it end soon, unless it is woken by a call: then the caller of `wake_by` has its connections end."""
+        """Make it end soon, unless it is woken by a call: then the caller of `wake_by` ends its connections."""
         if self._signal:
             self.draining = True
             self._signal.set()
 
     def end_now(self) -> None:
-        """Have it end now, however it is woken: its hub is closed."""
+        """Make it end now, in whichever way it is woken, because its hub is closed."""
         self.draining = True
         self.notify()
 
     def take(self, max_events: int, max_bytes: int, form: Form | None = None) -> list[Delivery | Reset]:
-        """Return resets and events that have come since: known resets first, then each channel's events in order.
+        """Return the resets and events after its positions: known resets first, then each channel's events in order.
 
-        Bodies and resets together have up to `max_bytes`, with two exceptions: resets that are known already are all
-        returned, and the first event is returned whatever its size, unless resets have filled the answer. The positions
-        move on, so the caller has to deliver everything that it is given. `form` makes each delivery; without it, a
-        body is the event's block of a stream.
+        Its positions move on, so the caller has to deliver everything that it is given.
 
+        :param max_events: the most events to return.
+        :param max_bytes: the most bytes of bodies and resets together. Resets that are known already are all returned
+            nevertheless, and so is the first event, whatever its size, unless resets have filled the answer.
+        :param form: makes each delivery; without it, a body is the event's block of a stream.
         :raises Lagging: if a channel's ring has passed the subscriber's position.
         :raises StoreUnavailable: if older entries are needed and cannot be read.
         """
@@ -193,9 +206,9 @@ class Subscriber:
             for index in order:
                 name = channels[index].name
                 before = len(taken)
-                while entries := self._next(index, taken, _to_read(max_bytes, size, taken)):
+                while entries := self._next_entries(index, taken, _bytes_to_read(max_bytes, size, taken)):
                     for entry in entries:
-                        delivery = form(name, entry)  # of a whole page, only what is taken
+                        delivery = form(name, entry)  # made only for entries that are taken, not for the whole page
                         size += len(delivery.entry.body)
                         if events and (events >= max_events or size > max_bytes):
                             self.notify()
@@ -206,20 +219,20 @@ class Subscriber:
                 if len(taken) > before and isinstance(taken[-1], Reset):
                     size += reset_size(name)
         except (Lagging, StoreUnavailable):
-            # What was taken before must still be told; the fault will be met again.
+            # The events that were taken before the fault must be delivered. The next call meets the fault again.
             if not taken:
                 raise
             self.notify()
         return taken
 
     def order(self) -> Sequence[int]:
-        """Return the indices of its channels, beginning with the one whose turn it is, so that none starves another."""
+        """Return the indices of its channels, the one that has its turn first, so that none starves another."""
         count = len(self.positions)
         start = (self._turn + 1) % count
         return [*range(start, count), *range(start)] if start else range(count)
 
     def turn(self, channels: int = 1) -> None:
-        """Give the turn to the next channel, or to a later one, so many `channels` after this one."""
+        """Give the turn to the channel that is `channels` after this one."""
         self._turn = (self._turn + channels) % len(self.positions)
 
     def at_hand(self, index: int) -> Sequence[Entry] | None:
@@ -233,14 +246,14 @@ class Subscriber:
             return entries
 
     def is_behind(self) -> bool:
-        """Return whether any of its channels has moved on since."""
+        """Return whether any of its channels has entries after its position."""
         with self._lock:
             return any(
                 channel.ring is not None and channel.ring.newest > position
                 for channel, position in zip(self.channels, self.positions, strict=False)
             )
 
-    def _next(self, index: int, taken: list[Delivery | Reset], max_bytes: int) -> Sequence[Entry]:
+    def _next_entries(self, index: int, taken: list[Delivery | Reset], max_bytes: int) -> Sequence[Entry]:
         channel, position = self.channels[index], self.positions[index]
         name = channel.name
         with self._lock:
@@ -253,14 +266,14 @@ class Subscriber:
         if not max_bytes:
             self.notify()
             return []
-        page = self._pages.read([(name, position)], PAGE, min(max_bytes, PAGE_BYTES))[0]
+        page = self._reader.read([(name, position)], PAGE, min(max_bytes, PAGE_BYTES))[0]
         if not page.reason:
             return page.entries
         reason = channel.reset_reason
         if generation == (self._generations or {}).get(name, 0):
             if page.reason != "diverged":
                 raise Lagging(name)
-            # The ring goes on, but what follows the position is no event of ours. What came before it is told first.
+            # The ring goes on, but others wrote the entry after the position. Events before it are delivered first.
             if any(item.channel == name for item in taken):
                 self.notify()
                 return []
@@ -273,14 +286,15 @@ class Subscriber:
     def _note_generation(self, name: str, generation: int) -> None:
         if self._generations is None:
             if not generation:
-                return  # a channel is seldom reset, and an idle subscriber is to be small
+                return  # a channel is seldom reset, so most subscribers need no dict
             self._generations = {}
         self._generations[name] = generation
 
     def start_at(self, index: int, start: Start) -> bool:
-        """Join a channel at the start; return False if the store has to be asked for the position.
+        """Set the position in a channel by its start; return False if the store has to be asked for the position.
 
-        Where entries are to be replayed, it joins in either case: just before all that the ring holds.
+        If entries are to be replayed and the ring here has too few of them, the position is the one before them all for
+        now, and False is returned.
         """
         channel = self.channels[index]
         with self._lock:
@@ -300,7 +314,7 @@ class Subscriber:
             return False
 
     def start_with_reset(self, index: int, position: Position, reason: ResetReason) -> None:
-        """Join a channel at its newest position with a reset, because the store cannot continue `position`."""
+        """Set the position in a channel to the newest one, with a reset: the store cannot continue `position`."""
         channel = self.channels[index]
         with self._lock:
             assert channel.ring is not None
@@ -309,7 +323,7 @@ class Subscriber:
             self.go_on_from(index, newest, reset_at(channel.name, reason, position, newest))
 
     def go_on_from(self, index: int, position: Position, reset: Reset | None = None) -> None:
-        """Set the position from which the subscriber goes on in a channel."""
+        """Set the position in a channel from which the subscriber goes on."""
         self.positions[index] = position
         channel = self.channels[index]
         if channel.generation or self._generations:
@@ -320,22 +334,22 @@ class Subscriber:
 
 def reset_at(channel: str, reason: ResetReason, position: Position, newest: Position) -> Reset:
     """Return the notice that a channel cannot be continued after `position`, and goes on from its newest position."""
-    # Counted up to where the subscriber goes on: the store may be ahead of that by now, and what is there still comes.
+    # Entries count as missed up to the position where the subscriber goes on. Later ones in the store still come.
     missed = max(newest.offset - position.offset, 0) if reason == "trimmed" else None
     return Reset(channel, reason, missed, newest)
 
 
 def reset_size(channel: str) -> int:
-    """An upper bound of the bytes of a channel's reset in a poll's answer."""
+    """Return the most bytes that a channel's reset takes in a poll's answer."""
     return 64 + len(channel)
 
 
-def _to_read(max_bytes: int, size: int, taken: Sequence[object]) -> int:
-    """Return the bytes to ask the store for: none if only a small part is left, or if a reset would be too much."""
+def _bytes_to_read(max_bytes: int, size: int, taken: Sequence[object]) -> int:
+    """Return the bytes to ask the store for: 0 if only a small part is left, or if a reset would not fit."""
     left = max_bytes - size
     return left if left * 4 >= max_bytes and (left >= _LARGEST_RESET or not taken) else 0
 
 
 def in_blocks(channel: str, entry: Entry) -> Delivery:
-    """Return the delivery for a stream."""
+    """Return the delivery whose body is the entry's block of a stream."""
     return Delivery(channel, entry if entry.body else encoded(entry))

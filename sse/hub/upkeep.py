@@ -1,4 +1,4 @@
-"""The upkeep of channels: announcements are appended, and the store is asked where an announcement is missing."""
+"""The upkeep of channels: it appends announced entries to their rings, and asks the store for missing ones."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from sse.stores import Feed, Notice, Page, Store
 
 
 class Upkeep:
-    """Keeps each channel level with the store. For the hub's thread alone.
+    """Keeps the ring of each channel up to date with the store. Only the hub's thread uses it.
 
-    A channel waits in `new` for its ring, and in `dirty` while it may be behind the store. A turn does some of both.
+    A channel waits in `new` until it has a ring, and in `dirty` while it may be behind the store. In each turn,
+    `settle` works on some channels of both.
     """
 
     def __init__(self, store: Store, channels: Channels, lock: threading.Lock, clock: Callable[[], float]) -> None:
@@ -33,11 +34,11 @@ class Upkeep:
 
     @property
     def is_behind(self) -> bool:
-        """True if there are channels to begin or to repair."""
+        """True if channels wait to begin or to be repaired."""
         return bool(self.new or self.dirty)
 
     def apply(self, notices: Sequence[Notice]) -> int:
-        """Append entries that have been announced; return the number of channels that have moved on."""
+        """Append the entries that notices announce; return the number of channels that have moved on."""
         moved: set[Channel] = set()
         with self._lock:
             for name, previous, entry in notices:
@@ -57,18 +58,20 @@ class Upkeep:
         return len(moved)
 
     def settle(self, feed: Feed) -> None:
-        """Bring some channels up to the store, new channels first. Channels that fail come again after all others.
+        """Begin some channels that are new, and repair some that may be behind the store.
 
-        :raises StoreUnavailable: if the store does not answer; after both queues have had their turn.
+        Channels that fail have their next turn after all others.
+
+        :raises StoreUnavailable: if the store does not answer. It is raised when both queues have had their turn.
         """
         fault: Exception | None = None
-        for queue, bring in ((self.new, self._begin), (self.dirty, self._repair)):
+        for queue, act in ((self.new, self._begin), (self.dirty, self._repair)):
             names = queue.take()
             with self._lock:
                 channels = [self._channels[name] for name in names if name in self._channels]
             try:
                 if channels:
-                    bring(channels, feed)
+                    act(channels, feed)
                     time.sleep(PAUSE)
                 queue.succeeded()
             except Exception as error:  # noqa: BLE001 - raised when the other queue has had its turn
@@ -80,7 +83,7 @@ class Upkeep:
     def check(self, feed: Feed) -> None:
         """Compare some channels with the store, in case an announcement was lost, and drop channels that are idle.
 
-        The store keeps the rings of channels that have subscribers.
+        This also prolongs the rings of channels that have subscribers.
         """
         now = self._clock()
         if not self.checks.is_due(now):
@@ -102,7 +105,7 @@ class Upkeep:
         )
 
     def _begin(self, channels: list[Channel], feed: Feed) -> None:
-        """Give channels that are new here their ring. Where the store has none, it is ensured if that is wanted."""
+        """Give each new channel its ring. If the store has none, a ring is ensured for a channel that wants one."""
         channels = [channel for channel in channels if channel.ring is None]
         wanted = {channel for channel in channels if channel.wanted}
         asked = [channel for channel in channels if not (channel.unborn and channel in wanted)]
@@ -122,7 +125,7 @@ class Upkeep:
                 self._refuse(channel, newest_position or Busy("very many new channels at once", "try again"), feed)
 
     def _ensure(self, unborn: list[Channel]) -> dict[Channel, Position | StoreUnavailable]:
-        """Ensure as many rings as are allowed now; return the newest positions of these."""
+        """Ensure as many rings as the allowance permits now; return their newest positions."""
         allowed = unborn[: self._allowance.take(len(unborn), self._clock())]
         return dict(zip(allowed, self._store.ensure([channel.name for channel in allowed]), strict=True))
 
@@ -133,7 +136,7 @@ class Upkeep:
         feed.unsubscribe([channel.name])
 
     def _repair(self, channels: list[Channel], _feed: Feed) -> None:
-        """Append the entries that channels have missed; reset channels that cannot be continued."""
+        """Append the entries that these channels lack; reset channels that cannot be continued."""
         positions = {channel: (channel.name, channel.ring.newest) for channel in channels if channel.ring is not None}
         pages = dict(zip(positions, self._store.read(list(positions.values())), strict=True))
         moved = []
@@ -150,17 +153,17 @@ class Upkeep:
         )
         for channel, page in pages.items():
             if isinstance(page, StoreUnavailable):
-                _put_off(channel, page)
+                _warn_of_delay(channel, page)
         self.dirty.put(again)
 
     def _reset(self, lost: Mapping[Channel, ResetReason]) -> list[str]:
-        """Begin rings anew that cannot be continued, each for a reason; return channels that are to be read again."""
+        """Replace rings that cannot be continued, each for its reason; return the channels to read again."""
         again = []
         newest = self._store.ensure([channel.name for channel in lost])
         for (channel, reason), newest_position in zip(lost.items(), newest, strict=True):
             assert channel.ring is not None
             if isinstance(newest_position, StoreUnavailable):
-                _put_off(channel, newest_position)
+                _warn_of_delay(channel, newest_position)
             elif newest_position == channel.ring.newest:
                 again.append(channel.name)
             else:
@@ -170,5 +173,5 @@ class Upkeep:
         return again
 
 
-def _put_off(channel: Channel, fault: StoreUnavailable) -> None:
+def _warn_of_delay(channel: Channel, fault: StoreUnavailable) -> None:
     warn("channel %s waits: %s", channel.name, fault)

@@ -202,7 +202,7 @@ def test_a_poll_gives_no_events_of_a_history_along_with_its_reset(
     hub = cluster.services[0].hub
     last = poll(hub, {"a": Start()}, timeout=1, retry=20)["last_event_id"]
     cluster.publish("a", 3)
-    look = Subscriber._next
+    look = Subscriber._next_entries
     replaced: list[str] = []
 
     def replace_after(subscriber: Subscriber, name: str, taken: list[Delivery | Reset], room: int) -> Sequence[Entry]:
@@ -213,7 +213,7 @@ def test_a_poll_gives_no_events_of_a_history_along_with_its_reset(
             wait_until(lambda: subscriber.channels[0].generation, what="the hub has seen it")
         return entries
 
-    monkeypatch.setattr(Subscriber, "_next", replace_after)
+    monkeypatch.setattr(Subscriber, "_next_entries", replace_after)
     answer = poll(hub, starting_points(["a"], LastEventId.parse(last)), timeout=5, retry=20)
     assert replaced
     assert [reset["channel"] for reset in answer["resets"]] == ["a"]
