@@ -17,7 +17,7 @@ from werkzeug.local import LocalProxy
 from werkzeug.test import TestResponse, create_environ, run_wsgi_app
 
 from sse import SSE, InvalidEvent
-from sse.access.decision import Access, Brought, cookie_counts
+from sse.access.decision import Access, Credentials, cookie_counts
 from sse.access.keys import PublishKeys
 from sse.access.revocations import Revocations
 from sse.access.token import Tokens
@@ -380,7 +380,7 @@ def make_access(config: Config, revoked: str = "") -> Access:
 
 
 def test_a_revoked_channel_that_is_read_otherwise_ends_no_reader_with_a_token() -> None:
-    token = Brought(f"Bearer {signed(claims())}")
+    token = Credentials(f"Bearer {signed(claims())}")
     access = make_access(Config(public=("open",), secret=(SECRET,)), revoked="open")
     by_rule = make_access(Config(secret=(SECRET,)), revoked="ruled")
     for permit in (
@@ -407,7 +407,7 @@ def test_a_cookie_that_is_passed_over_leaves_nothing_behind(text: str, channel: 
     gc.disable()
     try:
         with contextlib.suppress(Unauthorized):
-            access.read([channel], Brought(cookie=text))
+            access.read([channel], Credentials(cookie=text))
         assert gc.collect() == 0
     finally:
         gc.enable()
@@ -449,10 +449,10 @@ def test_a_poll_that_is_revoked_while_it_is_opened_is_told_nothing(
 
 def test_reading_by_the_function_itself() -> None:
     access = make_access(Config(public=("a/*",)))
-    assert access.read(["a/b"], Brought()) is None
-    assert access.read(["a/b", "c"], Brought(), lambda channel: True)
+    assert access.read(["a/b"], Credentials()) is None
+    assert access.read(["a/b", "c"], Credentials(), lambda channel: True)
     with pytest.raises(Forbidden) as refusal:
-        access.read(["a/b", "c", "d"], Brought(), lambda channel: channel == "c")
+        access.read(["a/b", "c", "d"], Credentials(), lambda channel: channel == "c")
     assert refusal.value.channels == ("d",)
 
 

@@ -17,7 +17,7 @@ from werkzeug.datastructures import ImmutableMultiDict
 from werkzeug.test import EnvironBuilder
 from werkzeug.wrappers import Request as WerkzeugRequest
 
-from sse.access.decision import Brought
+from sse.access.decision import Credentials
 from sse.config import Config
 from sse.errors import RequestError, TooLarge, UnsupportedMedia
 from sse.event import Event
@@ -305,7 +305,7 @@ def test_a_publication_is_events_on_channels() -> None:
 def test_a_credential_is_taken_from_header_cookie_and_query() -> None:
     config = Config.load({"SSE_COOKIE": "tok", "SSE_ORIGINS": "https://a.example"})
     environ = {"HTTP_AUTHORIZATION": "Bearer x", "HTTP_COOKIE": 'x=1; tok="c"; tok=d', "HTTP_HOST": "own.example"}
-    assert read_credential(request_of(**environ), "t", config) == Brought("Bearer x", "c", "t", True)
+    assert read_credential(request_of(**environ), "t", config) == Credentials("Bearer x", "c", "t", True)
     for origin, counts in (
         ("http://own.example", True),
         ("https://a.example", True),

@@ -1,7 +1,9 @@
 """The rules for who may read and publish, until when, and how often.
 
-`decision` is the one place where a request is let through. It asks `token`, with `jwks`, and `keys` about the
-credential that was sent. A stream or a waiting poll stands on a `permit`, which ends when its token expires or is
-revoked; `revocations` knows what was revoked, in any process. `limits` counts, and `reload` reads a file again when it
-changes.
+From the bottom up: `reload` reads a file, and reads it again when it changes. `keys` has the publishing keys, and
+`jwks` the public keys of other issuers of tokens. `token` makes and verifies tokens and tickets; each gives a `Grant`,
+which lists the patterns of its channels. `revocations` knows the subjects, channels and tokens that any process has
+revoked. `decision` asks all of these, and is the one place where a request is let through or refused. A stream or poll
+that is let through gets a `permit`, which says when its right to read expires, and wakes it if the right is revoked
+before that. `limits` counts requests and events, and refuses those that come too often.
 """

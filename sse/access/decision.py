@@ -1,4 +1,8 @@
-"""Who may read a channel, and who may publish on it: one decision, whatever the way in."""
+"""The decision to let a request read or publish on its channels, or to refuse it.
+
+A request sends credentials. A valid token or ticket among them gives a `Grant`, and a publishing key its patterns. A
+channel may be read if SSE_PUBLIC has it, or the grant, or else if the app's own rule says so.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +19,17 @@ from sse.config import Config, matches
 from sse.errors import Forbidden, NotFound, SSEError, Unauthorized, Unavailable
 
 Authorize = Callable[[str], bool]
-"""The app's own rule: whether the current request may read a channel. Only `True` is a yes."""
+"""The app's own rule, which tells if the current request may read a channel. Only `True` lets it."""
 
 Way = Literal["public", "token", "ticket", "rule", "key"]
-"""What lets a request through to a channel."""
+"""The reason for which a request may read or publish on a channel."""
 
 
-class Brought(NamedTuple):
-    """What a request brings to show who it is, and whether a cookie may count, see `cookie_counts`."""
+class Credentials(NamedTuple):
+    """The credentials in a request's Authorization header, cookie and query; empty where it has none.
+
+    `cookie_counts` is False if the cookie is to be ignored: see the function `cookie_counts`.
+    """
 
     authorization: str = ""
     cookie: str = ""
@@ -31,7 +38,7 @@ class Brought(NamedTuple):
 
 
 class Publisher(NamedTuple):
-    """Who publishes: the patterns of the channels that are theirs, and the scope of their idempotency keys."""
+    """A publisher: the patterns of the channels that it may publish on, and the scope of its idempotency keys."""
 
     way: Way
     scope: str
@@ -40,7 +47,7 @@ class Publisher(NamedTuple):
 
 
 class Access:
-    """The decisions of one service."""
+    """Decides for one service what a request may read and publish."""
 
     def __init__(
         self, config: Config, tokens: Tokens, keys: PublishKeys, revocations: Callable[[], Revocations]
@@ -50,28 +57,31 @@ class Access:
         self._keys = keys
         self._revocations = revocations
 
-    def read(self, channels: Sequence[str], brought: Brought, rule: Authorize | None = None) -> Permit | None:
-        """Let a stream, poll or replay pass; what it stands on from then on, None where all is public.
+    def read(self, channels: Sequence[str], credentials: Credentials, rule: Authorize | None = None) -> Permit | None:
+        """Return the right of a stream or poll to read these channels; None if all of them are public.
 
-        :raises Unauthorized: if tokens are configured, and what was brought is not valid, or missing where needed.
-        :raises Forbidden: naming the channels that are refused, and nothing about whether they exist.
+        :raises Unauthorized: if tokens are configured, and a credential is not valid, or is missing where needed.
+        :raises Forbidden: naming the channels that are refused. It does not tell if they exist.
         """
         revocations = self._revocations()
-        decided = revocations.count() if rule else 0  # what is revoked while the rule thinks counts
-        grant, fault = self._who(brought)
+        # Counted before the rule is asked, so that a revocation that comes while the rule decides ends the permit.
+        seen = revocations.count() if rule else 0
+        grant, fault = self._read_grant(credentials)
         ways = self.decide(channels, grant, rule, fault)
-        granted = [channel for channel, way in ways.items() if way in ("token", "ticket")]
-        ruled = [channel for channel, way in ways.items() if way == "rule"]
-        if not granted and not ruled:
+        by_grant = [channel for channel, way in ways.items() if way in ("token", "ticket")]
+        by_rule = [channel for channel, way in ways.items() if way == "rule"]
+        if not by_grant and not by_rule:
             return None
-        return Permit(revocations, grant if granted else None, granted, ruled, decided)
+        return Permit(revocations, grant if by_grant else None, by_grant, by_rule, seen)
 
     def decide(
         self, channels: Sequence[str], grant: Grant | None, rule: Authorize | None, fault: SSEError | None = None
     ) -> Mapping[str, Way]:
-        """The way that each channel may be read by, for one who has this grant.
+        """Return the reason for which each channel may be read with this grant.
 
-        :raises Unauthorized: the fault, or for one who has no grant where there are tokens.
+        :param fault: the error in the request's cookie, which counts only if a channel is refused.
+        :raises Unauthorized: if a channel is refused, and there is a fault, or no grant although tokens are configured,
+            or a grant that would open all the refused channels had it not been revoked for them.
         :raises Forbidden: naming the channels that are refused.
         """
         ways = {channel: self._way(channel, grant, rule) for channel in channels}
@@ -79,7 +89,7 @@ class Access:
         if not refused:
             return {channel: way for channel, way in ways.items() if way}
         if fault:
-            raise _anew(fault)
+            raise _copy(fault)
         if self._tokens.configured and grant is None:
             raise Unauthorized(
                 f"not allowed to read without a token: {', '.join(refused)}",
@@ -95,39 +105,40 @@ class Access:
         )
 
     def ticket(self, channels: Sequence[str], authorization: str, rule: Authorize | None = None) -> str:
-        """A ticket for the bearer of a token, who may read these channels.
+        """Return a ticket for these channels, which the bearer of a token may read.
 
         :raises Unauthorized: without a token in the Authorization header, or for one that is not valid.
         :raises Forbidden: naming the channels that are refused.
-        :raises NotFound: without SSE_SECRET, by which tickets are signed.
+        :raises NotFound: without SSE_SECRET, which signs tickets.
         """
         if not self._config.secret:
-            raise NotFound("no tickets are made here", "that begins with SSE_SECRET")
+            raise NotFound("no tickets are made here", "set SSE_SECRET, which signs them")
         grant = self._bearer(authorization)
         if grant is None or grant.is_ticket:
             raise Unauthorized(
-                "a ticket is for the bearer of a token, not of another ticket" if grant else "no token was sent",
+                "a ticket is given for a token, not for another ticket" if grant else "no token was sent",
                 "send Authorization: Bearer TOKEN",
             )
         ways = self.decide(channels, grant, rule)
-        # A ticket is as old as its token, whatever the rule says of the channel today.
+        # A ticket has the iat of its token, so one for a channel that was revoked since then would be refused at once,
+        # even if the rule opens the channel today.
         if any(way == "rule" and self._revocations().refuses(grant, [channel]) for channel, way in ways.items()):
             raise _revoked()
         return self._tokens.make_ticket(channels, grant)
 
     def publisher(self, authorization: str) -> Publisher:
-        """Who publishes, by the Authorization header alone (RFC 6750, 2.1).
+        """Return the publisher that the Authorization header names (RFC 6750, 2.1).
 
         :raises NotFound: if neither keys nor tokens are configured, so that publishing over HTTP does not exist.
-        :raises Unauthorized: if the header has no key or token that is valid.
+        :raises Unauthorized: if the header has no valid key or token.
         """
         if not (self._keys.configured or self._tokens.configured):
-            raise NotFound("there is nothing here", "publishing over HTTP begins with SSE_PUBLISH_KEYS")
+            raise NotFound("there is nothing here", "set SSE_PUBLISH_KEYS to publish over HTTP")
         given = _bearer(authorization)
         key = self._keys.find(given) if given else None
         if key:
             return Publisher("key", key.scope, key.patterns)
-        # What is no key may be a token. All else is answered alike.
+        # A credential that is not a known key may be a token. All others get the same answer.
         if self._tokens.configured and given.count(".") == 2:
             grant = self._verified(given)
             if not grant.is_ticket:
@@ -138,43 +149,48 @@ class Access:
         )
 
     def publish(self, channels: Sequence[str], publisher: Publisher) -> None:
-        """Let a publication pass.
+        """Check that a publisher may publish on these channels.
 
-        :raises Forbidden: naming the channels that are not the publisher's.
+        :raises Forbidden: naming the channels that it may not publish on.
         :raises Unauthorized: if the token has been revoked for one of them.
         """
         refused = tuple(channel for channel in dict.fromkeys(channels) if not _matched(channel, publisher.patterns))
         if refused:
             raise Forbidden(
                 f"not allowed to publish on: {', '.join(refused)}",
-                f"the {publisher.way} is for others",
+                f"the {publisher.way} allows other channels only",
                 channels=refused,
             )
         if publisher.grant and self._revocations().refuses(publisher.grant, channels):
             raise _revoked()
 
-    def _who(self, brought: Brought) -> tuple[Grant | None, SSEError | None]:
-        """What a reader's credential gives. A cookie is sent unasked: one at fault counts only where one is needed."""
+    def _read_grant(self, credentials: Credentials) -> tuple[Grant | None, SSEError | None]:
+        """Return the grant of a reader's credentials, and the error in its cookie.
+
+        Browsers always send cookies, so an invalid one is ignored unless the request needs it.
+        """
         if not self._tokens.configured:
             return None, None
-        if grant := self._bearer(brought.authorization):
+        if grant := self._bearer(credentials.authorization):
             return grant, None
         fault: SSEError | None = None
-        if brought.cookie and not brought.cookie_counts:
-            fault = Unauthorized("the cookie does not count here", "it does for pages of this site and of SSE_ORIGINS")
-        elif brought.cookie:
+        if credentials.cookie and not credentials.cookie_counts:
+            fault = Unauthorized(
+                "the cookie is ignored, because the page is of another site", "add the page's origin to SSE_ORIGINS"
+            )
+        elif credentials.cookie:
             try:
-                grant = self._verified(brought.cookie)
+                grant = self._verified(credentials.cookie)
                 if not grant.is_ticket:
                     return grant, None
             except (Unauthorized, Unavailable) as error:
-                fault = _anew(error)
-        if brought.query:
-            grant = self._verified(brought.query)
+                fault = _copy(error)
+        if credentials.query:
+            grant = self._verified(credentials.query)
             if grant.is_ticket or self._config.query_tokens:
                 return grant, None
             raise Unauthorized(
-                "a whole token in a query would end in logs",
+                "a whole token in a query would end up in logs",
                 f"send it in a header, or exchange it at {self._config.prefix}/ticket; or set SSE_QUERY_TOKENS",
                 code="token_in_query",
             )
@@ -195,7 +211,7 @@ class Access:
             return "public"
         if grant and _matched(channel, grant.subscribe) and not self._revocations().refuses(grant, [channel]):
             return "ticket" if grant.is_ticket else "token"
-        # Not any truthy answer: a coroutine, a redirection to the login page and `("no", 403)` are truthy, too.
+        # Only True counts, because a coroutine, a redirection to the login page and `("no", 403)` are truthy too.
         return "rule" if rule and rule(channel) is True else None
 
 
@@ -216,11 +232,12 @@ def unreached(config: Config, kind: Kind, value: str) -> str:
 
 
 def cookie_counts(origin: str | None, site: str | None, own: str, origins: Sequence[str]) -> bool:
-    """Whether a page may have its cookie counted: one of this site, or of an origin in SSE_ORIGINS.
+    """Return True if the cookie in a page's request counts: the page is of this site, or of an origin in SSE_ORIGINS.
 
-    :param origin: the Origin header (RFC 6454, 7).
-    :param site: the Sec-Fetch-Site header; neither of both comes from old browsers only, and for them CORS alone
-        keeps other pages from reading the answer.
+    Only old browsers send neither header. Their cookies count: CORS alone keeps other pages from reading the answer.
+
+    :param origin: the Origin header (RFC 6454, 7), None if it was not sent.
+    :param site: the Sec-Fetch-Site header, None if it was not sent.
     :param own: this service's own origin, as the request names it.
     """
     if origin in origins:
@@ -231,7 +248,7 @@ def cookie_counts(origin: str | None, site: str | None, own: str, origins: Seque
 
 
 def check_rule(rule: Authorize) -> Authorize:
-    """Give the app's rule back if a call of it can answer True or False.
+    """Return the app's rule if a call of it can answer True or False.
 
     :raises TypeError: if it cannot be called, or if every call gives a coroutine or a generator instead of an answer.
     """
@@ -253,14 +270,14 @@ def check_rule(rule: Authorize) -> Authorize:
 
 
 def name_of(rule: Authorize) -> str:
-    """The name of the app's rule, for the log and for errors: `module.function`."""
+    """Return the name of the app's rule, for the log and for errors: `module.function`."""
     called = _unwrapped(rule)
     named = called if hasattr(called, "__qualname__") else type(called)
     return ".".join(filter(None, (getattr(named, "__module__", ""), named.__qualname__)))
 
 
 def _unwrapped(rule: Callable[..., object]) -> Callable[..., object]:
-    """The function in a partial, or in a partial of a partial."""
+    """Return the function in a partial, or in a partial of a partial."""
     while isinstance(rule, partial):
         rule = rule.func
     return rule
@@ -270,15 +287,15 @@ def _matched(channel: str, patterns: Sequence[str]) -> bool:
     return any(matches(pattern, channel) for pattern in patterns)
 
 
-def _anew(error: SSEError) -> SSEError:
-    """The same error without its traceback, whose frames would hold it, and be held by it."""
+def _copy(error: SSEError) -> SSEError:
+    """Return the same error without its traceback, whose frames and the error would keep each other alive."""
     return type(error)(error.message, error.hint, retry_after=error.retry_after, code=error.code)
 
 
 def _revoked() -> Unauthorized:
     return Unauthorized(
         "the token has been revoked",
-        f"what is issued {TAKEN_AFTER} s later is taken",
+        f"a token that is issued {TAKEN_AFTER} s after the revocation is accepted again",
         retry_after=TAKEN_AFTER,
         code="token_revoked",
     )

@@ -1,4 +1,8 @@
-"""The public keys of whoever issues tokens: a JWK set (RFC 7517), from a file or from an address."""
+"""The public keys of other issuers of tokens: a JWK set (RFC 7517), from a file or from an address.
+
+A file is read again when it changes. An address is asked when a key is first needed, when the keys are 300 s old, and
+when a token names a key that is not known. A thread asks it, so that only requests that need the answer wait.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +24,14 @@ from sse.errors import Unavailable
 from sse.log import warn
 
 ALGORITHMS: Final = {("RSA", None): "RS256", ("EC", "P-256"): "ES256", ("OKP", "Ed25519"): "EdDSA"}
-"""The one algorithm of each type of key, and its curve: a token's own header never chooses."""
+"""The one algorithm of each type of key and its curve. The header of a token never chooses another."""
 
 Keys = Mapping[tuple[str, str], Sequence[PyJWK]]
 """Keys by algorithm and key id; the id is empty where a key has none."""
 
-_FRESH: Final = 300.0
-_AGAIN: Final = 30.0  # the shortest time between two requests, whatever key ids are asked for
-_JUST_NOW: Final = 1.0
+_FRESH: Final = 300.0  # seconds after which keys are fetched again
+_MIN_INTERVAL: Final = 30.0  # seconds between the starts of two requests, whatever key ids are asked for
+_JUST_NOW: Final = 1.0  # a request that began so many seconds before a token came counts as one for that token
 _TIMEOUT: Final = 5.0
 _MIN_RSA: Final = 2048  # bits (RFC 7518, 3.3)
 _MAX_BYTES: Final = 1 << 20
@@ -38,27 +42,29 @@ class KeySet(Protocol):
 
     @property
     def generation(self) -> int:
-        """Another number whenever the keys have changed: what was verified before must be verified again."""
+        """A number that changes whenever the keys change, after which each token has to be verified again."""
 
     def find(self, algorithm: str, key_id: str) -> tuple[Sequence[PyJWK], int]:
-        """The keys that a token with this header may be verified by; without an id, the only one of its algorithm.
+        """Return the keys that a token may be verified by, and the seconds after which a missing key may be known.
 
-        And where there is none, the seconds after which there may be: 0 if that has just been looked at.
+        The seconds are 0 if there is a key, or if the set is so fresh that waiting would not help.
 
+        :param algorithm: the algorithm in the token's header.
+        :param key_id: the key id in the token's header. If it is empty, the only key of the algorithm is returned.
         :raises Unavailable: if no keys could be fetched yet.
         """
 
 
-def connect(place: str) -> KeySet:
-    """The keys at a place: an address, or a file's path.
+def connect(source: str) -> KeySet:
+    """Return the key set at an address, or in the file of this path.
 
     :raises ConfigError: if the file cannot be read, or has no key that can be used.
     """
-    return Fetched(place) if "://" in place else _File(place)
+    return Fetched(source) if "://" in source else _File(source)
 
 
 def parse_keys(text: str) -> Keys:
-    """The keys of a JWK set that verify signatures; others, and those that are secret, are left out.
+    """Return the public keys of a JWK set that verify signatures. Other keys, and private ones, are left out.
 
     :raises ValueError: if there is no such key.
     """
@@ -84,7 +90,7 @@ def parse_keys(text: str) -> Keys:
 
 
 def _algorithm(item: Any) -> str | None:
-    """What a key is for, if it is one to verify by."""
+    """Return the algorithm that a key verifies signatures by; None if it is not a public key for that."""
     if not isinstance(item, dict) or not isinstance(item.get("kid", ""), str) or "d" in item:
         return None
     kind, curve = item.get("kty"), item.get("crv")
@@ -108,7 +114,7 @@ class _File:
 
     @property
     def generation(self) -> int:
-        _ = self._keys.value  # looks for a change
+        _ = self._keys.value  # looks at the file, and changes the generation if it has changed
         return self._keys.generation
 
     def find(self, algorithm: str, key_id: str) -> tuple[Sequence[PyJWK], int]:
@@ -116,22 +122,24 @@ class _File:
 
 
 class Fetched:
-    """The keys at an address: fetched when first needed, and again after 300 s or for an id that is unknown.
+    """The keys at an address, which is asked at most every 30 s, whatever tokens come.
 
-    Never more often than every 30 s. While the address does not answer, the keys that are known stay in force, and only
-    who needs another waits a little, and so does who comes first after a long time.
+    While the address does not answer, the known keys stay in force. A request waits for the answer, for up to 5 s, only
+    if its token has an unknown key, or if the address was last asked over 600 s ago, because a key may have been
+    withdrawn in that time.
     """
 
     def __init__(self, url: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._url = url
         self._clock = clock
-        self._lock = threading.Lock()  # held while nothing waits, so one from before a patch or a fork will do
+        # Nothing waits while it is held, so a lock from before gevent's patch or a fork is safe.
+        self._lock = threading.Lock()
         self._done = threading.Event()
         self._done.set()
         self._keys: Keys = {}
         self._text = ""
         self._fetched_at = self._tried_at = float("-inf")
-        self._outdated = False  # nobody has asked for long: a key may have been withdrawn meanwhile
+        self._outdated = False  # True while the first request after over 600 s is under way
         self._generation = 0
 
     @property
@@ -153,17 +161,17 @@ class Fetched:
             raise Unavailable("tokens cannot be verified now", "try again", code="no_keys")
         if found or self._fetched_at >= self._tried_at >= asked_at - _JUST_NOW:
             return found, 0
-        return (), max(math.ceil(self._tried_at + _AGAIN - self._clock()), 1)
+        return (), max(math.ceil(self._tried_at + _MIN_INTERVAL - self._clock()), 1)
 
     def _wait(self) -> None:
-        """Wait for the keys that are being fetched; all who do stop at the same time."""
+        """Wait until the keys have been fetched, or for the timeout since that began, which is the same for all."""
         self._done.wait(max(self._tried_at + _TIMEOUT - self._clock(), 0))
 
     def _refresh(self) -> None:
-        """Have the keys fetched, unless that was tried a moment ago."""
+        """Start a thread that fetches the keys, unless the last attempt began less than 30 s ago."""
         with self._lock:
             now = self._clock()
-            is_time = now - self._tried_at >= _AGAIN
+            is_time = now - self._tried_at >= _MIN_INTERVAL
             if is_time:
                 self._outdated = now - self._tried_at > 2 * _FRESH
                 self._tried_at, self._done = now, threading.Event()
@@ -178,26 +186,26 @@ class Fetched:
                 self._generation += 1
             self._fetched_at = self._clock()
         except (OSError, ValueError, HTTPException) as error:
-            warn("SSE_JWKS, %s: %s; only tokens by keys that are known are taken", urlsplit(self._url).netloc, error)
+            warn("SSE_JWKS, %s: %s; only tokens signed by known keys are accepted", urlsplit(self._url).netloc, error)
         finally:
             self._outdated = False
             done.set()
 
 
-class _Stay(urllib.request.HTTPRedirectHandler):
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, *_: object) -> None:
-        """Follow no redirection: this address was chosen, another was not."""
+        """Follow no redirection, because the operator trusts this address only."""
 
 
 def _fetch(url: str) -> str:
     request = urllib.request.Request(url, headers={"Accept": "application/json"})  # noqa: S310 - checked by the setting
-    deadline = time.monotonic() + _AGAIN
+    deadline = time.monotonic() + _MIN_INTERVAL
     body = b""
-    with urllib.request.build_opener(_Stay).open(request, timeout=_TIMEOUT) as response:
+    with urllib.request.build_opener(_NoRedirects).open(request, timeout=_TIMEOUT) as response:
         while more := response.read1(65_536):
             body += more
             if len(body) > _MAX_BYTES:
                 raise ValueError(f"the answer is over {_MAX_BYTES} bytes")
             if time.monotonic() > deadline:
-                raise ValueError(f"the answer takes over {_AGAIN:.0f} s")
+                raise ValueError(f"the answer takes over {_MIN_INTERVAL:.0f} s")
     return str(body, "utf-8")

@@ -1,4 +1,7 @@
-"""Publishing keys: who has one, and for which channels. Only their hashes are held."""
+"""Publishing keys, and the channels that each of them may publish on.
+
+Keys come from SSE_PUBLISH_KEYS, and from the file that SSE_PUBLISH_KEYS_FILE names. Only their hashes are kept.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ _SETTING: Final = "SSE_PUBLISH_KEYS_FILE"
 
 
 class PublishKey(NamedTuple):
-    """A key for publishing. Idempotency keys are scoped by `scope`: that of a named one outlives its rotation."""
+    """A publishing key: its name, empty for a key of SSE_PUBLISH_KEYS, its SHA-256 hash, and its channel patterns."""
 
     name: str
     digest: bytes
@@ -25,6 +28,7 @@ class PublishKey(NamedTuple):
 
     @property
     def scope(self) -> str:
+        """The scope of the key's idempotency keys. A named key keeps its scope when it is rotated."""
         return f"key.{self.name}" if self.name else self.digest.hex()[:16]
 
     @property
@@ -34,9 +38,9 @@ class PublishKey(NamedTuple):
 
 
 class PublishKeys:
-    """The keys of SSE_PUBLISH_KEYS, for all channels, and those of the file, which may change at any time.
+    """The keys of SSE_PUBLISH_KEYS, which are good for all channels, and the keys of the file, which may change.
 
-    :raises ConfigError: if the file cannot be read, or is at fault.
+    :raises ConfigError: if the file cannot be read, or has a faulty line.
     """
 
     def __init__(self, config: Config) -> None:
@@ -50,21 +54,23 @@ class PublishKeys:
 
     @property
     def configured(self) -> bool:
-        """Whether publishing over HTTP exists at all."""
+        """True if there may be keys, so that publishing over HTTP exists."""
         return bool(self._fixed or self._file)
 
     def find(self, key: str) -> PublishKey | None:
-        """The key that was given, if it is one."""
+        """Return the publishing key that this is; None if it is not one."""
         given = _digest(key)
-        # All are compared, each in constant time, so that time tells nothing of which one was near.
+        # Every key is compared, each in constant time, so that the time does not tell which key is similar.
         found = [known for known in self if hmac.compare_digest(given, known.digest)]
         return found[0] if found else None
 
 
 def parse_keys(text: str) -> tuple[PublishKey, ...]:
-    """The keys of a file: a line each, `NAME KEY PATTERN…`; a name may have two keys while one replaces the other.
+    """Return the keys in the text of a file, which has a line `NAME KEY PATTERN…` for each.
 
-    :raises ValueError: naming the line at fault, and never what is in the place of a key.
+    A name may have two keys, while one of them replaces the other.
+
+    :raises ValueError: naming the number of the faulty line. It does not show the line, which may have a key in it.
     """
     keys: list[PublishKey] = []
     for number, line in enumerate(text.splitlines(), 1):

@@ -1,5 +1,8 @@
-"""Limits of rates: events and their bytes by publishing key, events by channel, and streams, polls and new channels by
-client. The library `limits` parses the rates, and counts in Redis.
+"""Limits of rates: events and bytes of each publisher, events on each channel, and streams, polls and new channels of
+each client.
+
+A rate such as 600/minute is counted in fixed windows, which begin with the first count. Without SSE_LIMITS_URL each
+process counts in its own memory (`Counts`). The library `limits` parses the rates, and counts in Redis.
 """
 
 from __future__ import annotations
@@ -25,19 +28,20 @@ from sse.errors import TooLarge, TooMany
 from sse.log import warn
 from sse.stores import faults
 
-_PATIENCE: Final = 0.5
-_TRY_AGAIN: Final = 5.0
+_TIMEOUT: Final = 0.5  # seconds that Redis has to answer
+_RETRY_AFTER: Final = 5.0  # seconds without limits after Redis has failed
 _SWEEP_EVERY: Final = 60.0
-_WITH_PORT: Final = re.compile(r"\[([^]]*)\](?::\d+)?|([\d.]+):\d+")  # some proxies add it (RFC 7239, 6)
-_MAX_ADDRESS: Final = 60  # a longer text is no address, and is not to be kept in the cache
+# An address with its port, as some proxies write it (RFC 7239, 6).
+_WITH_PORT: Final = re.compile(r"\[([^]]*)\](?::\d+)?|([\d.]+):\d+")
+_MAX_ADDRESS: Final = 60  # characters; a longer text is no address, and must not fill the cache
 _PUBLISH_BYTES: Final = "SSE_LIMIT_PUBLISH_BYTES"
-_RING_BYTES: Final = 1024  # that a new ring counts as
+_RING_BYTES: Final = 1024  # bytes that a new ring counts as
 
 
 class Limits:
     """The limits of one service, counted in this process's memory or in the Redis of SSE_LIMITS_URL.
 
-    Nothing is limited while that Redis is away, because a count is not worth an outage.
+    Nothing is limited while that Redis is away: an outage would be worse than a few requests too many.
     """
 
     def __init__(self, config: Config) -> None:
@@ -60,8 +64,8 @@ class Limits:
         if self._url is None:
             return Counts()
         options: dict[str, Any] = {
-            "socket_timeout": _PATIENCE,
-            "socket_connect_timeout": _PATIENCE,
+            "socket_timeout": _TIMEOUT,
+            "socket_connect_timeout": _TIMEOUT,
             "retry": Retry(NoBackoff(), 0),
         }
         return RedisStorage(self._url, key_prefix=self._prefix, **options)
@@ -69,44 +73,42 @@ class Limits:
     def subscribe(self, address: str | None) -> None:
         """Count a new stream or poll of a client. Without an address, nothing is limited.
 
-        :raises TooMany: if the client has begun too many.
+        :raises TooMany: if the client has begun too many in this window.
         """
         if address:
             self._count("SSE_LIMIT_SUBSCRIBE", self._subscribe, address, 1)
 
     def new_channels(self, client: str, count: int) -> None:
-        """Count channels that a client is about to bring into being.
+        """Count the channels that a client creates by listening, before they are created.
 
         :param client: an address, or the scope of a token.
-        :raises TooMany: if the client has brought too many into being.
+        :raises TooMany: if the client has created too many in this window.
         """
         rate = self._new_channels
-        # A request for more channels than the rate allows counts as a whole window, or it could never be served.
+        # A request for more channels than the rate allows counts as a whole window. Otherwise it could never be served.
         self._count("SSE_LIMIT_NEW_CHANNELS", rate, client, min(count, rate.amount) if rate else count)
 
     def publish(self, publisher: str, channels: Sequence[str], size: int, count_new: Callable[[], int]) -> int:
         """Count events on these channels before they are stored, and return the number of new rings counted with them.
 
         The store knows which channels get a new ring, and asking it takes a round trip. So it is asked only near the
-        limit, where the answer decides. Otherwise new rings are counted by `begun`, when the events are stored.
+        limit, where the answer decides. Otherwise `count_new_rings` counts new rings after the events are stored.
 
         :param size: bytes that the events' data take in the store.
         :param count_new: asks the store how many of the channels have no event yet.
-        :raises TooMany: if there is no room for them in this window.
-        :raises TooLarge: if they would not fit into any window.
+        :raises TooMany: if they exceed a limit in this window.
+        :raises TooLarge: if they exceed a limit even in an empty window.
         """
         counted = [("SSE_LIMIT_PUBLISH", self._publish, publisher, len(channels))]
         counted += [("SSE_LIMIT_CHANNEL", self._channel, *item) for item in Counter(channels).items()]
         for name, rate, _, cost in counted:
             if rate and cost > rate.amount:
-                raise TooLarge(f"{cost} events at once, and no more than {rate}, by {name}", "send smaller batches")
-        name, rate, rings = _PUBLISH_BYTES, self._publish_bytes, len(set(channels))  # at the most
+                raise TooLarge(f"{cost} events at once, but {name} allows {rate}", "send smaller batches")
+        name, rate, rings = _PUBLISH_BYTES, self._publish_bytes, len(set(channels))  # the largest number possible
         if rate and size + _RING_BYTES * rings > rate.amount:
             rings = count_new()
             if (cost := size + _RING_BYTES * rings) > rate.amount:
-                raise TooLarge(
-                    f"{cost} bytes at once, and no more than {rate}, by {name}", "send smaller events or batches"
-                )
+                raise TooLarge(f"{cost} bytes at once, but {name} allows {rate}", "send smaller events or batches")
         for each in counted:
             self._count(*each)
         if self._count(name, rate, publisher, size) >= _RING_BYTES * rings:
@@ -115,49 +117,54 @@ class Limits:
         self._count(name, rate, publisher, _RING_BYTES * rings)
         return rings
 
-    def begun(self, publisher: str, rings: int) -> None:
-        """Count the new rings of a publication. It is stored already, so this refuses nothing."""
+    def count_new_rings(self, publisher: str, rings: int) -> None:
+        """Count the new rings of a publication. Its events are stored already, so this never refuses."""
         if rings > 0:
             with contextlib.suppress(TooMany):
                 self._count(_PUBLISH_BYTES, self._publish_bytes, publisher, _RING_BYTES * rings)
 
     def close(self) -> None:
-        """Close the connections, and forget the counts of this process's memory. The next use begins anew."""
+        """Close the connections to Redis, and drop the counts in this process's memory. The next use starts afresh."""
         counts = vars(self).pop("_counts", None)
         if isinstance(counts, RedisStorage):
-            # A connection in use is closed when it is given back.
+            # A connection that is in use now is closed when it is returned to the pool.
             counts.storage.connection_pool.disconnect(inuse_connections=False)
 
-    def _count(self, name: str, rate: RateLimitItem | None, whose: str, cost: int) -> float:
-        """Count, and return how much room is left in this window.
+    def _count(self, name: str, rate: RateLimitItem | None, owner: str, cost: int) -> float:
+        """Count, and return how much the rate still allows in this window; infinity if nothing is limited.
 
-        :raises TooMany: if there was too little room.
+        :param name: the setting of the rate.
+        :param owner: the client, publisher or channel that is counted.
+        :raises TooMany: if the count exceeds the rate.
         """
         if rate is None or time.monotonic() < self._away_until:
             return math.inf
-        counts, key = self._counts, rate.key_for(name, whose)
+        counts, key = self._counts, rate.key_for(name, owner)
         try:
             count = counts.incr(key, rate.get_expiry(), amount=cost)
             if count <= rate.amount:
                 return rate.amount - count
             after = counts.get_expiry(key)
         except counts.base_exceptions as error:
-            self._away_until = time.monotonic() + _TRY_AGAIN
+            self._away_until = time.monotonic() + _RETRY_AFTER
             fault = faults.unreachable(error, (self._url or "").partition(":")[0], is_known=False)
-            told = str(fault).replace("SSE_REDIS_URL", "SSE_LIMITS_URL")
-            warn("nothing is limited, because the Redis of SSE_LIMITS_URL does not count: %s", told)
+            text = str(fault).replace("SSE_REDIS_URL", "SSE_LIMITS_URL")
+            warn("nothing is limited, because the Redis of SSE_LIMITS_URL does not answer: %s", text)
             return math.inf
         wait = max(round(after - time.time()), 1)
         raise TooMany(f"more than {rate}, by {name}", f"try again in {wait} s", retry_after=wait, limit=name)
 
 
 class Counts(Storage):
-    """Fixed windows in this process's memory. The library's own starts a thread for every event or so, to sweep."""
+    """Counts in fixed windows, in this process's memory.
+
+    The library's own class for this starts a thread for almost every event, to sweep old counts out.
+    """
 
     def __init__(self, uri: str | None = None, wrap_exceptions: bool = False, **options: Any) -> None:
         super().__init__(uri, wrap_exceptions=wrap_exceptions, **options)
         self._lock = threading.Lock()
-        self._windows: dict[str, tuple[int, float]] = {}  # each count, and the moment at which it begins anew
+        self._windows: dict[str, tuple[int, float]] = {}  # each count, and when its window ends
         self._next_sweep = time.monotonic() + _SWEEP_EVERY
 
     @property
@@ -197,11 +204,11 @@ class Counts(Storage):
 
 
 def client_address(remote: str | None, forwarded: str, proxies: int) -> str | None:
-    """Return the address that the outermost trusted proxy saw; None if there is none, or if all clients may share it.
+    """Return the client's address, as the outermost trusted proxy saw it; None if there is none to count by.
 
     If the proxies' header cannot be read, the result is the last proxy's own address. Without trusted proxies, loopback
-    and unix sockets give None, because they may be a local proxy's. An IPv6 address is cut to its /64, because every
-    client has a whole one.
+    and unix sockets give None, because all clients may come through a local proxy. An IPv6 address is cut to its /64,
+    because every client has a whole /64.
 
     :param remote: the peer's address.
     :param forwarded: the X-Forwarded-For header, to which each proxy adds at the end.
@@ -217,7 +224,7 @@ def client_address(remote: str | None, forwarded: str, proxies: int) -> str | No
 
 @lru_cache(maxsize=4096)
 def _network(text: str) -> str | None:
-    """Return an address in the form in which it is counted; None if the text is no address."""
+    """Return an address in the form in which it is counted, an IPv6 address as its /64; None for any other text."""
     if with_port := _WITH_PORT.fullmatch(text):
         text = with_port[1] or with_port[2]
     try:

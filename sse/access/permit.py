@@ -1,4 +1,4 @@
-"""The right on which a stream or a waiting poll stands: it ends with its token, or when some of it is revoked."""
+"""The right that a stream or poll holds: until its token expires or is revoked."""
 
 from __future__ import annotations
 
@@ -11,31 +11,33 @@ from sse.access.revocations import Revocations, is_revoked
 from sse.access.token import LEEWAY, Grant
 
 WARNING: Final = 60
-"""Seconds before a token's exp at which its streams tell their pages."""
+"""Seconds before a token's exp at which its streams tell their clients of it."""
 
 
 class Permit:
-    """The right of one stream or poll: to `granted` channels by a token until that ends, to `ruled` by the app's rule.
+    """The right of one stream or poll to read its channels.
 
-    :param grant: the token's, where a channel is read by it.
-    :param decided: how many revocations were known when the rule was asked.
+    :param grant: the token's grant, if a channel is read by it. The right ends when that ends.
+    :param by_grant: the channels that the grant opens.
+    :param by_rule: the channels that the app's rule opens.
+    :param seen: the number of revocations that were known when the rule was asked. Only later ones end the right.
     """
 
-    __slots__ = ("_revocations", "decided", "ends_at", "grant", "granted", "revoked", "ruled", "wake", "warn_at")
+    __slots__ = ("_revocations", "by_grant", "by_rule", "ends_at", "grant", "revoked", "seen", "wake", "warn_at")
 
     def __init__(
         self,
         revocations: Revocations,
         grant: Grant | None,
-        granted: Sequence[str],
-        ruled: Sequence[str] = (),
-        decided: float = math.inf,
+        by_grant: Sequence[str],
+        by_rule: Sequence[str] = (),
+        seen: float = math.inf,
     ) -> None:
         self._revocations = revocations
         self.grant = grant
-        self.granted = granted
-        self.ruled = ruled
-        self.decided = decided
+        self.by_grant = by_grant
+        self.by_rule = by_rule
+        self.seen = seen
         self.ends_at = grant.ends_at if grant else math.inf
         """The moment at which the right ends, in seconds since 1970."""
         self.warn_at = self.ends_at - LEEWAY - WARNING
@@ -46,7 +48,7 @@ class Permit:
 
     @property
     def ends_in(self) -> float:
-        """Seconds until it is over; minus infinity once it has been revoked."""
+        """Seconds until the right ends; minus infinity once it has been revoked."""
         if not self.revoked and not self._is_revoked():
             return self.ends_at - time.time()
         self.revoked = True
@@ -54,17 +56,17 @@ class Permit:
 
     @property
     def notice_in(self) -> float:
-        """Seconds until its client is to be told of its end; infinity once that is done."""
+        """Seconds until the client is to be told of the right's end; infinity once it has been told."""
         return self.warn_at - time.time()
 
     @property
     def due_in(self) -> float:
-        """Seconds until there is something to say or to end, unless it is revoked before, which wakes its user."""
+        """Seconds until the client is to be told, or the right ends. A revocation may come before, and calls `wake`."""
         return min(self.warn_at, self.ends_at) - time.time()
 
     @property
     def is_due(self) -> bool:
-        """True if the right is over, or its client is to be told of its end."""
+        """True if the right has ended, or if the client is to be told of its end now."""
         return self.due_in <= 0 or self.revoked or self._is_revoked()
 
     @property
@@ -73,12 +75,12 @@ class Permit:
         return self.ends_in <= 0
 
     def begin(self, wake: Callable[[], None]) -> None:
-        """From now on, have `wake` called when it is revoked; `end` has to follow."""
+        """Have `wake` called when the right is revoked. The caller has to call `end` afterwards."""
         self.wake = wake
         self._revocations.watch(self)
 
     def notice(self) -> int | None:
-        """Return in how many seconds it ends, once, when it is time to tell its client; else None."""
+        """Return in how many seconds the token expires, once, when it is time to tell the client; else None."""
         now = time.time()
         if now < self.warn_at:
             return None
@@ -86,17 +88,18 @@ class Permit:
         return max(round(self.ends_at - LEEWAY - now), 0)
 
     def check(self) -> None:
-        """Wake the stream or poll that stands on it, if it has been revoked."""
-        if self._is_revoked():  # also if its user has seen that: it may have been unable to act at that moment
+        """Wake the stream or poll that holds the right, if the right has been revoked."""
+        # Not `self.revoked`: the stream or poll may know already, and have been unable to act at that moment.
+        if self._is_revoked():
             self.revoked = True
-            wake = self.wake  # read once: `end` may come in between
+            wake = self.wake  # read once, because `end` may be called meanwhile
             if wake:
                 wake()
 
     def end(self) -> None:
-        """Have nobody woken any more; a second time does nothing."""
+        """Do not call `wake` any more. A second call does nothing."""
         wake, self.wake = self.wake, None
-        if wake:  # else it has not begun, or has ended, and nothing is waited for, as in `Hub.detach`
+        if wake:  # else it has not begun, or has ended already; then no lock is waited for, as in `Hub.detach`
             self._revocations.unwatch(self)
 
     def _is_revoked(self) -> bool:
@@ -104,7 +107,7 @@ class Permit:
         since = self._revocations.since
         if not since:
             return False
-        ruled = [revoked for channel in self.ruled if (revoked := since.get(("channel", channel)))]
-        return any(revoked.number > self.decided for revoked in ruled) or (
-            self.grant is not None and is_revoked(self.grant, self.granted, since)
+        revoked_channels = [revoked for channel in self.by_rule if (revoked := since.get(("channel", channel)))]
+        return any(revoked.number > self.seen for revoked in revoked_channels) or (
+            self.grant is not None and is_revoked(self.grant, self.by_grant, since)
         )

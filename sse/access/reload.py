@@ -1,4 +1,7 @@
-"""What a file says, read again when it changes: keys are rotated without a restart."""
+"""A file that is read again when it changes, so that keys are rotated without a restart.
+
+Nothing watches the file. A use of the value looks at the file's time, size and inode, once a second at most.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +21,13 @@ _LOOK_EVERY: Final = 1.0
 
 
 class Reloaded(Generic[T]):
-    """The value that `parse` gives for a file's text; it raises ValueError, which must not show a secret.
+    """Holds the value that `parse` makes of a file's text.
 
-    A change is seen within a second. A file at fault is told in the log, and what was read before stays in force.
+    A change of the file is seen at the first use that is more than a second after the last look. If the file cannot be
+    read or parsed then, the log says so, and the value before stays in force.
 
-    :raises ConfigError: at the first reading, if the file cannot be read or is at fault.
+    :param parse: raises ValueError for a faulty text. The error is logged, so it must not show a secret.
+    :raises ConfigError: if the file cannot be read or parsed the first time.
     """
 
     def __init__(
@@ -31,16 +36,18 @@ class Reloaded(Generic[T]):
         self._path = Path(path)
         self._parse = parse
         self._clock = clock
-        self._lock = threading.Lock()  # held while nothing waits, so one from before a patch or a fork will do
+        # Nothing waits while it is held, so a lock from before gevent's patch or a fork is safe.
+        self._lock = threading.Lock()
         self._next_look = clock() + _LOOK_EVERY
-        self._begun = self._taken = 0  # looks that have begun, and the newest one that has taken a change over
+        self._looks = 0  # number of looks at the file that have begun
+        self._newest_used = 0  # number of the newest look whose value is in use
         self.generation = 0
-        """How often a change has been taken over."""
+        """The number of changes of the value so far."""
         try:
             self._seen = self._state()
             self._value = self._read()
         except (OSError, ValueError) as error:
-            raise ConfigError(f"{setting}: {_told(error)}", "mend the file, or the setting") from None
+            raise ConfigError(f"{setting}: {_described(error)}", "correct the file, or the setting") from None
         self._setting = setting
 
     @property
@@ -48,28 +55,28 @@ class Reloaded(Generic[T]):
         now = self._clock()
         if now >= self._next_look:
             with self._lock:
-                is_due = now >= self._next_look  # for one of those that come at the same time
+                is_due = now >= self._next_look  # true for only one of the callers that come at the same time
                 if is_due:
                     self._next_look = now + _LOOK_EVERY
-                    self._begun += 1
-                number = self._begun
+                    self._looks += 1
+                number = self._looks
             if is_due:
                 self._look(number)
         return self._value
 
     def _look(self, number: int) -> None:
-        # Without the lock: a disk may be slow, and a handler of the log may switch greenlets.
+        # The lock is not held here, because a disk may be slow, and a log handler may switch greenlets.
         try:
             state = self._state()
             if state == self._seen:
                 return
             value = self._read()
         except (OSError, ValueError) as error:
-            warn("%s: %s; what was read before stays in force", self._setting, _told(error))
+            warn("%s: %s; what was read before stays in force", self._setting, _described(error))
             return
         with self._lock:
-            if number > self._taken:  # else a later look was faster
-                self._taken = number
+            if number > self._newest_used:  # else a look that began later has ended before this one
+                self._newest_used = number
                 self._seen, self._value = state, value
                 self.generation += 1
 
@@ -81,11 +88,11 @@ class Reloaded(Generic[T]):
         return self._parse(self._path.read_text(encoding="utf-8"))
 
 
-def _told(error: OSError | ValueError) -> str:
-    # A decoding error quotes what it met, which may be a key.
+def _described(error: OSError | ValueError) -> str:
+    # A decoding error quotes the bytes that it cannot decode, and these may be part of a key.
     if isinstance(error, UnicodeDecodeError):
         return "the file is not UTF-8"
     if isinstance(error, OSError):
-        # What is no path may be what was to stand in the file.
+        # A setting that is not a path may be a key that was meant for the file, so it is not shown.
         return f"{error.filename if str(error.filename).startswith('/') else 'the file'}: {error.strerror}"
     return str(error)

@@ -1,4 +1,8 @@
-"""Tokens and tickets: who speaks, and what they may read and publish (RFC 7519, RFC 8725)."""
+"""Tokens and tickets: signed statements of who a client is, and what it may read and publish (RFC 7519, RFC 8725).
+
+A token lives for hours or days, and travels in a header or cookie. A ticket is made of a token, for some of its
+channels. It is good for 60 s, so it may travel in a query, whose text ends up in logs.
+"""
 
 from __future__ import annotations
 
@@ -37,16 +41,16 @@ LEEWAY: Final = 5
 TICKET_LIFE: Final = 60
 """Seconds in which a ticket opens streams and polls."""
 
-_MAX_LENGTH: Final = 8192
-_KEPT: Final = 4096
+_MAX_LENGTH: Final = 8192  # characters
+_KEPT: Final = 4096  # verified tokens that are remembered
 _TICKET: Final = "ticket"
 
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """What a token, ticket or publishing key gives; times are seconds since 1970.
+    """The subject and channel patterns that a token or ticket grants; times are seconds since 1970.
 
-    `taken_until` is when it can no longer be used, and `ends_at` when the streams that it opened end.
+    The token or ticket is accepted until `taken_until`. The streams that it has opened end at `ends_at`.
     """
 
     sub: str
@@ -61,43 +65,43 @@ class Grant:
 
     @property
     def scope(self) -> str:
-        """What tells this publisher's idempotency keys from others', and shows nothing of it."""
-        who = ("sub", self.sub) if self.sub else ("token", self.id)
-        return hashlib.sha256(repr((self.issuer, *who)).encode()).hexdigest()[:16]
+        """A hash of the issuer and subject that keeps idempotency keys of different publishers apart."""
+        holder = ("sub", self.sub) if self.sub else ("token", self.id)
+        return hashlib.sha256(repr((self.issuer, *holder)).encode()).hexdigest()[:16]
 
 
 class Tokens:
     """Makes and verifies tokens, as the settings say. `clock` gives seconds since 1970.
 
-    :raises ConfigError: if a file of SSE_JWKS is at fault, or a set of several has no issuer.
+    :raises ConfigError: if a file of SSE_JWKS is faulty, or if there are several sets and one of them has no issuer.
     """
 
     def __init__(self, config: Config, clock: Callable[[], float] = time.time) -> None:
         self._config = config
         self._clock = clock
         self._secrets = tuple(secret.encode() for secret in config.secret)
-        # Keys of their own: no ticket can be taken for a token, whatever it says.
+        # Tickets have their own keys, so that a ticket is never accepted as a token, whatever its claims.
         self._ticket_keys = tuple(hmac.digest(secret, b"throughline ticket", "sha256") for secret in self._secrets)
         if len(config.jwks) > max(len(config.issuer), 1) or len(set(config.issuer)) < len(config.issuer):
             raise ConfigError(
                 f"SSE_JWKS has {len(config.jwks)} sets, SSE_ISSUER {len(set(config.issuer))} different names",
                 "name the issuer of each once, in the same order",
             )
-        # By the only iss that each one verifies; "" where none is looked at.
+        # The key set of each issuer; "" if the claim iss is not checked.
         self._jwks = {
-            issuer: jwks.connect(place) for issuer, place in zip(config.issuer or ("",), config.jwks, strict=False)
+            issuer: jwks.connect(source) for issuer, source in zip(config.issuer or ("",), config.jwks, strict=False)
         }
-        # Verified before, by their hash; with the set that one of its keys did it for, and its generation then.
+        # The grants of verified tokens, by the token's hash; with the key set and its generation at that time.
         self._kept: dict[bytes, tuple[Grant, jwks.KeySet | None, int]] = {}
         self._lock = threading.Lock()
 
     @property
     def configured(self) -> bool:
-        """Whether any token can be valid here."""
+        """True if there are secrets or key sets, so that a token can be valid."""
         return bool(self._secrets or self._jwks)
 
     def make(self, sub: str, subscribe: Sequence[str], publish: Sequence[str], lifetime: int) -> str:
-        """A token, signed by SSE_SECRET, that is good for `lifetime` seconds.
+        """Return a token, signed by SSE_SECRET, that is good for `lifetime` seconds.
 
         :raises InvalidEvent: for a bad pattern.
         :raises NotFound: without SSE_SECRET.
@@ -113,9 +117,9 @@ class Tokens:
         return self._sign(claims, self._secrets)
 
     def make_ticket(self, channels: Sequence[str], grant: Grant) -> str:
-        """A ticket for these channels, good for 60 s; the streams that it opens end when the grant does.
+        """Return a ticket for these channels, good for 60 s. The streams that it opens end when the grant does.
 
-        :raises TooLarge: if none so long would be taken.
+        :raises TooLarge: if the ticket would be longer than a service accepts.
         """
         claims: dict[str, Any] = {
             "sub": grant.sub,
@@ -129,15 +133,15 @@ class Tokens:
         text = self._sign(claims, self._ticket_keys, _TICKET)
         if len(text) > _MAX_LENGTH:
             raise TooLarge(
-                f"the ticket would have {len(text)} characters", f"{_MAX_LENGTH} are taken: name fewer channels"
+                f"the ticket would have {len(text)} characters", f"{_MAX_LENGTH} are allowed: name fewer channels"
             )
         return text
 
     def verify(self, text: str) -> Grant:
-        """What a token or ticket gives.
+        """Return the grant of a token or ticket.
 
-        :raises Unauthorized: if it gives nothing. Why is told of those alone that are truly signed.
-        :raises Unavailable: if the keys to verify it by cannot be had.
+        :raises Unauthorized: if it is not valid. The error says why only if the signature is right.
+        :raises Unavailable: if the keys to verify it by could not be fetched.
         """
         if len(text) > _MAX_LENGTH:
             raise _invalid()
@@ -156,9 +160,9 @@ class Tokens:
 
     def _sign(self, claims: dict[str, Any], keys: Sequence[bytes], kind: str = "JWT") -> str:
         if not keys:
-            raise NotFound("no tokens or tickets are made here", "that begins with SSE_SECRET")
-        own = {"iat": int(self._clock()), "jti": secrets.token_hex(8)}
-        return jwt.encode({**own, **claims}, keys[0], "HS256", headers={"typ": kind})
+            raise NotFound("no tokens or tickets are made here", "set SSE_SECRET, which signs them")
+        defaults = {"iat": int(self._clock()), "jti": secrets.token_hex(8)}
+        return jwt.encode({**defaults, **claims}, keys[0], "HS256", headers={"typ": kind})
 
     def _verify(self, text: str) -> tuple[Grant, jwks.KeySet | None, int]:
         try:
@@ -181,18 +185,19 @@ class Tokens:
                     continue
         except (PyJWTError, ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             raise _fault(error, self._config) from None
-        # To its bearer, all that is not truly signed is the same; but two services with two secrets happen every day.
+        # The bearer gets the same answer for every wrong signature. The log says more, because two services with
+        # different secrets are a common mistake.
         if keys:
-            warn("a token is refused: its signature is by another key")
+            warn("a token is refused: its signature was made with another key")
         else:
-            named = f"alg {str(algorithm)[:20]!a}, kid {str(header.get('kid'))[:60]!a}"
-            warn("a token is refused: there is no key for its %s", named)
+            header_text = f"alg {str(algorithm)[:20]!a}, kid {str(header.get('kid'))[:60]!a}"
+            warn("a token is refused: there is no key for its %s", header_text)
         raise _invalid(again_in)
 
     def _issuer(self, text: str) -> str:
-        """Whose keys a token is to be verified by: of several, those of the iss that it names, and has to have.
+        """Return the issuer whose keys verify a token: the only one, or the one that the token's claim iss names.
 
-        :raises KeyError: if it names none of them.
+        The caller's look-up raises KeyError if there are several issuers, and the claim names none of them.
         """
         if len(self._jwks) == 1:
             return next(iter(self._jwks))
@@ -215,7 +220,8 @@ class Tokens:
 
     def _grant(self, claims: dict[str, Any], is_ticket: bool) -> Grant:
         exp, issued_at = _moment(claims["exp"], "exp"), _moment(claims["iat"], "iat")
-        # From its own iat, not from now: refused today, it must not be taken when its revocation is forgotten.
+        # The lifetime counts from iat, not from now. Otherwise a token that is refused today as too long-lived would be
+        # accepted near its end, when its revocation may be forgotten.
         if not is_ticket and exp - issued_at > self._config.token_lifetime:
             raise Unauthorized(
                 "the token lives too long",
@@ -239,7 +245,7 @@ class Tokens:
 
 
 def id_of(text: str) -> str:
-    """The id (`jti`) that a token says it has, whether or not it is valid; empty if there is none."""
+    """Return the id (`jti`) in a token, valid or not; empty if there is none."""
     try:
         return str(jwt.decode(text, options={"verify_signature": False}).get("jti", ""))
     except PyJWTError:
@@ -275,7 +281,7 @@ def _expired(is_ticket: bool) -> Unauthorized:
 
 
 def _fault(error: Exception, config: Config) -> Unauthorized:
-    """What a token's bearer is told. PyJWT looks at claims only after the signature."""
+    """Return the error that a token's bearer gets. PyJWT checks the claims only after the signature."""
     if isinstance(error, ExpiredSignatureError):
         return _expired(False)
     if isinstance(error, InvalidAudienceError):
@@ -285,7 +291,7 @@ def _fault(error: Exception, config: Config) -> Unauthorized:
     if isinstance(error, InvalidIssuerError):
         return Unauthorized("the token has another issuer", "see SSE_ISSUER", code="token_issuer")
     if isinstance(error, MissingRequiredClaimError):
-        return Unauthorized(f"the token has no {error.claim}", "put it in", code="token_claims")
+        return Unauthorized(f"the token has no {error.claim}", "add this claim", code="token_claims")
     if isinstance(error, ImmatureSignatureError):
         return Unauthorized(
             "the token is not valid yet",

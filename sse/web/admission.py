@@ -78,8 +78,8 @@ class Admission:
         address = read_address(request, config.proxies)
         self._limits.subscribe(address)
         is_credential_read = self._service.tokens.configured
-        brought = read_credential(request, asked.token, config) if is_credential_read else decision.Brought()
-        permit = self._access.read(asked.channels, brought, rule)
+        credentials = read_credential(request, asked.token, config) if is_credential_read else decision.Credentials()
+        permit = self._access.read(asked.channels, credentials, rule)
         self._service.check_workers(request.is_multiprocess)
         last = LastEventId.parse(asked.last_event_id) if asked.last_event_id else None
         starts = starting_points(asked.channels, last, from_header=asked.from_header, replay=asked.replay)
@@ -123,7 +123,7 @@ class Admission:
         except StoreUnavailable as error:
             warn("publishing is told to come again: %s", error)
             raise StoreUnavailable(error.message, f"{error.hint}; repeat this with the same Idempotency-Key") from error
-        self._limits.begun(scope, sum(position.offset == 1 for position in positions) - counted)
+        self._limits.count_new_rings(scope, sum(position.offset == 1 for position in positions) - counted)
         return [f"{channel}={position}" for channel, position in zip(channels, positions, strict=True)]
 
     def _charge(self, permit: Permit | None, address: str | None) -> Charge | None:

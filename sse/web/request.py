@@ -18,7 +18,7 @@ from werkzeug.http import parse_accept_header, parse_etags, parse_options_header
 from werkzeug.sansio.http import parse_cookie
 from werkzeug.wsgi import get_content_length, get_input_stream
 
-from sse.access.decision import Brought, cookie_counts
+from sse.access.decision import Credentials, cookie_counts
 from sse.access.limits import client_address
 from sse.config import Config
 from sse.errors import InvalidEvent, RequestError, TooLarge, UnsupportedMedia
@@ -220,10 +220,10 @@ def read_raw(request: Request, channel: str) -> list[tuple[str, Event]]:
 # Credentials
 
 
-def read_credential(request: Request, token: str, config: Config) -> Brought:
+def read_credential(request: Request, token: str, config: Config) -> Credentials:
     """Return what the request brings to show who it is, `token` being the query's."""
     cookie = request.cookie(config.cookie)
-    return Brought(
+    return Credentials(
         request.header("HTTP_AUTHORIZATION"), cookie, token, not cookie or _cookie_counts(request, config.origins)
     )
 
