@@ -20,6 +20,15 @@ def test_every_command_of_the_makefile_is_listed() -> None:
     assert not [command for command in commands if f"| `make {command}" not in PAGE]
 
 
+def test_every_test_that_is_named_is_there() -> None:
+    tests = {path.relative_to(ROOT).as_posix(): path.read_text() for path in ROOT.glob("tests/**/*.py")}
+    named = set(re.findall(r"tests/[\w/]+\.py", PAGE))
+    assert named
+    assert named <= tests.keys()
+    functions = set(re.findall(r"`(test_\w+)`", PAGE))
+    assert not [name for name in functions if not any(f"def {name}(" in text for text in tests.values())]
+
+
 def test_every_setting_is_read_by_the_code() -> None:
     code = "".join(path.read_text() for path in ROOT.glob("sse/**/*.py") if path.name != "config.py")
     gunicorn = (ROOT / "gunicorn.conf.py").read_text()
