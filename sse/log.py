@@ -1,7 +1,8 @@
-"""The service's log, the logger `sse`: where its lines go, and warnings that a storm of one kind cannot fill it with.
+"""The log of the service, which is the logger `sse`: where its lines go, and how often a warning is repeated.
 
-If logging is configured, by handlers of the root logger or of `sse`, it is as for any library. Otherwise the lines go
-where the server's do, or else where the app's do, and so have their time, level and form.
+If the app has configured logging, by handlers of the root logger or of `sse`, these get the lines, as from any library.
+Otherwise the lines go to the server's log, or else to the app's logger, and have the same form as the lines there.
+`warn` and `warn_once` keep many warnings of one kind from filling the log.
 """
 
 from __future__ import annotations
@@ -10,30 +11,30 @@ import contextlib
 import logging
 import time
 import weakref
-from _thread import RLock  # never patched, so that threads that gevent does not know can warn, too
+from _thread import RLock  # never patched by gevent, so that real threads can warn, too
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 _log = logging.getLogger("sse")
 Write = Callable[[logging.LogRecord], object]
 
-_EVERY: Final = 10.0
-_MOST_ONCE: Final = 100  # warnings that are kept to be told once; later ones are not told
-_lock = RLock()  # held while nothing waits
-_told: dict[str, tuple[float, int]] = {}  # by message: when it was last logged, and how many were held back since
-_once: set[str] = set()  # what this process has warned of, and does not repeat
+_INTERVAL: Final = 10.0  # seconds between two warnings with the same message
+_MAX_ONCE: Final = 100  # warnings that `warn_once` remembers; further ones are not logged
+_lock = RLock()  # never held while waiting
+_last_logged: dict[str, tuple[float, int]] = {}  # by message: when that was, and how many were held back since
+_once: set[str] = set()  # texts that `warn_once` has logged
 
 
 def warn(message: str, *args: object, exc_info: bool = False) -> None:
     """Log a warning, unless one with the same `message`, whatever its `args`, was logged in the last 10 seconds.
 
-    :param exc_info: log an error, and where the exception that is being handled comes from.
+    :param exc_info: log it as an error, with the traceback of the exception that is being handled.
     """
     now = time.monotonic()
     with _lock:
-        at, held = _told.get(message, (now - _EVERY, 0))
-        due = now - at >= _EVERY
-        _told[message] = (now, 0) if due else (at, held + 1)
+        at, held = _last_logged.get(message, (now - _INTERVAL, 0))
+        due = now - at >= _INTERVAL
+        _last_logged[message] = (now, 0) if due else (at, held + 1)
     level = logging.ERROR if exc_info else logging.WARNING
     if due and held:
         _log.log(level, f"{message} (and %d more like it)", *args, held, exc_info=exc_info, stacklevel=2)
@@ -45,14 +46,14 @@ def warn_once(message: str, *args: object) -> None:
     """Log a warning, unless the same one, with the same `args`, was logged in this process before."""
     text = message % args
     with _lock:
-        if text in _once or len(_once) >= _MOST_ONCE:
+        if text in _once or len(_once) >= _MAX_ONCE:
             return
         _once.add(text)
     _log.warning("%s", text, stacklevel=2)
 
 
 class _Route(logging.Filter):
-    """Writes a record in the server's way or the app's, unless a handler is there that they did not bring."""
+    """Writes a record to the server's log or the app's, unless logging has handlers that are not the server's."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,7 +63,7 @@ class _Route(logging.Filter):
         self.kept: logging.Handler | None = None
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Tell whether the record goes on, to the handlers; otherwise it is written."""
+        """Return True if the record is for the handlers; otherwise write it, and return False."""
         if _log.handlers or any(handler not in self.known for handler in logging.root.handlers):
             return True
         write = self.server or self._to_newest_app()
@@ -75,7 +76,7 @@ class _Route(logging.Filter):
         app = next((app for ref in reversed(self.apps) if (app := ref())), None)
         if app is None:
             return None
-        gunicorn = logging.getLogger("gunicorn.error")  # it has handlers in gunicorn's processes alone: preload_app
+        gunicorn = logging.getLogger("gunicorn.error")  # has handlers only in gunicorn's processes: for preload_app
         return _to_logger(gunicorn if gunicorn.handlers else app.logger)
 
 
@@ -83,10 +84,10 @@ _route = _Route()
 
 
 def follow_gunicorn(log: Any, cfg: Any) -> None:
-    """Write the service's lines where gunicorn's `log` writes its own, with the same form, level and filters.
+    """Write the service's lines to gunicorn's `log`, with the form, level and filters of its own lines.
 
-    To be called before the app is loaded: the root logger's handlers are then those of gunicorn's own `--log-config`.
-    Any others are the app's. If there are some, they alone get the lines.
+    This is to be called before the app is loaded, when the root logger has only the handlers of gunicorn's
+    `--log-config`. Further handlers are the app's. If there are any, the handlers get the lines instead.
     """
     target = getattr(log, "error_log", None)
     _route.known = list(logging.root.handlers) if cfg.logconfig or cfg.logconfig_dict or cfg.logconfig_json else []
@@ -95,22 +96,22 @@ def follow_gunicorn(log: Any, cfg: Any) -> None:
 
 
 def keep_until_exit(handler: logging.Handler) -> None:
-    """Have a handler live as long as logging itself, by way of the filter of the service's logger.
+    """Keep a handler alive as long as logging itself, by a reference from the filter of the service's logger.
 
-    Flask's own handler would end with Flask's modules when a process ends. If gevent patched the standard library only
-    after Flask was imported, as for an app that gunicorn preloads, that needs modules of gevent that are empty by then,
-    and each worker would end with a traceback.
+    Without it, Flask's own handler would be deleted with Flask's modules when a process ends. That deletion needs
+    modules of gevent if gevent patched the standard library after Flask was imported, as for an app that gunicorn
+    preloads. These modules are empty by then, so each worker would end with a traceback.
     """
     _route.kept = handler
     _log.addFilter(_route)
 
 
 def follow_app(app: weakref.ref[Any]) -> None:
-    """Write the service's lines as lines of an app's logger, unless a server has a log for them.
+    """Write the service's lines to an app's logger, unless the server has a log for them.
 
-    Of several apps, the newest that is there has them.
+    If there are several apps, the newest one that still exists gets the lines.
 
-    :param app: its attribute `logger` is asked for with each line, so that the app may configure logging at any time.
+    :param app: its attribute `logger` is read for each line, so that the app may configure logging at any time.
     """
     _route.apps = [other for other in _route.apps if other()] + [app]
     _log.addFilter(_route)
@@ -118,7 +119,7 @@ def follow_app(app: weakref.ref[Any]) -> None:
 
 @contextlib.contextmanager
 def plain() -> Iterator[None]:
-    """In this block, write the service's lines as they are, to standard error: for commands."""
+    """Write the service's lines to standard error in this block, without time and level, for commands."""
     before, _route.server = _route.server, _to_stderr
     try:
         yield
@@ -135,8 +136,8 @@ def _to_logger(logger: logging.Logger) -> Write:
 
 
 def _to_methods(log: Any) -> Write:
-    """Write with a log of gunicorn's that has no logger of the standard library, but the methods of one."""
-    whole = logging.Formatter()  # with the traceback as the filter of secrets has left it
+    """Return a function that writes to a log of gunicorn's which has a logger's methods, but is none."""
+    whole = logging.Formatter()  # appends the traceback, as the filter of secrets has left it
     return lambda record: log.log(record.levelno, "%s", whole.format(record))
 
 

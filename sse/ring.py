@@ -1,4 +1,4 @@
-"""The newest events of one channel, bounded in number and in bytes."""
+"""A ring: the newest entries of one channel, bounded in number and in bytes."""
 
 from __future__ import annotations
 
@@ -6,18 +6,22 @@ from typing import Final
 
 from sse.event import Entry, Position
 
-_NONE: Final[list[Entry]] = []
-"""The entries of every ring that has none yet. It is never changed."""
+_NO_ENTRIES: Final[list[Entry]] = []
+"""The list of every ring that has no entries yet. It is never changed."""
 
 
 class Ring:
-    """Entries with contiguous offsets after `base`, which is the position just before the oldest of them.
+    """Entries with contiguous offsets. `base` is the position just before the oldest of them.
 
-    Every position from `base` to `newest` can be continued from; all others cannot. When a bound is passed the oldest
-    entries go, and `base` moves up.
+    A client can go on from every position from `base` to `newest`, and from no other. When a bound is passed, the
+    oldest entries are dropped, and `base` moves up.
+
+    :param base: the position just before the first entry that will be appended.
+    :param max_events: the most entries to hold; None for no bound.
+    :param max_bytes: the most bytes to hold, as `_size` estimates them; None for no bound.
     """
 
-    # There may be a ring for each client, in which nothing happens: it is to be small.
+    # There may be a ring for each client, on a channel of its own without events. So a ring is small.
     __slots__ = ("_entries", "_max_bytes", "_max_events", "_start", "base", "bytes")
 
     def __init__(self, base: Position, max_events: int | None = None, max_bytes: int | None = None) -> None:
@@ -25,15 +29,15 @@ class Ring:
         self.bytes = 0
         self._max_events = max_events
         self._max_bytes = max_bytes
-        self._entries = _NONE
-        self._start = 0  # entries before it are gone; the list is cut now and then, not at every append
+        self._entries = _NO_ENTRIES
+        self._start = 0  # the index of the oldest entry; dropped ones before it are deleted many at a time
 
     def __contains__(self, position: Position) -> bool:
         return self._index(position) is not None
 
     @property
     def newest(self) -> Position:
-        """The position of the newest entry, or `base` where there is none."""
+        """The position of the newest entry, or `base` if there is none."""
         return self._entries[-1].position if len(self._entries) > self._start else self.base
 
     def append(self, entry: Entry) -> None:
@@ -43,7 +47,7 @@ class Ring:
         """
         if entry.position.offset != self.newest.offset + 1:
             raise ValueError(f"{entry.position} does not follow {self.newest}")
-        if self._entries is _NONE:
+        if self._entries is _NO_ENTRIES:
             self._entries = []
         self._entries.append(entry)
         self.bytes += _size(entry)
@@ -58,19 +62,19 @@ class Ring:
             self._drop_oldest()
 
     def after(self, position: Position, limit: int | None = None) -> list[Entry] | None:
-        """The entries after `position`, at most `limit` of them; None if it cannot be continued from here."""
+        """Return the entries after `position`, at most `limit` of them; None if this ring cannot continue it."""
         index = self._index(position)
         if index is None:
             return None
         return self._entries[index : None if limit is None else index + limit]
 
     def before(self, count: int) -> Position:
-        """The position just before the newest `count` entries, or before all that are held."""
+        """Return the position just before the newest `count` entries, or before all of them if there are fewer."""
         index = max(len(self._entries) - count, self._start)
         return self._entries[index - 1].position if index > self._start else self.base
 
     def _index(self, position: Position) -> int | None:
-        """Where in the list the entries after `position` start."""
+        """Return the index in the list at which the entries after `position` start; None if it cannot be continued."""
         if position == self.base:
             return self._start
         index = self._start + position.offset - self.base.offset
@@ -89,5 +93,5 @@ class Ring:
 
 
 def _size(entry: Entry) -> int:
-    """About what an entry weighs in memory, in bytes."""
+    """Return about how many bytes an entry takes in memory."""
     return 400 + 2 * len(entry.event.data) + len(entry.body)

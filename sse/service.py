@@ -1,4 +1,4 @@
-"""What one app runs on: its settings, and this process's store and hub."""
+"""The service of one app: its settings, its keys, and the store, hub and revocations of this process."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import _thread
 import os
 import threading
 import weakref
-from _thread import RLock  # never patched, so that any thread may take it
+from _thread import RLock  # never patched by gevent, so that any thread may take it
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Final, ParamSpec, TypeVar
@@ -21,8 +21,8 @@ from sse.hub.hub import Hub
 from sse.owner import OwnerThread
 from sse.stores import Publication, Store, connect
 
-_BEYOND: Final = 2.0  # seconds that a call from another thread may take beside its wait for Redis
-_CLOSING: Final = 30.0
+_EXTRA_SECONDS: Final = 2.0  # that a call from another thread may take beyond its wait for Redis
+_CLOSE_SECONDS: Final = 30.0  # that another thread waits for `close`
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -30,17 +30,17 @@ _services: weakref.WeakSet[Service] = weakref.WeakSet()
 
 
 def living() -> list[Service]:
-    """Return the services that this process has, whatever has been put around their apps."""
+    """Return all services of this process, also those of apps that are wrapped in other WSGI apps."""
     return list(_services)
 
 
 class Service:
-    """The store and hub of this process, made when they are first asked for.
+    """The store, hub and revocations of one app in this process.
 
-    Not earlier: a server may fork, or replace the standard library's locks, after the app has been made. When the
-    service is garbage-collected, as with its app, they are closed.
+    They are made when they are first used, because a server may fork, or gevent may replace the standard library's
+    locks, after the app has been made. They are closed when the service is garbage-collected together with its app.
 
-    :raises ConfigError: if a file that the settings name is at fault.
+    :raises ConfigError: if a file that the settings name cannot be used.
     """
 
     def __init__(self, config: Config) -> None:
@@ -48,36 +48,36 @@ class Service:
         self.tokens = Tokens(config)
         self.keys = PublishKeys(config)
         self.at_first_use: Callable[[], None] | None = None
-        """Called once, when this is first used: before it makes the store, or refuses a request."""
+        """Called once, at the first use: before the service makes the store, or refuses a request."""
         self.admit: Callable[[], None] | None = None
-        """Called before events are stored, to wait while the server is late in telling those before them."""
-        self._made: _Made | None = None  # in this process
-        self._finalizer: weakref.finalize[..., Service] | None = None  # closes what is made
+        """Called before events are stored, to wait while the server is late in sending earlier events."""
+        self._made: _Made | None = None  # None until the first use in this process
+        self._finalizer: weakref.finalize[..., Service] | None = None  # closes `_made`
         self._owner = OwnerThread()
         self._max_subscribers = config.max_subscribers
-        self._others: list[Callable[[], None]] = []
-        self._lock = RLock()  # held while nothing waits
+        self._also_closed: list[Callable[[], None]] = []
+        self._lock = RLock()  # never held while waiting
         _services.add(self)
 
     @property
     def store(self) -> Store:
-        return self._all()[0]
+        return self._parts()[0]
 
     @property
     def hub(self) -> Hub:
-        return self._all()[1]
+        return self._parts()[1]
 
     @property
     def revocations(self) -> Revocations:
-        return self._all()[2]
+        return self._parts()[2]
 
     @property
     def shared(self) -> bool:
-        """Whether other processes see what is published here."""
+        """True if other processes see the events that are published here."""
         return self.config.redis_url is not None
 
     def check_workers(self, multiprocess: bool) -> None:
-        """Refuse a server of several processes over the memory store, where each would see only its own events.
+        """Refuse a server of several processes with the memory store, of which each would see only its own events.
 
         :raises Unavailable: if `multiprocess`, and the store is not shared.
         """
@@ -89,7 +89,7 @@ class Service:
             )
 
     def check(self, event: Event) -> Event:
-        """Give the event back if it is small enough.
+        """Return the event if it is small enough.
 
         :raises TooLarge: if its data is over SSE_MAX_EVENT_BYTES.
         """
@@ -102,21 +102,21 @@ class Service:
         return event
 
     def count_new(self, channels: Iterable[str]) -> int:
-        """How many of these channels have had no event yet, or none within SSE_RING_TTL.
+        """Return how many of these channels have had no event yet, or none within SSE_RING_TTL.
 
         :raises StoreUnavailable: if the store does not answer.
         """
-        tops = self.store.newest(list(dict.fromkeys(channels)))
-        return sum(top is None or (isinstance(top, Position) and top.offset == 0) for top in tops)
+        newest = self.store.newest(list(dict.fromkeys(channels)))
+        return sum(position is None or (isinstance(position, Position) and position.offset == 0) for position in newest)
 
     def publish(self, publications: Sequence[Publication]) -> list[Position]:
-        """Store and announce events, from whatever thread; the position of each.
+        """Store and announce events; return the position of each. Any thread may call this.
 
-        :raises IdempotencyConflict: if a key was used before for another event; nothing is stored.
-        :raises StoreUnavailable: if one or more may not be stored; publish all again with the same keys.
+        :raises IdempotencyConflict: if a key was used before for another event. Nothing is stored, see `Store.publish`.
+        :raises StoreUnavailable: if one or more may not be stored. Publish all of them again with the same keys.
         """
         if self._owner.is_other_thread:
-            return self._in_owner(self.config.redis_timeout + _BEYOND, self.publish, publications)
+            return self._run_in_owner(self.config.redis_timeout + _EXTRA_SECONDS, self.publish, publications)
         if self.admit:
             self.admit()
         positions = []
@@ -127,54 +127,56 @@ class Service:
         return positions
 
     def revoke(self, kind: Kind, value: str) -> None:
-        """Refuse and end what was issued until now, from whatever thread.
+        """Revoke the tokens and tickets that were issued until now, and end the streams and polls that they opened.
 
-        :raises StoreUnavailable: if it may not be known to all.
+        Any thread may call this.
+
+        :raises StoreUnavailable: if other processes may not know of it.
         """
         if self._owner.is_other_thread:
-            return self._in_owner(4 * self.config.redis_timeout + _BEYOND, self.revoke, kind, value)
+            return self._run_in_owner(4 * self.config.redis_timeout + _EXTRA_SECONDS, self.revoke, kind, value)
         return self.revocations.revoke(kind, value)
 
-    def _in_owner(self, seconds: float, work: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
-        """Return what `work` returns, called in the thread that the store belongs to. For other threads.
+    def _run_in_owner(self, seconds: float, work: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
+        """Have the thread that the store belongs to call `work`; return its result. Only other threads call this.
 
-        :param seconds: how long to wait for that.
-        :raises StoreUnavailable: if that thread is busy for SSE_REDIS_TIMEOUT, or `seconds`.
+        :param seconds: how long to wait for the result.
+        :raises StoreUnavailable: if that thread does not begin within SSE_REDIS_TIMEOUT, or end within `seconds`.
         """
         return self._owner.run(partial(work, *args, **options), begin=self.config.redis_timeout, end=seconds)
 
-    def _all(self) -> _Made:
+    def _parts(self) -> _Made:
         if self._owner.is_other_thread:
             self._owner.check()
         return self._made or self._make()
 
     def begin(self) -> None:
-        """Call `at_first_use`, unless that has been done."""
+        """Call `at_first_use`, unless it has been called."""
         with self._lock:
             call, self.at_first_use = self.at_first_use, None
         if call:
             call()
 
     def also_close(self, close: Callable[[], None]) -> None:
-        """Have `close` called when this service is closed or collected; it must not hold the service."""
-        self._others.append(close)
+        """Call `close` when this service is closed or garbage-collected. `close` must not refer to the service."""
+        self._also_closed.append(close)
 
     def close(self) -> None:
-        """End this process's hub and let go of its store, as `SSE.close` says; the next use makes new ones."""
+        """Close this process's hub, revocations and store, see `SSE.close`. The next use makes new ones."""
         if self._owner.is_other_thread:
-            return self._in_owner(_CLOSING, self.close)
+            return self._run_in_owner(_CLOSE_SECONDS, self.close)
         with self._lock:
             made, self._made = self._made, None
             if self._finalizer:
                 self._finalizer.detach()
         if made:
             self._max_subscribers = made[1].max_subscribers  # a server may have lowered it
-        _close(made, self._others)
+        _close(made, self._also_closed)
         return None
 
     def _forget(self) -> None:
-        """Leave all that was made to the process that made it."""
-        self._lock = RLock()  # another thread may have held it
+        """Forget the store and hub in a forked process. They belong to the process that made them."""
+        self._lock = RLock()  # another thread may have held the old one
         self._owner = OwnerThread()
         self._made = None
         if self._finalizer:
@@ -183,8 +185,8 @@ class Service:
     def _make(self) -> _Made:
         self._owner.check()
         self.begin()
-        # Without the lock, because redis-py switches greenlets here. Of several that are made at once, one is kept; the
-        # others have neither connected nor started anything.
+        # The lock is not held, because redis-py switches greenlets here. If several are made at the same time, one is
+        # kept. The others have neither connected nor started anything.
         store = connect(
             self.config.redis_url,
             ring=self.config.ring,
@@ -197,7 +199,7 @@ class Service:
         with self._lock:
             if self._made is None:
                 self._made = ours
-                self._finalizer = weakref.finalize(self, _close_elsewhere, ours, self._others)
+                self._finalizer = weakref.finalize(self, _close_elsewhere, ours, self._also_closed)
                 self._finalizer.atexit = False
             return self._made
 
@@ -216,16 +218,17 @@ def _close(made: _Made | None, others: Sequence[Callable[[], None]]) -> None:
 
 
 def _close_elsewhere(made: _Made, others: Sequence[Callable[[], None]]) -> None:
-    """Have a thread of its own close what a service has left behind, and wait for nothing.
+    """Close the parts of a service that was garbage-collected, in a thread of its own, without waiting for it.
 
-    The collector calls this in any thread, which may hold any lock; to start a `threading.Thread` takes some.
+    The collector calls this in any thread, which may hold any lock. To start a `threading.Thread` here takes locks, so
+    a bare thread does that.
     """
     _thread.start_new_thread(_close_in_thread, (made, others))
 
 
-def _close_in_thread(*left: object) -> None:
-    # A real one: the first wait of a bare thread would make an entry for it that `threading` keeps for good.
-    threading.Thread(target=_close, args=left, name="sse-close", daemon=True).start()
+def _close_in_thread(*arguments: object) -> None:
+    # A `threading.Thread` closes them: `threading` would keep an entry of a bare thread that waits, for good.
+    threading.Thread(target=_close, args=arguments, name="sse-close", daemon=True).start()
 
 
 def _forget() -> None:

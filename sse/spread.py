@@ -1,4 +1,4 @@
-"""One loop for whatever is to happen to many, spread over some time."""
+"""One loop that does something to many items, spread evenly over some time."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from collections.abc import Callable, Collection
 from typing import Final, TypeVar
 
 PAUSE: Final = 1e-6
-"""Seconds of sleep that let others have their turn. Under gevent this is a real timer. A sleep of 0 would be none, and
-let no input in."""
+"""Seconds of sleep that let other greenlets or threads run.
 
-_AT_ONCE: Final = 128  # items that are late, before others have their turn
+Under gevent this sets a timer, so its loop also takes in input meanwhile. A sleep of 0 would not let it do so.
+"""
+
+_PER_PAUSE: Final = 128  # late items between two pauses in which others run
 
 T = TypeVar("T")
 
@@ -22,14 +24,16 @@ def spread(
     sleep: Callable[[float], object],
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
-    """Call `act` with each item, at equal distances over `window` seconds; return at their end.
+    """Call `act` with each item, at equal intervals over `window` seconds; return after these.
 
-    :param sleep: called with the seconds until the next item. A short sleep takes longer than it says, so where items
-        are late, it is called once for many of them.
+    :param window: seconds.
+    :param sleep: called with the seconds until the next item. A short sleep takes longer than it says, so if items are
+        late, it is called once for many of them.
+    :param clock: returns seconds of a monotonic clock.
     """
     begun = clock()
     for number, item in enumerate(items, 1):
         act(item)
         ahead = begun + window * number / len(items) - clock()
-        if ahead > 0 or number % _AT_ONCE == 0:
+        if ahead > 0 or number % _PER_PAUSE == 0:
             sleep(max(ahead, PAUSE))

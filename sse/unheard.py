@@ -1,4 +1,7 @@
-"""The warning of a process that publishes into its own memory and serves nobody, such as a script beside the server."""
+"""The warning that a process publishes into its own memory, but serves no clients, so no client gets its events.
+
+Such a process may be a script beside the server, in which SSE_REDIS_URL is not set.
+"""
 
 from __future__ import annotations
 
@@ -8,36 +11,36 @@ import os
 import sys
 import time
 import weakref
-from _thread import RLock  # never patched, so that threads that gevent does not know can publish, too
+from _thread import RLock  # never patched by gevent, so that real threads can publish, too
 from typing import Any, Final
 
 _log = logging.getLogger("sse")
 
-_PATIENCE: Final = 10.0
-_SERVERS: Final = (
+_PATIENCE: Final = 10.0  # seconds from the first write in which a process may begin to serve
+_SERVERS: Final = (  # modules that only a process which serves has loaded
     *("bjoern", "cheroot.wsgi", "eventlet.wsgi", "gevent.pywsgi", "granian", "gunicorn.arbiter", "hypercorn"),
     *("mod_wsgi", "tornado.httpserver", "twisted.web.wsgi", "uvicorn", "uwsgi", "waitress", "wsgiref.simple_server"),
-    "pytest",  # a test of an app is served by its test client
+    "pytest",  # a test client serves the app under test
 )
-_WERKZEUG: Final = "WERKZEUG_SERVER_FD"  # which werkzeug's run_simple sets, for `flask run` and `app.run`
+_WERKZEUG: Final = "WERKZEUG_SERVER_FD"  # set by werkzeug's run_simple, for `flask run` and `app.run`
 
 
 class Unheard:
     """Warns, once in each process, that the events in its own memory reach nobody.
 
-    The rule: it warns if no app that published in this process has served a request, none is under test (TESTING), no
-    server's module is loaded, and werkzeug's server has not been started. A process may be about to serve, so it is
-    looked at only later: at each further write from 10 s after the first, and at the end of the process.
+    It warns if no app that published in this process has served a request, no such app is under test (TESTING), no
+    server's module is loaded, and werkzeug's server has not been started. Because the process may be about to serve, it
+    checks this only later: at each write from 10 s after the first one, and when the process ends.
     """
 
     def __init__(self) -> None:
         self._lock = RLock()
         self._apps: weakref.WeakSet[Any] = weakref.WeakSet()
-        self._since: float | None = None  # the first write
-        self._settled = False  # it has warned, or will never have to
+        self._since: float | None = None  # when the first write was, by the monotonic clock
+        self._settled = False  # it has warned, or never will
 
     def note_write(self, app: Any) -> None:
-        """Note that an app has published or revoked in this process's memory."""
+        """Note that an app has published or revoked in the memory of this process, and warn if it is time."""
         if self._settled:
             return
         now = time.monotonic()
@@ -51,7 +54,7 @@ class Unheard:
             self.look()
 
     def look(self) -> None:
-        """Warn if this process serves nobody."""
+        """Warn if this process serves nobody. It decides only once."""
         with self._lock:
             apps = [] if self._settled else list(self._apps)
             if not apps:
@@ -65,14 +68,14 @@ class Unheard:
         )
 
     def forget(self) -> None:
-        """Begin anew, in a fork."""
+        """Begin anew in a forked process."""
         self._lock = RLock()
         self._since = None
         self._apps.clear()
 
 
 def _is_served(apps: list[Any]) -> bool:
-    # Flask has no public name for the first; without it, an app counts as served.
+    # Flask has no public attribute for the first request. An app without the private one counts as served.
     return (
         any(getattr(app, "_got_first_request", True) or app.testing for app in apps)
         or _WERKZEUG in os.environ

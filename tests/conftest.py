@@ -83,7 +83,7 @@ def pytest_report_header(config: pytest.Config) -> str:
 @pytest.fixture(autouse=True)
 def fresh_log(monkeypatch: pytest.MonkeyPatch) -> None:
     """What one test has warned of is said again in the next."""
-    monkeypatch.setattr("sse.log._told", {})
+    monkeypatch.setattr("sse.log._last_logged", {})
     monkeypatch.setattr("sse.log._once", set())
 
 

@@ -1159,7 +1159,7 @@ def test_a_key_that_turns_into_another_type_stops_its_channel_only_and_is_told_w
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("sse.log._told", {})
+    monkeypatch.setattr("sse.log._last_logged", {})
     clock = Clock()
     store = connect(redis_url, ring=RING, ring_ttl=TTL)
     hub = make_hub(store, clock=clock)
@@ -1405,7 +1405,7 @@ def test_a_subscriber_that_was_detached_or_is_the_same_does_not_merge_and_its_pl
 def test_a_connection_that_leaves_too_often_takes_no_place_of_another_and_the_log_has_it(
     hub: Hub, store: Store, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sse.log._told", {})
+    monkeypatch.setattr("sse.log._last_logged", {})
     one, other, third = [attach(hub) for _ in range(3)]
     assert hub.merge(one, other)
     with caplog.at_level(logging.WARNING, "sse"):

@@ -523,7 +523,7 @@ def test_a_ring_that_is_back_where_it_was_is_read_again_and_not_reset(
 def test_a_channel_at_fault_is_left_as_it_is_and_the_others_go_on(
     world: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sse.log._told", {})
+    monkeypatch.setattr("sse.log._last_logged", {})
     follow(world, "a", "bad")
     for name in ("a", "bad"):
         publish_to_store(world.store, name, 1)

@@ -23,7 +23,7 @@ def test_a_warning_that_comes_often_is_told_once_in_ten_seconds_and_the_rest_cou
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     now = 0.5  # as soon after the machine's start
-    monkeypatch.setattr("sse.log._told", {})
+    monkeypatch.setattr("sse.log._last_logged", {})
     monkeypatch.setattr("sse.log.time", SimpleNamespace(monotonic=lambda: now))
     with caplog.at_level(logging.WARNING, "sse"):
         for number in range(3):
@@ -39,7 +39,7 @@ def test_a_warning_that_comes_often_is_told_once_in_ten_seconds_and_the_rest_cou
 
 
 def test_threads_together_tell_it_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr("sse.log._told", {})
+    monkeypatch.setattr("sse.log._last_logged", {})
     with caplog.at_level(logging.WARNING, "sse"), ThreadPoolExecutor(8) as threads:
         list(threads.map(lambda number: warn("thread %d", number), range(200)))
     assert len(caplog.messages) == 1

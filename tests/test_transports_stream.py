@@ -275,7 +275,7 @@ def test_with_the_store_away_a_stream_stays_and_goes_on_when_it_is_back(
 def test_over_the_limit_the_whole_body_is_a_busy_notice_and_the_log_has_the_reason(
     hub: Hub, open_stream: OpenStream, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("sse.log._told", {})
+    monkeypatch.setattr("sse.log._last_logged", {})
     for body in [open_stream() for _ in range(3)]:
         body.next()
     with caplog.at_level(logging.WARNING, "sse"):
