@@ -102,7 +102,7 @@ class Channel:
         self.wanted = True
 
     def miss(self) -> None:
-        """Note that the store has no ring, which nobody wants yet, and wake the subscribers."""
+        """Note that the store has no ring and that none is wanted yet, and wake the subscribers."""
         self.unborn = True
         self.wake()
 

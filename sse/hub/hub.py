@@ -196,7 +196,7 @@ class Hub:
             self._remove_detached()
             if self._attached + self._shared_seats >= self.max_subscribers:
                 raise Busy(
-                    f"this worker has its {self.max_subscribers} subscribers",
+                    f"all {self.max_subscribers} seats of this worker are taken",
                     "try again, or raise SSE_MAX_SUBSCRIBERS",
                 )
             self._attached += 1
@@ -217,7 +217,7 @@ class Hub:
         return channel
 
     def _wait_for_rings(self, subscriber: Subscriber, deadline: float, timeout: float) -> list[Channel]:
-        """Wait for the ring of each channel; return the channels whose ring the store lacks and nobody wants yet."""
+        """Wait for the ring of each channel; return the channels that have none in the store, and none wanted yet."""
         channels = subscriber.channels
         while True:
             subscriber.clear_signal()

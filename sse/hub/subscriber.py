@@ -75,7 +75,7 @@ class Reset(NamedTuple):
 
     @property
     def told(self) -> dict[str, object]:
-        """The members of the JSON object that tells a client of it."""
+        """The JSON object that tells a client of the reset."""
         return {"channel": self.channel, "reason": self.reason, "missed": self.missed}
 
 
@@ -226,7 +226,7 @@ class Subscriber:
         return taken
 
     def order(self) -> Sequence[int]:
-        """Return the indices of its channels, the one that has its turn first, so that none starves another."""
+        """Return the indices of its channels, beginning with the channel that has its turn, so that none starves."""
         count = len(self.positions)
         start = (self._turn + 1) % count
         return [*range(start, count), *range(start)] if start else range(count)
@@ -273,7 +273,7 @@ class Subscriber:
         if generation == (self._generations or {}).get(name, 0):
             if page.reason != "diverged":
                 raise Lagging(name)
-            # The ring goes on, but others wrote the entry after the position. Events before it are delivered first.
+            # The ring goes on, but the entry after the position is no event. Events before it are delivered first.
             if any(item.channel == name for item in taken):
                 self.notify()
                 return []

@@ -22,10 +22,10 @@ _UNKNOWN: Final = "unknown command"
 def questions(key: str, announcements: str) -> list[tuple[Any, ...]]:
     """Return commands that show what a Redis is, and whether its user may use all that the store needs.
 
-    They change nothing: the key never exists, and nobody listens.
+    They change nothing, because the key never exists and the pub/sub channel has no listeners.
 
     :param key: a key that is never written.
-    :param announcements: a pub/sub channel that nobody listens to.
+    :param announcements: a pub/sub channel without listeners.
     """
     return [
         ("INFO",),

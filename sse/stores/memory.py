@@ -206,7 +206,7 @@ class _MemoryFeed(Feed):
         self.closed = False
         self._channels: dict[str, None] = {}  # a set of very many names would take up to five times as much memory
         self._announced: deque[Notice] = deque()
-        self._to_look_at: dict[str, None] = {}  # channels whose ring is to be read
+        self._to_look_at: dict[str, None] = {}  # channels whose ring the hub is to read
         self._filled = threading.Event()
 
     def announce(self, notice: Notice) -> None:

@@ -1,8 +1,8 @@
 """The settings SSE_RING and SSE_RING_TTL of all processes that share a namespace in Redis.
 
 Each publisher trims a ring to its own settings, so processes with different ones trim each other's rings. To find that
-out, processes write the pair of their settings into a record, a stream in Redis, about once a minute, and read the
-pairs of others there.
+out, each process looks at a record, a stream in Redis, about once a minute. A process with readers adds the pair of its
+settings there, unless another process has added the same pair since its last look.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 ENTRY_TTL: Final = 180
-"""Seconds for which an entry of the record counts. A process that is running adds its pair within two looks."""
+"""Seconds for which an entry of the record counts. A pair that is in use is added at least at every second look."""
 
 MAX_ENTRIES: Final = 64
 """The most entries that the record has."""
@@ -39,9 +39,9 @@ class Peers:
         """True if this process has to add its pair to the record: no process has done so since the look before."""
 
     def look(self, entries: Sequence[Any]) -> list[tuple[int, int]]:
-        """Take in the entries of the record; return the pairs of others to warn of. Each pair is returned once.
+        """Take in the entries of the record; return the pairs to warn of. Each pair is returned once.
 
-        At the first look, these are the pairs of others if nobody has added ours. So of many processes that start with
+        At the first look, these are all other pairs, if no process has added ours. So of many processes that start with
         a changed setting, only the first one warns. At later looks, these are pairs that are added again and again:
         then both pairs are in use for good, and not only until the old processes have ended.
 

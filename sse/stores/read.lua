@@ -2,7 +2,7 @@
 -- Returns the entries after a position of a ring.
 -- KEYS: 1 ring
 -- ARGV: 1 id of the position, 2 the most entries, 3 the most bytes of data, 4 entries that are returned whatever their
--- size, 5 bytes of the largest event: others wrote a larger entry, so its data is not returned
+-- size, 5 bytes of the largest event: another program wrote a larger entry, so its data is not returned
 -- Returns {1, whether there are more (1 or 0), bytes of data, id, data, id, data, …} for the entries; {0, oldest id,
 -- newest id} if the ring does not have the position; and {0} if there is no ring.
 local from = ARGV[1]

@@ -262,7 +262,7 @@ class RedisStore(Store):
 
     def _look_again(self, deadline: float) -> None:
         self._schedule_look()
-        with contextlib.suppress(StoreUnavailable):  # whoever needs Redis reports that it is away
+        with contextlib.suppress(StoreUnavailable):  # calls that need Redis report that it is away
             fault, drawback = self._ask_fitness(deadline)
             self._log_fitness(fault or drawback)
         self._compare_settings(deadline)
@@ -304,7 +304,7 @@ class RedisStore(Store):
         self._log_fitness(drawback)
 
     def _ask_fitness(self, deadline: float) -> tuple[StoreUnavailable | None, StoreUnavailable | None]:
-        """Ask Redis what it is; return the fault for which it cannot be used, and a drawback with which it can.
+        """Ask Redis what it is. Return the fault for which it cannot be used, and the drawback if it can be used.
 
         :raises StoreUnavailable: if there is no reply.
         """
@@ -409,10 +409,10 @@ class RedisStore(Store):
             pending.turn.set()
 
     def _publish_pending(self, deadline: float) -> None:
-        """Publish the events of all publishes that wait; then the first of those that came meanwhile is the leader.
+        """Send the events of all publishes that wait. Then make the first publish that came meanwhile the leader.
 
-        If Redis does not answer, all of them share that fault, also those that came meanwhile. If instead one after
-        another led an attempt of its own, the last one would wait for the timeouts of all others.
+        If Redis does not answer, all of these share that fault, and so do publishes that came meanwhile. If each of
+        them led an attempt of its own instead, the last one would wait for the timeouts of all before it.
         """
         with self._publish_lock:
             batch, self._pending = self._pending, []
@@ -440,12 +440,11 @@ class RedisStore(Store):
     ) -> list[Position | StoreUnavailable | None]:
         calls = [(1, self._key(channel), count) for channel, count in channels]
         positions: list[Position | StoreUnavailable | None] = []
-        for (channel, count), reply in zip(
-            channels, self._run_script(self._before_script, calls, deadline), strict=True
-        ):
+        replies = self._run_script(self._before_script, calls, deadline)
+        for (channel, count), reply in zip(channels, replies, strict=True):
             position = None if reply is None else _position_or_fault(reply, channel)
             if count and isinstance(position, StoreUnavailable) and not isinstance(reply, Exception):
-                position = UNBORN  # others wrote that entry: a reader cannot go on from there, and gets a reset
+                position = UNBORN  # another program wrote that entry: a reader cannot go on there, and gets a reset
             positions.append(position)
         return positions
 
@@ -465,9 +464,9 @@ class RedisStore(Store):
         return [_page(reply, position, channel) for (channel, position), reply in zip(positions, replies, strict=True)]
 
     def _run_script(self, script: _Script, calls: Sequence[tuple[Any, ...]], deadline: float) -> list[Any]:
-        # Of several calls, the first one carries the script's text. If all used EVALSHA, some could fail for lack of
-        # the script and others not, because another client loads it meanwhile; repeating those that failed loses the
-        # order.
+        # Of several calls, the first one carries the script's text, so that Redis knows the script at the later ones.
+        # If all used EVALSHA, the first ones could fail and later ones succeed, because another client loads the script
+        # meanwhile. To repeat only the failed calls would then change the order.
         replies = self._execute(
             (
                 ("EVAL", script.text, *call) if index == 0 < len(calls) - 1 else ("EVALSHA", script.sha, *call)
@@ -713,7 +712,7 @@ class _RedisFeed(Feed):
             entry = Entry(_position(position), decode_payload(payload))
             return Notice(channel, before, _require_next(entry, before.offset))
         except ValueError as error:
-            warn("channel %s: others wrote an announcement, so its ring is read instead: %s", channel, error)
+            warn("channel %s: another program wrote an announcement, so the ring is read instead: %s", channel, error)
             return Notice(channel)
 
 
@@ -766,15 +765,15 @@ def _receipt(reply: Any, channel: str, call: tuple[Any, ...]) -> Receipt | Store
         _log.warning("stored %s in %s but could not announce it: %s", id.decode(errors="replace"), call[1], text)
     try:
         return Receipt(_position(id), outcome.decode())
-    except ValueError as error:  # others wrote the entry before it, or the idempotency key
-        return StoreUnavailable(f"others wrote into the ring {call[1]}: {error}", "see the key in redis-cli")
+    except ValueError as error:  # another program wrote the entry before it, or the idempotency key
+        return StoreUnavailable(f"another program wrote into the ring {call[1]}: {error}", "see the key in redis-cli")
 
 
 def _page(reply: Any, position: Position, channel: str) -> tuple[Page | StoreUnavailable, int]:
     """Return the page that read.lua found after a position, and the bytes of its data.
 
-    The page ends before the first entry that others wrote, or whose offset is not the next one. The position before
-    that entry cannot be continued.
+    The page ends before the first entry that another program wrote, or whose offset is not the next one. The position
+    before that entry cannot be continued.
     """
     if isinstance(reply, Exception):
         return _ring_refusal(reply, channel), 0
@@ -815,7 +814,7 @@ def _lost_page(ends: Sequence[bytes], position: Position, channel: str) -> Page 
     oldest, newest = (_position_or_fault(id, channel) for id in ends)
     if isinstance(newest, StoreUnavailable):
         return newest
-    if isinstance(oldest, StoreUnavailable):  # others wrote the oldest entry, but not the newest one
+    if isinstance(oldest, StoreUnavailable):  # another program wrote the oldest entry, but not the newest one
         return Page([], reason="diverged")
     if oldest.offset > position.offset and position != UNBORN:  # a client at UNBORN has had no event, so it missed none
         return Page([], reason="trimmed", missed=newest.offset - position.offset)
