@@ -74,7 +74,7 @@ class Reset(NamedTuple):
     position: Position
 
     @property
-    def told(self) -> dict[str, object]:
+    def json(self) -> dict[str, object]:
         """The JSON object that tells a client of the reset."""
         return {"channel": self.channel, "reason": self.reason, "missed": self.missed}
 

@@ -166,7 +166,7 @@ class Dialect(NamedTuple):
         return around_id(f"{channel}={entry.position}", body, self.id_last)
 
     def _reset(self, reset: Reset) -> SplitBlock:
-        return around_id(f"{reset.channel}={reset.position}", encode_control("sse.reset", reset.told), self.id_last)
+        return around_id(f"{reset.channel}={reset.position}", encode_control("sse.reset", reset.json), self.id_last)
 
     def _others(self, channel: str, claims: Claims) -> bytes:
         """Return how the ids of the channel's blocks go on behind its own entry."""

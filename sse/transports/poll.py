@@ -266,7 +266,7 @@ def _encode(taken: Sequence[Delivery | Reset], positions: Mapping[str, Position]
     ]
     rest = {
         "resets": [
-            item.told for index, item in enumerate(taken) if isinstance(item, Reset) and index == resets[item.channel]
+            item.json for index, item in enumerate(taken) if isinstance(item, Reset) and index == resets[item.channel]
         ],
         "more": more,
         "retry": retry,

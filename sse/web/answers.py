@@ -90,7 +90,7 @@ def gone(resets: Sequence[Reset], last_event_id: str) -> Answer:
         f"channel {resets[0].channel} cannot be continued: {resets[0].reason}",
         "fetch the state again, and come back with the last_event_id of this answer",
     )
-    told = [reset.told for reset in resets]
+    told = [reset.json for reset in resets]
     return json({"error": error.to_json(), "resets": told, "last_event_id": last_event_id}, error.status)
 
 
