@@ -127,7 +127,7 @@ class Service:
         return positions
 
     def revoke(self, kind: Kind, value: str) -> None:
-        """Revoke the tokens and tickets that were issued until now, and end the streams and polls that they opened.
+        """Revoke the rights of a subject, channel or token that were given until now; end their streams and polls.
 
         Any thread may call this.
 

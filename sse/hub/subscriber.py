@@ -101,7 +101,7 @@ class Lagging(SSEError):
 class Subscriber:
     """A position in each of some channels, and a signal that there may be more to take.
 
-    It belongs to one connection, or to a row of connections that stand at the same positions.
+    It belongs to one connection, or to a row of connections at the same positions.
     """
 
     # There may be very many subscribers, so each is small.

@@ -74,9 +74,10 @@ class Notice(NamedTuple):
 
 
 class Revocation(NamedTuple):
-    """An item of the list of revocations. `what` names that which is revoked, as text that the store does not read.
+    """An item of the list of revocations, with an `id` of its own.
 
-    `at` is the time of the revocation, in seconds since 1970 by the clock of this process. `id` is the item's own.
+    `at` is the time of the revocation, in seconds since 1970 by the clock of this process. `what` says what is revoked,
+    such as `{"sub":"ann"}`. The store does not read it.
     """
 
     id: str
@@ -154,7 +155,12 @@ class Store(ABC):
     may take twice as long. All methods may be called from several threads at the same time. Under gevent these are the
     greenlets of the thread that the app was made in, to which the service hands the calls of other threads.
 
-    **Closing.** The service that made a store closes it, after the hub has closed its feeds. Nobody uses it after that.
+    **Callers.** The hub's thread calls `newest`, `ensure` and `read` for the channels that have subscribers.
+    Subscribers and polls call `newest`, `before` and `read` to find their position and to replay. The app's threads
+    call `publish`. `access.revocations` calls `revoke` and `revoked`.
+
+    **Opening and closing.** Each process makes a store of its own by `connect`, after it was forked. The service that
+    made a store closes it, after the hub has closed its feeds. No one uses it after that.
     """
 
     @abstractmethod

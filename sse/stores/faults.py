@@ -1,7 +1,7 @@
 """Redis's errors in words for an operator.
 
-Each error becomes a StoreUnavailable that says what is wrong, with the remedy that fits. An error reply is told by its
-first words, an error of the connection by its cause.
+Each error becomes a StoreUnavailable that says what is wrong, with the remedy that fits. An error reply is
+recognized by its first words, an error of the connection by its cause.
 """
 
 from __future__ import annotations

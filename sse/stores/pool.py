@@ -118,7 +118,7 @@ class Pool:
         raise AssertionError("unreachable")
 
     def renew(self) -> None:
-        """Have each connection made anew when it is next used."""
+        """Replace each connection by a new one when it is next used."""
         self._generation += 1
 
     def close(self) -> None:
