@@ -123,6 +123,24 @@ def connect(url: str, timeout: float = 10) -> socket.socket:
     return sock
 
 
+def read_all(sock: socket.socket, *, may_reset: bool = False) -> bytes:
+    """Return what comes until the server closes; with `may_reset`, also by a reset."""
+    data = b""
+    try:
+        while more := sock.recv(65_536):
+            data += more
+    except ConnectionError:
+        if not may_reset:
+            raise
+    return data
+
+
+def statuses(sock: socket.socket, timeout: float = 10) -> list[int]:
+    """Return the status of each answer that comes until the server closes."""
+    sock.settimeout(timeout)
+    return [int(part[:3]) for part in read_all(sock, may_reset=True).split(b"HTTP/1.1 ")[1:]]
+
+
 def target(path: str, params: Params = ()) -> str:
     query = urlencode(list(params.items()) if isinstance(params, Mapping) else list(params), doseq=True)
     return f"{path}?{query}" if query else path

@@ -6,7 +6,6 @@ import json
 import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import jwt
 import pytest
@@ -17,43 +16,9 @@ from sse.access.token import Tokens
 from sse.config import Config
 from sse.errors import Unauthorized, Unavailable
 from tests.conftest import MakeApp
+from tests.key_issuer import Issuer
 from tests.servers import wait_until
 from tests.tokens import EC, SECRET, by_key, claims, jwk_set, signed
-
-
-class Issuer(ThreadingHTTPServer):
-    """An address with keys, on loopback."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        self.status, self.body, self.asked = 200, jwk_set("RS256"), 0
-        self.drips = False
-        self.go_on = threading.Event()
-        self.go_on.set()
-        super().__init__(("127.0.0.1", 0), Answer)
-        self.url = f"http://127.0.0.1:{self.server_address[1]}/keys"
-
-
-class Answer(BaseHTTPRequestHandler):
-    server: Issuer
-
-    def do_GET(self) -> None:
-        self.server.asked += 1
-        body = self.server.body.encode()
-        self.send_response(self.server.status)
-        self.send_header("Location", "/keys")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.server.go_on.wait(20)
-        while body and self.server.drips:
-            self.wfile.write(body[:1])
-            body = body[1:]
-            time.sleep(0.1)
-        self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        pass
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from gunicorn.http.unreader import Unreader
 
 from sse.server import gunicorn_request
 from sse.server.gunicorn_request import Body, Request, is_read, skip_body
-from tests.test_server_row_connections import in_a_hub
+from tests.gevent_hubs import in_a_hub
 
 HEAD = b"POST /x HTTP/1.1\r\nHost: a\r\n"
 

@@ -8,7 +8,6 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from types import SimpleNamespace
@@ -29,6 +28,7 @@ from sse.server.rows import Row, Rows, Streams
 from sse.stores import MemoryStore, Publication
 from sse.transports.life import Handed
 from sse.transports.stream import Stream
+from tests.gevent_hubs import in_a_hub
 
 
 def test_a_notice_waits_until_its_row_has_told_what_it_took() -> None:
@@ -134,26 +134,6 @@ class Telling:
     def call_all(self) -> None:
         for row in self.rows:
             self.loop.rows.agenda.serve_soon(row)
-
-
-def in_a_hub(run: Callable[[], None]) -> None:
-    """Run it with a gevent hub that ends with it."""
-    faults: list[BaseException] = []
-
-    def thread() -> None:
-        try:
-            run()
-        except BaseException as fault:
-            faults.append(fault)
-        finally:
-            gevent.get_hub().destroy(destroy_loop=True)
-
-    one = threading.Thread(target=thread)
-    one.start()
-    one.join(20)
-    assert not one.is_alive()
-    if faults:
-        raise faults[0]
 
 
 def test_publishers_wait_in_line_while_many_rows_are_late_and_nobody_else_does() -> None:

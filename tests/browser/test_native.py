@@ -6,13 +6,11 @@ from pathlib import Path
 
 from selenium import webdriver
 
-from tests.browser.conftest import chromium, pytest_runtest_makereport
 from tests.live.load import APP, KEY
 from tests.publishing import publish
 from tests.servers import Gunicorn, RedisServer, wait_until
 from tests.tokens import SECRET, claims, signed
 
-__all__ = ["chromium", "pytest_runtest_makereport"]
 LISTEN = """
     heard = []; states = [];
     source = new EventSource("/sse/stream?channel=a");

@@ -14,12 +14,10 @@ import pytest
 
 from tests import client
 from tests.browser.tabbed_browser import Browser, Site, Tab, answer, descendants
-from tests.live.conftest import pytest_runtest_makereport
 from tests.proxies import AnsweringProxy, Connection, StallingProxy, abort
 from tests.publishing import Publisher, publish_in_app
 from tests.servers import RedisServer, wait_until
 
-__all__ = ["pytest_runtest_makereport"]
 A = "public/a"
 LONG = pytest.mark.long
 RETRY = 200  # ms, the site's

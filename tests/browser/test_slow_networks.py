@@ -12,12 +12,10 @@ import pytest
 from tests.browser.engines import Chromium, Engine, Firefox, PhantomJS, WebKit
 from tests.browser.origin import Origin, Report
 from tests.browser.tabbed_browser import Site, answer
-from tests.live.conftest import pytest_runtest_makereport
 from tests.proxies import AnsweringProxy
 from tests.publishing import publish_in_app
 from tests.servers import RedisServer, wait_until
 
-__all__ = ["pytest_runtest_makereport"]
 A = "public/a"
 LONG = pytest.mark.long
 ENGINES: dict[str, type[Engine]] = {

@@ -11,12 +11,10 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.browser.tabbed_browser import Browser, Site, Tab, largest_gap
-from tests.live.conftest import pytest_runtest_makereport
 from tests.proxies import AnsweringProxy
 from tests.publishing import Publisher, publish_in_app
 from tests.servers import RedisServer, wait_until
 
-__all__ = ["pytest_runtest_makereport"]
 A, B, C = "public/a", "public/b", "public/c"
 LONG = pytest.mark.long
 FAILOVER = 3  # seconds without an event when a leader is lost

@@ -12,13 +12,11 @@ import pytest
 from tests import client
 from tests.browser.engines import Firefox
 from tests.browser.tabbed_browser import Browser, Site, Tab, answer
-from tests.live.conftest import pytest_runtest_makereport
 from tests.proxies import AnsweringProxy
 from tests.publishing import publish_in_app
 from tests.servers import Gunicorn, RedisServer, wait_until
 from tests.tokens import SECRET
 
-__all__ = ["pytest_runtest_makereport"]
 MINE = "user/ann"
 
 

@@ -13,12 +13,9 @@ from selenium import webdriver
 from tests.browser.driver import start_chromium
 from tests.browser.engines import Chromium, Engine, Firefox, PhantomJS, WebKit
 from tests.browser.origin import Origin, Report
-from tests.live.conftest import pytest_runtest_makereport
 from tests.publishing import publish
 from tests.servers import Gunicorn, wait_until
 from tests.tokens import KEY
-
-__all__ = ["pytest_runtest_makereport"]
 
 
 @contextlib.contextmanager

@@ -8,15 +8,17 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Sequence
-from typing import Self
+from typing import Self, cast
 
 from tests import client
 from tests.client import Stream
+from tests.servers import Gunicorn
 from tests.tokens import KEY
 
 ORIGIN = "https://a.example"
 APP = "tests.live.apps.inspected:application"
-ENV = {"SSE_PUBLIC": "*", "SSE_PUBLISH_KEYS": KEY, "SSE_HEARTBEAT": "3", "SSE_ORIGINS": ORIGIN}
+HEARTBEAT = 3  # seconds
+ENV = {"SSE_PUBLIC": "*", "SSE_PUBLISH_KEYS": KEY, "SSE_HEARTBEAT": str(HEARTBEAT), "SSE_ORIGINS": ORIGIN}
 GREENLETS = ("-k", "gevent")  # gunicorn's own worker, in which each stream keeps its greenlet
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER
 
@@ -24,6 +26,13 @@ RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER
 def address(url: str) -> tuple[str, int]:
     host, _, port = url.removeprefix("http://").partition(":")
     return host, int(port)
+
+
+def inspect(server: Gunicorn) -> dict[str, int]:
+    """Return what the one worker of the inspected app holds, by name."""
+    answer = client.request(server.url, "GET", "/inspect", timeout=10)
+    assert answer.status == 200
+    return cast("dict[str, int]", answer.json())
 
 
 class Follower:

@@ -10,6 +10,7 @@ import pytest
 
 from tests import client
 from tests.client import Stream
+from tests.live.app_servers import FewFilesGunicorn
 from tests.live.load import ENV, GREENLETS
 from tests.servers import Gunicorn, wait_until
 
@@ -17,15 +18,8 @@ FILES = 400
 ALLOWED = 210  # of the 350 that are not the worker's own, 70 are for other requests and 70 for those between two
 
 
-class FewFiles(Gunicorn):
-    """gunicorn with a hard limit on open files."""
-
-    def command(self) -> Sequence[str]:
-        return ["sh", "-c", f'ulimit -n {FILES} && exec "$@"', "sh", *super().command()]
-
-
 def started(directory: Path, app: str, arguments: Sequence[str] = (), env: Mapping[str, str] = ENV) -> Gunicorn:
-    return FewFiles(directory, f"tests.live.apps.embedded:{app}()", env, arguments=arguments)
+    return FewFilesGunicorn(directory, f"tests.live.apps.embedded:{app}()", env, arguments=arguments, files=FILES)
 
 
 @pytest.mark.parametrize("arguments", [(), GREENLETS], ids=["handed off", "greenlets"])

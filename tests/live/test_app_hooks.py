@@ -11,8 +11,8 @@ import pytest
 
 from tests import client
 from tests.client import Stream
+from tests.live.app_servers import FlaskRun
 from tests.live.load import ENV, KEY, ORIGIN
-from tests.live.test_each_server import FlaskRun
 from tests.publishing import publish
 from tests.servers import Gunicorn, wait_until
 

@@ -7,35 +7,21 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from tests import client
+from tests.live.app_servers import FlaskRun, PyWSGI
 from tests.live.load import APP, KEY, RESET_ON_CLOSE, address
-from tests.live.test_each_server import FlaskRun
 from tests.servers import ROOT, Gunicorn, wait_until
 from tests.tokens import SECRET, claims, signed
 
 ENV = {"SSE_PUBLIC": "*", "SSE_PUBLISH_KEYS": KEY, "SSE_SECRET": SECRET}
 LINE = b"0123456789abcdef" * 6 + b"!"  # 97 bytes
 EVENT = json.dumps({"channel": "CHANNEL", "data": LINE.decode()}).encode()
-
-
-class PyWSGI(FlaskRun):
-    """gevent's own server, without gunicorn."""
-
-    name = "pywsgi"
-
-    def command(self) -> Sequence[str]:
-        program = (
-            "from gevent import monkey; monkey.patch_all(); from gevent.pywsgi import WSGIServer; import sys; "
-            "from tests.live.apps.inspected import application; "
-            "WSGIServer((sys.argv[1], int(sys.argv[2])), application).serve_forever()"
-        )
-        return [sys.executable, "-c", program, *map(str, address(self.url))]
 
 
 WORKERS = {"handed off": (), "gevent": ("-k", "gevent"), "gthread": ("-k", "gthread"), "sync": ("-k", "sync")}

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from tests import client
 from tests.client import Stream
-from tests.live.load import ENV
-from tests.live.test_subscriber_costs import inspect
+from tests.live.load import ENV, inspect
 from tests.publishing import publish
 from tests.servers import Gunicorn, wait_until
 

@@ -13,9 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests import client
-from tests.live.load import APP, ENV, KEY, RESET_ON_CLOSE
-from tests.live.test_request_heads import Secure, statuses
-from tests.live.test_subscriber_costs import HEARTBEAT, inspect
+from tests.live.app_servers import SecureGunicorn
+from tests.live.load import APP, ENV, HEARTBEAT, KEY, RESET_ON_CLOSE, inspect
 from tests.publishing import publish
 from tests.servers import Gunicorn, wait_until
 
@@ -58,7 +57,7 @@ PARTLY = {
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gunicorn]:
     folder: Path = tmp_path_factory.mktemp("gone")
     with (
-        Secure(folder)
+        SecureGunicorn(folder)
         if request.param == "tls"
         else Gunicorn(folder, WRAPPED if request.param == "wrapped" else APP, ENV) as server
     ):
@@ -137,12 +136,12 @@ def test_what_came_early_behind_a_poll_is_answered_after_it_and_in_order(server:
             for _ in range(3):  # who waits for the rest of a request keeps nobody else waiting
                 assert client.request(server.url, "GET", "/healthz", timeout=3).status == 200
             sock.sendall(rest.encode())
-            assert statuses(sock) == [200, 404, 200, 404]
+            assert client.statuses(sock) == [200, 404, 200, 404]
         place = client.poll(server.url, ["a"], timeout=0).json()["last_event_id"]
         with ask(server, targets(place)[0], f"{lines}Connection: close\r\n", body + early) as sock:
             seats(server, 1)
             assert client.publish(server.url, "a", "after", key=KEY).status == 201
-            assert statuses(sock) == [200]
+            assert client.statuses(sock) == [200]
         place = client.poll(server.url, ["a"], timeout=0).json()["last_event_id"]
 
 
@@ -165,7 +164,7 @@ def test_all_that_came_behind_a_poll_is_answered_wherever_a_read_of_it_ends(
             assert more, data
             data += more
         sock.sendall(b"GET /nothing HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
-        assert 404 in statuses(sock)
+        assert 404 in client.statuses(sock)
 
 
 def test_two_polls_in_one_go_wait_one_after_the_other(server: Gunicorn, place: str) -> None:
@@ -173,7 +172,7 @@ def test_two_polls_in_one_go_wait_one_after_the_other(server: Gunicorn, place: s
     with ask(server, poll, "", f"GET {poll} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n") as sock:
         seats(server, 1)
         assert client.publish(server.url, "a", "after", key=KEY).status == 201
-        assert statuses(sock) == [200, 200]  # the second is behind, and need not wait
+        assert client.statuses(sock) == [200, 200]  # the second is behind, and need not wait
     seats(server, 0)
 
 
@@ -244,7 +243,7 @@ def test_after_a_poll_nobody_is_taken_for_another_by_a_header_of_the_proxy_proto
             assert sock.recv(15) == b"HTTP/1.1 200 OK"
             with contextlib.suppress(ConnectionError):
                 sock.sendall(f"PROXY TCP4 127.0.0.1 10.0.0.2 1 2\r\n{head.format('/inspect')}".encode())
-            assert 200 not in statuses(sock)
+            assert 200 not in client.statuses(sock)
 
 
 def flood(sock: socket.socket) -> None:

@@ -6,9 +6,8 @@ import contextlib
 import os
 import random
 import signal
-import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,24 +17,12 @@ import redis
 from app import create_app
 from tests import client
 from tests.client import Parser, Stream
-from tests.live.load import APP, ENV, GREENLETS, KEY, ORIGIN, Follower, address
+from tests.live.app_servers import FlaskRun
+from tests.live.load import APP, ENV, GREENLETS, KEY, ORIGIN, Follower
 from tests.publishing import publish, storm
 from tests.servers import Gunicorn, RedisServer, wait_until
 
 LOOK_ALIKES = ("null", "https://a.example.evil.net", "https://xa.example", "http://a.example", "https://a.example:8443")
-
-
-class FlaskRun(Gunicorn):
-    """`flask run`: one process, a thread for each connection."""
-
-    name = "flask-run"
-
-    def command(self) -> Sequence[str]:
-        host, port = address(self.url)
-        return [sys.executable, "-m", "flask", "--app", self.app, "run", "--host", host, "--port", str(port)]
-
-    def worker_pids(self) -> list[int]:
-        return [self.pid]
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,7 @@ import pytest
 
 from tests import client
 from tests.client import Stream
-from tests.live.load import APP, ENV, KEY, address
-from tests.live.test_subscriber_costs import inspect
+from tests.live.load import APP, ENV, KEY, address, inspect
 from tests.servers import Gunicorn, wait_until
 
 
@@ -27,13 +26,6 @@ def connect(server: Gunicorn, channel: str, version: str = "1.1") -> socket.sock
     return sock
 
 
-def read_to_the_end(sock: socket.socket) -> bytes:
-    body = b""
-    while data := sock.recv(65536):
-        body += data
-    return body
-
-
 def test_at_sigterm_every_stream_is_told_and_the_process_is_gone_at_once(worker: Gunicorn) -> None:
     with worker:
         socks = [connect(worker, f"end/{number % 7}") for number in range(300)]
@@ -43,7 +35,7 @@ def test_at_sigterm_every_stream_is_told_and_the_process_is_gone_at_once(worker:
         process.send_signal(signal.SIGTERM)
         asked = time.monotonic()
         for sock in socks:
-            body = read_to_the_end(sock)
+            body = client.read_all(sock)
             assert b'data: {"reason":"drain",' in body
             assert body.endswith(b"\n\n\r\n0\r\n\r\n")  # a clean end of the chunked body
             sock.close()
@@ -57,7 +49,7 @@ def test_a_client_of_http_1_0_gets_the_body_as_it_is_and_its_end(tmp_path: Path)
         with connect(server, "old", "1.0") as sock:
             wait_until(lambda: inspect(server)["subscribers"] == 1)
             assert client.publish(server.url, "old", "hello", key=KEY).status == 201
-            head, _, body = read_to_the_end(sock).partition(b"\r\n\r\n")
+            head, _, body = client.read_all(sock).partition(b"\r\n\r\n")
         assert b"transfer-encoding" not in head.lower()
         events = client.Parser().feed(body)
         assert [event.event for event in events] == [

@@ -15,10 +15,11 @@ import pytest
 
 from tests import client
 from tests.client import Stream
+from tests.live.app_servers import FewFilesGunicorn
 from tests.live.load import APP, ENV, KEY, address
-from tests.live.test_worker_limits import OfFewFiles
 from tests.servers import Gunicorn, wait_until
 
+FILES = 300
 HEALTH = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
@@ -26,17 +27,6 @@ HEALTH = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gunicorn]:
     with Gunicorn(tmp_path_factory.mktemp("between"), "tests.live.apps.faulty_views:application", ENV) as server:
         yield server
-
-
-def connect(server: Gunicorn) -> socket.socket:
-    return socket.create_connection(address(server.url), 10)
-
-
-def read_all(sock: socket.socket) -> bytes:
-    data = b""
-    while piece := sock.recv(65536):
-        data += piece
-    return data
 
 
 def answer_of(sock: socket.socket) -> HTTPResponse:
@@ -55,7 +45,7 @@ def test_a_request_with_which_its_client_ends_is_answered_all_the_same(
     channel = f"last/{before}/{ends}"
     body = b"last words"
     request = f"POST /sse/publish/{channel} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {KEY}\r\n"
-    with connect(server) as sock:
+    with client.connect(server.url) as sock:
         for _ in range(before):
             sock.sendall(HEALTH)
             assert answer_of(sock).status == 200
@@ -71,7 +61,7 @@ def test_a_request_with_which_its_client_ends_is_answered_all_the_same(
         finally:
             os.kill(pid, signal.SIGCONT)
         if ends == "half-closed":
-            assert read_all(sock).startswith(b"HTTP/1.1 201 CREATED\r\n")
+            assert client.read_all(sock).startswith(b"HTTP/1.1 201 CREATED\r\n")
 
     def stored() -> list[str]:
         url = f"/sse/poll?channel={channel}&timeout=0&replay=9"
@@ -83,7 +73,7 @@ def test_a_request_with_which_its_client_ends_is_answered_all_the_same(
 
 def test_a_client_that_always_has_more_lets_others_in(server: Gunicorn) -> None:
     many = 400
-    with connect(server) as greedy, connect(server) as other:
+    with client.connect(server.url) as greedy, client.connect(server.url) as other:
         greedy.sendall(HEALTH * many)
         time.sleep(0.01)
         other.sendall(HEALTH)
@@ -97,9 +87,9 @@ def test_a_client_that_always_has_more_lets_others_in(server: Gunicorn) -> None:
 
 
 def test_an_answer_that_is_shorter_than_it_says_ends_its_connection(server: Gunicorn) -> None:
-    with connect(server) as sock:
+    with client.connect(server.url) as sock:
         sock.sendall(b"GET /short HTTP/1.1\r\nHost: localhost\r\n\r\n" + HEALTH)
-        head, _, body = read_all(sock).partition(b"\r\n\r\n")
+        head, _, body = client.read_all(sock).partition(b"\r\n\r\n")
         assert b"Content-Length: 100\r\n" in head
         assert b"Connection: close\r\n" in head + b"\r\n"
         assert body == b"only so much"
@@ -107,7 +97,7 @@ def test_an_answer_that_is_shorter_than_it_says_ends_its_connection(server: Guni
 
 @pytest.mark.parametrize("size", [100, 500_000])
 def test_a_body_that_the_app_leaves_unread_is_skipped(server: Gunicorn, size: int) -> None:
-    with connect(server) as sock:
+    with client.connect(server.url) as sock:
         for _ in range(2):
             sock.sendall(f"POST /ignore HTTP/1.1\r\nHost: localhost\r\nContent-Length: {size}\r\n\r\n".encode())
             sock.sendall(b"x" * size)
@@ -116,7 +106,7 @@ def test_a_body_that_the_app_leaves_unread_is_skipped(server: Gunicorn, size: in
 
 
 def test_a_body_that_is_left_unread_and_does_not_come_ends_its_connection(server: Gunicorn) -> None:
-    with connect(server) as sock:
+    with client.connect(server.url) as sock:
         sock.sendall(b"POST /ignore HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nonly so much")
         answer = answer_of(sock)
         assert (answer.status, answer.getheader("Connection")) == (200, "close")
@@ -125,7 +115,7 @@ def test_a_body_that_is_left_unread_and_does_not_come_ends_its_connection(server
 
 def test_behind_the_proxy_protocol_nobody_can_name_another_address_after_a_poll(tmp_path: Path) -> None:
     arguments = ["--proxy-protocol", "v1"]
-    with Gunicorn(tmp_path, APP, ENV, arguments=arguments) as server, connect(server) as sock:
+    with Gunicorn(tmp_path, APP, ENV, arguments=arguments) as server, client.connect(server.url) as sock:
         sock.sendall(b"PROXY TCP4 192.0.2.1 192.0.2.2 1000 2000\r\n")
         sock.sendall(b"GET /sse/poll?channel=a&timeout=1 HTTP/1.1\r\nHost: localhost\r\n\r\n")
         answer = answer_of(sock)
@@ -135,7 +125,7 @@ def test_behind_the_proxy_protocol_nobody_can_name_another_address_after_a_poll(
 
 @pytest.mark.parametrize("sent", [b"GET /heal", b"", HEALTH], ids=["part of a head", "nothing", "kept alive"])
 def test_a_worker_that_ends_says_nothing_to_those_that_have_not_asked(tmp_path: Path, sent: bytes) -> None:
-    with Gunicorn(tmp_path, APP, ENV) as server, connect(server) as sock:
+    with Gunicorn(tmp_path, APP, ENV) as server, client.connect(server.url) as sock:
         sock.sendall(sent)
         if sent == HEALTH:
             assert answer_of(sock).status == 200
@@ -146,7 +136,7 @@ def test_a_worker_that_ends_says_nothing_to_those_that_have_not_asked(tmp_path: 
 
 
 def test_readers_of_large_answers_that_take_their_time_hold_no_greenlet_and_get_all_of_them(tmp_path: Path) -> None:
-    with OfFewFiles(tmp_path, APP, ENV) as server, contextlib.ExitStack() as stack:
+    with FewFilesGunicorn(tmp_path, APP, ENV, files=FILES) as server, contextlib.ExitStack() as stack:
         for _ in range(8):
             assert client.publish(server.url, "large", "x" * 60_000, key=KEY).status == 201
         slow = []
@@ -173,7 +163,7 @@ def test_connections_that_were_accepted_just_before_a_reload_are_served(tmp_path
         [pid] = server.worker_pids()
         os.kill(pid, signal.SIGSTOP)
         try:
-            socks = [stack.enter_context(connect(server)) for _ in range(400)]
+            socks = [stack.enter_context(client.connect(server.url)) for _ in range(400)]
             for sock in socks:
                 sock.sendall(HEALTH)
         finally:

@@ -14,8 +14,7 @@ import pytest
 
 from tests import client
 from tests.client import Stream
-from tests.live.load import APP, ENV, GREENLETS
-from tests.live.test_subscriber_costs import inspect
+from tests.live.load import APP, ENV, GREENLETS, inspect
 from tests.publishing import publish, storm
 from tests.servers import Gunicorn, make_certificate, wait_until
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests import client
+from tests.live.app_servers import FlaskRun
 from tests.live.load import ENV, GREENLETS
-from tests.live.test_each_server import FlaskRun
 from tests.servers import Gunicorn, wait_until
 from tests.tokens import SECRET, claims, signed
 

@@ -12,23 +12,12 @@ from pathlib import Path
 import pytest
 
 from tests import client
-from tests.live.load import APP, ENV, KEY
-from tests.live.test_subscriber_costs import inspect
-from tests.servers import Gunicorn, make_certificate, wait_until
+from tests.live.app_servers import SecureGunicorn
+from tests.live.load import APP, ENV, KEY, inspect
+from tests.servers import Gunicorn, wait_until
 
 ASK = "GET /sse/poll?channel=a&timeout=0 HTTP/1.1\r\nHost: a\r\n"
 V2 = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c%b\x7f\0\0\x01\0\x01\0\x02"
-
-
-class Secure(Gunicorn):
-    """Ends TLS itself."""
-
-    def __init__(self, directory: Path) -> None:
-        super().__init__(directory, APP, ENV)
-        certificate, key = directory / "certificate", directory / "key"
-        make_certificate(certificate, key)
-        self.arguments = ("--certfile", str(certificate), "--keyfile", str(key))
-        self.url = f"https://{self.bind}"
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +28,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gunicorn]:
 
 @pytest.fixture(scope="module")
 def secure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gunicorn]:
-    with Secure(tmp_path_factory.mktemp("secure")) as server:
+    with SecureGunicorn(tmp_path_factory.mktemp("secure")) as server:
         yield server
 
 
@@ -55,16 +44,6 @@ def drip(sock: socket.socket, data: bytes, size: int = 1, pause: float = 0) -> N
         for start in range(0, len(data), size):
             sock.sendall(data[start : start + size])
             time.sleep(pause)
-
-
-def statuses(sock: socket.socket, timeout: float = 10) -> list[int]:
-    """Of the answers that come until the server closes."""
-    sock.settimeout(timeout)
-    data = b""
-    with contextlib.suppress(ConnectionError):
-        while more := sock.recv(65_536):
-            data += more
-    return [int(part[:3]) for part in data.split(b"HTTP/1.1 ")[1:]]
 
 
 def test_a_byte_of_a_long_head_costs_as_little_as_one_of_a_short_head(server: Gunicorn) -> None:
@@ -109,7 +88,7 @@ def test_a_head_of_more_than_128_kb_or_100_fields_is_refused(
 ) -> None:
     with client.connect(server.url) as sock:
         drip(sock, "".join([ASK, "Connection: close\r\n", *(f"{line}\r\n" for line in lines), "\r\n"]).encode(), piece)
-        assert statuses(sock) in ([status], [] if status == 431 else [status])  # a reset may overtake the answer
+        assert client.statuses(sock) in ([status], [] if status == 431 else [status])  # a reset may overtake the answer
 
 
 @pytest.mark.parametrize(
@@ -126,7 +105,7 @@ def test_a_head_of_more_than_128_kb_or_100_fields_is_refused(
 def test_a_head_at_fault_is_answered_before_its_end(server: Gunicorn, sent: str, status: int) -> None:
     with client.connect(server.url) as sock:
         drip(sock, sent.encode(), 8000)
-        assert statuses(sock) == [status]
+        assert client.statuses(sock) == [status]
 
 
 @pytest.mark.parametrize("kind", ["plain", "tls"])
@@ -147,7 +126,7 @@ def test_requests_that_come_byte_by_byte_or_all_at_once_are_answered_in_order(
     for size in (1, 2, 100, len(data)):
         with client.connect(server.url) as sock:
             drip(sock, data, size)
-            assert statuses(sock) == [200, 201, 200, 201, 200, 404]
+            assert client.statuses(sock) == [200, 201, 200, 201, 200, 404]
 
 
 def test_the_header_of_the_proxy_protocol_may_come_before_it_in_any_pieces(tmp_path: Path) -> None:
@@ -163,10 +142,10 @@ def test_the_header_of_the_proxy_protocol_may_come_before_it_in_any_pieces(tmp_p
             for size in (1, 1000):
                 with client.connect(server.url) as sock:
                     drip(sock, before + asked + b"Connection: close\r\n\r\n", size)
-                    assert statuses(sock) == [status]
+                    assert client.statuses(sock) == [status]
         with client.connect(server.url) as sock:
             drip(sock, b"PROXY " + b"x" * 140_000, 8000)
-            assert statuses(sock) in ([431], [])
+            assert client.statuses(sock) in ([431], [])
 
 
 def test_what_follows_a_chunked_body_is_bounded(server: Gunicorn) -> None:
@@ -175,7 +154,7 @@ def test_what_follows_a_chunked_body_is_bounded(server: Gunicorn) -> None:
     )
     with client.connect(server.url) as sock:
         drip(sock, f"{head}0\r\nX: {'x' * 30_000}".encode(), 8000)
-        assert statuses(sock)[0] == 400
+        assert client.statuses(sock)[0] == 400
 
 
 def test_a_head_has_20_seconds_from_its_first_byte_to_its_last(server: Gunicorn, secure: Gunicorn) -> None:

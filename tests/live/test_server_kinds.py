@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import re
 import signal
-import sys
 import threading
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from tests import client
 from tests.client import Stream
-from tests.live.load import APP, ENV, address
-from tests.live.test_broken_bodies import PyWSGI
-from tests.live.test_each_server import FlaskRun
+from tests.live.app_servers import FlaskRun, OneThread, PyWSGI, Waitress, WSGIRef
+from tests.live.load import APP, ENV
 from tests.publishing import publish
 from tests.servers import Gunicorn
 
@@ -35,34 +32,6 @@ WORKERS = {
     "gthread": ("-k", "gthread", "--threads", "4"),
     "sync": ("-k", "sync"),
 }
-
-
-class OneThread(FlaskRun):
-    name = "flask-run-one-thread"
-
-    def command(self) -> Sequence[str]:
-        return [*super().command(), "--without-threads"]
-
-
-class Waitress(FlaskRun):
-    name = "waitress"
-
-    def command(self) -> Sequence[str]:
-        return [sys.executable, "-m", "waitress", f"--listen={self.bind}", self.app]
-
-
-class WSGIRef(FlaskRun):
-    """The standard library's server."""
-
-    name = "wsgiref"
-
-    def command(self) -> Sequence[str]:
-        program = (
-            "import sys; from wsgiref.simple_server import make_server; "
-            "from tests.live.apps.inspected import application; "
-            "make_server(sys.argv[1], int(sys.argv[2]), application).serve_forever()"
-        )
-        return [sys.executable, "-c", program, *map(str, address(self.url))]
 
 
 def make(kind: str, directory: Path) -> Gunicorn:

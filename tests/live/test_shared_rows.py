@@ -21,8 +21,7 @@ import pytest
 
 from tests import client
 from tests.client import Stream
-from tests.live.load import APP, ENV, KEY, ORIGIN, RESET_ON_CLOSE, address
-from tests.live.test_subscriber_costs import inspect
+from tests.live.load import APP, ENV, KEY, ORIGIN, RESET_ON_CLOSE, address, inspect
 from tests.publishing import publish, publish_at_once, storm
 from tests.servers import Gunicorn, wait_until
 

@@ -15,8 +15,7 @@ import pytest
 
 from tests import client
 from tests.client import Stream
-from tests.live.load import APP, ENV, GREENLETS, address
-from tests.live.test_subscriber_costs import inspect
+from tests.live.load import APP, ENV, GREENLETS, address, inspect
 from tests.proxy_servers import Lighttpd
 from tests.publishing import publish
 from tests.servers import ROOT, Gunicorn, wait_until

@@ -15,8 +15,8 @@ import pytest
 
 from tests import client
 from tests.client import Parser, Stream, target
+from tests.live.app_servers import FlaskRun
 from tests.live.load import APP, ENV, GREENLETS, KEY
-from tests.live.test_each_server import FlaskRun
 from tests.publishing import publish
 from tests.servers import Gunicorn, RedisServer, make_certificate, wait_until
 

@@ -8,17 +8,14 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import cast
 
 import pytest
 
 from tests import client
 from tests.client import Stream
-from tests.live.load import APP, ENV, GREENLETS, ORIGIN, RESET_ON_CLOSE, Crowd
+from tests.live.load import APP, ENV, GREENLETS, HEARTBEAT, ORIGIN, RESET_ON_CLOSE, Crowd, inspect
 from tests.publishing import publish, storm
 from tests.servers import Gunicorn, Nginx, RedisServer, wait_until
-
-HEARTBEAT = 3
 
 
 @pytest.fixture(scope="module")
@@ -54,12 +51,6 @@ def deaf(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Gunicorn, S
             publish(server.url, "deaf", "x" * 60_000)
         assert inspect(server)["subscribers"] == 1
         yield server, stream
-
-
-def inspect(server: Gunicorn) -> dict[str, int]:
-    answer = client.request(server.url, "GET", "/inspect", timeout=10)
-    assert answer.status == 200
-    return cast("dict[str, int]", answer.json())
 
 
 def idle(server: Gunicorn) -> dict[str, int]:

@@ -16,9 +16,9 @@ import redis
 
 from tests import client
 from tests.client import Stream
+from tests.key_issuer import Issuer
 from tests.live.load import GREENLETS, KEY
 from tests.servers import Gunicorn, RedisServer, wait_until
-from tests.test_access_jwks import Issuer
 from tests.tokens import SECRET, by_key, claims, signed
 
 APP = "tests.live.apps.slow:application"

@@ -18,18 +18,11 @@ import pytest
 
 from tests import client
 from tests.client import Stream
-from tests.live.load import APP, ENV, GREENLETS, KEY, Crowd
-from tests.live.test_subscriber_costs import inspect
+from tests.live.app_servers import FewFilesGunicorn
+from tests.live.load import APP, ENV, GREENLETS, KEY, Crowd, inspect
 from tests.servers import ROOT, Gunicorn, RedisServer, open_fds, wait_until
 
 FILES = 300
-
-
-class OfFewFiles(Gunicorn):
-    """May open FILES, and not raise that."""
-
-    def command(self) -> Sequence[str]:
-        return ["bash", "-c", f'ulimit -n {FILES}; exec "$0" "$@"', *super().command()]
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +64,7 @@ def test_a_worker_lets_in_as_many_as_its_files_allow_and_answers_all_else(
 ) -> None:
     environment = ENV | {"SSE_REDIS_URL": redis_server.url}
     with (
-        OfFewFiles(tmp_path, APP, environment, arguments=arguments) as server,
+        FewFilesGunicorn(tmp_path, APP, environment, arguments=arguments, files=FILES) as server,
         Crowd(server.url) as crowd,
         contextlib.ExitStack() as silent,
     ):
@@ -116,7 +109,7 @@ def test_a_worker_lets_in_as_many_as_its_files_allow_and_answers_all_else(
 
 @pytest.mark.parametrize("then", ["wait", "begin a request"])
 def test_connections_kept_alive_after_a_poll_keep_nobody_out(then: str, tmp_path: Path) -> None:
-    with OfFewFiles(tmp_path, APP, ENV) as server, contextlib.ExitStack() as kept:
+    with FewFilesGunicorn(tmp_path, APP, ENV, files=FILES) as server, contextlib.ExitStack() as kept:
         request = b"GET /sse/poll?channel=a&timeout=5&last_event_id=%b HTTP/1.1\r\nHost: localhost\r\n\r\n"
         for _ in range(6):
             id = client.poll(server.url, ["a"], timeout=5).json()["last_event_id"]
@@ -148,7 +141,11 @@ IDLE = {
 @pytest.mark.parametrize("after", IDLE)
 def test_connections_kept_alive_hold_no_greenlet_and_keep_nobody_out(after: str, tmp_path: Path) -> None:
     env = ENV | {"SSE_MAX_SUBSCRIBERS": "1"}
-    with OfFewFiles(tmp_path, APP, env) as server, contextlib.ExitStack() as kept, Crowd(server.url) as crowd:
+    with (
+        FewFilesGunicorn(tmp_path, APP, env, files=FILES) as server,
+        contextlib.ExitStack() as kept,
+        Crowd(server.url) as crowd,
+    ):
         crowd.open(1, lambda: "a")
         crowd.settle()
         before = inspect(server)["greenlets"]
@@ -170,7 +167,7 @@ def test_connections_kept_alive_hold_no_greenlet_and_keep_nobody_out(after: str,
 
 
 def test_requests_that_come_all_at_once_wait_for_a_greenlet_and_are_all_answered(tmp_path: Path) -> None:
-    with OfFewFiles(tmp_path, APP, ENV) as server, contextlib.ExitStack() as kept:
+    with FewFilesGunicorn(tmp_path, APP, ENV, files=FILES) as server, contextlib.ExitStack() as kept:
         kept_alive = [kept.enter_context(client.connect(server.url)) for _ in range(150)]
         for _ in range(3):
             for sock in kept_alive:
