@@ -1,4 +1,4 @@
-"""A second opinion on the wire: a blocking client for tests that shares no code with `sse/`."""
+"""A blocking client for tests, as a second opinion on the wire format: it shares no code with `sse/`."""
 
 from __future__ import annotations
 

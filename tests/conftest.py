@@ -1,4 +1,4 @@
-"""What all tests stand on: a real Redis, an app to be, a seed that is told, and nothing left behind."""
+"""Fixtures for all tests: a real Redis, an app, a seed in the report, and checks that a test leaves nothing behind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Streams and polls without a server: a stream driven, as by the worker that hands it off, and a poll answered."""
+"""Streams and polls without a server. A stream is stepped as by the worker that hands it off, a poll is answered."""
 
 from __future__ import annotations
 

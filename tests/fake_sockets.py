@@ -1,4 +1,4 @@
-"""All that rows are given, made of lists and dicts: a list for a socket, and a clock that is set."""
+"""The surroundings of sse/server/rows.py, made of lists and dicts: a socket is a list, and tests set the clock."""
 
 from __future__ import annotations
 

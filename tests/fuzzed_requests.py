@@ -1,6 +1,6 @@
-"""Requests as nobody should send them, made from a seed. test_fuzz_requests.py judges the answers.
+"""Faulty requests, made from a seed. test_fuzz_requests.py judges the answers.
 
-Each is a sound request, of whose six parts none to all are spoiled: so most get past the first check.
+Each begins as a valid request of six parts, of which none to all are spoiled. So most get past the first check.
 """
 
 from __future__ import annotations

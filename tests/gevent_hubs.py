@@ -1,4 +1,4 @@
-"""Tests that need gevent's event loop run it in a thread of their own, for pytest's is not patched."""
+"""Runs a test in a thread with a gevent hub, since pytest's own thread has none."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clients that judge every block they are told, against what was really published.
+"""Clients that compare every block that they receive with the events that were really published.
 
 They share no code with `sse/` but the app that they ask.
 """

@@ -1,4 +1,4 @@
-"""Real servers for the tests: each on a free loopback port, each stopped by its own pid."""
+"""Real servers for the tests. Each listens on a free port of 127.0.0.1, and is stopped by its own process id."""
 
 from __future__ import annotations
 

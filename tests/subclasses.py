@@ -1,4 +1,4 @@
-"""Subclasses of str, int and bytes, as apps have them, and some that answer with anything but what they hold."""
+"""Subclasses of str, int and bytes, as apps have them. Some of their methods lie about the value."""
 
 from __future__ import annotations
 

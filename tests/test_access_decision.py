@@ -1,4 +1,4 @@
-"""Who may read, and who may publish: closed until it is opened."""
+"""Reading and publishing are refused until a setting, a rule or a credential allows them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Keys from an address: fetched when needed, kept while it is away, and not asked for by whoever makes up ids."""
+"""Keys from a JWKS address are fetched when a token needs them, and kept while the address fails.
+
+Tokens with invented key ids do not cause requests to the address.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Publishing keys: named, for some channels, rotated without a restart, never shown."""
+"""Publishing keys have names, may be for some channels only, change without a restart, and are never shown."""
 
 from __future__ import annotations
 

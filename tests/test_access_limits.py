@@ -1,4 +1,4 @@
-"""Limits on how often: told by name to polls and publishers, as `busy` to streams, and counted where it is set."""
+"""Rate limits. A poll or publisher that exceeds one gets an error that names it, a stream gets `busy`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Revocation and expiry: known to all workers, ending what runs, and refusing what was issued before."""
+"""Revocation and expiry of tokens.
+
+All workers learn of a revocation, end the streams and polls that it concerns, and refuse tokens issued before it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tokens and tickets: only what is truly signed, for this audience and in its time, gives anything."""
+"""A token or ticket is accepted only if its signature, audience and times are valid."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever is sent to an entry point: never a 500, never stored in part, never a forged frame."""
+"""No input to any entry point causes a 500, is stored in part, or forges a frame of a stream."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How sure the benchmark is of a ratio, and when it has measured enough."""
+"""The benchmark's confidence interval of a ratio, and its rule for having measured enough."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`flask sse …`: over a real Redis, over HTTP against a real gunicorn, and where there is neither."""
+"""`flask sse …` over a real Redis, over HTTP with a real gunicorn, and without either."""
 
 from __future__ import annotations
 

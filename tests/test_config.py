@@ -1,4 +1,4 @@
-"""Settings: read once, refused all together, told with their secrets hashed."""
+"""Settings are read once, all faults are reported together, and secrets are shown as hashes."""
 
 from __future__ import annotations
 

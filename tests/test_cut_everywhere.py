@@ -1,8 +1,8 @@
-"""A connection that ends after any byte: the client comes back with what it then holds, and nothing is lost on it.
+"""A connection may be cut after any byte. The client reconnects with the last event id that it holds and loses nothing.
 
-The rings stand still while a body is cut, so what a request gets depends on its last event id alone. That makes it
-possible to follow every series of cuts, however long: each state that a client can be in after some byte of some body
-is visited once, and continued by every way of coming back.
+The rings do not change while a body is cut, so the answer to a request depends on its last event id alone. Therefore
+the tests can follow every series of cuts: they visit each state that a client can be in after some byte of some body
+once, and continue from it by every way to reconnect.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The app: health, the page and its headers, the sampler of this machine, and what the page's buttons break."""
+"""The demo app: health, the page and its headers, the sampler of this machine, and the effects of the buttons."""
 
 import contextlib
 import hashlib

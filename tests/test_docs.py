@@ -1,4 +1,4 @@
-"""The blocks of docs/testing.md are an app and its tests, which run as they stand. Lists in the docs match the code."""
+"""The code blocks of docs/testing.md run as they are. Lists in the docs match the code."""
 
 from __future__ import annotations
 

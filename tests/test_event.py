@@ -1,4 +1,4 @@
-"""Events, positions and last event ids: what is taken, what is refused, and the round trips."""
+"""Events, positions and last event ids: valid values, refused values, and round trips."""
 
 from __future__ import annotations
 

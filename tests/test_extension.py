@@ -1,4 +1,4 @@
-"""SSE in an app: what is registered, publishing from code, and several apps in one process."""
+"""SSE in an app: what it registers, publishing from code, and several apps in one process."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Whatever is sent, by whatever credential: nobody in, who belongs is let in, no 5xx, no forged frame.
+"""Random requests with random credentials.
 
-fuzzed_requests.py makes the requests. The long form:
-FUZZ=1000000 pytest -o faulthandler_timeout=3600 tests/test_fuzz_requests.py
+Only allowed requests are let in, none causes a 5xx or a forged frame. fuzzed_requests.py makes the requests.
+The long form: FUZZ=1000000 pytest -o faulthandler_timeout=3600 tests/test_fuzz_requests.py
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Under gevent, where each wait lets others run: no lock is held meanwhile, and who waits may be ended there."""
+"""Under gevent, every wait lets other greenlets run.
+
+No lock is held during a wait, and a greenlet that waits may be killed.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The hub: each subscriber gets each event once and in order, or is told; and nothing is left behind."""
+"""The hub: each subscriber gets each event once and in order, or a reset. Nothing is left behind."""
 
 from __future__ import annotations
 

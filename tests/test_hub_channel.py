@@ -1,4 +1,4 @@
-"""A channel's states, one after another, and the bytes that its methods tell; no thread, no lock and no store."""
+"""A channel's states, one after another, and the byte counts that its methods return, without thread, lock or store."""
 
 from __future__ import annotations
 

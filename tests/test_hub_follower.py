@@ -1,4 +1,4 @@
-"""What the hub's thread decides in its turns: without the thread, over the memory store, and without sleep."""
+"""The decisions of the hub's thread, without the thread, over the memory store, and without sleeping."""
 
 from __future__ import annotations
 

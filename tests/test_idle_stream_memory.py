@@ -1,4 +1,4 @@
-"""An idle stream takes little memory, also where each has a channel of its own."""
+"""An idle stream takes little memory, also if each stream has its own channel."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The wheel, installed alone: it has every module of the package, and each can be the first that is imported."""
+"""The wheel, installed alone, has every module of the package, and each module can be imported first."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Data as the app's own JSON provider writes it: what json.dumps refuses, and jsonify does not."""
+"""Data is serialized by the app's JSON provider, which accepts more types than json.dumps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The floors of the house: imports go down, or sideways inside a folder, and each library is known to few modules."""
+"""The layers of the package. A module imports from lower layers or from its own folder.
+
+Each third-party library is imported by few modules.
+"""
 
 from __future__ import annotations
 

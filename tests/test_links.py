@@ -1,4 +1,4 @@
-"""Links of the README and the docs lead somewhere, and paths in settings and comments are those of files."""
+"""Links of the README and the docs lead to existing pages, and paths in settings and comments to existing files."""
 
 from __future__ import annotations
 

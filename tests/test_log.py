@@ -1,4 +1,4 @@
-"""Warnings are told once in a while, and never lost without a word. Each line has one way out."""
+"""A repeated warning is logged once in ten seconds, with the number of those left out. Each line goes to one log."""
 
 from __future__ import annotations
 

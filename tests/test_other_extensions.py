@@ -1,4 +1,4 @@
-"""Beside other extensions: the lines of docs/operating.md that exempt the routes, with the real packages."""
+"""Other Flask extensions, the real packages: docs/operating.md has the lines that exempt the routes from them."""
 
 from __future__ import annotations
 

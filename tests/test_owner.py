@@ -1,4 +1,4 @@
-"""The home of a service: where calls from threads that gevent does not know are brought to."""
+"""The owner thread of a service runs the calls that come from threads that gevent does not know."""
 
 from __future__ import annotations
 

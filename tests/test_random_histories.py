@@ -1,7 +1,8 @@
-"""Random lives of rings and clients, over both stores, against a plain list of what was published.
+"""Random histories of rings and clients, over both stores, compared with a plain list of what was published.
 
-Every client judges every block: an event must be the one after its place, a reset must be due, an id must claim what
-was given. So a loss, a duplicate or a reordering cannot pass, nor can silence: `settle` waits until all are at the top.
+Every client checks every block: an event must follow the client's position, a reset must be due, and an id must claim
+no more than was sent. So a loss, a duplicate or a wrong order fails the test. Silence fails too: `settle` waits until
+all clients are at the newest event.
 """
 
 from __future__ import annotations

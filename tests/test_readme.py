@@ -1,4 +1,4 @@
-"""What the README says of the settings is what the code has."""
+"""The README's statements about settings match the code."""
 
 from __future__ import annotations
 

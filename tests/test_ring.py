@@ -1,4 +1,4 @@
-"""A ring against a plain list of all that was ever appended."""
+"""A ring, compared with a plain list of all that was ever appended."""
 
 from __future__ import annotations
 

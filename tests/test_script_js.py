@@ -1,4 +1,4 @@
-"""The embed script's own code: its language, its size, and its parser of text/event-stream."""
+"""The embed script's own code: its language level, its size, and its parser of text/event-stream."""
 
 from __future__ import annotations
 

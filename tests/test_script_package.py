@@ -1,4 +1,4 @@
-"""The script as the service's module and as an npm package, with types that know every name in the docs."""
+"""The embed script as an ES module and as an npm package. Its types know every name in the docs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Requests as the worker reads them: a head has a size and a time, a body has a pace, and what is left is skipped."""
+"""Requests as the worker reads them.
+
+The size and time of a head and the pace of a body are bounded, and the rest of an unread body is skipped.
+"""
 
 from __future__ import annotations
 

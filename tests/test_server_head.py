@@ -1,4 +1,4 @@
-"""A request's head as it arrives: when there is enough of it, by gunicorn's own word, and at what cost."""
+"""Parsing a request head as it arrives: when it is complete by gunicorn's own rules, and how much that costs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The answers that the worker writes in gunicorn's place, and the connections that it hands off, without a server."""
+"""The responses that the worker writes in place of gunicorn, and the hand-off of connections, without a server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a row tells one of its connections, and when."""
+"""What a row writes to one of its connections, and when."""
 
 from __future__ import annotations
 

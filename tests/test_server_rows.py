@@ -1,4 +1,4 @@
-"""Each line of the tables at the head of sse/server/rows.py, with a list for a socket and a clock that is set."""
+"""Each line of the tables at the head of sse/server/rows.py, with lists as sockets and a clock that the tests set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`SSE.close`, and an app that the garbage collector takes: neither leaves a thread or a connection behind."""
+"""`SSE.close`, and an app that is garbage-collected, leave no thread and no connection behind."""
 
 from __future__ import annotations
 

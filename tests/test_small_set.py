@@ -1,4 +1,4 @@
-"""A collection that mostly has one member, against a set."""
+"""A collection that mostly has one member, compared with a set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Items over a window, by a clock that moves only while something sleeps or acts."""
+"""Spreading actions over a window of time, with a clock that moves only by sleeping or acting."""
 
 from __future__ import annotations
 

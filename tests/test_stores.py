@@ -1,4 +1,4 @@
-"""The contract of every store, over memory and a real Redis; then what is Redis' alone."""
+"""The contract of every store, over memory and a real Redis. Then the behaviour of Redis alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A Redis that is not fit: real ones, each with a fault, and the message and remedy for it."""
+"""Real Redis servers with one fault each, and the message and remedy for each fault."""
 
 from __future__ import annotations
 

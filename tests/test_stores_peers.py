@@ -1,4 +1,7 @@
-"""Services with different rings on one namespace: they are told of each other, and a restart with a change is quiet."""
+"""Services on one namespace with rings of different sizes are told of each other.
+
+A restart with a changed size logs nothing.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A Redis that hangs, or answers slowly, and what waits for it: each call ends when it has to."""
+"""A Redis that hangs, or answers slowly: each call that waits for it ends in time."""
 
 from __future__ import annotations
 

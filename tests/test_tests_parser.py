@@ -1,4 +1,4 @@
-"""The tests' own parser, against the examples of WHATWG HTML 9.2.6 and the cases that parsers get wrong."""
+"""The parser in tests/client.py, against the examples of WHATWG HTML 9.2.6 and cases that parsers often get wrong."""
 
 from __future__ import annotations
 

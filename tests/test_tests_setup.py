@@ -1,4 +1,4 @@
-"""The tests themselves: they set up what they need, in whatever way a shell has started them."""
+"""tests/conftest.py sets up signals and file limits, however a shell has started pytest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The bytes of a stream, against a writer of the tests' own."""
+"""The bytes of a stream, compared with those of an independent writer in this file."""
 
 from __future__ import annotations
 

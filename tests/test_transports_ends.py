@@ -1,4 +1,4 @@
-"""Streams and polls at their ends, by a clock of the test's own where that matters."""
+"""The ends of streams and polls, with a clock that the tests set where time matters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A poll's answer: when it comes, what is in it, and that it may be asked for twice."""
+"""A poll's answer: when it comes, what it contains, and that a client may ask for it twice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A stream's body, as the generator gives it."""
+"""The body of a stream, chunk by chunk."""
 
 from __future__ import annotations
 

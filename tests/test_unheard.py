@@ -1,4 +1,7 @@
-"""A process that publishes into its own memory, and serves nobody, is told so once; a process that serves never is."""
+"""A process that publishes into its own memory but serves no client logs one warning.
+
+A process that serves clients logs none.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers as values, and the headers that all have, without an app."""
+"""Answers as values, and the headers that all answers have, without an app."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The app's own hooks, seen from within; tests/live/test_app_hooks.py has them under real servers."""
+"""The app's own hooks, in the test client. tests/live/test_app_hooks.py tests them under real servers."""
 
 from __future__ import annotations
 

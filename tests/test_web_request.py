@@ -1,4 +1,4 @@
-"""A request as values, read without Flask; and the order of refusals where a request has several faults."""
+"""A request as a value, read without Flask, and the order of refusals if a request has several faults."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The embed script as it is served: its bytes, its headers, the tag for it, and where an installation finds it."""
+"""The embed script as it is served: its bytes, its headers, its tag, and its place in an installation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A server that cannot hold streams is named once; tests/live/test_server_kinds.py has real ones."""
+"""The log names once a server that cannot hold streams. tests/live/test_server_kinds.py has real servers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""text/event-stream both ways, and JSON both ways."""
+"""Writing and parsing text/event-stream, and the JSON of both directions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A second opinion on tokens: made by hand, so that also those can be made that no library would."""
+"""Tokens made by hand, as a second opinion: also tokens that no library would make."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Chromium with a WebDriver, and an origin for pages."""
+"""Fixtures for the browser tests: Chromium with a WebDriver, and an origin that serves pages."""
 
 from __future__ import annotations
 

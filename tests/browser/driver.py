@@ -1,4 +1,4 @@
-"""Chromium with a WebDriver, as all tests that drive one start it."""
+"""Starts Chromium with a WebDriver, with the same options for all tests."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The browsers: each with an empty profile, without a window, always stopped with all its children.
+"""The browsers. Each starts with an empty profile and without a window, and is stopped with all its children.
 
-There is no WebDriver: a page reports what it sees by itself (see origin.py). All of them take any certificate, and
-nothing that they might do on their own leaves this machine: what is not for loopback goes to a proxy that isn't there.
+No WebDriver is used: a page reports by itself what it sees (see origin.py). The browsers accept any certificate.
+Requests that a browser makes on its own never leave this machine: all but loopback goes to a proxy that is not there.
 """
 
 from __future__ import annotations

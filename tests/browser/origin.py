@@ -1,4 +1,4 @@
-"""The origin of the tests' pages: it serves pages/, hears what the pages report, and passes commands to them."""
+"""The origin of the tests' pages. It serves pages/, collects the pages' reports, and sends commands to the pages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tabs of one Chromium, and the service that they listen to."""
+"""Several tabs of one Chromium, and the service that they listen to."""
 
 from __future__ import annotations
 

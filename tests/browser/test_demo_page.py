@@ -1,4 +1,4 @@
-"""The demo page in Chromium: its buttons, its looks in every mode, and what it says to a screen reader."""
+"""The demo page in Chromium: its buttons, its layout in every mode, and its words for screen readers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The embed script in a page of another origin: by tag and by hand, under a strict policy, with text that is text."""
+"""The embed script in a page of another origin, by tag and by hand.
+
+It works under a strict content security policy, and puts the text of events into the page as text.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Every engine on every way to the service: each event once and in order, whatever the network does meanwhile.
+"""Every browser engine, through every proxy: each event arrives once and in order, whatever the network does.
 
-All engines and all ways are taken at once, so the whole costs little more time than one: each pair's outcome is a test
-of its own. `make browsers` has all pairs; a plain run has those that SAMPLE names.
+All pairs of an engine and a proxy run at once, so that all take little longer than one. Each pair is a test of its
+own. `make browsers` runs all pairs, and a plain run those in SAMPLE.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The page's program of docs/clients.md with fetch-event-source, in Chromium, on another origin than the service."""
+"""The fetch-event-source example of docs/clients.md, in Chromium, on another origin than the service."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The recipes of docs/frameworks.md, as they stand, in Chromium with the real packages, on another origin."""
+"""The examples of docs/frameworks.md, unchanged, in Chromium with the real packages, on another origin."""
 
 from __future__ import annotations
 

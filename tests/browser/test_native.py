@@ -1,4 +1,4 @@
-"""A native EventSource, which can send no header: in a real Chromium, the HttpOnly cookie lets it in."""
+"""A native EventSource cannot send headers. In Chromium, the HttpOnly cookie lets it in."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A native EventSource in Chromium, on another origin, through nginx with TLS and HTTP/2."""
+"""A native EventSource in Chromium, on another origin, through nginx with TLS and HTTP/2, comes back by itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Away and back, in a real Chromium: servers that leave, refuse, or say when to come again; a machine that sleeps."""
+"""The embed script comes back, in Chromium, and loses nothing.
+
+The server goes away, refuses, or says when to come again; the network is cut; the machine sleeps.
+"""
 
 from __future__ import annotations
 

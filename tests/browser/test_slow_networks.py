@@ -1,4 +1,7 @@
-"""Lines that are slow or cut what is long, and pages that are left and come back to, in every engine."""
+"""Slow networks, and proxies that cut long answers, in every engine.
+
+A page that the user leaves and comes back to has one connection for each proxy.
+"""
 
 from __future__ import annotations
 

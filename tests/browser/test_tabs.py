@@ -1,4 +1,4 @@
-"""Tabs that share one connection, in a real Chromium: whoever leads and however it ends, none loses an event."""
+"""Tabs in Chromium share one connection. No tab loses an event, whichever tab leads and however that tab ends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one tag does in a page: it waits for elements, announces, keeps rows, and shares the page with others."""
+"""One tag in a page: it waits for its elements, announces events, keeps rows, and shares the page with others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Tokens that end while a page listens, in real browsers: it gets another, and loses nothing; or it says so."""
+"""Tokens that expire while a page listens, in real browsers.
+
+The page gets a new token and loses nothing, or says that it cannot go on.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Feeds that cannot share a connection, in every engine: each gets its events, and the host has connections left."""
+"""Feeds that cannot share a connection, in every engine.
+
+Each feed gets its events, and the browser still has connections to the host for other requests.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Workers, clients and publishers over one Redis, and a ledger that tells every silent loss."""
+"""Workers, clients and publishers over one Redis, and a record that shows every loss that no reset announced."""
 
 from __future__ import annotations
 

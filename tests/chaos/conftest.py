@@ -1,4 +1,4 @@
-"""A Redis that is made to fail, and the sum of what chaos brought."""
+"""Fixtures for the chaos tests: a Redis that is made to fail, and totals for the summary of the run."""
 
 from __future__ import annotations
 

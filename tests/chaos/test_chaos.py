@@ -1,6 +1,6 @@
 """Random faults under random load: nothing is lost, doubled or reordered unless a reset says so.
 
-CHAOS_SEEDS says how many seeds are run, CHAOS_SEED runs one again.
+CHAOS_SEEDS is the number of seeds to run. CHAOS_SEED runs one seed again.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Each fault of Redis by itself, with streams and polls on two workers: repaired, or told."""
+"""Each fault of Redis by itself, with streams and polls on two workers: clients lose nothing, or get a reset."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fixtures for the live tests, and the servers' logs beside each failure."""
+"""Fixtures for the live tests. The report of a failed test shows the logs of its servers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""gunicorn in a copy of the tree, which a test may edit."""
+"""gunicorn in a copy of the repository's files, which a test may edit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Load for the live tests: a storm of numbered events, one client that comes back, and a crowd that does not."""
+"""Load for the live tests: numbered events, one client that reconnects, and many streams that one thread reads."""
 
 from __future__ import annotations
 

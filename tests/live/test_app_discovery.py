@@ -1,4 +1,7 @@
-"""An app is found whatever is around it; without one, the worker serves and says so."""
+"""The worker finds the service in the app, however the app is wrapped or mounted.
+
+Without a service, the worker serves the app and logs that once.
+"""
 
 from __future__ import annotations
 

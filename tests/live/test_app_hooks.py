@@ -1,4 +1,4 @@
-"""The app's own hooks, whatever they do, neither hold up a stream nor end an EventSource for good."""
+"""Hooks of the app neither hold up a stream nor end an EventSource for good, whatever they do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Under gevent, an app publishes from real threads that gevent does not know; nobody else notices."""
+"""Under gevent, an app publishes from real threads that gevent does not know, and no other client is held up."""
 
 from __future__ import annotations
 

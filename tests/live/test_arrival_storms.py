@@ -1,4 +1,4 @@
-"""Very many clients that come at the same moment, as after a restart or an outage of the network."""
+"""A worker serves very many clients that connect at the same moment, as after a restart or a network outage."""
 
 from __future__ import annotations
 

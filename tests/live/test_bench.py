@@ -1,4 +1,4 @@
-"""The benchmark measures what it says, at a tiny size."""
+"""The benchmark measures what it reports. The tests run it with tiny sizes."""
 
 from __future__ import annotations
 

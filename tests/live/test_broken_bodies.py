@@ -1,4 +1,7 @@
-"""A body that breaks off is not acted on, whichever server reads it: nothing is stored, and no key is used up."""
+"""A publish whose body breaks off has no effect, on any server.
+
+No event is stored, and the idempotency key is not used up.
+"""
 
 from __future__ import annotations
 

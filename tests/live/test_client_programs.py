@@ -1,4 +1,4 @@
-"""The programs of docs/clients.md, as they stand there: the real packages against our worker, cut on the way."""
+"""The examples of docs/clients.md, unchanged, with the real packages, through a proxy that cuts connections."""
 
 from __future__ import annotations
 

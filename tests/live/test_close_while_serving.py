@@ -1,4 +1,7 @@
-"""An app that closes its service while it serves: all who wait here are told, and come back to a new one."""
+"""An app that closes its service while it serves.
+
+Waiting streams and polls are told, and reconnect to a new service.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who is let in, by each credential and way in, from each kind of page; on both ways to run a stream."""
+"""Access by each kind of credential, sent in each way, from each kind of page, handed off and with greenlets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The demo's buttons on a real worker: what they break ends there, and nobody else's connection is touched."""
+"""The demo's buttons on a real worker break the connections that they name, and no other client's."""
 
 from __future__ import annotations
 

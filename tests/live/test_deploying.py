@@ -1,4 +1,7 @@
-"""The commands of the README and of docs/deploying.md: nginx beside other sites, the unit, and an app of one's own."""
+"""The commands of README.md and docs/deploying.md work as printed.
+
+They set up nginx beside other sites, the systemd unit, and an app of the reader's own.
+"""
 
 from __future__ import annotations
 

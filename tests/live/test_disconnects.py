@@ -1,4 +1,4 @@
-"""A client that has closed gives its seat back within two heartbeats, whatever its request looked like."""
+"""A client that has closed frees its seat within two heartbeats, whatever its request looked like."""
 
 from __future__ import annotations
 

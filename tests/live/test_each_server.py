@@ -1,4 +1,4 @@
-"""The whole service under the servers that it is made for: what is promised holds on each, and across workers."""
+"""What the docs promise holds on each server that can run the service, and across several workers."""
 
 from __future__ import annotations
 

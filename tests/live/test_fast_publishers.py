@@ -1,4 +1,7 @@
-"""Publishers that never pause, and very many channels with a stream each: what is accepted is told, and soon."""
+"""Publishers that never pause, and very many channels with one stream each.
+
+Each event that was accepted is delivered, and soon.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The first requests of a process, many at once, where the standard library is patched after the app was made."""
+"""The first requests of a process may come all at once.
+
+They are answered, also if gevent patches the standard library after the app was made.
+"""
 
 from __future__ import annotations
 

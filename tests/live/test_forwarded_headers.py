@@ -1,4 +1,4 @@
-"""What a proxy may tell of a request: that it came by TLS, and nothing else."""
+"""A proxy may tell the app that a request came by TLS. No other header of a proxy is believed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Requests that are at fault on the wire: no 5xx, no traceback, nothing told, and nobody gets another's answer."""
+"""Requests that are malformed on the wire never cause a 5xx or a traceback.
+
+They get no data, and no client gets the answer to another's request.
+"""
 
 from __future__ import annotations
 

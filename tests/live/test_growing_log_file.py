@@ -1,4 +1,7 @@
-"""The main job on real input: a growing log file, read whole by two independent clients that are cut all the time."""
+"""A growing log file is published line by line, and two independent clients read all of it.
+
+Their connections are cut again and again.
+"""
 
 from __future__ import annotations
 

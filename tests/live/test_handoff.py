@@ -1,4 +1,4 @@
-"""Streams that were handed off: who gets what, how they end, and what stays with a greenlet."""
+"""Streams that were handed off: what each receives, how it ends, and which streams keep a greenlet instead."""
 
 from __future__ import annotations
 

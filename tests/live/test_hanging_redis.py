@@ -1,4 +1,4 @@
-"""The service while its Redis hangs: what is asked of it, is answered in time."""
+"""While Redis hangs, the service answers every request in time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Connections between requests: all that comes is answered in order, and a client with ever more waits its turn."""
+"""Kept connections between requests.
+
+Every request is answered in order, and a client that always sends more waits its turn.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Listeners other than plain TCP, and connections other than plain HTTP/1.1: the same streams and polls over each."""
+"""Streams and polls work over a Unix socket and over TLS as over plain TCP, handed off and with greenlets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The service's lines go where the server's or the app's do, in the same form, and none is written twice."""
+"""The log lines of the service go where the server's or the app's lines go, in the same format.
+
+No line is written twice.
+"""
 
 from __future__ import annotations
 

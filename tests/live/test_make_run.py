@@ -1,4 +1,4 @@
-"""`make run` as a newcomer meets it: what it prints can be tried as it stands, and Ctrl-C leaves nothing behind."""
+"""`make run` prints commands that work when copied, and leaves nothing behind after Ctrl-C."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""nginx.conf, and the site that goes beside others: before a small upstream that misbehaves, and before the service."""
+"""nginx.conf, and the site that is installed beside others.
+
+The upstream is a small server that misbehaves, or the service.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Limits where they matter: two workers behind the nginx.conf here, on both ways to run a stream."""
+"""Rate limits hold across two workers behind nginx.conf, for handed-off streams and for greenlets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""With --reload, an app that cannot be loaded ends nothing: a page says so, until its code is mended."""
+"""With --reload, an app that cannot be loaded ends no process. A page shows the error until the code is fixed."""
 
 from __future__ import annotations
 

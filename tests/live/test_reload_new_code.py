@@ -1,4 +1,4 @@
-"""A reload brings the new code of the app and of all of sse, and never a mixture of old and new."""
+"""A reload loads the new code of the app and of all of sse, and never a mixture of old and new code."""
 
 from __future__ import annotations
 

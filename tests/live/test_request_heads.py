@@ -1,4 +1,7 @@
-"""Heads of requests at the worker: bounded in bytes, lines and time, and read at one cost however slowly they come."""
+"""Request heads are bounded in bytes, lines and time.
+
+Reading a head costs the worker the same, however slowly it arrives.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""No token, ticket or key is in a log: not in an access log, and not in what gunicorn says of requests at fault."""
+"""No token, ticket or key is logged, neither in access logs nor in gunicorn's lines about faulty requests."""
 
 from __future__ import annotations
 

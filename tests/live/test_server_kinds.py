@@ -1,4 +1,7 @@
-"""The log says why when a server cannot hold streams; at SIGTERM each of gunicorn's workers ends them politely."""
+"""The log says why a server cannot hold streams.
+
+At SIGTERM, each kind of gunicorn worker ends its streams with a close event.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""A cache that many users share never gives one what another was told, whatever it was made to ignore.
+"""A cache that many users share never gives one user the answer of another, whatever headers it ignores.
 
-What keeps them apart is `Vary`, where `no-store` does not. A cache that throws that away too, or leaves the ticket out
-of what it knows an answer by, cannot be helped by any origin: see `CarelessVarnish`.
+If the cache ignores `no-store`, `Vary` keeps the answers apart. No origin can help against a cache that ignores `Vary`
+too, or that leaves the ticket out of its cache keys: see `CarelessVarnish`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What was handed off and stands at the same place shares a row: each client still gets what is its own."""
+"""Handed-off connections at the same position share a row, and each client still gets what is meant for it."""
 
 from __future__ import annotations
 

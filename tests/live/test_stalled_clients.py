@@ -1,4 +1,7 @@
-"""Clients that listen and do not read: what they leave with the server is bounded, and none loses in silence."""
+"""Clients that listen but do not read.
+
+The bytes that they leave with the server are bounded, and each client is told what it lost.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`end=cut` and `form=bare` on the wire, under each kind of server: how a body ends, and what is in it."""
+"""`end=cut` and `form=bare` on the wire, on each server: how a body ends, and what it contains."""
 
 from __future__ import annotations
 

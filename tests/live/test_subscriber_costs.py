@@ -1,4 +1,4 @@
-"""What subscribers cost a gunicorn worker while they are there, and that nothing of them is left when they are not."""
+"""The memory, descriptors and connections that subscribers cost a worker. Nothing is left when they are gone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What happens while a stream or poll is opened: it is let in, but not there yet; on both ways to run a stream."""
+"""A stream or poll that has been let in, but is not attached to its channels yet.
+
+Revocation, expiry, a drain and a limit that come in that moment take effect, for handed-off streams and greenlets.
+"""
 
 from __future__ import annotations
 

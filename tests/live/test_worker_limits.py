@@ -1,4 +1,7 @@
-"""Requests at the limits of size, a worker at its limits of files, and settings that gunicorn itself has to know."""
+"""Requests at the largest allowed size, and a worker that has few file descriptors.
+
+Settings of the service that gunicorn has to know reach it.
+"""
 
 from __future__ import annotations
 

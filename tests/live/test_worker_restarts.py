@@ -1,4 +1,7 @@
-"""Workers that end, by a reload or at max_requests: every request is answered, and nothing is stored in part."""
+"""Workers that end by a reload or at max_requests.
+
+Every request is answered, and no publish is stored in part.
+"""
 
 from __future__ import annotations
 

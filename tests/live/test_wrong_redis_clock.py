@@ -1,4 +1,7 @@
-"""Revocations where Redis's clock is wrong: the service and the command go by another, as if Redis's were behind."""
+"""Revocations work when Redis's clock is wrong.
+
+The clock of the service and of the command is moved instead, so that Redis seems behind.
+"""
 
 from __future__ import annotations
 

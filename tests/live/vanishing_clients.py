@@ -1,6 +1,6 @@
 """Clients that vanish: `unshare --net python -m tests.live.vanishing_clients DIRECTORY [gunicorn's arguments]`.
 
-In a network of its own, loopback is taken down under them; what stays reachable is a unix socket.
+The program runs in a network of its own and takes its loopback down. It reaches the server by a Unix socket.
 """
 
 from __future__ import annotations

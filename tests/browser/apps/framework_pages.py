@@ -1,4 +1,4 @@
-"""The service, which tells what it was asked: `gunicorn … tests.browser.apps.framework_pages:application`."""
+"""The service for the framework tests. It reports each request that it gets to the tests."""
 
 from __future__ import annotations
 

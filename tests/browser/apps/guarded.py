@@ -1,6 +1,6 @@
-"""A service with a rule of its own: `gunicorn … tests.browser.apps.guarded:application`.
+"""A service with its own rule for who may read.
 
-`own/NAME` is for whoever has the cookie `user=NAME`; `answer/STATUS` is refused with that status.
+`own/NAME` is readable with the cookie `user=NAME`. The service refuses `answer/STATUS` with that status.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The service with pages on its own origin and channels of single users: `tests.browser.apps.own_pages:application`."""
+"""The service, with pages on its own origin and with channels that one user may read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The service with a login, whose pages get a ticket at `/token`: `tests.browser.apps.tickets:application`."""
+"""The service, with a login. Its pages get a ticket at `/token`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An app whose one view works for 5 ms: so it can be told who was let in from who was served."""
+"""An app with one view that computes for 5 ms, so that accepted requests can be told from served requests."""
 
 import time
 

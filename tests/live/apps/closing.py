@@ -1,4 +1,4 @@
-"""The inspected service, which `/close` closes."""
+"""The inspected service, which closes itself at a request to `/close`."""
 
 from __future__ import annotations
 

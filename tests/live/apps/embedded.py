@@ -1,4 +1,4 @@
-"""The service with something around it, or beside it: `gunicorn … 'tests.live.apps.embedded:closure()'`."""
+"""Apps in which the service is wrapped, mounted or nested in several ways, or of which there are two, or none."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An app whose hooks do to each response, and before each view, what a request's headers X-Hook and X-Before name."""
+"""An app with hooks. The request's headers X-Hook and X-Before name what they do, before and after the view."""
 
 from __future__ import annotations
 

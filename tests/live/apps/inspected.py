@@ -1,4 +1,4 @@
-"""The service, with a window on what its worker holds: `gunicorn … tests.live.apps.inspected:application`."""
+"""The service, with a route `/inspect` that shows what its worker holds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Apps that differ in how they log: `gunicorn … 'tests.live.apps.logging_setups:plain()'`. POST /say logs its body."""
+"""Apps with different logging configurations. POST /say logs the body of the request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""A server that tells its streams what is published, torn anywhere, or lies: `liar.py PORT tells|loses|doubles`."""
+"""A server for tests of the benchmark: `lying_server.py PORT tells|loses|doubles`.
+
+It sends published events to its streams, torn at any byte, and leaves some out or sends some twice if asked to.
+"""
 
 import re
 import socket

@@ -1,4 +1,4 @@
-"""The inspected service, which also tells what its server makes of a request: `/told`, under any path."""
+"""The inspected service, with a route `/told`, and all paths below it, that shows the WSGI environ of the request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The service of `wsgi` by a clock that is SHIFT seconds ahead, so that Redis, whose clock is right, seems behind."""
+"""The service of `wsgi` with a clock that is SHIFT seconds ahead, so that Redis, whose clock is right, seems behind."""
 
 from __future__ import annotations
 

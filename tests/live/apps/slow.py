@@ -1,7 +1,7 @@
-"""The inspected service in an app that takes its time.
+"""The inspected service in a slow app.
 
-`?linger=S` holds an answer up, as a session's store would; after `/hold?seconds=S`, so is each reading of the store.
-`/jump?seconds=S` moves its clock.
+`?linger=S` delays the response by S seconds, as a session store might. After `/hold?seconds=S`, each read of the store
+takes S seconds. `/jump?seconds=S` moves the app's clock.
 """
 
 from __future__ import annotations

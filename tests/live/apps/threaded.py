@@ -1,7 +1,7 @@
-"""The inspected service in an app that works in threads, of which gevent knows nothing or only half.
+"""The inspected service in an app that uses threads, some of which gevent does not know.
 
-`/in/KIND/WORK?threads=N` does some work in N threads at once and answers with what came of it. A kind is `raw` (real
-threads, as of a C library), `pool` (gevent's threadpool) or `green`; the other parameters are the work's.
+`/in/KIND/WORK?threads=N` does some work in N threads at once and returns the results. KIND is `raw` (real threads, as
+of a C library), `pool` (gevent's threadpool) or `green`. The other parameters are passed to the work.
 """
 
 from __future__ import annotations

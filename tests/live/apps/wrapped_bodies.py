@@ -1,4 +1,4 @@
-"""The inspected service behind a WSGI middleware that wraps every body."""
+"""The inspected service behind a WSGI middleware that wraps every response body."""
 
 from __future__ import annotations
 
