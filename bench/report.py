@@ -165,7 +165,7 @@ def tables(outcome: Outcome) -> str:
             ["", *(f"{what}, {when}" for what in ("/healthz", "a poll") for when in TIMES)],
             rows(*((f"{name}-{when}", "p99", milliseconds) for name in ("health", "poll") for when in TIMES)),
         ),
-        "\n## What it has to show\n",
+        "\n## Goals\n",
         table(
             ["", "measured", "goal", "met"],
             [[g.what, "–" if g.value is None else f"{g.value:,.2f}", g.wanted, verdict(g)] for g in goals(outcome)],
@@ -281,8 +281,8 @@ def first_number(words: Sequence[str]) -> str:
 
 INTRO = """# Benchmarks
 
-`make bench` wrote this page. All servers ran one after another in one run, round by round, on one machine; figures are
-medians of the rounds. Read them as ratios to each other: another machine has other figures.
+`make bench` wrote this page. All servers ran one after another in one run, round by round, on one machine. The figures
+are medians of the rounds. Read them as ratios to each other: another machine has other figures.
 
 ![Deliveries a second]({chart})
 
@@ -290,31 +290,33 @@ medians of the rounds. Read them as ratios to each other: another machine has ot
 
 How it is measured:
 
-- A server has one core with all its processes; the load generator and Redis, where there is one, have the other.
-- Real HTTP: Throughline runs under its own gunicorn.conf.py, with public patterns, origins (each request has an Origin
-  header), limits and resumable ids. "Five channels" is a native EventSource's stream on five, where each id names all
-  of them. "Behind nginx" is the bundled nginx.conf without TLS. A stream through nginx takes two files, one of
-  flask-sse a file and a Redis connection: they are measured with {nginx_most:,} and {flask_sse_most:,} streams at the
-  most, because a process may have 20,000 files here.
-- Each event is 128 bytes, numbered. Each stream checks that no number is missing, double, or out of order; ✗ is a
-  figure that did not come about without that.
-- Sustained: events are published at a rate, those of 20 ms in one request ({batch} at the most; nchan takes one event
-  a request, so its requests are pipelined). The highest rate counts at which everything has arrived {grace} s after
-  the end.
-- One event at a time: the next is published when all streams have the one before it, so there is nothing to join.
-- Memory is what nine tenths of the streams have added to the RSS of all the server's processes, after its first
-  requests; the kernel's own for each connection comes on top, the same for all. "An idle stream" is one of {most:,} on
-  the same channel or channels; on channels of their own, there are {own:,}.
+- One core is for the server with all its processes. The other core is for the load generator and for Redis, if used.
+- All requests are real HTTP. Throughline runs under its own gunicorn.conf.py, with public patterns, origins (each
+  request has an Origin header), limits and resumable ids. "Five channels" is a native EventSource's stream on five
+  channels, where each id names all of them. "Behind nginx" is the bundled nginx.conf without TLS. A stream through
+  nginx takes two files, and a stream of flask-sse takes a file and a Redis connection. They are measured with
+  {nginx_most:,} and {flask_sse_most:,} streams at the most, because a process may have 20,000 files here.
+- Each event is 128 bytes, numbered. Each stream checks that no number is missing, double, or out of order. ✗ means
+  that no round passed without one of these faults.
+- Sustained: events are published at a fixed rate, with the events of 20 ms in one request ({batch} at the most; nchan
+  takes one event in each request, so its requests are pipelined). The figure is the highest rate at which all events
+  have arrived {grace} s after the end.
+- One event at a time: the next event is published when all streams have the one before, so no events can be joined.
+- Memory is the RSS that nine tenths of the streams have added to all the server's processes, after its first
+  requests. The kernel's memory for each connection is not included; it is the same for all servers. "An idle
+  stream" is one of {most:,} on the same channel or channels. With a channel of its own for each, there are {own:,}
+  streams.
 - The raw C loop ([bench/raw.c](../bench/raw.c)) does one write for each event and stream and nothing else: the limit of
-  a server that joins nothing. The load generator's limit is the same loop with all events of a request in one write.
+  a server that joins no events. The load generator's limit is the same loop with all events of a request in one write.
 - Channels of their own: {own:,} streams, each with a channel that is new to the server, such as `user/7`. A stream
-  that is told `busy` comes back when it is told to. After a restart of the server, each comes back with its last event
-  id. Events are then published from {clients} connections, one in each request, and from {flood}, {batch} in each; each
-  connection publishes again as soon as it is answered. "Of accepted" is what was delivered before the end of the run,
-  of what was accepted before it. A stream "on its own channel and on a shared one" has both of them.
+  that is `busy` comes back after the time that the server gives. After a restart of the server, each comes back with
+  its last event id. Events are then published from {clients} connections with one event in each request, and from
+  {flood} connections with {batch} events in each; each connection publishes again as soon as it is answered. "Of
+  accepted" is the share of the events accepted before the end of the run that were delivered before it. A stream "on
+  its own channel and on a shared one" has both channels.
 - Greedy publishers publish one event a request on kept connections, again as soon as they are answered.
-- A poll is answered at once with one event. Publishes are one event a request from {clients} connections; bare EVALSHA
-  is the same script from as many greenlets and no HTTP.
+- A poll is answered at once with one event. Publishes are one event in each request, from {clients} connections. "Bare
+  EVALSHA" is the same script, called from as many greenlets without HTTP.
 
 """
 
