@@ -30,7 +30,7 @@
  * By hand:
  *
  *   var feed = SSE("/sse", {channels: ["orders"], token, tokenUrl, replay, credentials, share, heartbeat, lastEventId});
- *   token may be function (use) { … use(token); }: called for a new one, as data-token-url is asked
+ *   token may be function (use) { … use(token); }: called for a new one, when data-token-url would be requested
  *   feed.on("created", function (event) { show(event.json); });    // also off(type, fn), close()
  *   feed.on("sse.event" | "sse.state" | "sse.reset" | "sse.auth", …);           // each event; our own notices
  *   feed.state       connecting | live | polling | waiting | closed; beside it reason, transport, shared, tabs, lastEventId
@@ -38,9 +38,10 @@
  *   SSE.noConflict()                        // gives window.SSE back; ours is document.documentElement.sse, too
  *
  * How it works, from the bottom up: a Parser and three transports; `ask`, which is one poll; a Line, which keeps a
- * connection going over the transport that works; a Member, which shares the line of whichever tab leads; a Feed, which
- * the page holds. What arrives are *steps*: {channel, from, to, items} says all there is between two positions of a
- * channel. A feed takes a step only if it stands at its `from`: so nothing is lost or doubled, whoever brings it.
+ * connection going over the transport that works; a Member, which shares the line of the tab that leads; a Feed, which
+ * the page holds. Events and resets arrive in *steps*: {channel, from, to, items} has all items between two positions
+ * of a channel. A feed takes a step only if its own position is the step's `from`. So no event is lost or doubled,
+ * over any transport and from any tab.
  */
 (function (root, global) { // equal in a classic script; different in a module, and outside of browsers
   "use strict";
@@ -276,7 +277,7 @@
     };
   }
 
-  /* text/event-stream (WHATWG HTML 9.2.6); its bytes are decoded, and a BOM is taken off, by whoever feeds it */
+  /* text/event-stream (WHATWG HTML 9.2.6). Its input is text: the caller has decoded the bytes and removed a BOM */
 
   function Parser(dispatch, retry) {
     var rest = "", half = false, type = "", data = null, id = "";
@@ -310,10 +311,11 @@
     };
   }
 
-  /* The transports. Each returns a function that ends it without a word */
+  /* The transports. Each returns a function that ends it without calling `end` */
 
-  // It must not reconnect by itself: it would, with an id that has only one channel. WebKit revives a closed one when
-  // its page comes back by "Back": so whatever comes of it after its end closes it again, and goes no further.
+  // The EventSource must not reconnect by itself, because its id has only one channel. WebKit restores a closed
+  // EventSource when its page comes back by "Back". So each event that arrives after the end closes it again, and is
+  // ignored.
   function openEventSource(url, credentials, message, end) {
     var source = new root.EventSource(url, { withCredentials: credentials }), over = false;
 
@@ -423,7 +425,8 @@
     }).concat(service.query || []).join("&");
   }
 
-  // Connects with a token that is fresh, or tells `failed` why there is none: never without. Returns what ends it.
+  // Connects with a fresh token, never without a token. If there is none, calls `failed` with the reason. Returns a
+  // function that ends the connection.
   function authorized(service, connect, failed) {
     var stop = noop, timer;
     if (!service.renew || now() - service.renewedAt < FRESH) return connect();
@@ -449,7 +452,7 @@
     return end;
   }
 
-  // One poll after these places: done(fault) or done(null, steps, answer).
+  // Sends one poll for the events after these positions. Calls done(fault) or done(null, steps, answer).
   function ask(service, places, seconds, replay, done, again) {
     var asked = map(places), began, size = 1024, stop;
 
@@ -465,7 +468,8 @@
       after *= 1 + Math.random() / 2;
       if (status === 200 && Array.isArray(answer.events) && Array.isArray(answer.resets)) {
         answer.quick = age < 300;
-        // Have the next answer take about a second. An answer with `more` came at once, so its age is the line's time.
+        // The next answer should take about a second. An answer with `more` came at once, so its age is the time that
+        // the network took.
         size *= Math.min(service.growth, Math.max(0.25, 1000 / age));
         if (answer.more) service.bytes = Math.min(service.most, size);
         return done(null, toSteps(asked, answer), answer);
@@ -499,7 +503,7 @@
       });
     }
 
-    // Few sizes, 1 KiB to 1 MiB: the service answers equal polls together.
+    // Use only a few sizes, from 1 KiB to 1 MiB, because the service answers equal polls together.
     while (size * 2 <= service.bytes && size < 1048576) size *= 2;
     stop = authorized(service, connect, done);
     return function () {
@@ -535,7 +539,7 @@
     };
   }
 
-  // Milliseconds to the next try: exponential, with full jitter.
+  // Gives the milliseconds until the next try: they grow exponentially, with full jitter.
   function Backoff() {
     var tries = 0;
     return {
@@ -551,17 +555,18 @@
   }
 
   /*
-   * A line keeps one connection going, over the transport that works. heard: steps(list), beat() when the service shows
-   * that it is there, state(state, reason, transport), refused(fault) when it will not be let in.
+   * A line keeps one connection going, over the transport that works. It calls its listener `heard`: steps(list),
+   * beat() for each sign of life from the service, state(state, reason, transport), refused(fault) if the service
+   * refuses it.
    *
-   *   connecting  A stream is opened, and its first message makes it live. If it is mute for 3 s or refused, a poll is
-   *               asked beside it. If the poll answers first: polling. But the first refusal leads to waiting, and the
-   *               first mute stream on a line that has been live leads to connecting again.
-   *   live        Silence for one and a half heartbeats: connecting, or polling if nothing ever came after the first
-   *               second. Goodbye or cut: waiting. Cut again and again, and no events: polling.
-   *   polling     For ten minutes, or until the network is back or the machine wakes. An answer that breaks off: waiting,
-   *               then a stream, since that brings its events one by one.
-   *   waiting     Then connecting, or polling.
+   *   connecting  A stream is opened, and its first message makes it live. If the stream is silent for 3 s or refused,
+   *               a poll is sent beside it. If the poll answers first → polling. But the first refusal → waiting, and
+   *               the first silent stream on a line that has been live → connecting again.
+   *   live        Silence for one and a half heartbeats → connecting, or polling if twice no message came after a
+   *               stream's first second. sse.close or a cut → waiting. Repeated cuts without events → polling.
+   *   polling     Lasts ten minutes, or until the network is back or the machine wakes. If an answer breaks off →
+   *               waiting, then a stream, because a stream brings its events one by one.
+   *   waiting     After the wait → connecting, or polling.
    */
   function Line(service, places, crowd, heard) {
     var memory = service.memory, backoff = Backoff();
@@ -569,7 +574,7 @@
     var stands = null, stream = null, asking = null, timer = 0, restart = 0, action = null, due = 0;
     var opened = 0, bursts = 0, heardAt = 0, period = 15, lastAge = 0, ages = 0, lastQuiet = 0, moved = false, movedAt = 0;
 
-    // Browsers hold back the timers of pages out of sight: a tick may be sooner.
+    // Browsers delay the timers of hidden pages, so a tick may come before the timer and acts in its place.
     function after(delay, act) {
       root.clearTimeout(timer);
       action = act;
@@ -669,7 +674,8 @@
       heard.state("connecting", why, transport);
     }
 
-    // The token is about to end. One that was fetched just now lives no longer: the next is fetched when it has ended.
+    // The token is about to expire. If it was fetched just now, a new one would expire as soon. So the next is fetched
+    // when the token has expired.
     function expire(told) {
       if (service.renew && now() - service.renewedAt >= FRESH) {
         service.renewedAt = 0;
@@ -712,7 +718,7 @@
       }]);
     }
 
-    // A stream that is mute, or refused: a poll tells more, and if it delivers first it is the better one.
+    // The stream is silent or refused. A poll shows the reason. If the poll delivers first, polling is better here.
     function question() {
       asking = ask(service, places, 1, 0, function (fault, steps) {
         var mute = stream !== null, reason = mute ? "the stream was mute" : "the stream was refused";
@@ -745,8 +751,9 @@
       wait(young && moved ? backoff.base * (1 + Math.random()) / 2 : backoff.next(), "the stream was cut");
     }
 
-    // Cut twice after the same quiet: something on the way wants to hear more often. Cut three times at the same age
-    // (twice may be chance): nothing may live longer there. A stream that brings events is not left even then.
+    // If streams are cut twice after the same time of quiet, a proxy closes quiet connections: ask for faster
+    // heartbeats. If they are cut three times at the same age (twice may be chance), a proxy bounds the age: change to
+    // polls. But stay with a stream that brings events.
     function learn(age, quiet) {
       var idle = quiet > 2000 && Math.abs(quiet - lastQuiet) < 300 + quiet / 10;
       var wanted = Math.max(SHORTEST, Math.floor(quiet / 2000));
@@ -778,7 +785,7 @@
           return open("trying the stream again");
         }
         if (crowded && !answer.more) return after(2000 + Math.random() * 1000, run);
-        // What answers at once with nothing to say is perhaps a cache; a burst of events is gathered a little.
+        // An empty answer that comes at once may be from a cache, so wait. After events, wait a little for more.
         if (!answer.more && now() - began < (steps.length ? 100 : 500)) return after(steps.length ? 100 : 1000, poll);
         return poll();
       });
@@ -804,7 +811,7 @@
         halt();
         crowd.leave();
       },
-      // More channels: what is waiting takes them along by itself.
+      // Adds channels. A line that waits for its next try includes them by itself.
       add: function (more) {
         Object.keys(more).forEach(function (channel) {
           places[channel] = more[channel];
@@ -817,7 +824,7 @@
           delete places[channel];
         });
       },
-      // Something has changed for the better: the network is back, or the machine has woken.
+      // Tries again at once, because the network is back or the machine has woken.
       nudge: function (why) {
         backoff.reset();
         memory.stream();
@@ -829,7 +836,7 @@
         if (stream && crowd.full()) run();
         if (action && time > due + 100) fire();
         if (live ? time - heardAt > period * 1500 + 1500 : asleep > 90000 || (asleep > 5000 && waiting)) {
-          // Twice nothing after the first burst: what is behind it is kept back.
+          // Twice, no bytes came after the first burst: a proxy holds back the bytes behind it.
           bursts = live && asleep < 5000 && heardAt - opened < 1000 ? bursts + 1 : 0;
           if (bursts > 1) {
             memory.poll("the stream fell silent");
@@ -841,19 +848,21 @@
   }
 
   /*
-   * A member of the tabs (and feeds of one page) that share a line. The one that has the lock leads: its line has the
-   * channels of all, and it tells each step to all. A member that does not stand where a step begins asks for itself.
+   * A member is one of the tabs (and feeds of one page) that share a line. The member that has the lock leads: its
+   * line has the channels of all members, and it posts each step to all. If a member's position is not where a step
+   * begins, the member sends a poll of its own.
    *
-   *   newcomer   has said `join` and waits in line for the lock     → follower, leader; FIRST_WORD without an answer: taker
-   *   follower   hears the leader; in sight, it says `knock`        → leader; WORD without an answer: taker
-   *              after 0.3 s of quiet, out of sight after SILENT_LEADER
-   *   taker      has requested the lock as its own                  → leader; LOCK without an answer: aside
+   *   newcomer   has posted `join` and queues for the lock          → follower, leader; FIRST_WORD without an answer: taker
+   *   follower   hears the leader; if visible, it posts `knock`     → leader; WORD without an answer: taker
+   *              after 0.3 s of quiet, if hidden after SILENT_LEADER
+   *   taker      takes the lock without queueing                    → leader; LOCK without an answer: aside
    *   leader     answers `knock` with `here`                        → robbed, when another has taken the lock
-   *   robbed     has stopped its line and waits in line again       → follower, leader; WORD without an answer: aside
-   *   aside      has a line for itself, and waits in line           → follower, leader
+   *   robbed     has stopped its line and queues again              → follower, leader; WORD without an answer: aside
+   *   aside      has a line for itself, and queues                  → follower, leader
    *
-   * Each message of a leader has its term. A lower term than the highest heard is of a former leader, which has just
-   * woken, and is ignored; a leader that hears a higher term has been robbed. A page that stood still itself asks again.
+   * Each message of a leader has the number of its term. A term lower than the highest heard comes from a former
+   * leader that has just woken, so it is ignored. A leader that hears a higher term has been robbed. A page whose own
+   * timers were late asks again.
    */
   var here = map(); // the members of this page: they do not ask each other, for they stand still together
 
@@ -894,7 +903,7 @@
       });
     }
 
-    // It does not take the lead back by itself: if tabs do not hear each other, two of them would do that for ever.
+    // A robbed leader does not take the lead back: if tabs do not hear each other, two of them would do that for ever.
     function yieldLead() {
       line.stop();
       line = null;
@@ -905,7 +914,7 @@
       expect(stepAside, WORD);
     }
 
-    // Nobody leads, and no lock comes: this tab goes on alone until either happens.
+    // No tab leads, and no lock comes: this tab connects alone until it hears a leader or gets the lock.
     function stepAside() {
       elect(false);
       aside = feed.ownLine(2);
@@ -977,7 +986,7 @@
       }));
     }
 
-    // If a channel is refused to the union, the feeds that need it go on alone, and the others are not disturbed.
+    // If the service refuses a channel to the common line, the feeds that need it connect alone, and the others stay.
     function refused(fault) {
       var listed = fault.channels, mine = false;
       var others = Object.keys(line.places).filter(function (channel) {
@@ -1000,8 +1009,8 @@
       post("join", { places: feed.places });
     }
 
-    // Calls `what` if no word of the leader comes in time. A timer that is late has the tab ask once more, because
-    // perhaps this page itself stood still.
+    // Calls `what` if no message of the leader comes in time. If the timer is late, the tab asks once more, because
+    // this page itself may have been stopped.
     function expect(what, wait, again) {
       var late = now() + wait + 500;
       root.clearTimeout(doubt);
@@ -1031,7 +1040,8 @@
       expect(stepAside, LOCK); // a browser whose locks never answer
     }
 
-    // Another tab asks, and one question is enough. Of two that ask at once, the one with the smaller name goes on.
+    // Another tab has asked the leader, and one question is enough. If two tabs ask at once, the tab with the smaller
+    // name continues.
     function standBack(other) {
       if (!document.hidden && !aside && (!doubt || (consequence === takeLead && other < me))) expect(takeLead, WORD + 500);
     }
@@ -1057,7 +1067,7 @@
       });
     }
 
-    // The leader stands elsewhere. That passes in a moment, or a step was missed.
+    // The leader has another position. Either the next step brings this tab there, or a step was missed.
     function suspect() {
       if (!closed && !suspicion && !asking && differs()) suspicion = root.setTimeout(repair, 300);
     }
@@ -1202,7 +1212,7 @@
       emit("sse.state", told);
     }
 
-    // Takes the steps that begin where this feed stands, and no other.
+    // Takes only the steps that begin at this feed's position.
     function take(steps) {
       steps.forEach(function (step) {
         if (places[step.channel] !== step.from) return;
@@ -1222,7 +1232,7 @@
 
     /* How it is kept going */
 
-    // The first poll settles what may be read and where it begins, and it delivers on any network.
+    // The first poll shows if the channels may be read and gives their positions, and it works on any network.
     function settle() {
       asking = ask(service, places, 1, options.replay, function (fault, steps, answer) {
         asking = null;
@@ -1515,7 +1525,7 @@
     });
   }
 
-  // Shows events in data-into. Returns a function that shows an event, or, without an event, those that still wait.
+  // Shows events in data-into. Returns a function that shows an event or, without an event, all that still wait.
   function Display(tag, data) {
     var lacking = "this event lacks it, so it is not shown: if other types come here, list yours in data-types";
     var into = data("into"), template = data("template"), key = data("key"), order = data("order");
@@ -1540,7 +1550,7 @@
       }
     }
 
-    // The element of which a row is a copy. A list's item, and a text that is replaced, are filled in from one, too.
+    // Returns the element that a row copies. An item of a list, and a text that is replaced, are made from one, too.
     function getSource() {
       var element = copies ? document.getElementById(template.slice(1)) : item;
       return copies && element ? (element.content || element).firstElementChild : element;
@@ -1633,7 +1643,7 @@
       if (!name || !isKnown(name + service)) announce(document, type, detail);
     }
 
-    // A tag that is moved is back at the next look.
+    // Checks each second if the tag has been removed. A tag that is only moved is in the document at the next check.
     function look() {
       call(display);
       away = attached(tag) ? 0 : away + 1;
