@@ -14,7 +14,7 @@ from sse.config import Config
 from sse.errors import Forbidden, Unauthorized
 from sse.event import Position
 from sse.hub.subscriber import Reset
-from sse.web.answers import Finish, embed_script, gone, http_refusal, refusal
+from sse.web.answers import CommonHeaders, embed_script, gone, http_refusal, refusal
 from sse.web.request import Request
 from tests.conftest import MakeApp
 
@@ -30,7 +30,7 @@ OURS = [
 
 def finished(origins: str, headers: list[tuple[str, str]], **environ: str) -> list[tuple[str, str]]:
     told = Headers(headers)
-    Finish(Config.load({"SSE_ORIGINS": origins}))(told, {"REQUEST_METHOD": "GET", **environ})
+    CommonHeaders(Config.load({"SSE_ORIGINS": origins}))(told, {"REQUEST_METHOD": "GET", **environ})
     return list(told)
 
 
@@ -52,7 +52,7 @@ def test_cors_stands_before_them_for_an_origin_that_may_read() -> None:
 
 
 def test_each_preflight_is_answered_by_what_it_asks() -> None:
-    finish = Finish(Config.load({"SSE_ORIGINS": ORIGIN}))
+    finish = CommonHeaders(Config.load({"SSE_ORIGINS": ORIGIN}))
     environ = {"REQUEST_METHOD": "OPTIONS", "HTTP_ORIGIN": ORIGIN, "HTTP_ACCESS_CONTROL_REQUEST_METHOD": "POST"}
     for asked, allowed in (("authorization, x-evil", "authorization"), ("hx-request", "hx-request")):
         told = Headers()

@@ -22,9 +22,9 @@ from sse.config import Config
 from sse.errors import RequestError, TooLarge, UnsupportedMedia
 from sse.event import Event
 from sse.web.request import (
-    PollAsked,
+    PollRequest,
     Request,
-    StreamAsked,
+    StreamRequest,
     Subscription,
     read_address,
     read_body,
@@ -247,11 +247,11 @@ NOTHING_FOLLOWS = Subscription(["a"], "", from_header=False, replay=0, tells_rep
 
 def test_a_stream_s_request_is_these_values() -> None:
     config = Config()
-    assert read_stream(request_of("channel=a"), config, takes_token=False) == StreamAsked(
+    assert read_stream(request_of("channel=a"), config, takes_token=False) == StreamRequest(
         NOTHING_FOLLOWS, config.heartbeat, delta=False, typed=False, bare=False, cut=False
     )
     query = "channel=b/c&channel=a&channel=a&ids=delta&types=data&end=cut&heartbeat=5&replay=3&token=t"
-    assert read_stream(request_of(query), config, takes_token=True) == StreamAsked(
+    assert read_stream(request_of(query), config, takes_token=True) == StreamRequest(
         Subscription(["b/c", "a"], "", from_header=False, replay=3, tells_replay=True, token="t"),
         5,
         delta=True,
@@ -281,7 +281,7 @@ def test_a_last_event_id_is_given_as_it_was_sent(query: str, header: str | None,
 
 def test_a_poll_s_request_is_these_values() -> None:
     config = Config()
-    assert read_poll(request_of("channel=a"), config, takes_token=False) == PollAsked(
+    assert read_poll(request_of("channel=a"), config, takes_token=False) == PollRequest(
         NOTHING_FOLLOWS, config.poll_timeout, None
     )
     asked = read_poll(request_of("channel=a&timeout=999&max_bytes=2000"), config, takes_token=False)

@@ -1,6 +1,8 @@
-"""Requests and answers under SSE_PREFIX, and the embed script that is served there.
+"""The routes under SSE_PREFIX, and the embed script that is served there.
 
-`request` reads a request, `admission` lets it through to its positions, and `answers` has the answers as values: all
-without Flask. `views` has the routes for Flask, and `hooks` mends what the app's own hooks do to a stream. `script` is
-the embed script, and `host` warns of a server that cannot hold streams.
+From the bottom up: `request` parses the parts of a request as they are needed, and knows no Flask. `admission` takes a
+parsed request through the limits, the right to read or publish, and the positions or the store. `answers` makes answers
+as plain values, and adds the headers that every answer has. `views` connects these to Flask's routes and responses.
+`hooks` has the responses and the hook that keep streams and polls working whatever the app's own hooks do. `script` is
+the embed script as it is served, and `server_check` warns of a WSGI server that cannot hold streams.
 """

@@ -1,4 +1,7 @@
-"""A request that has been read is let in here, by its limits, its right and then its positions. No Flask is needed."""
+"""Admits a parsed request, or refuses it: first by the limits, then by its right. Needs no Flask.
+
+A stream or poll that is admitted gets its starting positions. A publication that is admitted is stored.
+"""
 
 from __future__ import annotations
 
@@ -36,17 +39,17 @@ _MAX_WRONG_ANSWERS: Final = 100
 
 
 class Admitted(NamedTuple):
-    """A reader who may read: where it goes on in each channel, what it stands on, and what counts new channels."""
+    """An admitted stream or poll: where it starts in each channel, its right to read, and its limit of new channels."""
 
     starts: dict[str, Start]
     permit: Permit | None
-    """None where all channels are public."""
+    """None if all channels are public."""
     charge: Charge | None
-    """None where new channels are not limited."""
+    """Counts the channels that it creates; None if new channels are not limited."""
 
 
 class Admission:
-    """Lets the requests of one service pass. `authorize` gives the app's rule for reading."""
+    """Admits the requests of one service. `authorize` returns the app's rule for reading, None if it has none."""
 
     def __init__(self, service: Service, authorize: Callable[[], decision.Authorize | None]) -> None:
         self._service = service
@@ -58,46 +61,55 @@ class Admission:
         self._wrong_answers = WrongAnswers()
 
     def rule(self) -> decision.Authorize | None:
-        """Return the app's rule, made safe: see `_ask`. One request asks for it once, because the app may change it."""
+        """Return the app's rule, wrapped in `_ask`. Call this once in each request: the app may change its rule."""
         authorize = self._authorize()
         return None if authorize is None else partial(_ask, authorize, self._wrong_answers)
 
     def takes_token(self, rule: decision.Authorize | None) -> bool:
-        """Return whether anybody looks at the parameter `token`."""
+        """Return True if the parameter `token` is read: by this service, or by the app's rule."""
         return self._service.tokens.configured or rule is not None
 
-    def reader(self, request: Request, asked: Subscription, rule: decision.Authorize | None) -> Admitted:
-        """Let a stream or poll pass, by this rule of the app's.
+    def reader(self, request: Request, subscription: Subscription, rule: decision.Authorize | None) -> Admitted:
+        """Admit a stream or poll.
 
+        The checks have this order: the limit of requests, the credentials, the right to each channel, the number of
+        processes. Only then is the last event id read.
+
+        :param rule: the app's rule, as `rule` returned it for this request.
         :raises TooMany: if the client asks too often.
-        :raises Unauthorized: if a credential is not valid, or missing.
+        :raises Unauthorized: if a credential is not valid, or is missing.
         :raises Forbidden: naming the channels that are refused.
-        :raises Unavailable: if the right cannot be checked, or where other processes publish what is not seen here.
+        :raises Unavailable: if the right cannot be checked now, or if the app runs in several processes whose memory
+            stores do not see each other's events.
         """
         config = self._config
         address = read_address(request, config.proxies)
         self._limits.subscribe(address)
         is_credential_read = self._service.tokens.configured
-        credentials = read_credential(request, asked.token, config) if is_credential_read else decision.Credentials()
-        permit = self._access.read(asked.channels, credentials, rule)
+        credentials = (
+            read_credential(request, subscription.token, config) if is_credential_read else decision.Credentials()
+        )
+        permit = self._access.read(subscription.channels, credentials, rule)
         self._service.check_workers(request.is_multiprocess)
-        last = LastEventId.parse(asked.last_event_id) if asked.last_event_id else None
-        starts = starting_points(asked.channels, last, from_header=asked.from_header, replay=asked.replay)
+        last = LastEventId.parse(subscription.last_event_id) if subscription.last_event_id else None
+        starts = starting_points(
+            subscription.channels, last, from_header=subscription.from_header, replay=subscription.replay
+        )
         return Admitted(starts, permit, self._charge(permit, address))
 
     def ticket(self, request: Request) -> str:
         """Return a ticket for the channels that the request names.
 
-        :raises SSEError: those of reading the query, the limit, the right and the body, in this order.
+        :raises SSEError: for a fault in the query, the limit, the right or the body, looked at in this order.
         """
         channels = read_ticket(request, self._config)
         self._limits.subscribe(read_address(request, self._config.proxies))
         text = self._access.ticket(channels, request.header("HTTP_AUTHORIZATION"), self.rule())
-        read_body(request)  # of which nothing is needed, but a request that breaks off is not acted on
+        read_body(request)  # the content is not used, but a request whose body breaks off must have no effect
         return text
 
     def publisher(self, request: Request) -> decision.Publisher:
-        """Return who publishes, before the body is read: see `Access.publisher`."""
+        """Return the publisher, from the header alone, before the body is read: see `Access.publisher`."""
         return self._access.publisher(request.header("HTTP_AUTHORIZATION"))
 
     def publish(
@@ -105,7 +117,8 @@ class Admission:
     ) -> list[str]:
         """Store events, each on its channel, and return their ids.
 
-        :raises SSEError: those of the right, the key, each event, the limits and the store, in this order.
+        :raises SSEError: for a fault in the right, the number of processes, the idempotency key, an event, the limits
+            or the store, looked at in this order.
         """
         channels = [channel for channel, _ in events]
         self._access.publish(channels, publisher)
@@ -113,15 +126,15 @@ class Admission:
         self._service.check_workers(request.is_multiprocess)
         key = read_idempotency_key(request)
         publications = [
-            Publication(channel, self._service.check(event), None if key is None else f"{scope}:{place}:{key}")
-            for place, (channel, event) in enumerate(events)
+            Publication(channel, self._service.check(event), None if key is None else f"{scope}:{index}:{key}")
+            for index, (channel, event) in enumerate(events)
         ]
         size = _stored_size(events) if self._config.limit_publish_bytes else 0
         try:
             counted = self._limits.publish(scope, channels, size, lambda: self._service.count_new(channels))
             positions = self._service.publish(publications)
         except StoreUnavailable as error:
-            warn("publishing is told to come again: %s", error)
+            warn("a publish request is answered with 503, to be repeated: %s", error)
             raise StoreUnavailable(error.message, f"{error.hint}; repeat this with the same Idempotency-Key") from error
         self._limits.count_new_rings(scope, sum(position.offset == 1 for position in positions) - counted)
         return [f"{channel}={position}" for channel, position in zip(channels, positions, strict=True)]
@@ -135,30 +148,31 @@ class Admission:
 
 
 class WrongAnswers:
-    """Logs, once for each rule and type, that a rule answers with anything but True, False or None."""
+    """Logs that a rule returned something other than True, False or None, once for each rule and type."""
 
     def __init__(self) -> None:
-        self._told: dict[tuple[str, str], object] = {}
+        self._logged: dict[tuple[str, str], object] = {}
 
-    def tell(self, rule: str, kind: type) -> None:
-        """Log an error about a rule that answered with this type, the first time that it does."""
+    def log(self, rule: str, kind: type) -> None:
+        """Log an error the first time that this rule returns this type."""
+        # setdefault is atomic, so only one of several threads gets its own object back and logs.
         mine, wrong = object(), (rule, f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins."))
-        if len(self._told) < _MAX_WRONG_ANSWERS and self._told.setdefault(wrong, mine) is mine:
+        if len(self._logged) < _MAX_WRONG_ANSWERS and self._logged.setdefault(wrong, mine) is mine:
             _log.error(
                 "@sse.authorize: the rule %s returned %s, so the channel stays closed: return True to open a channel "
-                "and False to refuse it; use abort() for an answer of its own, and bool() for a value that stands for "
-                "a yes or no",
+                "and False to refuse it; use abort() for an HTTP error of its own, and bool() for a value that "
+                "stands for yes or no",
                 *wrong,
             )
 
 
 def _ask(authorize: decision.Authorize, wrong_answers: WrongAnswers, channel: str) -> bool:
-    """Return whether the app's rule opens a channel, which only `True` does.
+    """Return True if the app's rule returns True for a channel.
 
-    An error in the rule opens nothing. It is no error status for a stream, because that would end its EventSource for
-    good.
+    An error in the rule opens nothing. It becomes Unavailable, for which a stream is answered `busy`: an error status
+    would end its EventSource for good. An `abort` in the rule is raised as it is, unless its status is 429 or 5xx.
 
-    :raises Unavailable: if the rule fails. An `abort` in the rule passes as it is, but for 429 and 5xx.
+    :raises Unavailable: if the rule fails.
     """
     try:
         answer: object = authorize(channel)
@@ -172,12 +186,12 @@ def _ask(authorize: decision.Authorize, wrong_answers: WrongAnswers, channel: st
         warn("@sse.authorize failed for channel %s", channel, exc_info=True)
         raise Unavailable("the right to read could not be checked", "see the log", code="authorize") from error
     if answer is not False and answer is not None:
-        wrong_answers.tell(decision.name_of(authorize), type(answer))
+        wrong_answers.log(decision.name_of(authorize), type(answer))
     return False
 
 
 def _status(error: Exception) -> int:
-    """Return the HTTP status that an error of the app's rule stands for."""
+    """Return the HTTP status of an error of the app's rule, 500 for one that is not an HTTP error."""
     if isinstance(error, HTTPException):
         return error.get_response().status_code
     return error.status if isinstance(error, SSEError) else 500
@@ -186,7 +200,7 @@ def _status(error: Exception) -> int:
 def _stored_size(events: Sequence[tuple[str, Event]]) -> int:
     """Return the bytes that the events' data take in the store, in all channels together."""
     total = 0
-    sizes: dict[int, int] = {}  # one event on many channels is one object, which is measured once
+    sizes: dict[int, int] = {}  # by the event's id(): an event on many channels is one object, and is measured once
     for _, event in events:
         size = sizes.get(id(event))
         if size is None:

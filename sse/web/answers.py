@@ -1,4 +1,4 @@
-"""Answers as values, and the headers that all answers have. Nothing here needs a request of Flask's."""
+"""Answers as plain values, and the headers that all answers have. Works without Flask's request."""
 
 from __future__ import annotations
 
@@ -33,8 +33,9 @@ STREAM_HEADERS: Final = {
     "X-Accel-Buffering": "no",
 }
 _VARY: Final = ("Origin", "Cookie", "Authorization", "Last-Event-ID")
-# The request headers that a page of another origin may send, by their names: a star would not count beside credentials.
-# Datastar and htmx 4 send theirs with every request; Datastar sends a Content-Type even with GET. As in nginx.conf.
+# The request headers that a page of another origin may send. A star would not work for requests with credentials.
+# Datastar and htmx 4 send their own with every request, and Datastar sends a Content-Type even with GET. nginx.conf has
+# the same list.
 ALLOWED_HEADERS: Final = (
     "Authorization",
     "Cache-Control",
@@ -51,7 +52,7 @@ ALLOWED_HEADERS: Final = (
 
 
 class Answer(NamedTuple):
-    """A whole answer of JSON: Content-Type and Content-Length come first, then `headers`, then those of `Finish`."""
+    """An answer of JSON. Its Content-Type and Content-Length come first, then `headers`, then `CommonHeaders`."""
 
     body: bytes
     status: int = 200
@@ -67,35 +68,38 @@ class ScriptAnswer(NamedTuple):
 
 
 def json(value: object, status: int = 200) -> Answer:
-    """Return an answer that says `value`."""
+    """Return an answer whose body is `value` as JSON."""
     return Answer(encode_json(value).encode(), status)
 
 
 def refusal(error: SSEError) -> Answer:
     """Return the answer that tells a client of an error."""
-    return Answer(_told(error), error.status, [*error.headers.items()])
+    return Answer(_error_body(error), error.status, [*error.headers.items()])
 
 
 def http_refusal(error: HTTPException) -> Answer:
-    """Return an error of werkzeug, Flask or the app's rule in this service's form."""
-    told = RequestError(error.description or error.name, code=error.name.lower().replace(" ", "_"))
+    """Return the answer to an error of werkzeug, Flask or the app's rule, in the form of this service's errors."""
+    shown = RequestError(error.description or error.name, code=error.name.lower().replace(" ", "_"))
     headers = error.get_headers()  # Retry-After, WWW-Authenticate and Allow, where the error has them
     own = [(name, text) for name, text in headers if name.lower() != "content-type"]
-    return Answer(_told(told), error.code or 400, own)
+    return Answer(_error_body(shown), error.code or 400, own)
 
 
 def gone(resets: Sequence[Reset], last_event_id: str) -> Answer:
-    """Refuse a bare stream that would have to tell of resets; the client goes on from the last event id."""
+    """Return the refusal of a bare stream that would have to begin with resets, which a bare stream cannot tell.
+
+    The client continues from the last event id in the answer.
+    """
     error = Gone(
         f"channel {resets[0].channel} cannot be continued: {resets[0].reason}",
-        "fetch the state again, and come back with the last_event_id of this answer",
+        "fetch the state again, then reconnect with the last_event_id of this answer",
     )
-    told = [reset.json for reset in resets]
-    return json({"error": error.to_json(), "resets": told, "last_event_id": last_event_id}, error.status)
+    notices = [reset.json for reset in resets]
+    return json({"error": error.to_json(), "resets": notices, "last_event_id": last_event_id}, error.status)
 
 
 def embed_script(request: Request, suffix: str, cache_control: str) -> ScriptAnswer:
-    """Return the embed script: any page may load it and check its hash, because it carries nothing of anyone's.
+    """Return the embed script. Any page may load it and check its hash, because it has no data of any user.
 
     :param suffix: `js`, or `mjs` for the module.
     """
@@ -107,7 +111,7 @@ def embed_script(request: Request, suffix: str, cache_control: str) -> ScriptAns
         "Cache-Control": cache_control,
         "ETag": f'"{etag}"',
         "Vary": "Accept-Encoding",
-        "Access-Control-Allow-Origin": "*",  # where it is set, Finish adds nothing
+        "Access-Control-Allow-Origin": "*",  # as it is set here, CommonHeaders adds no other
         "Cross-Origin-Resource-Policy": "cross-origin",
     }
     if request.has(etag):
@@ -117,23 +121,26 @@ def embed_script(request: Request, suffix: str, cache_control: str) -> ScriptAns
     return ScriptAnswer(body, 200, headers)
 
 
-class Finish:
-    """Gives each answer, an error too, the headers that all have, and those of CORS."""
+class CommonHeaders:
+    """Adds the headers that all answers have, errors too, and the CORS headers."""
 
     def __init__(self, config: Config) -> None:
         self._cors = Cors(config) if config.origins else None
 
     def __call__(self, headers: Headers, environ: WSGIEnvironment, *, with_cors: bool = True) -> None:
-        """Add to the headers of an answer to a request what they lack; without those of CORS if these are decided."""
-        given = {name.lower() for name, _ in headers}  # once: each look into them goes through them all
+        """Add the missing headers to an answer.
+
+        :param with_cors: False if something else has decided on the CORS headers.
+        """
+        given = {name.lower() for name, _ in headers}  # a set, because each look-up in Headers searches them all
         if with_cors and self._cors and "access-control-allow-origin" not in given:
             headers.extend(self._cors.headers(environ))
         if "x-content-type-options" not in given:
             headers.add("X-Content-Type-Options", "nosniff")
         if "cache-control" not in given:
-            headers.add("Cache-Control", "private, no-store")  # caches that are made to ignore one may heed the other
+            headers.add("Cache-Control", "private, no-store")  # a cache that is made to ignore one may obey the other
         elif "public" in headers["Cache-Control"]:
-            return  # the same for everybody
+            return  # the answer is the same for all clients
         headers.set("Referrer-Policy", "no-referrer")
         if "vary" not in given:
             headers.add("Vary", ", ".join(_VARY))
@@ -142,20 +149,20 @@ class Finish:
 
 
 def _others(headers: Headers) -> list[str]:
-    """Return the names in an answer's Vary that are not ours."""
+    """Return the names in an answer's Vary that are not in `_VARY`."""
     ours = {name.lower() for name in _VARY}
     return [name for name in parse_set_header(headers["Vary"]) if name.lower() not in ours]
 
 
 class Cors:
-    """The headers of CORS, by flask-cors: worked out once for each origin, and anew for each preflight."""
+    """The CORS headers, as flask-cors works them out: once for each origin, and for each preflight."""
 
     def __init__(self, config: Config) -> None:
         anybody = config.origins == ("*",)
         self._options = serialize_options(
             {
                 **DEFAULT_OPTIONS,
-                # flask-cors would read the brackets of an IPv6 address as a regular expression: exact ones are given.
+                # Patterns, because flask-cors would read the brackets of an IPv6 address as a regular expression.
                 "origins": "*" if anybody else [re.compile(rf"{re.escape(origin)}\Z") for origin in config.origins],
                 "supports_credentials": not anybody,
                 "send_wildcard": anybody,
@@ -167,23 +174,23 @@ class Cors:
                 "max_age": 600,
             }
         )
-        self._of_origin = lru_cache(maxsize=64)(self._work_out)
+        self._by_origin = lru_cache(maxsize=64)(self._work_out)
 
     def headers(self, environ: WSGIEnvironment) -> Fields:
-        """Return the headers for the answer to a request; none unless a page's origin is sent."""
+        """Return the CORS headers of the answer to a request; none if it has no Origin header."""
         origin = environ.get("HTTP_ORIGIN")
         if not origin:
             return ()
         if environ["REQUEST_METHOD"] == "OPTIONS":
-            return self._asked(EnvironHeaders(environ), "OPTIONS")
-        return self._of_origin(origin)
+            return self._headers_for(EnvironHeaders(environ), "OPTIONS")
+        return self._by_origin(origin)
 
     def _work_out(self, origin: str) -> Fields:
-        return self._asked(EnvironHeaders({"HTTP_ORIGIN": origin}), "GET")
+        return self._headers_for(EnvironHeaders({"HTTP_ORIGIN": origin}), "GET")
 
-    def _asked(self, headers: Headers, method: str) -> Fields:
+    def _headers_for(self, headers: Headers, method: str) -> Fields:
         return [(name, str(value)) for name, value in get_cors_headers(self._options, headers, method).items()]
 
 
-def _told(error: SSEError) -> bytes:
+def _error_body(error: SSEError) -> bytes:
     return encode_json({"error": error.to_json()}).encode()

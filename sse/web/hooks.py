@@ -1,4 +1,13 @@
-"""The app's own hooks around the routes, and the responses that keep a stream or a poll from harm by them."""
+"""Responses, and a hook, that keep streams and polls working whatever the app's own hooks do.
+
+Flask passes each response to the app's after_request hooks. A hook may read the body, which never ends in a stream; it
+may wrap or replace it; or it may answer 429 or 5xx, after which an EventSource never reconnects. So:
+
+- A stream gives an empty body to a hook that reads it (`HookedStream`), and the stream is sent all the same.
+- A poll gives a hook its answer, and the hook waits for it (`HookedPoll`).
+- The server gets the stream or poll object itself, if no hook has wrapped it (`WaitingResponse`).
+- A refusal by the app is replaced by the answer `busy`, so that the client reconnects (`make_busy_hook`).
+"""
 
 from __future__ import annotations
 
@@ -28,23 +37,24 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
 _DISPATCH: Final[CodeType] = Flask.full_dispatch_request.__code__
-_LONGEST_WAIT: Final = 86_400  # seconds that a client is told to wait, whatever the app says
+_LONGEST_WAIT: Final = 86_400  # seconds that a client is told to wait at most, whatever the app's Retry-After
 _BUSY: Final = "sse.busy"
-_OF_A_WHOLE: Final = ("content-length", "etag")  # headers that a stream cannot have
+# Headers of a body that is known as a whole, which a stream's is not.
+_OF_COMPLETE_BODIES: Final = ("content-length", "etag")
 
 Hook = Callable[[Response], Response]
 
 
 class HookedStream(Stream):
-    """A stream that gives an empty body to a hook of the app.
+    """A stream that gives an empty body to a hook of the app that reads it.
 
-    The hook would wait for ever, and the client would lose what the hook read.
+    Otherwise the hook would wait for ever, and the client would not get the events that the hook has read.
     """
 
     __slots__ = ()
 
     def __iter__(self) -> Iterator[bytes]:
-        if reader := _reader():
+        if reader := _reading_function():
             request.environ["sse.read"] = self
             warn_once(
                 "%s reads the body of a stream, which has no end. It is given an empty body, and the client gets the "
@@ -56,12 +66,12 @@ class HookedStream(Stream):
 
 
 class HookedPoll(Poll):
-    """A poll that gives a hook of the app the answer, for which the hook has to wait."""
+    """A poll that gives its answer to a hook of the app that reads it, after the hook has waited for it."""
 
     __slots__ = ()
 
     def __iter__(self) -> Iterator[bytes]:
-        if reader := _reader():
+        if reader := _reading_function():
             warn_once(
                 "%s reads the body of a poll that waits, and so holds a greenlet until there is an answer. Have it do "
                 "nothing where response.is_streamed is true",
@@ -71,15 +81,18 @@ class HookedPoll(Poll):
             answers += () if answers else super().__iter__()
             yield from answers
         elif self.subscriber.is_detached and (answer := self.open()):
-            yield answer  # it was given up at the request's end, but the app has made a response of its own of it
+            yield answer  # the poll was closed at the request's end, but the app has put it into a response of its own
         else:
             yield from super().__iter__()
 
 
-def _reader() -> str:
-    """Return the function of the app that reads a body before it is sent; empty if the server reads it, to send it."""
+def _reading_function() -> str:
+    """Return the function of the app that is reading the body now, as a text for the log.
+
+    The text is empty if no hook reads it, but the server does, to send it: then Flask's dispatch is not on the stack.
+    """
     frame: FrameType | None = sys._getframe(1)
-    hook, method = None, ""
+    hook, method = None, ""  # the frame of the app's code, and the method of werkzeug that it calls
     while frame is not None and frame.f_code is not _DISPATCH:
         module = frame.f_globals.get("__name__", "").partition(".")[0]
         if module == "werkzeug" and hook is None:
@@ -92,22 +105,22 @@ def _reader() -> str:
     if hook is None:
         return "a hook of the app"
     code = hook.f_code
-    place = f"the app's {code.co_qualname} ({code.co_filename}, line {hook.f_lineno})"
-    return f"{place}, with {method}()," if method else place
+    name = f"the app's {code.co_qualname} ({code.co_filename}, line {hook.f_lineno})"
+    return f"{name}, with {method}()," if method else name
 
 
-def keep_streams_coming(retry: int, finish: Hook) -> Hook:
-    """Return a hook that answers `busy` for a stream where the app answers 429 or 5xx, which would end an EventSource.
+def make_busy_hook(retry: int, add_headers: Hook) -> Hook:
+    """Return a hook that replaces the app's 429 or 5xx answer to a stream's request by the answer `busy`.
 
-    A bare stream is answered 503 then. The hook runs before the app's hooks, and again among them, because one of them
-    may answer so, or set the Retry-After. There it also puts a stream back where a hook has made a response of its own
-    of the empty body that it read.
+    An EventSource would never reconnect after such a status. A bare stream gets 503 instead of `busy`. The hook runs
+    before the app's hooks, and again among them, because one of them may answer with such a status, or set Retry-After.
+    It also puts a stream back into a response that a hook has made of the empty body that it read.
 
     :param retry: milliseconds that a client waits before it reconnects.
-    :param finish: gives an answer the headers that all have.
+    :param add_headers: adds the headers that all answers have.
     """
 
-    def keep(response: Response) -> Response:
+    def replace_refusal(response: Response) -> Response:
         status = response.status_code
         is_refused = status == 429 or status >= 500
         if not is_refused and not is_busy(response):
@@ -127,7 +140,7 @@ def keep_streams_coming(retry: int, finish: Hook) -> Hook:
             vars(response)[_BUSY] = True
             warn(
                 "a stream is told that this service is busy, because the app answered %s in its place: if that is "
-                'meant for pages alone, have it leave out request.blueprint == "sse"',
+                'meant for pages only, make an exception where request.blueprint == "sse"',
                 response.status,
             )
         if is_bare:
@@ -136,34 +149,35 @@ def keep_streams_coming(retry: int, finish: Hook) -> Hook:
             _replace(response, busy(retry, _retry_after(response)), STREAM_HEADERS)
             if _asks_for("end", "cut"):
                 break_off(response)
-        return finish(response)
+        return add_headers(response)
 
-    return keep
+    return replace_refusal
 
 
 def _asks_for(name: str, value: str) -> bool:
+    """Return True if the query has this parameter once, with this value."""
     try:
         return request.args.getlist(name) == [value]
-    except UnicodeDecodeError:  # where the app has answered, nobody has refused such a query
+    except UnicodeDecodeError:  # the app has answered before this service could refuse such a query
         return False
 
 
-class Whole(Response):
-    """A response that has all its headers, so that nothing has to be found out about them when it is sent."""
+class CompleteResponse(Response):
+    """A response whose headers are complete, so that none has to be worked out when it is sent."""
 
     def get_wsgi_headers(self, environ: WSGIEnvironment) -> Headers:  # noqa: ARG002
         return self.headers
 
     def get_app_iter(self, environ: WSGIEnvironment) -> Iterable[bytes]:
-        environ["sse.whole"] = True  # for a server that can send it without a greenlet
+        environ["sse.whole"] = True  # tells our worker that it can send the body without a greenlet
         return super().get_app_iter(environ)
 
 
-class WaitingResponse(Whole):
-    """Gives the server the stream or poll itself. Our worker hands it off, and other servers iterate over it.
+class WaitingResponse(CompleteResponse):
+    """A response that gives the server the stream or poll itself. Our worker hands it off, and others iterate over it.
 
-    A hook of the app may wrap the body or put another in its place. A stream that a hook has read is sent all the same:
-    the content that the hook made of the empty body is dropped.
+    If a hook of the app has wrapped or replaced the body, the server gets that body. A stream that a hook has read is
+    sent all the same, and the content that the hook made of the empty body is dropped.
     """
 
     def __init__(self, body: Stream | Poll, headers: Mapping[str, str]) -> None:
@@ -172,7 +186,7 @@ class WaitingResponse(Whole):
 
     def make_sequence(self) -> None:
         if isinstance(self.response, Stream):
-            deque(self.response, 0)  # tells the log which hook reads it, and gives nothing
+            deque(self.response, 0)  # gives nothing, and logs which hook reads the stream
         else:
             super().make_sequence()
 
@@ -187,11 +201,11 @@ class WaitingResponse(Whole):
             self.response = self._body
             self.headers.remove("Content-Encoding")
         elif self.response is self._body and "sse.answer" in environ:
-            self.response = environ["sse.answer"]  # of a poll, which a hook has waited for
+            self.response = environ["sse.answer"]  # the poll's answer, for which a hook has waited
         if self.is_sequence:
             return Response.get_wsgi_headers(self, environ)
-        if isinstance(self._body, Stream) and any(name.lower() in _OF_A_WHOLE for name, _ in self.headers):
-            for name in _OF_A_WHOLE:
+        if isinstance(self._body, Stream) and any(name.lower() in _OF_COMPLETE_BODIES for name, _ in self.headers):
+            for name in _OF_COMPLETE_BODIES:
                 self.headers.remove(name)
         return super().get_wsgi_headers(environ)
 
@@ -201,18 +215,18 @@ class WaitingResponse(Whole):
         if self.response is not body or environ["REQUEST_METHOD"] == "HEAD":
             self.call_on_close(body.close)
             return Response.get_app_iter(self, environ)
-        body.closing = self._on_close  # what the app wants done at the end
-        environ["sse.body"] = body  # for a server that can tell it by that
+        body.closing = self._on_close  # the functions that the app wants called at the end
+        environ["sse.body"] = body  # tells our worker that it can hand this body off
         return body
 
 
-def waiting(wanted: Any) -> type[WaitingResponse]:
-    """Return the class of responses that the app wants each of its responses to have, made to wait."""
-    return WaitingResponse if wanted is Response else type("WaitingResponse", (WaitingResponse, wanted), {})
+def waiting_class(base: Any) -> type[WaitingResponse]:
+    """Return a WaitingResponse that is also a subclass of the app's own class of responses."""
+    return WaitingResponse if base is Response else type("WaitingResponse", (WaitingResponse, base), {})
 
 
-class _Broken(Response):
-    """A response whose body breaks off after its last byte."""
+class _BrokenOff(Response):
+    """A response whose body breaks off after its last byte, without the end that HTTP prescribes."""
 
     def get_wsgi_headers(self, environ: WSGIEnvironment) -> Headers:
         headers = super().get_wsgi_headers(environ)
@@ -223,31 +237,31 @@ class _Broken(Response):
         body = super().get_app_iter(environ)
         if environ["REQUEST_METHOD"] == "HEAD":
             return body
-        return ClosingIterator(_broken(body), getattr(body, "close", None))
+        return ClosingIterator(_cut_at_end(body), getattr(body, "close", None))
 
 
-def _broken(body: Iterable[bytes]) -> Iterator[bytes]:
+def _cut_at_end(body: Iterable[bytes]) -> Iterator[bytes]:
     yield from body
     raise Cut
 
 
 @lru_cache(maxsize=4)
-def _broken_kind(kind: type[Response]) -> type[Response]:
-    return type("Broken", (_Broken, kind), {})
+def _broken_off_class(base: type[Response]) -> type[Response]:
+    return type("BrokenOff", (_BrokenOff, base), {})
 
 
 def break_off(response: Response) -> None:
-    """Have the body of a response break off at its end."""
-    if not isinstance(response, _Broken):
-        kind: Any = type(response)
-        response.__class__ = _broken_kind(kind)
+    """Make the body of a response break off at its end, for a client that reconnects only after a broken connection."""
+    if not isinstance(response, _BrokenOff):
+        base: Any = type(response)
+        response.__class__ = _broken_off_class(base)
 
 
 def busy_error(retry: int, after: int) -> Response:
     """Return the answer to a bare stream that cannot be served now.
 
     :param retry: milliseconds that a client waits before it reconnects.
-    :param after: seconds before which it would come in vain.
+    :param after: seconds for which another request would be refused too.
     """
     response = Response()
     vars(response)[_BUSY] = True
@@ -256,7 +270,7 @@ def busy_error(retry: int, after: int) -> Response:
 
 
 def _refuse(response: Response, retry: int, after: int) -> None:
-    """Have a response be the refusal of a bare stream, which the client is to ask for again."""
+    """Turn a response into the refusal of a bare stream, which tells the client when to ask again."""
     wait = math.ceil(busy_for(retry, after) / 1000)
     hint = "wait as Retry-After says, then ask again with the same last event id"
     answer = refusal(Busy("this service is busy", hint, retry_after=wait))
@@ -266,9 +280,9 @@ def _refuse(response: Response, retry: int, after: int) -> None:
 
 
 def _put_back(response: Response, stream: HookedStream) -> None:
-    """Have a response that a hook made of a stream's empty body be that stream again."""
+    """Put a stream back into a response that a hook made of the stream's empty body."""
     if response.is_streamed:
-        return  # it has the stream, or a wrapping of it
+        return  # its body is the stream, or wraps it
     response.response = stream
     response.call_on_close(stream.close)
     response.headers.update(STREAM_HEADERS)
@@ -277,12 +291,12 @@ def _put_back(response: Response, stream: HookedStream) -> None:
 
 
 def is_busy(response: Response) -> bool:
-    """Tell whether a response says `busy` in the place of another."""
+    """Return True if a response is the answer `busy`, or the 503 of a bare stream, in place of another answer."""
     return _BUSY in vars(response)
 
 
 def _replace(response: Response, body: bytes, headers: Mapping[str, str]) -> None:
-    """Have a response be 200, with this whole body and these headers. Cookies and other headers of the app stay."""
+    """Turn a response into a 200 with this body and these headers. Cookies and other headers of the app stay."""
     if close := getattr(response.response, "close", None):
         response.call_on_close(close)
     response.status_code = 200
@@ -294,7 +308,7 @@ def _replace(response: Response, body: bytes, headers: Mapping[str, str]) -> Non
 
 
 def _retry_after(response: Response) -> int:
-    """Return the seconds that a response's Retry-After tells (RFC 9110, 10.2.3); 0 if it tells none."""
+    """Return the seconds in a response's Retry-After (RFC 9110, 10.2.3); 0 if it has none."""
     text = response.headers.get("Retry-After", "").strip()
     if re.fullmatch("[0-9]{1,9}", text):
         seconds = int(text)

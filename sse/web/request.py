@@ -1,7 +1,9 @@
-"""A request as values: what each route is asked for, read without Flask and before anything is decided.
+"""Reads a request into values: the parameters of each route, the credentials, and the body. Knows no Flask.
 
-Werkzeug's functions parse the query, cookies, headers and the body. A parser of our own would be a hole, because a
-proxy or the app could then read the same request otherwise.
+A fault in the request is raised here. The right to read or publish is decided later, in `admission`.
+
+Werkzeug's functions parse the query, cookies, headers and the body. A parser of our own would be a security hole,
+because a proxy or the app could read the same request differently.
 """
 
 from __future__ import annotations
@@ -28,14 +30,14 @@ from sse.wire import parse_publish
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
-_MAX_BODY: Final = 1 << 20
-_MAX_DISCARDED: Final = 16 << 20
+_MAX_BODY: Final = 1 << 20  # bytes of a publish request
+_MAX_DISCARDED: Final = 16 << 20  # bytes that are read of a body that is too large
 _DISCARD_SECONDS: Final = 2.0
-_MAX_DROPPED: Final = 16_384
-_MAX_ID: Final = 4096
-_MAX_POLL: Final = 60
-_ANSWER_BYTES: Final = (1024, 1 << 20)  # that a poll may set as its bound
-_MIN_HEARTBEAT: Final = 3
+_MAX_DROPPED: Final = 16_384  # bytes of a body that is read and ignored
+_MAX_ID: Final = 4096  # bytes of a last event id
+_MAX_POLL: Final = 60  # seconds
+_ANSWER_BYTES: Final = (1024, 1 << 20)  # the range of a poll's parameter max_bytes
+_MIN_HEARTBEAT: Final = 3  # seconds
 # Parameters that a request may have once only.
 _OF_STREAMS: Final = ("last_event_id", "lastEventId", "ids", "types", "form", "end", "replay", "heartbeat", "token")
 _OF_POLLS: Final = ("last_event_id", "lastEventId", "replay", "timeout", "max_bytes", "token")
@@ -48,7 +50,7 @@ Options = Mapping[str, str]
 class Request:
     """One request, with a method for each part that has to be parsed.
 
-    A part is parsed when it is asked for, because a fault in it is answered only when its turn comes.
+    A part is parsed only when its method is called, so that faults are answered in the order in which parts are needed.
     """
 
     __slots__ = ("_stream", "environ", "method", "query_string")
@@ -85,22 +87,23 @@ class Request:
         return get_content_length(self.environ)
 
     def stream(self) -> IO[bytes]:
-        """Return the body as a file that ends where the body ends, the same each time."""
+        """Return the body as a file that ends where the body ends. Each call returns the same file."""
         return self._input(None)
 
     def data(self, max_length: int) -> bytes:
         """Return the body.
 
-        :raises RequestEntityTooLarge: if its length is over `max_length` bytes. A longer body in chunks is cut there.
+        :raises RequestEntityTooLarge: if its Content-Length is over `max_length` bytes. A longer body in chunks is cut
+            off at that length instead.
         """
         return self._input(max_length).read()
 
     def takes_gzip(self) -> bool:
-        """Return whether the client accepts a body that is gzipped."""
+        """Return True if the client accepts a gzipped body."""
         return parse_accept_header(self.environ.get("HTTP_ACCEPT_ENCODING"))["gzip"] > 0
 
     def has(self, etag: str) -> bool:
-        """Return whether the client has the version of this ETag already (RFC 9110, 13.1.2)."""
+        """Return True if the client has the version with this ETag already (RFC 9110, 13.1.2)."""
         return parse_etags(self.environ.get("HTTP_IF_NONE_MATCH")).contains_weak(etag)
 
     def header(self, name: str) -> str:
@@ -114,75 +117,81 @@ class Request:
         return bool(self.environ.get("wsgi.multiprocess"))
 
     def _input(self, max_length: int | None) -> IO[bytes]:
-        if self._stream is None:  # a second one would read the bytes of the next request
+        if self._stream is None:  # only once: a second stream would read the bytes of the next request
             self._stream = get_input_stream(self.environ, max_content_length=max_length)
         return self._stream
 
 
 class Subscription(NamedTuple):
-    """The channels that a stream or poll asks for, and where it wants to go on in them."""
+    """The channels that a stream or poll asks for, and the positions from which it continues."""
 
     channels: list[str]
     last_event_id: str
-    """As it was sent. Positions are made of it once the request may read."""
+    """The text as it was sent. It is parsed only after the request has been admitted."""
     from_header: bool
+    """True if the last event id came in the header."""
     replay: int
-    """Events, 0 beside a last event id."""
+    """Number of newest events to begin with, 0 if there is a last event id."""
     tells_replay: bool
-    """True if the request has the parameter; then the answer says which number is used."""
+    """True if the request has the parameter `replay`. Then `sse.open` tells the number that is used."""
     token: str
-    """In the query."""
+    """The token or ticket in the query, empty if there is none."""
 
 
-class StreamAsked(NamedTuple):
-    """A request for a stream."""
+class StreamRequest(NamedTuple):
+    """The parameters of a stream."""
 
     subscription: Subscription
     heartbeat: int
     """Seconds."""
     delta: bool
+    """ids=delta"""
     typed: bool
+    """types=data"""
     bare: bool
+    """form=bare"""
     cut: bool
+    """end=cut"""
 
 
-class PollAsked(NamedTuple):
-    """A request for a poll."""
+class PollRequest(NamedTuple):
+    """The parameters of a poll."""
 
     subscription: Subscription
     timeout: int
     """Seconds."""
     max_bytes: int | None
+    """The bound of the answer, None if the client gives none."""
 
 
 # Routes
 
 
-def read_stream(request: Request, config: Config, *, takes_token: bool) -> StreamAsked:
-    """Return what a stream is asked for.
+def read_stream(request: Request, config: Config, *, takes_token: bool) -> StreamRequest:
+    """Return the parameters of a stream.
 
-    :param takes_token: whether anybody looks at the parameter `token`.
+    :param takes_token: False if the parameter `token` is to be refused, because nothing reads it.
     :raises RequestError: for a fault in the query or body.
-    :raises TooLarge: if the body, which means nothing, is over 16 KB.
+    :raises TooLarge: if the body, which has no meaning, is over 16 KB.
     """
     _drop_body(request)
     query = _query(request, *_OF_STREAMS)
-    delta, typed = _switch(query, "ids", "delta"), _switch(query, "types", "data")
-    bare, cut = _switch(query, "form", "bare"), _switch(query, "end", "cut")
+    delta, typed = _flag(query, "ids", "delta"), _flag(query, "types", "data")
+    bare, cut = _flag(query, "form", "bare"), _flag(query, "end", "cut")
     if bare and (delta or typed):
         name = "ids" if delta else "types"
-        raise RequestError(f"form=bare stands beside {name}={query[name][0]}", f"leave {name} out: bare stands alone")
+        raise RequestError(f"form=bare excludes {name}={query[name][0]}", f"leave {name} out, or form=bare")
     heartbeat = _integer(query, "heartbeat", config.heartbeat, _MIN_HEARTBEAT, config.heartbeat)
-    return StreamAsked(_subscription(request, query, config, takes_token), heartbeat, delta, typed, bare, cut)
+    return StreamRequest(_subscription(request, query, config, takes_token), heartbeat, delta, typed, bare, cut)
 
 
-def read_poll(request: Request, config: Config, *, takes_token: bool) -> PollAsked:
-    """Return what a poll is asked for; parameter and errors are those of `read_stream`."""
+def read_poll(request: Request, config: Config, *, takes_token: bool) -> PollRequest:
+    """Return the parameters of a poll; arguments and errors are those of `read_stream`."""
     _drop_body(request)
     query = _query(request, *_OF_POLLS)
     timeout = _integer(query, "timeout", config.poll_timeout, 0, _MAX_POLL)
-    max_bytes = _fewer(_integer(query, "max_bytes", 0, *_ANSWER_BYTES))
-    return PollAsked(_subscription(request, query, config, takes_token), timeout, max_bytes)
+    max_bytes = _rounded_down(_integer(query, "max_bytes", 0, *_ANSWER_BYTES))
+    return PollRequest(_subscription(request, query, config, takes_token), timeout, max_bytes)
 
 
 def read_ticket(request: Request, config: Config) -> list[str]:
@@ -210,7 +219,10 @@ def read_publish(request: Request, config: Config) -> list[tuple[str, Event]]:
 
 
 def read_raw(request: Request, channel: str) -> list[tuple[str, Event]]:
-    """Return the event that a body of any media type is, with its channel; errors are those of `read_publish`."""
+    """Return the event that a body of any media type makes, with its channel.
+
+    :raises InvalidEvent: for a bad channel, type or media type. The other errors are those of `read_publish`.
+    """
     type = _query(request, "type").get("type", [DEFAULT_TYPE])[0]
     media_type, options = request.media_type()
     event = Event(_raw_data(_text_body(request, options), media_type), type)
@@ -221,7 +233,7 @@ def read_raw(request: Request, channel: str) -> list[tuple[str, Event]]:
 
 
 def read_credential(request: Request, token: str, config: Config) -> Credentials:
-    """Return what the request brings to show who it is, `token` being the query's."""
+    """Return the request's credentials; `token` is the one in its query."""
     cookie = request.cookie(config.cookie)
     return Credentials(
         request.header("HTTP_AUTHORIZATION"), cookie, token, not cookie or _cookie_counts(request, config.origins)
@@ -235,15 +247,15 @@ def _cookie_counts(request: Request, origins: tuple[str, ...]) -> bool:
 
 
 def read_address(request: Request, proxies: int) -> str | None:
-    """Return the client's address as it is counted, None for nobody's: see `client_address`."""
+    """Return the client's address as it is counted, None if it is not counted: see `client_address`."""
     forwarded = request.header("HTTP_X_FORWARDED_FOR") if proxies else ""
     return client_address(request.environ.get("REMOTE_ADDR"), forwarded, proxies)
 
 
 def read_idempotency_key(request: Request) -> str | None:
-    """Return the key that makes a repetition harmless.
+    """Return the idempotency key, which makes a repeated request harmless; None if there is none.
 
-    :raises RequestError: if it cannot be one.
+    :raises RequestError: if the header is not an idempotency key.
     """
     key: str | None = request.environ.get("HTTP_IDEMPOTENCY_KEY")
     try:
@@ -270,15 +282,18 @@ def _query(request: Request, *single: str) -> Query:
     try:
         query = request.args()
     except UnicodeDecodeError:
-        raise RequestError("the query has bytes that are no UTF-8", "percent-encode it, see RFC 3986, 2.1") from None
+        raise RequestError("the query has bytes that are not UTF-8", "percent-encode it, see RFC 3986, 2.1") from None
     for name, values in query.items():
         if len(values) > 1 and name in single:
             raise RequestError(f"{name} is given more than once", "give it once")
     return query
 
 
-def _switch(query: Query, name: str, value: str) -> bool:
-    """Return whether a parameter is given, which can have one value only."""
+def _flag(query: Query, name: str, value: str) -> bool:
+    """Return True if a parameter is given. It can have one value only.
+
+    :raises RequestError: if it has another value.
+    """
     if name not in query:
         return False
     text = query[name][0]
@@ -288,18 +303,22 @@ def _switch(query: Query, name: str, value: str) -> bool:
 
 
 def _integer(query: Query, name: str, default: int, low: int, high: int) -> int:
+    """Return the number in a parameter, clamped to the range; the default if the parameter is not given."""
     if name not in query:
         return default
     text = query[name][0]
     if not re.fullmatch(r"[+-]?[0-9]+", text):
         raise RequestError(f"{name} is {text[:60]!a}", f"give a whole number from {low} to {high}")
-    # A number of over 18 digits is far out of range; converting thousands of them is refused by Python.
+    # A number of over 18 digits is out of range whatever it is, and Python refuses to convert thousands of digits.
     number = int(text) if len(text) <= 18 else (low - 1 if text.startswith("-") else high + 1)
     return min(max(number, low), high)
 
 
-def _fewer(max_bytes: int) -> int | None:
-    """Round down to one of 41 sizes, so that polls with different bounds can share their answers."""
+def _rounded_down(max_bytes: int) -> int | None:
+    """Return the bound rounded down to one of 41 sizes, so that polls with different bounds can share answers.
+
+    None means that there is no bound.
+    """
     return max_bytes >> (max_bytes.bit_length() - 3) << (max_bytes.bit_length() - 3) if max_bytes else None
 
 
@@ -324,7 +343,10 @@ def _channels(query: Query, config: Config) -> list[str]:
 
 
 def _last_event_id(request: Request, query: Query) -> tuple[str, bool]:
-    """Return the last event id, and whether it came in the header, which wins unless empty (WHATWG HTML 9.2.3)."""
+    """Return the last event id, and True if it came in the header.
+
+    The header wins over the query, unless it is empty (WHATWG HTML 9.2.3).
+    """
     if "last_event_id" in query and "lastEventId" in query:
         raise RequestError("last_event_id and lastEventId are the same parameter", "give one of them")
     header = request.header("HTTP_LAST_EVENT_ID")
@@ -335,9 +357,9 @@ def _last_event_id(request: Request, query: Query) -> tuple[str, bool]:
 
 
 def _text_body(request: Request, options: Options) -> bytes:
-    """Return the whole body, which is to be read as it is and, where it is text, as UTF-8.
+    """Return the whole body, which has no content coding and, if it is text, is in UTF-8.
 
-    :raises UnsupportedMedia: if it is coded otherwise. The other errors are those of `read_body`.
+    :raises UnsupportedMedia: if its headers name a coding or another charset. Other errors are those of `read_body`.
     """
     encoding: str = request.environ.get("HTTP_CONTENT_ENCODING", "identity")
     if encoding.lower() != "identity":
@@ -354,33 +376,37 @@ def read_body(request: Request) -> bytes:
     :raises TooLarge: if it is over 1 MiB.
     :raises RequestError: if it is malformed, or if it breaks off before its Content-Length or its last chunk.
     """
-    told = request.header("CONTENT_LENGTH")
-    # Some servers let through what is no length, and a length beside chunks, which leaves open what is meant.
-    if told and (not re.fullmatch("[0-9]{1,18}", told) or "HTTP_TRANSFER_ENCODING" in request.environ):
-        raise RequestError(f"Content-Length is {told[:60]!a}", "give the body's length in bytes, or send it in chunks")
+    declared = request.header("CONTENT_LENGTH")
+    # Some servers let through a Content-Length that is no number, or one beside chunks, which is ambiguous.
+    if declared and (not re.fullmatch("[0-9]{1,18}", declared) or "HTTP_TRANSFER_ENCODING" in request.environ):
+        raise RequestError(
+            f"Content-Length is {declared[:60]!a}", "give the body's length in bytes, or send it in chunks"
+        )
     try:
-        body = request.data(_MAX_BODY + 1)  # werkzeug cuts a chunked body off there, and says nothing
+        body = request.data(_MAX_BODY + 1)  # werkzeug cuts a longer chunked body off there, without an error
         if len(body) > _MAX_BODY:
             raise RequestEntityTooLarge
     except RequestEntityTooLarge:
         _discard_body(request)
         raise TooLarge(f"the body is over {_MAX_BODY} bytes", "send less, or in several requests") from None
-    except Exception as error:  # each server has its own for a body that is malformed or breaks off
+    except Exception as error:  # each server has its own error for a body that is malformed or breaks off
         raise RequestError(
             "the body is malformed, or breaks off",
-            "send it again whole, with the same Idempotency-Key; see RFC 9112, 7.1, if it is chunked",
+            "send all of it again, with the same Idempotency-Key; see RFC 9112, 7.1, if it is chunked",
         ) from error
-    # Some servers, gunicorn among them, give what has come as if it were all (RFC 9112, 8: such a body is incomplete).
-    if told and len(body) < int(told):
+    # Some servers, gunicorn among them, give an incomplete body as if it were complete (RFC 9112, 8).
+    if declared and len(body) < int(declared):
         raise RequestError(
-            f"the body breaks off after {len(body)} of {told} bytes",
-            "send it again whole, with the same Idempotency-Key",
+            f"the body breaks off after {len(body)} of {declared} bytes",
+            "send all of it again, with the same Idempotency-Key",
         )
     return body
 
 
 def _drop_body(request: Request) -> None:
-    """Read the body of a GET or HEAD, which means nothing (RFC 9110, 9.3.1), so that only another request can follow.
+    """Read and ignore the body of a GET or HEAD, which has no meaning (RFC 9110, 9.3.1).
+
+    Otherwise its bytes would be taken for the next request on the connection.
 
     :raises TooLarge: if it is over 16 KB.
     :raises RequestError: if it cannot be read.
@@ -391,15 +417,15 @@ def _drop_body(request: Request) -> None:
         is_small = (request.length() or 0) <= _MAX_DROPPED and _is_small(request.stream())
     except RequestEntityTooLarge:
         is_small = False
-    except Exception as error:  # each server has its own for a body that is malformed, breaks off or does not come
-        raise RequestError("the body cannot be read to its end", "leave it out: it means nothing here") from error
+    except Exception as error:  # each server has its own error for a body that is malformed, breaks off or never comes
+        raise RequestError("the body cannot be read to its end", "leave it out: it has no meaning here") from error
     if not is_small:
         _discard_body(request)
-        raise TooLarge(f"the body is over {_MAX_DROPPED} bytes", "leave it out: it means nothing here")
+        raise TooLarge(f"the body is over {_MAX_DROPPED} bytes", "leave it out: it has no meaning here")
 
 
 def _is_small(stream: IO[bytes]) -> bool:
-    """Read a body, and return whether it ends within what is dropped."""
+    """Read a body, and return True if it is small enough to be ignored."""
     left = _MAX_DROPPED + 1
     while left and (chunk := stream.read(left)):
         left -= len(chunk)
@@ -407,13 +433,16 @@ def _is_small(stream: IO[bytes]) -> bool:
 
 
 def _discard_body(request: Request) -> None:
-    """Read what a client is still sending, within bounds: closing on it would reset the answer away (RFC 9112, 9.6)."""
+    """Read the bytes that a client is still sending, up to 16 MiB and for up to 2 s.
+
+    To close the connection while the client sends would reset it, and the client might lose the answer (RFC 9112, 9.6).
+    """
     length = request.length()
     left = _MAX_DISCARDED if length is None else min(length, _MAX_DISCARDED)
     ends = time.monotonic() + _DISCARD_SECONDS
-    with contextlib.suppress(Exception):  # if it breaks off, or does not come, the answer is the same
+    with contextlib.suppress(Exception):  # if the body breaks off or never comes, the answer is the same
         while left > 0 and time.monotonic() < ends:
-            chunk = request.environ["wsgi.input"].read(min(left, 4096))  # little, so that the clock is looked at
+            chunk = request.environ["wsgi.input"].read(min(left, 4096))  # few, so that the clock is checked often
             if not chunk:
                 break
             left -= len(chunk)

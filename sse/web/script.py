@@ -1,4 +1,4 @@
-"""The embed script as it is served, a script or a module: static/sse.js without its comments and needless spaces."""
+"""The embed script as it is served, as a script or a module: static/sse.js without comments and unneeded spaces."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from typing import NamedTuple
 
 from sse.version import __version__
 
-# Comments that start a line; and those at its end with no quote in them, which are in no string then.
+# Comments that start a line, and comments at a line's end without a quote in them, which cannot be part of a string.
 _COMMENT = re.compile(
     r"""^[ \t]*(?://[^\n]*\n?|/\*.*?\*/(?:[ \t]*(?:\n|\Z))?)|(?<=[;,{}()\]]) // [^"\n]*$""", re.DOTALL | re.MULTILINE
 )
 # A string or a regular expression, which stays as it is; or the white space around an operator or a bracket. A division
-# is none of them: it has a space behind it.
+# is not mistaken for a regular expression, because a space follows it.
 _SPACES = re.compile(
     r"""("(?:\\.|[^"\\\n])*"|/(?![ /*])(?:\\.|\[(?:\\.|[^]\\\n])*\]|[^/\\\n[])+/)|\s*([-+*=<>!&|?:;,(){}[\]])\s*"""
 )
 
 
 class Variant(NamedTuple):
-    """The bytes of one content encoding, and what stands in their ETag."""
+    """The bytes in one content encoding, and the text in their ETag."""
 
     body: bytes
     etag: str
@@ -35,7 +35,7 @@ class Variant(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """The embed script or module, plain and gzipped; `integrity` is the hash that a page can hold it to (W3C SRI)."""
+    """The embed script or module, plain and gzipped; `integrity` is its hash, which a page can check (W3C SRI)."""
 
     plain: Variant
     gzipped: Variant
@@ -48,7 +48,7 @@ _MODULE = "export default "
 
 @cache
 def load(module: bool = False) -> Script:
-    """Return the script of this version, which is read once, or the same as a module."""
+    """Return the script of this version, or the same as a module. Each is read from disk once."""
     begin = _MODULE if module else ""
     body = f"/* Throughline {__version__}, MIT licence */\n{begin}{squeeze(_source())}".encode()
     return Script(
@@ -69,15 +69,16 @@ def squeeze(source: str) -> str:
 
 
 def strip_comments(source: str) -> str:
-    """The source without its comments; it must have no string, template or comment that goes on to another line.
+    """Return the source without its comments.
 
-    The end of the line before stays, so no statement runs into another (ECMA-262, 12.10).
+    The source must have no string or template, and no comment beside code, that continues on the next line. Line ends
+    stay, so no statement runs into another (ECMA-262, 12.10).
     """
     return _COMMENT.sub("", source)
 
 
 def embed_tag(prefix: str, channels: Sequence[str]) -> str:
-    """The HTML that puts this version of the script into a page; `prefix` is the service's address."""
+    """Return the HTML that puts this version of the script into a page; `prefix` is the service's address."""
     attributes = {
         "src": f"{prefix}/sse.{__version__}.js",
         "integrity": load().integrity,

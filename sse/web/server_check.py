@@ -1,4 +1,4 @@
-"""The WSGI server that runs the app, as far as a request tells: a warning about a server that cannot hold streams."""
+"""Warns of a WSGI server that cannot hold streams. The environ of a request tells which server runs the app."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _FEW_THREADS: Final = (
 
 
 def warn_of_server(environ: Mapping[str, Any]) -> None:
-    """Warn, once in a process, if the server that gave this request can hold no streams or only a few.
+    """Warn once in each process if the server that passed this request can hold no streams, or only a few.
 
-    Nothing is said of three kinds: a server whose waiting holds a greenlet only, as gunicorn's gevent worker and ours;
-    `flask run`, which has a thread for each request; and a test client, which is no server.
+    There is no warning for three cases: a server in which a waiting request holds a greenlet only, such as gunicorn's
+    gevent worker and ours; `flask run`, which has a thread for each request; and a test client, which is no server.
     """
-    if time.sleep.__module__ != "time":  # gevent or eventlet has put its own in the place of all that waits
+    if time.sleep.__module__ != "time":  # gevent or eventlet has replaced all functions that wait
         return
     server = environ.get("SERVER_SOFTWARE") or ("uWSGI" if "uwsgi.version" in environ else "")
     is_threaded = environ.get("wsgi.multithread")

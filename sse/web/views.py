@@ -1,4 +1,7 @@
-"""The routes for Flask: each has the request read and admitted, and makes a response of the answer."""
+"""The routes for Flask. Each reads the request, has it admitted, and makes a response of the answer.
+
+The routes take every method and every path under SSE_PREFIX, so that errors have this service's form and CORS headers.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ from sse.web.answers import (
     PREFLIGHT_ANSWERED,
     STREAM_HEADERS,
     Answer,
-    Finish,
+    CommonHeaders,
     embed_script,
     gone,
     http_refusal,
@@ -37,16 +40,16 @@ from sse.web.answers import (
     refusal,
 )
 from sse.web.hooks import (
+    CompleteResponse,
     HookedPoll,
     HookedStream,
     WaitingResponse,
-    Whole,
     break_off,
     busy_error,
-    keep_streams_coming,
-    waiting,
+    make_busy_hook,
+    waiting_class,
 )
-from sse.web.request import Options, Query, Request, StreamAsked, read_poll, read_publish, read_raw, read_stream
+from sse.web.request import Options, Query, Request, StreamRequest, read_poll, read_publish, read_raw, read_stream
 from sse.web.server_check import warn_of_server
 
 if TYPE_CHECKING:
@@ -54,67 +57,69 @@ if TYPE_CHECKING:
 
 
 class _Rest(PathConverter):
-    """The rest of a path, whatever it holds: at a line break werkzeug's own would leave the answer to the app."""
+    """The rest of a path, with any characters. Werkzeug's own converter does not match line breaks."""
 
     regex = "(?s:.+)"
     part_isolating = False
 
 
 class AppRequest(Request):
-    """A request as the app has it: what a hook of the app has parsed, read or replaced counts."""
+    """A request whose parts come from Flask's request if a hook of the app has parsed, read or replaced them."""
 
-    __slots__ = ("_asked",)
+    __slots__ = ("_flask_request",)
 
-    def __init__(self, asked: flask.Request) -> None:
-        super().__init__(asked.environ, asked.method, asked.query_string)
-        self._asked = asked
+    def __init__(self, flask_request: flask.Request) -> None:
+        super().__init__(flask_request.environ, flask_request.method, flask_request.query_string)
+        self._flask_request = flask_request
 
     def args(self) -> Query:
-        return dict(self._asked.args.lists()) if self._has("args") else super().args()
+        return dict(self._flask_request.args.lists()) if self._has("args") else super().args()
 
     def cookie(self, name: str) -> str:
-        return self._asked.cookies.get(name, "") if self._has("cookies") else super().cookie(name)
+        return self._flask_request.cookies.get(name, "") if self._has("cookies") else super().cookie(name)
 
     def media_type(self) -> tuple[str, Options]:
-        asked = self._asked
-        return (asked.mimetype, asked.mimetype_params) if self._has("_parsed_content_type") else super().media_type()
+        request = self._flask_request
+        return (
+            (request.mimetype, request.mimetype_params) if self._has("_parsed_content_type") else super().media_type()
+        )
 
     def length(self) -> int | None:
-        return self._asked.content_length
+        return self._flask_request.content_length
 
     def stream(self) -> IO[bytes]:
-        return self._asked.stream
+        return self._flask_request.stream
 
     def data(self, max_length: int) -> bytes:
-        self._asked.max_content_length = max_length
-        return self._asked.get_data(cache=False)
+        self._flask_request.max_content_length = max_length
+        return self._flask_request.get_data(cache=False)
 
     def takes_gzip(self) -> bool:
-        return self._asked.accept_encodings["gzip"] > 0
+        return self._flask_request.accept_encodings["gzip"] > 0
 
     def has(self, etag: str) -> bool:
-        return self._asked.if_none_match.contains_weak(etag)
+        return self._flask_request.if_none_match.contains_weak(etag)
 
     @property
     def is_multiprocess(self) -> bool:
-        return self._asked.is_multiprocess
+        return self._flask_request.is_multiprocess
 
     def _has(self, name: str) -> bool:
-        """Return whether the app has this already, or a class of requests of its own."""
-        return name in vars(self._asked) or type(self._asked) is not flask.Request
+        """Return True if the app has parsed or replaced this part, or has a class of requests of its own."""
+        return name in vars(self._flask_request) or type(self._flask_request) is not flask.Request
 
 
 View = Callable[..., Response]
 
 
 def make_blueprint(service: Service, authorize: Callable[[], Authorize | None]) -> Blueprint:
-    """Return the routes of one app, all under SSE_PREFIX. `authorize` gives the app's rule for reading."""
+    """Return the routes of one app, all under SSE_PREFIX. `authorize` returns the app's rule for reading, or None."""
     blueprint = Blueprint("sse", __name__)
-    finish = partial(_finish, Finish(service.config))
-    keep = keep_streams_coming(service.config.retry, finish)
-    blueprint.url_value_preprocessor(_leave_form)
-    blueprint.after_request(lambda response: finish(keep(response)))
-    blueprint.after_app_request(keep)
+    add_headers = partial(_add_headers, CommonHeaders(service.config))
+    answer_busy = make_busy_hook(service.config.retry, add_headers)
+    blueprint.url_value_preprocessor(_hide_form)
+    blueprint.after_request(lambda response: add_headers(answer_busy(response)))
+    blueprint.after_app_request(answer_busy)
     blueprint.teardown_request(_close_unsent)
     blueprint.register_error_handler(SSEError, partial(_refuse, service))
     blueprint.register_error_handler(HTTPException, _refuse_http)
@@ -122,145 +127,151 @@ def make_blueprint(service: Service, authorize: Callable[[], Authorize | None]) 
     return blueprint
 
 
-def _leave_form(endpoint: str | None, _: dict[str, Any] | None) -> None:
-    """Give a hook of the app that asks for the form an empty one. To parse it would use the event's data up."""
+def _hide_form(endpoint: str | None, _: dict[str, Any] | None) -> None:
+    """Give an empty form to a hook of the app that asks for it. Parsing the form would read the event's data away."""
     if endpoint == "sse.publish_raw":
         request.form, request.files = ImmutableMultiDict(), ImmutableMultiDict()
 
 
 def _close_unsent(_: BaseException | None) -> None:
-    """Give back the seat of a poll or a bare stream whose response the app has dropped, or failed to finish."""
+    """Release the seat of a poll or bare stream whose response was never sent, because the app dropped it or failed."""
     body = request.environ.pop("sse.unsent", None)
     if body:
         body.close()
 
 
 class _Views:
-    """The functions that Flask calls, by the names of their endpoints."""
+    """The view functions. Each has the name of its endpoint."""
 
     def __init__(self, service: Service, authorize: Callable[[], Authorize | None]) -> None:
         self._service = service
         self._config: Config = service.config
         self._admission = Admission(service, authorize)
-        self._waiting: Callable[[Any], type[Response]] = lru_cache(maxsize=4)(waiting)
+        self._waiting: Callable[[Any], type[Response]] = lru_cache(maxsize=4)(waiting_class)
 
-    def stream(self, asked: Request) -> Response:
+    def stream(self, incoming: Request) -> Response:
         rule = self._admission.rule()
-        wanted = read_stream(asked, self._config, takes_token=self._admission.takes_token(rule))
+        parsed = read_stream(incoming, self._config, takes_token=self._admission.takes_token(rule))
         try:
-            starts, permit, charge = self._admission.reader(asked, wanted.subscription, rule)
-        except (Unavailable, KeyUnknown) as error:  # a 401 would end an EventSource for good, too
-            return self._busy(error, error.retry_after, wanted)
-        if asked.method == "GET":
-            warn_of_server(asked.environ)
-        subscription = wanted.subscription
+            starts, permit, charge = self._admission.reader(incoming, parsed.subscription, rule)
+        except (Unavailable, KeyUnknown) as error:  # also for KeyUnknown: its 401 would end an EventSource for good
+            return self._busy(error, error.retry_after, parsed)
+        if incoming.method == "GET":
+            warn_of_server(incoming.environ)
+        subscription = parsed.subscription
         body = HookedStream(
             self._service.hub,
             starts,
-            heartbeat=wanted.heartbeat,
+            heartbeat=parsed.heartbeat,
             lifetime=self._config.stream_lifetime,
             retry=self._config.retry,
-            delta=wanted.delta,
-            typed=wanted.typed,
-            bare=wanted.bare,
-            cut=wanted.cut,
+            delta=parsed.delta,
+            typed=parsed.typed,
+            bare=parsed.bare,
+            cut=parsed.cut,
             told={"replay": subscription.replay} if subscription.tells_replay else None,
             permit=permit,
             charge=charge,
         )
-        if wanted.bare and (refused := self._attach(asked, wanted, body)):
+        if parsed.bare and (refused := self._attach(incoming, parsed, body)):
             return refused
         return self._waiting_response(body, STREAM_HEADERS)
 
-    def _attach(self, asked: Request, wanted: StreamAsked, body: HookedStream) -> Response | None:
-        """Attach a bare stream, and return the answer in its place if it cannot be served."""
+    def _attach(self, incoming: Request, parsed: StreamRequest, body: HookedStream) -> Response | None:
+        """Attach a bare stream to the hub. Return None, or the answer to send instead if it cannot be served."""
         try:
             body.attach()
         except Unavailable as error:
-            return self._busy(error, error.retry_after if isinstance(error, TooMany) else 0, wanted)
+            return self._busy(error, error.retry_after if isinstance(error, TooMany) else 0, parsed)
         if resets := body.subscriber.resets:
-            positions = {name: body.subscriber.positions_by_name[name] for name in wanted.subscription.channels}
+            positions = {name: body.subscriber.positions_by_name[name] for name in parsed.subscription.channels}
             body.close()
             return _respond(gone(resets, format_last_event_id(positions)))
-        if asked.method == "HEAD":
+        if incoming.method == "HEAD":
             body.close()
         else:
-            asked.environ["sse.unsent"] = body
+            incoming.environ["sse.unsent"] = body
         return None
 
-    def _busy(self, error: SSEError, after: int, wanted: StreamAsked) -> Response:
-        """Return the answer to a stream's request that cannot be served now, nor for the next `after` seconds."""
+    def _busy(self, error: SSEError, after: int, parsed: StreamRequest) -> Response:
+        """Return the answer to a request for a stream that cannot be served for the next `after` seconds."""
         warn("a stream is told that this service is busy: %s", error)
-        if wanted.bare:
+        if parsed.bare:
             return busy_error(self._config.retry, after)
         response = current_app.make_response(Response(busy(self._config.retry, after), headers=STREAM_HEADERS))
-        if wanted.cut:
-            break_off(response)  # as the app's own class of responses, which Flask would else make of it
+        if parsed.cut:
+            break_off(response)  # after make_response, because Flask would change the class of the response
         return response
 
-    def poll(self, asked: Request) -> Response:
+    def poll(self, incoming: Request) -> Response:
         rule = self._admission.rule()
-        wanted = read_poll(asked, self._config, takes_token=self._admission.takes_token(rule))
-        starts, permit, charge = self._admission.reader(asked, wanted.subscription, rule)
-        if asked.method == "HEAD":
+        parsed = read_poll(incoming, self._config, takes_token=self._admission.takes_token(rule))
+        starts, permit, charge = self._admission.reader(incoming, parsed.subscription, rule)
+        if incoming.method == "HEAD":
             return Response(iter(()), content_type="application/json")
         body = HookedPoll(
             self._service.hub,
             starts,
-            timeout=wanted.timeout,
-            max_bytes=wanted.max_bytes,
+            timeout=parsed.timeout,
+            max_bytes=parsed.max_bytes,
             retry=self._config.retry,
             permit=permit,
             charge=charge,
-            gone=asked.environ.get("sse.gone"),
+            gone=incoming.environ.get("sse.gone"),
         )
         try:
-            return self._open(asked.environ, body)
+            return self._open(incoming.environ, body)
         except StoreUnavailable as error:
-            # What ails the store is for the log, not for whoever may read.
-            warn("a poll is told to come again: %s", error)
+            # The fault of the store is for the log, not for clients.
+            warn("a poll is answered with 503, to be repeated: %s", error)
             raise StoreUnavailable("the store does not answer", "ask again with the same last event id") from error
 
     def _open(self, environ: WSGIEnvironment, body: HookedPoll) -> Response:
-        """Return a poll's answer where there is one at once, else the poll itself, or the answer after a wait."""
+        """Return the response to a poll.
+
+        It has the answer if there is one now. Otherwise our worker gets the poll itself and waits for the answer in its
+        loop; under other servers, this function waits.
+        """
         answer = body.open()
         if answer and body.permit and body.permit.is_over:
-            raise Unavailable("the right to read has ended meanwhile", "ask again")
-        if answer is None and "sse.can_hand_off" in environ:  # the server has one loop for all that wait
+            raise Unavailable("the right to read ended while the answer was prepared", "ask again")
+        if answer is None and "sse.can_hand_off" in environ:  # our worker waits for all polls in one loop
             environ["sse.unsent"] = body
             return self._waiting_response(body, {"Content-Type": "application/json"})
         if answer is None:
             warn_of_server(environ)
-        return Whole(answer or body.wait(), content_type="application/json")
+        return CompleteResponse(answer or body.wait(), content_type="application/json")
 
-    def publish(self, asked: Request) -> Response:
-        publisher = self._admission.publisher(asked)
-        ids = self._admission.publish(asked, publisher, read_publish(asked, self._config))
+    def publish(self, incoming: Request) -> Response:
+        publisher = self._admission.publisher(incoming)
+        ids = self._admission.publish(incoming, publisher, read_publish(incoming, self._config))
         return _respond(json({"ids": ids}, 201))
 
-    def publish_raw(self, asked: Request, channel: str) -> Response:
-        publisher = self._admission.publisher(asked)
-        ids = self._admission.publish(asked, publisher, read_raw(asked, channel))
+    def publish_raw(self, incoming: Request, channel: str) -> Response:
+        publisher = self._admission.publisher(incoming)
+        ids = self._admission.publish(incoming, publisher, read_raw(incoming, channel))
         return _respond(json({"ids": ids}, 201))
 
-    def ticket(self, asked: Request) -> Response:
-        return _respond(json({"ticket": self._admission.ticket(asked), "expires": TICKET_LIFE}, 201))
+    def ticket(self, incoming: Request) -> Response:
+        return _respond(json({"ticket": self._admission.ticket(incoming), "expires": TICKET_LIFE}, 201))
 
-    def script(self, asked: Request, suffix: str) -> Response:
-        return _script(asked, suffix, "public, max-age=300")
+    def script(self, incoming: Request, suffix: str) -> Response:
+        return _script(incoming, suffix, "public, max-age=300")
 
-    def script_of(self, asked: Request, version: str, suffix: str) -> Response:
+    def script_of(self, incoming: Request, version: str, suffix: str) -> Response:
         if version != __version__:
             address = f"{self._config.prefix}/sse.{__version__}.{suffix}"
-            raise NotFound(f"the script has no version {version[:60]!a} here", f"its address is {address}")
-        return _script(asked, suffix, "public, max-age=31536000, immutable")
+            raise NotFound(f"the script has no version {version[:60]!a} here", f"load it from {address}")
+        return _script(incoming, suffix, "public, max-age=31536000, immutable")
 
     def nothing_here(self, _: Request, **__: str) -> Response:
-        raise NotFound("there is nothing here", f"see {self._config.prefix}/stream and {self._config.prefix}/poll")
+        raise NotFound(
+            "there is nothing at this address", f"use {self._config.prefix}/stream or {self._config.prefix}/poll"
+        )
 
     def _waiting_response(self, body: Stream | Poll, headers: Mapping[str, str]) -> Response:
         response: Response = WaitingResponse(body, headers)
-        response.__class__ = self._waiting(current_app.response_class)  # else Flask would make it the app's own class
+        response.__class__ = self._waiting(current_app.response_class)  # a class of its own would be changed by Flask
         return response
 
 
@@ -279,35 +290,35 @@ def _add_rules(app: App, views: _Views, prefix: str) -> None:
         ("/<sse_rest:rest>", views.nothing_here, ()),
     ):
         endpoint = f"sse.{view.__name__}"
-        # For every method there is: one that is wrong gets our answer too, and its CORS headers.
+        # The rule takes every method, so that a wrong one gets this service's answer with its CORS headers.
         app.url_map.add(Rule(f"{prefix}{path}", endpoint=endpoint))
         app.view_functions[endpoint] = _for_methods(view, methods)
 
 
 def _for_methods(view: View, methods: tuple[str, ...]) -> View:
-    """Return the view for these methods only, and for all where none is given."""
+    """Return the view for these methods only; for all if none is given."""
 
     def dispatch(**values: str) -> Response:
-        asked = AppRequest(request._get_current_object())  # type: ignore[attr-defined]
-        method = asked.method
-        if method == "OPTIONS":  # before all else: a preflight asks no more than this (Fetch, 4.8)
+        incoming = AppRequest(request._get_current_object())  # type: ignore[attr-defined]
+        method = incoming.method
+        if method == "OPTIONS":  # before all checks, because a preflight has no credentials (Fetch, 4.8)
             return Response(headers={"Allow": ", ".join(methods or ("OPTIONS",))})
         if methods and method not in methods:
             raise WrongMethod(f"{method[:60]!a} is not for this address", f"use {methods[0]}", allowed=methods)
-        return view(asked, **values)
+        return view(incoming, **values)
 
     return dispatch
 
 
 def _respond(answer: Answer) -> Response:
-    response = Whole(answer.body, answer.status, content_type="application/json")
+    response = CompleteResponse(answer.body, answer.status, content_type="application/json")
     if answer.headers:
         response.headers.extend(answer.headers)
     return response
 
 
-def _script(asked: Request, suffix: str, cache_control: str) -> Response:
-    answer = embed_script(asked, suffix, cache_control)
+def _script(incoming: Request, suffix: str, cache_control: str) -> Response:
+    answer = embed_script(incoming, suffix, cache_control)
     return Response(answer.body or None, answer.status, answer.headers)
 
 
@@ -318,15 +329,15 @@ def _refuse(service: Service, error: SSEError) -> Response:
 
 
 def _refuse_http(error: HTTPException) -> Response:
-    """Return what werkzeug, Flask or the app's rule raised: a response of its own as it is, all else in our form."""
+    """Return the response that an error of werkzeug, Flask or the app's rule has; else one in this service's form."""
     if error.response is not None:
         return error.response  # type: ignore[return-value]
     return _respond(http_refusal(error))
 
 
-def _finish(finish: Finish, response: Response) -> Response:
+def _add_headers(common: CommonHeaders, response: Response) -> Response:
     environ = request.environ
-    # The app may have put flask-cors' decorator around a view: it has answered the preflight then.
+    # The app may have put flask-cors' decorator around a view, which has answered the preflight then.
     is_answered = environ["REQUEST_METHOD"] == "OPTIONS" and hasattr(response, PREFLIGHT_ANSWERED)
-    finish(response.headers, environ, with_cors=not is_answered)
+    common(response.headers, environ, with_cors=not is_answered)
     return response
