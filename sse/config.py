@@ -1,4 +1,8 @@
-"""Every setting, once: its name, type, default, help and check."""
+"""Every setting, in one place: its name, type, default, help and check.
+
+`Config` has a field for each setting. The field's metadata has the help text, and the check, which converts a value or
+raises ValueError with the remedy. `Config.load` reads the environment and `app.config`, and reports all faults at once.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +28,8 @@ _RATE = re.compile(r"[1-9][0-9]{0,11}/(second|minute|hour|day)")
 _NAMESPACE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _PATH = re.compile(r"(/[A-Za-z0-9_.~-]+)+")
 _REDIS_HOST = re.compile(r"[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*\.?|[0-9a-f:]*:[0-9a-f:]*")
-# What redis-py takes in each kind of URL, but for what this service sets itself; and the form of each.
+# The options that redis-py takes in each kind of URL, and the form of their values, without the options that this
+# service sets itself.
 _DATABASE: Final = {"db": "[0-9]{1,9}"}
 _REDIS_OPTIONS: Final[Mapping[str, Mapping[str, str]]] = {
     "redis": _DATABASE,
@@ -38,7 +43,8 @@ _REDIS_OPTIONS: Final[Mapping[str, Mapping[str, str]]] = {
     },
     "unix": {**_DATABASE, "username": ".+", "password": ".+"},
 }
-# Options of other clients, which may be named in a message: any other word could be a part of a password.
+# Options of other clients, with their remedies. Only these names are shown in an error: any other word could be part of
+# a password.
 _OTHERS_OPTIONS: Final[Mapping[str, str]] = {
     **dict.fromkeys(("timeout", "socket_timeout", "socket_connect_timeout"), "set SSE_REDIS_TIMEOUT in place of"),
     **dict.fromkeys(("username", "password"), "write USER:PASSWORD@ before the host in place of"),
@@ -49,12 +55,12 @@ _OTHERS_OPTIONS: Final[Mapping[str, str]] = {
         "leave out",
     ),
 }  # fmt: skip
-_NEAR: Final = 2  # letters that separate a mistyped name from ours; other programs' names differ in more
-_ENCODE: Final = "percent-encode what is special in a user or password"
+_NEAR: Final = 2  # letters by which a mistyped name differs at most; names of other programs differ by more
+_ENCODE: Final = "percent-encode special characters in a user or password"
 
 
 def check_pattern(pattern: str) -> str:
-    """Give a channel pattern back if it is one: an exact channel, `*`, or `a/b/*` with the star as last segment.
+    """Return a channel pattern if it is valid: an exact channel, `*`, or `a/b/*` with the star as last segment.
 
     :raises InvalidEvent: for anything else.
     """
@@ -69,7 +75,7 @@ def check_pattern(pattern: str) -> str:
 
 
 def matches(pattern: str, channel: str) -> bool:
-    """Whether a channel belongs to a pattern; the star stands for one or more segments."""
+    """Return True if a channel matches a pattern. The star stands for one or more segments."""
     if pattern.endswith("*"):
         return pattern == "*" or (channel.startswith(pattern[:-1]) and len(channel) >= len(pattern))
     return pattern == channel
@@ -86,7 +92,7 @@ def _whole(low: int, high: int, unit: str) -> Callable[[object], int]:
 
 
 def _items(value: object) -> tuple[str, ...]:
-    """A list given as such, or as one string with commas or white space between; None is an empty one."""
+    """Return the items of a list, or of one string in which commas or white space separate them; none for None."""
     if value is None:
         return ()
     if isinstance(value, str):
@@ -164,7 +170,7 @@ def _jwks(value: object) -> tuple[str, ...]:
             good = parts.hostname and parts.port != 0 and not parts.username and not parts.fragment
         except ValueError:
             good = local = False
-        # Whoever could change the answer on its way could make tokens.
+        # Over plain HTTP, an attacker on the way could change the keys, and sign tokens.
         if not good or not (parts.scheme == "https" or (parts.scheme == "http" and local)):
             raise ValueError("give an https:// address without a user (http:// only to loopback), or a path")
     return places
@@ -221,7 +227,7 @@ def _redis_url(value: object) -> str | None:
 
 
 def _redis_url_fault(url: str) -> str | None:
-    """What is wrong with a URL, without a part of it that might belong to a password."""
+    """Return the fault in a URL, None if there is none. The text shows no part of it that might be a password's."""
     if not re.fullmatch(r"[!-~]+", url) or "%00" in url:
         return "it has white space, a NUL or a character outside ASCII"
     try:
@@ -281,101 +287,117 @@ class Config:
 
     redis_url: str | None = _setting(
         None,
-        "Redis that all workers share (also REDIS_URL); none: the memory store of one process",
+        "Redis that all workers share (also REDIS_URL); without it, the memory store of one process",
         _redis_url,
         secret=True,
     )
     redis_timeout: int = _setting(
-        5, "seconds within which a publish ends when Redis does not answer", _whole(1, 20, "seconds")
+        5, "seconds after which a publish fails if Redis does not answer", _whole(1, 20, "seconds")
     )
     namespace: str = _setting("sse", "start of every Redis key", _namespace)
     public: tuple[str, ...] = _setting((), "channel patterns that anybody may read", _patterns)
     origins: tuple[str, ...] = _setting(
-        (), "exact origins of other sites' pages; * alone excludes credentials", _origins
+        (), "exact origins of other sites whose pages may connect; * alone allows all, without credentials", _origins
     )
     publish_keys: tuple[str, ...] = _setting(
-        (), "keys for publishing over HTTP, 22 characters or more each; none: no such route", _keys, secret=True
+        (),
+        "keys for publishing over HTTP, 22 characters or more each; without keys or tokens there is no such route",
+        _keys,
+        secret=True,
     )
     publish_keys_file: str | None = _setting(
         None,
-        "file of further publishing keys, a line each: NAME KEY PATTERN…; read again when it changes",
+        "file with more publishing keys, each on a line NAME KEY PATTERN…; it is read again when it changes",
         _optional_path,
     )
     secret: tuple[str, ...] = _setting(
-        (), "secret of tokens (HS256) and tickets, 32 bytes or more; of several, the first signs", _secrets, secret=True
+        (),
+        "secret that signs tokens (HS256) and tickets, 32 bytes or more; of several, the first signs and all verify",
+        _secrets,
+        secret=True,
     )
     jwks: tuple[str, ...] = _setting(
         (),
-        "JWK set for tokens of others (RS256, ES256, EdDSA): https:// address or file; of several, one an issuer",
+        "https:// address or file of another issuer's JWK set, to verify its tokens (RS256, ES256, EdDSA); one per issuer",
         _jwks,
     )
     issuer: tuple[str, ...] = _setting(
-        (), "what a token's iss has to be, one of these; none: not looked at; in the order of SSE_JWKS", _printable
+        (), "issuers that a token's iss may name, in the order of SSE_JWKS; without any, iss is not checked", _printable
     )
-    audience: str = _setting("sse", "what a token's aud has to be, or to list", _text)
+    audience: str = _setting("sse", "audience that a token's aud has to name, alone or in a list", _text)
     token_lifetime: int = _setting(
         604_800,
-        "seconds from iat to exp that a token may have, and that a revocation is kept",
+        "longest time from a token's iat to its exp, in seconds; a revocation is kept as long",
         _whole(60, 10**8, "seconds"),
     )
-    cookie: str = _setting("sse_token", "name of the cookie that a token may come in, for reading", _name)
-    query_tokens: bool = _setting(False, "1: whole tokens are taken in queries too, not only tickets", _yes)
+    cookie: str = _setting("sse_token", "name of the cookie that may carry a token for reading", _name)
+    query_tokens: bool = _setting(False, "1: a query may carry a whole token, not only a ticket", _yes)
     proxies: int = _setting(
-        0, "trusted proxies in front, whose X-Forwarded-For tells the client's address", _whole(0, 10, "proxies")
+        0,
+        "number of trusted proxies in front, whose X-Forwarded-For names the client's address",
+        _whole(0, 10, "proxies"),
     )
     limit_subscribe: str | None = _setting(
         "3000/minute",
-        "new streams, polls and tickets of one client address, a worker; not for loopback without proxies",
+        "new streams, polls and tickets of one client address, in each worker; not for loopback without proxies",
         _rate,
     )
-    limit_publish: str | None = _setting("100000/minute", "events published with one key or token, a worker", _rate)
+    limit_publish: str | None = _setting(
+        "100000/minute", "events published with one key or token, in each worker", _rate
+    )
     limit_publish_bytes: str | None = _setting(
         "67108864/minute",
-        "bytes published with one key or token: data as stored, and 1 KB for each new ring; a worker",
+        "bytes published with one key or token, in each worker: data as stored, and 1 KB for each new ring",
         _rate,
     )
-    limit_channel: str | None = _setting("100000/minute", "events published on one channel, a worker", _rate)
+    limit_channel: str | None = _setting("100000/minute", "events published on one channel, in each worker", _rate)
     limit_new_channels: str | None = _setting(
-        "6000/minute", "channels that one client address or token brings into being by listening, a worker", _rate
+        "6000/minute", "new channels that one client address or token creates by listening, in each worker", _rate
     )
     limits_url: str | None = _setting(
         None,
-        "Redis that counts for the limits of all workers together; none: each in its memory",
+        "Redis that counts the limits for all workers together; without it, each worker counts in its memory",
         _counter_url,
         secret=True,
     )
     ring: int = _setting(1000, "events kept for each channel", _whole(1, 100_000, "events"))
     ring_ttl: int = _setting(
-        86_400, "seconds that a channel's ring outlives its last event", _whole(60, 10**9, "seconds")
+        86_400, "seconds that a channel's ring is kept after its last event", _whole(60, 10**9, "seconds")
     )
     heartbeat: int = _setting(
-        15, "seconds of quiet before a heartbeat; a client may ask for 3 to this", _whole(3, 3600, "seconds")
+        15,
+        "seconds without an event until a heartbeat is sent; a client may ask for 3 up to this",
+        _whole(3, 3600, "seconds"),
     )
-    stream_lifetime: int = _setting(900, "seconds that a stream lives, give or take 20 %", _whole(5, 10**6, "seconds"))
-    poll_timeout: int = _setting(25, "seconds that a poll waits when it does not say", _whole(0, 60, "seconds"))
+    stream_lifetime: int = _setting(
+        900, "seconds until a stream is closed, varied by up to 20 %", _whole(5, 10**6, "seconds")
+    )
+    poll_timeout: int = _setting(
+        25, "seconds that a poll waits for an event if it names no timeout", _whole(0, 60, "seconds")
+    )
     retry: int = _setting(
         3000, "milliseconds that a client waits before it reconnects", _whole(1, 600_000, "milliseconds")
     )
-    max_channels: int = _setting(50, "channels of one connection", _whole(1, 100, "channels"))
-    max_event_bytes: int = _setting(65_536, "bytes of one event's data", _whole(1, 1_048_576, "bytes"))
+    max_channels: int = _setting(50, "most channels of one connection", _whole(1, 100, "channels"))
+    max_event_bytes: int = _setting(65_536, "most bytes of one event's data", _whole(1, 1_048_576, "bytes"))
     max_subscribers: int = _setting(
-        10_000, "streams and waiting polls of one worker", _whole(1, 1_000_000, "subscribers")
+        10_000, "most streams and waiting polls of one worker", _whole(1, 1_000_000, "subscribers")
     )
     send_buffer: int = _setting(
         16_384,
-        "bytes for a client that the kernel takes before it can send them; from the environment alone",
+        "bytes for one client that the kernel buffers before they are sent; read from the environment only",
         _whole(4096, 16_777_216, "bytes"),
     )
     drain: int = _setting(
         0,
-        "seconds over which a worker that stops closes its streams; from the environment alone",
+        "seconds over which a stopping worker closes its streams; read from the environment only",
         _whole(0, 3600, "seconds"),
     )
-    prefix: str = _setting("/sse", "path that all routes stand under", _path)
+    prefix: str = _setting("/sse", "path under which all routes are served", _path)
 
     @classmethod
     def load(cls, environ: Mapping[str, object], config: Mapping[str, object] = _NOTHING) -> Config:
-        """Return the settings in the environment and in an app's `config`, which wins.
+        """Return the settings from the environment and from an app's `config`, which wins.
 
         An unknown `SSE_*` name in the environment is an error only if it is nearly one of ours: see `foreign`.
 
@@ -396,15 +418,15 @@ class Config:
             try:
                 values[item.name] = item.metadata["check"](value)
             except ValueError as error:
-                # An address may have a password in it.
+                # A URL may contain a password.
                 shown = "" if item.metadata["secret"] or ":/" in str(value) else f" is {value!r}"
                 faults.append(f"{given_as}{shown}: {error}")
         if faults:
-            raise ConfigError("; ".join(faults), "mend the settings; the README lists them all")
+            raise ConfigError("; ".join(faults), "correct the settings; the README lists them all")
         return cls(**values)
 
     def late(self, environ: Mapping[str, object], config: Mapping[str, object]) -> list[str]:
-        """Return the names of the settings that `load` would now read otherwise, and of unknown ones in `config`."""
+        """Return the names of settings that have another value now than at `load`, and of unknown ones in `config`."""
         chosen = _chosen(environ, config)
         late = [f"{name} (not a setting{_meant(name)})" for name in _unknown(config)]
         for name, item in _fields().items():
@@ -418,7 +440,7 @@ class Config:
         return sorted(late)
 
     def table(self) -> list[tuple[str, str, str, str]]:
-        """A row (name, value, default, help) for each setting; secrets are shown as a hash, passwords not at all."""
+        """Return a row (name, value, default, help) for each setting. It shows a secret as a hash, and no passwords."""
         return [
             (setting_name(item), self._shown(item), _plain(item.default), item.metadata["help"])
             for item in dataclasses.fields(self)
@@ -446,19 +468,19 @@ def _unknown(source: Mapping[str, object]) -> list[str]:
 
 
 def foreign(environ: Mapping[str, object]) -> list[str]:
-    """Return the `SSE_*` names in an environment that must be another program's: none of ours is near to them."""
+    """Return the `SSE_*` names in an environment that belong to another program, being like none of our settings."""
     return [name for name in _unknown(environ) if not _near(name)]
 
 
 def _near(name: str) -> str | None:
-    """Return the setting that at most two letters separate from `name`."""
+    """Return the setting whose name differs from `name` by at most two letters; None if there is none."""
     distances = {ours: _distance(name, ours) for ours in _fields() if abs(len(name) - len(ours)) <= _NEAR}
     nearest = min(distances, key=lambda ours: distances[ours], default="")
     return nearest if nearest and distances[nearest] <= _NEAR else None
 
 
 def _distance(one: str, other: str) -> int:
-    """Return how many letters have to be added, dropped or replaced to make `other` of `one` (Levenshtein)."""
+    """Return how many letters have to be added, dropped or replaced to turn `one` into `other` (Levenshtein)."""
     row = list(range(len(other) + 1))
     for count, letter in enumerate(one, 1):
         corner, row[0] = row[0], count
@@ -473,10 +495,10 @@ def _meant(name: str) -> str:
 
 
 def _chosen(*sources: Mapping[str, object]) -> dict[str, tuple[str, object]]:
-    """For each setting in `sources`, of which a later one wins, the name that it was given as, and its value.
+    """Return the name that each setting in `sources` was given as, and its value. A later source wins.
 
-    Within a source, SSE_REDIS_URL wins over REDIS_URL. Other programs read REDIS_URL too, so an empty one says only
-    that there is none of that name: it takes the place of an earlier REDIS_URL, but not of an SSE_REDIS_URL.
+    Within a source, SSE_REDIS_URL wins over REDIS_URL. Other programs read REDIS_URL too, so an empty REDIS_URL
+    replaces an earlier REDIS_URL, but not an earlier SSE_REDIS_URL.
     """
     chosen: dict[str, tuple[str, object]] = {}
     for source in sources:
@@ -491,12 +513,12 @@ def _chosen(*sources: Mapping[str, object]) -> dict[str, tuple[str, object]]:
 
 
 def setting_name(item: dataclasses.Field[Any]) -> str:
-    """The name that a setting has in the environment and in `app.config`."""
+    """Return the name of a setting in the environment and in `app.config`."""
     return _PREFIX + item.name.upper()
 
 
 def _plain_value(value: object) -> object:
-    """Return the plain str or int that a setting holds; anything else, and a bool, as it is."""
+    """Return a str or int without its subclass. Any other value, and a bool, is returned as it is."""
     if isinstance(value, str):
         return plain_str(value)
     return plain_int(value) if isinstance(value, int) and not isinstance(value, bool) else value
