@@ -318,7 +318,7 @@ class Config:
     )
     jwks: tuple[str, ...] = _setting(
         (),
-        "https:// address or file of another issuer's JWK set, to verify its tokens (RS256, ES256, EdDSA); one per issuer",
+        "https:// address or file of another issuer's JWK set for its tokens (RS256, ES256, EdDSA); one per issuer",
         _jwks,
     )
     issuer: tuple[str, ...] = _setting(

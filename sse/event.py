@@ -1,4 +1,7 @@
-"""The values that travel: an event, its position in a channel, and a client's last event id. No I/O."""
+"""The values that are published and sent: an event, its position in a channel, and a client's last event id.
+
+An event's data and type are checked when it is made. Channels and keys are checked by functions. No I/O is done here.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ DEFAULT_TYPE: Final = "message"
 """The type of an event that names none (WHATWG HTML 9.2.6, dispatch step 5)."""
 
 RESERVED_PREFIX: Final = "sse."
-"""Types and channels that start so belong to the service."""
+"""Types and channels that start with this are the service's own."""
 
 Encode = Callable[[object], object]
 """Writes a value as JSON, as an app's JSON provider does: a str, or bytes in UTF-8."""
@@ -29,37 +32,39 @@ _CHANNEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:/@-]{0,127}")
 _POSITION = re.compile(r"(0|[1-9][0-9]{0,15})-(0|[1-9][0-9]{0,15})")
 _IDEMPOTENCY_KEY = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 _MEDIA_TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+-]{1,64}/[A-Za-z0-9!#$&^_.+-]{1,64}")
-_SPACE_OR_STRING = re.compile(r'[ \t\n\r]+|"[^"\\]*+(?:\\.[^"\\]*+)*+"')  # of JSON: RFC 8259, 2 and 7
-_MAX_OFFSET = 2**53 - 1  # Lua and JavaScript count exactly up to here
+_SPACE_OR_STRING = re.compile(
+    r'[ \t\n\r]+|"[^"\\]*+(?:\\.[^"\\]*+)*+"'
+)  # white space or a string in JSON (RFC 8259, 2 and 7)
+_MAX_OFFSET = 2**53 - 1  # the largest integer that Lua and JavaScript count exactly
 _MAX_TAG = 2**52
 _MAX_SHOWN: Final = 60  # characters of a value in an error
-_MAX_REASON: Final = 200  # characters of another's error, which may hold all the data
+_MAX_REASON: Final = 200  # characters of an encoder's error, which may quote all the data
 
 
 def plain_str(text: str) -> str:
-    """Return the characters that a string holds, as a plain str.
+    """Return the characters of a string as a plain str.
 
-    A subclass may answer with others: `f"{member}"` of a (str, Enum) is its name, and Markup escapes its neighbours.
+    A subclass may behave differently: `f"{member}"` of a (str, Enum) gives its name, and Markup escapes its neighbours.
     """
     if type(text) is str:
         return text
-    # A proxy, such as werkzeug's LocalProxy, passes for a str and is none.
+    # A proxy, such as werkzeug's LocalProxy, passes isinstance() but is not a str.
     return str.__str__(text if issubclass(type(text), str) else str(text))
 
 
 def plain_int(number: int) -> int:
-    """Return the number that an int holds, as a plain int; of a bool, 0 or 1."""
+    """Return the value of an int as a plain int; of a bool, 0 or 1."""
     return int.__int__(number if issubclass(type(number), int) else int(number))
 
 
 def _plain_bytes(data: bytes | bytearray | memoryview) -> bytes:
-    """Return the bytes that are held, whatever a subclass says of itself."""
-    held = data if issubclass(type(data), bytes | bytearray | memoryview) else bytes(data)
-    return memoryview(held).tobytes()
+    """Return the bytes in a buffer as plain bytes, whatever methods a subclass overrides."""
+    buffer = data if issubclass(type(data), bytes | bytearray | memoryview) else bytes(data)
+    return memoryview(buffer).tobytes()
 
 
 def check_channel(name: object) -> str:
-    """Give the channel's name back, as a plain str, if it is one.
+    """Return a channel's name as a plain str, if it is valid.
 
     A channel is 1 to 128 of `A-Z a-z 0-9 _ . : / @ -`, starts with a letter, a digit or `_`, has no empty, `.` or
     `..` segment between slashes, and does not start with `sse.`.
@@ -91,9 +96,11 @@ def check_channel(name: object) -> str:
 
 
 def check_type(value: object) -> str:
-    """Give the event type back, a plain str, if it is one: 1 to 64 visible characters, not `open`, `error` or `sse.…`.
+    """Return an event type as a plain str, if it is valid: 1 to 64 visible characters, not `open`, `error` or `sse.…`.
 
-    :raises InvalidEvent: for anything else. `open` and `error` would fire an EventSource's own handlers.
+    Events of the types `open` and `error` would fire an EventSource's own handlers.
+
+    :raises InvalidEvent: for anything else.
     """
     if not isinstance(value, str):
         raise InvalidEvent(
@@ -112,7 +119,7 @@ def check_type(value: object) -> str:
 
 
 def check_idempotency_key(key: object) -> str:
-    """Give the idempotency key back, as a plain str, if it is one: 1 to 128 of `A-Z a-z 0-9 _ . : -`.
+    """Return an idempotency key as a plain str, if it is valid: 1 to 128 of `A-Z a-z 0-9 _ . : -`.
 
     :raises InvalidEvent: for anything else.
     """
@@ -121,12 +128,12 @@ def check_idempotency_key(key: object) -> str:
         raise InvalidEvent(f"idempotency key is {_shown(key)}, not a string", hint, code="invalid_idempotency_key")
     key = plain_str(key)
     if not _IDEMPOTENCY_KEY.fullmatch(key):
-        raise InvalidEvent(f"idempotency key {_shown(key)} is not one", hint, code="invalid_idempotency_key")
+        raise InvalidEvent(f"idempotency key {_shown(key)} is not valid", hint, code="invalid_idempotency_key")
     return key
 
 
 def data_url(body: bytes, media_type: str = "application/octet-stream") -> str:
-    """Give bytes as a `data:` URL (RFC 2397), which a page can `fetch()` or show.
+    """Return bytes as a `data:` URL (RFC 2397), which a page can `fetch()` or show.
 
     :raises InvalidEvent: if `media_type` is not `type/subtype`.
     """
@@ -145,7 +152,7 @@ def _constant(name: str) -> None:
 
 def _finite(number: str) -> float:
     value = float(number)
-    if math.isinf(value):  # as 1e400, which every reader would take for Infinity
+    if math.isinf(value):  # such as 1e400, which every reader would read as Infinity
         _constant(number[:_MAX_SHOWN])
     return value
 
@@ -156,11 +163,11 @@ _check_json: Final = json.JSONDecoder(parse_float=_finite, parse_int=str, parse_
 
 
 def _json(data: object, encode: Encode | None) -> str:
-    """Return the compact JSON of a value: as `json.dumps` writes it, else as `encode` does where that refuses a type.
+    """Return a value as compact JSON: as `json.dumps` writes it, or as `encode` does if `json.dumps` refuses a type.
 
-    :raises InvalidEvent: if it has no JSON form.
+    :raises InvalidEvent: if the value has no JSON form.
     """
-    if isinstance(data, Event):  # a dataclass, which some encoders would take
+    if isinstance(data, Event):  # some encoders would accept it, because it is a dataclass
         raise InvalidEvent("data is an Event", "give its data and its type", code="invalid_data")
     hint = "give a string, bytes, or a JSON value with finite numbers"
     try:
@@ -170,8 +177,8 @@ def _json(data: object, encode: Encode | None) -> str:
             if encode is None:
                 raise
         hint = "give what jsonify takes: finite numbers, keys that are strings, and types that app.json knows"
-        # A NaN beside the unknown type is refused here: some encoders would write it as null. A NaN that lies inside is
-        # theirs to judge, since they may leave out the part that has it.
+        # This refuses a NaN beside the unknown type, which some encoders would write as null. A NaN inside the unknown
+        # type is left to the encoder, which may leave that part out.
         _dumps(data, default=lambda _: None, skipkeys=True)
         return _compact(encode(data))
     except (TypeError, ValueError, RecursionError) as error:
@@ -184,10 +191,11 @@ def _json(data: object, encode: Encode | None) -> str:
 def _compact(written: object) -> str:
     """Return JSON without white space between its parts, and its strings as `_dumps` writes them.
 
-    Numbers stay as they are written. To read and write them again would change some, such as 1.10 or one of 30 digits.
+    Numbers stay as they are written. Reading and writing them again would change some, such as 1.10 or a number of 30
+    digits.
 
-    :raises TypeError: for what is no text.
-    :raises ValueError: for what is no JSON, or has a number that is not finite.
+    :raises TypeError: if the argument is not text.
+    :raises ValueError: if the text is not JSON, or has a number that is not finite.
     """
     if isinstance(written, bytes | bytearray):
         written = _plain_bytes(written).decode()
@@ -202,6 +210,7 @@ def _compact(written: object) -> str:
 
 
 def _rewritten(part: re.Match[str]) -> str:
+    """Return nothing for white space, and a string as `_dumps` writes it."""
     text = part[0]
     if text[0] != '"':
         return ""
@@ -209,12 +218,12 @@ def _rewritten(part: re.Match[str]) -> str:
 
 
 def _text(data: object, encode: Encode | None) -> str:
-    """The text that a stream shows for the data given to an event."""
+    """Return the text that a stream sends for the data given to an event."""
     if isinstance(data, bytes | bytearray | memoryview):
         return data_url(_plain_bytes(data))
     data = plain_str(data) if isinstance(data, str) else _json(data, encode)
     if "\r" in data:
-        # A stream ends its lines at CR, LF or CRLF alike (WHATWG HTML 9.2.5), so only one of them can be told apart.
+        # In a stream, CR, LF and CRLF all end a line (WHATWG HTML 9.2.5), so a client cannot tell them apart.
         data = data.replace("\r\n", "\n").replace("\r", "\n")
     try:
         data.encode()
@@ -229,10 +238,10 @@ def _text(data: object, encode: Encode | None) -> str:
 
 @dataclass(frozen=True, slots=True, init=False)
 class Event:
-    """What is published: `data`, as the text that a stream shows, and `type`.
+    """An event to publish: its `data`, as the text that a stream sends, and its `type`.
 
     A string is kept as its text, with CRLF and CR made LF; bytes become a `data:` URL; any other JSON value becomes
-    compact JSON. Where `json.dumps` refuses a type in it, `encode` writes it instead.
+    compact JSON. If `json.dumps` refuses a type in the value, `encode` writes it instead.
 
     :raises InvalidEvent: for a type that is reserved or not 1 to 64 visible characters, and for data with a lone
         surrogate, a number that is not finite, or no JSON form.
@@ -246,14 +255,14 @@ class Event:
         object.__setattr__(self, "type", check_type(type))
 
     def __eq__(self, other: object) -> bool:
-        """Return whether the other is an event of the same data and type, be it of a subclass or not."""
+        """Return True if the other is an event with the same data and type, even if one is of a subclass."""
         if not isinstance(other, Event):
             return NotImplemented
         return (self.data, self.type) == (other.data, other.type)
 
 
 class Position(NamedTuple):
-    """An entry's place in one ring: its offset, counted from 1, and a tag that commits to all entries before it."""
+    """The position of an entry in one ring: its offset, counted from 1, and a tag, which is a hash of all entries before."""
 
     offset: int
     tag: int
@@ -263,7 +272,7 @@ class Position(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Position | None:
-        """The position that `text` writes, such as `58-2893764512345678`; None if it writes none."""
+        """Return the position in a text such as `58-2893764512345678`; None if the text is not a position."""
         match = _POSITION.fullmatch(text)
         if not match:
             return None
@@ -274,11 +283,11 @@ class Position(NamedTuple):
 
 
 UNBORN: Final = Position(0, 0)
-"""Where a channel stands that has no ring yet. No entry has this position, so nothing can be continued from it."""
+"""The position of a channel that has no ring yet. No entry has it, so no stream can continue from it."""
 
 
 class Entry(NamedTuple):
-    """An event in a ring. `body` is its block of a stream without the id line; empty until a hub has encoded it."""
+    """An event in a ring. `body` is its block in a stream, without the id line; it is empty until a hub encodes it."""
 
     position: Position
     event: Event
@@ -289,8 +298,8 @@ class Entry(NamedTuple):
 class LastEventId:
     """The positions of all channels of a subscription: `news=58-2893…~scores=12-7701…`.
 
-    `invalid` holds the channels whose entry is not one position, and `damaged` tells that some part of the text names
-    no channel at all: either way a position may have been lost on the way, and silence about it would be a lie.
+    `invalid` has the channels whose entry is not exactly one position. `damaged` is True if some part of the text names
+    no channel at all. In both cases a position may have been lost on the way, so the client has to be told.
     """
 
     positions: Mapping[str, Position] = field(default_factory=dict)
@@ -298,9 +307,9 @@ class LastEventId:
     damaged: bool = False
 
     @classmethod
-    @lru_cache(maxsize=256)  # very many come back from the same place at once
+    @lru_cache(maxsize=256)  # very many clients come back from the same position at once
     def parse(cls, text: str) -> LastEventId:
-        """Read what `format_last_event_id` wrote. Never raises: what cannot be read is reported in the result."""
+        """Read what `format_last_event_id` wrote. This never raises: the result reports parts that cannot be read."""
         positions: dict[str, Position] = {}
         invalid: set[str] = set()
         damaged = False
@@ -319,16 +328,16 @@ class LastEventId:
         return cls(positions, frozenset(invalid), damaged)
 
     def is_invalid(self, channel: str) -> bool:
-        """Whether the channel had an entry, or may have had one, that cannot be read."""
+        """Return True if the channel had, or may have had, an entry that cannot be read."""
         return channel in self.invalid or (self.damaged and channel not in self.positions)
 
 
 def format_last_event_id(positions: Mapping[str, Position | None], first: str | None = None) -> str:
-    """Write a last event id; the entry of the channel `first`, which carries the event, comes first.
+    """Return a last event id. The entry of the channel `first`, which the event is on, comes first.
 
-    A channel whose position is None gets an empty entry, which is invalid: without one, a client that comes back with
-    the query parameter would be taken for new there. With no channel at all the id is `~`: not empty, so that a browser
-    still sends it.
+    A channel whose position is None gets an empty entry, which is invalid. Without an entry, a client that comes back
+    with the query parameter would be taken for a new client of the channel. If there is no channel at all, the id is
+    `~`, because a browser does not send an empty one.
     """
     if first is not None:
         return f"{first}={positions[first] or ''}{rest_of_id(positions, first)}"
@@ -336,16 +345,16 @@ def format_last_event_id(positions: Mapping[str, Position | None], first: str | 
 
 
 def rest_of_id(positions: Mapping[str, Position | None], first: str) -> str:
-    """Return how a last event id goes on behind the entry of the channel `first`: with those of the other channels."""
+    """Return the part of a last event id after the entry of the channel `first`: the entries of all other channels."""
     return "".join([f"~{channel}={position or ''}" for channel, position in positions.items() if channel != first])
 
 
 def id_size(channels: Iterable[str]) -> int:
-    """An upper bound, in bytes, of every last event id of these channels."""
+    """Return an upper bound, in bytes, of every last event id of these channels."""
     return sum(len(channel) + 40 for channel in channels)
 
 
 def _shown(value: object) -> str:
-    """A value short enough to stand in an error."""
+    """Return a value as a text that is short enough for an error message."""
     text = ascii(value)
     return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 3]}…"

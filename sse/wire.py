@@ -1,6 +1,6 @@
-"""An event as `text/event-stream` and as JSON, both ways.
+"""Writes and reads events: as blocks of `text/event-stream` (WHATWG HTML 9.2), and as JSON.
 
-The stream's format is WHATWG HTML section 9.2. The JSON is what the store keeps. Nothing here does I/O.
+The store keeps an event as JSON, and a publish request brings events as JSON. Nothing here does I/O.
 """
 
 from __future__ import annotations
@@ -15,40 +15,42 @@ from sse.errors import InvalidEvent, RequestError
 from sse.event import DEFAULT_TYPE, Event, check_channel
 
 MAX_BATCH: Final = 100
-"""How many events one publish request may bring, counted for each channel."""
+"""Most events of one publish request. An event on several channels counts once for each."""
 
 MAX_PAYLOAD: Final = 6 * 1_048_576 + 1024
-"""Bytes of the largest event as the store keeps it: SSE_MAX_EVENT_BYTES may be 1 MiB, and JSON may write 6 for one."""
+"""Bytes of the largest event in the store: SSE_MAX_EVENT_BYTES is 1 MiB at most, and JSON may need 6 bytes for one."""
 
 HEARTBEAT = b"event: sse.heartbeat\ndata:\n\n"
-"""A named event with one empty data line: with none, no browser would dispatch it (WHATWG HTML 9.2.6)."""
+"""A named event with one empty data line. Without a data line, no browser dispatches it (WHATWG HTML 9.2.6)."""
 
 BARE_HEARTBEAT = b": heartbeat\n"
-"""The same for `form=bare`, where the service says nothing but comments."""
+"""The same for `form=bare`, in which everything that the service says itself is a comment."""
 
-_FREE: Final = 65_536  # bytes of a payload that may hold any JSON; decoding a larger one of others' could take a second
+_FREE: Final = (
+    65_536  # bytes of a payload up to which any JSON is decoded; a larger one with deep nesting could take a second
+)
 _STRING: Final = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
 _FLAT: Final = re.compile(rb"\{(?:%s:(?:%s|[^][{}\",]{1,32}+),?){1,64}+\}" % (_STRING, _STRING), re.DOTALL)
 
 _EVENT: Final = b"event: "
-_SHORT: Final = b'"\\\b\t\n\f\r'  # what JSON escapes in two characters
+_SHORT: Final = b'"\\\b\t\n\f\r'  # the bytes that JSON escapes in two characters
 _PLAIN: Final = bytes(byte for byte in range(256) if byte >= 32 and byte not in _SHORT)
 _LINE_END = re.compile(rb"\r\n|\r|\n")
 
 encode_json: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
-"""Compact JSON. Made once, for `json.dumps` would make an encoder each time; the same goes for what decodes."""
+"""Returns compact JSON. The encoder is made once, because `json.dumps` would make one in each call."""
 
 
 def encode_body(event: Event) -> bytes:
-    """The event's block without its id line: the bytes that all subscribers share."""
+    """Return the event's block without its id line: the bytes that all subscribers share."""
     head = "" if event.type == DEFAULT_TYPE else f"event: {event.type}\n"
     return f"{head}data: {event.data.replace(chr(10), chr(10) + 'data: ')}\n\n".encode()
 
 
 def type_in_data(body: bytes) -> bytes:
-    """The same block as an `sse.event`, its own type the first line of its data.
+    """Return the same block as an `sse.event` whose first line of data is the event's own type.
 
-    For readers that get named events only by the names they know, as behind an EventSource.
+    This is for readers that get only the named events whose names they know, such as those behind an EventSource.
     """
     if not body.startswith(_EVENT):
         body = b"%s%s\n%s" % (_EVENT, DEFAULT_TYPE.encode(), body)
@@ -56,19 +58,19 @@ def type_in_data(body: bytes) -> bytes:
 
 
 def with_id(last_event_id: str, body: bytes, *, last: bool = False) -> bytes:
-    """Return the whole block: a body and its id line, which is the first or the last one."""
+    """Return a complete block: a body and its id line, which is its first or its last line."""
     head, tail = around_id(last_event_id, body, last)
     return head + tail
 
 
 def around_id(id: str, body: bytes, last: bool) -> tuple[bytes, bytes]:
-    """Return a block in two parts, between which its id goes on; the id's line is the first or the last one."""
+    """Return a block in two parts; a longer id continues between them. The id's line is the first or the last one."""
     line = f"id: {id}".encode()
     return (body[:-1] + line, b"\n\n") if last else (line, b"\n" + body)
 
 
 def with_retry(retry: int, blocks: bytes) -> bytes:
-    """Return the same blocks; the first one tells `retry`, in milliseconds."""
+    """Return the same blocks, the first with a line that sets `retry`, in milliseconds."""
     return b"retry: %d\n%b" % (retry, blocks)
 
 
@@ -80,7 +82,7 @@ def encode_control(
     retry: int | None = None,
     id_last: bool = False,
 ) -> bytes:
-    """Return a whole block of the service's own; `retry` in milliseconds."""
+    """Return a complete block of the service's own; `retry` is in milliseconds."""
     block = f"event: {type}\ndata: {encode_json(data)}\n\n".encode()
     if last_event_id is not None:
         block = with_id(last_event_id, block, last=id_last)
@@ -90,14 +92,14 @@ def encode_control(
 def encode_comment(name: str, data: Mapping[str, object]) -> bytes:
     """Return a comment of one line, for a stream in which only events are blocks.
 
-    No blank line follows it, because some readers take that for the end of an event.
+    No blank line follows it, because some readers take a blank line for the end of an event.
     """
     return f": {name} {encode_json(data)}\n".encode()
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """What a stream's reader gets from one dispatched block; `last_event_id` persists from block to block."""
+    """The event that one block dispatches. `last_event_id` is that of an earlier block if this one has none."""
 
     type: str
     data: str
@@ -105,10 +107,10 @@ class Block:
 
 
 class Parser:
-    """A reader of `text/event-stream`, fed with bytes as they come (WHATWG HTML 9.2.6).
+    """Reads `text/event-stream` from bytes as they come (WHATWG HTML 9.2.6).
 
-    `retry` is the newest reconnection time in milliseconds, `last_event_id` the newest id that was dispatched. A block
-    that the stream leaves unfinished is never given out, and its id is not taken.
+    `retry` is the newest reconnection time in milliseconds, and `last_event_id` the newest id that was dispatched. A
+    block that the stream leaves unfinished is never returned, and its id has no effect.
     """
 
     def __init__(self, last_event_id: str = "") -> None:
@@ -119,17 +121,17 @@ class Parser:
         self._id, self._type, self._data = last_event_id, "", list[str]()
 
     def feed(self, chunk: bytes) -> Iterator[Block]:
-        """The blocks that `chunk` completes."""
+        """Yield the blocks that `chunk` completes."""
         self._pending += chunk
         if not self._started:
             if b"\xef\xbb\xbf".startswith(self._pending[:3]) and len(self._pending) < 3:
                 return
             self._pending = self._pending.removeprefix(b"\xef\xbb\xbf")
             self._started = True
-        # A CR at the very end may be half of a CRLF.
-        keep = b"\r" if self._pending.endswith(b"\r") else b""
-        lines = _LINE_END.split(self._pending[: len(self._pending) - len(keep)])
-        self._pending = lines.pop() + keep
+        # A CR at the end of the bytes may be the first half of a CRLF.
+        held_back = b"\r" if self._pending.endswith(b"\r") else b""
+        lines = _LINE_END.split(self._pending[: len(self._pending) - len(held_back)])
+        self._pending = lines.pop() + held_back
         for line in lines:
             block = self._line(line.decode(errors="replace"))
             if block:
@@ -158,28 +160,28 @@ class Parser:
 
 
 def encode_payload(event: Event) -> bytes:
-    """The event as the store keeps it: compact JSON `{"type", "data"}`."""
+    """Return the event as the store keeps it: compact JSON `{"type", "data"}`."""
     return encode_json({"type": event.type, "data": event.data}).encode()
 
 
 def stored_size(event: Event) -> int:
-    """The bytes that the event's data takes in the store: UTF-8, with JSON's escapes (RFC 8259, 7).
+    """Return the bytes that the event's data takes in the store: UTF-8, with JSON's escapes (RFC 8259, 7).
 
-    A quote, backslash or line end takes two, any other control character six.
+    A quote, backslash, tab, line end, backspace or form feed takes two bytes, any other control character six.
     """
     data = event.data.encode()
-    escaped = data.translate(None, _PLAIN)  # a fifth of the time that encoding it as JSON takes
+    escaped = data.translate(None, _PLAIN)  # this takes a fifth of the time of encoding the data as JSON
     return len(data) + len(escaped) + 4 * len(escaped.translate(None, _SHORT))
 
 
 def decode_payload(payload: bytes) -> Event:
-    """The event that `encode_payload` wrote; members that are not known are passed over.
+    """Return the event that `encode_payload` wrote. Unknown members are ignored.
 
-    :raises ValueError: if the payload is not such JSON, is larger than MAX_PAYLOAD, or is nested too deeply; a large
-        one may not be nested at all, as none is that `encode_payload` writes.
+    :raises ValueError: if the payload is not such JSON, is larger than MAX_PAYLOAD, or is nested too deeply. A payload
+        over 64 KiB may not be nested at all: `encode_payload` never nests.
     """
     if len(payload) > MAX_PAYLOAD:
-        raise ValueError(f"a ring's entry has {len(payload)} bytes, and no event has over {MAX_PAYLOAD}")
+        raise ValueError(f"a ring's entry has {len(payload)} bytes, but an event has {MAX_PAYLOAD} at most")
     if len(payload) > _FREE and not _FLAT.fullmatch(payload):
         raise ValueError(f"a ring's entry of {len(payload)} bytes is not a flat JSON object")
     try:
@@ -196,19 +198,20 @@ def _constant(name: str) -> None:
 
 
 def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    members = dict(pairs)
+    if len(members) != len(pairs):
         raise RequestError("an object has the same name twice", "send each name once", code="bad_json")
-    return found
+    return members
 
 
 _decode: Final = json.JSONDecoder(parse_constant=_constant, object_pairs_hook=_members).decode
 
 
 def parse_json(body: bytes) -> Any:
-    """The JSON value (RFC 8259) in `body`, which is UTF-8.
+    """Return the JSON value (RFC 8259) in `body`, which is UTF-8.
 
-    :raises RequestError: for anything else: NaN, an equal name twice in an object, nesting or numbers beyond reason.
+    :raises RequestError: if it is not JSON, or has NaN or Infinity, a name twice in one object, nesting that is too
+        deep, or a whole number of over 4,300 digits.
     """
     try:
         return _decode(body.decode())
@@ -216,12 +219,12 @@ def parse_json(body: bytes) -> Any:
         raise RequestError("the body is nested too deeply", "send flatter JSON", code="bad_json") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise RequestError(f"the body is not JSON in UTF-8: {error}", "see RFC 8259", code="bad_json") from None
-    except ValueError:  # Python's own bound, against the time that converting takes
+    except ValueError:  # Python's own bound, because converting many digits takes long
         raise RequestError("a number has over 4,300 digits", "send it as a string", code="bad_json") from None
 
 
 def parse_publish(body: bytes) -> list[tuple[str, Event]]:
-    """The events that a publish request asks for, one for each channel, in order: all valid, or none.
+    """Return the events of a publish request, each with its channel, in order. One bad event refuses them all.
 
     The body is `{"channel": "a" or ["a", "b"], "type"?, "data"}` or a list of up to 100 of these.
 

@@ -86,7 +86,7 @@ def of_publishers(*own: Fault, body: Fault) -> list[Fault]:
         body,
         Fault(403, "not allowed to publish on: other", {"channel": "other"}),
         Fault(503, "the memory store is for one process", {"multiprocess": True}),
-        Fault(400, "idempotency key '' is not one", {"idempotency_key": ""}),
+        Fault(400, "idempotency key '' is not valid", {"idempotency_key": ""}),
         Fault(413, "data has 50 bytes", {"data": "y" * 50}, {"SSE_MAX_EVENT_BYTES": 10}),
         Fault(429, "more than 1 per 1 day, by SSE_LIMIT_PUBLISH", {}, {"SSE_LIMIT_PUBLISH": "1/day"}, spent=True),
     ]
