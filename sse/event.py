@@ -262,7 +262,7 @@ class Event:
 
 
 class Position(NamedTuple):
-    """The position of an entry in one ring: its offset, counted from 1, and a tag, which is a hash of all entries before."""
+    """An entry's position in one ring: its offset, counted from 1, and a tag, a hash of all entries before it."""
 
     offset: int
     tag: int

@@ -26,7 +26,7 @@ from flask.cli import ScriptInfo
 from app import create_app
 from sse import __version__
 from sse.cli import cli
-from sse.cli.ending import Ending
+from sse.cli.ending import StopSignals
 from sse.web.script import load
 from tests import client
 from tests.conftest import MakeApp
@@ -710,12 +710,12 @@ def test_a_ctrl_c_that_is_not_meant_for_it_leaves_it_running(
 
 def test_a_signal_waits_until_an_event_is_told_and_a_second_does_not() -> None:
     done = []
-    with Ending() as ending:
-        with pytest.raises(KeyboardInterrupt), ending.held():
+    with StopSignals() as signals:
+        with pytest.raises(KeyboardInterrupt), signals.held():
             os.kill(os.getpid(), signal.SIGTERM)
             done.append(1)
-        ending = Ending()
-    with ending, pytest.raises(KeyboardInterrupt), ending.held():
+        signals = StopSignals()
+    with signals, pytest.raises(KeyboardInterrupt), signals.held():
         os.kill(os.getpid(), signal.SIGINT)
         done.append(2)
         os.kill(os.getpid(), signal.SIGINT)

@@ -1,7 +1,9 @@
-"""The commands `flask sse …`: `commands` reads the command line, the other modules do the work.
+"""The commands `flask sse …`.
 
-`local` works in this process, over the store; `remote` asks a running service over HTTP. `lines` publishes the lines of
-standard input, and `tail` follows channels; both go on after every interruption, until `ending` stops them.
+From the bottom up: `local` publishes and follows in this process, over the store that the serving processes share, and
+`remote` does the same over HTTP, from a running service. `lines` publishes the lines of standard input, and `tail`
+follows channels. Both go on after each interruption, after a wait by `backoff`, until Ctrl-C or SIGTERM, which `ending`
+turns into an orderly end. `commands` reads the command line and calls the others.
 """
 
 from sse.cli.commands import cli as cli

@@ -17,11 +17,11 @@ from flask.cli import AppGroup, ScriptInfo
 from sse.access.decision import unreached
 from sse.access.revocations import one_revoked
 from sse.access.token import id_of
-from sse.cli.ending import Ending
+from sse.cli.ending import StopSignals
 from sse.cli.lines import Lines
 from sse.cli.local import Local
 from sse.cli.remote import Remote, check_url
-from sse.cli.tail import follow, tell
+from sse.cli.tail import follow, show
 from sse.config import check_pattern
 from sse.errors import InvalidEvent, SSEError
 from sse.event import DEFAULT_TYPE, Event, check_channel, check_type
@@ -60,7 +60,7 @@ def _checked(check: Callable[[str], T]) -> Callable[[click.Context, click.Parame
 
 def _check_key(key: str) -> str:
     if not re.fullmatch(r"[!-~]+", key):
-        raise ValueError("a key is visible ASCII characters only")
+        raise ValueError("a key has visible ASCII characters only")
     return key
 
 
@@ -71,7 +71,7 @@ def _check_once(key: str) -> str:
 
 
 _url = click.option(
-    "--url", metavar="URL", callback=_checked(check_url), help="Over HTTP: the service's prefix, https://…/sse."
+    "--url", metavar="URL", callback=_checked(check_url), help="The service's prefix, https://…/sse, to go over HTTP."
 )
 
 
@@ -82,7 +82,7 @@ def _secret(name: str, help: str) -> Callable[[Callable[..., Any]], Callable[...
         metavar=name.upper(),
         envvar=variable,
         callback=_checked(_check_key),
-        help=f"{help} Better in {variable}, where no process list shows it.",
+        help=f"{help} Better set {variable}, which no process list shows.",
     )
 
 
@@ -90,9 +90,9 @@ def _secret(name: str, help: str) -> Callable[[Callable[..., Any]], Callable[...
 @click.argument("channel", callback=_checked(check_channel))
 @click.argument("data", required=False)
 @click.option("--type", default=DEFAULT_TYPE, show_default=True, callback=_checked(check_type), help="The event type.")
-@click.option("--lines", is_flag=True, help="Make each line of standard input an event, as it comes.")
+@click.option("--lines", is_flag=True, help="Publish each line of standard input as it comes.")
 @_url
-@_secret("key", "A publishing key, or a token, for --url.")
+@_secret("key", "A publishing key or a token, for --url.")
 @click.option(
     "--idempotency-key",
     metavar="K",
@@ -110,12 +110,12 @@ def publish(
     idempotency_key: str | None,
     quiet: bool,
 ) -> None:
-    """Publish DATA on CHANNEL; with - what standard input brings, less one line end. Prints the event's id.
+    """Publish DATA on CHANNEL, and print the event's id. The DATA - is standard input without its last line end.
 
     With --lines, such as in `tail -F app.log | flask sse publish app/log --lines`, each line is published as soon as
-    it is complete, once and in order: while the service cannot be reached, it is tried again and nothing is dropped. A
-    line that can never be published is reported and passed over, and the exit status is then 1. Bytes that are not
-    UTF-8 become U+FFFD. Without --lines they are refused.
+    it is complete, once and in order. While the service cannot be reached, the command tries again and drops nothing. A
+    line that can never be published is reported and skipped, and the exit status is then 1. With --lines, bytes that
+    are not UTF-8 become U+FFFD; without it, they are refused.
     """
     if lines and (data not in (None, "-") or idempotency_key):
         raise click.UsageError("--lines reads standard input and makes the idempotency keys: leave out DATA and K")
@@ -124,29 +124,35 @@ def publish(
     if url and key is None:
         raise click.UsageError("--url needs a publishing key: give --key, or THROUGHLINE_KEY in the environment")
     with _reached(url, key) as service:
-        put = partial(service.publish, channel)
+        send = partial(service.publish, channel)
         if lines:
-            Lines(put, type).publish(sys.stdin.buffer)
+            Lines(send, type).publish(sys.stdin.buffer)
         else:
-            ids = put([Event(_standard_input() if data == "-" else data, type)], idempotency_key)
+            ids = send([Event(_standard_input() if data == "-" else data, type)], idempotency_key)
             if not quiet:
                 click.echo("\n".join(ids))
 
 
 @cli.command(with_appcontext=False)
 @click.argument("channels", metavar="CHANNEL…", nargs=-1, required=True, callback=_checked(check_channel))
-@click.option("--last-event-id", metavar="ID", default="", help="Go on after this, from an earlier run.")
-@click.option("--replay", metavar="N", type=click.IntRange(0), default=0, help="Without an ID: the newest N first.")
-@click.option("--json", "as_json", is_flag=True, help='One line each: {"channel", "id", "type", "data"}.')
+@click.option("--last-event-id", metavar="ID", default="", help="Continue after this id, from an earlier run.")
+@click.option(
+    "--replay",
+    metavar="N",
+    type=click.IntRange(0),
+    default=0,
+    help="Begin with the newest N events, if no ID is given.",
+)
+@click.option("--json", "as_json", is_flag=True, help='Print each event as a line {"channel", "id", "type", "data"}.')
 @_url
-@_secret("token", "For --url, where channels are not public.")
+@_secret("token", "A token, for --url with channels that are not public.")
 def tail(
     channels: list[str], last_event_id: str, replay: int, as_json: bool, url: str | None, token: str | None
 ) -> None:
-    """Print the data of each event on these channels as it comes; goes on by itself after any interruption.
+    """Print the data of each event on these channels as it comes, and reconnect after each interruption.
 
-    Resets, which say that events may have been missed, are told on standard error. So is, at the end (Ctrl-C), the
-    last event id to go on from.
+    Resets, after which events may be missing, are printed on standard error. At the end (Ctrl-C), the last event id is
+    printed there too, so that the next run can continue from it.
     """
     channels = list(dict.fromkeys(channels))
     with contextlib.ExitStack() as stack:
@@ -154,15 +160,15 @@ def tail(
         connect = partial(service.stream, channels, last_event_id, replay)
         last = last_event_id
         try:
-            ending = stack.enter_context(Ending())
+            signals = stack.enter_context(StopSignals())
             for block in stack.enter_context(contextlib.closing(follow(connect))):
-                with ending.held():
-                    tell(block, as_json)
+                with signals.held():
+                    show(block, as_json)
                     last = block.last_event_id
         except KeyboardInterrupt:
             pass
         except BrokenPipeError:
-            # The reader has gone. The rest of the output must not fail once more at exit.
+            # The reader has gone. Output that is still buffered must not fail again at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             last = ""
         finally:
@@ -172,16 +178,20 @@ def tail(
 
 @cli.command(with_appcontext=False)
 @click.option(
-    "--channel", "channels", multiple=True, callback=_checked(check_channel), help="To follow; once for each."
+    "--channel",
+    "channels",
+    multiple=True,
+    callback=_checked(check_channel),
+    help="A channel to follow; give it once for each.",
 )
 @click.option(
     "--url",
     metavar="URL",
     callback=_checked(check_url),
-    help="For pages of other sites: the service's prefix, https://…/sse.",
+    help="The service's prefix, https://…/sse, for pages of other sites.",
 )
 def embed(channels: list[str], url: str | None) -> None:
-    """Print the tag that puts the script into a page, at this version and held to its hash."""
+    """Print the tag that puts this version of the script into a page, with the hash that browsers check."""
     click.echo(embed_tag(url or _app_service().config.prefix, list(dict.fromkeys(channels))))
     if not channels:
         click.echo(
@@ -190,34 +200,50 @@ def embed(channels: list[str], url: str | None) -> None:
 
 
 @cli.command(with_appcontext=False)
-@click.option("--sub", required=True, metavar="NAME", help="Whom it is for.")
+@click.option("--sub", required=True, metavar="NAME", help="The subject that the token is for.")
 @click.option(
-    "--subscribe", multiple=True, metavar="PATTERN", callback=_checked(check_pattern), help="To read; once for each."
+    "--subscribe",
+    multiple=True,
+    metavar="PATTERN",
+    callback=_checked(check_pattern),
+    help="Channels to read; give it once for each.",
 )
 @click.option(
-    "--publish", "to_publish", multiple=True, metavar="PATTERN", callback=_checked(check_pattern), help="To publish on."
+    "--publish",
+    "to_publish",
+    multiple=True,
+    metavar="PATTERN",
+    callback=_checked(check_pattern),
+    help="Channels to publish on; once for each.",
 )
 @click.option("--lifetime", metavar="S", type=click.IntRange(1), default=3600, show_default=True, help="Seconds.")
 def token(sub: str, subscribe: list[str], to_publish: list[str], lifetime: int) -> None:
-    """Print a token, signed by SSE_SECRET. It is a secret itself."""
+    """Print a token, signed with SSE_SECRET. Keep the token secret."""
     if not (subscribe or to_publish):
-        raise click.UsageError("it would be good for nothing: give --subscribe or --publish")
+        raise click.UsageError("the token would allow nothing: give --subscribe or --publish")
     service = _app_service()
     if not service.config.secret:
-        raise click.UsageError("SSE_SECRET is not set here: give it as the service has it")
+        raise click.UsageError("SSE_SECRET is not set here: set it to the service's value")
     if lifetime > service.config.token_lifetime:
-        raise click.UsageError(f"SSE_TOKEN_LIFETIME is {service.config.token_lifetime}: no longer one is taken")
+        raise click.UsageError(
+            f"--lifetime is {lifetime}, but SSE_TOKEN_LIFETIME is {service.config.token_lifetime}: give a shorter one"
+        )
     click.echo(service.tokens.make(sub, subscribe, to_publish, lifetime))
 
 
 @cli.command(with_appcontext=False)
-@click.option("--sub", metavar="NAME", help="Of a subject: all that was issued to it until now.")
-@click.option("--channel", metavar="CHANNEL", callback=_checked(check_channel), help="For a channel: the same.")
-@click.option("--token", metavar="ID", help="A token, by its id (the claim jti); or the whole token.")
+@click.option("--sub", metavar="NAME", help="A subject: every token issued to it until now.")
+@click.option(
+    "--channel",
+    metavar="CHANNEL",
+    callback=_checked(check_channel),
+    help="A channel: every right to it that was given until now.",
+)
+@click.option("--token", metavar="ID", help="A token: its id (the claim jti), or the whole token.")
 def revoke(sub: str | None, channel: str | None, token: str | None) -> None:
-    """End streams and waiting polls on every worker, and refuse their tokens from now on. Prints what is revoked.
+    """End streams and waiting polls on every worker, refuse their tokens from now on, and print what is revoked.
 
-    The exit status is 1 if that ends nobody's reading, as on a public channel.
+    The exit status is 1 if this ends no stream or poll, such as for a public channel.
     """
     try:
         kind, value = one_revoked(sub=sub, channel=channel, token=token and (id_of(token) or token))
@@ -234,7 +260,7 @@ def revoke(sub: str | None, channel: str | None, token: str | None) -> None:
 def config() -> None:
     """List the settings: name, value, default, help. Secrets are shown as a hash."""
     service = _app_service()
-    service.begin()  # tells of settings that came too late
+    service.begin()  # warns of settings that came too late
     rows = [("NAME", "VALUE", "DEFAULT", "HELP"), *service.config.table()]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
@@ -254,10 +280,10 @@ def _app_service() -> Service:
 
 @contextlib.contextmanager
 def _service(hint: str = ", or give --url to go over HTTP") -> Iterator[Service]:
-    """Give the app's service, over a store that the serving processes share, and close it afterwards."""
+    """Yield the app's service, over a store that the serving processes share, and close it afterwards."""
     service = _app_service()
     if not service.shared:
-        raise click.UsageError(f"the memory store is the serving process's own: set SSE_REDIS_URL as there{hint}")
+        raise click.UsageError(f"the memory store belongs to the serving process: set SSE_REDIS_URL as it has it{hint}")
     try:
         yield service
     finally:
@@ -266,7 +292,7 @@ def _service(hint: str = ", or give --url to go over HTTP") -> Iterator[Service]
 
 @contextlib.contextmanager
 def _reached(url: str | None, key: str | None) -> Iterator[Local | Remote]:
-    """Give the service behind the URL; without one, the app's own."""
+    """Yield the service at the URL; the app's own if there is no URL."""
     if url:
         yield Remote(url, key)
     else:
@@ -280,5 +306,5 @@ def _standard_input() -> str:
     except UnicodeDecodeError as error:
         raise InvalidEvent(
             f"standard input is not UTF-8 at byte {error.start}",
-            "POST it to …/publish/CHANNEL with its Content-Type, and it becomes a data: URL",
+            "POST it to …/publish/CHANNEL with its Content-Type, which makes it a data: URL",
         ) from None

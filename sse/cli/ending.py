@@ -1,4 +1,4 @@
-"""The end of a command that goes on until somebody stops it."""
+"""The signals that stop a command which otherwise runs for ever."""
 
 from __future__ import annotations
 
@@ -8,34 +8,37 @@ from collections.abc import Iterator
 from typing import Self
 
 
-class Ending:
-    """Makes Ctrl-C and SIGTERM a KeyboardInterrupt. A signal that comes while `held` is raised after that.
+class StopSignals:
+    """Raises KeyboardInterrupt for Ctrl-C and SIGTERM. In a block `with signals.held()`, it is raised after the block.
 
-    A signal that is ignored stays ignored, because a shell has its background commands ignore Ctrl-C (POSIX, XCU 2.11).
+    A signal that is ignored stays ignored, because shells have background commands ignore Ctrl-C (POSIX, XCU 2.11).
     """
 
     def __init__(self) -> None:
-        self._held = self._asked = False
+        self._is_held = self._has_come = False
 
     def __enter__(self) -> Self:
-        heeded = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
-        self._before = [(number, signal.signal(number, self._end)) for number in heeded]
+        not_ignored = [
+            number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN
+        ]
+        self._before = [(number, signal.signal(number, self._handle)) for number in not_ignored]
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before:
             signal.signal(number, handler)
 
-    def _end(self, *_: object) -> None:
-        if not self._held or self._asked:  # asked twice: perhaps nobody reads what is being written
+    def _handle(self, *_: object) -> None:
+        # At a second signal the command ends at once: it may be blocked in a write that nobody reads.
+        if not self._is_held or self._has_come:
             raise KeyboardInterrupt
-        self._asked = True
+        self._has_come = True
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Keep a signal back until the block is done. A second signal is not kept back."""
-        self._held = True
+        """Hold the first signal back until the block is done. A second signal is raised at once."""
+        self._is_held = True
         yield
-        self._held = False
-        if self._asked:
+        self._is_held = False
+        if self._has_come:
             raise KeyboardInterrupt

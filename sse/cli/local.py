@@ -1,4 +1,4 @@
-"""The app's own service, in this process, over a store that the serving processes share."""
+"""Publishes and follows in this process, over the store that the serving processes share."""
 
 from __future__ import annotations
 
@@ -11,24 +11,26 @@ from sse.service import Service
 from sse.stores import Publication
 from sse.transports.stream import Stream
 
-_SOON: Final = 100  # milliseconds before a stream in this process is taken up again
+_RETRY: Final = 100  # milliseconds until the command opens a new stream in this process
 
 
 class Local:
-    """Publishes and follows as `Remote` does, without HTTP."""
+    """The app's own service, with the methods of `Remote`, but without HTTP."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
 
-    def publish(self, channel: str, events: Sequence[Event], once: str | None) -> list[str]:
-        """Publish events on a channel and return their ids; nothing is stored twice under the same key `once`.
+    def publish(self, channel: str, events: Sequence[Event], key: str | None) -> list[str]:
+        """Publish events on a channel and return their ids.
+
+        :param key: an idempotency key, or None. Another call with the same events and key stores nothing again.
 
         :raises InvalidEvent: if an event can never be published.
         :raises StoreUnavailable: if the events may not have been stored.
         """
         publications = [
-            Publication(channel, self._service.check(event), once and f"cli:{place}:{once}")
-            for place, event in enumerate(events)
+            Publication(channel, self._service.check(event), key and f"cli:{index}:{key}")
+            for index, event in enumerate(events)
         ]
         return [f"{channel}={position}" for position in self._service.publish(publications)]
 
@@ -43,5 +45,5 @@ class Local:
         starts = starting_points(channels, position, from_header=bool(last), replay=replay)
         config = self._service.config
         yield from Stream(
-            self._service.hub, starts, heartbeat=config.heartbeat, lifetime=config.stream_lifetime, retry=_SOON
+            self._service.hub, starts, heartbeat=config.heartbeat, lifetime=config.stream_lifetime, retry=_RETRY
         )

@@ -1,4 +1,4 @@
-"""A running service, asked over HTTP."""
+"""Publishes and follows over HTTP, from a running service."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from urllib.parse import urlencode, urlsplit
 from sse.errors import InvalidEvent, SSEError, TooLarge, Unavailable
 from sse.event import Event
 
-_READ: Final = 65_536
-_HEARTBEAT: Final = 5
-_QUIET: Final = 15.0  # three heartbeats
-_ANSWER: Final = 30.0
-_AGAIN: Final = (408, 425, 429)
+_READ: Final = 65_536  # bytes
+_HEARTBEAT: Final = 5  # seconds
+_QUIET: Final = 15.0  # seconds without a byte, three heartbeats, after which a stream is given up
+_ANSWER: Final = 30.0  # seconds that a publish waits for each part of its answer
+_TEMPORARY: Final = (408, 425, 429)  # statuses, besides 5xx, after which the same request may succeed later
 _HINT: Final = "give the service's prefix, such as https://push.example/sse"
 
 
@@ -35,7 +35,7 @@ def check_url(url: str) -> str:
 
 
 class Remote:
-    """The service behind a URL. It follows no redirection: the key is for this address alone."""
+    """The service at a URL. Redirections are not followed, because the key is for this address alone."""
 
     def __init__(self, url: str, key: str | None = None) -> None:
         self.url = url
@@ -43,15 +43,17 @@ class Remote:
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._tls = ssl.create_default_context() if self._parts.scheme == "https" else None
 
-    def publish(self, channel: str, events: Sequence[Event], once: str | None) -> list[str]:
-        """Publish events on a channel and return their ids; nothing is stored twice under the same key `once`.
+    def publish(self, channel: str, events: Sequence[Event], key: str | None) -> list[str]:
+        """Publish events on a channel and return their ids.
+
+        :param key: an idempotency key, or None. Another call with the same events and key stores nothing again.
 
         :raises InvalidEvent: if an event can never be published.
         :raises Unavailable: if the events may not have been stored.
         :raises SSEError: if the service refuses the request, or does not answer as this service does.
         """
         items = [{"channel": channel, "type": event.type, "data": event.data} for event in events]
-        headers = {"Content-Type": "application/json"} | ({"Idempotency-Key": once} if once else {})
+        headers = {"Content-Type": "application/json"} | ({"Idempotency-Key": key} if key else {})
         body = json.dumps(items, ensure_ascii=False).encode()
         with self._ask("POST", "/publish", headers, body, timeout=_ANSWER) as response:
             answer = response.read()
@@ -59,7 +61,7 @@ class Remote:
             ids = json.loads(answer)["ids"]
             if len(ids) == len(events):
                 return [str(id) for id in ids]
-        raise self._stranger()
+        raise self._not_a_service()
 
     def stream(self, channels: Sequence[str], given: str, replay: int, last: str) -> Generator[bytes]:
         """Yield the chunks of one stream on these channels, until it ends.
@@ -67,7 +69,7 @@ class Remote:
         :param given: the last event id that the command was given, or an empty string.
         :param replay: how many of the newest events come first where there is no last event id.
         :param last: the last event id of the stream before this one, or an empty string.
-        :raises Unavailable: if the connection fails, or the service says that it may do better later.
+        :raises Unavailable: if the connection fails, or if the service answers that the request may succeed later.
         :raises SSEError: if the service refuses the request, or does not answer as this service does.
         """
         query = [*(("channel", channel) for channel in channels), ("heartbeat", str(_HEARTBEAT))]
@@ -75,7 +77,7 @@ class Remote:
         headers = {"Accept": "text/event-stream", **({"Last-Event-ID": last.encode()} if last else {})}
         with self._ask("GET", f"/stream?{urlencode(query)}", headers, timeout=_QUIET) as response:
             if response.headers.get_content_type() != "text/event-stream":
-                raise self._stranger()
+                raise self._not_a_service()
             while chunk := response.read1(_READ):
                 yield chunk
 
@@ -83,7 +85,7 @@ class Remote:
     def _ask(
         self, method: str, path: str, headers: dict[str, Any], body: bytes | None = None, *, timeout: float
     ) -> Iterator[HTTPResponse]:
-        """Give the head of a good answer, whose body is still to be read."""
+        """Send a request and yield its answer, whose status is 200 or 201 and whose body is not yet read."""
         hint = "try again"
         try:
             with contextlib.closing(self._connection(timeout)) as connection:
@@ -96,7 +98,9 @@ class Remote:
                         raise self._fault(response)
                     yield response
         except ssl.SSLCertVerificationError as error:
-            raise SSEError(f"{self.url}: {error.verify_message}", "SSL_CERT_FILE names the authorities") from None
+            raise SSEError(
+                f"{self.url}: {error.verify_message}", "set SSL_CERT_FILE to the file of the authorities that you trust"
+            ) from None
         except (OSError, HTTPException) as error:
             reason = str(error) or type(error).__name__
             raise Unavailable(f"{self.url} cannot be reached: {reason}", hint, retry_after=0) from None
@@ -110,14 +114,14 @@ class Remote:
     def _fault(self, response: HTTPResponse) -> SSEError:
         message, hint = f"{self.url} answered {response.status} {response.reason}", _HINT
         if location := response.headers.get("Location"):
-            hint = f"it points to {location}"
+            hint = f"it points to {location}; give that service's prefix, if you trust it"
         with contextlib.suppress(ValueError, KeyError, TypeError):
             error = json.loads(response.read(_READ))["error"]
             message, hint = str(error["message"]), str(error["hint"])
-        if response.status >= 500 or response.status in _AGAIN:
+        if response.status >= 500 or response.status in _TEMPORARY:
             after = response.headers.get("Retry-After", "")
             return Unavailable(message, hint, retry_after=int(after) if re.fullmatch("[0-9]{1,3}", after) else 0)
         return {413: TooLarge, 422: InvalidEvent}.get(response.status, SSEError)(message, hint)
 
-    def _stranger(self) -> SSEError:
+    def _not_a_service(self) -> SSEError:
         return SSEError(f"{self.url} does not answer as this service does", _HINT)

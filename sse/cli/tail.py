@@ -1,4 +1,4 @@
-"""Follows channels for ever: when a stream ends, the next one goes on from its last event id."""
+"""Follows channels for ever. When a stream ends, the next one continues from its last event id."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from sse.wire import Block, Parser
 
 
 def follow(connect: Callable[[str], Generator[bytes]]) -> Generator[Block]:
-    """Yield the blocks of one stream after another; `connect` opens each of them after a last event id."""
+    """Yield the blocks of one stream after another.
+
+    :param connect: opens a stream that continues after a last event id, and yields its bytes.
+    """
     last, retry, attempt = "", 0, 0
     while True:
         parser = Parser(last)
@@ -28,7 +31,7 @@ def follow(connect: Callable[[str], Generator[bytes]]) -> Generator[Block]:
                         yield block
         except Unavailable as error:
             least, trouble = error.retry_after, str(error)
-        if attempt == 1:  # not at once: most interruptions are over by then
+        if attempt == 1:  # not at the first failure, because most interruptions are over soon
             click.echo(f"waiting: {trouble}", err=True)
         last = parser.last_event_id
         retry = retry if parser.retry is None else parser.retry
@@ -36,12 +39,12 @@ def follow(connect: Callable[[str], Generator[bytes]]) -> Generator[Block]:
         attempt += 1
 
 
-def tell(block: Block, as_json: bool) -> None:
-    """Print an event, or a reset on standard error. The service's other blocks are not printed."""
+def show(block: Block, as_json: bool) -> None:
+    """Print an event on standard output, or a reset on standard error. Print no other block of the service."""
     if block.type == "sse.reset":
         click.echo(f"reset: {block.data}", err=True)
     elif not block.type.startswith(RESERVED_PREFIX):
         id = block.last_event_id.partition("~")[0]
         item = {"channel": id.partition("=")[0], "id": id, "type": block.type, "data": block.data}
-        # The output is bytes: the data goes out as it came, whatever encoding the terminal has.
+        # Bytes are printed, so that the data comes out unchanged, whatever encoding the terminal has.
         click.echo((json.dumps(item, ensure_ascii=False) if as_json else block.data).encode())
