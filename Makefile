@@ -9,7 +9,7 @@ INSTALL := $(BIN)/pip install --quiet --no-input --require-hashes -r
 COMPILE := $(BIN)/uv pip compile --quiet --generate-hashes --universal --python-version 3.11 \
   --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock"
 
-# What the tests with browsers run.
+# The programs that the tests with browsers need.
 PARTS := g++ redis-server nginx lighttpd caddy haproxy openssl chromium firefox-esr MiniBrowser Xvfb
 
 .PHONY: help run test check lint check-here check-browser docs chaos browsers bench bench-more audit wheel format lock clean
@@ -19,12 +19,12 @@ help:
 	@echo 'make lint     the part of it that a commit has to pass: ruff and mypy'
 	@echo 'make docs     the pages and the API reference as a site, in docs/_build/html'
 	@echo 'make chaos    500 seeds of random faults (CHAOS_SEEDS=N)'
-	@echo 'make browsers every browser on every way through proxies, and a table of what came of it'
-	@echo 'make bench    measure, beside others of its kind, and write docs/benchmarks.md (bench-more: those in Go too)'
-	@echo 'make audit    what is known against the packages that we pin'
-	@echo 'make format   lay the code out'
-	@echo 'make lock     compile requirements.txt and requirements/*.txt anew (LOCK=--upgrade: with the newest versions)'
-	@echo 'make clean    remove what was set up'
+	@echo 'make browsers every browser through every proxy, and a table of the results'
+	@echo 'make bench    measure this and similar servers, and write docs/benchmarks.md (bench-more: servers in Go too)'
+	@echo 'make audit    look for known vulnerabilities in the pinned packages'
+	@echo 'make format   format the code'
+	@echo 'make lock     pin the packages in requirements.txt and requirements/*.txt (LOCK=--upgrade: newest versions)'
+	@echo 'make clean    remove everything that make has set up or built'
 
 run: .venv/run
 	@tools/serve $(if $(REDIS),--redis)
@@ -44,7 +44,7 @@ lint:
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Side by side: the first computes, the others mostly wait.
+# These run at the same time: the first computes, and the others mostly wait.
 check-here:
 	$(BIN)/coverage run -m pytest --ignore=tests/live --ignore=tests/browser
 check-live-%:
@@ -64,11 +64,11 @@ browsers: .venv/test
 	@tools/need $(PARTS)
 	BROWSERS=all $(BIN)/python -m pytest -s -m 'browsers or long'
 
-# Not in `make test`: it asks the network, and may find tomorrow what it does not find today.
+# Not part of `make test`, because it asks the network, and its result may change from one day to the next.
 audit: .venv/test
 	$(BIN)/pip-audit --strict --require-hashes --disable-pip -r requirements.txt -r requirements/dev.txt
 
-# g++ brings a C compiler together with its headers.
+# The package g++ brings a C compiler and its headers.
 bench: .venv/bench
 	@tools/need g++ redis-server nginx
 	$(BIN)/python -m bench --docs $(BENCH)
@@ -76,7 +76,7 @@ bench-more: .venv/bench
 	@tools/need g++ redis-server nginx
 	$(BIN)/python -m bench --docs --more $(BENCH)
 
-# A former build's folder would lend the wheel files that are gone.
+# The folder of an earlier build would put files into the wheel that are deleted by now.
 wheel: .venv/test
 	@rm -rf build dist
 	$(BIN)/python -m build --wheel --no-isolation

@@ -1,7 +1,8 @@
-"""Tell whether gunicorn could load the app: `python tools/loadable.py MASTER_PID gunicorn's arguments…`.
+"""Check that gunicorn could load the app: `python tools/loadable.py MASTER_PID gunicorn's arguments…`.
 
-systemd runs this before it has the master reload. gunicorn would end if its new workers could not load the app, after
-it has told the old ones to end. The workers have the environment of the master, whatever the file of settings says now.
+systemd runs this before it has the master reload. If the new workers could not load the app, gunicorn would end, after
+it has told the old workers to end. The workers get the master's environment, even if the file of settings has changed
+since the master started, so this process takes that environment too.
 """
 
 import os
@@ -23,7 +24,7 @@ import sse.server.worker  # noqa: E402, F401
 
 app = WSGIApplication("%(prog)s")
 assert app.cfg.worker_class
-os.environ.update(app.cfg.env)  # raw_env of the settings
+os.environ.update(app.cfg.env)  # gunicorn's setting raw_env
 app.load()
 sys.stdout.flush()
-os._exit(0)  # without waiting for threads that the app has begun
+os._exit(0)  # without waiting for threads that the app has started
