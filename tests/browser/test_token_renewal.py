@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from sse import SSE
 from tests import client
 from tests.browser.engines import Firefox
 from tests.browser.tabbed_browser import Browser, Site, Tab, answer
@@ -265,8 +266,8 @@ def test_one_who_is_revoked_and_gets_no_ticket_any_more_is_shut_out_on_every_tab
     tabs = [tab.start(MINE, tokenUrl="/token").wait() for tab in browser.tabs(2, site.url)]
     tabs[0].run("document.cookie = 'out=1; path=/'")
     try:
-        with site._publisher.app_context():
-            site.sse.revoke(sub="ann")
+        with site.publisher.app_context():
+            SSE().revoke(sub="ann")
         for tab in tabs:
             tab.wait("closed", timeout=40)
             assert tab.get("reason") == "no token: 401"
@@ -278,8 +279,8 @@ def test_one_who_is_revoked_and_gets_no_ticket_any_more_is_shut_out_on_every_tab
 def test_one_who_is_revoked_goes_on_where_the_app_gives_a_ticket_again(site: TicketHouse, browser: Browser) -> None:
     tab = browser.open(site.url).start(MINE, tokenUrl="/token").wait()
     with site.publishing(MINE, every=0.1) as numbers:
-        with site._publisher.app_context():
-            site.sse.revoke(sub="ann")
+        with site.publisher.app_context():
+            SSE().revoke(sub="ann")
         wait_for(tab, "waiting", "expired")
         assert client.poll(site.url, [MINE], timeout=0).status == 401
         assert tab.wait("live", timeout=40).numbers(MINE)
