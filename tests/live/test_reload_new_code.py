@@ -61,8 +61,8 @@ def _is_news(record):
     return True
 """
 EDITED = (
-    *("__init__", "event", "log", "server/__init__", "server/answers", "server/framing", "server/head", "server/loop"),
-    *("server/rows", "server/worker", "service", "stores/redis"),
+    *("__init__", "event", "log", "server/__init__", "server/framing", "server/head", "server/loop"),
+    *("server/responder", "server/rows", "server/worker", "service", "stores/redis"),
 )
 NEW = sorted(
     ["app", "sse", "sse.server"]
