@@ -106,3 +106,19 @@ class _Row:
         elif other.alike == self.stream.alike and self.stream.merge(other):
             self._other = None
             self._is_two = True
+
+
+class Listener:
+    """A subscriber that only counts how often a channel has woken it."""
+
+    def __init__(self) -> None:
+        self.woken = 0
+
+    def notify(self) -> None:
+        self.woken += 1
+
+    def drain(self) -> None:
+        raise NotImplementedError
+
+    def end_now(self) -> None:
+        raise NotImplementedError

@@ -9,24 +9,9 @@ from sse.event import Entry, Event, Position
 from sse.hub.channel import Channel, Channels, subscribers, wake
 from sse.ring import Ring
 from sse.wire import encode_body
+from tests.driven_streams import Listener
 
 NEWEST = Position(7, 70)
-
-
-class Listener:
-    """Counts what a channel tells it."""
-
-    def __init__(self) -> None:
-        self.woken = 0
-
-    def notify(self) -> None:
-        self.woken += 1
-
-    def drain(self) -> None:
-        raise NotImplementedError
-
-    def end_now(self) -> None:
-        raise NotImplementedError
 
 
 def entry(offset: int, data: str = "x") -> Entry:

@@ -14,6 +14,7 @@ from sse.hub.follower import Follower
 from sse.hub.schedule import GATHER, PER_TURN, Allowance, Arrivals, Checks, Queue
 from sse.hub.upkeep import Upkeep
 from sse.stores import PAGE_BYTES, MemoryStore, Notice, Page
+from tests.driven_streams import Listener
 from tests.publishing import publish_to_store
 
 RING = 20
@@ -260,19 +261,6 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
-
-
-class Listener:
-    woken = 0
-
-    def notify(self) -> None:
-        self.woken += 1
-
-    def drain(self) -> None:
-        raise NotImplementedError
-
-    def end_now(self) -> None:
-        raise NotImplementedError
 
 
 class FaultyStore(MemoryStore):

@@ -436,34 +436,38 @@ def test_a_redis_that_becomes_a_replica_is_told_and_is_fit_again_as_the_primary(
         wait_until(lambda: "Redis is fit again" in caplog.messages, 5)
 
 
-def test_rights_that_are_taken_away_are_told_with_the_commands(
-    follow: Callable[[str], RedisStore], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+@pytest.fixture
+def pusher(follow: Callable[[str], RedisStore], tmp_path: Path) -> Iterator[tuple[RedisStore, Any]]:
+    """A store whose user is "pusher", and a connection that may change that user's rights."""
     with RedisServer(tmp_path) as server, server.client() as client:
         client.execute_command("ACL", "SETUSER", "pusher", "on", ">hushhush", "~sse:*", "&sse:*", "+@all")
         store = follow(with_user(server.url, "pusher:hushhush"))
         assert store.newest(["a"]) == [None]
-        client.execute_command("ACL", "SETUSER", "pusher", "-evalsha", "-set")
-        wait_until(lambda: "'evalsha'" in caplog.text and "'set'" in caplog.text, 5)
-        assert "grant them with ACL SETUSER" in caplog.text
-        refused = store.newest(["a"])[0]
-        assert isinstance(refused, StoreUnavailable)
-        assert "'evalsha'" in str(refused) and "grant it with ACL SETUSER" in str(refused)
-        assert "hush" not in caplog.text
+        yield store, client
+
+
+def test_rights_that_are_taken_away_are_told_with_the_commands(
+    pusher: tuple[RedisStore, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    store, client = pusher
+    client.execute_command("ACL", "SETUSER", "pusher", "-evalsha", "-set")
+    wait_until(lambda: "'evalsha'" in caplog.text and "'set'" in caplog.text, 5)
+    assert "grant them with ACL SETUSER" in caplog.text
+    refused = store.newest(["a"])[0]
+    assert isinstance(refused, StoreUnavailable)
+    assert "'evalsha'" in str(refused) and "grant it with ACL SETUSER" in str(refused)
+    assert "hush" not in caplog.text
 
 
 def test_a_password_that_changes_is_told_as_that_when_redis_is_connected_to_again(
-    follow: Callable[[str], RedisStore], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    pusher: tuple[RedisStore, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    with RedisServer(tmp_path) as server, server.client() as client:
-        client.execute_command("ACL", "SETUSER", "pusher", "on", ">hushhush", "~sse:*", "&sse:*", "+@all")
-        store = follow(with_user(server.url, "pusher:hushhush"))
-        assert store.newest(["a"]) == [None]
-        client.execute_command("ACL", "SETUSER", "pusher", "resetpass", ">hushanother")
-        client.client_kill_filter(_type="pubsub")
-        client.client_kill_filter(user="pusher", skipme=True)
-        wait_until(lambda: "mend the user or password in SSE_REDIS_URL" in caplog.text, 5)
-        assert "hush" not in caplog.text
+    _, client = pusher
+    client.execute_command("ACL", "SETUSER", "pusher", "resetpass", ">hushanother")
+    client.client_kill_filter(_type="pubsub")
+    client.client_kill_filter(user="pusher", skipme=True)
+    wait_until(lambda: "mend the user or password in SSE_REDIS_URL" in caplog.text, 5)
+    assert "hush" not in caplog.text
 
 
 # Refusals of what is to be stored

@@ -6,7 +6,8 @@ import json
 import shutil
 import subprocess
 import sys
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,16 +20,23 @@ from tests.servers import ROOT, free_port
 LIAR = ROOT / "tests/live/apps/lying_server.py"
 
 
-@pytest.mark.parametrize("lie", ["tells", "loses", "doubles"])
-def test_what_is_lost_or_doubled_is_seen_however_frames_are_torn(tmp_path: Path, lie: str) -> None:
+@contextmanager
+def measuring(directory: Path, lie: str) -> Iterator[tuple[Session, Load]]:
+    """Yield a session of the benchmark with the lying server, and its load generator."""
     with ExitStack() as stack:
-        server = Process(tmp_path, "liar", free_port(), sys.executable, LIAR, lie)
+        server = Process(directory, "liar", free_port(), sys.executable, LIAR, lie)
         server.words[2:2] = [str(server.port)]
         start(stack, server)
         target = Target(server.port, [server], get("/"), post("/"), "data: %D\n\n", around=("", "", ""))
         load = stack.enter_context(Load("127.0.0.1", server.port))
         session = Session(Peer("liar", "a liar", lambda *_: target), target, load, QUICK, lambda _: [])
         session.prepare()
+        yield session, load
+
+
+@pytest.mark.parametrize("lie", ["tells", "loses", "doubles"])
+def test_what_is_lost_or_doubled_is_seen_however_frames_are_torn(tmp_path: Path, lie: str) -> None:
+    with measuring(tmp_path, lie) as (session, load):
         assert load("open", 5, 5, 1)["open"] == 5
         run = deliveries(session, "fanout", 500, 50, 0.5, 2)
         assert run["published"] == 250
@@ -40,14 +48,7 @@ def test_what_is_lost_or_doubled_is_seen_however_frames_are_torn(tmp_path: Path,
 
 @pytest.mark.parametrize("lie", ["tells", "loses", "doubles"])
 def test_what_is_lost_or_doubled_on_a_channel_of_its_own_is_seen(tmp_path: Path, lie: str) -> None:
-    with ExitStack() as stack:
-        server = Process(tmp_path, "liar", free_port(), sys.executable, LIAR, lie)
-        server.words[2:2] = [str(server.port)]
-        start(stack, server)
-        target = Target(server.port, [server], get("/"), post("/"), "data: %D\n\n", around=("", "", ""))
-        load = stack.enter_context(Load("127.0.0.1", server.port))
-        session = Session(Peer("liar", "a liar", lambda *_: target), target, load, QUICK, lambda _: [])
-        session.prepare()
+    with measuring(tmp_path, lie) as (session, load):
         load("own", 1)
         assert load("open", 1, 1, 1)["open"] == 1
         run = flooded(session, 1, 50, 0.3, 2)
