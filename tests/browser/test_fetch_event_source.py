@@ -13,7 +13,8 @@ import pytest
 from selenium import webdriver
 
 from tests.browser.driver import start_chromium
-from tests.live.test_client_programs import ADDRESS, LOAD, NUMBER, blocks, port_of
+from tests.docs import CLIENTS_ADDRESS, LOAD, code_blocks, section
+from tests.live.test_client_programs import NUMBER, PAGE, port_of
 from tests.proxies import EventCuttingProxy
 from tests.publishing import publish
 from tests.servers import ROOT, Gunicorn, free_port, wait_until
@@ -50,9 +51,9 @@ def chromium(tmp_path: Path) -> Iterator[webdriver.Chrome]:
 
 def bundle(folder: Path, port: int) -> None:
     """Make a page of the program, with its package, that asks the service on this port."""
-    (code,) = blocks("Browser: fetch-event-source")
+    ((_, code),) = code_blocks(section(PAGE, "Browser: fetch-event-source"))
     (folder / "node_modules").symlink_to(ROOT / "tests" / "node_modules")
-    (folder / "program.mjs").write_text(code.replace(ADDRESS, f"http://127.0.0.1:{port}"))
+    (folder / "program.mjs").write_text(code.replace(CLIENTS_ADDRESS, f"http://127.0.0.1:{port}"))
     esbuild = ROOT / "tests/node_modules/esbuild/bin/esbuild"
     command = [str(esbuild), "program.mjs", "--bundle", "--outfile=page/program.js", "--log-level=warning"]
     subprocess.run(command, cwd=folder, check=True, timeout=30)

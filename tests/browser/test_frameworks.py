@@ -20,6 +20,7 @@ from selenium import webdriver
 from tests import client
 from tests.browser.driver import start_chromium
 from tests.browser.origin import Origin
+from tests.docs import code_blocks, section
 from tests.proxies import EventCuttingProxy
 from tests.publishing import publish
 from tests.servers import ROOT, Gunicorn, Nginx, wait_until
@@ -27,19 +28,12 @@ from tests.tokens import KEY
 
 MODULES = ROOT / "tests" / "node_modules"
 APP = "tests.browser.apps.framework_pages:application"
+PAGE = (ROOT / "docs" / "frameworks.md").read_text()
 WATCH = """<script>
   var faults = [];
   addEventListener("error", (event) => faults.push(event.message));
   addEventListener("unhandledrejection", (event) => faults.push(String(event.reason)));
 </script>"""
-
-
-def blocks(section: str) -> list[tuple[str, str]]:
-    """The language and text of each code block below this heading of the page."""
-    page = (ROOT / "docs" / "frameworks.md").read_text()
-    found = re.search(rf"^## {re.escape(section)}\n(.*?)(?=^## |\Z)", page, re.DOTALL | re.MULTILINE)
-    assert found, f"docs/frameworks.md has no section {section}"
-    return re.findall(r"```(\w+)\n(.*?)```", found[1], re.DOTALL)
 
 
 def item(number: int) -> str:
@@ -192,7 +186,7 @@ class Site(Origin):
         self.files = {path: ("text/javascript", package(file)) for path, file in recipe.packages.items()}
         parts = [
             code.replace("https://push.example", service).replace("orders", name)
-            for place, (language, code) in enumerate(blocks(recipe.section))
+            for place, (language, code) in enumerate(code_blocks(section(PAGE, recipe.section)))
             if language != "python" and recipe.only in (None, place)
         ]
         if recipe.mount:

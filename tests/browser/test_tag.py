@@ -14,9 +14,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from tests.browser.embedding_page import Page, Pages, browser, channel, page, pages, script, serve, service
 from tests.browser.engines import Chromium, Engine, Firefox, PhantomJS, WebKit
 from tests.browser.origin import Origin
-from tests.browser.test_embed import Page, Pages, browser, channel, page, pages, script, serve, service
 from tests.publishing import publish
 from tests.servers import ROOT, Gunicorn, wait_until
 from tests.tokens import KEY

@@ -16,14 +16,13 @@ from typing import NamedTuple, Self
 
 import pytest
 
+from tests.docs import CLIENTS_ADDRESS, LOAD, code_blocks, section
 from tests.proxies import EventCuttingProxy
 from tests.publishing import publish
 from tests.servers import ROOT, Gunicorn, RedisServer, wait_until
 from tests.tokens import KEY
 
 PAGE = (ROOT / "docs" / "clients.md").read_text()
-ADDRESS = "http://127.0.0.1:5000"
-LOAD = "load the state"
 # As in a browser: the package asks these for the page's visibility and its timers.
 WINDOW = "globalThis.window = globalThis;\nglobalThis.document = new EventTarget();\n"
 
@@ -61,8 +60,7 @@ console.log(JSON.stringify(message.parts));
 
 def blocks(heading: str) -> list[str]:
     """Return the code blocks below a heading of the page."""
-    section = PAGE.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
-    return re.findall(r"```\w+\n(.*?)```", section, re.DOTALL)
+    return [code for _, code in code_blocks(section(PAGE, heading))]
 
 
 VIEW, TRANSPORT = blocks("AI SDK: parts of an answer")
@@ -81,14 +79,14 @@ class Running:
     def __init__(self, directory: Path, name: str, upstream: int) -> None:
         program = PROGRAMS[name]
         (code,) = blocks(program.heading)
-        assert ADDRESS in code
+        assert CLIENTS_ADDRESS in code
         self.name = name
         self.proxy = EventCuttingProxy(upstream, NUMBER)
         self.dir = directory / name
         self.dir.mkdir()
         (self.dir / "node_modules").symlink_to(ROOT / "tests" / "node_modules")
         self.file = self.dir / f"program{program.suffix}"
-        self.file.write_text(program.before + code.replace(ADDRESS, self.proxy.url))
+        self.file.write_text(program.before + code.replace(CLIENTS_ADDRESS, self.proxy.url))
         self.command = [program.command, str(self.file)]
         self.heard: list[str] = []
 
@@ -268,7 +266,7 @@ def ask(directory: Path, app: str, *, to_cut: int = 0) -> tuple[subprocess.Compl
     server = Gunicorn(directory, app="chat:app", env={"PYTHONPATH": str(directory)})
     with server, EventCuttingProxy(port_of(server), b'data: {"type":"text-delta"', to_cut) as proxy:
         program = directory / "chat.mjs"
-        program.write_text(TRANSPORT.replace(ADDRESS, proxy.url) + ASK)
+        program.write_text(TRANSPORT.replace(CLIENTS_ADDRESS, proxy.url) + ASK)
         return subprocess.run(["node", str(program)], capture_output=True, text=True, timeout=60), proxy
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.docs import code_blocks, section
 from tests.servers import ROOT, NginxBeside
 
 README = (ROOT / "README.md").read_text()
@@ -150,18 +151,14 @@ def test_a_reload_of_an_app_of_one_s_own_is_refused_where_its_code_does_not_impo
     assert result.returncode == (1 if fault else 0), result.stderr
 
 
-def script(section: str) -> str:
+def script(heading: str) -> str:
     """Return the command `throughline` as the section makes it."""
-    [text] = re.findall(r"cat >/usr/local/sbin/throughline <<'EOF'\n(.*?)EOF\n", part(section), re.DOTALL)
+    [text] = re.findall(r"cat >/usr/local/sbin/throughline <<'EOF'\n(.*?)EOF\n", section(GUIDE, heading), re.DOTALL)
     return str(text)
 
 
-def part(title: str) -> str:
-    return GUIDE.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
-
-
 def blocks(title: str) -> list[str]:
-    return re.findall(r"^```\n(.*?)^```", part(title), re.DOTALL | re.MULTILINE)
+    return [code for language, code in code_blocks(section(GUIDE, title)) if not language]
 
 
 @pytest.mark.parametrize("section", ["The command `throughline`", "Your own app"])
