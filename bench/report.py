@@ -1,4 +1,4 @@
-"""What came of a run: tables, goals, a page of the docs and its chart."""
+"""Writes the results of a run: tables, goals, a page of the docs and its chart."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ DETAILS = ("p50", "p99", "kept", "busy")
 
 @dataclass(frozen=True)
 class Outcome:
-    """All records: by peer, by measure, one for each round."""
+    """All records of a run, by peer and measure, with one record for each round."""
 
     results: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]
     faults: Mapping[str, str]
@@ -39,12 +39,12 @@ class Outcome:
     streams: Sequence[int]
 
     def get(self, peer: str, measure: str, field: str = "value") -> float | None:
-        """The median of the rounds that count."""
+        """Return the median of the valid rounds, or None if there is none."""
         values = [record[field] for record in self.results.get(peer, {}).get(measure, ()) if record["valid"]]
         return statistics.median(values) if values else None
 
     def failed(self, peer: str, measure: str) -> bool:
-        """Whether it was tried, and no round counts."""
+        """Return whether a peer was measured, but no round is valid."""
         return bool(self.results.get(peer, {}).get(measure)) and self.get(peer, measure) is None
 
     def as_json(self) -> dict[str, Any]:
@@ -58,7 +58,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Goal:
-    """One thing that a run has to show."""
+    """A value that a run has to reach, and the value that it measured."""
 
     what: str
     value: float | None
@@ -93,7 +93,7 @@ FLOODED = (("value", count), ("kept", share), ("p50", milliseconds), ("p99", mil
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table that reads well as text too; rows with nothing to tell are left out."""
+    """Return a Markdown table that reads well as text too. Rows without a figure are left out."""
     rows = [row for row in rows if any(cell != "–" for cell in row[1:])]
     if not rows:
         return "not run"
@@ -108,7 +108,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def tables(outcome: Outcome) -> str:
-    """All tables, as Markdown."""
+    """Return all tables as Markdown."""
     most = outcome.streams[-1]
     get, labels = outcome.get, outcome.labels
 
@@ -177,7 +177,7 @@ def tables(outcome: Outcome) -> str:
 
 
 def ratios(outcome: Outcome) -> str:
-    """Every measure of each peer that ran from two checkouts: here, there, and the ratio of the medians."""
+    """Return a table of the peers that ran from two checkouts: each measure here and there, and the ratio of both."""
     rows = []
     for peer, measures in outcome.results.items():
         for measure in measures:
@@ -202,7 +202,7 @@ def busiest(outcome: Outcome) -> float:
 
 
 def goals(outcome: Outcome) -> Iterator[Goal]:
-    """What is asked of Throughline, most of it as ratios to others in the same run."""
+    """Give the goals for Throughline, most of them as ratios to other peers in the same run."""
     get, most = outcome.get, outcome.streams[-1]
 
     def ratio(peer: str, other: str, measure: str, field: str = "value", base: str = "") -> float | None:
@@ -322,7 +322,7 @@ How it is measured:
 
 
 def write(outcome: Outcome) -> None:
-    """Write docs/benchmarks.md, its chart as SVG, and as PNG where there is a Chromium."""
+    """Write docs/benchmarks.md, its chart as SVG, and the chart as PNG if a Chromium is installed."""
     most = {peer.name: peer.most for peer in PEERS}
     drawing = PAGE.with_suffix(".svg")
     drawing.write_text(chart(outcome))
@@ -348,7 +348,7 @@ WIDTH, LEFT, BAR, GAP, TOP = 900, 210, 13, 14, 64
 
 
 def chart(outcome: Outcome) -> str:
-    """Sustained deliveries a second as bars, one group a peer, one bar for each number of streams."""
+    """Return an SVG of the deliveries a second: a group of bars for each peer, a bar for each number of streams."""
     peers = [
         (label, [outcome.get(peer, f"fanout-{number}") for number in outcome.streams])
         for peer, label in outcome.labels.items()
@@ -391,7 +391,7 @@ def chart(outcome: Outcome) -> str:
 
 
 def paint(drawing: Path) -> bool:
-    """Make the PNG beside an SVG; whether there was a Chromium to do it."""
+    """Make the PNG beside an SVG, and return whether a Chromium is installed to do it."""
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if not chromium:
         return False
