@@ -20,8 +20,8 @@ from sse.stores import Publication
 from sse.wire import Parser, encode_body
 from tests import client as wire
 from tests.publishing import post
+from tests.tokens import KEY
 
-KEY = "k" * 22
 STREAM_TYPES = {"sse.open", "sse.heartbeat", "sse.reset", "sse.close", "sse.event", "message"}
 
 NASTY = [

@@ -19,6 +19,7 @@ from tests.browser.driver import start_chromium
 from tests.browser.engines import PhantomJS
 from tests.publishing import publish
 from tests.servers import ROOT, Gunicorn, wait_until
+from tests.tokens import KEY
 
 ENVIRONMENT = {"SSE_PUBLIC": "demo/*", "SSE_HEARTBEAT": "3", "SSE_RETRY": "500", "DEMO": "1"}
 
@@ -105,7 +106,6 @@ def test_the_page_fits_a_narrow_phone_and_says_nothing_to_the_console(
 
 # Its looks, and what it says: one browser and one server for all tests
 
-KEY = "a-key-for-the-demo-page"
 AXE = (ROOT / "tests/node_modules/axe-core/axe.min.js").read_text()
 PAGES = ROOT / "tests/browser/pages"
 AUDIT = (PAGES / "audit.js").read_text()
