@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
+from tests.servers import HttpServer
 from tests.tokens import jwk_set
 
 
-class Issuer(ThreadingHTTPServer):
+class Issuer(HttpServer):
     """Serves `body` with `status` at `url`, byte by byte while it `drips`, and counts how often it was asked."""
-
-    daemon_threads = True
 
     def __init__(self) -> None:
         self.status, self.body, self.asked = 200, jwk_set("RS256"), 0

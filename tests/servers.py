@@ -10,9 +10,11 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -430,6 +432,20 @@ server {
             "sites-enabled/www": self.LAST,
             "sites-enabled/zz-throughline.conf": site,
         }
+
+
+class HttpServer(ThreadingHTTPServer):
+    """An HTTP server in a thread of the tests, which answers with its handler while its block runs."""
+
+    def __enter__(self) -> Self:
+        self._thread = threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+        self._thread.join(5)
+        self.server_close()
 
 
 def make_certificate(certificate: Path, key: Path) -> None:

@@ -6,7 +6,6 @@ Tokens with invented key ids do not cause requests to the address.
 from __future__ import annotations
 
 import json
-import threading
 import time
 from collections.abc import Iterator
 
@@ -27,13 +26,9 @@ from tests.tokens import EC, SECRET, by_key, claims, jwk_set, signed
 @pytest.fixture
 def issuer() -> Iterator[Issuer]:
     with Issuer() as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-        thread.start()
         yield server
         server.drips = False
         server.go_on.set()
-        server.shutdown()
-        thread.join(5)
 
 
 def test_they_are_fetched_when_a_token_needs_them(issuer: Issuer) -> None:

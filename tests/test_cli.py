@@ -14,7 +14,7 @@ import time
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Sequence
 from hashlib import sha384
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from sse.web.script import load
 from tests import client
 from tests.conftest import MakeApp
 from tests.publishing import publish_in_app
-from tests.servers import ROOT, Gunicorn, RedisServer, free_port, wait_until
+from tests.servers import ROOT, Gunicorn, HttpServer, RedisServer, free_port, wait_until
 from tests.tokens import KEY, SECRET, claims, signed
 
 DURABLE = {"appendonly": "yes", "appendfsync": "always"}
@@ -405,26 +405,14 @@ def test_lines_are_stored_once_while_gunicorn_is_killed_again_and_again(
     assert stored(shared_redis, "log") == lines.all
 
 
-class Stub(ThreadingHTTPServer):
+class Stub(HttpServer):
     """A server whose answers a test chooses, in order; the last one stays."""
-
-    daemon_threads = True
 
     def __init__(self, *answers: tuple[int, dict[str, str], str]) -> None:
         super().__init__(("127.0.0.1", free_port()), StubHandler)
         self.answers = list(answers)
         self.asked: list[tuple[float, str | None]] = []
         self.url = f"http://127.0.0.1:{self.server_address[1]}/sse"
-
-    def __enter__(self) -> Stub:
-        self.thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02})
-        self.thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.shutdown()
-        self.thread.join(5)
-        self.server_close()
 
 
 class StubHandler(BaseHTTPRequestHandler):

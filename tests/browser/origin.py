@@ -5,15 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-import threading
 from collections import deque
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlsplit
 
 from tests.client import target
-from tests.servers import ROOT, free_port, wait_until
+from tests.servers import ROOT, HttpServer, free_port, wait_until
 
 PAGES = Path(__file__).parent / "pages"
 
@@ -39,8 +38,7 @@ class Origin:
 
     def __init__(self) -> None:
         self.reports: dict[str, Report] = {}
-        self._server = ThreadingHTTPServer(("127.0.0.1", free_port()), self._handler())
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+        self._server = HttpServer(("127.0.0.1", free_port()), self._handler())
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
     def page(self, path: str, name: str, **parameters: Any) -> str:
@@ -60,13 +58,11 @@ class Origin:
         return report
 
     def __enter__(self) -> Self:
-        self._thread.start()
+        self._server.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._thread.join(5)
-        self._server.server_close()
+        self._server.__exit__()
 
     def _handler(self) -> type[SimpleHTTPRequestHandler]:
         reports = self.reports

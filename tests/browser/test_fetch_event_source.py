@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import functools
 import subprocess
-import threading
 from collections.abc import Iterator
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ from tests.docs import CLIENTS_ADDRESS, LOAD, code_blocks, section
 from tests.live.test_client_programs import NUMBER, PAGE, port_of
 from tests.proxies import EventCuttingProxy
 from tests.publishing import publish
-from tests.servers import ROOT, Gunicorn, free_port, wait_until
+from tests.servers import ROOT, Gunicorn, HttpServer, free_port, wait_until
 from tests.tokens import KEY
 
 HEAD = "<!doctype html><script>heard = []; console.log = (line) => heard.push(String(line));</script>"
@@ -33,13 +32,8 @@ def origin(tmp_path: Path) -> Iterator[str]:
     """A server of the files in tmp_path/page."""
     (tmp_path / "page").mkdir()
     handler = functools.partial(Quiet, directory=str(tmp_path / "page"))
-    server = ThreadingHTTPServer(("127.0.0.1", free_port()), handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with HttpServer(("127.0.0.1", free_port()), handler) as server:
+        yield f"http://127.0.0.1:{server.server_port}"
 
 
 @pytest.fixture

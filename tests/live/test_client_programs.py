@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -19,7 +19,7 @@ import pytest
 from tests.docs import CLIENTS_ADDRESS, LOAD, code_blocks, section
 from tests.proxies import EventCuttingProxy
 from tests.publishing import publish
-from tests.servers import ROOT, Gunicorn, RedisServer, wait_until
+from tests.servers import ROOT, Gunicorn, HttpServer, RedisServer, wait_until
 from tests.tokens import KEY
 
 PAGE = (ROOT / "docs" / "clients.md").read_text()
@@ -140,15 +140,8 @@ def unavailable(port: int) -> Iterator[None]:
         def log_message(self, format: str, *args: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    try:
+    with HttpServer(("127.0.0.1", port), Handler):
         yield
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 Story = list[str]

@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import parse_qs, urlsplit
@@ -30,17 +30,15 @@ from sse.web.answers import ALLOWED_HEADERS
 from tests import client
 from tests.client import Parser, Stream
 from tests.publishing import publish
-from tests.servers import ROOT, Gunicorn, Nginx, NginxBeside, RedisServer, free_port, wait_until
+from tests.servers import ROOT, Gunicorn, HttpServer, Nginx, NginxBeside, RedisServer, free_port, wait_until
 from tests.tokens import KEY
 
 ORIGIN = "https://a.example"
 CORS = ("Access-Control-Allow-Origin", "Access-Control-Allow-Credentials")
 
 
-class Upstream(ThreadingHTTPServer):
+class Upstream(HttpServer):
     """Answers as the query says: `status`, `flood` (a body without end), `drop` (no answer), or a stream left open."""
-
-    daemon_threads = True
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", free_port()), UpstreamHandler)
@@ -99,11 +97,7 @@ class UpstreamHandler(BaseHTTPRequestHandler):
 @pytest.fixture
 def upstream() -> Iterator[Upstream]:
     with Upstream() as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-        thread.start()
         yield server
-        server.shutdown()
-        thread.join(5)
 
 
 @pytest.fixture(params=[Nginx, NginxBeside], ids=["alone", "beside"])

@@ -124,7 +124,6 @@ def test_a_revoked_channel_that_is_public_ends_nobody_who_reads_it_beside_anothe
 def test_while_public_keys_are_fetched_others_are_served(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     headers = {"Authorization": f"Bearer {by_key(claims(), 'RS256')}"}
     with Issuer() as issuer, ThreadPoolExecutor(4) as threads:
-        threads.submit(issuer.serve_forever, 0.05)
         issuer.go_on.clear()
         env = {"SSE_JWKS": issuer.url, "SSE_PUBLIC": "open"}
         try:
@@ -137,4 +136,3 @@ def test_while_public_keys_are_fetched_others_are_served(tmp_path: Path, argumen
                 assert issuer.asked == 1
         finally:
             issuer.go_on.set()
-            issuer.shutdown()
