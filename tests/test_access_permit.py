@@ -465,7 +465,7 @@ def test_a_thread_that_cannot_be_had_is_asked_for_again(monkeypatch: pytest.Monk
     revocations.close()
 
 
-def test_what_is_detached_is_let_go(make: MakeRevocations) -> None:
+def test_what_has_ended_is_let_go(make: MakeRevocations) -> None:
     revocations = make()
     permit = Permit(revocations, grant(), ["a"])
     permit.begin(lambda: None)

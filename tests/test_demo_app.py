@@ -367,7 +367,7 @@ def test_cut_ends_the_connections_of_the_browser_that_presses_it_and_of_no_other
         assert other.recv(2) == b"x"
 
 
-def test_a_connection_whose_response_is_detached_is_let_be(make_app: MakeApp) -> None:
+def test_a_connection_whose_response_has_ended_is_let_be(make_app: MakeApp) -> None:
     app = make_app(DEMO=True)
     client, stream, server, browser = open_stream(app)
     with server, browser:

@@ -1084,7 +1084,7 @@ def test_channels_that_nobody_listens_to_are_dropped_after_a_while(make_hub: Mak
         hub.detach(subscriber)
 
 
-def test_a_closed_hub_takes_nobody_and_its_thread_is_detached(make_hub: MakeHub, store: Store) -> None:
+def test_a_closed_hub_takes_nobody_and_its_thread_has_ended(make_hub: MakeHub, store: Store) -> None:
     hub = make_hub(store)
     attach(hub)
     thread = hub._follower._thread

@@ -89,7 +89,7 @@ def test_it_is_enough_as_soon_as_gunicorn_would_not_ask_for_more(data: bytes, pr
 
 
 @pytest.mark.parametrize("data", BAD_LINES)
-def test_a_bad_first_line_is_refused_when_the_head_is_detached(data: bytes) -> None:
+def test_a_bad_first_line_is_refused_when_the_head_has_ended(data: bytes) -> None:
     end = data.index(b"\r\n\r\n") + 4
     assert in_pieces(data, 1, line=LINE) == end
     assert not asks_for_more(data[:end], "off")

@@ -408,7 +408,7 @@ def test_a_drain_ends_all_and_cuts_those_that_have_stalled(world: World) -> None
     assert world.rows.is_empty
 
 
-def test_a_drain_passes_over_a_connection_that_is_detached_meanwhile(world: World) -> None:
+def test_a_drain_passes_over_a_connection_that_has_ended_meanwhile(world: World) -> None:
     first, second = sorted(world.streams(2))
     world.in_pause.append(lambda: world.rows.end(second))
 

@@ -197,7 +197,7 @@ def test_those_who_ask_while_another_s_poll_waits_are_told_apart(cache: Cache, o
             check(others[sub].result(20), status)
 
 
-def test_a_ticket_that_is_detached_opens_nothing_but_what_a_greedy_cache_has_kept_of_it(
+def test_a_ticket_that_has_ended_opens_nothing_but_what_a_greedy_cache_has_kept_of_it(
     cache: Cache, origin: Gunicorn
 ) -> None:
     mine = {**QUERY, "token": ticket(origin, "ann", jti=cache.name)}

@@ -77,7 +77,7 @@ def test_a_poll_that_is_revoked_while_it_is_opened_waits_for_nothing(server: Gun
     assert time.monotonic() - began < 4
 
 
-def test_a_clock_that_jumps_ends_what_is_detached_by_it(server: Gunicorn) -> None:
+def test_a_clock_that_jumps_ends_what_has_ended_by_it(server: Gunicorn) -> None:
     headers = {"Authorization": f"Bearer {signed(claims())}"}
     with Stream(server.url, {"channel": "a"}, headers=headers) as stream, ThreadPoolExecutor(1) as threads:
         stream.until("sse.open")
