@@ -44,7 +44,7 @@ def driven(stream: Stream, rng: random.Random | None = None) -> Generator[bytes]
             chunk = _next(row.stream)
             if chunk:
                 yield chunk
-                row.stream.written(time.monotonic())
+                row.stream.mark_written(time.monotonic())
             if not row.stream.ended:
                 woken.wait(max(row.stream.due - time.monotonic(), 0))
         if row.stream.cuts:
@@ -54,8 +54,8 @@ def driven(stream: Stream, rng: random.Random | None = None) -> Generator[bytes]
 
 
 def _next(stream: Stream) -> bytes:
-    chunk = stream.quick({})
-    return stream.step() if chunk is None else chunk
+    chunk = stream.next_bytes_at_hand({})
+    return stream.next_bytes() if chunk is None else chunk
 
 
 class _Row:
@@ -68,7 +68,7 @@ class _Row:
 
     def changes(self, rng: random.Random) -> bool:
         """Perhaps the other comes or goes; whether the stream is another now."""
-        if rng.random() < 0.5 or self.stream.alike is None:
+        if rng.random() < 0.5 or self.stream.merge_key is None:
             return False
         if self._other:
             self._meet(self._other)
@@ -103,7 +103,7 @@ class _Row:
         if other.ended:
             other.close()
             self._other = None
-        elif other.alike == self.stream.alike and self.stream.merge(other):
+        elif other.merge_key == self.stream.merge_key and self.stream.merge(other):
             self._other = None
             self._is_two = True
 

@@ -63,17 +63,17 @@ class World:
             unread=lambda fd: len(self.sent.get(fd, b"")),
             clock=lambda: self.now,
             timer=self.wheel.add,
-            watch=self.interest.__setitem__,
-            change=self.interest.__setitem__,
-            unwatch=self.interest.pop,
+            register=self.interest.__setitem__,
+            modify=self.interest.__setitem__,
+            unregister=self.interest.pop,
             pause=self._pause,
             sleep=lambda _: self._pause(),
-            ask=self.asked.append,
-            later=lambda _, call: self.later.append(call),
+            call_in_greenlet=self.asked.append,
+            call_later=lambda _, call: self.later.append(call),
             wake=self._wake,
             close=self.closed.append,
-            doom=self._doom,
-            finish=self.finished.extend,
+            close_after_round=self._doom,
+            call_all=self.finished.extend,
             give_back=self._give_back,
             warn=lambda line, *values: self.log.append(line % values),
             fault=self.log.append,
@@ -131,12 +131,12 @@ class World:
         (row,) = {self.rows.row_of[fd] for fd in fds}
         return list(row.fds)
 
-    def poll(self, channel: str = "a", *, head: bytes = KEPT, early: bytes = b"", **options: Any) -> int:
+    def poll(self, channel: str = "a", *, head: bytes = KEPT, read_ahead: bytes = b"", **options: Any) -> int:
         fd = next(self._numbers)
         given = {"timeout": 20.0, "retry": 1000, "clock": lambda: self.now, **options}
         poll = Poll(self.hub, {channel: Start(self.position(channel))}, **given)
         assert poll.open() is None
-        self.rows.take_over_poll(fd, poll, head, early)
+        self.rows.take_over_poll(fd, poll, head, read_ahead)
         return fd
 
     def permit(self, seconds: float = 600, sub: str = "ann") -> Permit:

@@ -155,7 +155,7 @@ def test_the_part_that_a_client_does_not_take_goes_on_without_a_greenlet(world: 
     body = Body([b"x" * 500_000])
     assert not exchange.write(body, ("Content-Length", "500000"))
     assert isinstance(world.row(exchange.fd), Sending)
-    assert world.rows.early == {exchange.fd: b"GET /next"}
+    assert world.rows.read_ahead == {exchange.fd: b"GET /next"}
     assert body.closed == 1
     exchange.end()
 

@@ -26,7 +26,7 @@ from sse.server.handed_off import HandedOff
 from sse.server.loop import Loop
 from sse.server.rows import Row, Rows, Streams
 from sse.stores import MemoryStore, Publication
-from sse.transports.life import Handed
+from sse.transports.life import ClientPart
 from sse.transports.stream import Stream
 from tests.gevent_hubs import in_a_hub
 
@@ -40,7 +40,7 @@ def test_a_notice_waits_until_its_row_has_told_what_it_took() -> None:
     rows: Any = SimpleNamespace(handed_off=HandedOff(), draining=False, set_end=lambda fd, _: kept.append(fd))
     rows.effects = SimpleNamespace(write=os.write, clock=time.monotonic)
     rows.decide = partial(Rows.decide, rows)
-    rows.handed_off.put(writing, Handed(math.inf, permit, ()))
+    rows.handed_off.add(writing, ClientPart(math.inf, permit, ()))
     kept: list[int] = []
     try:
         stream = Stream(hub, {"a": Start()}, heartbeat=15, lifetime=60, retry=1)
@@ -48,9 +48,9 @@ def test_a_notice_waits_until_its_row_has_told_what_it_took() -> None:
         row = Streams(rows, stream, chunked=False)
         row.fds = (writing,)
         store.publish([Publication("a", Event("news"))])
-        row.asks = True  # as while the store is asked, when the stream is ahead of what its connections have got
+        row.is_asking = True  # as while the store is asked, when the stream is ahead of what its connections have got
         row.check(writing)
-        row.asks, row.chunk = False, stream.step()
+        row.is_asking, row.chunk = False, stream.next_bytes()
         row.check(writing)
         assert permit.warn_at < math.inf
         row.chunk = None
@@ -218,7 +218,7 @@ def test_a_publisher_waits_a_second_at_the_most_and_one_that_is_ended_does_not_h
         gevent.joinall(others, timeout=10)
         assert all(one.successful() for one in others)
         assert 0.8 < time.monotonic() - began < 5
-        assert not telling.loop.backpressure._line
+        assert not telling.loop.backpressure._queue
 
     in_a_hub(run)
 

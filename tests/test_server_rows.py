@@ -99,7 +99,7 @@ def test_a_connection_that_takes_a_part_stands_apart_and_gets_each_byte_once(wor
     assert world.events(others[0]) == ["one", "two"]
     assert len(world.told(slow)) == 10
     del world.room[slow]
-    world.row(slow).heard(slow)
+    world.row(slow).on_ready(slow)
     assert world.interest[slow] == "input"
     world.round()
     assert world.told(slow) == world.told(others[0])
@@ -116,10 +116,10 @@ def test_a_connection_alone_that_takes_nothing_keeps_its_row(world: World) -> No
     world.publish()
     world.round()
     assert world.row(fd) is row
-    world.row(fd).heard(fd)  # there is no room yet
+    world.row(fd).on_ready(fd)  # there is no room yet
     assert not world.got[fd]
     del world.room[fd]
-    world.row(fd).heard(fd)
+    world.row(fd).on_ready(fd)
     assert world.events(fd) == ["news"]
 
 
@@ -147,7 +147,7 @@ def test_each_byte_that_is_taken_gives_20_s_more(world: World) -> None:
     for _ in range(4):
         world.pass_by(15)
         world.room[fd] = 1
-        world.row(fd).heard(fd)
+        world.row(fd).on_ready(fd)
     assert not world.doomed
     world.pass_by(21)
     assert world.doomed == [fd]
@@ -161,8 +161,8 @@ def test_a_stalled_connection_whose_peer_breaks_off_is_ended(world: World) -> No
     world.round()
     assert world.doomed == [third]
     world.gone.update((first, second))
-    world.row(first).heard(first)  # the end is read
-    world.row(second).parted(second)
+    world.row(first).on_ready(first)  # the end is read
+    world.row(second).on_hang_up(second)
     assert world.doomed == [third, first, second]
 
 
@@ -177,16 +177,16 @@ def test_the_rest_meets_a_broken_connection(world: World) -> None:
         raise ConnectionResetError
 
     world.rows.effects = world.rows.effects._replace(write=break_off)
-    world.row(fd).heard(fd)
+    world.row(fd).on_ready(fd)
     assert world.doomed == [fd]
 
 
 def test_bytes_of_a_stream_s_client_are_passed_over(world: World) -> None:
     (fd,) = world.streams(1)
     world.sent[fd] = b"GET / HTTP/1.1\r\n"
-    world.row(fd).heard(fd)
+    world.row(fd).on_ready(fd)
     assert not world.sent
-    world.row(fd).heard(fd)  # nothing more to read
+    world.row(fd).on_ready(fd)  # nothing more to read
     assert not world.doomed
     assert not world.got[fd]
 
@@ -198,8 +198,8 @@ def test_a_read_that_fails_is_the_end(world: World) -> None:
         raise ConnectionResetError
 
     world.rows.effects = world.rows.effects._replace(read=fail)
-    world.row(stream).heard(stream)
-    world.row(poll).heard(poll)
+    world.row(stream).on_ready(stream)
+    world.row(poll).on_ready(poll)
     assert world.doomed == [stream, poll]
 
 
@@ -213,7 +213,7 @@ def behind(world: World, number: int = 1, **options: Any) -> list[int]:
     fds = [world.stream(position=position, **options) for _ in range(number)]
     world.round()
     assert len(world.asked) == number
-    assert all(world.row(fd).asks for fd in fds)
+    assert all(world.row(fd).is_asking for fd in fds)
     return fds
 
 
@@ -226,7 +226,7 @@ def test_the_answer_of_the_store_is_told_in_the_next_round_and_then_the_row_is_c
     assert len(world.asked) == 1
     world.answer()
     assert world.row(fd).chunk is not None
-    assert not world.row(fd).asks
+    assert not world.row(fd).is_asking
     world.round()
     world.round()
     assert world.events(fd) == ["old", "new"]
@@ -236,7 +236,7 @@ def test_the_answer_of_the_store_is_told_in_the_next_round_and_then_the_row_is_c
 
 def test_a_row_that_asks_is_not_joined(world: World) -> None:
     first, second = behind(world, 2)
-    assert world.row(first).alike is None
+    assert world.row(first).merge_key is None
     assert world.rows_now == 2
     world.answer()
     world.round()
@@ -247,7 +247,7 @@ def test_a_row_that_asks_is_not_joined(world: World) -> None:
 
 def test_a_row_that_all_have_left_gives_back_its_place_when_the_store_has_answered(world: World) -> None:
     (fd,) = behind(world)
-    world.row(fd).parted(fd)
+    world.row(fd).on_hang_up(fd)
     assert world.doomed == [fd]
     assert world.hub.subscribers == 1
     world.answer()
@@ -263,7 +263,7 @@ def test_a_fault_while_the_store_is_asked_cuts_the_row(world: World) -> None:
         raise ValueError("a fault")
 
     stream = world.row(fd).stream
-    world.row(fd).stream = Proxy(stream, step=fail)
+    world.row(fd).stream = Proxy(stream, next_bytes=fail)
     with pytest.raises(ValueError, match="a fault"):
         world.answer()
     world.asked.clear()
@@ -292,7 +292,7 @@ def test_a_row_waits_for_a_store_that_is_away_until_it_is_due(world: World, monk
     monkeypatch.setattr(world.store, "read", away)
     world.answer()
     world.round()
-    assert world.row(fd).stream.waits
+    assert world.row(fd).stream.awaits_store
     assert not world.asked
     monkeypatch.setattr(world.store, "read", read)
     world.pass_by(1.2)
@@ -311,10 +311,10 @@ def test_a_greenlet_that_is_ended_while_it_asks_the_store_leaves_no_place_taken(
 
     (fd,) = behind(world)
     if is_gone:
-        world.row(fd).parted(fd)
+        world.row(fd).on_hang_up(fd)
         world.answer()
     else:
-        world.row(fd).stream = Proxy(world.row(fd).stream, step=end)
+        world.row(fd).stream = Proxy(world.row(fd).stream, next_bytes=end)
         with pytest.raises(Ended):
             world.answer()
         world.asked.clear()
@@ -345,11 +345,11 @@ def test_a_stream_whose_end_has_come_while_it_stalls_is_ended_when_it_has_caught
     for _ in range(3):
         world.pass_by(9)
         world.room[fds[0]] = 1
-        world.row(fds[0]).heard(fds[0])
+        world.row(fds[0]).on_ready(fds[0])
     assert fds[0] not in world.doomed
     assert world.reason(fds[1]) == "lifetime"
     del world.room[fds[0]]
-    world.row(fds[0]).heard(fds[0])
+    world.row(fds[0]).on_ready(fds[0])
     world.pass_by(1.2)
     assert (world.events(fds[0]), world.reason(fds[0])) == (["news"], "lifetime")
 
@@ -369,9 +369,9 @@ def test_a_farewell_that_is_taken_in_part_goes_out_before_the_end(world: World) 
     world.round()
     assert world.doomed == [second]
     assert world.reason(second) == "drain"
-    assert world.row(first).ends
+    assert world.row(first).closes
     del world.room[first]
-    world.row(first).heard(first)
+    world.row(first).on_ready(first)
     assert world.reason(first) == "drain"
     assert world.doomed == [second, first]
 
@@ -379,7 +379,7 @@ def test_a_farewell_that_is_taken_in_part_goes_out_before_the_end(world: World) 
 def test_a_farewell_of_which_nothing_more_is_taken_is_cut_after_20_s(world: World) -> None:
     (fd,) = world.streams(1, lifetime=50, heartbeat=100)
     world.room[fd] = 7
-    while not world.row(fd).ends:
+    while not world.row(fd).closes:
         world.pass_by(1)
     world.pass_by(18)
     assert not world.doomed
@@ -436,7 +436,7 @@ def test_a_bare_stream_that_has_lost_its_position_is_cut_as_it_is(world: World) 
     world.publish("one")
     world.round()
     row = world.row(first)
-    lost = Proxy(row.stream, ended=True, lost=True, cuts=True, quick=lambda _: b": the last\n")
+    lost = Proxy(row.stream, ended=True, lost=True, cuts=True, next_bytes_at_hand=lambda _: b": the last\n")
     row.stream = lost
     row()
     world.round()
@@ -554,7 +554,7 @@ def in_a_pause(world: World, monkeypatch: pytest.MonkeyPatch, what: Callable[[li
 
 @pytest.mark.parametrize("which", [0, 3])
 def test_a_connection_that_ends_in_a_pause(world: World, monkeypatch: pytest.MonkeyPatch, which: int) -> None:
-    fds = in_a_pause(world, monkeypatch, lambda fds: world.row(fds[which]).parted(fds[which]))
+    fds = in_a_pause(world, monkeypatch, lambda fds: world.row(fds[which]).on_hang_up(fds[which]))
     assert world.doomed == [fds[which]]
     assert world.hub.subscribers == 3
     others = [fd for fd in fds if fd != fds[which]]
@@ -593,7 +593,7 @@ def test_a_connection_that_catches_up_in_a_pause_is_served_in_the_next_round(
 
     def catch_up() -> None:
         del world.room[slow]
-        world.row(slow).heard(slow)
+        world.row(slow).on_ready(slow)
 
     world.publish("two")
     with turns_of(monkeypatch, 2):
@@ -670,7 +670,7 @@ def test_a_fault_cuts_its_own_row_or_connection_alone(world: World) -> None:
     def fail(*_: object) -> Any:
         raise ValueError("a fault")
 
-    world.row(first).stream = Proxy(world.row(first).stream, quick=fail)
+    world.row(first).stream = Proxy(world.row(first).stream, next_bytes_at_hand=fail)
     world.row(third).stream = Proxy(world.row(third).stream, goodbye=fail)
     world.publish()
     world.publish(channel="b")
@@ -771,7 +771,7 @@ def test_polls_alike_share_a_row_and_an_answer_and_rest_afterwards(world: World)
     assert world.hub.subscribers == 0
     assert all(world.interest[fd] == "input" for fd in fds)
     world.sent[fds[0]] = b"GET"
-    world.row(fds[0]).heard(fds[0])
+    world.row(fds[0]).on_ready(fds[0])
     assert world.given_back == [fds[0]]
     world.pass_by(76)
     assert world.closed == fds[1:]
@@ -797,7 +797,7 @@ def test_a_poll_that_is_called_for_nothing_goes_on_waiting(world: World) -> None
     world.row(fd)()
     world.round()
     assert not world.later
-    world.row(fd).asks = True
+    world.row(fd).is_asking = True
     world.later.append(world.row(fd).answer)
     world.answer()
     assert not world.got[fd]
@@ -840,12 +840,12 @@ def test_a_poll_that_cannot_be_answered_is_to_ask_again(world: World) -> None:
 def test_polls_whose_clients_go_are_ended_and_the_last_gives_back_its_place_with_the_answer(world: World) -> None:
     first, second = world.poll(), world.poll()
     world.gone.add(first)
-    world.row(first).heard(first)
+    world.row(first).on_ready(first)
     assert world.hub.subscribers == 1
     world.publish()
     world.round()
     world.gone.add(second)
-    world.row(second).heard(second)
+    world.row(second).on_ready(second)
     assert world.hub.subscribers == 1
     world.answer()
     assert world.hub.subscribers == 0
@@ -863,22 +863,22 @@ def test_a_poll_whose_client_is_gone_when_it_is_answered_is_ended(world: World) 
 
 
 def test_bytes_behind_a_poll_are_kept_for_a_greenlet(world: World) -> None:
-    fd, other = world.poll(early=b"GET /next"), world.poll()
+    fd, other = world.poll(read_ahead=b"GET /next"), world.poll()
     world.sent[fd] = b" HTTP/1.1"
-    world.row(fd).heard(fd)
-    world.row(fd).heard(fd)  # nothing more to read
+    world.row(fd).on_ready(fd)
+    world.row(fd).on_ready(fd)  # nothing more to read
     world.publish()
     world.round()
     world.answer()
     assert world.given_back == [fd]
-    assert world.rows.early == {fd: b"GET /next HTTP/1.1"}
+    assert world.rows.read_ahead == {fd: b"GET /next HTTP/1.1"}
     assert world.answered(other) == ["news"]
 
 
 def test_a_client_that_sends_too_much_behind_a_poll_is_answered_at_once(world: World) -> None:
-    fd = world.poll(early=b"x" * 8192)
+    fd = world.poll(read_ahead=b"x" * 8192)
     world.sent[fd] = b"y"
-    world.row(fd).heard(fd)
+    world.row(fd).on_ready(fd)
     assert world.answered(fd) == []
     assert world.given_back == [fd]
 
@@ -888,12 +888,12 @@ def test_a_client_that_sends_too_much_while_its_poll_is_answered_gets_the_answer
     world.publish()
     world.round()
     for one in (fd, revoked):
-        world.rows.early[one] = b"x" * 8192
+        world.rows.read_ahead[one] = b"x" * 8192
         world.sent[one] = b"y"
-    world.row(fd).heard(fd)
+    world.row(fd).on_ready(fd)
     assert not world.got[fd]
     world.revoke()
-    world.row(revoked).heard(revoked)
+    world.row(revoked).on_ready(revoked)
     assert world.answered(revoked) == []
     world.answer()
     assert world.answered(fd) == ["news"]
@@ -949,28 +949,28 @@ def test_an_answer_that_is_taken_in_part_goes_out_as_its_client_takes_it(world: 
     world.answer()
     assert [type(world.row(fd)) for fd in (kept, closed)] == [Sending] * 2
     assert world.hub.subscribers == 0
-    world.row(kept).heard(kept)
+    world.row(kept).on_ready(kept)
     for fd in (kept, closed):
         world.room[fd] = 9
-        world.row(fd).heard(fd)
+        world.row(fd).on_ready(fd)
         assert len(world.told(fd)) == 18
         del world.room[fd]
-        world.row(fd).heard(fd)
+        world.row(fd).on_ready(fd)
         assert world.answered(fd) == ["news"]
     assert world.doomed == [closed]
     assert world.interest == {kept: "input"}
 
 
 def test_an_answer_of_which_nothing_is_taken_for_20_s_is_cut(world: World) -> None:
-    world.rows.send_unsent(1, memoryview(b"the rest"), closes=False, early=b"")
-    world.rows.send_unsent(2, memoryview(b"the rest"), closes=False, early=b"")
+    world.rows.send_unsent(1, memoryview(b"the rest"), closes=False, read_ahead=b"")
+    world.rows.send_unsent(2, memoryview(b"the rest"), closes=False, read_ahead=b"")
     world.room.update({1: 0, 2: 1})
     world.pass_by(15)
-    world.row(2).heard(2)
+    world.row(2).on_ready(2)
     world.pass_by(10)
     assert world.doomed == [1]
     world.gone.add(2)
-    world.row(2).heard(2)
+    world.row(2).on_ready(2)
     assert world.doomed == [1, 2]
 
 
@@ -982,7 +982,7 @@ def test_of_too_much_that_nobody_takes_the_oldest_is_cut(world: World, monkeypat
     world.round()
     world.answer()
     for fd in (101, 102, 103):
-        world.rows.send_unsent(fd, memoryview(b"8 bytes."), closes=False, early=b"")
+        world.rows.send_unsent(fd, memoryview(b"8 bytes."), closes=False, read_ahead=b"")
     assert world.doomed == [101]
     assert set(world.rows.row_of) == {shared, 102, 103}
 
@@ -993,7 +993,7 @@ def test_of_too_much_that_nobody_takes_the_oldest_is_cut(world: World, monkeypat
 def test_a_connection_with_a_request_waits_for_a_greenlet_if_none_is_free(world: World) -> None:
     world.rows.park(1, new=True)
     world.has_greenlets = False
-    world.row(1).heard(1)
+    world.row(1).on_ready(1)
     assert list(world.rows.waiting) == [1]
     assert not world.rows.is_empty
     assert 1 not in world.rows.row_of
@@ -1004,8 +1004,8 @@ def test_a_resting_connection_that_ends_is_closed_at_once_unless_a_request_has_c
     world.rows.park(1)
     world.rows.park(2)
     world.sent[2] = b"GET"
-    world.row(1).parted(1)
-    world.row(2).parted(2)
+    world.row(1).on_hang_up(1)
+    world.row(2).on_hang_up(2)
     assert (world.closed, world.given_back, world.doomed) == ([1], [2], [])
 
 
@@ -1024,7 +1024,7 @@ def test_a_new_connection_has_20_s_and_in_a_drain_each_has_one_more(world: World
 
 
 def test_room_is_made_by_the_silent_first_then_by_the_oldest_that_rests(world: World) -> None:
-    world.rows.room = 3
+    world.rows.max_connections = 3
     world.rows.park(1, new=True)
     world.rows.park(2)
     world.rows.park(3)
@@ -1043,12 +1043,12 @@ def test_room_is_made_by_the_silent_first_then_by_the_oldest_that_rests(world: W
 
 
 def test_it_is_full_where_none_rests(world: World) -> None:
-    world.rows.room = 2
+    world.rows.max_connections = 2
     world.streams(1)
     assert not world.rows.is_full
     world.stream()
     assert world.rows.is_full
-    assert world.rows.has_listeners
+    assert world.rows.is_serving
     third = world.stream()
     assert third in world.rows.row_of, "nobody could be closed for it"
 
@@ -1056,13 +1056,13 @@ def test_it_is_full_where_none_rests(world: World) -> None:
 def test_nobody_listens_where_all_rest(world: World) -> None:
     world.rows.park(1)
     world.rows.park(2, new=True)
-    assert not world.rows.has_listeners
+    assert not world.rows.is_serving
 
 
 def test_a_row_of_no_kind_says_nothing(world: World) -> None:
     row = Row(world.rows)
     row.serve()
-    row.heard(1)
+    row.on_ready(1)
     row.check(1)
     row.release()
     row.detach()

@@ -133,7 +133,7 @@ def taken(channel: str, place: Position, item: Any) -> Delivery | Reset:
 def in_segments(
     ours: Dialect, channel: str, items: Any, claims: dict[str, Position | None], max_bytes: int
 ) -> Iterator[bytes]:
-    """Events in segments, as `Stream.quick` gives them; resets in between."""
+    """Events in segments, as `Stream.next_bytes_at_hand` gives them; resets in between."""
     for is_event, group in itertools.groupby(items, lambda item: isinstance(item[1], Event)):
         run = [taken(channel, place, item) for place, item in group]
         if not is_event:
@@ -147,7 +147,7 @@ def in_segments(
             assert not entries or sum(len(entry.body) for entry in [*told, entries[0]]) > max_bytes
             assert (segment.more, segment.position) == (bool(entries), told[-1].position)
             assert ours.segment(channel, told, max_bytes, more=True).more
-            yield ours.within(segment, channel, claims)
+            yield ours.segment_blocks(segment, channel, claims)
             claims[channel] = segment.position
 
 
@@ -180,7 +180,7 @@ class Judge:
             self._queues[channel].append(item)
 
     def hear(self, shared: Shared | None) -> bytes:
-        """Read until there is no more: by `quick` where segments are shared and that does, else by `step`."""
+        """Read to the end: by `next_bytes_at_hand` where segments are shared and that does, else by `next_bytes`."""
         told = b""
         stream = self.stream
         subscriber = stream.subscriber
@@ -188,8 +188,8 @@ class Judge:
             subscriber.resets
             or {*subscriber.positions_by_name.items()} != stream.hub.newest(subscriber.positions_by_name)
         ):
-            chunk = stream.quick(shared) if shared is not None else None
-            chunk = stream.step() if chunk is None else chunk
+            chunk = stream.next_bytes_at_hand(shared) if shared is not None else None
+            chunk = stream.next_bytes() if chunk is None else chunk
             self.is_lost = stream.lost
             for block in chunk.split(b"\n\n")[:-1]:
                 self._judge(block + b"\n\n")

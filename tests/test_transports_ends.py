@@ -97,7 +97,7 @@ def test_a_stream_that_is_handed_off_gives_up_what_concerns_its_client(
     assert body.due == 1015  # the heartbeat alone
     assert body.hand_off() == (inf, None, ())
     clock.now += 5000
-    assert body.step() == body.dialect.beat
+    assert body.next_bytes() == body.dialect.beat
     body.close()
     assert (done, revocations._watched, held.wake is None) == ([], {held}, False)
     for closed in handed.closing:
@@ -126,11 +126,11 @@ def test_a_notice_that_becomes_due_while_a_chunk_is_written_is_not_slept_over(
 ) -> None:
     body = stream(hub, clock, permit=permit(revocations, clock, LEEWAY + WARNING + 5))
     body.open()
-    assert body.step() == b""
+    assert body.next_bytes() == b""
     assert body.due == pytest.approx(1005)
     clock.now += 5.001
     assert body.due <= clock.now
-    assert names(body.step()) == ["sse.auth"]
+    assert names(body.next_bytes()) == ["sse.auth"]
     assert body.due == 1015
     body.close()
 
@@ -144,7 +144,7 @@ def test_a_notice_of_the_same_moment_comes_before_the_goodbye(
     if drains:
         hub.drain(0)
     clock.now += 120
-    notice, close = client.Parser().feed(body.step())
+    notice, close = client.Parser().feed(body.next_bytes())
     assert (notice.event, notice.json()) == ("sse.auth", {"expires": 50})
     assert (close.event, close.json()["reason"]) == ("sse.close", "drain" if drains else "lifetime")
     assert body.reason == ("drain" if drains else "lifetime")
@@ -163,7 +163,7 @@ def test_a_permit_that_is_over_takes_the_place_of_the_chunk_and_of_every_other_e
             time.sleep(0.01)
     hub.drain(0)
     clock.now += 5000
-    told = body.step()
+    told = body.next_bytes()
     assert names(told) == ["sse.close"]
     assert b'"reason":"expired"' in told
     assert b"secret" not in told
@@ -176,14 +176,14 @@ def test_a_stream_is_due_when_its_permit_is_over_and_is_woken_when_that_is_revok
     over, revoked = (stream(hub, clock, permit=permit(revocations, clock, seconds)) for seconds in (10, 5000))
     for body in over, revoked:
         body.open()
-        body.step()
+        body.next_bytes()
     assert (over.due, revoked.due) == (1010, 1015)
     assert not revoked.subscriber.wait(0)
     clock.now += 10
     revocations.revoke("sub", "ann")
     assert over.due <= clock.now
     assert revoked.subscriber.wait(0)
-    assert [names(body.step()) for body in (over, revoked)] == [["sse.close"]] * 2
+    assert [names(body.next_bytes()) for body in (over, revoked)] == [["sse.close"]] * 2
     for body in over, revoked:
         body.close()
 
@@ -203,13 +203,13 @@ def test_a_bare_stream_that_is_lost_is_cut_whatever_else_ends_it(
 ) -> None:
     body = stream(hub, clock, bare=True, permit=permit(revocations, clock, seconds))
     body.open()
-    assert body.step() == b""
+    assert body.next_bytes() == b""
     store._rings.clear()
     store.publish([Publication("a", Event("another life"))])
     wait_until(lambda: hub._channels["a"].generation, 8)
     hub.drain(0)
     clock.now += 5000
-    told = body.step()
+    told = body.next_bytes()
     assert told.startswith(b': close {"reason":"expired",') if reason else told == b""
     assert (body.ended, body.lost, body.reason, body.cuts) == (True, True, reason, True)
     body.close()

@@ -402,7 +402,7 @@ def test_polls_with_other_bounds_do_not_share_an_answer(hub: Hub, store: Store) 
     starts = starting_points("a", LastEventId.parse(ids[-1]))
     one, other = [Poll(hub, starts, timeout=9, retry=RETRY, max_bytes=bound) for bound in (1024, 2000)]
     assert (one.open(), other.open()) == (None, None)
-    assert one.alike != other.alike
+    assert one.merge_key != other.merge_key
     one.close()
     other.close()
 
@@ -423,7 +423,7 @@ def test_polls_at_the_same_place_wait_as_one_and_get_the_same_answer(hub: Hub, s
     place = f"{ids[0]}~{b}"
     row, *others = [waiting(hub, place, "ab", timeout) for timeout in (10, 20, 30)]
     for number, other in enumerate(others, 2):
-        assert other.alike == row.alike
+        assert other.merge_key == row.merge_key
         assert other.nothing == row.nothing
         assert row.merge(other)
         assert (hub.subscribers, len(hub._channels["a"].subscribers)) == (3, 4 - number)
@@ -452,7 +452,8 @@ def test_polls_at_different_places_or_of_different_channels_do_not_wait_as_one(h
     behind.subscriber = hub.attach(behind._starts, 3)
     both = waiting(hub, f"{top}~{b}", "ab")
     turned = waiting(hub, f"{b}~{top}", "ba")
-    assert len({one.alike, behind.alike, both.alike, turned.alike}) == 4  # an answer's id is in its poll's own order
+    keys = {one.merge_key, behind.merge_key, both.merge_key, turned.merge_key}
+    assert len(keys) == 4  # an answer's id is in its poll's own order
     assert not one.merge(behind)
     assert not one.merge(both)
     hub.detach(behind.subscriber)

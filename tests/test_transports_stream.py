@@ -391,11 +391,11 @@ def test_bare_streams_share_a_row_once_they_have_been_told_the_same(hub: Hub, st
     told = make_stream(hub, {"a": Start(replay=1)}, bare=True)
     told.open()
     assert b"retry: " in tell(told)
-    assert told.alike != row.alike
+    assert told.merge_key != row.merge_key
     assert told.subscriber.positions_by_name == row.subscriber.positions_by_name
     publish_to_store(store, "a", "on")
     assert tell(row) == b"retry: 1000\n" + tell(told)
-    assert told.alike == row.alike is not None
+    assert told.merge_key == row.merge_key is not None
     assert row.merge(told)
     publish_to_store(store, "a", "and on")
     assert tell(row).startswith(b"data: and on\nid: ")
@@ -556,10 +556,10 @@ def row_of(*streams: Stream) -> Stream:
     """Streams that are opened and told what there is, as one."""
     for stream in streams:
         stream.open()
-        assert stream.step() == b""
+        assert stream.next_bytes() == b""
     row, *others = streams
     for other in others:
-        assert row.alike == other.alike is not None
+        assert row.merge_key == other.merge_key is not None
         assert row.merge(other)
     return row
 
@@ -572,8 +572,8 @@ def listeners(hub: Hub, name: str = "a") -> int:
 def tell(stream: Stream) -> bytes:
     """What comes next, as `driven`."""
     wait_until(stream.subscriber.is_behind, 3)
-    chunk = stream.quick({})
-    return stream.step() if chunk is None else chunk
+    chunk = stream.next_bytes_at_hand({})
+    return stream.next_bytes() if chunk is None else chunk
 
 
 def test_one_that_parts_from_its_row_goes_on_by_itself_and_can_come_back(hub: Hub, store: FaultyStore) -> None:
@@ -585,7 +585,7 @@ def test_one_that_parts_from_its_row_goes_on_by_itself_and_can_come_back(hub: Hu
     told = tell(row)
     assert b"data: 1" in told
     assert not row.merge(one)  # which has not been told that
-    assert one.alike == row.alike
+    assert one.merge_key == row.merge_key
     assert (row.due, one.due) == (row.due, row.due)
     assert tell(one) == told
     assert row.merge(one)
@@ -617,10 +617,10 @@ def test_only_streams_that_are_told_in_the_same_manner_are_alike(hub: Hub, store
     streams = [make_stream(hub, **manner) for manner in manners] + [make_stream(other)]
     for stream in streams:
         stream.open()
-    assert len({stream.alike for stream in streams}) == len(streams)
+    assert len({stream.merge_key for stream in streams}) == len(streams)
     twin = make_stream(hub, lifetime=5, told={"replay": 3})  # each client's own end, and what it was told already
     twin.open()
-    assert twin.alike == streams[0].alike
+    assert twin.merge_key == streams[0].merge_key
     for stream in (twin, *streams):
         stream.close()
     other.close()
@@ -630,22 +630,22 @@ def test_one_that_is_not_at_rest_is_like_none(hub: Hub, store: FaultyStore, monk
     monkeypatch.setattr("sse.hub.channel.CHANNEL_BYTES", 10_000)
     lost = make_stream(hub, {"a": Start(Position(7, 7))})
     lost.open()
-    assert lost.alike is None
-    assert lost.quick({}) is None
-    assert b"event: sse.reset" in lost.step()
-    assert lost.alike
+    assert lost.merge_key is None
+    assert lost.next_bytes_at_hand({}) is None
+    assert b"event: sse.reset" in lost.next_bytes()
+    assert lost.merge_key
     publish_to_store(store, "a", *["x" * 1000] * 5)  # more than the hub keeps
     wait_until(lambda: newest(hub) == 5, 3)
     store.away = True
-    assert lost.quick({}) is None
-    assert lost.step() == b""
-    assert lost.alike is None
+    assert lost.next_bytes_at_hand({}) is None
+    assert lost.next_bytes() == b""
+    assert lost.merge_key is None
     store.away = False
     while lost.subscriber.is_behind():
-        assert lost.step()
-    assert lost.alike
+        assert lost.next_bytes()
+    assert lost.merge_key
     lost.end("lifetime")
-    assert lost.alike is None
+    assert lost.merge_key is None
     lost.close()
 
 
@@ -655,11 +655,11 @@ def test_a_row_is_reset_as_one_and_who_parts_before_hears_of_it_too(hub: Hub, st
     store._rings.clear()
     publish_to_store(store, "a", "another life")
     wait_until(lambda: hub._channels["a"].generation, 8)
-    told = row.step()
+    told = row.next_bytes()
     late = row.split()
     assert b"event: sse.reset" in told
     assert tell_until_level(early) == told
-    assert late.step() == b""
+    assert late.next_bytes() == b""
     assert row.merge(late)
     assert row.merge(early)
     assert (hub.subscribers, listeners(hub)) == (3, 1)
@@ -671,8 +671,8 @@ def test_a_row_is_reset_as_one_and_who_parts_before_hears_of_it_too(hub: Hub, st
 def tell_until_level(stream: Stream) -> bytes:
     told = b""
     while not told or stream.subscriber.is_behind():
-        chunk = stream.quick({})
-        told += stream.step() if chunk is None else chunk
+        chunk = stream.next_bytes_at_hand({})
+        told += stream.next_bytes() if chunk is None else chunk
         assert not stream.ended
     return told
 
@@ -772,9 +772,9 @@ def test_what_is_shared_is_byte_for_byte_what_one_alone_gets(
                 continue
             shared: Shared = {}
             if sum(bodies) < 16_000:  # at once
-                told = alone.step()
+                told = alone.next_bytes()
                 assert told
-                assert one.quick(shared) == other.quick(shared) == told
+                assert one.next_bytes_at_hand(shared) == other.next_bytes_at_hand(shared) == told
             else:
                 heard = [whole(alone, None), whole(one, shared), whole(other, shared)]
                 assert heard[0] == heard[1] == heard[2]
@@ -800,8 +800,8 @@ def whole(stream: Stream, shared: Shared | None) -> dict[str, list[tuple[str, st
     heard: dict[str, list[tuple[str, str | None]]] = {}
     parser = client.Parser()
     for _ in range(100):
-        chunk = stream.quick(shared) if shared is not None else None
-        for block in parser.feed(stream.step() if chunk is None else chunk):
+        chunk = stream.next_bytes_at_hand(shared) if shared is not None else None
+        for block in parser.feed(stream.next_bytes() if chunk is None else chunk):
             assert block.own_id
             heard.setdefault(block.own_id.partition("=")[0], []).append((block.event, block.data))
         if not stream.subscriber.is_behind():
@@ -814,8 +814,8 @@ def test_who_joins_another_hears_a_heartbeat_no_later_than_it_would_have(hub: Hu
     one, other = (make_stream(hub, clock=lambda: now) for _ in range(2))
     for stream in (one, other):
         stream.open()
-        assert stream.step() == b""
-    one.written(10)
+        assert stream.next_bytes() == b""
+    one.mark_written(10)
     assert one.merge(other)
     assert one.due == 15
     one.release()

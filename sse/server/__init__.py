@@ -1,6 +1,11 @@
 """gunicorn's worker. Only this folder, and the stub `sse.worker`, know gevent and gunicorn.
 
-`worker` answers each request in a greenlet, and hands off a stream or a poll that waits. From then on its connection is
-in one of the `rows`, which decide who gets what next. They know no gevent and no sockets: the `loop` gives them the
-means to write and to wait.
+From the bottom up: `gunicorn_request` reads a request within bounds, with `head` for its first part. `worker` answers
+each request in a greenlet. Its `responder` calls the app, writes small answers in one write (`framing`), and hands off
+a stream or a waiting poll. From then on the connection has no greenlet: it is a number in one of the `rows`, which
+decide what each connection gets next, and `handed_off` keeps its permit and its end.
+
+Rows know no gevent and no sockets. They act through `effects`, which the `loop` provides with epoll (`sockets`), a
+timer `wheel` and greenlets. The loop runs `rounds`, each of which does the work on the `agenda`. While it is late,
+`backpressure` has publishers wait. `load_error` is the page of `--reload` while the app cannot be loaded.
 """

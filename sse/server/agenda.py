@@ -1,4 +1,7 @@
-"""The agenda of the loop: what its next round has to do, and since when that has been waiting."""
+"""The agenda of the loop: the connections to check and the rows to serve in the next round.
+
+It also knows since when the rows have been waiting, so that publishers can wait while many rows are late.
+"""
 
 from __future__ import annotations
 
@@ -9,31 +12,31 @@ if TYPE_CHECKING:
     from sse.transports.dialect import Shared
 
 FEW: Final = 64
-"""Rows that may be late without publishers having to wait."""
+"""Rows that may be late before publishers have to wait."""
 
 BEHIND: Final = 0.01
-"""Seconds after which a row is late."""
+"""Seconds after which a row on the agenda is late."""
 
 R = TypeVar("R")
 
 
 class Agenda(Generic[R]):
-    """The work of the next round, and since when it waits. To put something on it never waits."""
+    """The work of the next round, and since when it has been waiting. To add work never waits."""
 
     __slots__ = ("_clock", "_left", "_since", "_taken_since", "_wake", "shared", "to_check", "to_serve")
 
     def __init__(self, clock: Callable[[], float], wake: Callable[[], object]) -> None:
         self.to_check: list[int] = []
-        """Connections that are to be dismissed."""
+        """Connections that the next round checks."""
         self.to_serve: set[R] = set()
-        """Rows that are to be served."""
+        """Rows that the next round serves."""
         self.shared: Shared = {}
-        """Blocks that are encoded in this round."""
+        """The blocks that have been encoded in this round, for all rows that need the same ones."""
         self._clock = clock
         self._wake = wake
-        self._since: float | None = None  # when the first of `ready` came
-        self._taken_since: float | None = None  # the same for the rows of the round that is under way
-        self._left = 0  # rows of that round that are still to be served
+        self._since: float | None = None  # when the first row of `to_serve` was added
+        self._taken_since: float | None = None  # the same for the rows of the round that is running
+        self._left = 0  # rows of the running round that are still to be served
 
     def serve_soon(self, row: R) -> None:
         """Have a row served in the next round."""
@@ -43,17 +46,20 @@ class Agenda(Generic[R]):
             self._wake()
 
     def check_soon(self, fd: int) -> None:
-        """Have a connection dismissed in the next round."""
+        """Have a connection checked in the next round."""
         self.to_check.append(fd)
         self._wake()
 
     def take_to_check(self) -> list[int]:
-        """Return the connections to be dismissed."""
+        """Return the connections to check, and take them off the agenda."""
         due, self.to_check = self.to_check, []
         return due
 
     def take_to_serve(self) -> set[R]:
-        """Return the rows to be served. Before each, `begin_next` has to follow, and after the last one, `finish`."""
+        """Return the rows to serve, and take them off the agenda.
+
+        The caller calls `begin_next` before it serves each row, and `finish` after the last one.
+        """
         ready, self.to_serve = self.to_serve, set()
         self._taken_since, self._since = self._since, None
         self._left = len(ready)
@@ -61,13 +67,13 @@ class Agenda(Generic[R]):
         return ready
 
     def begin_next(self) -> None:
-        """Count one row fewer that is late."""
+        """Note that the round now serves one more of its rows."""
         self._left -= 1
 
     def finish(self, due: Iterable[int] = ()) -> None:
-        """End the round, and set off the next one if there is work for it.
+        """End the round, and start the next one if there is work for it.
 
-        :param due: connections that this round has taken, and not dismissed because of a fault.
+        :param due: connections that this round has taken, but did not check because of a fault.
         """
         self.to_check.extend(due)
         self._taken_since, self._left = None, 0
@@ -75,6 +81,6 @@ class Agenda(Generic[R]):
             self._wake()
 
     def is_late(self, now: float) -> bool:
-        """Return whether more rows than a few have been waiting for long."""
+        """Return whether more than `FEW` rows are on the agenda, and the first of them is late."""
         since = self._since if self._taken_since is None else self._taken_since
         return since is not None and now - since > BEHIND and self._left + len(self.to_serve) > FEW

@@ -1,4 +1,4 @@
-"""The means by which rows act: functions that are given to them, so that they need no event loop and no sockets."""
+"""The functions through which rows act on the world. Because rows get them, they need no event loop and no sockets."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 Call = Callable[[], object]
 Calls = Sequence[Call]
 Interest = Literal["end", "input", "room", "input or room"]
-"""The news of a connection that its row is told: that the peer has ended it, and that there is input or room."""
+"""The events of a connection that its row hears about: the peer's hang-up; input and hang-up; room for more bytes."""
 
 
 class Effects(NamedTuple):
@@ -19,34 +19,35 @@ class Effects(NamedTuple):
     read: Callable[[int, int], bytes]
     """As `os.read`, with its errors."""
     unread: Callable[[int], int]
-    """Return how many bytes of a connection nobody has read."""
+    """Return how many bytes have come on a connection that nobody has read."""
     clock: Callable[[], float]
     """As `time.monotonic`."""
     timer: Callable[[Any, float, int], int]
-    """As `Wheel.add`, for a wheel that has `Rounds.look_at_slot` called."""
-    watch: Callable[[int, Interest], None]
-    """Have `heard` and `parted` called for a new connection from now on."""
-    change: Callable[[int, Interest], None]
-    """Have them called for other news than before."""
-    unwatch: Callable[[int], None]
+    """As `Wheel.add`, for the wheel whose slots go to `Rounds.look_at_slot`."""
+    register: Callable[[int, Interest], None]
+    """Have `on_ready` and `on_hang_up` of its row called for the events of a new connection."""
+    modify: Callable[[int, Interest], None]
+    """Have them called for other events than before."""
+    unregister: Callable[[int], None]
+    """Have them called no more."""
     pause: Call
-    """Let others have their turn, if the loop has had its time. For a round alone."""
+    """Let other greenlets run, if the loop has had its time. Only a round may call this."""
     sleep: Callable[[float], object]
-    """Sleep, in a greenlet that is not the loop's."""
-    ask: Callable[[Call], None]
-    """Have a function called that may wait for the store."""
-    later: Callable[[float, Call], object]
-    """Have a function called after some seconds, which may wait."""
+    """Sleep for some seconds. The loop's own greenlet must not call this."""
+    call_in_greenlet: Callable[[Call], None]
+    """Have a function called soon in a greenlet, where it may wait for the store."""
+    call_later: Callable[[float, Call], object]
+    """Have a function called after some seconds in a greenlet, where it may wait."""
     wake: Call
     """Have `Rounds.run` called soon."""
     close: Callable[[int], None]
-    """Close a connection that is in no push."""
-    doom: Callable[[int, Calls], None]
-    """Close a connection when this round is over, and then finish it with these functions."""
-    finish: Callable[[Calls], None]
-    """Have the app's own functions called, which may wait."""
+    """Close a connection at once, which is safe only while no push writes to it."""
+    close_after_round: Callable[[int, Calls], None]
+    """Close a connection when this round is over, and then call these functions as `call_all` does."""
+    call_all: Callable[[Calls], None]
+    """Have the app's own functions called, each in a greenlet, where it may wait."""
     give_back: Callable[[int], bool]
-    """Let a greenlet go on with a connection. Return False if none is free."""
+    """Give a connection to a greenlet. Return False if none is free."""
     warn: Callable[..., None]
     """Log a line, as `Logger.warning` does."""
     fault: Callable[[str], None]

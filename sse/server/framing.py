@@ -1,4 +1,4 @@
-"""The bytes that HTTP/1.1 puts around an answer, where this worker writes it in gunicorn's place."""
+"""The bytes that HTTP/1.1 puts around an answer, for answers that this worker writes instead of gunicorn."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LAST_CHUNK: Final = b"0\r\n\r\n"
 
 
 def framed(chunk: bytes, last: bytes = b"") -> bytes:
-    """Return a chunk of a chunked body (RFC 9112, 7.1)."""
+    """Return a chunk of a chunked body (RFC 9112, 7.1), followed by `last`."""
     return b"%x\r\n%b\r\n%b" % (len(chunk), chunk, last)
 
 

@@ -1,4 +1,4 @@
-"""Requests as gunicorn reads them, but with bounds: a head has a size and a time, and a body has a pace."""
+"""gunicorn's requests with bounds: the size and time of a head are limited, and a body must not come too slowly."""
 
 from __future__ import annotations
 
@@ -21,24 +21,25 @@ from sse.server.head import Head
 HEAD_SECONDS: Final = 20.0
 """Seconds from a head's first byte to its last."""
 
-_HEAD_BYTES: Final = 131_072  # of a request's head: the longest that gunicorn.conf.py is meant for has 90 KB
-_TRAILER_BYTES: Final = 16_384  # of what follows a chunked body; gunicorn searches it anew at each packet
-_BODY_SECONDS: Final = 20.0  # that a body may take, beside what its bytes take at _BODY_RATE
+_HEAD_BYTES: Final = 131_072  # of a request's head; the longest for which gunicorn.conf.py is made has 90 KB
+_TRAILER_BYTES: Final = 16_384  # behind a chunked body; gunicorn searches them from the beginning at each packet
+_BODY_SECONDS: Final = 20.0  # that a body may take in addition to the time of its bytes at _BODY_RATE
 _BODY_RATE: Final = 4096.0  # bytes a second
-_BODY_STEP: Final = 65_536
-_SKIPS: Final = 20  # of 64 KB: more than may be published at once
-_SKIP_SECONDS: Final = 2.0  # for the rest of a body that the app has left
+_BODY_STEP: Final = 65_536  # bytes in one read
+_SKIPS: Final = 20  # reads of 64 KB: together more than one publish may have
+_SKIP_SECONDS: Final = 2.0  # to read the rest of a body that the app has not read
 
 
 class Request(GunicornRequest):  # type: ignore[misc]
-    """gunicorn's request, whose head has bounded bytes, lines and time, and is parsed once: when it is there."""
+    """gunicorn's request. The bytes, lines and time of its head are bounded, and it is parsed once it is complete."""
 
     body: Any
 
     def parse(self, unreader: Any) -> Any:
-        """Return what has come behind the head.
+        """Read and parse the head. Return the bytes that have come behind it.
 
-        :raises StopIteration: if nothing comes, or the head is not there in time: the connection is to be closed.
+        :raises StopIteration: if nothing comes, or the head is not complete in time. The connection is closed then.
+        :raises LimitRequestHeaders: if the head is too large.
         """
         head = Head(_HEAD_BYTES, self.limit_request_line, self.cfg.proxy_protocol if self.req_number == 1 else "off")
         is_enough = False
@@ -52,28 +53,28 @@ class Request(GunicornRequest):  # type: ignore[misc]
             raise StopIteration(f"the head of a request has not come within {HEAD_SECONDS:g} s")
         if head.is_too_large:
             raise LimitRequestHeaders(f"the head of a request is over {_HEAD_BYTES} bytes")
-        unreader.unread(head.data)  # from where the parser gets all of it at once
+        unreader.unread(head.data)  # the parser gets all of it at once from there
         self.max_buffer_headers = _TRAILER_BYTES
         return super().parse(unreader)
 
     def parse_headers(self, data: bytes, from_trailer: bool = False) -> Any:
         """Return the headers, as gunicorn does.
 
-        :raises LimitRequestHeaders: if there are too many, the headers that gunicorn drops and does not count included.
+        :raises LimitRequestHeaders: if there are too many, counting those that gunicorn drops and does not count.
         """
         if data.count(b"\r\n") >= self.limit_request_fields:
             raise LimitRequestHeaders("limit request headers fields")
         return super().parse_headers(data, from_trailer)
 
     def set_body_reader(self) -> None:
-        """Give the body a reader that bounds its pace, unless there is none to read."""
+        """Give the body a reader that refuses a slow client, unless the request has no body."""
         super().set_body_reader()
         if not is_read(self):
             self.body = Body(self.body.reader)
 
 
 class Body(GunicornBody):  # type: ignore[misc]
-    """gunicorn's body of a request, which gives up on a client that sends it too slowly."""
+    """gunicorn's body of a request. Reading it fails if the client sends it too slowly."""
 
     def __init__(self, reader: Any) -> None:
         super().__init__(reader)
@@ -94,13 +95,13 @@ class Body(GunicornBody):  # type: ignore[misc]
 
 
 def is_read(request: Any) -> bool:
-    """Return whether nothing of a request's body is yet to come, so that the next bytes are another request's."""
+    """Return whether a request's body has been read to its end, so that the next bytes belong to another request."""
     reader = request.body.reader
     return not reader.length if isinstance(reader, LengthReader) else reader.parser is None
 
 
 def skip_body(request: Any) -> bool:
-    """Read what the app has left of a request's body, within bounds. Return whether its end was reached."""
+    """Read the rest of a body that the app has not read, within bounds. Return whether its end was reached."""
     if is_read(request):
         return True
     if request.body.failed:

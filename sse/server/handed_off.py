@@ -1,4 +1,4 @@
-"""The terms on which connections are here: each one's end, its permit, and what the app wants done afterwards."""
+"""What is kept for each connection that was handed off: its end, its permit, and the app's functions for its end."""
 
 from __future__ import annotations
 
@@ -6,48 +6,48 @@ from math import inf
 from typing import TYPE_CHECKING
 
 from sse.server.effects import Calls
-from sse.transports.life import Before, Handed, Next, decide
+from sse.transports.life import ClientPart, Next, Pending, decide
 
 if TYPE_CHECKING:
     from sse.access.permit import Permit
 
 
 class HandedOff:
-    """The terms of each connection that has a permit, or something to be done at its end.
+    """The `ClientPart` of each connection that has a permit, or functions to call at its end.
 
-    The end of any other connection is the slot of the wheel that it has, and nothing more.
+    For any other connection, the wheel's slot alone says when it ends.
     """
 
-    __slots__ = ("_handed",)
+    __slots__ = ("_parts",)
 
     def __init__(self) -> None:
-        self._handed: dict[int, Handed] = {}
+        self._parts: dict[int, ClientPart] = {}
 
-    def put(self, fd: int, handed: Handed) -> None:
-        """Note what a body gave up when it was handed off."""
-        if handed.permit or handed.closing:
-            self._handed[fd] = handed
+    def add(self, fd: int, part: ClientPart) -> None:
+        """Keep the part of a stream or poll that concerns a connection, if it has more than a deadline."""
+        if part.permit or part.closing:
+            self._parts[fd] = part
 
-    def take(self, fd: int) -> Calls:
-        """End the permit of a connection that leaves. Return what is to be done then."""
-        handed = self._handed.pop(fd, None)
-        if handed is None:
+    def remove(self, fd: int) -> Calls:
+        """Forget a connection that ends, and end its permit. Return the functions to call then."""
+        part = self._parts.pop(fd, None)
+        if part is None:
             return ()
-        if handed.permit:
-            handed.permit.end()
-        return handed.closing
+        if part.permit:
+            part.permit.end()
+        return part.closing
 
     def permit(self, fd: int) -> Permit | None:
-        """Return the permit of a connection, if it needs one."""
-        handed = self._handed.get(fd)
-        return handed.permit if handed else None
+        """Return the permit of a connection; None if all its channels are public."""
+        part = self._parts.get(fd)
+        return part.permit if part else None
 
     def with_permit(self) -> list[int]:
-        """Return all connections that need a permit."""
-        return [fd for fd, handed in self._handed.items() if handed.permit]
+        """Return all connections with a permit."""
+        return [fd for fd, part in self._parts.items() if part.permit]
 
     def is_over(self, fd: int) -> bool:
-        """Return whether a connection may be told nothing more, because its permit has ended."""
+        """Return whether a connection may get no more events, because its permit has ended."""
         permit = self.permit(fd)
         return permit is not None and permit.is_over
 
@@ -55,20 +55,20 @@ class HandedOff:
         self,
         fd: int,
         now: float,
-        before: Before,
+        pending: Pending,
         *,
         draining: bool,
         last_progress: float = inf,
         has_notice: bool = False,
     ) -> Next:
-        """Return what is to happen to a connection that is due, see `life`.
+        """Return what is to happen to a connection that is checked, see `life`.
 
-        :param has_notice: whether the end of its permit is told.
+        :param has_notice: True if its client gets a notice before its permit ends.
         """
-        handed = self._handed.get(fd)
-        if handed is None:  # due for no other reason than its time
-            return decide(now, now, last_progress=last_progress, draining=draining, before=before)
-        deadline, permit, _ = handed
+        part = self._parts.get(fd)
+        if part is None:  # only its deadline can have brought it here
+            return decide(now, now, last_progress=last_progress, draining=draining, pending=pending)
+        deadline, permit, _ = part
         return decide(
             now,
             deadline,
@@ -76,5 +76,5 @@ class HandedOff:
             notice_in=permit.notice_in if permit and has_notice else inf,
             last_progress=last_progress,
             draining=draining,
-            before=before,
+            pending=pending,
         )

@@ -11,35 +11,35 @@ _PROXY_V2: Final = b"\r\n\r\n\0\r\nQUIT\n"
 class Head:
     """Gathers the bytes of a request's head until a parser can read or refuse it without asking for more.
 
-    :param limit: bytes that the head may have, with what stands before it.
+    :param limit: bytes that the head may have, including a PROXY header before it.
     :param line: bytes that its first line may have; 0 for no bound but `limit`.
-    :param proxy: which header of the PROXY protocol may stand before it: `off`, `v1`, `v2` or `auto`.
+    :param proxy: the version of the PROXY header that may stand before it: `off`, `v1`, `v2` or `auto`.
     """
 
     def __init__(self, limit: int, line: int = 0, proxy: str = "off") -> None:
         self.data = bytearray()
-        """All that has come; what lies behind the head belongs to a body or to the next request."""
+        """All bytes that have come. Those behind the head belong to a body or to the next request."""
         self._limit = limit
         self._line = line
         self._proxy = proxy
-        self._start = 0 if proxy == "off" else -1  # of the head; -1 until the PROXY header is passed
+        self._start = 0 if proxy == "off" else -1  # index of the head; -1 until the PROXY header has ended
         self._searched = 0
         self._end = -1
         self._in_first_line = True
 
     @property
     def has_begun(self) -> bool:
-        """True once any of the head has come: a client may send one empty line long before it (RFC 9112, 2.2)."""
+        """True once a byte of the head has come. An empty line may come long before it (RFC 9112, 2.2)."""
         data, start = self.data, self._start
         return start >= 0 and (len(data) > start + 2 or bytes(data[start:]) not in (b"", b"\r", b"\r\n"))
 
     @property
     def is_too_large(self) -> bool:
-        """True if it is over `limit`, so far as it has come."""
+        """True if the bytes that have come of the head are over `limit`."""
         return (len(self.data) if self._end < 0 else self._end) > self._limit
 
     def add(self, data: bytes) -> bool:
-        """Take in what has come. Return whether it is enough: the head has ended, is too large, or has a fault."""
+        """Add the next bytes. Return whether they are enough: the head has ended, is too large, or has a fault."""
         self.data += data
         if self._start < 0 and (start := self._pass_proxy()) >= 0:
             self._start = self._searched = start
@@ -53,7 +53,7 @@ class Head:
             return True
         self._searched = len(data)
         if data.count(b"\n", searched) != data.count(b"\r\n", max(searched - 1, start)):
-            return True  # a line that ends with a bare LF: no CRLF need ever come
+            return True  # a line ends with a bare LF, so the CRLF for which we look may never come
         if self._in_first_line:
             first = start + 2 if data.startswith(b"\r\n", start) else start
             self._in_first_line = data.find(b"\r\n", max(searched - 1, first)) < 0
@@ -61,7 +61,7 @@ class Head:
         return False
 
     def _pass_proxy(self) -> int:
-        """Return where the PROXY header has ended, 0 if there is none, and -1 if more has to come to tell that."""
+        """Return the index behind the PROXY header, 0 if there is none, and -1 if more bytes are needed."""
         data = self.data
         if len(data) < len(_PROXY_V2):
             return -1

@@ -1,6 +1,6 @@
-"""The loop that rows are told in: the events of their connections, the time, and the greenlets in which they act.
+"""The loop of the worker's rows: it passes on the events of connections and the time, and runs the rounds.
 
-`rows` decides what happens; here is everything that needs gevent, epoll and the system's calls.
+`rows` decides what happens. This module has everything that needs gevent, epoll and system calls.
 """
 
 from __future__ import annotations
@@ -32,43 +32,43 @@ _EVENTS: Final[dict[Interest, int]] = {
     "room": EPOLLOUT,
     "input or room": EPOLLIN | EPOLLOUT | EPOLLRDHUP,
 }
-_AT_ONCE: Final = 1024  # events that are taken up before others have their turn
-_ASKING: Final = 32  # rows for which the store is asked at the same time
-_LEAP: Final = 0.5  # seconds by which the wall clock may drift before permits are looked at anew
+_MAX_EVENTS: Final = 1024  # events of connections that are handled before other greenlets run
+_CALLERS: Final = 32  # greenlets that ask the store for rows
+_LEAP: Final = 0.5  # seconds by which the wall clock may leap before all permits are checked again
 
 _epoll = get_original("select", "epoll")
-_close = get_original("os", "close")  # at once: gevent has nothing to do with these numbers any more
+_close = get_original("os", "close")  # unpatched, because gevent no longer knows these numbers
 
 
 class Loop:
-    """The rows of this worker, and the loop that tells them.
+    """The rows of this worker, and the greenlets that serve them.
 
-    :param give_back: lets a greenlet go on with a connection; returns False where none is free. Then the connection is
-        put into `rows.waiting`.
+    :param give_back: gives a connection to a greenlet, and returns False if none is free. The connection then goes to
+        `rows.waiting`.
     """
 
     def __init__(self, log: Any, keepalive: float, give_back: Callable[[int], bool]) -> None:
         self.log = log
         self._wake = Event()
-        self._doomed: list[tuple[int, Calls]] = []
-        self._finishing = Group()  # greenlets in which the app does what it wants done at the end of a connection
-        self._asking: SimpleQueue = SimpleQueue()
-        self._ahead = time.time() - time.monotonic()
+        self._to_close: list[tuple[int, Calls]] = []
+        self._finishing = Group()  # greenlets that run the app's functions at the end of a connection
+        self._calls: SimpleQueue = SimpleQueue()
+        self._wall_clock_lead = time.time() - time.monotonic()
         self._wheel: Wheel[int | Streams] = Wheel(time.monotonic())
         self._poller = _epoll()
         self.backpressure = Backpressure(self._wake.set)
         self.rows = Rows(self._effects(give_back), keepalive)
         self._rounds = Rounds(self.rows)
         self._watcher = gevent.get_hub().loop.io(self._poller.fileno(), 1)
-        self._watcher.start(self._heard)
-        self.backpressure.wait_for(self.rows, gevent.spawn(self._keep_on, self._round))
-        for step in (self._turn, *[self._ask] * _ASKING):
-            gevent.spawn(self._keep_on, step)
+        self._watcher.start(self._take_up_events)
+        self.backpressure.wait_for(self.rows, gevent.spawn(self._repeat, self._round))
+        for step in (self._tick, *[self._make_call] * _CALLERS):
+            gevent.spawn(self._repeat, step)
 
     @property
     def is_empty(self) -> bool:
-        """True if no connection is here, or is being closed."""
-        return self.rows.is_empty and not (self._doomed or self._finishing)
+        """True if no connection is here, and none is being closed."""
+        return self.rows.is_empty and not (self._to_close or self._finishing)
 
     def _effects(self, give_back: Callable[[int], bool]) -> Effects:
         return Effects(
@@ -77,17 +77,17 @@ class Loop:
             unread=unread,
             clock=time.monotonic,
             timer=self._wheel.add,
-            watch=self._watch,
-            change=self._change,
-            unwatch=self._unwatch,
+            register=self._register,
+            modify=self._modify,
+            unregister=self._unregister,
             pause=self.backpressure.pause,
             sleep=lambda seconds: gevent.sleep(max(seconds, PAUSE)),
-            ask=self._asking.put,
-            later=gevent.spawn_later,
+            call_in_greenlet=self._calls.put,
+            call_later=gevent.spawn_later,
             wake=self._wake.set,
             close=_close,
-            doom=self._doom,
-            finish=self._finish,
+            close_after_round=self._close_soon,
+            call_all=self._call_all,
             give_back=give_back,
             warn=self.log.warning,
             fault=self.log.exception,
@@ -95,7 +95,7 @@ class Loop:
 
     # The greenlets
 
-    def _keep_on(self, step: Callable[[], None]) -> None:
+    def _repeat(self, step: Callable[[], None]) -> None:
         while True:
             try:
                 step()
@@ -109,58 +109,58 @@ class Loop:
         try:
             self._rounds.run()
         finally:
-            self._close_doomed()
+            self._close_after_round()
             self.backpressure.end_round()
 
-    def _close_doomed(self) -> None:
-        doomed, self._doomed = self._doomed, []
-        for fd, closing in doomed:
+    def _close_after_round(self) -> None:
+        to_close, self._to_close = self._to_close, []
+        for fd, closing in to_close:
             with contextlib.suppress(OSError):
                 _close(fd)
-            self._finish(closing)
+            self._call_all(closing)
 
-    def _ask(self) -> None:
-        self._asking.get()()
+    def _make_call(self) -> None:
+        self._calls.get()()
 
-    def _turn(self) -> None:
+    def _tick(self) -> None:
         gevent.sleep(TICK)
-        self.backpressure.let_in()  # for a publisher that waits while there is nothing to write
+        self.backpressure.let_in()  # a publisher may wait while there is nothing to write
         now = time.monotonic()
-        if abs(time.time() - now - self._ahead) > _LEAP:  # the clock by which permits end
-            self._ahead = time.time() - now
+        if abs(time.time() - now - self._wall_clock_lead) > _LEAP:  # permits end by the wall clock
+            self._wall_clock_lead = time.time() - now
             self._rounds.check_permits_soon()
         for slot, items in self._wheel.turn(now):
             self._rounds.look_at_slot(slot, items)
 
-    def _heard(self) -> None:
-        """Take up the events of connections. The event loop calls this, so it must not wait."""
+    def _take_up_events(self) -> None:
+        """Pass the events of connections to their rows. The event loop calls this, so it must not wait."""
         row_of = self.rows.row_of
-        for fd, events in self._poller.poll(0, _AT_ONCE):
+        for fd, events in self._poller.poll(0, _MAX_EVENTS):
             row = row_of.get(fd)
             if row is None:
                 continue
             if events & ~(EPOLLIN | EPOLLOUT):
-                row.parted(fd)
+                row.on_hang_up(fd)
             else:
-                row.heard(fd)
+                row.on_ready(fd)
 
     # The connections
 
-    def _watch(self, fd: int, interest: Interest) -> None:
+    def _register(self, fd: int, interest: Interest) -> None:
         self._poller.register(fd, _EVENTS[interest])
 
-    def _change(self, fd: int, interest: Interest) -> None:
+    def _modify(self, fd: int, interest: Interest) -> None:
         with contextlib.suppress(OSError):
             self._poller.modify(fd, _EVENTS[interest])
 
-    def _unwatch(self, fd: int) -> None:
+    def _unregister(self, fd: int) -> None:
         with contextlib.suppress(OSError):
             self._poller.unregister(fd)
 
-    def _doom(self, fd: int, closing: Calls) -> None:
-        self._doomed.append((fd, closing))
+    def _close_soon(self, fd: int, closing: Calls) -> None:
+        self._to_close.append((fd, closing))
         self._wake.set()
 
-    def _finish(self, closing: Calls) -> None:
+    def _call_all(self, closing: Calls) -> None:
         for done in closing:
             self._finishing.spawn(done)

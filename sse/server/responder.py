@@ -1,4 +1,4 @@
-"""The app's answers: which of them this worker writes in gunicorn's place, and which connections it hands off."""
+"""The app's answers: this worker writes some of them instead of gunicorn, and hands off streams and waiting polls."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ if TYPE_CHECKING:
     from sse.transports.stream import Stream
 
 _SMALL: Final = 65_536  # bytes of an answer that goes out in one write
-_WHOLE: Final = 2 << 20  # the same for the service's own, which are never given piece by piece
+_WHOLE: Final = 2 << 20  # the same for the service's own answers, which come whole
 
-_same = lru_cache(maxsize=1024)(lambda head: head)  # one object for equal ones: very many wait with the same
+# Equal heads become one object, because very many polls wait with the same head.
+_interned = lru_cache(maxsize=1024)(lambda head: head)
 
 
 class AppResponse(NamedTuple):
-    """The app's answer to a request, where this worker and not gunicorn is to write it."""
+    """The app's answer to a request that this worker writes instead of gunicorn."""
 
     body: Any
     write: Callable[[Any, socket.socket, Any], None]
@@ -45,7 +46,8 @@ class AppResponse(NamedTuple):
 class Responder:
     """Calls the app, and writes its answers.
 
-    :param is_last: tells whether a request's connection is to end with its answer, whatever its client asks for.
+    :param is_last: returns whether a request's connection has to close after its answer, even if the client asks to
+        keep it.
     """
 
     def __init__(self, rows: Rows, is_last: Callable[[Any], bool], log: Any) -> None:
@@ -54,12 +56,12 @@ class Responder:
         self._log = log
 
     def call(self, app: Any, environ: dict[str, Any], start_response: Any) -> Any:
-        """Call the app. Return its body, or what this worker writes in gunicorn's place."""
+        """Call the app. Return its body, or an `AppResponse` that this worker writes instead of gunicorn."""
         response, connection = start_response.__self__, environ["gunicorn.socket"]
         environ["sse.gone"] = partial(has_left, connection)
         if type(response) is not Response:
-            return app(environ, start_response)  # HTTP/2 puts more than bytes on the connection
-        if not isinstance(connection, ssl.SSLSocket):  # and so does TLS
+            return app(environ, start_response)  # HTTP/2 has a framing of its own on the connection
+        if not isinstance(connection, ssl.SSLSocket):  # and so has TLS
             environ["sse.can_hand_off"] = True
         began = datetime.now()
         body = app(environ, start_response)
@@ -79,7 +81,7 @@ class Responder:
     def write(self, answer: AppResponse) -> None:
         """Write an answer.
 
-        :raises StopIteration: if its connection has ended, or has been handed off.
+        :raises StopIteration: if the greenlet is done with the connection: it closes, or was handed off.
         """
         body, write, environ, response, began = answer
         connection = environ["gunicorn.socket"]
@@ -96,26 +98,26 @@ class Responder:
             raise StopIteration
 
     def _write_whole(self, body: Any, connection: socket.socket, response: Any) -> None:
-        """Send head and body in one write: a system call is a large part of what a request costs.
+        """Send head and body in one write, because a system call is a large part of the cost of a request.
 
-        The loop sends what the client does not take at once, so that slow clients hold no greenlets.
+        The loop sends the bytes that the client does not take at once, so that slow clients hold no greenlets.
         """
         data = b"".join(body)[: response.response_length]
         if len(data) < response.response_length or not skip_body(response.req):
-            response.force_close()  # or the next answer, or request, would be taken for the rest of this one
+            response.force_close()  # else the next answer or request would be read as the rest of this one
         response.sent, response.headers_sent = len(data), True
         data = b"%bDate: %b\r\n\r\n%b" % (_head(response), date(), data)
         sent = -1 if isinstance(connection, ssl.SSLSocket) else send(os.write, connection.fileno(), data)
         if sent < 0:
-            connection.sendall(data)  # which waits, or tells what is wrong
+            connection.sendall(data)  # this waits, or raises the error
         elif sent < len(data):
-            early = response.req.unreader.take_buffered()
-            rest = memoryview(data)[sent:]
-            self._rows.send_unsent(connection.fileno(), rest, closes=response.should_close(), early=early)
+            read_ahead = response.req.unreader.take_buffered()
+            unsent = memoryview(data)[sent:]
+            self._rows.send_unsent(connection.fileno(), unsent, closes=response.should_close(), read_ahead=read_ahead)
             connection.detach()
 
     def _hand_off_stream(self, stream: Stream, connection: socket.socket, response: Any) -> None:
-        # A request that has come behind it is never answered: the connection ends with the stream.
+        # A request that has come behind this one is never answered, because the connection ends with the stream.
         opening = stream.open()
         response.sent = len(opening)
         cuts = stream.ended and stream.cuts
@@ -130,9 +132,9 @@ class Responder:
             connection.detach()
 
     def _hand_off_poll(self, poll: Poll, connection: socket.socket, response: Any) -> None:
-        response.chunked, response.response_length = False, 0  # its length is told when it is known
-        early = response.req.unreader.take_buffered()
-        self._rows.take_over_poll(connection.fileno(), poll, _same(_head(response)), early)
+        response.chunked, response.response_length = False, 0  # the row adds the length once the answer is there
+        read_ahead = response.req.unreader.take_buffered()
+        self._rows.take_over_poll(connection.fileno(), poll, _interned(_head(response)), read_ahead)
         connection.detach()
 
 
@@ -148,7 +150,7 @@ def _is_small(response: Any, most: int) -> bool:
 
 
 def _head(response: Any) -> bytes:
-    """Return the head of gunicorn's response, as it would write it itself, but for the date and the end."""
+    """Return the head of gunicorn's response as gunicorn would write it, without the date and the final empty line."""
     connection = "close" if response.should_close() else "keep-alive"
     major, minor = response.req.version
     lines = [

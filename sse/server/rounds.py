@@ -1,4 +1,4 @@
-"""The rounds of the loop: in each, connections that are due are dismissed, and rows that were called are served."""
+"""The rounds of the loop: each one checks the connections that are due, and then serves the rows on the agenda."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from sse.server.rows import Row, Rows, Streams
 
 
 class Rounds:
-    """Holds the rounds in which rows are told, and puts on their agenda what time brings."""
+    """Runs the rounds, and puts on their agenda the connections and rows whose time has come."""
 
     def __init__(self, rows: Rows) -> None:
         self._rows = rows
 
     def run(self) -> None:
-        """Do what is on the agenda. Only the loop's own greenlet may call this, since it pauses."""
+        """Do the work on the agenda. Only the loop's own greenlet may call this, because it pauses."""
         agenda, pause = self._rows.agenda, self._rows.effects.pause
         due = deque(agenda.take_to_check())
         try:
             while due:
                 self._check(due.popleft())
                 pause()
-            # A row alone comes first. If the others were told first, for a while, it would never be where they are.
+            # Serve single rows first, so that they can catch up and merge.
             for row in sorted(agenda.take_to_serve(), key=lambda row: row.key is not None):
                 agenda.begin_next()
                 self._serve(row)
@@ -30,7 +30,7 @@ class Rounds:
             agenda.finish(due)
 
     def look_at_slot(self, slot: int, items: Sequence[int | Streams]) -> None:
-        """Put on the agenda what is due by now, of the items that stand in a slot of the wheel."""
+        """Put the items of a slot of the wheel on the agenda, as far as they are due by now."""
         now = self._rows.effects.clock()
         for item in items:
             try:
@@ -49,14 +49,14 @@ class Rounds:
             item.set_timer()
 
     def check_permits_soon(self) -> None:
-        """Put all connections on the agenda whose permit has to be looked at, because the wall clock has leapt."""
+        """Put all connections with a permit on the agenda, because the wall clock has leapt."""
         for fd in self._rows.handed_off.with_permit():
             self._rows.check_soon(fd)
 
     def _check(self, fd: int) -> None:
         row = self._rows.row_of.get(fd)
         if row is None or self._rows.slots[fd]:
-            return  # it has ended meanwhile, or is to be looked at later
+            return  # it has ended meanwhile, or its next check is later
         try:
             row.check(fd)
         except Exception:  # noqa: BLE001 - logged; the others go on

@@ -1,58 +1,69 @@
-"""Rows: which of the connections that were handed off wait together, and what each of them gets next.
+"""The rows of connections that were handed off: which of them wait together, and what each one gets next.
 
-A connection is a file descriptor in a row, and no greenlet. A stream or a poll decides what is said, and `life` when it
-ends; this module decides to whom it goes. Nothing here waits or knows an event loop: see `Effects`.
+A connection that was handed off is only a file descriptor in a row. It has no greenlet. `Stream` and `Poll` decide
+which bytes are sent, `life` decides when a connection ends, and this module decides which connections get the bytes.
+Nothing here waits or knows an event loop: everything that does is passed in as `Effects`.
 
-A connection is in one row at a time, or has a greenlet:
+A connection is in one row at a time, or a greenlet has it. "Closed after the round" means: it leaves its row now, and
+its number becomes free when the round is over.
 
-    row         what it waits for          what happens                     where it goes
+    row         waits for                  when                             the connection goes to
     ----------  -------------------------  -------------------------------  ----------------------------------------
-    Parked      its next request           bytes come                       a greenlet, or `waiting` for one
-                                           its time is over, or room is     closed at once
-                                           needed
-    Streams     an event                   its peer goes, or it ends        doomed: its number is free between rounds
-    Polls       an event                   the answer goes out whole        Parked; a greenlet, if its next request
-                                                                            has come; doomed, if that was its last
+    Parked      its next request           bytes come                       a greenlet; `Rows.waiting` if none is free
+                                           its time is over, or its room    closed at once; a greenlet if a request has
+                                           is needed                        come just now
+    Streams     an event                   the peer hangs up, or the        closed after the round
+                                           stream ends
+    Polls       an event                   the whole answer goes out        Parked; a greenlet if the next request has
+                                                                            come; closed after the round if this was
+                                                                            the last answer
                                            a part of the answer goes out    Sending
-                                           its peer goes                    doomed
-    Sending     its client to take more    the rest goes out                as from Polls
-                                           it takes nothing for 20 s        doomed
+                                           the peer hangs up                closed after the round
+    Sending     its client to take more    all unsent bytes go out          as after the whole answer of Polls
+                                           no byte is taken for 20 s        closed after the round
 
-A row of streams is in one of these states. The loop's rounds call `serve` and `check`, its events `heard`, and a
-greenlet of its own `step`; nothing else brings a row to another state, and all but `step` may write:
+A row of streams is in one of the states below. To *call* a row is to put it on the agenda, so that the next round
+serves it. Only these change the state: the rounds (`serve` and `check`), the connections' events (`on_ready` and
+`on_hang_up`), and the greenlet that runs `ask_store`. All of them but `ask_store` may write.
 
-    state       known by                   what happens                     the next state
+    state       known by                   when                             the next state
     ----------  -------------------------  -------------------------------  ----------------------------------------
-    at rest     none of the following      it is called                     at rest, once all have been told
-                                           the hub has not all at hand      asking
-                                           one takes only a part of it, or  that one alone: stalled
-                                           of its permit's notice
-                                           another at rest has told the     one row of both
-                                           same, and stands where it does
-                                           a goodbye is taken in part       that one alone: ending
-    asking      `asks`                     the store answers                holding; detached, if all have left
-                                           it is called                     asking: it is called once it has told
-    holding     `chunk` is not None        it is served                     at rest, and called once more
-    stalled     `rest`                     the rest goes out                at rest, and called
-                                           nothing is taken for 20 s        doomed
-    ending      `rest`, and `ends`         the rest goes out                doomed
-                                           nothing is taken for 20 s        doomed
-    any         -                          one is due                       as `life` says: that one alone is told
-                                                                            goodbye and doomed, or cut, or goes on
+    caught up   none of the fields below   it is served                     caught up, once all connections have the
+                                           with bytes that the hub has      bytes
+                                           it is served, and the hub lacks  asking
+                                           some of the entries
+                                           a connection takes only a part   that connection alone, in a row of its own:
+                                           of a push, or of a notice        stalled
+                                           another row that is caught up    both become one row
+                                           has the same key and positions
+                                           a connection takes only a part   that connection alone, in a row of its own:
+                                           of its goodbye                   ending
+    asking      `is_asking`                the store answers                holding; detached if no connection is left
+                                           it is called                     asking: it is called again after its push
+    holding     `chunk` is not None        it is served                     caught up, and called once more
+    stalled     `unsent`                   all unsent bytes go out          caught up, and called
+                                           no byte is taken for 20 s        closed after the round
+    ending      `unsent` and `closes`      all unsent bytes go out          closed after the round
+                                           no byte is taken for 20 s        closed after the round
+    any         -                          a connection is due              what `life` says for that connection alone:
+                                                                            a goodbye and the end, a cut, or it goes on
 
-A row of polls waits; once it is behind, it `asks` for its answer, and from then on no other poll joins it.
+A row of polls waits for events. Once there is something to tell, it `is_asking` for its answer, and no further poll
+joins it.
 
-A push to a long row pauses, so that others have their turn. In a pause there may happen:
+A push to a long row pauses between its writes, so that other greenlets have their turn. During a pause this may happen:
 
-    end         The connection leaves its row, and gives back its place. The push may still write to its number, which
-                nobody else has before the round is over. If that write is taken in part, nothing comes of it.
-    stall       Only the push itself finds that a connection takes no more. A connection that stalled before may catch
-                up: its row is called, and is served in the next round.
-    join        A new connection has a row of its own, and is served in the next round. Two rows become one only where
-                `serve` begins or ends.
-    revoke      The connection is due in the next round. It gets this push, whose events came before that.
-    drain       As `revoke`. A connection that comes now is due at once.
-    call        The row is served again in the next round.
+    end         A connection leaves its row and gives up its seat. The push may still write to its number. No other
+                connection can have that number before the round is over. If only a part of such a write is taken, it
+                is ignored.
+    stall       Only the push itself finds that a connection takes no more bytes. A connection that stalled before may
+                catch up meanwhile: its own row is called, and the next round serves it.
+    join        A new connection gets a row of its own, which the next round serves. Rows merge only at the beginning
+                or the end of `serve`.
+    revoke      The connection is checked in the next round. It still gets this push, whose events came before the
+                revocation.
+    drain       As for `revoke`. A connection that comes now is due at once.
+    call        The next round serves the row again.
 """
 
 from __future__ import annotations
@@ -71,29 +82,29 @@ from sse.server.handed_off import HandedOff
 from sse.server.wheel import slot_of
 from sse.small_set import SmallSet, added, removed
 from sse.spread import PAUSE, spread
-from sse.transports.life import STALLED_AFTER, Before, CloseReason, Handed, Next, decide
+from sse.transports.life import STALLED_AFTER, ClientPart, CloseReason, Next, Pending, decide
 
 if TYPE_CHECKING:
     from sse.access.permit import Permit
     from sse.transports.poll import Poll
     from sse.transports.stream import Stream
 
-EARLY: Final = 8192
-"""Bytes that a client may send behind a poll that waits."""
+MAX_READ_AHEAD: Final = 8192
+"""Bytes that a client may send behind the request of a waiting poll."""
 
-_TURN: Final = 128  # connections written to, some 1 ms, before the clock is looked at
-_MOST_UNTAKEN: Final = 64 << 20  # bytes of answers that clients have asked for and do not take
-_READ: Final = 4096  # bytes that are read at once
+_TURN: Final = 128  # connections that are written to before the clock is read: about 1 ms
+_MOST_UNTAKEN: Final = 64 << 20  # bytes in `Sending` of answers that only one client gets
+_READ: Final = 4096  # bytes in one read
 _FIRST_REQUEST: Final = 20.0  # seconds that a new client has to begin a request
-_SILENT: Final = 1.0  # seconds after which a new client has not sent its request with the connection
-_LAST_REQUEST: Final = 1.0  # seconds that a client has to send one more when this process ends
+_SILENT: Final = 1.0  # seconds after which a new connection counts as silent, and may be closed first
+_LAST_REQUEST: Final = 1.0  # seconds that a client has to send another request while this process drains
 _NOTHING: Final = memoryview(b"")
 
 
 class Unsent(NamedTuple):
-    """The part of an answer that its client has not taken yet, and whether the connection ends after it.
+    """The bytes of an answer that the kernel has not taken yet, and whether the connection closes after them.
 
-    `own` is the size of the answer where it is for this client alone.
+    `own` is the size of these bytes at first if only this client gets them; 0 if clients share them.
     """
 
     data: memoryview
@@ -102,7 +113,7 @@ class Unsent(NamedTuple):
 
 
 def send(write: Callable[[int, bytes | memoryview], int], fd: int, data: bytes | memoryview) -> int:
-    """Return how many bytes the connection takes now; -1 where it is broken.
+    """Write to a connection. Return how many bytes it takes now; -1 if it is broken.
 
     :param write: as `os.write`.
     """
@@ -115,160 +126,163 @@ def send(write: Callable[[int, bytes | memoryview], int], fd: int, data: bytes |
 
 
 class Row:
-    """Connections that wait for the same: of each no more than its number. Only `Rows` adds and removes them."""
+    """Connections that wait for the same thing, each kept as its number alone. Only `Rows` adds and removes them."""
 
-    __slots__ = ("asks", "fds", "key", "rows")
+    __slots__ = ("fds", "is_asking", "key", "rows")
     interest: Interest = "end"
-    waits = True  # for events, so that its connections are told when this process ends
+    awaits_events = True  # then its connections get a goodbye when this process drains
 
     def __init__(self, rows: Rows) -> None:
         self.rows = rows
         self.fds: SmallSet[int] = ()  # in the order in which they came
-        self.key: Hashable = None  # under which others find it, to join it
-        self.asks = False  # a greenlet takes what has come, and may be waiting for the store
+        self.key: Hashable = None  # under which `Joinable` finds it; None if no other row may join it
+        self.is_asking = False  # a greenlet gets the next bytes, and may wait for the store
 
     def __call__(self) -> None:
-        """Have it served soon: there may be something to tell. The hub calls this, and holds its lock."""
+        """Have the next round serve this row, because there may be something to send.
+
+        The hub calls this while it holds its lock.
+        """
         self.rows.agenda.serve_soon(self)
 
     def serve(self) -> None:
-        """Tell what there is to tell."""
+        """Send each connection what there is for it. The rounds call this."""
 
-    def heard(self, fd: int) -> None:
-        """Take note that a peer has said something, or takes more again. This must not wait."""
+    def on_ready(self, fd: int) -> None:
+        """Handle bytes from a peer, or room for more bytes to it. This must not wait."""
 
-    def parted(self, fd: int) -> None:
-        """Take note that a peer will say nothing more. This must not wait."""
+    def on_hang_up(self, fd: int) -> None:
+        """Handle the end of what a peer sends. This must not wait."""
         self.rows.end(fd)
 
     def decide(self, fd: int) -> Next:
-        """Return what is to happen to a connection now."""
+        """Return what is to happen to a connection now, by the table in `life`."""
         return self.rows.decide(fd, "nothing")
 
     def check(self, fd: int) -> None:
-        """End a connection whose time is over, or have it looked at again."""
+        """End a connection whose time is over, or set the time of its next check. The rounds call this."""
 
     def on_removed(self, fd: int) -> None:  # noqa: ARG002 - for `Sending`
-        """Give back the place of a connection that has just left, and is in no other row."""
+        """Give up the seat of a connection that has just left this row and is in no other."""
         if self.fds:
             self.release()
-        elif not self.asks:  # else the body is needed a little longer
+        elif not self.is_asking:  # else `asking_done` detaches: the greenlet still uses the stream or poll
             self.detach()
 
-    def asked(self) -> None:
-        """Go on, now that the thing it had to wait for is there."""
-        self.asks = False
+    def asking_done(self) -> None:
+        """Have the row served, now that its greenlet is done; detach if no connection is left."""
+        self.is_asking = False
         if self.fds:
-            self.rows.agenda.serve_soon(self)  # for what has come meanwhile, too
+            self.rows.agenda.serve_soon(self)  # also for events that came meanwhile
         else:
             self.detach()
 
     def release(self) -> None:
-        """Let the hub know that one connection fewer is here."""
+        """Give up one connection's seat in the hub; other connections remain."""
 
     def detach(self) -> None:
-        """Let the hub know that the last connection is gone."""
+        """Detach from the hub, with the seat of the last connection."""
 
     def end_all(self) -> None:
-        """End all connections of this row, without a word."""
+        """End all connections of this row without a goodbye."""
         for fd in list(self.fds):
             self.rows.end(fd)
 
 
 class Streams(Row):
-    """Streams that have been told the same: a push is encoded once, and costs one write for each."""
+    """Streams that have got the same bytes: a push is encoded once, and costs one write for each connection."""
 
-    __slots__ = ("chunk", "chunked", "ends", "last_progress", "slot", "stream", "unsent")
+    __slots__ = ("chunk", "chunked", "closes", "last_progress", "slot", "stream", "unsent")
     interest = "input"
 
     def __init__(self, rows: Rows, stream: Stream, *, chunked: bool) -> None:
         super().__init__(rows)
         self.stream = stream
         self.chunked = chunked
-        self.chunk: bytes | None = None  # from the store
-        # The part of the last write that has not gone out: then this row is of one, until that has caught up.
+        self.chunk: bytes | None = None  # the next bytes, from the store
+        # The bytes of the last write that the kernel has not taken. A row with unsent bytes has one connection.
         self.unsent = _NOTHING
         self.last_progress = 0.0
-        self.ends = False  # it is not told more than the rest
-        self.slot = 0  # of the wheel, in which it is looked at next
+        self.closes = False  # the connection closes once the unsent bytes are out
+        self.slot = 0  # of the wheel, when this row is looked at next
 
     @property
     def due(self) -> float:
-        """When it has something to say, or has stalled for too long, if nothing happens before."""
+        """The time when it has something to send even without an event, or when it has stalled for too long."""
         return self.last_progress + STALLED_AFTER if self.unsent else self.stream.due
 
     @property
-    def alike(self) -> Hashable:
-        """Equal for rows that can become one where they stand at the same place; None if this row is not at rest."""
-        stream = self.stream.alike if self._is_told else None
+    def merge_key(self) -> Hashable:
+        """Equal for rows that can merge once their positions are equal; None if this row is not caught up."""
+        stream = self.stream.merge_key if self._is_all_written else None
         return None if stream is None else (*cast("tuple[Hashable, ...]", stream), self.chunked)
 
     @property
-    def _is_told(self) -> bool:
-        """True if all that was taken has gone out."""
-        return not (self.unsent or self.asks or self.chunk is not None)
+    def _is_all_written(self) -> bool:
+        """True if everything that was taken from the hub or the store has gone out."""
+        return not (self.unsent or self.is_asking or self.chunk is not None)
 
     def serve(self) -> None:
         if self.unsent:
-            if decide(self.rows.effects.clock(), math.inf, last_progress=self.last_progress, before="unsent").cuts:
+            if decide(self.rows.effects.clock(), math.inf, last_progress=self.last_progress, pending="unsent").is_cut:
                 self.end_all()
             return
-        if self.asks or (self.chunk is None and self.rows.merge(self)):
+        if self.is_asking or (self.chunk is None and self.rows.merge(self)):
             return
         chunk, self.chunk = self.chunk, None
         has_asked = chunk is not None
         if chunk is None:
-            chunk = self.stream.quick(self.rows.agenda.shared)
+            chunk = self.stream.next_bytes_at_hand(self.rows.agenda.shared)
         if chunk is None:
-            self.asks = True
-            self.rows.effects.ask(self.step)
+            self.is_asking = True
+            self.rows.effects.call_in_greenlet(self.ask_store)
         elif self.stream.ended:
             self._end(chunk)
         else:
-            self._tell(chunk)
-            if has_asked and not self.stream.waits:
-                self.rows.agenda.serve_soon(self)  # there may be more: a call that came while it asked was passed over
+            self._send_all(chunk)
+            if has_asked and not self.stream.awaits_store:
+                self.rows.agenda.serve_soon(self)  # a call that came while it was asking had no effect
             elif self.fds and not self.rows.merge(self):
                 self.set_timer()
 
-    def step(self) -> None:
-        """Get what needs more than the hub has at hand, which may take its time. The next round tells it."""
+    def ask_store(self) -> None:
+        """Get the next bytes from the store, which may take long. The next round sends them."""
         try:
             if self.fds:
-                self.chunk = self.stream.step()
+                self.chunk = self.stream.next_bytes()
         except BaseException:
             self.end_all()
             raise
         finally:
-            self.asked()
+            self.asking_done()
 
     def set_timer(self) -> None:
-        """Have this row served when it is due, if it is not to be looked at before that."""
+        """Have the wheel look at this row when it is due, or earlier if that is already set."""
         self.slot = self.rows.effects.timer(self, self.due, self.slot)
 
-    def heard(self, fd: int) -> None:
-        if not self._listens(fd):
+    def on_ready(self, fd: int) -> None:
+        if not self._is_peer_there(fd):
             self.rows.end(fd)
         elif self.unsent:
             self._send_unsent(fd)
 
     def decide(self, fd: int) -> Next:
-        before: Before = "unsent" if self.unsent else "nothing" if self._is_told else "events"
+        pending: Pending = "unsent" if self.unsent else "nothing" if self._is_all_written else "events"
         return self.rows.decide(
-            fd, before, last_progress=self.last_progress if self.unsent else math.inf, has_notice=True
+            fd, pending, last_progress=self.last_progress if self.unsent else math.inf, has_notice=True
         )
 
     def check(self, fd: int) -> None:
         decided = self.decide(fd)
-        if decided.cuts:
+        if decided.is_cut:
             self.rows.end(fd)
         elif decided.reason:
             self._say_goodbye(fd, decided.reason)
         else:
             self.rows.set_end(fd, decided.until)
             permit = self.rows.handed_off.permit(fd)
-            if decided.tells and permit:
-                self._tell_one(fd, self.stream.notice(permit))
+            if decided.tells_notice and permit:
+                self._send_to(fd, self.stream.notice(permit))
 
     def release(self) -> None:
         self.stream.release()
@@ -276,16 +290,16 @@ class Streams(Row):
     def detach(self) -> None:
         self.stream.detach()
 
-    def _tell(self, chunk: bytes) -> None:
+    def _send_all(self, chunk: bytes) -> None:
         if not chunk:
             return
         self._push(framed(chunk) if self.chunked else chunk)
-        self.stream.written(self.rows.effects.clock())
-        if self.stream.is_bare and self.alike != self.key:
-            self.rows.joinable.forget(self)  # the first event has made it like other rows than before
+        self.stream.mark_written(self.rows.effects.clock())
+        if self.stream.is_bare and self.merge_key != self.key:
+            self.rows.joinable.remove(self)  # its first event has changed the key, so other rows may join from now on
 
     def _push(self, data: bytes) -> None:
-        # The cost of a push: as little as can be for each connection.
+        # This loop is the cost of a push, so it does as little as possible for each connection.
         size = len(data)
         write, pause = self.rows.effects.write, self.rows.effects.pause
         fds = list(self.fds)
@@ -303,36 +317,39 @@ class Streams(Row):
             pause()
 
     def _end(self, chunk: bytes) -> None:
-        """Give all connections the end of the stream: a pause of its own before each comes back, unless it is lost."""
+        """Send each connection the end of the stream.
+
+        A goodbye gives each client a random pause of its own before it reconnects. A lost stream has no goodbye.
+        """
         reason = None if self.stream.lost else self.stream.reason
         for fd in list(self.fds):
             if reason:
                 self._say_goodbye(fd, reason)
             else:
-                self._tell_one(fd, chunk, last=True)
+                self._send_to(fd, chunk, last=True)
 
     def _say_goodbye(self, fd: int, reason: CloseReason) -> None:
-        self._tell_one(fd, self.stream.goodbye(reason, self.rows.handed_off.permit(fd)), last=True)
+        self._send_to(fd, self.stream.goodbye(reason, self.rows.handed_off.permit(fd)), last=True)
 
-    def _tell_one(self, fd: int, data: bytes, *, last: bool = False) -> None:
-        if self.chunked and data:  # a chunk of no bytes would be the last one
+    def _send_to(self, fd: int, data: bytes, *, last: bool = False) -> None:
+        if self.chunked and data:  # an empty chunk would end the body
             data = framed(data, LAST_CHUNK if last and not self.stream.cuts else b"")
         sent = send(self.rows.effects.write, fd, data)
         if 0 <= sent < len(data):
-            self._stall(fd, memoryview(data)[sent:]).ends = last
+            self._stall(fd, memoryview(data)[sent:]).closes = last
         elif sent < 0 or last:
             self.rows.end(fd)
 
-    def _stall(self, fd: int, rest: memoryview) -> Streams:
-        """Have a connection that takes no more stand apart, with the bytes that it has not got yet."""
+    def _stall(self, fd: int, unsent: memoryview) -> Streams:
+        """Have a connection that takes no more be alone in a row with its unsent bytes. Return that row."""
         row = self
         if len(self.fds) > 1:
             row = Streams(self.rows, self.stream.split(), chunked=self.chunked)
             self.rows.move(fd, self, row)
             row.stream.subscriber.wake_by(row)
-        self.rows.joinable.forget(row)
-        row.unsent, row.last_progress = rest, self.rows.effects.clock()
-        self.rows.effects.change(fd, "input or room")
+        self.rows.joinable.remove(row)
+        row.unsent, row.last_progress = unsent, self.rows.effects.clock()
+        self.rows.effects.modify(fd, "input or room")
         row.set_timer()
         return row
 
@@ -340,16 +357,16 @@ class Streams(Row):
         sent = send(self.rows.effects.write, fd, self.unsent)
         if sent > 0:
             self.unsent, self.last_progress = self.unsent[sent:], self.rows.effects.clock()
-        if sent < 0 or (self.ends and not self.unsent):
+        if sent < 0 or (self.closes and not self.unsent):
             self.rows.end(fd)
         elif not self.unsent:
             self.unsent = _NOTHING
-            self.rows.effects.change(fd, self.interest)
-            self.stream.written(self.rows.effects.clock())
+            self.rows.effects.modify(fd, self.interest)
+            self.stream.mark_written(self.rows.effects.clock())
             self.rows.agenda.serve_soon(self)
 
-    def _listens(self, fd: int) -> bool:
-        """Return whether the peer is there still. The bytes that it says now are passed over."""
+    def _is_peer_there(self, fd: int) -> bool:
+        """Return whether the peer is still there. Bytes that it sends are read and dropped."""
         try:
             return bool(self.rows.effects.read(fd, _READ))
         except BlockingIOError:
@@ -359,7 +376,7 @@ class Streams(Row):
 
 
 class Polls(Row):
-    """Polls that wait at the same place, and have the same head: they get the same answer."""
+    """Polls that wait at the same positions and have the same head, so that they get the same answer."""
 
     __slots__ = ("head", "poll")
     interest = "input"
@@ -370,12 +387,12 @@ class Polls(Row):
         self.head = head
 
     def serve(self) -> None:
-        if not self.asks and self.poll.is_behind:
-            self.asks = True
-            self.rows.effects.later(self.poll.GATHER, self.answer)
+        if not self.is_asking and self.poll.is_behind:
+            self.is_asking = True
+            self.rows.effects.call_later(self.poll.GATHER, self.answer)
 
-    def heard(self, fd: int) -> None:
-        # The end of a connection may never arrive behind bytes that nobody reads, so they are read, and kept.
+    def on_ready(self, fd: int) -> None:
+        # They are read and kept, because the end of the connection might never arrive behind unread bytes.
         try:
             data = self.rows.effects.read(fd, _READ)
         except BlockingIOError:
@@ -385,18 +402,18 @@ class Polls(Row):
         if not data:
             self.rows.end(fd)
             return
-        early = self.rows.early[fd] = self.rows.early.get(fd, b"") + data
-        if len(early) > EARLY:
-            self.rows.effects.change(fd, "end")
-            if not self.asks or self.decide(fd).ends:  # else the answer is under way
+        read_ahead = self.rows.read_ahead[fd] = self.rows.read_ahead.get(fd, b"") + data
+        if len(read_ahead) > MAX_READ_AHEAD:
+            self.rows.effects.modify(fd, "end")
+            if not self.is_asking or self.decide(fd).is_end:  # else the answer is on its way
                 self._reply_nothing(fd)
 
     def decide(self, fd: int) -> Next:
-        return self.rows.decide(fd, "answer" if self.asks else "nothing")
+        return self.rows.decide(fd, "answer" if self.is_asking else "nothing")
 
     def check(self, fd: int) -> None:
         decided = self.decide(fd)
-        if decided.ends:
+        if decided.is_end:
             self._reply_nothing(fd)
         else:
             self.rows.set_end(fd, decided.until)
@@ -408,18 +425,18 @@ class Polls(Row):
         self.poll.detach()
 
     def answer(self) -> None:
-        """Answer all connections, which may take its time."""
+        """Answer all connections. This runs in a greenlet, and may wait for the store."""
         try:
             answer = self.poll.answer() if self.fds else None
-        except Exception as error:  # noqa: BLE001 - told by the log, and to the client when it asks again
+        except Exception as error:  # noqa: BLE001 - logged; the client asks again
             self.rows.effects.warn("polls are to ask again: %s", error)
             answer = self.poll.nothing
-        self.rows.joinable.forget(self)  # who comes now waits for the next
+        self.rows.joinable.remove(self)  # a poll that comes now waits for the next answer
         try:
             if answer is not None:
                 self._reply_all(answer)
         finally:
-            self.asked()
+            self.asking_done()
 
     def _reply_all(self, answer: bytes) -> None:
         rows = self.rows
@@ -436,7 +453,7 @@ class Polls(Row):
                 rows.effects.sleep(PAUSE)
 
     def _reply_nothing(self, fd: int) -> None:
-        # It says the place where the poll began, and asked from there again, it is told all the rest.
+        # This answer has the positions where the poll began. A client that asks again from there misses nothing.
         self._reply(fd, self._whole(self.poll.nothing))
 
     def _whole(self, body: bytes) -> bytes:
@@ -453,61 +470,61 @@ class Polls(Row):
         elif sent == len(data):
             self.rows.after_answer(fd)
         else:
-            self.rows.finish(fd, Unsent(memoryview(data)[sent:], closes))
+            self.rows.finish_answer(fd, Unsent(memoryview(data)[sent:], closes))
 
 
 class Sending(Row):
-    """Connections whose client does not take all of an answer at once: each is sent the rest as it takes more."""
+    """Connections whose client does not take a whole answer at once: the rest is sent as the client takes more."""
 
     __slots__ = ("_own", "_unsent")
     interest = "room"
-    waits = False
+    awaits_events = False
 
     def __init__(self, rows: Rows) -> None:
         super().__init__(rows)
         self._unsent: dict[int, Unsent] = {}
-        self._own = 0  # bytes of all answers here that are for one client alone
+        self._own = 0  # the size at first of the unsent bytes here that only one client gets
 
     @property
     def until(self) -> float:
-        """When a connection is cut whose client takes nothing from now on."""
+        """The time when a connection is cut if its client takes nothing from now on."""
         return self.rows.effects.clock() + STALLED_AFTER
 
-    def begin(self, fd: int, rest: Unsent) -> None:
-        """Send a connection of this row the rest of its answer.
+    def begin(self, fd: int, unsent: Unsent) -> None:
+        """Begin to send a connection of this row its unsent bytes.
 
-        If clients leave too much untaken, the connection that has waited longest is cut.
+        If clients leave over 64 MB unsent, the connections that have been here longest are cut.
         """
-        self._unsent[fd] = rest
-        self._own += rest.own
+        self._unsent[fd] = unsent
+        self._own += unsent.own
         while self._own > _MOST_UNTAKEN:
             self.rows.end(next(other for other in self.fds if self._unsent[other].own))
 
-    def heard(self, fd: int) -> None:
-        rest = self._unsent[fd]
-        sent = send(self.rows.effects.write, fd, rest.data)
-        if sent < 0 or (rest.closes and sent == len(rest.data)):
+    def on_ready(self, fd: int) -> None:
+        unsent = self._unsent[fd]
+        sent = send(self.rows.effects.write, fd, unsent.data)
+        if sent < 0 or (unsent.closes and sent == len(unsent.data)):
             self.rows.end(fd)
-        elif sent == len(rest.data):
+        elif sent == len(unsent.data):
             self.rows.after_answer(fd)
         elif sent:
-            self._unsent[fd] = rest._replace(data=rest.data[sent:])
+            self._unsent[fd] = unsent._replace(data=unsent.data[sent:])
             self.rows.set_end(fd, self.until)
 
     def check(self, fd: int) -> None:
         self.rows.end(fd)
 
     def on_removed(self, fd: int) -> None:
-        rest = self._unsent.pop(fd, None)
-        self._own -= rest.own if rest else 0
+        unsent = self._unsent.pop(fd, None)
+        self._own -= unsent.own if unsent else 0
 
 
 class Parked(Row):
-    """Connections between two requests, or before the first: nothing of a request has come yet."""
+    """Connections between two requests, or before the first one: no byte of a request has come yet."""
 
     __slots__ = ("_seconds",)
     interest = "input"
-    waits = False
+    awaits_events = False
 
     def __init__(self, rows: Rows, seconds: float) -> None:
         super().__init__(rows)
@@ -515,17 +532,17 @@ class Parked(Row):
 
     @property
     def until(self) -> float:
-        """When a connection is closed that sends nothing from now on."""
+        """The time when a connection is closed if it sends nothing from now on."""
         return self.rows.effects.clock() + (_LAST_REQUEST if self.rows.draining else self._seconds)
 
-    def heard(self, fd: int) -> None:
+    def on_ready(self, fd: int) -> None:
         self.rows.give_back(fd)
 
-    def parted(self, fd: int) -> None:
-        self.check(fd)  # a request may have come before the end
+    def on_hang_up(self, fd: int) -> None:
+        self.check(fd)  # a request may have come before the hang-up
 
     def check(self, fd: int) -> None:
-        """Close it, unless a request has come just now."""
+        """Close the connection, unless a request has come just now."""
         if self.rows.effects.unread(fd):
             self.rows.give_back(fd)
         else:
@@ -533,20 +550,23 @@ class Parked(Row):
 
 
 class ParkedConnections:
-    """The connections between two requests, and before the first: they give way where room is needed."""
+    """The parked connections: some are closed when a new connection needs their room."""
 
     __slots__ = ("kept", "new")
 
     def __init__(self, rows: Rows, keepalive: float) -> None:
         self.new = Parked(rows, _FIRST_REQUEST)
-        """The connections of which nothing has come yet."""
+        """The connections that have sent nothing yet."""
         self.kept = Parked(rows, keepalive)
 
     def __len__(self) -> int:
         return len(self.new.fds) + len(self.kept.fds)
 
-    def give_way(self) -> None:
-        """Close the connection that has rested longest, and first the connections that have never sent anything."""
+    def make_room(self) -> None:
+        """Close one connection: first a new one that is silent, else the one that has been parked longest.
+
+        A new connection is silent if it has sent nothing for a second.
+        """
         silent = next(iter(self.new.fds), None)
         if silent is not None and self.new.rows.slots[silent] < slot_of(self.new.until - _SILENT):
             self.new.check(silent)
@@ -555,74 +575,77 @@ class ParkedConnections:
         elif silent is not None:
             self.new.check(silent)
 
-    def hurry(self) -> None:
-        """Give each the time that it has from now on, which a drain has made short."""
-        for resting in (self.new, self.kept):
-            for fd in list(resting.fds):
-                resting.rows.set_end(fd, resting.until)
+    def shorten(self) -> None:
+        """Set the end of each connection anew, because a drain has shortened the time that they have."""
+        for parked in (self.new, self.kept):
+            for fd in list(parked.fds):
+                parked.rows.set_end(fd, parked.until)
 
 
 class Joinable:
-    """The rows that others may join, by what these have in common."""
+    """The rows that newcomers may join, by key: see `Stream.merge_key` and `Poll.merge_key`."""
 
     __slots__ = ("_rows",)
 
     def __init__(self) -> None:
         self._rows: dict[Hashable, Row] = {}
 
-    def put(self, row: Row, key: Hashable) -> None:
-        """Have those who have this in common find a row."""
+    def add(self, row: Row, key: Hashable) -> None:
+        """Have newcomers with this key find a row."""
         self._rows[key] = row
         row.key = key
 
-    def poll(self, key: Hashable, poll: Poll) -> Polls | None:
-        """Return the row that waits for a poll too from now on, if there is one."""
+    def merge_poll(self, key: Hashable, poll: Poll) -> Polls | None:
+        """Merge a poll into the row with its key. Return that row, or None if there is none to merge with."""
         row = self._rows.get(key)
-        if isinstance(row, Polls) and not row.asks and row.poll.merge(poll):
+        if isinstance(row, Polls) and not row.is_asking and row.poll.merge(poll):
             return row
         return None
 
-    def streams(self, row: Streams) -> Streams | None:
-        """Return the row that tells the clients of this one too from now on; if there is none, it may be this one."""
-        alike = row.alike
-        if alike is None:
+    def merge_streams(self, row: Streams) -> Streams | None:
+        """Merge the stream of a row into that of the row with its key. Return that row, or None.
+
+        If no row has its key, this row is added, so that later rows find it.
+        """
+        key = row.merge_key
+        if key is None:
             return None
-        other = self._rows.get(alike)
+        other = self._rows.get(key)
         if other is None:
-            self.put(row, alike)
+            self.add(row, key)
             return None
-        if isinstance(other, Streams) and other.alike == alike and other.stream.merge(row.stream):
+        if isinstance(other, Streams) and other.merge_key == key and other.stream.merge(row.stream):
             return other
         return None
 
-    def forget(self, row: Row) -> None:
-        """Have no other row join this one any more."""
+    def remove(self, row: Row) -> None:
+        """Have no newcomer join this row any more."""
         if self._rows.get(row.key) is row:
             del self._rows[row.key]
         row.key = None
 
 
 class Rows:
-    """The register: the row of each connection that was handed off, and the terms on which it is here."""
+    """The register of all connections that were handed off: the row of each, its end, and its permit."""
 
     def __init__(self, effects: Effects, keepalive: float) -> None:
         self.effects = effects
         self.agenda: Agenda[Row] = Agenda(effects.clock, effects.wake)
         self.handed_off = HandedOff()
         self.draining = False
-        self.room: float = math.inf
-        """How many connections may be here."""
+        self.max_connections: float = math.inf
+        """The number of connections that may be here."""
         self.row_of: dict[int, Row] = {}
-        """By connection, the row in which it is."""
+        """The row of each connection."""
         self.slots = array("q")
-        """By connection, the slot of the wheel when it is due; 0 if it is on the agenda to be dismissed.
+        """The slot of the wheel when each connection is due; 0 if it is on the agenda to be checked.
 
-        File descriptors are small and close together, so that 8 bytes do for each.
+        File descriptors are small numbers close together, so an array with 8 bytes for each is enough.
         """
         self.waiting: deque[int] = deque()
         """Connections that wait for a greenlet."""
-        self.early: dict[int, bytes] = {}
-        """By connection, what has come behind the request of a poll, and is to be served after its answer."""
+        self.read_ahead: dict[int, bytes] = {}
+        """For each poll, the bytes that came behind its request, to be served after its answer."""
         self.joinable = Joinable()
         self._parked = ParkedConnections(self, keepalive)
         self._sending = Sending(self)
@@ -634,148 +657,148 @@ class Rows:
 
     @property
     def is_full(self) -> bool:
-        """True if there is no room for another connection, and no idle connection that could be closed for it."""
-        return len(self.row_of) + len(self.waiting) >= self.room and not self._parked
+        """True if there is no room for another connection, and no parked connection to close for it."""
+        return len(self.row_of) + len(self.waiting) >= self.max_connections and not self._parked
 
     @property
-    def has_listeners(self) -> bool:
-        """True if any connection waits for an event, or takes an answer."""
+    def is_serving(self) -> bool:
+        """True if a connection waits for events, or for the rest of an answer."""
         return len(self.row_of) > len(self._parked)
 
-    # For the worker: from now on, nobody else writes to the connection or closes it.
+    # For the worker. After these calls, only this module writes to the connection and closes it.
 
     def take_over_stream(self, fd: int, stream: Stream, *, chunked: bool) -> None:
-        """Go on with a stream that has been opened."""
-        self.effects.watch(fd, Streams.interest)  # it may fail: then the stream is still its greenlet's to close
+        """Take over a connection with a stream that has been opened."""
+        self.effects.register(fd, Streams.interest)  # if this fails, the greenlet still has to close the stream
         row = Streams(self, stream, chunked=chunked)
         self._admit(fd, row, stream.hand_off())
         stream.subscriber.wake_by(row)
 
-    def take_over_poll(self, fd: int, poll: Poll, head: bytes, early: bytes = b"") -> None:
-        """Go on with a poll that waits.
+    def take_over_poll(self, fd: int, poll: Poll, head: bytes, read_ahead: bytes = b"") -> None:
+        """Take over a connection with a poll that waits.
 
-        :param head: of its answer, but for the date and the length.
-        :param early: what has come behind the request.
+        :param head: of its answer, without the date and the length.
+        :param read_ahead: the bytes that have come behind the request.
         """
-        self.effects.watch(fd, Polls.interest)
-        self._keep_early(fd, early)
-        key = poll.alike, head
-        row = self.joinable.poll(key, poll)
+        self.effects.register(fd, Polls.interest)
+        self._keep_read_ahead(fd, read_ahead)
+        key = poll.merge_key, head
+        row = self.joinable.merge_poll(key, poll)
         if row is None:
             row = Polls(self, poll, head)
-            self.joinable.put(row, key)
+            self.joinable.add(row, key)
         self._admit(fd, row, poll.hand_off())
         if row.poll is poll:
             poll.subscriber.wake_by(row)
 
     def park(self, fd: int, *, new: bool = False) -> None:
-        """Wait for the next request on a connection, or the first."""
-        self.effects.watch(fd, Parked.interest)
-        resting = self._parked.new if new else self._parked.kept
-        self._admit(fd, resting, Handed(resting.until, None, ()))
+        """Take over a connection until its next request comes, or its first if it is `new`."""
+        self.effects.register(fd, Parked.interest)
+        parked = self._parked.new if new else self._parked.kept
+        self._admit(fd, parked, ClientPart(parked.until, None, ()))
 
-    def send_unsent(self, fd: int, rest: memoryview, *, closes: bool, early: bytes) -> None:
-        """Send the rest of an answer that a greenlet has begun, as the client takes it.
+    def send_unsent(self, fd: int, unsent: memoryview, *, closes: bool, read_ahead: bytes) -> None:
+        """Take over a connection to send the unsent bytes of a greenlet's answer, as the client takes them.
 
-        :param early: what has come behind the request.
+        :param read_ahead: the bytes that have come behind the request.
         """
-        self.effects.watch(fd, Sending.interest)
-        self._keep_early(fd, early)
-        self._admit(fd, self._sending, Handed(self._sending.until, None, ()))
-        self._sending.begin(fd, Unsent(rest, closes, len(rest)))
+        self.effects.register(fd, Sending.interest)
+        self._keep_read_ahead(fd, read_ahead)
+        self._admit(fd, self._sending, ClientPart(self._sending.until, None, ()))
+        self._sending.begin(fd, Unsent(unsent, closes, len(unsent)))
 
     def drain(self, window: float) -> None:
-        """Say goodbye to all streams and polls, spread over `window` seconds, and at once to new ones.
+        """Say goodbye to all streams and polls, spread over `window` seconds. New ones get their goodbye at once.
 
-        A connection between two requests has a moment more: its client may be sending the next one just now.
+        A parked connection stays for one more second, because its client may be sending the next request just now.
         """
         self.draining = True
-        self._parked.hurry()
-        waiting = [fd for fd, row in self.row_of.items() if row.waits]
+        self._parked.shorten()
+        waiting = [fd for fd, row in self.row_of.items() if row.awaits_events]
         spread(waiting, window, self._drain_one, self.effects.sleep, self.effects.clock)
 
     def _drain_one(self, fd: int) -> None:
         row = self.row_of.get(fd)
-        if row is not None and row.waits:  # its number may be another connection's by now
+        if row is not None and row.awaits_events:  # else it has ended, and another connection may have its number
             self.check_soon(fd)
 
     # For the rows
 
     def merge(self, row: Streams) -> bool:
-        """Have a row become part of the one for all that are alike, where that stands at the same place."""
-        other = self.joinable.streams(row) if row.key is None else None
+        """Merge a row into the row with the same key, if their positions are equal. Return whether that was done."""
+        other = self.joinable.merge_streams(row) if row.key is None else None
         if other is None:
             return False
         for fd in list(row.fds):
             self.move(fd, row, other)
-        other.set_timer()  # which may be due sooner now
+        other.set_timer()  # it may be due sooner now
         return True
 
     def move(self, fd: int, row: Row, other: Row) -> None:
-        """Have a connection go on in another row, which is told by the same events."""
+        """Move a connection to another row that wakes up for the same events."""
         row.fds = removed(row.fds, fd)
         self._put(fd, other)
 
-    def decide(self, fd: int, before: Before, *, last_progress: float = math.inf, has_notice: bool = False) -> Next:
+    def decide(self, fd: int, pending: Pending, *, last_progress: float = math.inf, has_notice: bool = False) -> Next:
         """Return what is to happen to a connection now, see `HandedOff.decide`."""
         now = self.effects.clock()
         return self.handed_off.decide(
-            fd, now, before, draining=self.draining, last_progress=last_progress, has_notice=has_notice
+            fd, now, pending, draining=self.draining, last_progress=last_progress, has_notice=has_notice
         )
 
     def set_end(self, fd: int, moment: float) -> None:
-        """Have it dismissed then."""
+        """Have a connection checked at a moment, by the clock of `Effects`."""
         self.slots[fd] = self.effects.timer(fd, moment, 0)
 
     def check_soon(self, fd: int) -> None:
-        """Have it dismissed in the next round."""
+        """Have a connection checked in the next round."""
         if fd in self.row_of:
             self.slots[fd] = 0
             self.agenda.check_soon(fd)
 
     def after_answer(self, fd: int) -> None:
-        """Have an answered poll's connection wait for its next request, or serve the request that has come already."""
-        if fd in self.early:
+        """Park the connection of an answered poll, or give it to a greenlet if its next request has come."""
+        if fd in self.read_ahead:
             self.give_back(fd)
         else:
             self._move_answered(self._parked.kept, fd, self._parked.kept.until)
 
-    def finish(self, fd: int, rest: Unsent) -> None:
-        """Send the rest of a poll's answer as the client takes it."""
+    def finish_answer(self, fd: int, unsent: Unsent) -> None:
+        """Move a connection to `Sending`, with the unsent bytes of its poll's answer."""
         self._move_answered(self._sending, fd, self._sending.until)
-        self._sending.begin(fd, rest)
+        self._sending.begin(fd, unsent)
 
     def give_back(self, fd: int) -> None:
-        """Let a greenlet go on with the connection."""
-        self.effects.finish(self._remove(fd))
+        """Give a connection to a greenlet, or have it wait until one is free."""
+        self.effects.call_all(self._remove(fd))
         if not self.effects.give_back(fd):
             self.waiting.append(fd)
 
     def close(self, fd: int) -> None:
-        """Close a resting connection, at once: nobody is about to write to it."""
+        """Close a parked connection at once. No push is writing to it."""
         self._remove(fd)
         self.effects.close(fd)
 
     def end(self, fd: int) -> None:
-        """Close it. Its number becomes free only between rounds: else another client could get its bytes."""
+        """Close a connection after the round. If its number were free earlier, another client could get its bytes."""
         if fd in self.row_of:
             closing = self._remove(fd)
-            self.early.pop(fd, None)
-            self.effects.doom(fd, closing)
+            self.read_ahead.pop(fd, None)
+            self.effects.close_after_round(fd, closing)
 
     # The connections
 
-    def _admit(self, fd: int, row: Row, handed: Handed) -> None:
+    def _admit(self, fd: int, row: Row, part: ClientPart) -> None:
         if fd >= len(self.slots):
             self.slots.frombytes(bytes(self.slots.itemsize * (fd + 1 - len(self.slots))))
         self._put(fd, row)
-        self.set_end(fd, handed.deadline)
-        self.handed_off.put(fd, handed)
-        if len(self.row_of) + len(self.waiting) > self.room:  # there are files for so many
-            self._parked.give_way()
-        if handed.permit:
-            self._begin(fd, row, handed.permit)
-        elif self.draining and row.waits:
+        self.set_end(fd, part.deadline)
+        self.handed_off.add(fd, part)
+        if len(self.row_of) + len(self.waiting) > self.max_connections:  # this process has no files for more
+            self._parked.make_room()
+        if part.permit:
+            self._begin(fd, row, part.permit)
+        elif self.draining and row.awaits_events:
             self.check_soon(fd)
 
     def _put(self, fd: int, row: Row) -> None:
@@ -785,34 +808,34 @@ class Rows:
     def _begin(self, fd: int, row: Row, permit: Permit) -> None:
         decided = row.decide(fd)
         self.set_end(fd, decided.until)
-        permit.begin(partial(self.check_soon, fd))  # which may make it due at once
-        if decided.ends or decided.tells:
+        permit.begin(partial(self.check_soon, fd))  # this may make the connection due at once
+        if decided.is_end or decided.tells_notice:
             self.check_soon(fd)
 
     def _remove(self, fd: int) -> Calls:
         closing = self._take_out(fd)
-        self.effects.unwatch(fd)
+        self.effects.unregister(fd)
         return closing
 
     def _take_out(self, fd: int) -> Calls:
-        """Take a connection out of its row. Return what is to be done after its end."""
-        closing = self.handed_off.take(fd)
+        """Take a connection out of its row. Return the functions to call after its end."""
+        closing = self.handed_off.remove(fd)
         row = self.row_of.pop(fd)
         row.fds = removed(row.fds, fd)
         if not row.fds:
-            self.joinable.forget(row)
+            self.joinable.remove(row)
         row.on_removed(fd)
         return closing
 
     def _move_answered(self, row: Row, fd: int, end: float) -> None:
-        """Have a connection whose poll is answered go on in another row."""
+        """Move a connection whose poll is answered to another row."""
         closing = self._take_out(fd)
         self._put(fd, row)
         self.set_end(fd, end)
-        self.effects.change(fd, row.interest)
-        self.effects.finish(closing)
+        self.effects.modify(fd, row.interest)
+        self.effects.call_all(closing)
 
-    def _keep_early(self, fd: int, early: bytes) -> None:
-        self.early.pop(fd, None)
-        if early:
-            self.early[fd] = early
+    def _keep_read_ahead(self, fd: int, read_ahead: bytes) -> None:
+        self.read_ahead.pop(fd, None)
+        if read_ahead:
+            self.read_ahead[fd] = read_ahead

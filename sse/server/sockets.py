@@ -1,4 +1,4 @@
-"""The state of a connection, as the kernel knows it; nothing here waits or takes bytes away."""
+"""The state of a connection in the kernel. Nothing here waits, and nothing reads bytes away."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from gevent.monkey import get_original
 
-from sse.server.rows import EARLY
+from sse.server.rows import MAX_READ_AHEAD
 
 _poll = get_original("select", "poll")
 
@@ -24,7 +24,7 @@ def unread(fd: int) -> int:
 
 
 def has_input(connection: Any) -> bool:
-    """Return whether gevent's socket has something to read, be it the end."""
+    """Return whether gevent's socket has bytes to read, or its end."""
     try:
         connection._sock.recv(1, socket.MSG_PEEK)
     except BlockingIOError:
@@ -37,8 +37,8 @@ def has_input(connection: Any) -> bool:
 def has_left(connection: socket.socket) -> bool:
     """Return whether the peer has closed the connection, or has shut it for sending.
 
-    A peer that sent more than is ever read ahead counts as gone: its end could not arrive behind all that.
+    A peer that sent more than is ever read ahead counts as gone, because its end could not arrive behind so much.
     """
     poller = _poll()
     poller.register(connection.fileno(), POLLRDHUP)
-    return bool(poller.poll(0)) or unread(connection.fileno()) > EARLY
+    return bool(poller.poll(0)) or unread(connection.fileno()) > MAX_READ_AHEAD

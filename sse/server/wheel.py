@@ -1,4 +1,4 @@
-"""The timer wheel: very many items, each of which is to be looked at soon after a moment of its own."""
+"""The timer wheel: it returns each of very many items soon after the item's own moment."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final, Generic, TypeVar
 
 TICK: Final = 0.1
-"""Seconds that a slot of the wheel stands for."""
+"""Seconds that one slot of the wheel covers."""
 
 T = TypeVar("T")
 
@@ -17,9 +17,9 @@ def slot_of(moment: float) -> int:
 
 
 class Wheel(Generic[T]):
-    """Items by the slot in which they are to be looked at. It is given the time, and keeps no clock.
+    """Items by the slot in which they are due. The caller passes the time, since the wheel has no clock.
 
-    An item is never taken out: its owner remembers the slot that counts, and passes over it in any other.
+    An item is never removed. Its owner remembers the slot that counts, and ignores the item in any other slot.
     """
 
     __slots__ = ("_slots", "_turned")
@@ -29,9 +29,10 @@ class Wheel(Generic[T]):
         self._slots: dict[int, list[T]] = {}
 
     def add(self, item: T, moment: float, slot: int = 0) -> int:
-        """Have an item looked at soon after a moment, and return its slot, which is yet to come in any case.
+        """Add an item that is due at a moment. Return its slot, which is always in the future.
 
-        :param slot: in which the item stands already; if that is yet to come, and no later, it stays there alone.
+        :param slot: the slot in which the item is already. If that slot is in the future and not too late, the item is
+            not added again.
         """
         new = max(int(moment / TICK), self._turned) + 1
         if self._turned < slot <= new:
@@ -39,11 +40,11 @@ class Wheel(Generic[T]):
         if items := self._slots.get(new):
             items.append(item)
         else:
-            self._slots[new] = [item]  # an empty list that grows would be larger
+            self._slots[new] = [item]  # this list is smaller than an empty one that grows
         return new
 
     def turn(self, now: float) -> Iterator[tuple[int, Sequence[T]]]:
-        """Yield each slot that has come since the last turn, with its items."""
+        """Yield each slot whose time has come since the last turn, with its items."""
         while self._turned < int(now / TICK):
             self._turned += 1
             if items := self._slots.pop(self._turned, None):

@@ -1,4 +1,4 @@
-"""The gunicorn worker that hands off what waits: a greenlet begins a stream or a poll, and the loop goes on with it.
+"""The gunicorn worker that hands off streams and waiting polls: a greenlet begins one, and the loop goes on with it.
 
 `sse.worker` is a stub for gunicorn's master, which imports this file after the fork. Nothing of the app is imported
 before that has found the standard library patched.
@@ -35,11 +35,11 @@ from sse.spread import PAUSE
 if TYPE_CHECKING:
     from sse.service import Service
 
-_ACCEPTED: Final = 1000  # connections that are let in before others have their turn
-_MOMENT: Final = 0.25  # seconds that a greenlet waits for the next request before the connection rests
-_TICK: Final = 0.1  # seconds between two looks at the listeners, and at heads that are to give way
-_AHEAD: Final = 0.5  # seconds before graceful_timeout in which what is left is cut
-_HEAD_AT_LEAST: Final = 1.0  # seconds that a head has in any case, even while others wait for a greenlet
+_ACCEPTED: Final = 1000  # connections that are accepted before other greenlets run
+_MOMENT: Final = 0.25  # seconds that a greenlet waits for the next request before it parks the connection
+_TICK: Final = 0.1  # seconds between two checks of the listeners, and of heads that come too slowly
+_AHEAD: Final = 0.5  # seconds before the end of graceful_timeout, when the remaining requests are cut
+_HEAD_AT_LEAST: Final = 1.0  # seconds that every head has, even while other connections wait for a greenlet
 
 
 class _RequestTimeout(gevent.Timeout):  # type: ignore[misc]
@@ -49,7 +49,7 @@ class _RequestTimeout(gevent.Timeout):  # type: ignore[misc]
         super().__init__(seconds, False)
         self._heads = heads
         self.greenlet = gevent.getcurrent()
-        self.begun = time.monotonic()
+        self.began = time.monotonic()
 
     def __enter__(self) -> Any:
         self._heads.reading[self] = None
@@ -61,32 +61,32 @@ class _RequestTimeout(gevent.Timeout):  # type: ignore[misc]
 
 
 class _Heads:
-    """The heads of requests that are being read, and the connections on which they come."""
+    """The request heads that are being read, and their connections."""
 
     def __init__(self) -> None:
         self.reading: dict[_RequestTimeout, None] = {}  # oldest first
         self.clients: dict[Any, socket.socket] = {}  # by greenlet
 
     def give_up(self, is_busy: Callable[[], bool]) -> None:
-        """Close connections whose head has not come whole for over a second, as long as all greenlets are taken.
+        """Close connections whose head is not complete after a second, as long as all greenlets are taken.
 
-        Runs in gevent's hub, from where alone a greenlet may be thrown into.
+        This runs in gevent's hub, because only from there may an exception be thrown into a greenlet.
         """
         now = time.monotonic()
         for head in list(self.reading):
-            if not is_busy() or now - head.begun < _HEAD_AT_LEAST:
+            if not is_busy() or now - head.began < _HEAD_AT_LEAST:
                 break
-            if not has_input(self.clients[head.greenlet]):  # else the fault is ours
+            if not has_input(self.clients[head.greenlet]):  # else this process is late in reading it
                 head.greenlet.throw(head)
 
     def give_up_all(self) -> None:
-        """Close all of them, as `give_up` does."""
+        """Close all of these connections."""
         for head in list(self.reading):
             head.greenlet.throw(head)
 
 
 class _Listener(StreamServer):  # type: ignore[misc]
-    """Accepts connections for a worker. Only TLS needs a greenlet at once."""
+    """Accepts connections for a worker. Only a TLS connection needs a greenlet at once."""
 
     def __init__(self, worker: Worker, listener: Any) -> None:
         listener.setblocking(1)
@@ -94,8 +94,8 @@ class _Listener(StreamServer):  # type: ignore[misc]
         super().__init__(listener, handle=worker.handle, spawn=worker.spawn, **tls)
         self._worker = worker
         self.full = worker.is_busy if tls else worker.is_full
-        # All that have come, or nearly: the others wait in the listener's queue, and a unix socket whose queue is full
-        # refuses clients at once.
+        # Accept nearly all connections that have come. The others stay in the listener's queue, and a unix socket
+        # whose queue is full refuses clients at once.
         self.max_accept = _ACCEPTED
         self.start()
 
@@ -110,31 +110,34 @@ class _Listener(StreamServer):  # type: ignore[misc]
             client = self.wrap_socket(client, **self.ssl_args)
         if isinstance(client, ssl.SSLSocket):
             with contextlib.closing(client):
-                # Its own address stands for the listener's, which may be closed by now.
+                # gunicorn needs only the listener's address. The listener may be closed by now, so the client's serves.
                 self._worker.handle(client, client, address)
 
 
 class _Resumed(gevent.socket.socket):  # type: ignore[misc]
-    """A connection that had been handed off, and the bytes that had been read from it before their turn."""
+    """A connection that comes back from its row, with the bytes that were read ahead from it."""
 
-    def __init__(self, fd: int, early: bytes) -> None:
+    def __init__(self, fd: int, read_ahead: bytes) -> None:
         super().__init__(fileno=fd)
-        self._early = early
+        self._read_ahead = read_ahead
 
     def recv(self, size: int, *flags: int) -> bytes:
-        """Return the next bytes: those from before all at once, so that none are left where nobody looks for them."""
-        early, self._early = self._early, b""
-        data: bytes = early or super().recv(size, *flags)
+        """Return the next bytes. All that were read ahead come first and at once, whatever the size."""
+        read_ahead, self._read_ahead = self._read_ahead, b""
+        data: bytes = read_ahead or super().recv(size, *flags)
         return data
 
 
 class Worker(GeventWorker):  # type: ignore[misc]
-    """gunicorn's gevent worker, which hands off what waits; what TLS, or the app, has wrapped keeps its greenlet."""
+    """gunicorn's gevent worker, which hands off streams and waiting polls.
+
+    A connection with TLS, or a body that the app has wrapped, keeps its greenlet.
+    """
 
     hands_off = True
-    """True if streams and waiting polls need no greenlet: gunicorn.conf.py asks the worker's class.
+    """True if streams and waiting polls need no greenlet. gunicorn.conf.py reads this from the worker's class.
 
-    It stands here and not in `sse.worker`, whose class the master keeps from the version before.
+    It is here and not in `sse.worker`, because after a reload the master still has that class from the old version.
     """
     wsgi: Any
     _loop: Loop
@@ -142,13 +145,13 @@ class Worker(GeventWorker):  # type: ignore[misc]
     _responder: Responder
 
     def init_process(self) -> None:
-        # Here and not in __init__, which runs in the master: `sse.worker` becomes this class only after the fork.
-        self._greenlets = Group()  # each reads a request and answers it
-        self._serving = 0  # how many of them have not ended: the group knows of an end only some time later
+        # This is not in __init__, which runs in the master: `sse.worker` becomes this class only after the fork.
+        self._greenlets = Group()  # each one reads requests and answers them
+        self._serving = 0  # how many of them have not ended; the group learns of an end only later
         self._heads = _Heads()
-        self._cut = False  # the time that requests had to end is over
-        self._is_replaced = False  # another process accepts what comes when this one ends
-        RequestParser.mesg_class = Request  # in this process, where gunicorn has no setting for it
+        self._cut = False  # the time for requests to end is over
+        self._is_replaced = False  # another process accepts new connections when this one ends
+        RequestParser.mesg_class = Request  # for this process; gunicorn has no setting for it
         follow_gunicorn(self.log, self.cfg)
         super().init_process()
 
@@ -166,31 +169,31 @@ class Worker(GeventWorker):  # type: ignore[misc]
 
     @property
     def _services(self) -> list[Service]:
-        """Return the services of all apps in this process. Nothing is imported for an app without SSE."""
+        """Return the services of all apps in this process. An app without SSE causes no import."""
         module = sys.modules.get("sse.service")
         return module.living() if module else []
 
     def _is_last(self, request: Any) -> bool:
-        """Return whether a request's connection is to end with its answer, whatever its client asks for."""
-        # At the end of this process, gunicorn knows it of requests that come from then on; here are those under way.
-        # The PROXY protocol tells at a connection's beginning whose it is, which no other greenlet would know.
+        """Return whether a request's connection has to close after its answer, even if the client asks to keep it."""
+        # When this process ends, gunicorn closes after requests that come from then on, but not after running ones.
+        # The PROXY protocol names the client at the beginning of a connection, which no later greenlet would know.
         # A client that sends requests in advance would keep its greenlet for ever, while others wait for one.
         is_crowded = self._rows.waiting and request.unreader.buf.getvalue()
         return bool(not self.alive or self.cfg.proxy_protocol != "off" or is_crowded)
 
     def is_already_handled(self, respiter: Any) -> bool:
-        """Write the app's answer, where that is ours to do. gunicorn's own hook, between the app and its body."""
+        """Write the app's answer if it is an `AppResponse`. gunicorn calls this between the app and the body."""
         if not isinstance(respiter, AppResponse):
             return bool(super().is_already_handled(respiter))
         self._responder.write(respiter)
         return True
 
-    # A connection is served by a greenlet while a request of it is read and answered, and rests as a mere number
-    # in a row at all other times. If all greenlets are taken, those with a request wait there, first come, first
-    # served: new ones too.
+    # A greenlet has a connection only while it reads and answers a request. At all other times the connection is a
+    # number in a row. If all greenlets are taken, connections with a request wait in `Rows.waiting`, the first one
+    # first. This holds for new connections too.
 
     def accepted(self, client: Any, address: Any) -> None:
-        """Take a new connection. Runs in gevent's hub, and must not wait."""
+        """Take a new connection. This runs in gevent's hub, and must not wait."""
         if self.is_busy() or self._rows.waiting or not has_input(client):
             self._rows.park(client.detach(), new=True)
         else:
@@ -226,26 +229,26 @@ class Worker(GeventWorker):  # type: ignore[misc]
 
     def _go_on(self, fd: int) -> None:
         """Serve the requests that come next on a connection."""
-        with _Resumed(fd, self._rows.early.pop(fd, b"")) as connection, contextlib.suppress(OSError):
+        with _Resumed(fd, self._rows.read_ahead.pop(fd, b"")) as connection, contextlib.suppress(OSError):
             self.handle(connection, connection, connection.getpeername())
 
     def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> None:
-        """Answer a request, and see what becomes of its connection.
+        """Answer a request. Return if this greenlet is to read the connection's next request.
 
-        :raises StopIteration: if this greenlet is done with it: it is closed, handed off or rests.
+        :raises StopIteration: if this greenlet is done with the connection: it is closed, handed off or parked.
         """
         try:
             super().handle_request(listener_name, req, sock, addr)
             if not self._cut and skip_body(req) and self._may_go_on(req, sock):
                 return
         except gevent.GreenletExit:
-            pass  # gunicorn would tell the client of an error of ours
+            pass  # else gunicorn would answer that there was an internal error
         raise StopIteration
 
     def _may_go_on(self, request: Any, sock: Any) -> bool:
-        """Return whether the greenlet is to read the next request of its connection; else that rests."""
+        """Return whether the greenlet is to read the connection's next request; else the connection is parked."""
         if request.unreader.buf.getvalue():
-            gevent.sleep(PAUSE)  # let in what others send: this client has always more
+            gevent.sleep(PAUSE)  # let other clients in, because this one may always send more
             return True
         if isinstance(sock, ssl.SSLSocket):
             return True  # TLS has a state of its own, so it keeps its greenlet
@@ -255,7 +258,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
         return True
 
     def _comes_at_once(self, sock: Any) -> bool:
-        """Return whether the next request, or the end, comes within a moment: to wait costs less than to rest."""
+        """Return whether the next request, or the end, comes within a moment. This wait is cheaper than parking."""
         if has_input(sock):
             gevent.sleep(PAUSE)  # as above
             return not self._rows.waiting
@@ -279,7 +282,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
             del self._heads.clients[greenlet]
 
     def timeout_ctx(self) -> gevent.Timeout:
-        """Around gunicorn's wait for a request."""
+        """Return the context in which gunicorn waits for a request."""
         return _RequestTimeout(self._heads, self.cfg.keepalive)
 
     def handle_exit(self, sig: Any, frame: Any) -> None:
@@ -291,9 +294,9 @@ class Worker(GeventWorker):  # type: ignore[misc]
         for service in services:
             service.admit = self._loop.backpressure.admit
         self._loop.backpressure.unread_since = lambda: min(
-            filter(None, (one.hub.late_since for one in services)), default=0.0
+            filter(None, (service.hub.late_since for service in services)), default=0.0
         )
-        self._rows.room = self.worker_connections + sum(service.hub.max_subscribers for service in services)
+        self._rows.max_connections = self.worker_connections + sum(service.hub.max_subscribers for service in services)
         listeners = [_Listener(self, listener) for listener in self.sockets]
         while self.alive:
             self._tick(listeners)
@@ -303,7 +306,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
         while time.monotonic() < end and not (draining.ready() and self._is_idle):
             if self._is_replaced or draining.ready():
                 for listener in listeners:
-                    listener.close()  # the master listens still, so nobody is turned away
+                    listener.close()  # the master still listens, so no client is refused
             self._tick(listeners)
         for listener in listeners:
             listener.close()
@@ -325,11 +328,11 @@ class Worker(GeventWorker):  # type: ignore[misc]
             gevent.get_hub().loop.run_callback(self._heads.give_up, self.is_busy)
         for listener in listeners:
             if not listener.closed:
-                listener.start_accepting()  # again, if it was full
+                listener.start_accepting()  # it stops when it is full
         gevent.sleep(_TICK)
 
     def _drain(self) -> None:
-        """End what waits; requests that are under way, or come within a second, are answered first."""
+        """End streams and waiting polls. Requests that are running, or come within a second, are answered."""
         services = self._services
         window = max((service.config.drain for service in services), default=0)
         hubs = [gevent.spawn(service.hub.drain, window) for service in services]

@@ -17,17 +17,17 @@ from sse.transports.life import CloseReason
 from sse.wire import BARE_HEARTBEAT, HEARTBEAT, around_id, encode_comment, encode_control, type_in_data, with_retry
 
 Claims = Mapping[str, Position | None]
-"""The position that a stream's ids give for each channel. It is None until a reset is told to a client without one."""
+"""The position that a stream's ids give for each channel. It is None until a reset is sent to a client without one."""
 
 SplitBlock = tuple[bytes, bytes]
-"""The two parts of a block, before and after the place where its id goes on with the other channels."""
+"""The two parts of a block, before and after the point where its id goes on with the other channels."""
 
 
 class Segment(NamedTuple):
-    """Consecutive blocks of one channel, for all streams that go on with them.
+    """Consecutive blocks of one channel, for all streams that continue with them.
 
-    `whole` has the blocks with ids of this channel only. `split_blocks` has them as two parts each, for ids that go on.
-    `position` is that of the last block. `more` is True if the hub may have more at hand after it.
+    `whole` has the blocks with ids of this channel only. `split_blocks` has each block as two parts, for ids that name
+    other channels too. `position` is that of the last block. `more` is True if the hub may have more at hand after it.
     """
 
     whole: bytes
@@ -37,7 +37,7 @@ class Segment(NamedTuple):
 
 
 NOTHING: Final = Segment(b"", (), UNBORN, more=False)
-"""The segment of a channel in which nothing has come; its place means nothing."""
+"""The segment of a channel in which nothing has come; its position means nothing."""
 
 Shared = dict[tuple[str, Position, bool, bool], Segment | None]
 """The segments of one round, by channel, position, `typed` and `id_last`; None where the hub's ring has passed it."""
@@ -49,8 +49,8 @@ class Dialect(NamedTuple):
     :param heartbeat: seconds of quiet before a heartbeat.
     :param retry: milliseconds that a client waits before it reconnects.
     :param delta: True if an event's id has the position of its own channel only.
-    :param typed: True if an event's type is told in its data, see `type_in_data`.
-    :param bare: True if the service itself speaks in comments, so that every block is an event's.
+    :param typed: True if an event's type is written in its data, see `type_in_data`.
+    :param bare: True if the service writes its own messages as comments, so that every block is an event's.
     :param cut: True if the body breaks off at its end.
     :param id_last: True if the id is the last line of its block. Some readers that need `bare` or `cut` take an id when
         they read its line. If the body broke off behind that line, in the middle of the data, they would never ask for
@@ -76,23 +76,23 @@ class Dialect(NamedTuple):
         resets: Iterable[Reset],
         claims: Claims,
         lifetime: int,
-        told: Mapping[str, object],
+        extra: Mapping[str, object],
     ) -> bytes:
-        """Return the block that tells where the stream begins in each channel, and a heartbeat.
+        """Return the block that says where the stream begins in each channel, and a heartbeat.
 
-        :param resets: what the client is still to hear.
+        :param resets: the resets that the client has not got yet.
         :param lifetime: seconds.
-        :param told: members that the block has besides.
+        :param extra: further members of the block's data.
         """
-        unheard = {reset.channel for reset in resets}
+        with_reset = {reset.channel for reset in resets}
         channels = {
             name: {
                 "position": str(claims[name]) if claims[name] else None,
-                "resumed": start.position is not None and name not in unheard,
+                "resumed": start.position is not None and name not in with_reset,
             }
             for name, start in starts.items()
         }
-        data = {"channels": channels, "heartbeat": self.heartbeat, "lifetime": lifetime, "retry": self.retry, **told}
+        data = {"channels": channels, "heartbeat": self.heartbeat, "lifetime": lifetime, "retry": self.retry, **extra}
         if self.bare:
             return encode_comment("open", data) + self.beat
         id = format_last_event_id(claims)
@@ -101,7 +101,7 @@ class Dialect(NamedTuple):
     def blocks(self, taken: Iterable[Delivery | Reset], claims: dict[str, Position | None]) -> bytes:
         """Return the blocks of deliveries and resets, in order.
 
-        `claims` moves along: the id of each block claims that block and those before it, and nothing else.
+        This updates `claims`, so that the id of each block claims that block and the blocks before it, and no others.
         """
         parts: list[bytes] = []
         channel, others = "", b""
@@ -134,29 +134,29 @@ class Dialect(NamedTuple):
         position = entries[len(split_blocks) - 1].position
         return Segment(b"".join([part for block in split_blocks for part in block]), split_blocks, position, more)
 
-    def within(self, segment: Segment, channel: str, claims: Claims) -> bytes:
-        """Return the blocks of a segment of a channel, for a stream that claims this in its other channels."""
+    def segment_blocks(self, segment: Segment, channel: str, claims: Claims) -> bytes:
+        """Return the blocks of a channel's segment, with the ids of a stream that has these claims."""
         if self.delta or len(claims) == 1:
             return segment.whole
         others = self._others(channel, claims)
         return b"".join([head + others + tail for head, tail in segment.split_blocks])
 
-    def begun(self, blocks: bytes) -> bytes:
-        """Return the first blocks of a bare stream, the first of which tells `retry`."""
+    def first_blocks(self, blocks: bytes) -> bytes:
+        """Return the first blocks of a bare stream, with `retry` in the first of them."""
         return with_retry(self.retry, blocks)
 
     def notice(self, expires: int | None) -> bytes:
-        """Return the block that tells in how many seconds a permit ends; nothing for None."""
+        """Return the block that says in how many seconds a permit ends; empty for None."""
         if expires is None:
             return b""
         data = {"expires": expires}
         return encode_comment("auth", data) if self.bare else encode_control("sse.auth", data)
 
     def close(self, reason: CloseReason, after: int | None = None) -> bytes:
-        """Return the last block. The client is told to wait a random time of up to `retry` before it comes back.
+        """Return the last block. It has the client wait for a random time of up to `retry` before it reconnects.
 
-        :param after: seconds before which it would come in vain. If they are given, it waits so long, or up to half as
-            long again.
+        :param after: seconds before which the client would be refused again. If they are given, it waits for 1 to 1.5
+            times as long.
         """
         wait = random.uniform(0.1, 1) * self.retry if after is None else random.uniform(1, 1.5) * 1000 * after
         return _close(reason, round(wait), bare=self.bare)
@@ -169,13 +169,13 @@ class Dialect(NamedTuple):
         return around_id(f"{reset.channel}={reset.position}", encode_control("sse.reset", reset.json), self.id_last)
 
     def _others(self, channel: str, claims: Claims) -> bytes:
-        """Return how the ids of the channel's blocks go on behind its own entry."""
+        """Return the part of an id that names the other channels, as it follows the channel's own entry."""
         return b"" if self.delta or len(claims) == 1 else rest_of_id(claims, channel).encode()
 
 
 @lru_cache(maxsize=1024)
 def dialect_of(heartbeat: float, retry: int, *, delta: bool, typed: bool, bare: bool, cut: bool) -> Dialect:
-    """Return the dialect with these switches, which is the same object for very many streams."""
+    """Return the dialect with these values: one object that very many streams share."""
     return Dialect(heartbeat, retry, delta, typed, bare, cut, id_last=bare or cut)
 
 
@@ -184,11 +184,11 @@ def claims_of(
 ) -> dict[str, Position | None]:
     """Return the claims with which a stream opens.
 
-    They are the subscriber's positions. For a channel whose reset is not told yet, it is the client's own word, if any:
-    a client that is cut before it hears of the reset has to come back with a position that is refused again.
+    They are the subscriber's positions. A channel whose reset has not been sent yet has the client's own position, if
+    any. So a client that is cut before it gets the reset reconnects with a position that is reset again.
     """
-    unheard = {reset.channel for reset in resets}
-    return {name: starts[name].position if name in unheard else position for name, position in positions.items()}
+    with_reset = {reset.channel for reset in resets}
+    return {name: starts[name].position if name in with_reset else position for name, position in positions.items()}
 
 
 def busy(retry: int, after: int = 0, *, bare: bool = False) -> bytes:
@@ -196,8 +196,8 @@ def busy(retry: int, after: int = 0, *, bare: bool = False) -> bytes:
 
     An error status would end an EventSource for good.
 
-    :param retry: milliseconds, of which it is told once to four times as many.
-    :param after: seconds before which it would come in vain.
+    :param retry: milliseconds; the client waits for 1 to 4 times as long.
+    :param after: seconds that it waits in addition, because it would be refused before that.
     """
     return _close("busy", round(busy_for(retry, after)), bare=bare)
 
@@ -208,6 +208,6 @@ def busy_for(retry: int, after: int = 0) -> float:
 
 
 def _close(reason: CloseReason, retry: int, *, bare: bool) -> bytes:
-    # `retry` is in the data too, because an EventSource keeps the `retry:` field to itself.
+    # `retry` is in the data too, because an EventSource does not show the `retry:` field to the page.
     data = {"reason": reason, "retry": retry}
     return encode_comment("close", data) if bare else encode_control("sse.close", data, retry=retry)

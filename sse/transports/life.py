@@ -1,7 +1,8 @@
-"""The rule for the end of one connection, whatever it is: a generator, a waiting poll, or a member of a row.
+"""The rule that says when a connection ends: a generator's, a waiting poll's, or one in a row.
 
-`decide` is a pure function. Its callers bring the moment, and do what it says. The first line that applies counts.
-The columns name the bytes that would have to go out before a goodbye, see `Before`:
+`decide` is a pure function. Its callers give it the time and the state, and do what it returns. The first line of the
+table that applies counts. The columns name the bytes that would have to go out before a goodbye, see `Pending`.
+"Tell" means that the notice of the permit's end may be sent now:
 
 | state                             | nothing, or events, before | an answer before    | unsent bytes before |
 |-----------------------------------|----------------------------|---------------------|---------------------|
@@ -12,10 +13,10 @@ The columns name the bytes that would have to go out before a goodbye, see `Befo
 | its permit's notice is due        | tell, if nothing is before | look again in 0.1 s | look again in 0.1 s |
 | none of these                     | go on until the first of these moments                           |||
 
-A notice that is due may also be told in the very moment of a drain or of a deadline, before the goodbye.
-A goodbye has no id, so it may overtake events that a row has taken and not yet written: the client comes back for these
-events. A notice waits until they are written. A connection that stalled at the notice would leave its row with the
-position after events that its client never received.
+A notice that is due may also be sent together with the goodbye of a drain or of a deadline, before that goodbye.
+A goodbye has no id, so it may overtake events that a row has taken and not yet written: the client reconnects and gets
+them. A notice has to wait until those events are written. A connection that stalls at a notice gets a row of its own,
+whose position would otherwise be after events that its client never received.
 """
 
 from __future__ import annotations
@@ -28,42 +29,48 @@ if TYPE_CHECKING:
     from sse.access.permit import Permit
 
 STALLED_AFTER: Final = 20.0
-"""Seconds after which a connection ends whose client takes no bytes, although some wait for it."""
+"""Seconds after which a connection with unsent bytes ends if its client takes none of them."""
 
-_AGAIN: Final = 1.0  # seconds until a deadline that has to wait is looked at again
-_SOON: Final = 0.1  # the same for a notice
+_AGAIN: Final = 1.0  # seconds until a deadline that has to wait is checked again
+_SOON: Final = 0.1  # seconds until a notice that has to wait is checked again
 
 CloseReason = Literal["lifetime", "drain", "expired", "slow", "busy"]
-"""The word by which a goodbye tells why."""
+"""The word in a goodbye that says why the connection ends."""
 
-Before = Literal["nothing", "events", "answer", "unsent"]
-"""The bytes that would have to go out before a goodbye: none; events that a row has taken and not written; a poll's
-answer, which is being made; or bytes that the client has not taken.
+Pending = Literal["nothing", "events", "answer", "unsent"]
+"""The bytes that would have to go out before a goodbye.
+
+They are none; events that a row has taken and not written; a poll's answer that is being made; or unsent bytes.
 """
 
 
 class Next(NamedTuple):
-    """The thing to do with a connection now; if it goes on, it is looked at again `until` then at the latest.
+    """The thing to do with a connection now.
 
-    :param until: by the clock of `now`.
-    :param reason: say goodbye, and why. A poll is answered with nothing.
-    :param cuts: close it without a word.
-    :param tells: its permit's notice is due, and may be told now.
+    :param until: the time of the next check at the latest, by the clock of `now`.
+    :param reason: the reason for a goodbye; None if the connection gets none. A poll gets an empty answer as goodbye.
+    :param is_cut: True if the connection closes without a goodbye.
+    :param tells_notice: True if its permit's notice is due and may be sent now.
     """
 
     until: float
     reason: CloseReason | None = None
-    cuts: bool = False
-    tells: bool = False
+    is_cut: bool = False
+    tells_notice: bool = False
 
     @property
-    def ends(self) -> bool:
+    def is_end(self) -> bool:
         """True if the connection ends, with a goodbye or without."""
-        return self.cuts or self.reason is not None
+        return self.is_cut or self.reason is not None
 
 
-class Handed(NamedTuple):
-    """The things that a body gives up when it is handed off: they are one connection's, and its row has them now."""
+class ClientPart(NamedTuple):
+    """The part of a stream or poll that concerns one connection. Its row has this part after the hand-off.
+
+    :param deadline: the end of the connection's lifetime or timeout, by the monotonic clock.
+    :param permit: the right to read; None if all channels are public.
+    :param closing: the functions that the app wants called after the end.
+    """
 
     deadline: float
     permit: Permit | None
@@ -78,26 +85,26 @@ def decide(
     notice_in: float = inf,
     last_progress: float = inf,
     draining: bool = False,
-    before: Before = "nothing",
+    pending: Pending = "nothing",
 ) -> Next:
-    """Return what is to happen to a connection, by the table above.
+    """Return what is to happen to a connection now, by the table at the head of this module.
 
     :param deadline: the end of its lifetime, or of a poll's timeout, by the clock of `now`.
     :param ends_in: seconds until its permit is over.
-    :param notice_in: seconds until its client is to be told of that.
-    :param last_progress: when its client last took bytes, while others wait for it; infinity if none wait.
+    :param notice_in: seconds until its client is to get the notice of that end.
+    :param last_progress: the time when its client last took bytes, if some are unsent; infinity if none are.
     """
-    reason = _reason(now, deadline, ends_in, last_progress, draining=draining, before=before)
-    tells = notice_in <= 0 and before == "nothing" and reason not in ("slow", "expired")
+    reason = _reason(now, deadline, ends_in, last_progress, draining=draining, pending=pending)
+    tells_notice = notice_in <= 0 and pending == "nothing" and reason not in ("slow", "expired")
     if reason:
-        return Next(now, cuts=True) if before == "unsent" else Next(now, reason, tells=tells)
+        return Next(now, is_cut=True) if pending == "unsent" else Next(now, reason, tells_notice=tells_notice)
     ends_at = deadline if deadline > now else now + _AGAIN
-    notice_at = now + notice_in if notice_in > 0 else inf if tells else now + _SOON
-    return Next(min(ends_at, now + ends_in, last_progress + STALLED_AFTER, notice_at), tells=tells)
+    notice_at = now + notice_in if notice_in > 0 else inf if tells_notice else now + _SOON
+    return Next(min(ends_at, now + ends_in, last_progress + STALLED_AFTER, notice_at), tells_notice=tells_notice)
 
 
 def _reason(
-    now: float, deadline: float, ends_in: float, last_progress: float, *, draining: bool, before: Before
+    now: float, deadline: float, ends_in: float, last_progress: float, *, draining: bool, pending: Pending
 ) -> CloseReason | None:
     if now - last_progress >= STALLED_AFTER:
         return "slow"
@@ -105,6 +112,6 @@ def _reason(
         return "expired"
     if draining:
         return "drain"
-    if now >= deadline and before in ("nothing", "events"):
+    if now >= deadline and pending in ("nothing", "events"):
         return "lifetime"
     return None

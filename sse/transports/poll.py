@@ -1,4 +1,4 @@
-"""A subscriber as one JSON answer: the same positions, from the same rings, for clients that cannot keep a stream."""
+"""A subscriber as one JSON answer, for clients that cannot keep a stream. It has the same positions and rings."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from sse.errors import Busy, StoreUnavailable
 from sse.event import Entry, Event, Position, format_last_event_id, id_size
 from sse.hub.hub import ATTACH_TIMEOUT, Charge, Hub
 from sse.hub.subscriber import Delivery, Lagging, Reset, Start, Subscriber
-from sse.transports.life import Handed, Next, decide
+from sse.transports.life import ClientPart, Next, decide
 from sse.wire import encode_json
 
-_MAX_EVENTS: Final = 1000
-_MAX_BYTES: Final = 1 << 20
-_MAX_REST: Final = 80  # bytes of an answer beside its events, its resets and its last event id
-_WRITTEN: Final = Event("")  # in place of one whose JSON is there: only one of both is kept
+_MAX_EVENTS: Final = 1000  # in one answer
+_MAX_BYTES: Final = 1 << 20  # of events and resets in one answer, if the client sets no bound
+_MAX_REST: Final = 80  # bytes of an answer besides its events, its resets and its last event id
+_WRITTEN: Final = Event("")  # instead of the event, once its JSON is there, to save memory
 
 
 class Poll:
-    """One JSON answer with the events that came since a position: iterate over it; or drive it by `open` and `answer`.
+    """One JSON answer with the events that came since a position: iterate over it, or drive it by `open` and `answer`.
 
-    The answer comes at once if there is something to tell, or if a channel has no position yet. Else it comes some
+    The answer comes at once if there is something to send, or if a channel has no position yet. Else it comes some
     milliseconds after the first event, or empty after `timeout` seconds. The same question gets the same answer.
 
-    :param timeout: seconds to wait at the most; with 0 no ring is founded, and a channel that has none stands at `0-0`.
+    :param timeout: seconds to wait at most. With 0 no ring is created; a channel without one has position `0-0`.
     :param retry: milliseconds that the client is to wait after a failure.
-    :param max_bytes: of the answer; one event is given whatever its size, and so are the resets. None if the client has
-        set no bound.
-    :param permit: the right that it stands on, where not all of its channels are public. When that ends, so does the
-        wait, and nothing is told.
-    :param charge: counts the channels that it brings into being, see `Hub.attach`.
-    :param gone: tells whether the client has gone; asked every few seconds of `wait`, which ends then.
+    :param max_bytes: of the answer. It has one event and all resets even if they are larger. None if the client has set
+        no bound.
+    :param permit: the right to read; None if all of its channels are public. When it ends, the wait ends too, with an
+        empty answer.
+    :param charge: counts the channels that it creates, see `Hub.attach`.
+    :param gone: returns whether the client has gone. `wait` calls it every few seconds, and ends if it has.
     """
 
     __slots__ = (
@@ -43,11 +43,11 @@ class Poll:
         *("closing", "deadline", "hub", "permit", "subscriber"),
     )
     is_stream: ClassVar[bool] = False
-    """Tells a stream from a poll."""
+    """True for a stream, False for a poll."""
     GATHER: Final = 0.01
-    """Seconds for which a waiting poll gathers further events after the first."""
+    """Seconds for which a waiting poll gathers more events after the first one."""
     LOOK: Final = 3.0
-    """Seconds after which a waiting poll looks again whether its client is there: the shortest heartbeat there is."""
+    """Seconds after which a waiting poll checks again if its client is there: as long as the shortest heartbeat."""
     subscriber: Subscriber
 
     def __init__(
@@ -64,9 +64,9 @@ class Poll:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.closing: Sequence[Callable[[], object]] = ()
-        """Called at the end."""
+        """The functions to call at the end."""
         self.permit = permit
-        """The right that it stands on; None where all is public, and once it is handed off."""
+        """The right to read; None if all channels are public, and once it is handed off."""
         self.hub = hub
         self._starts = starts
         self._timeout = timeout
@@ -77,11 +77,11 @@ class Poll:
         self._gone = gone
         self._opened = False
         self.deadline = clock() + timeout
-        """When it is answered even if nothing comes."""
+        """The time, by the clock, when it is answered even if no event comes. Infinity once it is handed off."""
 
     @property
-    def alike(self) -> Hashable:
-        """Equal for polls that wait for the same."""
+    def merge_key(self) -> Hashable:
+        """A key that is equal for polls that wait for the same answer."""
         return (
             self.hub,
             self._retry,
@@ -92,12 +92,12 @@ class Poll:
 
     @property
     def nothing(self) -> bytes:
-        """The answer that nothing has come since it began."""
+        """The empty answer, with the positions from which the poll began."""
         return _encode((), self._began, self._retry, more=False)
 
     @property
     def is_behind(self) -> bool:
-        """True if something has come, if a position cannot be continued, or if the poll is to end."""
+        """True if an event has come, if a position cannot be continued, or if this process drains."""
         subscriber = self.subscriber
         return subscriber.draining or any(subscriber.at_hand(index) != [] for index in subscriber.order())
 
@@ -108,18 +108,18 @@ class Poll:
         """
         if self._timeout == 0:
             names = list(self._starts)
-            first = self._first({name: start.position for name, start in self._starts.items()})
+            first = self._first_channel({name: start.position for name, start in self._starts.items()})
             starts = {name: self._starts[name] for name in names[first:] + names[:first]}
-            look = self.hub.reader.look(starts, _MAX_EVENTS, self._room, _in_json)
+            look = self.hub.reader.look(starts, _MAX_EVENTS, self._max_body, _in_json)
             positions = {name: look.positions[name] for name in self._starts}
             return _encode(look.taken, positions, self._retry, more=look.more)
         begins = {name: start.position for name, start in self._starts.items() if not start.fault}
-        if len(begins) == len(self._starts) and (answer := self._known(begins)):
+        if len(begins) == len(self._starts) and (answer := self._last_answer(begins)):
             return answer
         self.subscriber = self.hub.attach(self._starts, max(self._timeout, ATTACH_TIMEOUT), self._charge)
         self._opened = True
         self._began = {**self.subscriber.positions_by_name}
-        self.subscriber.turn(self._first(self._began))
+        self.subscriber.turn(self._first_channel(self._began))
         try:
             answer = self.answer()
             if answer is None and not all(start.position for start in self._starts.values()):
@@ -132,17 +132,17 @@ class Poll:
         return answer
 
     def answer(self) -> bytes | None:
-        """Return the answer with what has come since; None if there is nothing.
+        """Return the answer with the events that have come; None if there are none.
 
-        :raises Busy: if it cannot be given, because too much has come at once.
+        :raises Busy: if too many events have come at once, so that the ring has passed the poll.
         :raises StoreUnavailable: if older entries are needed and cannot be read.
         """
         subscriber = self.subscriber
-        if not subscriber.resets and (answer := self._known(subscriber.positions_by_name)):
+        if not subscriber.resets and (answer := self._last_answer(subscriber.positions_by_name)):
             return answer
-        stands = self._stands(subscriber.positions_by_name)
+        question = self._question(subscriber.positions_by_name)
         try:
-            taken = subscriber.take(_MAX_EVENTS, self._room, _in_json)
+            taken = subscriber.take(_MAX_EVENTS, self._max_body, _in_json)
         except Lagging as error:
             raise Busy(
                 f"the ring of channel {error.message} has passed this poll", "ask again with the same last event id"
@@ -151,27 +151,27 @@ class Poll:
             return self.nothing if subscriber.draining else None
         answer = _encode(taken, subscriber.positions_by_name, self._retry, more=subscriber.is_behind())
         if not any(isinstance(item, Reset) for item in taken):
-            self.hub.last_answer = stands, answer
+            self.hub.last_answer = question, answer
         return answer
 
     def merge(self, other: Poll) -> bool:
-        """Wait for another too from now on, and end that; False if they are not at the same place."""
+        """Wait for another poll's client too, and end that poll. Return False if their positions differ."""
         return self.hub.merge(self.subscriber, other.subscriber)
 
     def release(self) -> None:
-        """Forget one of its clients; others are left."""
+        """Give up the seat of one client; other clients remain."""
         self.hub.release(self.subscriber)
 
     def detach(self) -> None:
-        """Forget its last client; a second time does nothing."""
+        """Detach the subscriber, with the seat of its last client. A second call does nothing."""
         if self._opened:
             self.hub.detach(self.subscriber)
 
-    def hand_off(self) -> Handed:
-        """Give up all that concerns its client alone: from now on, a row decides when that connection ends."""
-        handed = Handed(self.deadline, self.permit, self.closing)
+    def hand_off(self) -> ClientPart:
+        """Return the part that concerns one client, and give it up. A row decides now when its connection ends."""
+        part = ClientPart(self.deadline, self.permit, self.closing)
         self.deadline, self.permit, self.closing = inf, None, ()
-        return handed
+        return part
 
     def wait(self) -> bytes:
         """Return the answer of a poll that was opened, as soon as there is one, and close the poll.
@@ -185,16 +185,16 @@ class Poll:
             while answer is None and not self.subscriber.draining and self._is_woken():
                 time.sleep(self.GATHER)
                 answer = self.answer()
-                if self.permit and self._next(self._clock()).reason == "expired":  # perhaps while the store was asked
+                if self.permit and self._next(self._clock()).reason == "expired":  # while the store was asked
                     return self.nothing
             return answer or self.nothing
         finally:
             self.close()
 
     def _is_woken(self) -> bool:
-        """Wait until something may have come; False if it is to end without that, or its client has gone."""
+        """Wait until an event may have come. Return False if the poll ends without one, or its client has gone."""
         now = self._clock()
-        while not (outcome := self._next(now)).ends:
+        while not (outcome := self._next(now)).is_end:
             left = outcome.until - now
             if self.subscriber.wait(min(left, self.LOOK) if self._gone else left):
                 return True
@@ -208,7 +208,7 @@ class Poll:
         return decide(now, self.deadline, ends_in=ends_in, draining=self.subscriber.draining)
 
     def close(self) -> None:
-        """Detach, and end its permit; a second time does nothing."""
+        """Detach, end the permit, and call `closing`. A second call does nothing."""
         self.detach()
         if self.permit:
             self.permit.end()
@@ -217,32 +217,33 @@ class Poll:
             done()
 
     @property
-    def _room(self) -> int:
-        """The bytes that events and resets may take."""
+    def _max_body(self) -> int:
+        """The bytes that events and resets may have in the answer."""
         if self._max_bytes is None:
             return _MAX_BYTES
         return max(self._max_bytes - _MAX_REST - id_size(self._starts), 1)
 
-    def _first(self, positions: Mapping[str, Position | None]) -> int:
-        """Return the channel, by number, with which a bounded answer begins.
+    def _first_channel(self, positions: Mapping[str, Position | None]) -> int:
+        """Return the index of the channel with which a bounded answer begins.
 
-        It depends on where the poll stands: asked twice, it answers twice, and no channel is left out of all answers.
+        It depends on the positions alone. So the same request gets the same answer, and because positions move on, no
+        channel is left out for ever.
         """
         if self._max_bytes is None:
             return 0
         return zlib.crc32(repr(sorted(positions.items())).encode()) % len(positions)
 
-    def _stands(self, positions: Mapping[str, Position | None]) -> Hashable:
-        # A position commits to all before it, so what lies between two is always the same.
+    def _question(self, positions: Mapping[str, Position | None]) -> Hashable:
+        # A position commits to all entries before it, so the entries between two positions are always the same.
         return self._retry, self._max_bytes, frozenset(positions.items()), self.hub.newest(positions)
 
-    def _known(self, positions: Mapping[str, Position | None]) -> bytes | None:
-        """The answer, if it is the one that was given last: very many come back from the same place at once."""
-        stood, answer = self.hub.last_answer
-        return answer if stood is not None and stood == self._stands(positions) else None
+    def _last_answer(self, positions: Mapping[str, Position | None]) -> bytes | None:
+        """Return the hub's last answer if it fits: very many polls come back from the same positions at once."""
+        question, answer = self.hub.last_answer
+        return answer if question is not None and question == self._question(positions) else None
 
     def __iter__(self) -> Iterator[bytes]:
-        # One that was opened and has to wait; what cannot be given is asked for again.
+        # This poll was opened and has to wait. After an empty answer, its client asks again.
         try:
             yield self.wait()
         except (Busy, StoreUnavailable):
@@ -250,14 +251,15 @@ class Poll:
 
 
 def _in_json(channel: str, entry: Entry) -> Delivery:
-    """The delivery for a poll: the body is the event as it stands in the answer, with the comma before it."""
+    """Return the delivery of an entry for a poll. Its body is the event's JSON, with a comma before it."""
     event = entry.event
-    told = {"channel": channel, "id": f"{channel}={entry.position}", "type": event.type, "data": event.data}
-    return Delivery(channel, Entry(entry.position, _WRITTEN, b"," + encode_json(told).encode()))
+    in_json = {"channel": channel, "id": f"{channel}={entry.position}", "type": event.type, "data": event.data}
+    return Delivery(channel, Entry(entry.position, _WRITTEN, b"," + encode_json(in_json).encode()))
 
 
 def _encode(taken: Sequence[Delivery | Reset], positions: Mapping[str, Position], retry: int, *, more: bool) -> bytes:
-    # The answer lists resets apart from events: those before a reset are of a state that the client is to give up.
+    # The answer lists resets apart from events. The events before a reset are left out, because the client drops the
+    # state to which they belong.
     resets = {item.channel: index for index, item in enumerate(taken) if isinstance(item, Reset)}
     events = [
         item.entry.body
@@ -272,6 +274,6 @@ def _encode(taken: Sequence[Delivery | Reset], positions: Mapping[str, Position]
         "retry": retry,
     }
     head = {"last_event_id": format_last_event_id(positions)}
-    # Put together by hand, because the events are large, and JSON already.
+    # The answer is joined by hand, because the events are large and JSON already.
     events[:1] = [body[1:] for body in events[:1]]
     return b"".join([encode_json(head)[:-1].encode(), b',"events":[', *events, b"],", encode_json(rest)[1:].encode()])

@@ -1,4 +1,7 @@
-"""A subscriber as an endless `text/event-stream` body (WHATWG HTML section 9.2)."""
+"""A subscriber as an endless `text/event-stream` body (WHATWG HTML section 9.2).
+
+`Stream` takes events from its subscriber, writes them in its `dialect`, and ends when `life` says so.
+"""
 
 from __future__ import annotations
 
@@ -19,18 +22,18 @@ from sse.hub.subscriber import Lagging, Reset, Start, Subscriber
 from sse.log import warn
 from sse.stores import PAGE
 from sse.transports.dialect import NOTHING, Dialect, Segment, Shared, busy, claims_of, dialect_of
-from sse.transports.life import CloseReason, Handed, Next, decide
+from sse.transports.life import ClientPart, CloseReason, Next, decide
 
-_CHUNK: Final = 16_384
-_CHUNK_EVENTS: Final = 1000
-_RETRY_STORE: Final = 1.0
+_CHUNK: Final = 16_384  # bytes of events after which a chunk ends
+_CHUNK_EVENTS: Final = 1000  # events in one chunk
+_RETRY_STORE: Final = 1.0  # seconds until a store that did not answer is asked again
 
 
 class Cut(BrokenPipeError):
-    """Raised by the iterator of a body at its end, to have the body break off.
+    """Raised by the iterator of a body at its end, so that the body breaks off.
 
-    A server takes it for a connection that is gone already, and closes it without
-    the end of the body and without a word in its log.
+    A server takes the connection for broken. It closes it without
+    the end of the body, and logs nothing.
     """
 
     def __init__(self) -> None:
@@ -46,32 +49,33 @@ class _Opening(NamedTuple):
 
 
 class Stream:
-    """A subscriber as a body: iterate over it; or drive it by `open`, `step` and `written`, as a loop over many does.
+    """A subscriber as a body: iterate over it, or drive it by `open`, `next_bytes` and `mark_written` as `rows` does.
 
-    An id never claims more than the blocks up to and including its own have said, so a client that is cut anywhere
-    comes back for the rest. The subscriber is attached by `open`, or by `attach` before that, and detached by `close`.
-    Driven, one stream can tell many clients at once: see `alike`, `merge`, `split` and `leave`.
+    An id claims only the blocks up to and including its own, so a client that is cut anywhere
+    reconnects for the rest. The subscriber is attached by `open`, or by `attach` before that, and detached by `close`.
+    In a row, one stream can serve many clients at once: see `merge_key`, `merge`, `split` and `release`.
 
     :param heartbeat: seconds of quiet before a heartbeat.
     :param lifetime: seconds until `sse.close`, give or take 20 %, so that clients do not come back all at once.
     :param retry: milliseconds that a client waits before it reconnects.
-    :param delta: whether an event's id has the position of its own channel only.
-    :param typed: whether an event's type is told in its data, see `type_in_data`.
-    :param bare: whether the service itself speaks in comments, so that every block is an event's. Such a stream cannot
-        tell of a reset. If one is due at its opening, it has to be refused; if one is due later, it is `lost`.
-    :param cut: whether the body breaks off at its end, for clients that take a clean end for the last one.
-    :param told: what else `sse.open` tells.
+    :param delta: True if an event's id has the position of its own channel only.
+    :param typed: True if an event's type is written in its data, see `type_in_data`.
+    :param bare: True if the service writes its own messages as comments, so that every block is an event's. Such a
+        stream cannot send a reset. A request that needs one at its opening has to be refused, and a stream that needs
+        one later is `lost`.
+    :param cut: True if the body breaks off at its end, for clients that do not reconnect after a clean end.
+    :param told: further members of the data of `sse.open`.
     :param permit: the right to read; None if all of its channels are public.
-    :param charge: counts the channels that it brings into being, see `Hub.attach`.
+    :param charge: counts the channels that it creates, see `Hub.attach`.
     """
 
-    # An idle stream is to be small.
+    # A stream without events has to be small, because there are very many.
     __slots__ = (
-        *("_again", "_attached", "_claims", "_clock", "_opening", "_tells_retry"),
+        *("_retry_store_at", "_attached", "_claims", "_clock", "_opening", "_tells_retry"),
         *("_written", "closing", "deadline", "dialect", "hub", "lost", "permit", "reason", "subscriber"),
     )
     is_stream: ClassVar[bool] = True
-    """Tells a stream from a poll."""
+    """True for a stream, False for a poll."""
     subscriber: Subscriber
 
     def __init__(
@@ -92,28 +96,28 @@ class Stream:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.closing: Sequence[Callable[[], object]] = ()
-        """Called at the end."""
+        """The functions to call at the end."""
         self.reason: CloseReason | None = None
-        """The reason that the last block told, after which nothing comes. If it is `lost`, no block tells one."""
+        """The close reason of the last block, after which nothing comes. A stream that is `lost` has no such block."""
         self.lost = False
-        """True if the body ends with a cut because a position is lost, and a bare stream cannot say so."""
+        """True if the body ends with a cut, because a bare stream has lost a position and cannot say so."""
         self.deadline = lifetime * random.uniform(0.8, 1.2)
-        """When it ends: in seconds from the opening on, and then by the clock. Infinity once it is handed off."""
+        """Before the opening, the lifetime in seconds; then the end by the clock. Infinity once it is handed off."""
         self.permit = permit
-        """The right that it stands on; None where all is public, and once it is handed off."""
+        """The right to read; None if all channels are public, and once it is handed off."""
         self.hub = hub
         self._opening: _Opening | None = _Opening(starts, told or {}, charge)
         self._attached = False
         self.dialect = dialect_of(heartbeat, retry, delta=delta, typed=typed, bare=bare, cut=cut)
-        self._tells_retry = bare  # with the first event, since there is no block before it
+        self._tells_retry = bare  # with the first event, because a bare stream has no block before it
         self._clock = clock
-        # The positions that ids tell while the client has not heard of a reset, see `claims_of`.
+        # The positions in the ids until the client has got its resets, see `claims_of`.
         self._claims: dict[str, Position | None] | None = None
-        self._written = self._again = 0.0
+        self._written = self._retry_store_at = 0.0
 
     @property
     def ended(self) -> bool:
-        """True if the bytes that it gave last are the end of the body."""
+        """True if the bytes that it returned last are the end of the body."""
         return self.reason is not None or self.lost
 
     @property
@@ -123,42 +127,45 @@ class Stream:
 
     @property
     def is_bare(self) -> bool:
-        """True for `form=bare`: the service says everything in comments."""
+        """True for `form=bare`: the service writes its own messages as comments."""
         return self.dialect.bare
 
     @property
-    def waits(self) -> bool:
-        """True if the store did not answer, so that the stream has nothing to say before it is `due`."""
-        return self._again > 0
+    def awaits_store(self) -> bool:
+        """True if the store did not answer, so that the stream has nothing to send before it is `due`."""
+        return self._retry_store_at > 0
 
     @property
     def due(self) -> float:
-        """When there is something to say, by the clock, if no event comes."""
+        """The time, by the clock, when there is something to send even if no event comes."""
         due = min(self._written + self.dialect.heartbeat, self.deadline)
-        if self._again:
-            due = min(due, self._again)
+        if self._retry_store_at:
+            due = min(due, self._retry_store_at)
         if self.permit:
             due = min(due, self._clock() + self.permit.due_in)
         return due
 
     @property
-    def alike(self) -> Hashable:
-        """A key that is equal for streams that one row may serve together; None for a stream that is not at rest."""
-        if self.subscriber.resets or self._claims is not None or self._again or self.ended:
+    def merge_key(self) -> Hashable:
+        """A key that is equal for streams that may merge.
+
+        It is None for a stream that has a reset to send, waits for the store, or has ended.
+        """
+        if self.subscriber.resets or self._claims is not None or self._retry_store_at or self.ended:
             return None
-        return self.dialect, self._tells_retry, self.subscriber.channels  # a channel is of one hub
+        return self.dialect, self._tells_retry, self.subscriber.channels  # a channel belongs to one hub
 
     def attach(self) -> None:
-        """Attach before `open`, to know the subscriber's resets.
+        """Attach before `open`, so that the subscriber's resets are known.
 
-        :raises Unavailable: if there is no room for another subscriber, or the store is away.
+        :raises Unavailable: if there is no room for another subscriber, or the store does not answer.
         """
         assert self._opening is not None, "a stream is opened once"
         self.subscriber = self.hub.attach(self._opening.starts, ATTACH_TIMEOUT, self._opening.charge)
         self._attached = True
 
     def open(self) -> bytes:
-        """Attach, and give the first blocks; or the whole body, if this service is busy."""
+        """Attach, and return the first blocks. If this service is busy, return the whole body."""
         assert self._opening is not None, "a stream is opened once"
         starts, told, _ = self._opening
         dialect = self.dialect
@@ -169,7 +176,7 @@ class Stream:
             warn("a stream is told that this service is busy: %s", error)
             self.reason, self.lost = "busy", dialect.bare
             return busy(dialect.retry, error.retry_after if isinstance(error, TooMany) else 0, bare=dialect.bare)
-        if dialect.bare and self.subscriber.resets:  # it has been closed meanwhile, or it would have been refused
+        if dialect.bare and self.subscriber.resets:  # they came after the request was checked
             self.lost = True
             return dialect.beat
         self._opening = None
@@ -182,38 +189,43 @@ class Stream:
         opening = dialect.opening(starts, resets, claims, round(self.deadline), told)
         now = self._clock()
         self.deadline += now
-        self.written(now)
+        self.mark_written(now)
         return opening
 
-    def step(self) -> bytes:
-        """Return the bytes to be written now, a whole number of blocks; perhaps none."""
-        self._again = 0.0
+    def next_bytes(self) -> bytes:
+        """Return the bytes to be written now: whole blocks, or none. It may wait for the store."""
+        self._retry_store_at = 0.0
         subscriber, claims = self.subscriber, self._claims
         if claims is None:
             claims, positions = {}, subscriber.positions
-            for index, channel in enumerate(subscriber.channels):  # as `positions_by_name`, for less
+            for index, channel in enumerate(subscriber.channels):  # as `positions_by_name`, but cheaper
                 claims[channel.name] = positions[index]
         try:
             taken = subscriber.take(_CHUNK_EVENTS, _CHUNK)
         except StoreUnavailable:
-            self._again = self._clock() + _RETRY_STORE
+            self._retry_store_at = self._clock() + _RETRY_STORE
             return self._or_heartbeat(b"")
         except Lagging:
             return self.end("slow")
-        self._claims = None  # it is given all that it takes
+        self._claims = None  # the blocks below have all of its resets
         if self.dialect.bare:
             for index, item in enumerate(taken):
                 if isinstance(item, Reset):
-                    # The ids before it have the channel's old entry, so the client is refused when it comes back.
+                    # The ids before it have the channel's old position, so the client is refused when it reconnects.
                     self.lost = True
                     del taken[index:]
                     break
-        return self._or_heartbeat(self._begun(self.dialect.blocks(taken, claims)))
+        return self._or_heartbeat(self._with_first_retry(self.dialect.blocks(taken, claims)))
 
-    def quick(self, shared: Shared) -> bytes | None:
-        """As `step`, but with what the hub has at hand and for many at once; None if that does not do."""
+    def next_bytes_at_hand(self, shared: Shared) -> bytes | None:
+        """Return the same as `next_bytes`, but only from entries that the hub has in memory. It never waits.
+
+        It returns None if the hub does not have all entries; then `next_bytes` is needed.
+
+        :param shared: the segments of this round, which other streams use too.
+        """
         subscriber, dialect = self.subscriber, self.dialect
-        if subscriber.resets or self._claims is not None or self._again:
+        if subscriber.resets or self._claims is not None or self._retry_store_at:
             return None
         channels, positions = subscriber.channels, subscriber.positions
         parts: list[bytes] = []
@@ -231,7 +243,7 @@ class Stream:
                 break
             if segment.whole:
                 parts.append(
-                    dialect.within(segment, key[0], subscriber.positions_by_name)
+                    dialect.segment_blocks(segment, key[0], subscriber.positions_by_name)
                     if len(channels) > 1
                     else segment.whole
                 )
@@ -242,7 +254,7 @@ class Stream:
                     break
         if parts:
             subscriber.turn()
-        return self._or_heartbeat(self._begun(b"".join(parts)))
+        return self._or_heartbeat(self._with_first_retry(b"".join(parts)))
 
     def end(self, reason: CloseReason) -> bytes:
         """Return the last block, after which nothing comes."""
@@ -250,53 +262,56 @@ class Stream:
         return self.goodbye(reason)
 
     def goodbye(self, reason: CloseReason, permit: Permit | None = None) -> bytes:
-        """Return the last block for one of its clients, whose permit this is; its other clients go on."""
+        """Return the last block for one of its clients; the others go on.
+
+        :param permit: that client's permit; None for the stream's own.
+        """
         permit = permit or self.permit
-        is_revoked = permit is not None and permit.revoked  # then a new token is not taken before
+        is_revoked = permit is not None and permit.revoked  # then no new token is accepted for so long
         return self.dialect.close(reason, TAKEN_AFTER if is_revoked else None)
 
     def notice(self, permit: Permit) -> bytes:
-        """Return the block that tells of the end of a permit of this stream's clients, or nothing before it is time."""
+        """Return the notice of the end of one client's permit; empty if it is not due yet."""
         return self.dialect.notice(permit.notice())
 
     def merge(self, other: Stream) -> bool:
-        """Tell the client of another stream too from now on, and end that; False if they are not at the same place.
+        """Serve the client of another stream too from now on, and end that stream. Return whether this was done.
 
-        Both have to be at rest, and alike.
+        It is not done if their positions differ. Both need the same `merge_key`, and none may have unsent bytes.
         """
         merged = self.hub.merge(self.subscriber, other.subscriber)
         if merged:
-            self._written = min(self._written, other._written)  # for nobody is it quiet too long
+            self._written = min(self._written, other._written)  # so that the heartbeat is late for neither
         return merged
 
     def split(self) -> Stream:
         """Return a stream of its own for one of the connections that this stream serves."""
-        one = copy(self)
-        one.subscriber = self.hub.split(self.subscriber)
-        return one
+        stream = copy(self)
+        stream.subscriber = self.hub.split(self.subscriber)
+        return stream
 
     def release(self) -> None:
-        """Forget one of its clients; others are left."""
+        """Give up the seat of one client; other clients remain."""
         self.hub.release(self.subscriber)
 
     def detach(self) -> None:
-        """Forget its last client; a second time does nothing."""
+        """Detach the subscriber, with the seat of its last client. A second call does nothing."""
         if self._attached:
             self._attached = False
             self.hub.detach(self.subscriber)
 
-    def hand_off(self) -> Handed:
-        """Give up all that concerns its client alone: from now on, a row decides when that connection ends."""
-        handed = Handed(self.deadline, self.permit, self.closing)
+    def hand_off(self) -> ClientPart:
+        """Return the part that concerns one client, and give it up. A row decides now when its connection ends."""
+        part = ClientPart(self.deadline, self.permit, self.closing)
         self.deadline, self.permit, self.closing = inf, None, ()
-        return handed
+        return part
 
-    def written(self, now: float) -> None:
-        """Tell that what was given has gone out: from now on it is quiet."""
+    def mark_written(self, now: float) -> None:
+        """Note that all bytes have gone out by now. The time until the next heartbeat begins."""
         self._written = now
 
     def close(self) -> None:
-        """Detach, and end its permit; a second time does nothing."""
+        """Detach, end the permit, and call `closing`. A second call does nothing."""
         self.detach()
         if self.permit:
             self.permit.end()
@@ -308,13 +323,13 @@ class Stream:
         try:
             yield self.open()
             while not self.ended:
-                chunk = self.step()
+                chunk = self.next_bytes()
                 if chunk:
                     began = self._clock()
                     yield chunk
                     now = self._clock()
-                    self.written(now)
-                    if not self.ended and decide(now, inf, last_progress=began).ends:
+                    self.mark_written(now)
+                    if not self.ended and decide(now, inf, last_progress=began).is_end:
                         yield self.end("slow")
                 if not self.ended:
                     self.subscriber.wait(max(self.due - self._clock(), 0))
@@ -324,9 +339,9 @@ class Stream:
             self.close()
 
     def _or_heartbeat(self, chunk: bytes) -> bytes:
-        """Return the chunk, with all that the moment adds to it: a notice, a goodbye, or a heartbeat in its place."""
+        """Return the chunk, with a notice or a goodbye that is due now. An empty chunk may become a heartbeat."""
         now, permit = self._clock(), self.permit
-        if now >= self.deadline or self.subscriber.draining or (permit and permit.is_due):  # else it goes on
+        if now >= self.deadline or self.subscriber.draining or (permit and permit.is_due):  # else neither is due
             chunk = self._or_end(chunk, self._next(now))
         if not chunk and not self.ended and now - self._written >= self.dialect.heartbeat:
             return self.dialect.beat
@@ -334,8 +349,8 @@ class Stream:
 
     def _or_end(self, chunk: bytes, outcome: Next) -> bytes:
         if outcome.reason == "expired":
-            return self.end("expired")  # without the chunk: nobody knows which of them came first
-        if outcome.tells and self.permit:
+            return self.end("expired")  # without the chunk, whose events may have come after the end of the permit
+        if outcome.tells_notice and self.permit:
             chunk += self.notice(self.permit)
         if outcome.reason and not self.lost:
             chunk += self.end(outcome.reason)
@@ -347,16 +362,16 @@ class Stream:
             return decide(now, self.deadline, draining=draining)
         return decide(now, self.deadline, ends_in=permit.ends_in, notice_in=permit.notice_in, draining=draining)
 
-    def _begun(self, blocks: bytes) -> bytes:
-        """Return the same blocks of events, the first of which tells `retry` if none has been told it."""
+    def _with_first_retry(self, blocks: bytes) -> bytes:
+        """Return the same blocks of events, with `retry` in the first one if the client has not got it yet."""
         if not (blocks and self._tells_retry):
             return blocks
         self._tells_retry = False
-        return self.dialect.begun(blocks)
+        return self.dialect.first_blocks(blocks)
 
 
 def _segment(subscriber: Subscriber, index: int, dialect: Dialect) -> Segment | None:
-    """Return the blocks of what the hub has at hand for a channel; None if it does not reach back far enough."""
+    """Return the blocks of a channel's entries in the hub; None if the hub's ring does not reach back far enough."""
     entries = subscriber.at_hand(index)
     if entries:
         return dialect.segment(subscriber.channels[index].name, entries, _CHUNK, more=len(entries) >= PAGE)
