@@ -1,4 +1,4 @@
-"""The service, and a start for an app of your own: Flask, the extension, a health check, and headers for pages."""
+"""The service as a Flask app: the extension, a health check, and headers for pages. Start your own app from it."""
 
 import os
 from collections.abc import Mapping
@@ -21,11 +21,11 @@ sse = SSE()
 
 
 def create_app(config: Mapping[str, object] | None = None) -> Flask:
-    """Return the WSGI application; a setting in `config` wins over the environment's."""
+    """Return the WSGI application. A setting in `config` wins over the one in the environment."""
     app = Flask(__name__, static_folder=None)  # static/ has the embed script, which the extension serves
     app.config.from_mapping(config)
-    app.url_map.merge_slashes = False  # no redirection, which would repeat a ticket in the query
-    sse.init_app(app)  # reads the settings, so they are there by now
+    app.url_map.merge_slashes = False  # else a redirection would repeat a ticket in its query
+    sse.init_app(app)  # this reads the settings, so they have to be in app.config by now
     app.cli.add_command(cli)  # flask sse …
     app.after_request(add_page_headers)
     app.add_url_rule("/healthz", view_func=healthz)
@@ -34,7 +34,7 @@ def create_app(config: Mapping[str, object] | None = None) -> Flask:
 
 
 def add_pages(app: Flask) -> None:
-    """Add the page at `/`. Your app has its own pages here, and needs neither DEMO nor demo/."""
+    """Add the page at `/`. An app of your own adds its pages here, and needs neither DEMO nor demo/."""
     if str(app.config.get("DEMO", os.environ.get("DEMO", ""))).lower() in {"1", "true", "yes", "on"}:
         from demo import add_demo
 
@@ -44,14 +44,14 @@ def add_pages(app: Flask) -> None:
 
 
 def add_page_headers(response: Response) -> Response:
-    """Close the app's pages to frames and to other sites' scripts. The answers of the extension have their own."""
+    """Keep the app's pages out of frames, and other sites' scripts out of them. The extension sets its own headers."""
     if request.blueprint != "sse":
         response.headers.update(PAGE_HEADERS)
     return response
 
 
 def healthz() -> Response:
-    """Tell a load balancer that this process answers, whatever the store does."""
+    """Tell a load balancer that this process answers, even if the store does not."""
     response = plain("ok")
     response.headers["Cache-Control"] = "no-store"
     return response

@@ -10,4 +10,4 @@ try:
     application = create_app()
 except ConfigError as error:
     logging.getLogger("sse").critical("Throughline does not start: %s", error)
-    sys.exit(3)  # the code of a worker that failed to boot: gunicorn's master ends, and does not try again for ever
+    sys.exit(3)  # gunicorn's code for a worker that failed to boot: the master ends, and does not try again for ever

@@ -1,7 +1,7 @@
 """The demonstration that DEMO=1 adds to the service: a page of this machine's live data.
 
-`sampler` publishes what the machine does each second, `breaker` is behind the buttons that break connections, and
-`static/` has the page. Nothing else needs this folder.
+`sampler` publishes the machine's load each second, `breaker` serves the buttons that break connections, and `static/`
+has the page. Nothing else needs this folder.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def add_demo(app: Flask, sse: SSE) -> None:
     app.extensions["demo"] = (sampler, breaker)
     pages = Blueprint("demo", __name__, static_folder="static", static_url_path="/demo/static")
 
-    # In the process that serves, after any fork, and never in a command such as `flask sse publish`.
+    # At a request: in the serving process, after any fork, and never in a command such as `flask sse publish`.
     @app.before_request
     def start_sampler() -> None:
         sampler.start()

@@ -1,4 +1,4 @@
-"""What the demo page's buttons do: break the connections of the browser that presses them, and of no other."""
+"""The demo page's buttons: each breaks the connections of the browser that presses it, and of no other."""
 
 import contextlib
 import hashlib
@@ -22,7 +22,7 @@ from sse.transports.poll import Poll
 from sse.transports.stream import Stream
 
 CHANNEL = "breaks"  # through which all workers hear of each break
-BROWSER = "demo"  # a cookie: by chance, and good for telling this browser's connections from others', no more
+BROWSER = "demo"  # a cookie with a random value, which only tells this browser's connections from others'
 BUFFER = "demo_buffer"  # a cookie: this browser's streams are held back; the page reads it
 NAP = 30.0  # seconds that a connection sleeps
 HELD = 20.0  # seconds that a stream is held back before it is ended
@@ -42,11 +42,11 @@ class _Connection:
 
 
 class Breaker:
-    """Cuts connections, or puts them to sleep; holds streams back by the browser's own cookie.
+    """Cuts connections, or puts them to sleep, or holds a browser's streams back while it has a cookie for that.
 
-    Other browsers' streams and polls are left as they are. Those of a browser that has seen the page are passed on
-    piece by piece, by the greenlet or thread that has their request. So a worker does not hand them off, and nothing
-    here touches a connection that is in the worker's epoll.
+    The streams and polls of a browser that has seen the page are passed on piece by piece, by the greenlet or thread
+    that has their request. So a worker does not hand them off, and nothing here touches a connection that is in the
+    worker's epoll. Other browsers' streams and polls stay as they are.
     """
 
     def __init__(self, app: Flask, sse: SSE) -> None:
@@ -60,7 +60,7 @@ class Breaker:
         app.after_request(self._leave)
 
     def know(self, response: Response) -> Response:
-        """Give a browser that has none the cookie that its connections are known by."""
+        """Set the cookie by which a browser's connections are known, if it has none."""
         if BROWSER not in request.cookies:
             secret = secrets.token_urlsafe(16)
             response.set_cookie(BROWSER, secret, httponly=True, samesite="Strict", secure=request.is_secure)
@@ -83,7 +83,7 @@ class Breaker:
         return response
 
     def stop(self) -> None:
-        """Hear of no more breaks, and wake what sleeps."""
+        """Stop listening for breaks, and wake the connections that sleep."""
         self._stopping.set()
         if self._thread is not None:
             self._thread.join()
@@ -126,18 +126,18 @@ class Breaker:
             response.call_on_close(lambda: self._open.discard(connection))
             body = response.response
             if isinstance(body, Stream | Poll):
-                response.call_on_close(body.close)  # it may be closed before it begins
+                response.call_on_close(body.close)  # the body may be closed before it begins
                 response.response = self._passed_on(connection, body)
-            else:  # an answer that is there already, perhaps of a poll that was put to sleep while it waited
+            else:  # the answer is there; its poll may have been put to sleep while it waited
                 self._sleep_out(connection)
         if is_local() and request.endpoint == "sse.stream" and request.method == "GET" and BUFFER in request.cookies:
             response.response = _held()
         return response
 
     def _passed_on(self, connection: _Connection, body: Stream | Poll) -> Iterator[bytes]:
-        """Give the body as it comes. Once the connection is asleep nothing more is given, and at last it is cut.
+        """Yield the body as it comes. Once the connection sleeps, nothing more is yielded, and at the end it is cut.
 
-        Whatever is written for it meanwhile is lost, as on a real network.
+        Everything that is written for it meanwhile is lost, as on a real network.
         """
         for chunk in body:
             if not connection.wakes_at:
@@ -147,7 +147,7 @@ class Breaker:
         self._sleep_out(connection)
 
     def _sleep_out(self, connection: _Connection) -> None:
-        """If the connection is asleep, wait until that is over, and cut it."""
+        """Wait until a connection has slept, and cut it. Do nothing if it is awake."""
         if connection.wakes_at:
             self._stopping.wait(max(connection.wakes_at - time.monotonic(), 0))
             _cut(connection)
@@ -184,7 +184,7 @@ class Breaker:
 
 
 def _cut(connection: _Connection) -> None:
-    """End the connection for both sides, unless it has gone by itself and its number is another's now."""
+    """Shut the connection down for both sides, unless it has ended and its number is another connection's now."""
     with contextlib.suppress(OSError):
         fd = os.dup(connection.fd)  # so that its number is not given to another connection meanwhile
         if os.fstat(fd).st_ino != connection.inode:
@@ -195,16 +195,16 @@ def _cut(connection: _Connection) -> None:
 
 
 def _held() -> Iterator[bytes]:
-    """The head at once and then nothing, as behind a proxy that buffers."""
+    """Yield the head at once and then nothing, as behind a proxy that buffers."""
     yield b""
     time.sleep(HELD)
 
 
 def is_local() -> bool:
-    """Tell whether the current request comes from this machine, under a loopback name, and through no proxy.
+    """Return whether the current request comes from this machine, under a loopback name, and through no proxy.
 
-    A proxy is known by the header that it adds. The Host has to be a loopback one, because a page of elsewhere may
-    have its own name lead to 127.0.0.1 (DNS rebinding).
+    A proxy is recognized by the headers that it adds. The Host has to be a loopback one, because another site may have
+    its own name point to 127.0.0.1 (DNS rebinding).
     """
     environ = request.environ
     return (
@@ -224,7 +224,7 @@ def _is_loopback(text: str) -> bool:
 
 
 def _browser() -> str:
-    """What stands for this browser in the open: its cookie would let others press its buttons."""
+    """Return a public name for this browser. Its cookie stays secret, since it lets others press its buttons."""
     cookie = request.cookies.get(BROWSER)
     return hashlib.sha256(cookie.encode()).hexdigest() if cookie else ""
 
@@ -233,15 +233,15 @@ def _is_own_page() -> bool:
     site = request.headers.get("Sec-Fetch-Site")
     if site is not None:
         return site == "same-origin"
-    # The scheme is the browser's: before a proxy it may be another one.
+    # Both schemes are allowed, because the browser's may differ from ours behind a proxy.
     return request.headers.get("Origin") in {f"http://{request.host}", f"https://{request.host}"}
 
 
 def _not_here() -> Response:
-    told = (
+    text = (
         "The demo is for this machine alone: open it as http://127.0.0.1 or http://localhost, with no proxy between.\n"
     )
-    return Response(told, 403, mimetype="text/plain")
+    return Response(text, 403, mimetype="text/plain")
 
 
 def _refused() -> Response:

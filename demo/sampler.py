@@ -1,4 +1,4 @@
-"""Publishes what this machine does each second: load, CPU, memory and traffic, as the kernel tells them in /proc."""
+"""Publishes this machine's load, CPU, memory and traffic each second, from the kernel's counters in /proc."""
 
 import logging
 import os
@@ -13,14 +13,14 @@ from sse import SSE, IdempotencyConflict, StoreUnavailable
 
 CHANNEL = "demo/machine"
 PROC = Path("/proc")
-# Their bytes pass a real interface too: counting both would double the traffic.
+# The bytes of these interfaces pass a real one too, so counting both would double the traffic.
 VIRTUAL_INTERFACES = ("veth", "docker", "br-", "virbr", "ifb")
 
-log = logging.getLogger("sse")  # the service's, whose lines go where its others do
+log = logging.getLogger("sse")  # the service's logger, so that these lines go where its others go
 
 
 class Sampler:
-    """Publishes what this machine does each second; every worker runs one, and the first in each second is stored."""
+    """Publishes a sample each second. Every worker runs a sampler, and the first sample in each second is stored."""
 
     def __init__(self, app: Flask, sse: SSE) -> None:
         self._app = app
@@ -39,7 +39,7 @@ class Sampler:
         self._thread.start()  # not under the lock: it lets other greenlets run
 
     def stop(self) -> None:
-        """End sampling; it cannot be started again."""
+        """End sampling. It cannot be started again."""
         self._stopping.set()
         if self._thread is not None:
             self._thread.join()
@@ -47,7 +47,7 @@ class Sampler:
     def _run(self) -> None:
         with self._app.app_context():
             before = read_counters()
-            # In the middle of a second: a wake-up that is a little early is still in the same one.
+            # Wake up in the middle of a second, so that waking a little early is still in the same second.
             while not self._stopping.wait(1 - (time.time() - 0.5) % 1):
                 after = read_counters()
                 self._publish(describe(before, after))
@@ -92,7 +92,7 @@ def read_counters() -> Counters:
 
 
 def describe(before: Counters, after: Counters) -> dict[str, object]:
-    """Give the sample that the page draws: percent, bytes, and bytes a second between the two readings."""
+    """Return the sample that the page draws: percent, bytes, and bytes a second between the two readings."""
     seconds = max(after.monotonic - before.monotonic, 0.001)
     busy, total = (new - old for old, new in zip(before.cpu, after.cpu, strict=True))
     return {
@@ -107,32 +107,32 @@ def describe(before: Counters, after: Counters) -> dict[str, object]:
 
 
 def rates(before: tuple[int, int], after: tuple[int, int], seconds: float) -> dict[str, int]:
-    # An interface that went away takes its count with it: never below zero.
+    # Never below zero, because the count of an interface that went away is missing from the sum.
     received, sent = (max(round((new - old) / seconds), 0) for old, new in zip(before, after, strict=True))
     return {"in": received, "out": sent}
 
 
 def parse_load(text: str) -> tuple[float, float, float]:
-    """Give the load averages over 1, 5 and 15 minutes from /proc/loadavg."""
+    """Return the load averages over 1, 5 and 15 minutes from /proc/loadavg."""
     one, five, fifteen = text.split()[:3]
     return float(one), float(five), float(fifteen)
 
 
 def parse_cpu(text: str) -> tuple[int, int]:
-    """Give busy and total ticks of all cores together from /proc/stat."""
-    # The first eight: user nice system idle iowait irq softirq steal. The guest times after them are part of user.
+    """Return busy and total ticks of all cores together from /proc/stat."""
+    # The first eight fields: user nice system idle iowait irq softirq steal. Later guest times are part of user.
     ticks = [int(field) for field in text.split("\n", 1)[0].split()[1:9]]
     return sum(ticks) - sum(ticks[3:5]), sum(ticks)
 
 
 def parse_memory(text: str) -> tuple[int, int]:
-    """Give used and total bytes from /proc/meminfo; what can be freed at need is not used."""
+    """Return used and total bytes from /proc/meminfo. Memory that can be freed at need is not used."""
     kib = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in text.splitlines()) if rest}
     return (kib["MemTotal"] - kib["MemAvailable"]) * 1024, kib["MemTotal"] * 1024
 
 
 def parse_network(text: str) -> dict[str, tuple[int, int]]:
-    """Give bytes received and sent by each interface from /proc/net/dev."""
+    """Return bytes received and sent by each interface from /proc/net/dev."""
     interfaces = {}
     for line in text.splitlines()[2:]:  # two lines of headings
         name, _, rest = line.partition(":")
