@@ -160,12 +160,12 @@ def _printable(value: object) -> tuple[str, ...]:
 
 
 def _jwks(value: object) -> tuple[str, ...]:
-    places = _printable(value)
-    for place in places:
-        if "://" not in place and ":" not in place.partition("/")[0]:
+    sources = _printable(value)
+    for source in sources:
+        if "://" not in source and ":" not in source.partition("/")[0]:
             continue
         try:
-            parts = urlsplit(place)
+            parts = urlsplit(source)
             local = parts.hostname in ("127.0.0.1", "::1", "localhost")
             good = parts.hostname and parts.port != 0 and not parts.username and not parts.fragment
         except ValueError:
@@ -173,7 +173,7 @@ def _jwks(value: object) -> tuple[str, ...]:
         # Over plain HTTP, an attacker on the way could change the keys, and sign tokens.
         if not good or not (parts.scheme == "https" or (parts.scheme == "http" and local)):
             raise ValueError("give an https:// address without a user (http:// only to loopback), or a path")
-    return places
+    return sources
 
 
 def _text(value: object) -> str:

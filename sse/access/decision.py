@@ -133,7 +133,7 @@ class Access:
         :raises Unauthorized: if the header has no valid key or token.
         """
         if not (self._keys.configured or self._tokens.configured):
-            raise NotFound("there is nothing here", "set SSE_PUBLISH_KEYS to publish over HTTP")
+            raise NotFound("there is nothing at this address", "set SSE_PUBLISH_KEYS to publish over HTTP")
         given = _bearer(authorization)
         key = self._keys.find(given) if given else None
         if key:

@@ -170,20 +170,20 @@ class Revocations:
         try:
             if time.monotonic() - self._failed_at < _LOOK_EVERY:
                 raise StoreUnavailable("it was asked a moment ago")
-            self._look(anew=False)
+            self._look(fresh=False)
         except StoreUnavailable as error:
             warn("requests are refused until the store has given the list of revocations: %s", error)
             raise StoreUnavailable("the store does not answer", "try again") from error
 
-    def _look(self, *, anew: bool = True) -> None:
+    def _look(self, *, fresh: bool = True) -> None:
         """Read the new entries of the list, and wake the rights that they revoke.
 
         Callers that wait for the same reading share its outcome.
 
-        :param anew: True if a reading that is under way will not do, because it may have missed the newest entry.
+        :param fresh: True if a reading that is under way will not do, because it may have missed the newest entry.
         :raises StoreUnavailable: if the store does not answer.
         """
-        reading = self._next_reading(anew=anew)
+        reading = self._next_reading(fresh=fresh)
         if reading is None:
             return
         try:
@@ -202,7 +202,7 @@ class Revocations:
             finally:
                 reading.done.set()
 
-    def _next_reading(self, *, anew: bool) -> _ListRead | None:
+    def _next_reading(self, *, fresh: bool) -> _ListRead | None:
         """Return a new reading for this caller to carry out; None if another caller's has succeeded meanwhile.
 
         :raises StoreUnavailable: if another caller's reading has failed.
@@ -216,7 +216,7 @@ class Revocations:
                     self._reading = _ListRead(self._readings)
                     return self._reading
             reading.done.wait()
-            if reading.number > came or not anew:
+            if reading.number > came or not fresh:
                 if reading.fault:
                     raise StoreUnavailable(reading.fault.message, reading.fault.hint)
                 if reading.has_succeeded:
