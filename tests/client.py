@@ -38,7 +38,7 @@ class Event:
 
 
 class Parser:
-    """`text/event-stream` as in WHATWG HTML 9.2.6; an unfinished last block is simply never returned.
+    """A parser of `text/event-stream` by WHATWG HTML 9.2.6. An unfinished last block is never returned.
 
     With `bare`, each blank line has to end a block with data, because there are readers that make an event of any.
     """
@@ -106,7 +106,7 @@ class Parser:
 
 
 def connect(url: str, timeout: float = 10) -> socket.socket:
-    """A connected socket to `http://host:port`, `https://host:port` (any certificate) or `unix:/path`."""
+    """Return a socket to `http://host:port`, `https://host:port` (any certificate) or `unix:/path`."""
     if url.startswith("unix:"):
         sock = socket.socket(socket.AF_UNIX)
         sock.settimeout(timeout)
@@ -202,11 +202,11 @@ class Stream:
 
     @property
     def last_event_id(self) -> str:
-        """What a browser would send if the connection broke now."""
+        """The last event id that a browser would send if the connection broke now."""
         return self.parser.last_event_id
 
     def next(self, timeout: float = 10) -> Event | None:
-        """The next block; None when the body has ended, well or not. TimeoutError after `timeout` seconds."""
+        """Return the next block, or None when the body has ended. TimeoutError after `timeout` seconds."""
         deadline = time.monotonic() + timeout
         while not self._pending:
             if self._closed:
@@ -217,13 +217,13 @@ class Stream:
         return self._pending.pop(0)
 
     def events(self, timeout: float = 10) -> Iterator[Event]:
-        """Blocks until the end of the body, all within `timeout` seconds."""
+        """Yield blocks until the body ends, all within `timeout` seconds."""
         deadline = time.monotonic() + timeout
         while (event := self.next(max(0.01, deadline - time.monotonic()))) is not None:
             yield event
 
     def take(self, count: int, timeout: float = 10) -> list[Event]:
-        """The next `count` published events: `sse.*` blocks, heartbeats among them, are passed over."""
+        """Return the next `count` published events. Heartbeats and other `sse.*` blocks are passed over."""
         deadline = time.monotonic() + timeout
         taken: list[Event] = []
         while len(taken) < count:
@@ -234,7 +234,7 @@ class Stream:
         return taken
 
     def until(self, kind: str, timeout: float = 10) -> Event:
-        """The next block of this type."""
+        """Return the next block of this type."""
         for event in self.events(timeout):
             if event.event == kind:
                 return event
@@ -287,7 +287,7 @@ class Stream:
             self.close()
 
     def _take(self, size: int) -> int:
-        """Accept up to `size` bytes of body; what a limit keeps out was never received."""
+        """Take up to `size` bytes of the body. Bytes beyond the limit count as never received."""
         if self._limit is not None and len(self.received) + size >= self._limit:
             size = self._limit - len(self.received)
             self.close()
@@ -317,7 +317,7 @@ def request(
     body: bytes | None = None,
     timeout: float = 30,
 ) -> Answer:
-    """One request on a connection of its own."""
+    """Make one request on its own connection."""
     connection = http.client.HTTPConnection("localhost", timeout=timeout)
     connection.sock = connect(url, timeout)
     try:

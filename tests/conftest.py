@@ -48,7 +48,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def restore_signals() -> None:
-    """Have all that the tests start begin with signals as in a shell's foreground, whatever this process began with.
+    """Give all processes that the tests start the signals of a shell's foreground.
 
     A shell without job control has what runs in its background ignore Ctrl-C, and programs that are started inherit
     what is ignored or blocked. This process goes on without heeding it: a function that does nothing is not inherited.
@@ -62,7 +62,7 @@ def restore_signals() -> None:
 
 
 def allow_files() -> None:
-    """Let this process have the files that tests of many connections need, where its limit can be raised."""
+    """Raise this process's limit of open files as far as tests of many connections need."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < FILES <= hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (FILES, hard))
@@ -82,7 +82,7 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 @pytest.fixture(autouse=True)
 def fresh_log(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What one test has warned of is said again in the next."""
+    """Let each test log the warnings that an earlier test has logged already."""
     monkeypatch.setattr("sse.log._last_logged", {})
     monkeypatch.setattr("sse.log._once", set())
 
@@ -92,7 +92,7 @@ SECRETS = ("eyJ", SECRET, KEY, "k" * 22, "-key-of-the-tests", "-key-of-22-charac
 
 
 class Leaks(logging.Handler):
-    """Notes what is logged here that has a secret in it."""
+    """A log handler that keeps the lines in which there is a secret."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ class Leaks(logging.Handler):
 
 @pytest.fixture(scope="session", autouse=True)
 def no_secret_in_a_log() -> Iterator[None]:
-    """At the end, whatever all tests and their servers have logged is searched for tokens, keys and secrets."""
+    """At the end, search the logs of all tests and their servers for tokens, keys and secrets."""
     leaks = Leaks()
     logging.getLogger().addHandler(leaks)
     yield
@@ -121,7 +121,7 @@ def no_secret_in_a_log() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def shared_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """One redis-server for all tests that leave it as they found it."""
+    """One redis-server for all tests that leave it as it was."""
     with RedisServer(tmp_path_factory.mktemp("redis")) as server:
         yield server
 
@@ -137,13 +137,13 @@ def redis_url(shared_redis: RedisServer) -> Iterator[str]:
 
 @pytest.fixture(params=["memory", "redis"])
 def store_url(request: pytest.FixtureRequest) -> str | None:
-    """A value for SSE_REDIS_URL: a test with it runs once over each store."""
+    """A value for SSE_REDIS_URL. A test with this fixture runs once over memory and once over Redis."""
     return None if request.param == "memory" else str(request.getfixturevalue("redis_url"))
 
 
 @pytest.fixture
 def make_app() -> Iterator[MakeApp]:
-    """Makes an app with SSE and the given settings; all channels are public unless said otherwise."""
+    """Return a function that makes an app with SSE and the given settings. All channels are public by default."""
     made: list[Flask] = []
 
     def make(sse: SSE | None = None, **config: object) -> Flask:
@@ -171,7 +171,7 @@ def no_leaked_threads() -> Iterator[None]:
 
 @pytest.fixture
 def no_leaked_fds(shared_redis: RedisServer) -> Iterator[None]:
-    """As many file descriptors after the test as before; ask for it before what it is to watch."""
+    """Fail a test that leaves file descriptors open. Request it before the fixtures that it should watch."""
     gc.collect()
     before = open_fds(os.getpid())
     yield

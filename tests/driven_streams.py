@@ -18,19 +18,19 @@ from sse.transports.stream import Cut, Stream
 
 
 def poll(hub: Hub, starts: Mapping[str, Start], **options: Any) -> dict[str, Any]:
-    """A poll's answer."""
+    """Return a poll's answer."""
     answer: dict[str, Any] = json.loads(poll_bytes(hub, starts, **options))
     return answer
 
 
 def poll_bytes(hub: Hub, starts: Mapping[str, Start], **options: Any) -> bytes:
-    """A poll's answer as it is sent."""
+    """Return the bytes of a poll's answer."""
     body = Poll(hub, starts, **options)
     return body.open() or body.wait()
 
 
 def driven(stream: Stream, rng: random.Random | None = None) -> Generator[bytes]:
-    """The chunks of a stream as a loop over many gives them; with `rng`, while others come and go."""
+    """Yield the chunks of a stream as the worker's loop makes them. With `rng`, another stream joins and leaves."""
     woken = threading.Event()
     row = _Row(stream)
     try:
@@ -59,7 +59,7 @@ def _next(stream: Stream) -> bytes:
 
 
 class _Row:
-    """A stream that another, of nobody, joins and leaves."""
+    """A stream that another stream, without a client, joins and leaves."""
 
     def __init__(self, stream: Stream) -> None:
         self.stream = stream
@@ -67,7 +67,7 @@ class _Row:
         self._is_two = False  # it tells the other as well
 
     def changes(self, rng: random.Random) -> bool:
-        """Perhaps the other comes or goes; whether the stream is another now."""
+        """Let the other stream join or leave at random, and return whether the client's stream is a new object."""
         if rng.random() < 0.5 or self.stream.merge_key is None:
             return False
         if self._other:

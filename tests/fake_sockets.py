@@ -29,7 +29,7 @@ CLOSED = b"HTTP/1.1 200 OK\r\nConnection: close\r\n"
 
 
 class World:
-    """Rows over a real hub and the memory store, and everything that they do to the rest of the world."""
+    """Rows over a real hub and the memory store, and records of all that the rows do."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -125,7 +125,7 @@ class World:
         return fd
 
     def streams(self, number: int, **options: Any) -> list[int]:
-        """Streams that share a row, in the order in which that tells them."""
+        """Open streams that share a row, in the order in which the row writes to them."""
         fds = [self.stream(**options) for _ in range(number)]
         self.round()
         (row,) = {self.rows.row_of[fd] for fd in fds}
@@ -147,7 +147,7 @@ class World:
         self.revocations.revoke("sub", "ann")
 
     def publish(self, data: str = "news", channel: str = "a") -> None:
-        """Publish, and wait until the hub has told its subscribers."""
+        """Publish, and wait until the hub has woken its subscribers."""
         [position] = publish_to_store(self.store, channel, data)
         end = time.monotonic() + 5
         while not self.hub.newest([channel]) & {(channel, position), (channel, None)}:
@@ -163,14 +163,14 @@ class World:
         self.rounds.run()
 
     def answer(self) -> None:
-        """Have the store answer all that was asked, and polls that have waited for more."""
+        """Let the store answer all reads, and so the polls that wait for more."""
         for call in (*self.asked, *self.later):
             call()
         self.asked.clear()
         self.later.clear()
 
     def pass_by(self, seconds: float) -> None:
-        """Let time go by, and tell what that brings."""
+        """Let time pass in steps of 0.1 s, and let the rows do what is due."""
         for _ in range(max(int(seconds * 10), 1)):
             self.now += 0.1
             for slot, items in self.wheel.turn(self.now):
@@ -191,7 +191,7 @@ class World:
         return json.loads(found[1])["reason"] if found else None
 
     def answered(self, fd: int) -> list[str]:
-        """The data of the events in a poll's whole answer."""
+        """Return the data of the events in a poll's complete answer."""
         head, _, body = self.told(fd).partition(b"\r\n\r\n")
         assert b"\r\nContent-Length: %d" % len(body) in head
         return [event["data"] for event in json.loads(body)["events"]]

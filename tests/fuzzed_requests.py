@@ -114,7 +114,7 @@ GOOD_HEADS: list[dict[str, Any]] = [
 
 
 class Credential(NamedTuple):
-    """Where it is carried, and whether it lets in."""
+    """The place of a credential in the request, and whether it gives access."""
 
     headers: dict[str, str]
     query: str | None = None
@@ -143,7 +143,7 @@ def in_query(text: str, good: bool = False) -> Credential:
 
 
 def essence(text: str) -> tuple[str, bytes]:
-    """Equal for spellings of one token: base64 has spare bits, and its readers pass over what is none."""
+    """Return a form that all spellings of one token share. Base64 has spare bits, and readers skip other bytes."""
     head, _, signature = text.strip().rpartition(".")
     with contextlib.suppress(ValueError):
         return head, base64.urlsafe_b64decode(signature + "==")
@@ -174,7 +174,7 @@ class Fuzzer:
         self.renew()
 
     def renew(self) -> None:
-        """Make tokens anew: a long run outlives them. The odd ones are good too."""
+        """Make new tokens, since a long run outlives them. The unusual ones are valid too."""
         now = int(time.time())
         odd: list[dict[str, Any]] = [
             {"aud": ["x", "sse"]}, {"exp": now + 99.5}, {"iat": now + 2}, {"nbf": now + 2}, {"sub": None},
@@ -306,7 +306,7 @@ class Fuzzer:
         return credential
 
     def wrong_claims(self) -> dict[str, Any]:
-        """Claims that give nothing, though they be signed."""
+        """Return claims that give no access, even when signed."""
         now = int(time.time())
         wrong: dict[str, list[Any]] = {
             "aud": ["other", None, [], {}, [["sse"]], "SSE", "sse ", True, 5, ["ss", "e"]],
@@ -324,14 +324,14 @@ class Fuzzer:
         return claims(**OWN | ({"iat": self.began} if name == "sub" else {}) | {name: value})
 
     def forged(self, text: str) -> str:
-        """Changed, and not another spelling of the same."""
+        """Return the token with a change that is not another spelling of the same token."""
         while True:
             changed = self.mutated(text)
             if text not in changed and essence(changed) != essence(text):
                 return changed
 
     def edited(self, text: str) -> str:
-        """With its claims and perhaps its header changed, by one who does not have the secret."""
+        """Return the token with changed claims, and perhaps header, as by an attacker without the secret."""
         head, body, signature = text.split(".")
         header, payload = (json.loads(base64.urlsafe_b64decode(part + "==")) for part in (head, body))
         payload[self.pick("sub", "aud", "exp", "iat", "subscribe", "publish", "ends")] = self.pick("x", ["*"], 10**12)
@@ -347,7 +347,7 @@ class Fuzzer:
         return signed(claims(**good | changes), key, typ=typ)
 
     def odd_ticket(self, channels: list[str]) -> str:
-        """Good all the same."""
+        """Return an unusual but valid ticket."""
         odd = self.pick({"sub": None}, {"jti": None}, {"ends": None}, {"aud": ["sse"]}, {"publish": ["*"]})
         return self.ticket([*channels, "elsewhere/*"], **odd)
 
@@ -369,7 +369,7 @@ class Fuzzer:
     # The other parts
 
     def channels(self, spoiled: bool) -> tuple[list[str], list[bytes]]:
-        """Names, and how they stand in an address."""
+        """Return channel names, and their form in an address."""
         third = f"own/{self.random.randrange(COUNT)}" if self.one_in(4) else "own/c"
         names: list[str] = self.pick(
             ["own/a"], ["own/a"], ["own/b"], ["own/a", "own/b"], ["own/b", third], ["own/a", third]
@@ -384,7 +384,7 @@ class Fuzzer:
         return names, raw
 
     def place(self, channels: list[str], spoiled: bool) -> tuple[dict[str, str], list[bytes]]:
-        """Where a reader goes on from, as a header or in the query."""
+        """Return the position that a reader goes on from, as a header or in the query."""
         if not spoiled and not self.one_in(2):
             return {}, self.pick([], [], [b"replay=%d" % self.random.randrange(7)])
         text = self.last_event_id(channels, spoiled).encode("utf-8", "replace")
@@ -416,7 +416,7 @@ class Fuzzer:
         }
 
     def content(self, way: str | None, like: str, channels: list[str], spoiled: bool) -> tuple[str, bytes]:
-        """The body and its type."""
+        """Return the body and its type."""
         if like == "publish":
             return "application/json", self.json_body(channels, spoiled)
         if way != "raw" and not spoiled:
@@ -450,7 +450,7 @@ class Fuzzer:
         return body
 
     def misframed(self, content: bytes, framing: dict[str, Any]) -> dict[str, Any]:
-        """A body of another length than is told, or in chunks, or that breaks off, or too large."""
+        """Return a body that has another length than its head says, is chunked, breaks off, or is too large."""
         length = self.pick(*LENGTHS, str(len(content) + 5), str(len(content) // 2))
         chunked = {"wsgi.input_terminated": True, "HTTP_TRANSFER_ENCODING": "chunked"}
         broken = {"wsgi.input": io.BufferedReader(Broken())}

@@ -26,7 +26,7 @@ LOST = "lost"  # the client's place in a channel that it must be told the loss o
 
 
 class Refused(Exception):
-    """A bare stream whose position cannot be continued: `answer` has the resets, and where to go on."""
+    """A bare stream's position cannot be continued. `answer` has the resets and the position to go on from."""
 
     def __init__(self, answer: dict[str, Any]) -> None:
         super().__init__(answer)
@@ -34,7 +34,7 @@ class Refused(Exception):
 
 
 class Request(NamedTuple):
-    """What names a client's place in a request: its query, and its Last-Event-ID header."""
+    """The parts of a request that carry a client's position: its query, and its Last-Event-ID header."""
 
     query: tuple[tuple[str, str], ...]
     header: str | None = None
@@ -45,18 +45,18 @@ class Request(NamedTuple):
 
     @property
     def replay(self) -> int:
-        """What is replayed of a channel that has no place yet."""
+        """The number of events to replay of a channel without a position."""
         query = dict(self.query)
         return 0 if self.header or "last_event_id" in query else int(query.get("replay", 0))
 
 
 def entries(last_event_id: str) -> dict[str, str]:
-    """The entries of a last event id, as they are written."""
+    """Return the entries of a last event id, as they are written."""
     return {name: position for name, _, position in (part.partition("=") for part in last_event_id.split("~")) if name}
 
 
 class Site:
-    """The routes of a service, asked within this process. With `rng`, streams are driven, amid others."""
+    """The routes of a service, called within this process. With `rng`, other streams join and leave at random."""
 
     def __init__(self, service: Service, rng: random.Random | None = None) -> None:
         self.service = service
@@ -66,7 +66,7 @@ class Site:
         self._browser = self._app.test_client()
 
     def stream(self, request: Request) -> Iterator[bytes]:
-        """Give the chunks of a stream, which is connected at the first chunk. A stream that is cut just ends.
+        """Yield the chunks of a stream, which connects at the first chunk. A stream that is cut just ends.
 
         :raises Refused: in place of the first.
         """
@@ -92,7 +92,7 @@ class Site:
             response.close()
 
     def body(self, request: Request) -> bytes:
-        """All that a stream says until it falls quiet."""
+        """Return all that a stream sends until it is quiet."""
         return b"".join(until_quiet(self.stream(request)))
 
     def poll(self, request: Request, timeout: int = 0) -> dict[str, Any]:
@@ -104,35 +104,35 @@ class Site:
 
 
 class Rings(ABC):
-    """What was published: the truth that clients are judged by. All positions are as they are written on the wire."""
+    """The events that were published, which clients are compared with. Positions are as written on the wire."""
 
     @abstractmethod
     def after(self, channel: str, position: str) -> tuple[str, str, str] | None:
-        """Position, type and data of the event after a position."""
+        """Return the position, type and data of the event after a position."""
 
     @abstractmethod
     def before(self, channel: str, position: str) -> str:
-        """The position before an event's."""
+        """Return the position before an event's position."""
 
     @abstractmethod
     def is_top(self, channel: str, position: str) -> bool:
-        """Whether it is the newest."""
+        """Return whether the position is the newest."""
 
     @abstractmethod
     def keeps(self, channel: str, position: str) -> bool:
-        """Whether a client there can go on."""
+        """Return whether a client at the position can go on without a reset."""
 
     @abstractmethod
     def knows(self, channel: str, position: str) -> bool:
-        """Whether a client that was reset can be there."""
+        """Return whether a reset may lead a client to the position."""
 
     @abstractmethod
     def starts(self, channel: str, position: str, replay: int) -> bool:
-        """Whether a client that has no place, and asks for `replay` events, can be put there."""
+        """Return whether a client without a position, that asks for `replay` events, may start at the position."""
 
 
 def until_quiet(chunks: Iterator[bytes], enough: Callable[[], bool] = lambda: True) -> Iterator[bytes]:
-    """Chunks up to the first heartbeat at which there is `enough`, and no longer than 3 seconds."""
+    """Yield chunks up to the first heartbeat at which there is `enough`, for at most 3 seconds."""
     deadline = time.monotonic() + 15
     for chunk in chunks:
         is_quiet = chunk in (HEARTBEAT, BARE_HEARTBEAT)
@@ -144,7 +144,7 @@ def until_quiet(chunks: Iterator[bytes], enough: Callable[[], bool] = lambda: Tr
 
 
 class Client:
-    """A client of the three channels: the last event id that it holds, and the place that it was really given.
+    """A client of the three channels: its last event id, and the position that it really received.
 
     A place is a position, LOST, or None where nothing was promised yet. Every block is judged as it comes: an event
     must be the one after the place, a reset must be due, and the id must claim the places, no more and no less.
@@ -172,11 +172,11 @@ class Client:
         return other
 
     def request(self) -> Request:
-        """How it comes back: EventSource repeats its URL, and sends its last event id unless that is empty."""
+        """Return the next request. EventSource repeats its URL, and sends its last event id unless that is empty."""
         return self.first._replace(header=self.held) if self.held else self.first
 
     def other_requests(self) -> Iterable[Request]:
-        """Other ways of coming back with the same last event id: from a script, which rebuilds its URL."""
+        """Return other requests with the same last event id, as of a script that rebuilds its URL."""
         if self.held:
             yield with_parameter(self.first, self.held)
 
@@ -212,7 +212,7 @@ class Client:
                 assert held.get(channel) == place, f"{self.held} claims {channel} where {place} was given"
 
     def take_answer(self, answer: dict[str, Any], request: Request) -> None:
-        """A poll's answer: its resets count as told before its events."""
+        """Take a poll's answer. Its resets count as received before its events."""
         self.asked = request
         self.held = answer["last_event_id"]
         first: dict[str, str] = {}
@@ -274,7 +274,7 @@ class Client:
 
 
 class LiteralClient(Client):
-    """A reader that takes WHATWG HTML 9.2.6 by its letter: each connection begins with an empty last event id."""
+    """A reader that follows WHATWG HTML 9.2.6 literally: each connection begins with an empty last event id."""
 
     def connect(self, request: Request) -> Parser:
         super().connect(request)
@@ -282,7 +282,7 @@ class LiteralClient(Client):
 
 
 class DeltaClient(Client):
-    """A script that keeps the map itself, is told only what moves, and sends the map in the URL of each connection."""
+    """A script that keeps the positions of all channels itself, and sends them in the URL."""
 
     def request(self) -> Request:
         return with_parameter(self.first, self.held) if self.held else self.first
@@ -298,7 +298,7 @@ class DeltaClient(Client):
 
 
 class BareClient(Client):
-    """A reader that takes every block for an event, and knows of no other."""
+    """A reader that takes every block for an event."""
 
     def connect(self, request: Request) -> Parser:
         self.asked = request

@@ -105,7 +105,7 @@ class Publisher:
         self.stop()
 
     def stop(self) -> None:
-        """End the thread, and raise the error that has ended it, if one has."""
+        """End the thread, and raise the error that has ended it, if any."""
         self._stop.set()
         self._thread.join(40)
         assert not self._thread.is_alive()

@@ -29,7 +29,7 @@ logs: set[Path] = set()  # that may tell no secret
 
 
 def free_port() -> int:
-    """A port below the ephemeral range: a client that knocks while its server is down must not connect to itself."""
+    """Return a port below the ephemeral range, so that a client never connects to itself while its server is down."""
     for _ in range(200):
         port = random.SystemRandom().randrange(12000, 32000)
         with socket.socket() as sock, contextlib.suppress(OSError):
@@ -39,7 +39,7 @@ def free_port() -> int:
 
 
 def wait_until(check: Callable[[], T], timeout: float = 10, interval: float = 0.02, what: str = "") -> T:
-    """The first truthy result of `check`; AssertionError after `timeout` seconds."""
+    """Return the first true result of `check`. AssertionError after `timeout` seconds."""
     deadline = time.monotonic() + timeout
     while not (result := check()):
         if time.monotonic() > deadline:
@@ -56,7 +56,7 @@ def children(pid: int) -> list[int]:
 
 
 def session(leader: int) -> list[int]:
-    """The living processes of the session that `leader` began, also those whose parents are gone."""
+    """Return the living processes of the session that `leader` began, also those whose parents have ended."""
     found = []
     for pid in (int(name) for name in os.listdir("/proc") if name.isdigit()):
         with contextlib.suppress(ProcessLookupError):
@@ -70,7 +70,7 @@ def open_fds(pid: int) -> int:
 
 
 class Server:
-    """A process with a log; as a context manager it is started, and always stopped."""
+    """A process with a log. As a context manager it is started, and always stopped."""
 
     name = "server"
     folder = ROOT
@@ -124,7 +124,7 @@ class Server:
         return self
 
     def stop(self, timeout: float = 5, by: signal.Signals = signal.SIGTERM) -> None:
-        """Ask it to end; one that does not is killed."""
+        """Ask the process to end, and kill it if it does not."""
         if self.process is None:
             return
         self.process.send_signal(by)
@@ -135,7 +135,7 @@ class Server:
             self.kill()
 
     def kill(self) -> None:
-        """SIGKILL to it and its children."""
+        """Send SIGKILL to the process and its children."""
         if self.process is None:
             return
         pids = children(self.pid) if self.process.poll() is None else []
@@ -162,7 +162,7 @@ def _alive(pid: int) -> bool:
 
 
 class RedisServer(Server):
-    """A redis-server that keeps its port over restarts; config such as `maxmemory="20mb"`, `appendonly="yes"`."""
+    """A redis-server that keeps its port over restarts. Settings are given as `maxmemory="20mb"`."""
 
     name = "redis"
 
@@ -198,12 +198,12 @@ class RedisServer(Server):
                 return False
 
     def snapshot(self) -> None:
-        """The moment to which `restart(lost_writes=True)` goes back; without one, to nothing."""
+        """Save the state to which `restart(lost_writes=True)` goes back."""
         with contextlib.closing(self.client(password=self.config.get("requirepass"))) as connection:
             connection.save()
 
     def restart(self, lost_writes: bool = False, down: float = 0) -> None:
-        """SIGKILL, `down` seconds of absence, and a start, with all writes or with those since the snapshot lost."""
+        """Kill Redis, wait `down` seconds, and start it with all writes, or without those since the snapshot."""
         append_only = self.config["appendonly"] == "yes"
         assert not (append_only and lost_writes), "an append-only file loses no writes: use snapshots"
         if not lost_writes and not append_only:
@@ -214,7 +214,7 @@ class RedisServer(Server):
 
 
 class Gunicorn(Server):
-    """The repository's gunicorn and its configuration, in an environment without settings but those of `env`."""
+    """The repository's gunicorn and its configuration, without other settings of the service than `env`."""
 
     name = "gunicorn"
 
@@ -254,7 +254,7 @@ class Gunicorn(Server):
         return children(self.pid)
 
     def fds(self) -> int:
-        """How many file descriptors all its workers hold."""
+        """Return how many file descriptors all workers hold together."""
         return sum(open_fds(pid) for pid in self.worker_pids())
 
     def ready(self) -> bool:
@@ -266,12 +266,12 @@ class Gunicorn(Server):
             return False
 
     def stop(self, timeout: float = 5, by: signal.Signals = signal.SIGQUIT) -> None:
-        """Quick by default; `by=signal.SIGTERM` lets requests finish first."""
+        """Stop it at once by default. `by=signal.SIGTERM` lets requests finish first."""
         super().stop(timeout, by)
 
 
 class Nginx(Server):
-    """The repository's nginx.conf as it is, but for what each machine's own must be: each edit has to find its text.
+    """The repository's nginx.conf, with the edits that each machine needs. Each edit must find its text.
 
     `upstream` is `127.0.0.1:8000` or `unix:/path`; `edits` are further exact replacements, as an operator's.
     """
@@ -330,7 +330,7 @@ class Nginx(Server):
         return super().logs() + errors
 
     def test(self) -> subprocess.CompletedProcess[str]:
-        """What `nginx -t` says."""
+        """Return the result of `nginx -t`."""
         return subprocess.run([*self.command(), "-t"], check=False, capture_output=True, text=True, timeout=20)
 
     def ready(self) -> bool:
@@ -449,7 +449,7 @@ class HttpServer(ThreadingHTTPServer):
 
 
 def make_certificate(certificate: Path, key: Path) -> None:
-    """A self-signed one for localhost."""
+    """Make a self-signed certificate for localhost."""
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "7",
          "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1",

@@ -10,7 +10,7 @@ from werkzeug.local import LocalProxy
 
 
 class LyingStr(str):
-    """Holds its text, and whatever can be overridden answers with another."""
+    """Holds its text, but every method that can be overridden returns another text."""
 
     def _lie(self, *_: Any, **__: Any) -> Any:
         return "a lie"
@@ -68,7 +68,7 @@ class LyingInt(int):
 
 
 def strings(text: str) -> list[Any]:
-    """All that hold this text."""
+    """Return this text in several types that are, or look like, subclasses of str."""
     return [
         Enum("Mixed", {"MEMBER": text}, type=str).MEMBER,  # type: ignore[attr-defined]
         StrEnum("Named", {"MEMBER": text}).MEMBER,  # type: ignore[attr-defined]
@@ -79,7 +79,7 @@ def strings(text: str) -> list[Any]:
 
 
 def numbers(number: int) -> list[Any]:
-    """All that hold this number."""
+    """Return this number in several types that are, or look like, subclasses of numbers."""
     return [
         Enum("Mixed", {"MEMBER": number}, type=int).MEMBER,  # type: ignore[attr-defined]
         IntEnum("Named", {"MEMBER": number}).MEMBER,  # type: ignore[attr-defined]

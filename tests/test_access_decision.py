@@ -111,7 +111,7 @@ def a_generator() -> Iterator[bool]:
 
 
 class User:
-    """As Flask-Login's current_user."""
+    """A user as Flask-Login's current_user."""
 
     is_authenticated = True
 

@@ -230,7 +230,7 @@ def test_a_batch_that_no_window_has_room_for_is_not_told_to_try_again(make_app: 
 
 
 def listen(client: FlaskClient, *channels: str, address: str = "192.0.2.1", **headers: str) -> TestResponse:
-    """A poll that has a ring ensured for each of its channels; without a position, it is answered at once."""
+    """Poll, so that each of the channels gets a ring. Without a position, the answer comes at once."""
     query = "&".join(f"channel={name}" for name in channels)
     return client.get(f"/sse/poll?{query}&timeout=1", headers=headers, environ_base={"REMOTE_ADDR": address})
 

@@ -45,7 +45,7 @@ def store(store_url: str | None) -> Iterator[Store]:
 
 @pytest.fixture
 def make(store: Store) -> Iterator[MakeRevocations]:
-    """Revocations as those of one worker each, over one store."""
+    """Return a function that makes revocations, as of one worker each, over one store."""
     made: list[Revocations] = []
 
     def one() -> Revocations:
@@ -216,7 +216,7 @@ RIGHT, LATER = 30.0, -LEEWAY - 3.0  # seconds before now: a token that is to be 
 
 @pytest.fixture
 def shift(monkeypatch: pytest.MonkeyPatch) -> Shift:
-    """Moves this process's clock by so many seconds from Redis's."""
+    """Return a function that moves this process's clock so many seconds from Redis's clock."""
     real, ahead = time.time, [0.0]
     monkeypatch.setattr("time.time", lambda: real() + ahead[0])
 
@@ -251,7 +251,7 @@ def both(redis_store: Store) -> Iterator[MakeRevocations]:
 
 
 def judged(revocations: Revocations) -> tuple[bool, bool]:
-    """Whether what was issued before a revocation is refused, and what was issued later."""
+    """Return whether credentials from before a revocation are refused, and those from after it."""
     return revocations.refuses(grant(ago=RIGHT)), revocations.refuses(grant(id="2", ago=LATER))
 
 
@@ -286,7 +286,7 @@ def test_a_worker_whose_clock_is_behind_loses_no_revocation(both: Any, shift: Sh
 def test_a_clock_of_redis_that_was_wrong_and_has_been_set_changes_nothing(
     both: Any, redis_url: str, off: float
 ) -> None:
-    """So it is too after a failover to a Redis with another clock."""
+    """The same happens at a failover to a Redis with another clock."""
     now = time.time()
     with redis.Redis.from_url(redis_url) as client:
         entry = {"d": '{"sub":"ann"}', "at": int(now * 1000)}
@@ -396,7 +396,7 @@ def test_what_was_read_before_the_store_went_away_counts() -> None:
 
 
 class Counting(MemoryStore):
-    """Notes how often it was asked, and answers when it may."""
+    """Counts how often it was asked, and answers when the test allows it."""
 
     def __init__(self) -> None:
         super().__init__(ring=1, ring_ttl=60)

@@ -99,7 +99,7 @@ JSON: st.SearchStrategy[Any] = st.recursive(
 
 @pytest.fixture(scope="module")
 def app() -> Iterator[Flask]:
-    """One app for all examples: what one of them breaks, the next would show."""
+    """One app for all examples, so that a later example shows what an earlier one broke."""
     app = Flask("tests")
     app.config.from_mapping(
         SSE_PUBLIC=["a", "b", "c/*"],
@@ -122,7 +122,7 @@ def stored(app: Flask) -> dict[str, Any]:
 
 
 def percent(text: str) -> str:
-    """Any text in a query, lone surrogates as the bytes that they are not allowed to be."""
+    """Any text in a query, with lone surrogates as the invalid bytes for them."""
     return quote(text.encode(errors="surrogatepass"), safe="")
 
 
@@ -132,7 +132,7 @@ def header(text: str) -> str:
 
 
 def assert_told(response: TestResponse) -> None:
-    """An error of the documented form."""
+    """Check that the answer is an error in the documented form."""
     assert 400 <= response.status_code < 500 or response.status_code == 503, response.text
     assert response.content_type == "application/json"
     error = response.get_json()["error"]
@@ -143,7 +143,7 @@ def assert_told(response: TestResponse) -> None:
 
 
 def assert_frames(body: bytes) -> None:
-    """A stream with no frame but the service's own and the events that were published, `0` to `2`."""
+    """Check that a stream has only frames of the service and the published events, `0` to `2`."""
     ours, independent = list(Parser().feed(body)), wire.Parser().feed(body)
     assert [(block.type, block.data) for block in ours] == [(event.event, event.data) for event in independent]
     for event in independent:
@@ -155,7 +155,7 @@ def assert_frames(body: bytes) -> None:
 
 
 def read(app: Flask, path: str, query: str, headers: dict[str, str] | None = None) -> None:
-    """Send it and judge what comes; of a stream, what comes without waiting."""
+    """Send the request and check the answer. Of a stream, check the bytes that come without waiting."""
     environ = {f"HTTP_{name.upper().replace('-', '_')}": header(text) for name, text in (headers or {}).items()}
     before = stored(app)
     with app.test_client().get(path, query_string=query, environ_overrides=environ) as response:
@@ -231,7 +231,7 @@ def test_any_headers(app: Flask, path: str, headers: dict[str, str]) -> None:
 
 
 def publish_and_judge(app: Flask, path: str, body: bytes, content_type: str | None, **headers: str) -> TestResponse:
-    """Publish and judge: a 201 stores as many as it says, anything else nothing at all."""
+    """Publish, and check that a 201 has stored as many events as it says, and any other answer none."""
     before = stored(app)
     environ = {f"HTTP_{name.upper()}": header(text) for name, text in headers.items()}
     if content_type is not None:
@@ -250,7 +250,7 @@ def publish_and_judge(app: Flask, path: str, body: bytes, content_type: str | No
 
 
 def assert_stream_is_sound(app: Flask, channels: set[str]) -> None:
-    """What was published on these channels comes as whole events, and nothing beside them."""
+    """Check that the events published on these channels come complete, and nothing else."""
     for channel in channels:
         store = app.extensions["sse"].store
         entries = store._rings[channel].after(store._rings[channel].base)

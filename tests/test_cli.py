@@ -44,7 +44,7 @@ def app(make_app: MakeApp, redis_url: str) -> Flask:
 
 @pytest.fixture(scope="module")
 def service(shared_redis: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gunicorn]:
-    """One gunicorn for the tests that only ask."""
+    """One gunicorn for the tests that only read."""
     with Gunicorn(tmp_path_factory.mktemp("gunicorn"), env=settings(shared_redis)) as server:
         yield server
 
@@ -75,7 +75,7 @@ def stored(redis: RedisServer, channel: str) -> list[str]:
 
 @contextlib.contextmanager
 def meanwhile(work: Callable[[], object], then_interrupt: bool = False) -> Iterator[None]:
-    """Do `work` in a thread beside a command in this one, and then press Ctrl-C; its failure is the test's."""
+    """Do `work` in a thread beside a command in this one, and then press Ctrl-C. A failure of `work` fails the test."""
     failures: list[BaseException] = []
     over = threading.Event()
 
@@ -100,7 +100,7 @@ def meanwhile(work: Callable[[], object], then_interrupt: bool = False) -> Itera
 
 @contextlib.contextmanager
 def feeding(write: Callable[[Callable[[bytes], None]], None]) -> Iterator[Any]:
-    """A standard input into which `write` writes as time goes by."""
+    """Yield a standard input into which `write` writes as time goes by."""
     reading, writing = os.pipe()
 
     def work() -> None:
@@ -112,7 +112,7 @@ def feeding(write: Callable[[Callable[[bytes], None]], None]) -> Iterator[Any]:
 
 
 def tail_until(app: Flask, *arguments: str, work: Callable[[Callable[[], str]], None]) -> Result:
-    """Run `tail` beside `work`, which is given what has been printed so far; then Ctrl-C."""
+    """Run `tail` beside `work`, which gets a function that returns the output so far. Then press Ctrl-C."""
 
     def printed() -> str:
         return str(sys.stdout.buffer.getvalue().decode())  # type: ignore[attr-defined]
@@ -297,7 +297,7 @@ def test_lines_are_stored_once_while_redis_is_killed_again_and_again(make_app: M
 
 
 class growing_under:  # noqa: N801
-    """Lines that keep coming while a fault strikes three times."""
+    """Lines that keep coming while a fault occurs three times."""
 
     def __init__(self, fault: Callable[[], None]) -> None:
         self.fault = fault
@@ -406,7 +406,7 @@ def test_lines_are_stored_once_while_gunicorn_is_killed_again_and_again(
 
 
 class Stub(HttpServer):
-    """A server whose answers a test chooses, in order; the last one stays."""
+    """A server whose answers a test chooses, in order. It repeats the last one."""
 
     def __init__(self, *answers: tuple[int, dict[str, str], str]) -> None:
         super().__init__(("127.0.0.1", free_port()), StubHandler)
@@ -505,7 +505,7 @@ def test_nobody_at_the_url_is_said(app: Flask) -> None:
 
 @pytest.fixture(params=["store", "http"])
 def place(request: pytest.FixtureRequest) -> tuple[str, ...]:
-    """Where `tail` reads: a test with it runs once over the store, once over HTTP."""
+    """The source that `tail` reads. A test runs once over the store, and once over HTTP."""
     return () if request.param == "store" else over(request.getfixturevalue("service"))
 
 

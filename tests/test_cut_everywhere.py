@@ -40,7 +40,7 @@ QUIET = 0.002  # seconds; a heartbeat after so short a pause tells that a stream
 
 
 class World(Site, Rings):
-    """A service over one store, and all that was ever published there."""
+    """A service over one store, and a record of all events that were published there."""
 
     def __init__(self, redis_url: str | None, *, ring: int, rng: random.Random | None = None, **settings: Any) -> None:
         config = Config.load({"SSE_PUBLIC": "*", "SSE_RING": ring, "SSE_REDIS_URL": redis_url})
@@ -80,7 +80,7 @@ class World(Site, Rings):
 
 
 class NativeDeltaClient(Client):
-    """An EventSource with ids=delta, which nobody should make: its id names one channel; it is reset in all others."""
+    """An EventSource with ids=delta, which no client should use: its id names one channel, and all others are reset."""
 
     def judge(self) -> None:
         pass
@@ -95,7 +95,7 @@ def walk(
     body: bytes,
     visit: Callable[[Client], object],
 ) -> None:
-    """Read a body byte by byte; `visit` gets the client as it is when the connection ends there."""
+    """Read a body byte by byte. `visit` gets the client as it is when the connection ends there."""
     parser = client.connect(request)
     state = client.state
     for byte in body:
@@ -107,7 +107,7 @@ def walk(
 
 
 def follow_all_cuts(world: World, client: Client, first_body: bytes) -> int:
-    """Cut the first body after each byte, and every body that follows; how many states a client can be in."""
+    """Cut the first body and all that follow after each byte, and return how many states a client can be in."""
     body, poll = functools.cache(world.body), functools.cache(world.poll)
     seen = {client.copy().state}
     todo = [client.copy()]
@@ -162,7 +162,7 @@ def make_world(redis_url: str | None, ring: int = 4, **settings: Any) -> Iterato
 
 @pytest.fixture(params=["memory", "redis", "driven"])
 def world(request: pytest.FixtureRequest) -> Iterator[World]:
-    """Over each store; and driven, as by a worker that hands streams off."""
+    """A world over each store, with streams that are iterated or driven as the worker does."""
     url = request.getfixturevalue("redis_url") if request.param == "redis" else None
     seed = request.config.getoption("hypothesis_seed")
     with make_world(url, rng=random.Random(seed) if request.param == "driven" else None) as world:
@@ -214,7 +214,7 @@ def start(
     channels: Iterable[str] = CHANNELS,
     extra: Iterable[tuple[str, str]] = (),
 ) -> Client:
-    """A client before its first connection; it has places where its last event id can be continued."""
+    """Return a client before its first connection. It has positions if its last event id can be continued."""
     query = tuple(("channel", channel) for channel in channels) + tuple(extra)
     header = last_event_id if by_header else None
     if last_event_id is not None and not by_header:
@@ -225,7 +225,7 @@ def start(
 
 
 def record(world: World, client: Client) -> bytes:
-    """The body of a first connection: what there was, then two live events on each channel."""
+    """Return the body of a first connection: the replay, then two live events on each channel."""
     world.opened = {channel: len(known) for channel, known in world.positions.items()}
     parser = client.connect(client.request())
     chunks = world.stream(client.request())
@@ -377,7 +377,7 @@ def test_cut_after_every_byte_with_a_connection_for_each(world: World) -> None:
 def test_an_answer_that_is_lost_is_told_again_page_by_page(
     store_url: str | None, timeout: int, max_bytes: int | None
 ) -> None:
-    """And at each page a stream could have taken over."""
+    """At each page, a stream could take over."""
     with make_world(store_url, ring=1500) as world:
         text = "b={b}~a={a}~c={c}".format_map(positions(world))
         for number in range(1100):

@@ -344,7 +344,7 @@ def test_a_buffered_browser_gets_the_head_of_a_stream_and_no_more_until_the_butt
 
 
 def open_stream(app: Flask) -> tuple[Any, TestResponse, socket.socket, socket.socket]:
-    """A browser that knows the page and has a stream open: it, its stream, and the server's and its own socket."""
+    """Return a browser that has a stream open, its stream, and the sockets of the server and the browser."""
     client = app.test_client()
     client.get("/").close()
     server, browser = socket.socketpair()
@@ -381,7 +381,7 @@ def test_a_connection_whose_response_has_ended_is_let_be(make_app: MakeApp) -> N
 
 
 def asleep(app: Flask, client: Any) -> None:
-    """Press the button, and wait until it has done its work."""
+    """Press the button, and wait until it has taken effect."""
     breaker = app.extensions["demo"][1]
     assert client.post("/demo/sleep", headers=OWN_PAGE).status_code == 204
     wait_until(lambda: any(connection.wakes_at for connection in breaker._open), what="the connection is put to sleep")
@@ -605,7 +605,7 @@ def test_of_several_workers_the_one_that_has_the_connection_breaks_it(redis_url:
 
 
 def drain(stream: wire.Stream) -> None:
-    """Take what came before it went quiet."""
+    """Read all that came before the silence."""
     with contextlib.suppress(TimeoutError):
         while stream.next(0.1):
             pass

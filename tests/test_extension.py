@@ -408,7 +408,7 @@ def test_closing_ends_all_and_the_next_use_begins_anew(make_app: MakeApp, redis_
 
 
 def in_a_fork(check: Callable[[], bool]) -> bool:
-    """What a check says in a child of this process."""
+    """Return the result of a check in a child of this process."""
     child = os.fork()
     if not child:
         with contextlib.suppress(BaseException):

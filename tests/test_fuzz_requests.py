@@ -44,7 +44,7 @@ class Answer(NamedTuple):
 
 
 def opening(text: bytes) -> dict[str, Any]:
-    """What a stream says at its opening."""
+    """Return the data of a stream's opening block."""
     if text.startswith(b": open "):
         return dict(json.loads(text.splitlines()[0].removeprefix(b": open ")))
     (block,) = [block for block in Parser().feed(text) if block.event == "sse.open"]
@@ -56,13 +56,13 @@ def is_bare(environ: dict[str, Any]) -> bool:
 
 
 def asked(environ: dict[str, Any]) -> list[str]:
-    """The channels that are named in the query, by the standard library."""
+    """Return the channels in the query, as the standard library parses it."""
     query = parse_qsl(environ["QUERY_STRING"], keep_blank_values=True)
     return list(dict.fromkeys(value for name, value in query if name == "channel"))
 
 
 def published(given: Input) -> list[tuple[str, TypeAndData | None]] | None:
-    """By channel, what is in the body, None where that is not known."""
+    """Return the published data by channel, with None where it is not known."""
     if given.body is None:
         return None
     path, kind = given.environ["PATH_INFO"], given.environ["CONTENT_TYPE"]
@@ -88,7 +88,7 @@ def as_lines(data: Any) -> str:
 
 
 class Judge:
-    """Sends a fuzzer's requests, judges the answers, and keeps the record of what was published and met."""
+    """Sends a fuzzer's requests, checks the answers, and records what was published and received."""
 
     def __init__(self, app: Flask, seed: int) -> None:
         self.app = app

@@ -40,7 +40,7 @@ class Clock:
 
 
 class ForgetfulStore(MemoryStore):
-    """A memory store whose feeds lose, repeat or invent announcements as a test wishes; the contract allows losing."""
+    """A memory store whose feeds lose, repeat or invent announcements. The contract allows losing them."""
 
     def __init__(self, **options: object) -> None:
         super().__init__(ring=RING, ring_ttl=TTL, **options)  # type: ignore[arg-type]
@@ -60,7 +60,7 @@ class ForgetfulStore(MemoryStore):
 
 
 class CountingStore(MemoryStore):
-    """A memory store that counts readings, and holds them until the gate opens."""
+    """A memory store that counts reads, and holds them until the gate opens."""
 
     def __init__(self) -> None:
         super().__init__(ring=RING, ring_ttl=TTL)
@@ -361,7 +361,7 @@ def test_what_was_published_while_the_feed_was_cut_is_made_up_for_when_it_is_bac
 
 
 def look_again(hub: Hub, clock: Clock) -> None:
-    """Let the hub's next look at the store come now: a new channel wakes it."""
+    """Make the hub look at the store now, by a new channel that wakes it."""
     clock.now += 6
     hub.detach(attach(hub, {f"wake{clock.now:g}": Start()}))
 
@@ -485,7 +485,7 @@ MANY = 1500
 
 
 class NotingStore(ForgetfulStore):
-    """Notes in which order the store is asked, about how many channels, and the feed is read."""
+    """A memory store that records its calls, their numbers of channels, and the reads of the feed, in order."""
 
     def __init__(self, **options: object) -> None:
         super().__init__(**options)
@@ -518,7 +518,7 @@ class NotingStore(ForgetfulStore):
         return feed
 
     def check(self, kind: str, least: int) -> None:
-        """So many channels were asked about, a few at a time, and announcements were read in between."""
+        """Check that so many channels were asked about, a few at a time, with reads of the feed in between."""
         counts = [count for name, count in self.notes if name == kind]
         assert sum(counts) >= least
         assert max(count for _, count in self.notes) <= 256
@@ -840,7 +840,7 @@ LARGE = 60_000
 
 
 def measured(store: Store, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The bytes of data that each reading of the store brings from now on."""
+    """Return a list that gets the bytes of data of each read of the store from now on."""
     readings: list[int] = []
     read = store.read
 
@@ -1337,7 +1337,7 @@ def test_subscribers_stay_while_redis_is_away_and_go_on_or_are_told(
 
 
 def listeners(hub: Hub, name: str = "a") -> int:
-    """How many subscribers a channel has, each for one connection or more."""
+    """Return how many subscribers a channel has. Each serves one connection or more."""
     return len(hub._channels[name].subscribers)
 
 
@@ -1441,7 +1441,7 @@ def test_a_subscriber_that_is_detached_while_it_is_woken_waits_for_no_lock_and_t
 
 
 def test_a_channel_that_was_dropped_and_begun_anew_is_another(make_hub: MakeHub) -> None:
-    """Who listens to the one is not woken by the other, though both are at the same place."""
+    """Subscribers of the old channel are not woken by the new one, though both are at the same position."""
     store = MemoryStore(ring=RING, ring_ttl=TTL)
     hub = make_hub(store)
     publish_to_store(store, "a", "x")
@@ -1540,7 +1540,7 @@ def test_a_channel_is_dropped_only_when_its_last_subscriber_has_gone(make_hub: M
 def test_connections_come_merge_part_and_end_in_a_storm_and_none_misses_anything(
     make_hub: MakeHub, store: Store, pytestconfig: pytest.Config
 ) -> None:
-    """As the worker has them: by one thread, while the hub's own goes on."""
+    """One thread does this, as in the worker, while the hub's own thread goes on."""
     wanted = 12
     hub = make_hub(store, max_subscribers=wanted)
     rng = random.Random(pytestconfig.getoption("hypothesis_seed"))

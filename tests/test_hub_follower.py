@@ -264,7 +264,7 @@ class Clock:
 
 
 class FaultyStore(MemoryStore):
-    """A memory store in which some channels are at fault, and others can be raised."""
+    """A memory store in which some channels fail, and some rings can be raised."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         super().__init__(ring=RING, ring_ttl=TTL, clock=clock)
@@ -296,7 +296,7 @@ class FaultyStore(MemoryStore):
 
 
 class NotingFeed:
-    """Notes which channels are listened to no more."""
+    """A feed that records the channels that it no longer listens to."""
 
     def __init__(self) -> None:
         self.left: list[str] = []
@@ -306,7 +306,7 @@ class NotingFeed:
 
 
 class World:
-    """Upkeep over a memory store, with a register to which channels are added by hand."""
+    """Upkeep over a memory store, with a register to which tests add channels."""
 
     def __init__(self) -> None:
         self.clock = Clock()
@@ -417,7 +417,7 @@ def follow(world: World, *names: str) -> None:
 
 
 def announced(world: World, channel: str, *data: object) -> list[Notice]:
-    """What the feed says of these events, once they are stored."""
+    """Return the feed's announcements of these events, once they are stored."""
     previous, notices = world.newest(channel), []
     for item in data:
         (position,) = publish_to_store(world.store, channel, item)

@@ -36,7 +36,7 @@ print(json.dumps(told))
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder that has the wheel and nothing else."""
+    """A folder with nothing but the installed wheel."""
     tree, folder = tmp_path_factory.mktemp("tree"), tmp_path_factory.mktemp("installed")
     for name in FOLDERS:
         shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__", "node_modules", "build"))

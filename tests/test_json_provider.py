@@ -149,7 +149,7 @@ def test_without_a_way_to_write_them_the_ground_floor_refuses_other_types() -> N
 
 
 class Provider(JSONProvider):
-    """One of the app's own. It takes no arguments beside the value."""
+    """A JSON provider of the app, which takes no arguments but the value."""
 
     def __init__(self, app: Flask, dumps: Callable[[Any], Any]) -> None:
         super().__init__(app)

@@ -79,7 +79,7 @@ IMPORTING_BY_NAME = {"sse", "sse.worker"}  # both have reasons of their own, in 
 
 
 def imports(tree: ast.AST) -> set[str]:
-    """Return the modules that are imported; of `from sse.hub import hub`, the inner one."""
+    """Return the modules that are imported. For `from sse.hub import hub`, that is `sse.hub.hub`."""
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -98,7 +98,7 @@ def tree_of(module: str) -> ast.Module:
 
 
 def room_of(module: str) -> str:
-    """Return the folder that a module is in, `ground`, or its own name where it stands alone at the top."""
+    """Return the folder of a module, `ground`, or its own name if it is alone at the top."""
     name = module.split(".")[1] if "." in module else module
     return "ground" if name in GROUND else name
 

@@ -57,7 +57,7 @@ def unconfigured() -> Iterator[None]:
 
 
 class Kept(logging.Handler):
-    """Keeps what it is told."""
+    """A handler that keeps its lines."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,12 +68,12 @@ class Kept(logging.Handler):
 
 
 def gunicorn_s(logger: logging.Logger) -> SimpleNamespace:
-    """A log of gunicorn's with that logger."""
+    """Return a log of gunicorn with that logger."""
     return SimpleNamespace(error_log=logger)
 
 
 class Made:
-    """As an app: it has a logger."""
+    """An object with a logger, as an app."""
 
     def __init__(self, logger: logging.Logger) -> None:
         self.logger = logger

@@ -22,14 +22,14 @@ PUBLISHING = {"Authorization": f"Bearer {KEY}"}
 
 
 def line(start: str) -> str:
-    """The one line of the docs that begins so."""
+    """Return the only line of the docs that begins with this text."""
     [found] = re.findall(rf"^{re.escape(start)}.*$", DOCS, re.MULTILINE)
     return str(found)
 
 
 @pytest.fixture(params=["before", "after"])
 def make(request: pytest.FixtureRequest, make_app: MakeApp) -> Iterator[Callable[..., Flask]]:
-    """Makes an app, with another extension that is initialised before or after SSE."""
+    """Return a function that makes an app with another extension, initialised before or after SSE."""
 
     def make(init: Callable[[Flask], object], **config: object) -> Flask:
         sse = SSE()
@@ -55,7 +55,7 @@ def make_limiter() -> Limiter:
 
 
 def kind_of(app: Flask) -> str:
-    """The first block that a new stream gets."""
+    """Return the type of the first block of a new stream."""
     response = app.test_client().get("/sse/stream?channel=a", headers={"Origin": "https://a.example"})
     assert response.status_code == 200
     assert response.headers["Access-Control-Allow-Origin"] == "https://a.example"

@@ -58,7 +58,7 @@ number = st.integers(0, 10**6)
 
 
 def shown(value: Any) -> str:
-    """The text that a reader gets for published data."""
+    """Return the text that a reader gets for published data."""
     if isinstance(value, str):
         return value.replace("\r\n", "\n").replace("\r", "\n")
     if isinstance(value, bytes):
@@ -67,7 +67,7 @@ def shown(value: Any) -> str:
 
 
 class Clock:
-    """The real one, and what was skipped."""
+    """The real clock, plus the time that was skipped."""
 
     def __init__(self) -> None:
         self.skipped = 0.0
@@ -77,7 +77,7 @@ class Clock:
 
 
 class Worker(Service):
-    """A service with a hub of its own, on a store that it is given."""
+    """A service with its own hub, on a given store."""
 
     def __init__(self, config: Config, store: Store, clock: Clock) -> None:
         super().__init__(config)
@@ -104,7 +104,7 @@ class Worker(Service):
 
 
 class Lives(Rings):
-    """Each channel's rings, one after the other; the last one may be alive."""
+    """The rings of each channel, one after the other. The last one may still exist."""
 
     def __init__(self) -> None:
         self.positions: dict[tuple[str, str], tuple[list[str], int]] = {}  # (channel, position) → its life, its index
@@ -156,7 +156,7 @@ class Lives(Rings):
 
 
 class Visitor:
-    """A client, and its stream if it has one now."""
+    """A client, and its stream if it has one."""
 
     def __init__(self, rings: Lives, names: list[str]) -> None:
         self.client = BareClient(rings, Request(tuple(("channel", name) for name in names)), dict.fromkeys(names))

@@ -186,7 +186,7 @@ VECTORS = [
 
 
 def parse(streams: list[list[bytes]], script: Path = SOURCE) -> list[list[dict[str, list[object]]]]:
-    """What the script's parser and the independent one give for each stream, of which these are the chunks."""
+    """Return the results of the script's parser and of the independent one for these chunks of each stream."""
     lines = [json.dumps([base64.b64encode(chunk).decode() for chunk in chunks]) for chunks in streams]
     done = subprocess.run(
         ["node", str(CLIENTS / "parse.js"), str(script)],

@@ -28,7 +28,7 @@ def run(command: Sequence[str | Path], directory: Path) -> str:
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project that has the package installed, as npm packs it."""
+    """A project with the package installed, as npm packs it."""
     package, project = tmp_path_factory.mktemp("package"), tmp_path_factory.mktemp("project")
     for name in ("package.json", "sse.js", "sse.d.ts"):
         package.joinpath(name).write_bytes((ROOT / "static" / name).read_bytes())
@@ -91,7 +91,7 @@ def test_a_name_that_the_types_lack_is_found(project: Path) -> None:
 
 
 def names() -> set[str]:
-    """The names that the page gives for code: options, members, states, events and what hangs on SSE."""
+    """Return the names in the page's code: options, members, states, events and members of SSE."""
     by_hand = EMBEDDING[EMBEDDING.index("## By hand") : EMBEDDING.index("## Pinned")]
     options = re.search(r"Options: (.*?)\.", by_hand, re.DOTALL)
     told = re.search(r"The feed tells (.*?),\s+which", by_hand, re.DOTALL)

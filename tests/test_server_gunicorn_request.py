@@ -22,7 +22,7 @@ HEAD = b"POST /x HTTP/1.1\r\nHost: a\r\n"
 
 
 class Pieces(Unreader):
-    """A client that sends these pieces, and waits where a number of seconds stands between them."""
+    """A client that sends these pieces, and waits at each number for so many seconds."""
 
     def __init__(self, *pieces: bytes | float) -> None:
         super().__init__()

@@ -49,7 +49,7 @@ PROXIED = [
 
 
 def asks_for_more(data: bytes, proxy: str) -> bool:
-    """Whether gunicorn's parser would wait for more than this."""
+    """Return whether gunicorn's parser would wait for more than this."""
     config = Config()
     config.set("limit_request_line", LINE)
     config.set("proxy_protocol", proxy)
@@ -64,7 +64,7 @@ def asks_for_more(data: bytes, proxy: str) -> bool:
 
 
 def in_pieces(data: bytes, size: int, **options: Any) -> int:
-    """After how many bytes it is enough; one more than there are, if never."""
+    """Return after how many bytes the head is complete, or one more than there are."""
     head = Head(131_072, **options)
     for start in range(0, len(data), size):
         if head.add(data[start : start + size]):

@@ -29,7 +29,7 @@ from tests.fake_sockets import World
 
 
 class Exchange:
-    """One request over a real connection, and what the app and the worker make of it."""
+    """One request over a real connection, and what the app and the worker do with it."""
 
     def __init__(self, world: World, request: bytes = b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n") -> None:
         self.ours, self.peer = socket.socketpair()

@@ -106,7 +106,7 @@ def test_streams_that_come_after_an_event_share_a_row_as_those_before_it_did(*, 
 
 
 class Telling:
-    """A loop in a thread of its own, whose rows take `cost` seconds each to be told."""
+    """A loop in its own thread. Each of its rows takes `cost` seconds to write."""
 
     def __init__(self, rows: int, cost: float, again: bool = False) -> None:
         self.told: list[float] = []
@@ -252,7 +252,7 @@ def test_a_thread_of_the_app_s_own_and_the_loop_itself_do_not_wait() -> None:
 
 
 def test_the_loop_takes_as_much_time_as_the_others_took() -> None:
-    """It used to write to 128 connections, whatever time all others took between two such portions."""
+    """The loop measures the time of the others between two portions of writes."""
 
     def run() -> None:
         telling = Telling(rows=64, cost=0.001)

@@ -35,7 +35,7 @@ def world() -> Iterator[World]:
 
 @contextmanager
 def turns_of(monkeypatch: pytest.MonkeyPatch, number: int) -> Iterator[None]:
-    """Have a push pause after so many connections."""
+    """Make a push pause after so many connections."""
     with monkeypatch.context() as patch:
         patch.setattr(module, "_TURN", number)
         yield
@@ -207,7 +207,7 @@ def test_a_read_that_fails_is_the_end(world: World) -> None:
 
 
 def behind(world: World, number: int = 1, **options: Any) -> list[int]:
-    """Streams of one row that ask the store for what the hub has not."""
+    """Return streams of one row that read from the store because they are behind the hub."""
     position = world.position()
     world.publish("old")
     fds = [world.stream(position=position, **options) for _ in range(number)]
@@ -272,7 +272,7 @@ def test_a_fault_while_the_store_is_asked_cuts_the_row(world: World) -> None:
 
 
 class Proxy:
-    """A stream or a poll, of which some methods are replaced."""
+    """A stream or poll, with some methods replaced."""
 
     def __init__(self, body: object, **replaced: Any) -> None:
         self._body = body
@@ -542,7 +542,7 @@ def test_what_the_app_wants_done_is_done_at_the_end(world: World) -> None:
 
 
 def in_a_pause(world: World, monkeypatch: pytest.MonkeyPatch, what: Callable[[list[int]], object]) -> list[int]:
-    """Push to four connections of a row, two at a time; after the first two, something happens."""
+    """Push to four connections of a row, two at a time, and call `what` after the first two. Return their fds."""
     fds = world.streams(4)
     world.publish("one")
     with turns_of(monkeypatch, 2):

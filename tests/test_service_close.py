@@ -27,12 +27,12 @@ DRAINED = b'event: sse.close\ndata: {"reason":"drain"'
 
 
 def threads() -> list[str]:
-    """The names of this service's threads, and of those that `threading` did not begin itself."""
+    """Return the names of the package's threads, and of threads that `threading` did not start itself."""
     return [thread.name for thread in threading.enumerate() if thread.name.startswith(("sse-", "Dummy"))]
 
 
 def connections(redis: RedisServer) -> int:
-    """How many connections Redis has, beside the one that asks."""
+    """Return how many connections Redis has, apart from this call's own."""
     with redis.client() as client:
         return len(client.client_list()) - 1
 
@@ -50,7 +50,7 @@ def nothing_left(shared_redis: RedisServer) -> Iterator[None]:
 
 
 def use(app: Flask, sse: SSE, *, leave_open: bool = False) -> None:
-    """Publish, poll and stream, with a rule, so that revocations are read, too."""
+    """Publish, poll and stream with a rule, so that revocations are read too."""
     with app.app_context():
         sse.publish("a", "x")
     client = app.test_client()

@@ -8,7 +8,7 @@ from sse.spread import spread
 
 
 class Clock:
-    """Seconds that pass by `sleep`, which takes at least `least`, and by `act`, which takes `cost`."""
+    """A clock that moves by `sleep`, which takes at least `least` seconds, and by `act`, which takes `cost` seconds."""
 
     def __init__(self, cost: float = 0.0, least: float = 0.0) -> None:
         self.now = 50.0

@@ -66,7 +66,7 @@ def test_the_kernel_is_asked_for_the_randomness_of_many_events_at_once(monkeypat
 
 
 class World:
-    """A store, and the power over its time."""
+    """A store, and a way to move its time."""
 
     def __init__(self, url: str | None, client: Any) -> None:
         self._client = client
@@ -906,7 +906,7 @@ store.close()
 
 @pytest.mark.parametrize("interrupted", [[1], [0], [0, 1], [1, 2, 3], [0, 1, 2, 3]], ids=str)
 def test_publishers_that_are_interrupted_leave_the_others_going(redis_url: str, interrupted: list[int]) -> None:
-    """Under gevent, where a timeout may end a greenlet at any wait."""
+    """Under gevent, a timeout may end a greenlet at any wait."""
     program = INTERRUPTED.replace("INTERRUPT:", f"{interrupted}:")
     done = subprocess.run([sys.executable, "-c", program, redis_url], capture_output=True, text=True, timeout=30)
     assert done.returncode == 0, done.stderr

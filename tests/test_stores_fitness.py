@@ -48,7 +48,7 @@ def make_store() -> Iterator[MakeStore]:
 
 @pytest.fixture
 def told(make_store: MakeStore) -> Callable[[str], str]:
-    """What the first use of the Redis at a URL raises; others have the same remedy, and none of it is secret."""
+    """Return a function that returns the error of all uses of the Redis at a URL, and checks it for secrets."""
 
     def tell(url: str) -> str:
         store = make_store(url, timeout=2.0)
@@ -119,7 +119,7 @@ def test_a_sentinel_is_refused_by_name(
 
 
 class Lacking(RedisServer):
-    """A Redis without a command, as some providers offer it."""
+    """A Redis without one command, as some providers offer it."""
 
     def __init__(self, directory: Path, lacks: str) -> None:
         super().__init__(directory)
@@ -350,7 +350,7 @@ def test_a_redis_that_has_been_there_is_away_and_nothing_else(make_store: MakeSt
 def follow(
     make_store: MakeStore, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[[str], RedisStore]]:
-    """Starts a hub over a URL that looks often whether its Redis is fit."""
+    """Start a hub over a URL that often checks its Redis."""
     monkeypatch.setattr("sse.stores.redis._LOOK_EVERY", 0.1)
     monkeypatch.setattr("sse.hub.schedule.CHECK_EVERY", 0.1)
     hubs: list[Hub] = []
@@ -368,7 +368,7 @@ def follow(
 
 
 def looked(client: Any, times: int = 3) -> None:
-    """Wait until Redis has been looked at so many times more."""
+    """Wait until Redis has been checked so many more times."""
     own = 0
 
     def asked() -> int:
@@ -474,7 +474,7 @@ def test_a_password_that_changes_is_told_as_that_when_redis_is_connected_to_agai
 
 
 class Confined(RedisServer):
-    """A Redis whose files may have 32 KB for now, as on a disk that is full then."""
+    """A Redis whose files may have 32 KB for now, as on a full disk."""
 
     def command(self) -> Sequence[str]:
         return ["sh", "-c", 'trap "" XFSZ; ulimit -S -f 64; exec "$@"', "sh", *super().command()]

@@ -77,7 +77,7 @@ def test_what_is_too_old_or_written_by_others_is_passed_over() -> None:
 
 
 class Process:
-    """A store as a process has it, and what its log tells; `serve` gives it readers."""
+    """A store as one process has it, and its log. `serve` gives it readers."""
 
     def __init__(self, url: str, caplog: pytest.LogCaptureFixture, ring: int, ttl: int, namespace: str) -> None:
         self.store = RedisStore(url, ring=ring, ring_ttl=ttl, namespace=namespace)

@@ -50,7 +50,7 @@ def hanging(server: RedisServer) -> Iterator[None]:
 
 
 def timed(call: Callable[[], object]) -> tuple[str, float, float]:
-    """What the call's fault says, and when it began and ended."""
+    """Return the error of the call, and when it began and ended."""
     begun = time.monotonic()
     try:
         call()
@@ -60,7 +60,7 @@ def timed(call: Callable[[], object]) -> tuple[str, float, float]:
 
 
 def outcome(store: RedisStore, number: int) -> str:
-    """Publish the event of this number, with its own key, and return what became of it."""
+    """Publish the event of this number with its own key, and return the result."""
     (receipt,) = store.publish([Publication("a", Event(number), f"key{number}")])
     return receipt.outcome if not isinstance(receipt, StoreUnavailable) else str(receipt)
 
@@ -89,7 +89,7 @@ def test_publishes_end_in_time_and_those_that_wait_together_share_the_outcome(
 def test_a_leader_that_is_stuck_keeps_nobody_beyond_its_time(
     server: RedisServer, store: RedisStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As where the resolution of a name hangs, which nothing can end."""
+    """A leader hangs, for example, in resolving a name, which nothing can end."""
     outcome(store, -1)
     ask, stuck = store._pool.ask, threading.Event()
 

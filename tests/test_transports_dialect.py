@@ -30,7 +30,7 @@ every_dialect = pytest.mark.parametrize(
 
 
 class Scribe:
-    """Writes a stream's blocks as docs/protocol.md tells, and shares no code with `sse/`."""
+    """Writes a stream's blocks as docs/protocol.md describes, and shares no code with `sse/`."""
 
     def __init__(self, claims: Mapping[str, Position | None], switches: Mapping[str, int]) -> None:
         self.claims = {**claims}
@@ -133,7 +133,7 @@ def taken(channel: str, place: Position, item: Any) -> Delivery | Reset:
 def in_segments(
     ours: Dialect, channel: str, items: Any, claims: dict[str, Position | None], max_bytes: int
 ) -> Iterator[bytes]:
-    """Events in segments, as `Stream.next_bytes_at_hand` gives them; resets in between."""
+    """Return events in segments, as from `Stream.next_bytes_at_hand`, with resets in between."""
     for is_event, group in itertools.groupby(items, lambda item: isinstance(item[1], Event)):
         run = [taken(channel, place, item) for place, item in group]
         if not is_event:
@@ -160,7 +160,7 @@ class Item(NamedTuple):
 
 
 class Judge:
-    """The client of one stream: it compares each byte with what the scribe writes."""
+    """The client of one stream, which compares each byte with what the scribe writes."""
 
     def __init__(self, stream: Stream, starts: Mapping[str, Start], switches: Mapping[str, int]) -> None:
         self.stream = stream

@@ -46,7 +46,7 @@ def revocations(store: MemoryStore) -> Iterator[Revocations]:
 
 
 class Clock:
-    """The steady clock and the wall's, which begin together; seconds go by at the test's word."""
+    """The monotonic clock and the wall clock, which begin together. Time passes only when the test says so."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._began = time.time()
@@ -69,7 +69,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def permit(revocations: Revocations, clock: Clock, seconds: float) -> Permit:
-    """A permit that is over in so many seconds."""
+    """Return a permit that is over in so many seconds."""
     return Permit(revocations, Grant("ann", ("a",), ends_at=clock.wall + seconds), ["a"])
 
 
@@ -216,7 +216,7 @@ def test_a_bare_stream_that_is_lost_is_cut_whatever_else_ends_it(
 
 
 def waiting(hub: Hub, store: MemoryStore, clock: Clock, held: Permit | None = None) -> tuple[Poll, str]:
-    """A poll that waits 30 s, and where it stands."""
+    """Return a poll that waits 30 s, and its position."""
     (receipt,) = store.publish([Publication("a", Event("before"))])
     place = f"a={receipt.position}"
     body = Poll(hub, starting_points("a", LastEventId.parse(place)), timeout=30, retry=1, permit=held, clock=clock)
@@ -226,7 +226,7 @@ def waiting(hub: Hub, store: MemoryStore, clock: Clock, held: Permit | None = No
 
 @pytest.fixture
 def waited(clock: Clock, monkeypatch: pytest.MonkeyPatch, hub: Hub) -> list[float]:
-    """The seconds of each wait of a poll that has been opened: they go by at once."""
+    """Return the seconds of each wait of an open poll. The waits pass at once."""
     waits: list[float] = []
 
     def wait(_: Subscriber, seconds: float) -> bool:

@@ -54,7 +54,7 @@ def test_the_table_names_the_cases_of_this_test() -> None:
 @pytest.mark.parametrize("pending", PENDING)
 @pytest.mark.parametrize("number", range(len(CASES)))
 def test_of_two_states_the_first_of_the_table_counts(number: int, pending: Pending) -> None:
-    """Whatever else holds of the lines below it."""
+    """The lines below the first that applies do not matter."""
     _, deadline, state, wanted = CASES[number]
     first = wanted[PENDING.index(pending)]
     if not first.is_end:
@@ -119,7 +119,7 @@ def test_a_notice_that_is_told_is_not_what_it_waits_for_next() -> None:
 
 
 def test_it_never_goes_on_into_the_past() -> None:
-    """Or its caller would look again at once, and for ever."""
+    """Otherwise its caller would look again at once, for ever."""
     moments = (-inf, -7.0, 0.0, 0.05, 7.0, inf)
     for deadline, ends, notice, stalled, pending in product(moments, moments, moments, (-7.0, -0.5, inf), PENDING):
         outcome = decide(

@@ -281,7 +281,7 @@ def test_a_reset_is_told_though_another_poll_at_the_same_place_was_answered_with
 
 
 def ask_for(hub: Hub, place: str, channels: str, timeout: float, max_bytes: int) -> tuple[dict[str, Any], int]:
-    """The answer, and its bytes."""
+    """Return the answer, and its bytes."""
     starts = starting_points(channels, LastEventId.parse(place))
     answer = poll_bytes(hub, starts, timeout=timeout, retry=RETRY, max_bytes=max_bytes)
     return json.loads(answer), len(answer)
@@ -411,7 +411,7 @@ def test_polls_with_other_bounds_do_not_share_an_answer(hub: Hub, store: Store) 
 
 
 def waiting(hub: Hub, place: str, channels: str = "a", timeout: float = 10) -> Poll:
-    """One that was opened and has to wait."""
+    """Return a poll that was opened and has to wait."""
     one = Poll(hub, starting_points(channels, LastEventId.parse(place)), timeout=timeout, retry=RETRY)
     assert one.open() is None
     return one

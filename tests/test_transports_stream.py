@@ -35,7 +35,7 @@ OpenStream = Callable[..., "Body"]
 
 
 class FaultyStore(MemoryStore):
-    """A memory store whose readings fail while it is `away`."""
+    """A memory store whose reads fail while it is `away`."""
 
     away = False
 
@@ -336,7 +336,7 @@ def test_a_typed_stream_tells_each_event_s_type_in_its_data_and_its_own_blocks_a
 
 
 def words(chunk: bytes) -> list[tuple[str, Any]]:
-    """The comments of a chunk that has no blocks, as name and data."""
+    """Return the comments of a chunk without blocks, as names and data."""
     lines = chunk.decode().split("\n")
     assert lines.pop() == ""
     assert all(line.startswith(": ") for line in lines)
@@ -481,7 +481,7 @@ def test_each_end_of_a_stream_with_a_cut_is_one_after_the_goodbye(
 def test_an_id_is_read_behind_all_that_it_claims(
     hub: Hub, store: FaultyStore, chunks_of: Callable[[Stream], Generator[bytes]], form: str, channels: str
 ) -> None:
-    """Some readers take an id when its line ends: from there, only one more byte makes the event whole."""
+    """Some readers take an id at the end of its line. From there, one more byte completes the event."""
     publish_to_store(store, "a", *"12345")
     starts = {channel: Start(replay=2) for channel in channels} | (
         {"lost": Start(Position(3, 3))} if form == "cut" else {}
@@ -522,7 +522,7 @@ def test_a_drain_ends_every_stream_with_a_notice_and_newcomers_at_once(hub: Hub,
 
 @pytest.mark.parametrize("other", [0, 1])
 def test_a_drain_is_spread_over_its_window(hub: Hub, other: int) -> None:
-    """Whether a stream is quiet or busy."""
+    """It does not matter whether a stream is quiet or busy."""
     ends = []
     begun = 0.0
 
@@ -553,7 +553,7 @@ def test_a_drain_is_spread_over_its_window(hub: Hub, other: int) -> None:
 
 
 def row_of(*streams: Stream) -> Stream:
-    """Streams that are opened and told what there is, as one."""
+    """Return one stream for these streams, which were opened and have received all there is."""
     for stream in streams:
         stream.open()
         assert stream.next_bytes() == b""
@@ -565,12 +565,12 @@ def row_of(*streams: Stream) -> Stream:
 
 
 def listeners(hub: Hub, name: str = "a") -> int:
-    """How many subscribers a channel has, each for one client or more."""
+    """Return how many subscribers a channel has. Each serves one client or more."""
     return len(hub._channels[name].subscribers)
 
 
 def tell(stream: Stream) -> bytes:
-    """What comes next, as `driven`."""
+    """Return the next chunk, as `driven` does."""
     wait_until(stream.subscriber.is_behind, 3)
     chunk = stream.next_bytes_at_hand({})
     return stream.next_bytes() if chunk is None else chunk
@@ -710,7 +710,7 @@ def goodbye_of(stream: Stream, permit: Permit | None) -> int:
 @pytest.mark.parametrize("bare", [False, True])
 @pytest.mark.parametrize("cut", [False, True])
 def test_only_an_end_that_tells_nothing_is_lost(hub: Hub, *, bare: bool, cut: bool) -> None:
-    """A bare stream has no block that tells of being busy, or of a reset."""
+    """A bare stream has no block for `busy` or for a reset."""
     hub.max_subscribers = 2
     ended, late, *over = (
         make_stream(hub, {"a": start}, bare=bare, cut=cut) for start in (Start(), Start(Position(7, 7)), Start())
@@ -796,7 +796,7 @@ def test_what_is_shared_is_byte_for_byte_what_one_alone_gets(
 
 
 def whole(stream: Stream, shared: Shared | None) -> dict[str, list[tuple[str, str | None]]]:
-    """All that is told in several chunks, each channel's events in order: which channel comes first may differ."""
+    """Return all that several chunks tell, with each channel's events in order. The order of channels may differ."""
     heard: dict[str, list[tuple[str, str | None]]] = {}
     parser = client.Parser()
     for _ in range(100):

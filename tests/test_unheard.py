@@ -40,7 +40,7 @@ def later():
 
 
 def run(program: str, *arguments: str, directory: Path | None = None, **env: str) -> str:
-    """What Python, or a module of it, says to the end."""
+    """Run this code, or a module, in Python, and return its output."""
     done = subprocess.run(
         [sys.executable, *(arguments or ("-c", program))],
         env=os.environ | {"PYTHONPATH": str(ROOT)} | env,

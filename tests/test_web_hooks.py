@@ -18,7 +18,7 @@ from tests.tokens import KEY
 
 
 class OwnResponse(Response):
-    """As an app's that adds a method."""
+    """A response class of an app, which adds a method."""
 
 
 def read(response: Response) -> Response:
@@ -55,7 +55,7 @@ def around(response: Response) -> Response:
 
 
 def ask(app: Flask, path: str, method: str = "GET") -> tuple[str, bytes, dict[str, Any]]:
-    """The status, the first chunk, and the environ as the app left it, of a server that can hold streams."""
+    """Return the status, the first chunk, and the environ after the request, of a server that can hold streams."""
     statuses: list[str] = []
     environ = EnvironBuilder(app, path, method=method, environ_overrides={"sse.can_hand_off": True}).get_environ()
     body = app.wsgi_app(environ, lambda status, _: statuses.append(status))  # type: ignore[arg-type,return-value]

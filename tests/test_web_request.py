@@ -43,7 +43,7 @@ TOKEN = "token"  # in the place of one that is made when the test runs
 
 
 class Fault(NamedTuple):
-    """What is wrong with a request: the parts of it, or the settings, that differ from those of a good one."""
+    """A fault of a request: the parts of it, or the settings, that differ from a valid request."""
 
     status: int
     """Of the answer to a request in which nothing else is wrong; `says` stands in that answer."""
@@ -128,7 +128,7 @@ GOOD: Mapping[str, Mapping[str, Any]] = {
 
 
 def is_possible(faults: tuple[Fault, ...]) -> bool:
-    """Whether one request can have all of these: no two of them are in the same part of it."""
+    """Return whether one request can have all these faults, which is so if no two are in the same part."""
     parts = [name for fault in faults for name in fault.parts]
     return len(parts) == len(set(parts))
 
@@ -173,7 +173,7 @@ def environ_of(parts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def ask(app: Flask, parts: Mapping[str, Any]) -> tuple[int, str]:
-    """The status, and the beginning of the body; a stream tells of a reset in its second chunk."""
+    """Return the status, and the beginning of the body. A stream reports a reset in its second chunk."""
     told: list[str] = []
     body = app.wsgi_app(environ_of(parts), lambda status, _: told.append(status))  # type: ignore[arg-type,return-value]
     try:
@@ -400,7 +400,7 @@ def app(make_app: MakeApp) -> Flask:
 
 
 class OwnRequest(flask.Request):
-    """As an app's that gives the query a parameter of its own."""
+    """A request class of an app, which adds a parameter to the query."""
 
     mimetype = "application/json"
 
@@ -410,7 +410,7 @@ class OwnRequest(flask.Request):
 
 
 def refused(app: Flask, **headers: str) -> str:
-    """The channel that a poll is refused, whatever its query says."""
+    """Return the channel that the refusal of a poll names, whatever its query is."""
     answer = app.test_client().get("/sse/poll?channel=query", headers=headers)
     return " ".join(answer.get_json()["error"]["channels"]) if answer.status_code == 403 else answer.text
 

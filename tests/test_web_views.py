@@ -40,7 +40,7 @@ STREAM_HEADERS = {
 
 
 class Reader:
-    """A stream under the test client, block by block."""
+    """A stream in the test client, read block by block."""
 
     def __init__(self, response: TestResponse) -> None:
         self.response = response
@@ -96,7 +96,7 @@ def app(make_app: MakeApp, store_url: str | None) -> Flask:
 
 @pytest.fixture
 def small(make_app: MakeApp) -> Flask:
-    """An app over the memory store, where the store does not matter."""
+    """An app over the memory store, for tests where the store does not matter."""
     return make_app(SSE_PUBLISH_KEYS=[KEY, OTHER_KEY], SSE_ORIGINS=[ORIGIN, "http://[::1]:8000"])
 
 
@@ -788,7 +788,7 @@ def test_a_body_that_is_shorter_than_its_length_or_whose_length_is_none_is_400(
 
 
 class Broken(io.BytesIO):
-    """A body that breaks off, as a server's own error."""
+    """A body that breaks off with a server's own error."""
 
     fault: Exception = OSError("no more")
 

@@ -20,7 +20,7 @@ KEY = "a-publishing-key-for-these-tests"
 
 
 def claims(**changes: Any) -> dict[str, Any]:
-    """Good claims, changed; None takes one away."""
+    """Return valid claims with changes. None takes a claim away."""
     now = int(time.time())
     good = {"sub": "ann", "aud": "sse", "iat": now, "exp": now + 600, "jti": "1", "subscribe": ["a"], "publish": ["a"]}
     return {name: value for name, value in {**good, **changes}.items() if value is not None}
@@ -32,7 +32,7 @@ def part(value: object) -> str:
 
 
 def signed(payload: object, secret: str | bytes = SECRET, **header: Any) -> str:
-    """HS256, whatever the header says."""
+    """Return a token signed by HS256, whatever its header says."""
     key = secret.encode() if isinstance(secret, str) else secret
     head = f"{part({'alg': 'HS256', 'typ': 'JWT', **header})}.{part(payload)}"
     return f"{head}.{part(hmac.digest(key, head.encode(), hashlib.sha256))}"
@@ -49,12 +49,12 @@ KEYS: dict[str, Any] = {"RS256": RSA, "ES256": EC, "EdDSA": ED}
 
 
 def by_key(payload: dict[str, Any], alg: str, kid: str | None = None, key: Any = None) -> str:
-    """A token signed by one of KEYS, or by another key."""
+    """Return a token signed by one of KEYS, or by another key."""
     return jwt.encode(payload, key or KEYS[alg], alg, headers={"kid": kid or alg})
 
 
 def jwk_set(*algs: str, **changes: Any) -> str:
-    """The public keys for these algorithms, their ids the algorithms' names."""
+    """Return the public keys for these algorithms. The algorithm's name is the key's id."""
     makers: dict[str, Any] = {"RS256": RSAAlgorithm, "ES256": ECAlgorithm, "EdDSA": OKPAlgorithm}
     keys = [
         {**makers[alg].to_jwk(KEYS[alg].public_key(), as_dict=True), "kid": alg, **changes}
@@ -67,7 +67,7 @@ TICKET_SECRET = hmac.digest(SECRET.encode(), b"throughline ticket", hashlib.sha2
 
 
 def ticket(*channels: str, life: int = 60, **changes: Any) -> str:
-    """A ticket for these channels, as the service makes them."""
+    """Return a ticket for these channels, as the service makes it."""
     now = int(time.time())
     given = {"publish": None, "exp": now + life, "ends": now + 600, "subscribe": channels or ["a", "unborn"], **changes}
     return signed(claims(**given), TICKET_SECRET, typ="ticket")

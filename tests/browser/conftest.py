@@ -29,7 +29,7 @@ def chromium(tmp_path: Path) -> Iterator[webdriver.Chrome]:
 
 @pytest.fixture(scope="module")
 def tabbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    """One for all tests of a module, to open tabs in."""
+    """One Chromium for all tests of a module, which open tabs in it."""
     with Browser(tmp_path_factory.mktemp("chromium")) as browser:
         yield browser
 
@@ -42,5 +42,5 @@ def origin() -> Iterator[Origin]:
 
 @pytest.fixture
 def page_origin(origin: Origin) -> str:
-    """Where pages/ is served."""
+    """The URL at which pages/ is served."""
     return origin.url

@@ -14,7 +14,7 @@ FLAGS = (
 
 
 def start_chromium(folder: Path, *flags: str, options: webdriver.ChromeOptions | None = None) -> webdriver.Chrome:
-    """With an empty profile in `folder`, and its driver's log; to be ended by `quit`."""
+    """Start Chromium with an empty profile and its driver's log in `folder`. The caller ends it by `quit`."""
     options = options or webdriver.ChromeOptions()
     options.binary_location = "/usr/bin/chromium"
     for flag in [*FLAGS.split(), f"--user-data-dir={folder}/chromium", *flags]:

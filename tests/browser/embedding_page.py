@@ -18,14 +18,14 @@ from tests.tokens import KEY
 
 
 class Pages(Origin):
-    """An origin of pages that the tests write, each with headers of its own."""
+    """An origin of pages that the tests write, each with its own headers."""
 
     def __init__(self) -> None:
         self._written: dict[str, tuple[str, str]] = {}
         super().__init__()
 
     def write(self, html: str, policy: str = "") -> str:
-        """The address of a page with this body and this Content-Security-Policy."""
+        """Return the address of a page with this body and this Content-Security-Policy."""
         path = f"/written/{len(self._written)}"
         self._written[path] = (f'<!doctype html><meta charset="utf-8"><title>A page</title>{html}', policy)
         return self.url + path
@@ -68,7 +68,7 @@ def pages() -> Iterator[Pages]:
 
 @pytest.fixture(scope="module")
 def serve(tmp_path_factory: pytest.TempPathFactory, pages: Pages) -> Iterator[Callable[..., Gunicorn]]:
-    """Starts a service once for each app and origins."""
+    """Start a service once for each app and set of origins."""
     running: dict[tuple[str, ...], Gunicorn] = {}
 
     def serve(app: str = "wsgi:application", public: str = "*", origins: str = pages.url) -> Gunicorn:
@@ -99,14 +99,14 @@ def channel() -> str:
 
 
 class Page:
-    """What the browser shows now."""
+    """The page that the browser shows now."""
 
     def __init__(self, browser: webdriver.Chrome, pages: Pages) -> None:
         self._browser, self._pages = browser, pages
         self.requests: dict[str, str] = {}  # their ids, and the addresses of those that go on
 
     def show(self, html: str, policy: str = "", pages: Pages | None = None) -> None:
-        """A page with this body, after embed.js."""
+        """Show a page with embed.js and then this body."""
         pages = pages or self._pages
         self._browser.get(pages.write(f'<script src="/embed.js"></script>{html}', policy))
 
@@ -127,7 +127,7 @@ class Page:
         return str(self.run("return document.querySelector(arguments[0]).textContent", selector))
 
     def new_requests(self, url: str) -> list[str]:
-        """The addresses below `url` that have been asked for since this was last asked."""
+        """Return the addresses below `url` that were requested since the last call."""
         asked = []
         for entry in self._browser.get_log("performance"):
             message = json.loads(entry["message"])["message"]
@@ -150,7 +150,7 @@ def page(browser: webdriver.Chrome, pages: Pages) -> Iterator[Page]:
 
 
 def script(service: Gunicorn, channel: str = "", **attributes: str) -> str:
-    """The tag; `into="#a"` is `data-into="#a"`."""
+    """Return the script tag; `into="#a"` becomes `data-into="#a"`."""
     if channel:
         attributes["channels"] = channel
     written = "".join(f" data-{name}='{value}'" for name, value in attributes.items())

@@ -23,7 +23,7 @@ NOWHERE = "127.0.0.1:9"
 
 
 class Engine(Server):
-    """A browser that shows `urls`, each in a tab of its own where the engine has tabs."""
+    """A browser that shows `urls`, each in its own tab if the engine has tabs."""
 
     def __init__(self, directory: Path, *urls: str, arguments: Sequence[str] = ()) -> None:
         super().__init__(directory)
@@ -31,14 +31,14 @@ class Engine(Server):
         self.profile = self.dir / "profile"
 
     def browse(self) -> Sequence[str]:
-        """The command line, but for how it is contained."""
+        """Return the command line, without the parts that contain the browser."""
         raise NotImplementedError
 
     def command(self) -> Sequence[str]:
         return ["setsid", *self.browse()]  # a session of its own: what has to go at the end is known by it
 
     def environment(self) -> dict[str, str]:
-        """Nothing of this user's: neither settings nor a desktop."""
+        """Return an environment without this user's settings and desktop."""
         home = str(self.profile)
         kept = {name: os.environ[name] for name in ("PATH", "LANG", "LC_ALL", "TZ") if name in os.environ}
         folders = {f"XDG_{kind}_HOME": f"{home}/{kind.lower()}" for kind in ("CACHE", "CONFIG", "DATA", "STATE")}
@@ -53,7 +53,7 @@ class Engine(Server):
         return super().start(timeout)
 
     def stop(self, timeout: float = 10, by: signal.Signals = signal.SIGKILL) -> None:
-        """End it with all its children; its profile is not worth waiting for."""
+        """End the browser and all its children, without waiting for it to save its profile."""
         if self.process is None:
             return
         leader = self.pid
@@ -95,7 +95,7 @@ class Chromium(Engine):
 
 
 class Firefox(Engine):
-    """Driven by its Marionette socket: that alone makes it take any certificate."""
+    """Firefox, driven by its Marionette socket, since only that makes it accept any certificate."""
 
     name = "firefox"
     PREFERENCES: ClassVar[dict[str, Any]] = {
@@ -172,7 +172,7 @@ class Firefox(Engine):
         super().stop(timeout, by)
 
     def ask(self, command: str, **parameters: Any) -> Any:
-        """The result of a Marionette command."""
+        """Return the result of a Marionette command."""
         assert self._socket is not None, "firefox is not running"
         self._commands += 1
         message = json.dumps([0, self._commands, command, parameters]).encode()

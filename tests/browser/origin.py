@@ -18,7 +18,7 @@ PAGES = Path(__file__).parent / "pages"
 
 
 class Report:
-    """What one page has said: its newest state, and its logs, which it tells bit by bit."""
+    """The reports of one page: its newest state, and its logs, which arrive in parts."""
 
     def __init__(self) -> None:
         self.state: dict[str, Any] = {}
@@ -34,7 +34,7 @@ class Report:
 
 
 class Origin:
-    """Pages on a port of their own: a browser's six connections to a host are for the host under test."""
+    """Pages on their own port, because a browser has only six connections to the host under test."""
 
     def __init__(self) -> None:
         self.reports: dict[str, Report] = {}
@@ -42,16 +42,16 @@ class Origin:
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
     def page(self, path: str, name: str, **parameters: Any) -> str:
-        """The address of a page that reports as `name`."""
+        """Return the address of a page that reports as `name`."""
         self.reports[name] = Report()
         return self.url + target(f"/{path}", {"name": name, **parameters})
 
     def command(self, name: str, command: str, argument: Any = None) -> None:
-        """Have the page do it when it next reports."""
+        """Send the page a command with the answer to its next report."""
         self.reports[name].commands.append([command, argument])
 
     def wait_for_report(self, name: str, timeout: float = 30) -> Report:
-        """A report that is made from now on."""
+        """Wait for a report that the page makes from now on, and return it."""
         report = self.reports[name]
         seen = report.count
         wait_until(lambda: report.count > seen, timeout, what=f"{name} reports")

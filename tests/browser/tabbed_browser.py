@@ -23,7 +23,7 @@ from tests.servers import Gunicorn, RedisServer, free_port, wait_until
 
 
 class Site:
-    """A worker on a Redis, both real, and a publisher of its own; pages on its own origin, and on another.
+    """A worker on a Redis, both real, with its own publisher, and with pages on its own and on another origin.
 
     The names localhost and 127.0.0.1 are two origins, and two hosts with six connections each, on one port.
     """
@@ -68,7 +68,7 @@ class Site:
 
 
 class Tab:
-    """One tab, in a window of its own or beside others. Each question to its page brings it into sight."""
+    """One tab, in its own window or beside others. Each question to its page brings the tab into view."""
 
     def __init__(self, driver: webdriver.Chrome, address: str, kind: str = "tab") -> None:
         self._driver = driver
@@ -87,7 +87,7 @@ class Tab:
         return self
 
     def get(self, member: str, name: str = "feed") -> Any:
-        """A member of the feed, such as `state`."""
+        """Return a member of the feed, such as `state`."""
         return self.run("return feeds[arguments[0]][arguments[1]]", name, member)
 
     def log(self, kind: str = "events", name: str = "feed") -> list[Any]:
@@ -100,7 +100,7 @@ class Tab:
         return int(self.run("return events[arguments[0]].length", name))
 
     def wait(self, state: str = "live", name: str = "feed", timeout: float = 10, **members: Any) -> Self:
-        """Until the feed is in this state, and `tabs`, `shared`, … are as given."""
+        """Wait until the feed is in this state, and `tabs`, `shared` and others are as given."""
         wanted = {"state": state, **members}
 
         def there() -> bool:
@@ -117,7 +117,7 @@ class Tab:
         return bool(self.run("return leads()"))
 
     def renderer(self, browser: int) -> int:
-        """The pid of its renderer: the one that burns when this page burns."""
+        """Return the pid of the tab's renderer: the process that uses CPU when this page computes."""
         before = cpu_times(browser)
         for _ in range(20):
             self.run("burn(200)")
@@ -136,7 +136,7 @@ class Tab:
 
     @contextlib.contextmanager
     def alert(self) -> Iterator[None]:
-        """While this lasts, an alert is open: the page stands still."""
+        """Show an alert during the block. An alert blocks the page."""
         self.run("setTimeout(() => alert('wait'), 0)")
         yield
         self._driver.switch_to.window(self.handle)
@@ -144,7 +144,7 @@ class Tab:
 
     @contextlib.contextmanager
     def task(self, seconds: float = 6) -> Iterator[None]:
-        """While this lasts, a task of the page computes."""
+        """Have the page compute during the block."""
         ends = time.monotonic() + seconds
         self.run("setTimeout(burn, 0, arguments[0])", 1000 * seconds)
         yield
@@ -157,7 +157,7 @@ class Tab:
 
 
 class Browser:
-    """Chromium with an empty profile, a renderer for each tab; the tab that was asked last is in sight."""
+    """Chromium with an empty profile and a renderer for each tab. The tab that was asked last is in view."""
 
     def __init__(self, directory: Path) -> None:
         self.driver = start_chromium(directory, "--renderer-process-limit=50")
@@ -177,7 +177,7 @@ class Browser:
         return Tab(self.driver, origin + page, kind)
 
     def windows(self, count: int, origin: str) -> list[Tab]:
-        """Tabs that are all in sight."""
+        """Open tabs in windows of their own, so that all are in view, and return them."""
         return [self.open(origin, kind="window") for _ in range(count)]
 
     def tabs(self, count: int, origin: str) -> list[Tab]:
@@ -195,16 +195,16 @@ class Browser:
         self.look_away()
 
     def kill(self, tab: Tab) -> None:
-        """SIGKILL to its renderer; nothing more may be asked of it."""
+        """Kill the tab's renderer. The tab cannot be asked anything after that."""
         os.kill(tab.renderer(self.pid), signal.SIGKILL)
         self.look_away()
 
     def look_away(self) -> None:
-        """The empty tab in sight."""
+        """Bring the empty tab into view."""
         self.driver.switch_to.window(self._first)
 
     def stop(self, *pids: int) -> None:
-        """SIGSTOP, until `resume`."""
+        """Stop these processes by SIGSTOP, until `resume`."""
         for pid in pids:
             os.kill(pid, signal.SIGSTOP)
             self._stopped.add(pid)
@@ -217,7 +217,7 @@ class Browser:
 
 
 def descendants(ancestor: int) -> list[int]:
-    """It and all processes below it, whichever of their threads began them."""
+    """Return the process and all processes below it, also those that other threads than the first began."""
     parents = {}
     for pid in (int(name) for name in os.listdir("/proc") if name.isdigit()):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
@@ -229,7 +229,7 @@ def descendants(ancestor: int) -> list[int]:
 
 
 def cpu_times(browser: int) -> dict[int, float]:
-    """Seconds of CPU that each renderer has used."""
+    """Return the seconds of CPU that each renderer has used."""
     times = {}
     for pid in descendants(browser):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
@@ -245,6 +245,6 @@ def answer(status: int, *headers: str, body: str = "") -> bytes:
 
 
 def largest_gap(log: list[Any], since: float) -> float:
-    """Seconds without an event, at the most, from that moment to the newest event."""
+    """Return the longest time without an event, in seconds, from that moment to the newest event."""
     times = [since, *(at / 1000 for at, *_ in log if at / 1000 >= since)]
     return max(after - before for before, after in itertools.pairwise(times))

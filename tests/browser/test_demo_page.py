@@ -35,7 +35,7 @@ def text(page: webdriver.Chrome, name: str) -> str:
 
 
 def way(page: webdriver.Chrome) -> str:
-    """The transport that the page shows as the one at work."""
+    """Return the transport that the page shows as active."""
     return page.execute_script("return document.querySelector('.ways [aria-current]')?.dataset.transport ?? ''")
 
 
@@ -45,7 +45,7 @@ def open_page(page: webdriver.Chrome, site: Gunicorn) -> None:
 
 
 def press(page: webdriver.Chrome, button: str, begins: str) -> None:
-    """Press it; what the page says in the end begins so, and of nothing missed."""
+    """Press the button, and wait until the page's message begins with `begins` and reports no missed message."""
     page.find_element(By.ID, button).click()
     outcome = f"{button}-outcome"
     wait_until(lambda: "missed" in text(page, outcome), 30, what=f"the page has said what {button} did")
@@ -128,7 +128,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gunicorn]:
 
 @pytest.fixture(scope="module")
 def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
-    """A browser that writes down what its pages have a screen reader say."""
+    """A browser that records the text that its pages give to a screen reader."""
     driver = start_chromium(tmp_path_factory.mktemp("reader"), "--hide-scrollbars")
     try:
         driver.set_script_timeout(60)  # axe looks at much
@@ -140,7 +140,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrom
 
 @pytest.fixture
 def page(reader: webdriver.Chrome, demo: Gunicorn) -> webdriver.Chrome:
-    """The page as it comes to a browser that has never seen it, with one message on it."""
+    """The page in a browser that has never seen it, with one message."""
     everything = {"origin": demo.url, "storageTypes": "all"}
     reader.get("about:blank")
     reader.execute_cdp_cmd("Storage.clearDataForOrigin", everything)
@@ -170,7 +170,7 @@ def heard(page: webdriver.Chrome) -> list[str]:
 
 
 def faults(page: webdriver.Chrome) -> list[Any]:
-    """What axe finds, what it cannot see (the canvases, and texts that it leaves open), and what is cut off."""
+    """Return the faults that axe finds, those that it cannot see (canvases), and texts that are cut off."""
     if not page.execute_script("return 'axe' in window"):
         page.execute_script(AXE)
     found = page.execute_async_script(
@@ -241,7 +241,7 @@ def test_shapes_tell_states_and_transports_apart(page: webdriver.Chrome, mode: s
 
 
 def mask(page: webdriver.Chrome, place: Any) -> str:
-    """The pixels there that stand out 3:1 from the first."""
+    """Return the pixels there whose contrast with the first pixel is at least 3:1."""
     if not isinstance(place, dict):
         place = place.rect
     clip = {**place, "scale": 1}
@@ -406,7 +406,7 @@ def test_nothing_moves_where_less_motion_is_preferred(page: webdriver.Chrome, wa
 
 
 class Old(PhantomJS):
-    """It tells what an old browser makes of a page, and takes a picture of it."""
+    """An old browser, which reports how it shows a page, and takes a picture of it."""
 
     HOST = """\
 var page = require("webpage").create(), url = require("system").args[1];

@@ -309,7 +309,7 @@ def test_the_printed_tag_holds_the_script_to_its_hash(
 
 
 def follow_both(page: Page, service: Gunicorn, url: str) -> None:
-    """The same page script over the browser's EventSource and over the embed script's."""
+    """Run the same page script with the browser's EventSource and with the embed script's."""
     page.show(f'{script(service)}<script src="/embed_source.js" defer></script>')
     page.wait("typeof follow === 'function' && typeof SSE === 'function'")
     page.run(

@@ -50,7 +50,7 @@ ENGINES: dict[str, type[Engine]] = {
 
 @dataclass(frozen=True)
 class Way:
-    """A way to the service: what stands before it, and whether a stream comes through that."""
+    """A way to the service: the proxy in between, and whether a stream gets through it."""
 
     proxy: Callable[[Path, int], Nginx | ProxyServer] | None
     streams: bool
@@ -90,7 +90,7 @@ PAIRS = ALL if os.environ.get("BROWSERS") == "all" else SAMPLE
 
 @dataclass
 class Run:
-    """What was published, and what each page has told of it."""
+    """The published events, and the reports of each page."""
 
     published: list[list[str]] = field(default_factory=list)
     reports: dict[str, Report] = field(default_factory=dict)
@@ -112,7 +112,7 @@ class Run:
         return self.log(engine, way, "events")[-1:] == self.published[-1:]
 
     def losses(self, engine: str, way: str) -> int:
-        """How often the feed had to come back."""
+        """Return how often the feed had to reconnect."""
         states = [state for _, state, *_ in self.log(engine, way, "states")]
         return sum(
             before in ("live", "polling") and after not in ("live", "polling")
@@ -134,7 +134,7 @@ class Run:
 
 @dataclass
 class Lab:
-    """The service, the ways to it, and the pages that take them."""
+    """The service, the proxies before it, and the pages that use them."""
 
     gunicorn: Gunicorn
     origin: Origin
@@ -162,7 +162,7 @@ class Lab:
         self.publish(type, data, text)
 
     def begin(self) -> None:
-        """Have every page make its feeds, while something can be heard, and see each of them settle."""
+        """Have every page make its feeds while events are published, and wait until each feed has settled."""
         for number in range(75):
             self.publish("before", number, str(number))
             time.sleep(0.2)
@@ -173,7 +173,7 @@ class Lab:
                 break
 
     def storm(self) -> None:
-        """Publish at random times while what is between breaks, with a time of quiet in the middle."""
+        """Publish at random times while the proxies break connections, with a quiet time in the middle."""
         harm: list[Callable[[], None]] = [self.cut] * CUTS + [self.refuse, self.replace_workers, self.restart]
         self.breaker.shuffle(harm)
         half = len(harm) // 2
@@ -226,7 +226,7 @@ def at_times(began: float, moments: list[float], actions: list[Callable[[], None
 
 @contextlib.contextmanager
 def opened(directory: Path, seed: int) -> Iterator[Lab]:
-    """A lab with a page in each engine that has a pair, none of which has begun."""
+    """Yield a lab with a page in each engine that has a pair. No page has begun."""
     with contextlib.ExitStack() as stack:
         redis = stack.enter_context(RedisServer(directory / "redis"))
         origin = stack.enter_context(Origin())

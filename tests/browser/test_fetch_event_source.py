@@ -44,7 +44,7 @@ def chromium(tmp_path: Path) -> Iterator[webdriver.Chrome]:
 
 
 def bundle(folder: Path, port: int) -> None:
-    """Make a page of the program, with its package, that asks the service on this port."""
+    """Build a page of the program and its package. It asks the service on this port."""
     ((_, code),) = code_blocks(section(PAGE, "Browser: fetch-event-source"))
     (folder / "node_modules").symlink_to(ROOT / "tests" / "node_modules")
     (folder / "program.mjs").write_text(code.replace(CLIENTS_ADDRESS, f"http://127.0.0.1:{port}"))

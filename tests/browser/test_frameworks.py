@@ -55,7 +55,7 @@ def datastar_rows(name: str, rows: list[int]) -> tuple[str, str]:
 
 @dataclass
 class Recipe:
-    """The facts of a section that a test needs beyond its code blocks."""
+    """The facts about a section that a test needs beyond its code blocks."""
 
     section: str
     packages: dict[str, str] = field(default_factory=dict)
@@ -197,7 +197,7 @@ class Site(Origin):
         self._html = '<!doctype html><meta charset="utf-8"><title>A page</title>' + WATCH + "".join(parts)
 
     def answer(self, path: str) -> tuple[str, str] | None:
-        """The media type and text of what is at this path."""
+        """Return the media type and text of the answer at this path."""
         if path == "/":
             items = html_rows(self._name, self.rows)[1] if self._recipe.renders else ""
             return "text/html", self._html.replace(f'<ul id="{self._name}">', f'<ul id="{self._name}">{items}')
@@ -230,13 +230,13 @@ class Site(Origin):
 
 
 def package(file: str) -> str:
-    """A package's file for browsers; Datastar's consists of modules, which are put together."""
+    """Return a package's file for browsers. Datastar's modules are put together."""
     path = MODULES / file
     return esbuild(path, "--format=esm") if "datastar" in file else path.read_text()
 
 
 def bundle(folder: Path, hook: str, component: str, mount: str) -> str:
-    """The page's code in one file, as a build tool would make it."""
+    """Return the page's code in one file, as a build tool makes it."""
     for name, code in {"useFeed.js": hook, "Orders.jsx": component, "main.jsx": mount}.items():
         (folder / name).write_text(code)
     # Vue is to compile templates in the browser.
@@ -274,7 +274,7 @@ def site() -> Iterator[Site]:
 
 @pytest.fixture(scope="module")
 def serve(tmp_path_factory: pytest.TempPathFactory, site: Site) -> Iterator[Callable[..., Gunicorn]]:
-    """Starts a service once for each lifetime of its streams."""
+    """Start a service once for each lifetime of its streams."""
     running: dict[int, Gunicorn] = {}
 
     def serve(lifetime: int = 900) -> Gunicorn:
@@ -298,7 +298,7 @@ _names = itertools.count()
 
 
 class Page:
-    """A recipe's page in the browser, and its service behind something that can be cut."""
+    """A recipe's page in the browser, and its service behind a proxy that can cut connections."""
 
     def __init__(
         self,

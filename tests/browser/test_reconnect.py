@@ -58,7 +58,7 @@ def stalling(site: Site) -> Iterator[StallingProxy]:
 
 
 def assert_complete(tab: Tab, numbers: Publisher, name: str = "feed", timeout: float = 5) -> None:
-    """It has each event once and in order, from the first to the last, and nothing went wrong."""
+    """Check that the tab has each event once and in order, from the first to the last, without a reset or error."""
     wait_until(lambda: tab.numbers(A, name)[-1:] == [numbers.count - 1], timeout, 0.05, what="the last event")
     assert tab.numbers(A, name) == list(range(numbers.count)), tab.log("states", name)
     assert tab.log("resets", name) == []
@@ -66,18 +66,18 @@ def assert_complete(tab: Tab, numbers: Publisher, name: str = "feed", timeout: f
 
 
 def states(tab: Tab, name: str = "feed") -> list[str]:
-    """The states one after the other, without repetition."""
+    """Return the states one after the other, without repetitions."""
     return [state for state, _ in itertools.groupby(state for _, state, *_ in tab.log("states", name))]
 
 
 def moments(tab: Tab, state: str, name: str = "feed") -> list[tuple[float, str]]:
-    """When it came into this state, and for what reason."""
+    """Return the times at which the feed came into this state, and the reasons."""
     log = tab.log("states", name)
     return [(at / 1000, reason) for at, told, reason, *_ in log if told == state]
 
 
 def cut(front: AnsweringProxy, tab: Tab, name: str = "feed") -> float:
-    """Cut all that goes through the front; when that was."""
+    """Cut all connections through the proxy, and return the time."""
     moment = time.time()
     front.cut()
     wait_until(lambda: moments(tab, "waiting", name)[-1:] > [(moment - 0.1, "")], what="the cut is noticed")
@@ -327,7 +327,7 @@ def test_an_answer_that_is_not_the_services_is_waited_out(
 
 
 class Timekeeper(AnsweringProxy):
-    """Cuts each stream at the same age."""
+    """A proxy that cuts each stream at the same age."""
 
     age = 1.0
 
@@ -507,7 +507,7 @@ def parameters(target: str) -> dict[str, str]:
 
 
 def timeouts(front: AnsweringProxy, moment: float) -> list[str]:
-    """How many seconds each poll since then was to last."""
+    """Return the timeout, in seconds, of each poll since then."""
     return [parameters(target)["timeout"] for at, target in front.requests if at >= moment and "/poll" in target]
 
 
@@ -602,7 +602,7 @@ def test_a_follower_that_is_closed_amid_several_events_asks_for_nothing_more(
 
 
 def sizes(front: AnsweringProxy) -> list[int]:
-    """The bounds of all polls."""
+    """Return the size limits of all polls."""
     return [int(parameters(target)["max_bytes"]) for _, target in front.requests if "/poll" in target]
 
 

@@ -34,7 +34,7 @@ ROUNDS = 20
 
 
 class Lab:
-    """A page in each engine, and fronts of its own between each and the service."""
+    """A page in each engine, with its own proxies between it and the service."""
 
     def __init__(self, site: Site, origin: Origin) -> None:
         self.site, self.origin = site, origin
@@ -86,7 +86,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 
 @pytest.fixture
 def fronts(lab: Lab) -> Iterator[dict[tuple[str, str], AnsweringProxy]]:
-    """New ones for each engine, of which it has learnt nothing: to streams, and to polls, since they refuse streams."""
+    """New proxies for each engine, of which it knows nothing yet. Those for polls refuse streams."""
     with contextlib.ExitStack() as stack:
         lab.fronts = {
             key: stack.enter_context(AnsweringProxy(lab.site.port)) for key in itertools.product(ENGINES, TRANSPORTS)

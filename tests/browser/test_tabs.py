@@ -41,7 +41,7 @@ def browser(tabbed: Browser, site: Site) -> Iterator[Browser]:
 
 
 def sharing(tabs: list[Tab], *channels: str, **options: object) -> list[Tab]:
-    """All of them live on one connection."""
+    """Wait until all tabs are live on one connection, and return them."""
     for tab in tabs:
         tab.start(*channels, **options)
     for tab in tabs:
@@ -50,13 +50,13 @@ def sharing(tabs: list[Tab], *channels: str, **options: object) -> list[Tab]:
 
 
 def leader_of(tabs: list[Tab]) -> Tab:
-    """The one that leads, as soon as there is one."""
+    """Return the tab that leads, as soon as there is one."""
     [leader] = wait_until(lambda: [tab for tab in tabs if tab.leads()], what="a leader")
     return leader
 
 
 def newest(tab: Tab) -> float:
-    """When its newest event came."""
+    """Return the time at which the tab's newest event came."""
     return float(tab.log()[-1][0]) / 1000
 
 
@@ -65,7 +65,7 @@ def without(tabs: list[Tab], *gone: Tab) -> list[Tab]:
 
 
 def assert_complete(tab: Tab, numbers: Publisher, since: int, channel: str = A, timeout: float = 5) -> None:
-    """It has each event once and in order, from `since` at the latest to the last, and nothing went wrong."""
+    """Check that the tab has each event once and in order, from `since` or earlier to the last, without error."""
     wait_until(lambda: tab.numbers(channel)[-1:] == [numbers.count - 1], timeout, 0.05, what="the last event")
     got = tab.numbers(channel)
     assert got == list(range(got[0], numbers.count)), f"{got}\n{tab.log('states')}"

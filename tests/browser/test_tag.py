@@ -363,7 +363,7 @@ def test_the_elements_are_looked_up_for_each_event(page: Page, service: Gunicorn
 
 
 class SlowPages(Origin):
-    """An origin whose page `/slow` comes in parts: each when the test lets it go."""
+    """An origin whose page `/slow` is sent in parts, each when the test allows it."""
 
     def __init__(self, parts: list[str]) -> None:
         self._parts = parts
@@ -488,7 +488,7 @@ OTHER = "function SSE(url) { this.url = url; } SSE.version = 7;"  # as npm's sse
 
 
 def load(page: Page, service: Gunicorn, channel: str = "") -> None:
-    """Run the script in the page once more, from a tag that is added to it."""
+    """Run the script in the page once more, by a tag that is added."""
     page.run(
         """
         var tag = document.createElement("script");

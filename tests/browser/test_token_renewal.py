@@ -25,7 +25,7 @@ MINE = "user/ann"
 
 
 class TicketHouse(Site):
-    """One with a login, whose tickets let streams live for so many seconds."""
+    """A site with a login, whose tickets let streams live for so many seconds."""
 
     def __init__(self, directory: Path, redis: RedisServer, lifetime: int) -> None:
         super().__init__(directory, redis, SSE_SECRET=SECRET, SSE_PUBLIC="", SSE_RETRY=200, TICKET_LIFETIME=lifetime)
@@ -79,7 +79,7 @@ def assert_complete(tab: Tab, count: int, name: str = "feed") -> None:
 
 
 def wait_for(tab: Tab, state: str, reason: str, name: str = "feed") -> None:
-    """Until it has been in this state, however shortly."""
+    """Wait until the tab has been in this state, however shortly."""
     told = [state, reason]
     wait_until(lambda: told in [log[1:3] for log in tab.log("states", name)], 15, 0.05, what=f"{told}")
 

@@ -23,7 +23,7 @@ from tests.tokens import KEY
 
 @contextlib.contextmanager
 def forgetful_chromium(directory: Path, *urls: str) -> Iterator[None]:
-    """Chromium that lets pages store nothing, and so has no locks either."""
+    """Start Chromium without storage for pages, and so without locks."""
     options = webdriver.ChromeOptions()
     options.add_experimental_option("prefs", {"profile.default_content_setting_values.cookies": 2})
     driver = start_chromium(directory, options=options)
@@ -37,7 +37,7 @@ def forgetful_chromium(directory: Path, *urls: str) -> Iterator[None]:
 
 
 class ForgetfulFirefox(Firefox):
-    """Firefox that lets pages store nothing, and so has no locks either."""
+    """Firefox without storage for pages, and so without locks."""
 
     PREFERENCES = Firefox.PREFERENCES | {"network.cookie.cookieBehavior": 2}
 
@@ -51,19 +51,19 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gunicorn]:
 
 @pytest.fixture
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A short name: Chromium's socket in it has room for 108 characters."""
+    """A directory with a short name: the path of Chromium's socket in it may have 108 characters."""
     return tmp_path_factory.mktemp("browser")
 
 
 def page(origin: Origin, service: Gunicorn, name: str, count: int, sandbox: str = "") -> str:
-    """The address of a page with so many frames, which begin with the newest event: 0."""
+    """Return the address of a page with so many frames, which all begin with event 0."""
     publish(service, "frames", 0)
     script, url = f"{origin.url}/sse.js", f"{service.url}/sse"
     return origin.page("frames.html", name, count=count, sandbox=sandbox, script=script, url=url)
 
 
 def assert_each_is_served(origin: Origin, service: Gunicorn, frames: list[tuple[Report, str]]) -> None:
-    """Each frame gets two events by short polls, while its page asks the same host for something else."""
+    """Check that each frame gets two events by short polls, while its page makes other requests to the host."""
 
     def all_have(*events: int) -> bool:
         return all(report.logs.get(f"{number} events") == list(events) for report, number in frames)

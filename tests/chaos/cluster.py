@@ -40,12 +40,12 @@ class CrashingRedis(RedisServer):
         self._older = self.dir / f"older-{self.port}"
 
     def remember(self) -> None:
-        """The moment to which `rewind` goes back."""
+        """Save the state to which `rewind` goes back."""
         shutil.rmtree(self._older, ignore_errors=True)
         shutil.copytree(self._file, self._older)
 
     def rewind(self, down: float = 0) -> None:
-        """A kill -9, and a start with all writes since `remember` lost."""
+        """Kill Redis and start it again, with all writes since `remember` lost."""
         self.kill()
         shutil.rmtree(self._file)
         shutil.copytree(self._older, self._file)
@@ -60,7 +60,7 @@ class CrashingRedis(RedisServer):
         return f"sse:{{{channel}}}"
 
     def ring(self, channel: str) -> list[tuple[Position, str]]:
-        """A channel's events as they stand in Redis."""
+        """Return the events of a channel that are in Redis."""
         with contextlib.closing(self.client()) as connection:
             entries: list[Any] = connection.xrange(self.key(channel))  # type: ignore[assignment]
         return [(_position(id), json.loads(fields["d"])["data"]) for id, fields in entries if fields["d"]]
@@ -78,7 +78,7 @@ def _position(text: str) -> Position:
 
 
 class Ack(NamedTuple):
-    """An event that its publisher was told is stored, and the epoch in which that began and ended."""
+    """An event that its publisher knows to be stored, and the epochs in which that publish began and ended."""
 
     channel: str
     position: Position
@@ -157,7 +157,7 @@ class Ledger:
 
 
 class Run:
-    """What a client was given of a channel without a reset."""
+    """The events of one channel that a client received without a reset in between."""
 
     def __init__(self, start: Position) -> None:
         self.start = self.place = start
@@ -166,7 +166,7 @@ class Run:
 
 
 class Client(threading.Thread):
-    """A browser: it keeps the last event id that it was told, and nothing else, over all its connections.
+    """A browser. Over all its connections it keeps nothing but the last event id.
 
     With a `rng` it is restless: it goes from worker to worker and from stream to poll, is cut within a block, loses
     answers, and reads slowly.
@@ -197,11 +197,11 @@ class Client(threading.Thread):
         return self.runs[channel].place if channel in self.runs else None
 
     def data(self, channel: str) -> list[str]:
-        """The data of the events since the last reset."""
+        """Return the data of the events since the last reset."""
         return [data for _, data in self.runs[channel].events] if channel in self.runs else []
 
     def settle(self) -> None:
-        """From here on, only ask what brings a client up to date."""
+        """From now on, make only those requests that bring the client up to date."""
         self._calm = True
 
     def end(self) -> None:
@@ -325,7 +325,7 @@ class Cluster:
     def client(
         self, *channels: str, worker: int | None = 0, rng: random.Random | None = None, **options: Any
     ) -> Client:
-        """A client that is listening; without a worker, one that goes from one to the other."""
+        """Start a client of one worker, or of both in turn if no worker is given."""
         services = self.services if worker is None else [self.services[worker]]
         client = Client(self.ledger, [service.hub for service in services], channels, rng=rng, **options)
         client.start()
@@ -339,14 +339,14 @@ class Cluster:
         return Publication(channel, Event(data), f"test:{number}" if key else None)
 
     def publish(self, channel: str, count: int = 1, *, worker: int = 0, size: int = 20) -> list[str]:
-        """Events one by one, each repeated until it is stored; their data."""
+        """Publish events one by one, repeat each until it is stored, and return their data."""
         publications = [self.event(channel, size) for _ in range(count)]
         for publication in publications:
             assert self.ledger.publish(self.services[worker].store, [publication]) == 1
         return [publication.event.data for publication in publications]
 
     def behind(self) -> list[str]:
-        """Which clients do not stand at the newest entry of a channel."""
+        """Return the clients that are not at the newest entry of a channel."""
         return [
             f"{client.name} stands at {client.place(channel)} in {channel}, the newest is {top}"
             for channel in sorted({channel for client in self.clients for channel in client.channels})
@@ -356,7 +356,7 @@ class Cluster:
         ]
 
     def settle(self, timeout: float = 12) -> None:
-        """Wait until every client has all, and judge what each was given on the way."""
+        """Wait until every client has all events, and check all that each received on the way."""
         deadline = time.monotonic() + timeout
         while (behind := self.behind()) and not self.ledger.faults and time.monotonic() < deadline:
             time.sleep(0.05)

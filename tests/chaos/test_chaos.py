@@ -61,7 +61,7 @@ def fill_memory(cluster: Cluster, rng: random.Random) -> None:
 
 
 def mistake_key(cluster: Cluster, rng: random.Random) -> None:
-    """A ring's key has a wrong type for a while; then the ring is put back."""
+    """Give a ring's key a wrong type for a while, then put the ring back."""
     key = cluster.redis.key(rng.choice(CHANNELS))
     swap = "if redis.call('EXISTS', KEYS[1]) == 1 then redis.call('RENAME', KEYS[1], KEYS[2]) {} end"
     cluster.redis.ask("EVAL", swap.format("redis.call('SET', KEYS[1], 'mistaken')"), 2, key, f"{key}:aside")
@@ -70,14 +70,14 @@ def mistake_key(cluster: Cluster, rng: random.Random) -> None:
 
 
 def mute(cluster: Cluster, rng: random.Random) -> None:
-    """Events are stored but not announced."""
+    """Store events without announcing them."""
     cluster.redis.ask("ACL", "SETUSER", "default", "-publish")
     time.sleep(rng.uniform(0.1, 0.4))
     cluster.redis.ask("ACL", "SETUSER", "default", "+publish")
 
 
 def restore_key(cluster: Cluster, rng: random.Random) -> None:
-    """An older state of one ring is put back under open subscriptions."""
+    """Put back an older state of one ring while there are subscribers."""
     key = cluster.redis.key(rng.choice(CHANNELS))
     with contextlib.closing(cluster.redis.client(decode_responses=False)) as redis:
         backup = redis.dump(key)

@@ -51,7 +51,7 @@ def assert_untroubled(audience: list[Client]) -> None:
 
 
 def assert_connected(audience: list[Client]) -> None:
-    """Every stream is still the first one."""
+    """Check that no stream has reconnected."""
     assert [client.connections for client in streams(audience)] == [1] * len(streams(audience))
 
 
@@ -139,7 +139,7 @@ def test_events_stored_while_a_hub_hears_nothing_are_found_without_another_event
 def test_an_event_that_was_not_announced_is_found(
     cluster: Cluster, audience: list[Client], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nothing tells of it, so the hubs have to look."""
+    """No announcement comes, so the hubs have to look at the store."""
     cluster.redis.ask("ACL", "SETUSER", "default", "-publish")
     cluster.publish("a", 3)
     assert "could not announce" in caplog.text
@@ -173,7 +173,7 @@ def test_lost_writes_are_told_to_those_who_had_seen_them(cluster: Cluster, audie
 
 
 def returns(cluster: Cluster, last_event_id: str) -> Client:
-    """A client that comes back to the first worker with what it was told last."""
+    """Return a client that comes back to the first worker with the last event id that it holds."""
     client = Client(cluster.ledger, [cluster.services[0].hub], ["a", "b"])
     client.last_event_id = last_event_id
     client.start()
@@ -295,7 +295,7 @@ def test_out_of_memory_stops_publishing_and_nothing_else(cluster: Cluster, audie
 
 
 def test_a_batch_keeps_its_order_when_redis_has_lost_its_scripts(cluster: Cluster) -> None:
-    """As after a restart, with another worker that brings the script back while the batch is under way."""
+    """Redis loses its scripts by a restart, and another worker loads them during the batch."""
     with Publisher(lambda _: cluster.publish("b", worker=1), pause=0):
         for _ in range(40):
             cluster.redis.ask("SCRIPT", "FLUSH")
@@ -304,7 +304,7 @@ def test_a_batch_keeps_its_order_when_redis_has_lost_its_scripts(cluster: Cluste
 
 
 def test_a_batch_keeps_its_order_when_redis_refuses_a_part_of_it(cluster: Cluster) -> None:
-    """As when memory runs out and is freed again while the batch is under way."""
+    """Redis has no memory left during the batch, and then has some again."""
     over = threading.Event()
 
     def squeeze() -> None:
@@ -477,7 +477,7 @@ def last_event_id(stream: wire.Stream) -> str:
 
 
 def first_blocks(url: str) -> tuple[float, list[wire.Event]]:
-    """All that a new stream on a channel that no worker knows is told, and after how long."""
+    """Return the first blocks of a new stream on a channel that no worker knows, and how long they took."""
     began = time.monotonic()
     with wire.Stream(url, {"channel": "never-heard-of"}) as stream:
         assert stream.status == 200

@@ -21,7 +21,7 @@ def copy_tree(folder: Path) -> None:
 
 
 class Copy(Gunicorn):
-    """gunicorn in a copy of the tree."""
+    """gunicorn in a copy of the repository's files."""
 
     name = "copy"
 

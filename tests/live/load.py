@@ -36,7 +36,7 @@ def inspect(server: Gunicorn) -> dict[str, int]:
 
 
 class Follower:
-    """A client that keeps its last event id, hears storms, and comes back with either transport."""
+    """A client that keeps its last event id, records the numbers, and reconnects with either transport."""
 
     def __init__(self, url: str, channels: Sequence[str]) -> None:
         self.url = url
@@ -46,7 +46,7 @@ class Follower:
         self.workers: list[int] = []  # that served it
 
     def stream(self, enough: Callable[[], bool], timeout: float = 10) -> Stream:
-        """Listen until there has been enough, or the stream ends; the stream, closed."""
+        """Listen until `enough()`, or until the stream ends, and return the closed stream."""
         params = [("channel", channel) for channel in self.channels]
         with Stream(self.url, params, last_event_id=self.id) as stream:
             assert stream.status == 200
@@ -65,7 +65,7 @@ class Follower:
             return stream
 
     def poll(self, timeout: int = 5) -> int:
-        """Ask once; how many events came."""
+        """Poll once, and return how many events came."""
         answer = client.poll(self.url, self.channels, self.id or None, timeout=timeout)
         assert answer.status == 200, answer
         self.workers.append(int(answer.headers["X-Worker"]))
@@ -77,11 +77,11 @@ class Follower:
         return len(batch["events"])
 
     def is_at(self, count: int) -> bool:
-        """Whether the last of `count` events has come, on every channel."""
+        """Return whether the last of `count` events has come on every channel."""
         return all(numbers and numbers[-1] >= count - 1 for numbers in self.heard.values())
 
     def finish(self, count: int) -> None:
-        """Ask for the rest: every one of `count` events has come once, in order, on every channel."""
+        """Poll for the rest, and check that each of `count` events came once and in order on every channel."""
         assert count > 0
         for _ in range(20):
             if self.is_at(count):
@@ -92,7 +92,7 @@ class Follower:
 
 
 class Member:
-    """A stream of a crowd."""
+    """One stream of a crowd."""
 
     __slots__ = ("due", "head", "sock")
 
@@ -107,7 +107,7 @@ class Member:
 
 
 class Crowd:
-    """Many streams, read by one thread, and cut as rudely as wished."""
+    """Many streams that one thread reads, and that can be cut in several ways."""
 
     def __init__(self, url: str) -> None:
         self.members: set[Member] = set()
@@ -147,7 +147,7 @@ class Crowd:
         member.sock.close()
 
     def read(self, timeout: float) -> list[Member]:
-        """Take in what has come; those whose stream the server has ended."""
+        """Read what has come, and return the members whose stream the server has ended."""
         ended = []
         for key, _ in self._selector.select(timeout):
             member = key.data

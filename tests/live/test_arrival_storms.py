@@ -23,14 +23,14 @@ MANY = 2_500  # over gunicorn's own default for the queue of a listener
 
 @pytest.fixture(params=[1, 2], ids=["one worker", "two workers"])
 def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Gunicorn]:
-    """Over a unix socket: where its queue is full, a client is refused at once, where TCP tries again."""
+    """A server on a Unix socket. There, a client is refused at once if the queue is full, while TCP tries again."""
     env = {name: value for name, value in ENV.items() if name != "SSE_HEARTBEAT"}
     with Gunicorn(tmp_path, "tests.live.apps.busy_view:app", env, request.param, f"unix:{tmp_path}/sock") as server:
         yield server
 
 
 def queue(server: Gunicorn, count: int, stack: ExitStack) -> list[socket.socket]:
-    """Clients that have sent a request, and wait in the queue of a server that does nothing."""
+    """Return clients that have sent a request, and wait in the queue of a server that is stopped."""
     sockets = []
     for _ in range(count):
         sock = stack.enter_context(socket.socket(socket.AF_UNIX))

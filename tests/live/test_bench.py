@@ -151,7 +151,7 @@ def application(environ, start_response):
 
 
 def checkout(tmp_path: Path) -> Path:
-    """Return the folder of a copy of what serves."""
+    """Return the folder of a copy of the code that serves."""
     other = tmp_path / "other"
     other.mkdir()
     for name in ("sse", "static", "demo"):

@@ -53,7 +53,7 @@ def chunked(*parts: bytes) -> bytes:
 
 
 def send_half_closed(url: str, data: bytes) -> bytes:
-    """Send it, then end the sending side: whatever is answered can still be read."""
+    """Send the data, and end the sending side. The answer can still be read."""
     with socket.create_connection(address(url), timeout=20) as sock:
         sock.sendall(data)
         sock.shutdown(socket.SHUT_WR)
@@ -80,7 +80,7 @@ TEXT = {"Content-Type": "text/plain"}
 
 @dataclass(frozen=True)
 class Broken:
-    """A publication whose body breaks off."""
+    """A publish request whose body breaks off."""
 
     breaks: Callable[[bytes], bytes]  # what is sent of the body
     whole: bytes = LINE  # CHANNEL stands for the channel
@@ -191,7 +191,7 @@ def test_a_length_that_is_none_stores_nothing(server: Gunicorn) -> None:
 
 
 def test_a_reset_within_the_body_is_no_fault_of_the_service(tmp_path: Path) -> None:
-    """Nothing of it stands in the log as an error."""
+    """The log has no error for it."""
     with Gunicorn(tmp_path, APP, ENV) as server:
         for _ in range(5):
             send_and_vanish(server.url, head("/sse/publish/a", {**TEXT, "Content-Length": "97"}) + LINE[:16])

@@ -74,7 +74,7 @@ def port_of(server: Gunicorn) -> int:
 
 
 class Running:
-    """A program of the page that runs behind a proxy of its own; `heard` is what it has printed."""
+    """A program of the page that runs behind its own proxy. `heard` is what it has printed."""
 
     def __init__(self, directory: Path, name: str, upstream: int) -> None:
         program = PROGRAMS[name]
@@ -150,7 +150,7 @@ Story = list[str]
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[str, Running], Story]]:
-    """All programs side by side, through a lifetime's end, a cut within an event, errors, and two gaps."""
+    """All programs, run side by side through the end of a lifetime, a cut within an event, errors, and two gaps."""
     directory = tmp_path_factory.mktemp("clients")
     redis = RedisServer(directory)
     env = {
@@ -175,7 +175,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[str, Ru
                 story.append(str(number))
 
         def lose() -> None:
-            """Redis loses all that it has."""
+            """Have Redis lose all data."""
             with redis.client() as connection:
                 connection.flushall()
             story.append(LOAD)
@@ -253,7 +253,7 @@ def test_a_program_that_is_refused_ends(tmp_path: Path) -> None:
 
 
 def ask(directory: Path, app: str, *, to_cut: int = 0) -> tuple[subprocess.CompletedProcess[str], EventCuttingProxy]:
-    """Run the page's view, or one that a test has made of it, and send it a message by the page's transport."""
+    """Run the page's view, or a changed one, and send it a message by the page's transport."""
     (directory / "chat.py").write_text(app)
     (directory / "node_modules").symlink_to(ROOT / "tests" / "node_modules")
     server = Gunicorn(directory, app="chat:app", env={"PYTHONPATH": str(directory)})

@@ -118,7 +118,7 @@ TABLE: dict[str, tuple[Told, Told, Told, Told]] = {
 
 
 class Case(NamedTuple):
-    """What is brought; and what is told to a reader whose cookie counts, to one whose does not, and to a publisher."""
+    """Credentials, and the answers to a reader whose cookie counts, to other readers, and to a publisher."""
 
     brought: Mapping[str, str]
     own: Told
@@ -179,12 +179,12 @@ class IssuingServer(Gunicorn):
     before: str
 
     def newest(self, channel: str) -> str | None:
-        """The position of what is newest in a channel; None where that was never founded."""
+        """Return the newest position in a channel, or None if the channel has no ring."""
         entries = cast("list[Any]", self.store.xrevrange(f"sse:{{{channel}}}", count=1))
         return entries[0][0] if entries else None
 
     def published(self, channel: str) -> int:
-        """How many events a channel ever had."""
+        """Return how many events a channel ever had."""
         return int((self.newest(channel) or "0-").partition("-")[0])
 
     def revoke(self, kind: str, value: str) -> None:
@@ -247,7 +247,7 @@ def bearer(text: str) -> dict[str, str]:
 
 
 def bring(server: IssuingServer, brought: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
-    """The query and the headers of who brings these."""
+    """Return the query and the headers that carry these credentials."""
     query: dict[str, str] = {}
     headers: dict[str, str] = {}
     for place, name in brought.items():
@@ -259,7 +259,7 @@ def bring(server: IssuingServer, brought: Mapping[str, str]) -> tuple[dict[str, 
 
 
 def reason(answer: Answer, *refused: str) -> Told:
-    """The status, and the code of a refusal, which names the channels that were asked for."""
+    """Return the status, and the code of the refusal, which names the channels of the request."""
     if answer.status in (200, 201):
         return answer.status, ""
     assert b"secret news" not in answer.body
@@ -273,7 +273,7 @@ def reason(answer: Answer, *refused: str) -> Told:
 def ask(
     server: IssuingServer, way: str, channels: Sequence[str], query: dict[str, str], headers: dict[str, str]
 ) -> Answer:
-    """Read in one of the ways; of a stream that opens, what there is at once."""
+    """Read in one of the ways. For a stream that opens, return its first blocks."""
     path, more_query, more_headers = READING[way]
     params = [("channel", channel) for channel in channels]
     params += [(name, server.before if value is BEFORE else value) for name, value in more_query.items()]
@@ -358,7 +358,7 @@ def open_stream(server: IssuingServer, text: str, channel: str = "a") -> Stream:
 
 
 def park_poll(server: IssuingServer, channel: str, headers: dict[str, str]) -> tuple[str, http.client.HTTPConnection]:
-    """A poll that waits, on a connection on which another was answered: by its worker, that is named."""
+    """Start a poll that waits, and return its worker's name and its connection."""
     connection = http.client.HTTPConnection(server.bind, timeout=10)
     path = f"/sse/poll?channel={channel}"
     connection.request("GET", f"{path}&timeout=0", headers=headers)

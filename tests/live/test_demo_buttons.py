@@ -27,7 +27,7 @@ def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Gunicorn]
 
 
 def browser(server: Gunicorn) -> dict[str, str]:
-    """The headers of a browser that has seen the page."""
+    """Return the headers of a browser that has seen the page."""
     cookie = client.request(server.url, "GET", "/").headers["Set-Cookie"].split(";")[0]
     return {"Cookie": cookie, "Origin": server.url}
 
@@ -37,7 +37,7 @@ def press(server: Gunicorn, button: str, headers: dict[str, str]) -> None:
 
 
 def stale(pid: int) -> list[str]:
-    """What stands in an epoll of this process under a number that is another file's now."""
+    """Return the numbers in this process's epolls that now belong to another file."""
     found = []
     for info in Path(f"/proc/{pid}/fdinfo").iterdir():
         for number, inode in re.findall(r"^tfd: +(\d+) .* ino:([0-9a-f]+)", info.read_text(), re.MULTILINE):
@@ -48,7 +48,7 @@ def stale(pid: int) -> list[str]:
 
 
 def cpu(pid: int) -> float:
-    """Seconds of CPU that a process has used."""
+    """Return the seconds of CPU that a process has used."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 

@@ -66,7 +66,7 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture
 def place(server: Gunicorn) -> str:
-    """Where a poll waits for what comes next."""
+    """Return the position at which a poll waits for the next event."""
     answer = client.publish(server.url, "a", "before", key=KEY)
     return str(answer.json()["ids"][0])
 
@@ -247,7 +247,7 @@ def test_after_a_poll_nobody_is_taken_for_another_by_a_header_of_the_proxy_proto
 
 
 def flood(sock: socket.socket) -> None:
-    """Send requests until the kernels have no more room for them, or the server has closed."""
+    """Send requests until the kernel's buffers are full, or the server has closed."""
     sock.settimeout(0.3)
     with contextlib.suppress(TimeoutError, ConnectionError):
         for _ in range(2000):
@@ -255,7 +255,7 @@ def flood(sock: socket.socket) -> None:
 
 
 def test_a_client_that_closes_behind_more_than_anybody_reads_is_noticed_too(server: Gunicorn, place: str) -> None:
-    """The kernels have no room left even for its end."""
+    """The kernel's buffers are full, so that even the client's end cannot reach the server."""
     with contextlib.ExitStack() as stack:
         socks = [stack.enter_context(ask(server, target)) for target in targets(place) for _ in range(3)]
         seats(server, 6)

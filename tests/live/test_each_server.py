@@ -62,7 +62,7 @@ def is_running(pid: int) -> bool:
 class TestOnEachServer:
     def test_streams_that_were_closed_leave_no_fd_and_no_thread(self, server: Gunicorn) -> None:
         def held() -> tuple[int, int]:
-            """Its fds but for those of Redis' pool, and its threads where each connection has one."""
+            """Return its descriptors, without those of Redis' pool, and its threads if each connection has one."""
             fds = server.fds()
             if "SSE_REDIS_URL" in server.env:
                 with redis.Redis.from_url(server.env["SSE_REDIS_URL"]) as store:

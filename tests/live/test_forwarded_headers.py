@@ -17,7 +17,7 @@ TOLD = ("SCRIPT_NAME", "PATH_INFO", "REMOTE_USER", "script_name", "Script_Name",
 
 @pytest.fixture(scope="module", params=["handed off", "greenlets", "unix socket", "all trusted"])
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gunicorn]:
-    """A server to which every client here is a trusted proxy."""
+    """A server that trusts every client here as a proxy."""
     directory = tmp_path_factory.mktemp("server")
     arguments: Sequence[str] = GREENLETS if request.param == "greenlets" else ()
     env = ENV | ({"FORWARDED_ALLOW_IPS": "*"} if request.param == "all trusted" else {})

@@ -101,7 +101,7 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def exchange(server: Gunicorn, *pieces: str) -> list[tuple[int, bytes]]:
-    """The status and the body of each answer to these bytes, until the server closes."""
+    """Send these bytes, and return the status and body of each answer until the server closes."""
     data = b""
     with socket.create_connection(address(server.url), 5) as sock, contextlib.suppress(ConnectionError):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

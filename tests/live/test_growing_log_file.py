@@ -34,7 +34,7 @@ LONGEST = 45.0  # seconds in which both clients have to be cut that often
 
 @dataclass
 class Heard:
-    """What a client was given, and how often it was cut."""
+    """The lines that a client received, and how often it was cut."""
 
     lines: list[str] = field(default_factory=list)
     opened: int = 0
@@ -62,7 +62,7 @@ def running(command: Sequence[str], env: Mapping[str, str] | None = None, **pipe
 
 @contextlib.contextmanager
 def beside(*works: Callable[[], None]) -> Iterator[None]:
-    """Each work in a thread of its own; the first failure is the test's."""
+    """Run each work in its own thread during the block. The first failure fails the test."""
     failures: list[BaseException] = []
 
     def guarded(work: Callable[[], None]) -> None:
@@ -102,7 +102,7 @@ def write_log(path: Path, written: list[str], done: Callable[[], bool], rng: ran
 
 @contextlib.contextmanager
 def publishing(log: Path, nginx: Nginx) -> Iterator[tuple[Any, Any]]:
-    """`tail -F LOG | flask sse publish CHANNEL --lines`, over HTTPS."""
+    """Run `tail -F LOG | flask sse publish CHANNEL --lines` over HTTPS."""
     publish = [sys.executable, "-m", "flask", "--app", "wsgi", "sse", "publish", CHANNEL, "--lines"]
     env = {"THROUGHLINE_KEY": KEY, "SSL_CERT_FILE": str(nginx.dir / CERTIFICATE)}
     with (
@@ -113,7 +113,7 @@ def publishing(log: Path, nginx: Nginx) -> Iterator[tuple[Any, Any]]:
 
 
 def read_with_curl(url: str, heard: Heard, done: Callable[[], bool], rng: random.Random) -> None:
-    """curl, killed at random; each next one goes on from what this parser had dispatched by then."""
+    """Read with curl, killed at random. Each next one goes on from what this parser had dispatched by then."""
     last_event_id = ""
     while not done():
         resume = ["-H", f"Last-Event-ID: {last_event_id}"] if last_event_id else []
@@ -136,7 +136,7 @@ def read_with_curl(url: str, heard: Heard, done: Callable[[], bool], rng: random
 
 
 def read_with_eventsource(url: str, ca: Path, heard: Heard, done: Callable[[], bool]) -> None:
-    """The npm client, left to itself: it reconnects when its connection is cut."""
+    """Read with the npm client, which reconnects by itself when its connection is cut."""
     command = ["node", "tests/clients/read.js", url]
     with running(command, {"NODE_EXTRA_CA_CERTS": str(ca)}, stdout=subprocess.PIPE) as node:
         pending = b""
@@ -150,7 +150,7 @@ def read_with_eventsource(url: str, ca: Path, heard: Heard, done: Callable[[], b
 
 
 def cut_at_random(proxy: TcpProxy, heard: Heard, done: Callable[[], bool], rng: random.Random) -> None:
-    """Cut the client's connection, each time after it has come back."""
+    """Cut the client's connection each time after it has reconnected."""
     while heard.cuts < CUTS and not done():
         opened = heard.opened
         time.sleep(rng.uniform(0.05, 1))

@@ -22,7 +22,7 @@ HOW = ["tcp", "tcp, greenlets", "unix", "unix, greenlets", "tls"]
 
 
 class Listening(Gunicorn):
-    """`at` is where the clients go; `url` tells of the same worker."""
+    """A server that clients reach at `at`. `url` leads to the same worker."""
 
     def __init__(self, directory: Path, how: str) -> None:
         super().__init__(directory, APP, ENV)

@@ -56,7 +56,7 @@ propagate=0
 
 
 def form(pid: int, level: str) -> str:
-    """A pattern for the beginning of gunicorn's lines."""
+    """Return a pattern for the beginning of gunicorn's lines."""
     return FORM.replace("PID", str(pid)).replace("LEVEL", level)
 
 

@@ -22,7 +22,7 @@ THREE_LINES = re.compile(r"^  open (\S+)\n  (curl -N .+)\n  (curl -H .+)$", re.M
 
 
 class MakeRun(Server):
-    """`make run` in a session of its own, as in a terminal; `redis_url` is what the environment says, if anything."""
+    """`make run` in its own session, as in a terminal. `redis_url` is the environment's REDIS_URL, if any."""
 
     name = "make-run"
 
@@ -43,7 +43,7 @@ class MakeRun(Server):
         return THREE_LINES.search(self.logs()) is not None
 
     def tree(self) -> dict[int, str]:
-        """It and all that came of it, in whatever sessions: the command by pid. Known while the parents live."""
+        """Return the commands, by pid, of it and all processes below it, in any session, while their parents live."""
         found: dict[int, str] = {}
         pids = [self.pid]
         while pids:
@@ -53,13 +53,13 @@ class MakeRun(Server):
         return found
 
     def interrupt(self) -> None:
-        """Ctrl-C: SIGINT to the whole process group that a terminal would have in front."""
+        """Press Ctrl-C: send SIGINT to the process group in the terminal's foreground."""
         os.killpg(self.pid, signal.SIGINT)
         assert self.process is not None
         self.process.wait(10)
 
     def stop(self, timeout: float = 10, by: signal.Signals = signal.SIGINT) -> None:
-        """Ctrl-C for what a test that failed has left, and a kill, by pid, of what does not heed it."""
+        """Press Ctrl-C for the processes that a failed test has left, and kill those that remain."""
         tree = {}
         if self.process is not None and self.process.poll() is None:
             tree = self.tree()
@@ -70,12 +70,12 @@ class MakeRun(Server):
 
 
 def alive(tree: dict[int, str]) -> dict[int, str]:
-    """Those that still run, under the command that they had."""
+    """Return the processes that still run with the same command."""
     return {pid: command for pid, command in tree.items() if command and command_of(pid) == command}
 
 
 def command_of(pid: int) -> str:
-    """Its command line; empty when it has ended."""
+    """Return the process's command line, or nothing when it has ended."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_text(errors="replace").replace("\0", " ").strip()
     except (FileNotFoundError, ProcessLookupError):

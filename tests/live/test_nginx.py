@@ -38,7 +38,7 @@ CORS = ("Access-Control-Allow-Origin", "Access-Control-Allow-Credentials")
 
 
 class Upstream(HttpServer):
-    """Answers as the query says: `status`, `flood` (a body without end), `drop` (no answer), or a stream left open."""
+    """Answers as the query says: `status`, `flood` (an endless body), `drop` (no answer), or a stream left open."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", free_port()), UpstreamHandler)
@@ -108,7 +108,7 @@ def front(request: pytest.FixtureRequest) -> Any:
 
 @pytest.fixture
 def down(front: type[Nginx], tmp_path: Path) -> Iterator[Nginx]:
-    """In front of nobody."""
+    """An nginx without an upstream server."""
     with front(tmp_path, f"127.0.0.1:{free_port()}") as nginx:
         yield nginx
 
@@ -118,7 +118,7 @@ def get(url: str, path: str, params: client.Params = (), **headers: str) -> clie
 
 
 def retry_of(answer: client.Answer) -> int:
-    """The wait that a fallback stream asks for, once all of it is known to be right."""
+    """Check a fallback stream, and return the wait that it asks for."""
     assert answer.status == 200
     assert answer.headers.get_all("Content-Type") == ["text/event-stream"]
     assert "no-store" in answer.headers["Cache-Control"]
@@ -147,7 +147,7 @@ def test_the_site_beside_others_is_the_same_as_that_of_a_machine_of_its_own() ->
 
 
 def names(text: str) -> set[str]:
-    """Return the names that hold for a whole nginx: of upstreams, formats, zones and variables."""
+    """Return the names that are global in an nginx: of upstreams, formats, zones and variables."""
     defined = r"^ *(?:upstream|log_format) (\w+)|(?:zone=|shared:)(\w+):|^ *(?:map|split_clients) \S+ \$(\w+)"
     return {name for found in re.findall(defined, text, re.MULTILINE) for name in found if name}
 
@@ -302,7 +302,7 @@ OTHERS = ("form=bar", "xform=bare", "form=bare2", "send=cut", "end=cute", "x=end
 
 
 def curl_code(nginx: Nginx, version: str, query: str) -> int:
-    """How curl ends: 52 for a connection that is closed without an answer, 92 for an HTTP/2 stream that is reset."""
+    """Return curl's exit status: 52 for a connection closed without an answer, 92 for a reset HTTP/2 stream."""
     address = f"{nginx.url}/sse/stream?{query}"
     command = ["curl", "-sk", version, "--max-time", "20", "-o", "/dev/null", address]
     return subprocess.run(command, timeout=40).returncode
@@ -579,7 +579,7 @@ def test_clients_that_close_leave_no_descriptor_behind(site: Site) -> None:
 
 
 def settled(count: Callable[[], int]) -> int:
-    """A count that has not changed for four seconds, longer than a heartbeat of these tests; 0 if it has."""
+    """Return a count that is stable for four seconds, longer than a heartbeat of these tests, or else 0."""
     first = count()
     for _ in range(40):
         threading.Event().wait(0.1)
@@ -597,7 +597,7 @@ def test_cors_on_a_stream_is_the_app_s_own_and_comes_once(site: Site) -> None:
 
 
 def assert_script(nginx: Nginx) -> None:
-    """It comes as the app gives it: gzipped once for whoever takes that, and with one header of each name."""
+    """Check that the script arrives as the app sends it: gzipped at most once, with each header once."""
     for path in ("/sse/sse.js", f"/sse/sse.{__version__}.js"):
         for accepted, variant in (("gzip", script.load().gzipped), ("identity", script.load().plain)):
             asked = {"Origin": ORIGIN, "Accept-Encoding": accepted}

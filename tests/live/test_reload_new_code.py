@@ -71,7 +71,7 @@ NEW = sorted(
 
 
 class Probed(Copy):
-    """The service, which tells what it runs."""
+    """The service, which reports the versions of the code that it runs."""
 
     name = "probed"
 
@@ -85,7 +85,7 @@ class Probed(Copy):
         return answer
 
     def renew(self) -> None:
-        """Edit all that a reload has to bring."""
+        """Edit all files that a reload has to load anew."""
         for name in EDITED:
             self.append(f"sse/{name}.py", "\nNEW = True\n")
         self.append("app.py", "\nNEW = True\n")
@@ -98,7 +98,7 @@ class Probed(Copy):
         )
 
     def written_by(self) -> tuple[str | None, str | None]:
-        """What the code that writes answers says of itself."""
+        """Return which code writes the answers, by its own report."""
         headers = client.request(self.url, "GET", "/healthz").headers
         return headers["Server"], headers["Date"]
 
@@ -235,7 +235,7 @@ def test_other_imports_neither_keep_old_code_nor_mix_it(tmp_path: Path, how: str
 
 
 def check_before_reload(folder: Path, environ: Mapping[str, str]) -> int:
-    """What comes of what the systemd unit runs before it has the master reload; `environ` is the master's."""
+    """Run the command that the systemd unit runs before a reload. `environ` is the master's."""
     unit = (ROOT / "deploy/systemd/throughline.service").read_text()
     commands = [line.partition("=")[2] for line in unit.splitlines() if line.startswith("ExecReload=")]
     check, signals = commands

@@ -36,7 +36,7 @@ def secure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gunicorn]:
 
 
 def cpu(server: Gunicorn) -> float:
-    """Seconds of CPU that the worker has taken."""
+    """Return the seconds of CPU that the worker has used."""
     (pid,) = server.worker_pids()
     tasks = Path(f"/proc/{pid}/task").iterdir()
     return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
@@ -162,7 +162,7 @@ def test_what_follows_a_chunked_body_is_bounded(server: Gunicorn) -> None:
 
 def test_a_head_has_20_seconds_from_its_first_byte_to_its_last(server: Gunicorn, secure: Gunicorn) -> None:
     def seconds(at: Gunicorn, before: str, slowly: str, most: float) -> float:
-        """For how long it stays open, after what came before it was answered."""
+        """Return how long the connection stays open after the answer to the bytes before."""
         with client.connect(at.url) as sock:
             sock.sendall(before.encode())
             if "GET" in before:

@@ -22,7 +22,7 @@ DATA = {"plain": "x" * 65_536, "wide": "\U0001f600" + "x" * 65_532, "escaped": "
 
 @pytest.fixture(scope="module", params=[f"{data}, {store}" for data in DATA for store in ("memory", "redis")])
 def worker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gunicorn]:
-    """A worker with CHANNELS that have EVENTS each; a first look at a small one has been taken."""
+    """A worker with CHANNELS that have EVENTS each. It has answered one small request."""
     data, _, store = request.param.partition(", ")
     directory = tmp_path_factory.mktemp("memory")
     environment = ENV | {"SSE_RING": str(EVENTS), "SSE_HEARTBEAT": "3", "SSE_LIMIT_PUBLISH_BYTES": ""}
@@ -42,7 +42,7 @@ def worker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def added(server: Gunicorn, ask: Callable[[], object]) -> int:
-    """How many kB more than before the worker held at the most."""
+    """Return by how many kB the worker's memory has grown at most."""
     (pid,) = server.worker_pids()
     status = Path(f"/proc/{pid}/status")
 
@@ -56,7 +56,7 @@ def added(server: Gunicorn, ask: Callable[[], object]) -> int:
 
 
 def oldest(server: Gunicorn) -> str:
-    """A last event id from which all events of all channels follow, but the first of each."""
+    """Return a last event id that is followed by all events of all channels but the first of each."""
     places = []
     for name in CHANNELS:
         answer = client.poll(server.url, [name], timeout=0, replay=EVENTS).json()

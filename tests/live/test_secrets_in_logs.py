@@ -29,7 +29,7 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def exchange(server: Gunicorn, *lines: str, body: str = "") -> bytes:
-    """What is answered to these lines of a request."""
+    """Send these lines of a request, and return the answer."""
     with socket.create_connection(address(server.url), 5) as sock, contextlib.suppress(ConnectionResetError):
         sock.sendall("\r\n".join([*lines, "Connection: close", "", body]).encode())
         sock.shutdown(socket.SHUT_WR)
@@ -41,7 +41,7 @@ def exchange(server: Gunicorn, *lines: str, body: str = "") -> bytes:
 
 
 def check(log: Path, before: int) -> str:
-    """What was logged since."""
+    """Check the lines that were logged since, and return them."""
     text = log.read_text(errors="replace")[before:]
     assert not [secret for secret in ("eyJ", SIGNATURE, KEY, SECRET) if secret in text]
     return text

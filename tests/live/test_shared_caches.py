@@ -93,7 +93,7 @@ def poll(url: str, query: dict[str, str], headers: dict[str, str] | None = None)
 
 
 def stream(url: str, query: dict[str, str], headers: dict[str, str]) -> Answer:
-    """A stream's answer as far as its first event, or its end."""
+    """Return a stream's answer up to its first event, or its end."""
     with Stream(url, query, headers=headers) as opened:
         if opened.status == 200:
             opened.take(1)
@@ -103,7 +103,7 @@ def stream(url: str, query: dict[str, str], headers: dict[str, str]) -> Answer:
 
 
 def was_kept(answer: Answer) -> bool:
-    """Whether the cache had it, or shared it: varnish names the request that it was fetched for too."""
+    """Return whether the cache had the answer, or shared it."""
     return " " in answer.headers.get("X-Varnish", "") or answer.headers.get("X-Cache", "").startswith("HIT")
 
 
@@ -114,7 +114,7 @@ def check(answer: Answer, status: int) -> None:
 
 @contextmanager
 def held(origin: Gunicorn) -> Iterator[None]:
-    """Meanwhile the origin takes connections, and answers none."""
+    """During the block, the origin accepts connections and answers none."""
     (worker,) = origin.worker_pids()
     os.kill(worker, signal.SIGSTOP)
     try:

@@ -38,7 +38,7 @@ def subscribers(server: Gunicorn, count: int) -> None:
 
 
 class Connection:
-    """Kept alive: what is asked for is sent at once, and its answers are read when they are wanted."""
+    """A kept connection. Requests are sent at once, and answers are read when the test wants them."""
 
     def __init__(self, server: Gunicorn) -> None:
         self.sock = socket.create_connection(address(server.url), 10)
@@ -81,7 +81,7 @@ def told(answer: client.Answer) -> list[str]:
 
 
 class Listener:
-    """A stream, read with many others by one thread; when its bytes came is known."""
+    """A stream that one thread reads with many others. It records when its bytes came."""
 
     def __init__(self, server: Gunicorn, query: str, *, version: str = "1.1", channels: str = "") -> None:
         self.query, self.version = query, version
@@ -95,7 +95,7 @@ class Listener:
         self.began = time.monotonic()
 
     def body(self) -> bytes:
-        """Its chunks are as HTTP has them; and where it has ended, so is its end."""
+        """Return the body, after a check of its chunks, and of its end if it has ended."""
         head, _, rest = self.raw.partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/%b 200 " % self.version.encode())
         assert (b"\r\nTransfer-Encoding: chunked" in head) == (self.version == "1.1")
@@ -122,7 +122,7 @@ class Listener:
 
 
 def read(listeners: list[Listener], enough: Callable[[], bool], timeout: float = 20) -> None:
-    """What comes to all of them, until there is enough."""
+    """Read from all of them until there is enough."""
     deadline = time.monotonic() + timeout
     with selectors.DefaultSelector() as selector:
         for one in listeners:
@@ -362,7 +362,7 @@ def test_a_heartbeat_is_no_later_for_one_that_joins_a_row_that_the_store_held_up
 
 
 def churn(server: Gunicorn, rng: random.Random, count: int, at_once: int = 60) -> int:
-    """So many streams come, and go as rudely as they can; how many events they heard, each of its own channel."""
+    """Open and cut so many streams, and return how many events they received, each of its own channel."""
     channels = [f"own/{number}" for number in range(10)]
     opened = heard = 0
     with selectors.DefaultSelector() as selector, storm(server.url, channels, 0.002):
@@ -398,7 +398,7 @@ def churn(server: Gunicorn, rng: random.Random, count: int, at_once: int = 60) -
 
 
 def resident(server: Gunicorn) -> int:
-    """MiB of the worker's memory."""
+    """Return the worker's memory in MiB."""
     (pid,) = server.worker_pids()
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096 >> 20
 
@@ -478,7 +478,7 @@ def test_at_sigterm_a_request_that_came_after_a_poll_is_served_to_its_end(tmp_pa
 def park(
     server: Gunicorn, stack: contextlib.ExitStack, count: int, place: str, *lines: str, **options: Any
 ) -> list[Connection]:
-    """So many polls that wait."""
+    """Return so many polls that wait."""
     before = inspect(server)["subscribers"]
     connections = [stack.enter_context(Connection(server)) for _ in range(count)]
     for one in connections:
@@ -602,7 +602,7 @@ def test_polls_that_go_from_answer_to_answer_in_a_storm_get_each_event_once(work
 
 
 def ended(server: Gunicorn, timeout: float = 8) -> float:
-    """Have it end; how long that took."""
+    """Wait until the server's process has ended, and return how many seconds that took."""
     assert server.process
     begun = time.monotonic()
     server.process.wait(timeout)

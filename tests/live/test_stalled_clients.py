@@ -31,14 +31,14 @@ WHOLE = re.compile(rb"^id: (\S+)\n(?:data: .*\n)+\n", re.MULTILINE)
 
 
 def left_with(server: Gunicorn) -> list[int]:
-    """The bytes that the kernel keeps for each connection, until its peer takes them."""
+    """Return the bytes that the kernel holds for each connection until the client takes them."""
     here = f":{address(server.url)[1]:04X}"
     rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     return [int(row[4].partition(":")[0], 16) for row in rows if row[1].endswith(here) and row[3] == "01"]
 
 
 class Deaf:
-    """Listens, and reads first when it is told to; what came is known by its bytes alone."""
+    """A client that reads nothing until it is told to. It records only the bytes."""
 
     def __init__(self, server: Gunicorn, last_event_id: str = "") -> None:
         self.body = b""
@@ -53,7 +53,7 @@ class Deaf:
         self.sock.close()
 
     def read(self, until: bytes, timeout: float = 10) -> None:
-        """Until these bytes have come, or the end."""
+        """Read until these bytes have come, or the connection ends."""
         deadline = time.monotonic() + timeout
         searched = 0
         while self.body.find(until, searched) < 0:
@@ -68,7 +68,7 @@ class Deaf:
             self.body += data
 
     def ids(self) -> list[str]:
-        """Of the events that came as a whole."""
+        """Return the ids of the events that came complete."""
         return [id.decode() for id in WHOLE.findall(self.body)]
 
 

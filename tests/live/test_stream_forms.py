@@ -57,7 +57,7 @@ def is_quiet(server: Gunicorn) -> None:
 
 
 def read(url: str, query: Mapping[str, str], version: str = "1.1") -> tuple[bytes, bytes]:
-    """The head of a stream, and all bytes that follow until the connection ends."""
+    """Return the head of a stream, and all bytes until the connection ends."""
     with client.connect(url, 15) as sock:
         line = f"GET {target('/sse/stream', {'channel': 'a', **query})} HTTP/{version}\r\n"
         sock.sendall(f"{line}Host: localhost\r\n\r\n".encode())
@@ -71,7 +71,7 @@ def read(url: str, query: Mapping[str, str], version: str = "1.1") -> tuple[byte
 
 
 def unchunked(body: bytes) -> bytes:
-    """The chunks of a body, each of which is whole."""
+    """Return the chunks of a body, each of which is complete."""
     text = b""
     while body:
         size, _, body = body.partition(b"\r\n")
@@ -155,7 +155,7 @@ def test_gunicorn_s_plain_worker_cuts_too(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["handed off", "greenlets"])
 def test_what_is_busy_before_it_is_a_stream_is_cut_too(tmp_path: Path, kind: str) -> None:
-    """As the memory store is in several processes."""
+    """The memory store refuses streams in several processes."""
     arguments = GREENLETS if kind == "greenlets" else ()
     with Gunicorn(tmp_path, APP, ENV, workers=2, arguments=arguments) as server:
         head, body = read(server.url, {"end": "cut"})

@@ -28,7 +28,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
 def worker(
     store: RedisServer, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Iterator[Gunicorn]:
-    """One worker on Redis, which has served streams before."""
+    """One worker on Redis that has served streams before."""
     environment = ENV | {"SSE_REDIS_URL": store.url}
     with Gunicorn(tmp_path_factory.mktemp("gunicorn"), APP, environment, arguments=request.param) as server:
         with Crowd(server.url) as crowd:
@@ -41,7 +41,7 @@ def worker(
 
 @pytest.fixture(scope="module", autouse=True)
 def deaf(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Gunicorn, Stream]]:
-    """A worker that is writing to a client that does not read. The kernel gives it up after 20 s: the others' time."""
+    """A worker that writes to a client that does not read. The kernel gives that client up after 20 s."""
     with (
         Gunicorn(tmp_path_factory.mktemp("deaf"), APP, ENV) as server,
         Stream(server.url, {"channel": "deaf"}) as stream,
@@ -54,7 +54,7 @@ def deaf(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Gunicorn, S
 
 
 def idle(server: Gunicorn) -> dict[str, int]:
-    """What it holds without a subscriber; channels that had one are yet to be dropped."""
+    """Return what the worker holds without subscribers. It may not have dropped their channels yet."""
     seen = inspect(server)
     assert seen["subscribers"] == 0
     return seen | {"channels": 0}

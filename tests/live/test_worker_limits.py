@@ -190,7 +190,7 @@ def test_the_start_says_once_how_many_may_subscribe(tmp_path: Path, redis_server
 
 
 def as_gunicorn_knows(tmp_path: Path, environment: Mapping[str, str]) -> dict[str, str]:
-    """Its settings, by what it says of them itself."""
+    """Return gunicorn's settings, as gunicorn prints them."""
     server = Gunicorn(tmp_path, env=environment)
     told = subprocess.run(
         [*server.command(), "--print-config"], check=True, capture_output=True, text=True, cwd=ROOT,

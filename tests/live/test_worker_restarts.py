@@ -28,7 +28,7 @@ PAUSES = (0, 0.001, 0.02)
 
 
 class Visitor:
-    """A client in a closed loop: it connects, or keeps its connection, waits a moment, asks, and reads the answer."""
+    """A client in a loop: it connects or keeps its connection, waits a moment, asks, and reads the answer."""
 
     def __init__(self, where: str | tuple[str, int], pause: float, *, keeps: bool, body: bytes = b"") -> None:
         self.where, self.pause, self.keeps, self.body = where, pause, keeps, body
@@ -93,7 +93,7 @@ def connect(where: str | tuple[str, int]) -> socket.socket:
 
 @contextlib.contextmanager
 def visitors(*wheres: str | tuple[str, int], bodies: Sequence[bytes] = (b"",)) -> Iterator[list[Visitor]]:
-    """One for each pause, with and without keep-alive, at each address."""
+    """Return a visitor for each pause, with and without keep-alive, at each address."""
     with contextlib.ExitStack() as stack:
         yield [
             stack.enter_context(Visitor(where, pause, keeps=keeps, body=body))

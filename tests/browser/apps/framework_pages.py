@@ -21,7 +21,7 @@ def note() -> None:
 
 @application.get("/asked")
 def tell() -> dict[str, object]:
-    """What came since the last call, and how many listen now."""
+    """Return the requests since the last call, and how many subscribers there are now."""
     told = asked.copy()
     asked.clear()
     return {"asked": told, "subscribers": application.extensions["sse"].hub.subscribers}

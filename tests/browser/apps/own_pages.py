@@ -15,7 +15,7 @@ application.add_url_rule("/healthz", "healthz", healthz)
 
 @sse.authorize
 def may_read(channel: str) -> bool:
-    """Of `user/NAME/...` only NAME may read, known by a token or by a cookie."""
+    """Let only NAME read `user/NAME/...`. A token or a cookie names the user."""
     return request.args.get("token", request.cookies.get("user", "")) == channel.split("/")[1]
 
 

@@ -16,7 +16,7 @@ Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
 def made(**config: object) -> Flask:
-    """An app with SSE that tells what its worker has made of it."""
+    """Return an app with SSE that shows what its worker has set up."""
     app = Flask("around")
     app.config.update(config)
     SSE(app)
@@ -57,7 +57,7 @@ def _through(app: Application, environ: dict[str, Any], start_response: Callable
 
 
 class Slotted:
-    """Shows nothing of what it wraps."""
+    """A wrapper with no attribute that leads to the wrapped app."""
 
     __slots__ = ("__inner",)
 
@@ -73,7 +73,7 @@ def instance() -> Application:
 
 
 class Bodies(Slotted):
-    """Wraps each body too, as what measures or compresses does: a stream then keeps its greenlet."""
+    """A wrapper that wraps each body too, as middleware for metrics does. A stream then keeps its greenlet."""
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterator[bytes]:
         yield from super().__call__(environ, start_response)

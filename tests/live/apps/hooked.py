@@ -28,7 +28,7 @@ app.secret_key = "of this test alone"
 
 
 class OwnResponse(Response):
-    """Such as apps have to give all of their responses a header."""
+    """A response class of the app, which adds a header to all responses."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -241,6 +241,6 @@ def own() -> Response:
 
 
 def make_own() -> Flask:
-    """The same app, with a class of responses of its own."""
+    """Return the same app with its own response class."""
     app.response_class = OwnResponse
     return app

@@ -79,7 +79,7 @@ class Derived(Logger):  # type: ignore[misc]
 
 
 class Alike:
-    """Has the methods that gunicorn calls, and nothing else."""
+    """A logger that has the methods that gunicorn calls, and nothing else."""
 
     access_log_enabled = False
 

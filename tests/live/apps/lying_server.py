@@ -41,7 +41,7 @@ def serve(sock: socket.socket, lie: str) -> None:
 
 
 def tell(stream: socket.socket, frame: bytes, number: int) -> None:
-    """In two chunks, the border of which moves through the frame, and each in two writes."""
+    """Send the frame in two chunks, each in two writes. The borders move through the frame."""
     border = 1 + number % (len(frame) - 1)
     for part in (frame[:border], frame[border:]):
         chunk = b"%x\r\n%b\r\n" % (len(part), part)

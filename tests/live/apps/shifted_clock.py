@@ -15,7 +15,7 @@ time.time = lambda: real() + ahead
 
 
 class Shifted(datetime.datetime):
-    """PyJWT asks this one for the time."""
+    """The datetime class that PyJWT asks for the time."""
 
     @classmethod
     def now(cls, tz: datetime.tzinfo | None = None) -> Shifted:

@@ -62,7 +62,7 @@ WORK: dict[str, Callable[[int, Mapping[str, str]], Any]] = {
 
 
 def begin(kind: str, work: str, given: Mapping[str, str]) -> list[Any]:
-    """Begin the work in all threads. What becomes of each is in the list when it has ended."""
+    """Begin the work in all threads. The returned list gets the result of each."""
     outcomes: list[Any] = []
 
     def run(number: int) -> None:
@@ -97,7 +97,7 @@ def do(kind: str, work: str) -> list[Any]:
 
 @application.get("/blocked/<float:seconds>/<kind>/<work>")
 def do_while_blocked(seconds: float, kind: str, work: str) -> dict[str, Any]:
-    """Do the work while the server's own thread does nothing else."""
+    """Do the work while the server's own thread is blocked."""
     outcomes = begin(kind, work, request.args.to_dict())
     really_sleep(seconds)
     return {"meanwhile": list(outcomes), "in the end": wait_for(outcomes)}
