@@ -75,7 +75,7 @@ def test_a_refusal_never_says_what_exists(make_app: MakeApp) -> None:
     assert client.get("/sse/poll?timeout=0&channel=xsecre").text == known.replace("secret", "xsecre")
 
 
-def test_a_refused_channel_is_never_founded(make_app: MakeApp) -> None:
+def test_a_refused_channel_is_never_created(make_app: MakeApp) -> None:
     app = make_app(SSE_PUBLIC="")
     assert app.test_client().get("/sse/poll?channel=a").status_code == 403
     assert app.test_client().get("/sse/stream?channel=a").status_code == 403

@@ -147,7 +147,7 @@ def test_where_a_client_goes_on(text: str | None, from_header: bool, starts: dic
 # Attaching, over both stores
 
 
-def test_a_new_subscriber_starts_at_the_top_and_gets_what_follows(hub: Hub, store: Store) -> None:
+def test_a_new_subscriber_starts_at_the_newest_position_and_gets_what_follows(hub: Hub, store: Store) -> None:
     (top,) = publish_to_store(store, "a", "before")
     subscriber = attach(hub)
     assert subscriber.positions_by_name == {"a": top}
@@ -157,7 +157,7 @@ def test_a_new_subscriber_starts_at_the_top_and_gets_what_follows(hub: Hub, stor
     hub.detach(subscriber)
 
 
-def test_a_channel_without_a_ring_is_founded_and_can_be_continued(hub: Hub, store: Store) -> None:
+def test_a_channel_without_a_ring_gets_one_and_can_be_continued(hub: Hub, store: Store) -> None:
     subscriber = attach(hub)
     anchor = subscriber.positions_by_name["a"]
     assert anchor.offset == 0
@@ -216,7 +216,7 @@ def test_a_replay_of_a_channel_that_was_never_born_is_empty(hub: Hub, store: Sto
 
 
 @pytest.mark.parametrize("fault", ["invalid", "missing"])
-def test_a_faulty_entry_is_reset_to_the_top(hub: Hub, store: Store, fault: str) -> None:
+def test_a_faulty_entry_is_reset_to_the_newest_position(hub: Hub, store: Store, fault: str) -> None:
     (top,) = publish_to_store(store, "a", "before")
     subscriber = attach(hub, {"a": Start(fault=fault)})  # type: ignore[arg-type]
     assert subscriber.resets == [Reset("a", fault, None, top)]  # type: ignore[arg-type]
@@ -243,7 +243,7 @@ def test_a_position_that_never_was_is_reset(hub: Hub, store: Store, beside: Posi
     hub.detach(subscriber)
 
 
-def test_a_position_in_a_channel_without_a_ring_is_unknown_though_one_is_founded(hub: Hub, store: Store) -> None:
+def test_a_position_in_a_channel_without_a_ring_is_unknown_though_one_is_ensured(hub: Hub, store: Store) -> None:
     subscriber = attach(hub, {"a": Start(Position(5, 5))})
     (anchor,) = store.newest(["a"])
     assert subscriber.take(10, 1000) == [Reset("a", "unknown", None, anchor)]  # type: ignore[arg-type]
@@ -924,7 +924,7 @@ def test_a_hub_that_missed_large_events_on_many_channels_reads_them_by_and_by(
 # Looking without attaching
 
 
-def test_a_look_founds_nothing_and_attaches_nobody(hub: Hub, store: Store) -> None:
+def test_a_look_ensures_nothing_and_attaches_nobody(hub: Hub, store: Store) -> None:
     look = hub.reader.look(
         {"a": Start(), "b": Start(replay=5), "c": Start(fault="missing"), "d": Start(Position(1, 1))}, 10, 1000
     )
@@ -1341,7 +1341,7 @@ def listeners(hub: Hub, name: str = "a") -> int:
     return len(hub._channels[name].subscribers)
 
 
-def test_those_at_the_same_place_merge_into_one_and_each_connection_counts(hub: Hub, store: Store) -> None:
+def test_subscribers_at_the_same_position_merge_into_one_and_each_connection_counts(hub: Hub, store: Store) -> None:
     publish_to_store(store, "a", "before")
     one, *others = [attach(hub) for _ in range(5)]
     for number, other in enumerate(others, 2):
@@ -1379,7 +1379,7 @@ def test_those_at_other_places_or_of_other_channels_do_not_merge(hub: Hub, store
     assert hub.subscribers == 3
 
 
-def test_a_subscriber_that_was_detached_or_is_the_same_does_not_merge_and_its_place_is_given_back_once(
+def test_a_subscriber_that_was_detached_or_is_the_same_does_not_merge_and_its_seat_is_given_back_once(
     hub: Hub, store: Store
 ) -> None:
     publish_to_store(store, "a", "x")
@@ -1402,7 +1402,7 @@ def test_a_subscriber_that_was_detached_or_is_the_same_does_not_merge_and_its_pl
     assert hub.subscribers == 0
 
 
-def test_a_connection_that_leaves_too_often_takes_no_place_of_another_and_the_log_has_it(
+def test_a_connection_that_leaves_too_often_takes_no_seat_of_another_and_the_log_has_it(
     hub: Hub, store: Store, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sse.log._last_logged", {})

@@ -186,7 +186,7 @@ def test_a_call_from_another_thread_is_answered_whatever_happens(case: str) -> N
     assert done.returncode == 0, done.stderr
 
 
-def test_without_gevent_every_thread_is_at_home() -> None:
+def test_without_gevent_every_thread_is_the_owner() -> None:
     home, told = OwnerThread(), []
     thread = threading.Thread(target=lambda: told.append((home.is_other_thread, home.check())))
     thread.start()

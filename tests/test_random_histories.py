@@ -144,7 +144,7 @@ class Lives(Rings):
         return position in self.alive.get(channel, [])[-RING - 1 :]
 
     def knows(self, channel: str, position: str) -> bool:
-        # A ring that a hub has founded shows up in the store before this model looks there again.
+        # A ring that a hub has ensured shows up in the store before this model looks there again.
         return (channel, position) in self.positions or position.startswith("0-")
 
     def starts(self, channel: str, position: str, replay: int) -> bool:
@@ -436,7 +436,7 @@ class Machine(RuleBasedStateMachine):
 
     @invariant()
     def look(self, may_expire: bool = False) -> None:
-        """The store has what the model has, and what hubs have founded."""
+        """Check that the store has the rings of the model, and those that hubs have ensured."""
         if not hasattr(self, "store"):
             return
         for channel, newest in zip(CHANNELS, self.store.newest(CHANNELS), strict=True):

@@ -64,7 +64,7 @@ def test_a_chunked_stream_gets_a_chunk_and_stands_in_a_row_of_its_own(world: Wor
     assert int(size, 16) == len(world.told(plain))
 
 
-def test_rows_that_stand_at_the_same_place_become_one(world: World) -> None:
+def test_rows_at_the_same_position_become_one(world: World) -> None:
     first, second = world.stream(), world.stream()
     assert world.rows_now == 2
     world.round()
@@ -166,7 +166,7 @@ def test_a_stalled_connection_whose_peer_breaks_off_is_ended(world: World) -> No
     assert world.doomed == [third, first, second]
 
 
-def test_the_rest_meets_a_broken_connection(world: World) -> None:
+def test_unsent_bytes_meet_a_broken_connection(world: World) -> None:
     (fd,) = world.streams(1)
     world.room[fd] = 3
     world.publish()
@@ -245,7 +245,7 @@ def test_a_row_that_asks_is_not_joined(world: World) -> None:
     assert world.events(first) == world.events(second) == ["old"]
 
 
-def test_a_row_that_all_have_left_gives_back_its_place_when_the_store_has_answered(world: World) -> None:
+def test_a_row_that_all_have_left_gives_back_its_seat_when_the_store_has_answered(world: World) -> None:
     (fd,) = behind(world)
     world.row(fd).on_hang_up(fd)
     assert world.doomed == [fd]
@@ -302,7 +302,7 @@ def test_a_row_waits_for_a_store_that_is_away_until_it_is_due(world: World, monk
 
 
 @pytest.mark.parametrize("is_gone", [False, True])
-def test_a_greenlet_that_is_ended_while_it_asks_the_store_leaves_no_place_taken(world: World, *, is_gone: bool) -> None:
+def test_a_greenlet_that_is_ended_while_it_asks_the_store_leaves_no_seat_taken(world: World, *, is_gone: bool) -> None:
     class Ended(BaseException):
         """As gevent's GreenletExit."""
 
@@ -756,7 +756,7 @@ def test_rows_are_late_where_many_have_waited(world: World) -> None:
 # Polls
 
 
-def test_polls_alike_share_a_row_and_an_answer_and_rest_afterwards(world: World) -> None:
+def test_polls_alike_share_a_row_and_an_answer_and_are_parked_afterwards(world: World) -> None:
     fds = [world.poll() for _ in range(3)]
     other = world.poll(head=CLOSED)
     assert world.rows_now == 2
@@ -837,7 +837,7 @@ def test_a_poll_that_cannot_be_answered_is_to_ask_again(world: World) -> None:
     assert world.log == ["polls are to ask again: a fault"]
 
 
-def test_polls_whose_clients_go_are_ended_and_the_last_gives_back_its_place_with_the_answer(world: World) -> None:
+def test_polls_whose_clients_go_are_ended_and_the_last_gives_back_its_seat_with_the_answer(world: World) -> None:
     first, second = world.poll(), world.poll()
     world.gone.add(first)
     world.row(first).on_ready(first)
@@ -1053,7 +1053,7 @@ def test_it_is_full_where_none_rests(world: World) -> None:
     assert third in world.rows.row_of, "nobody could be closed for it"
 
 
-def test_nobody_listens_where_all_rest(world: World) -> None:
+def test_nobody_listens_where_all_connections_are_parked(world: World) -> None:
     world.rows.park(1)
     world.rows.park(2, new=True)
     assert not world.rows.is_serving

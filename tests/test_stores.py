@@ -179,7 +179,7 @@ def test_one_publish_reaches_several_channels_in_order(world: World) -> None:
     assert [good(receipt).position.offset for receipt in receipts] == [1, 1, 2]
 
 
-def test_newest_tells_the_top_and_none_without_a_ring(world: World) -> None:
+def test_newest_returns_the_newest_position_and_none_without_a_ring(world: World) -> None:
     position = publish_to_store(world.store, "a", "x", "y")[-1]
     assert world.store.newest(["a", "b", "a"]) == [position, None, position]
     assert world.store.newest([]) == world.store.ensure([]) == world.store.read([]) == world.store.before([]) == []
@@ -369,7 +369,7 @@ def test_a_ring_outlives_its_last_event_by_its_time_to_live(world: World) -> Non
     assert world.store.newest(["a"]) == [None]
 
 
-def test_a_founded_ring_without_an_event_lives_two_minutes(world: World) -> None:
+def test_an_ensured_ring_without_an_event_lives_two_minutes(world: World) -> None:
     anchor = good(world.store.ensure(["a"])[0])
     world.advance(110)
     assert world.store.newest(["a"]) == [anchor]
@@ -377,7 +377,7 @@ def test_a_founded_ring_without_an_event_lives_two_minutes(world: World) -> None
     assert world.store.newest(["a"]) == [None]
 
 
-def test_the_first_event_gives_a_founded_ring_its_full_time(world: World) -> None:
+def test_the_first_event_gives_an_ensured_ring_its_full_time(world: World) -> None:
     world.store.ensure(["a"])
     (first,) = publish_to_store(world.store, "a", "x")
     world.advance(TTL - 10)

@@ -52,7 +52,7 @@ def data(answer: dict[str, Any]) -> list[str]:
 
 
 @pytest.mark.parametrize("timeout", [0, 5])
-def test_a_first_poll_answers_at_once_with_the_top(hub: Hub, store: Store, timeout: float) -> None:
+def test_a_first_poll_answers_at_once_with_the_newest_position(hub: Hub, store: Store, timeout: float) -> None:
     (top,) = publish_for_ids(store, "a", "before")
     begun = time.monotonic()
     assert ask(hub, timeout=timeout) == {
@@ -105,7 +105,7 @@ def test_a_trimmed_position_tells_how_many_were_missed(hub: Hub) -> None:
     small.close()
 
 
-def test_with_nothing_to_tell_it_waits_its_time_and_keeps_its_place(hub: Hub, store: Store) -> None:
+def test_with_nothing_to_tell_it_waits_its_time_and_keeps_its_position(hub: Hub, store: Store) -> None:
     (top,) = publish_for_ids(store, "a", "x")
     begun = time.monotonic()
     answer = ask(hub, top, timeout=0.4)
@@ -168,7 +168,7 @@ def test_asked_twice_it_answers_twice(hub: Hub, store: Store) -> None:
         assert data(first) == ["2", "3", "4"]
 
 
-def test_without_waiting_nothing_is_founded_or_attached(hub: Hub, store: Store) -> None:
+def test_without_waiting_nothing_is_ensured_or_attached(hub: Hub, store: Store) -> None:
     answer = ask(hub, None, "ab")
     assert answer["last_event_id"] == "a=0-0~b=0-0"
     assert store.newest(["a", "b"]) == [None, None]
@@ -177,7 +177,7 @@ def test_without_waiting_nothing_is_founded_or_attached(hub: Hub, store: Store) 
     assert [reset["channel"] for reset in ask(hub, answer["last_event_id"])["resets"]] == ["a"]
 
 
-def test_with_waiting_a_ring_is_founded_and_nothing_after_it_is_missed(hub: Hub, store: Store) -> None:
+def test_with_waiting_a_ring_is_ensured_and_nothing_after_it_is_missed(hub: Hub, store: Store) -> None:
     place = ask(hub, None, timeout=1)["last_event_id"]
     assert place.startswith("a=0-")
     publish_for_ids(store, "a", "x")
@@ -267,7 +267,7 @@ def test_a_position_that_was_polled_is_the_one_that_was_published(hub: Hub, stor
     assert set(last.positions) == {"a", "b"}
 
 
-def test_a_reset_is_told_though_another_poll_at_the_same_place_was_answered_without(hub: Hub, store: Store) -> None:
+def test_a_reset_is_told_though_another_poll_at_the_same_position_was_answered_without(hub: Hub, store: Store) -> None:
     first, second = publish_for_ids(store, "a", "1", "2")
     (b,) = publish_for_ids(store, "b", "x")
     assert ask(hub, f"{first}~{b}", "ab", 1)["resets"] == []
@@ -417,7 +417,7 @@ def waiting(hub: Hub, place: str, channels: str = "a", timeout: float = 10) -> P
     return one
 
 
-def test_polls_at_the_same_place_wait_as_one_and_get_the_same_answer(hub: Hub, store: Store) -> None:
+def test_polls_at_the_same_position_wait_as_one_and_get_the_same_answer(hub: Hub, store: Store) -> None:
     ids = publish_for_ids(store, "a", "before")
     (b,) = publish_for_ids(store, "b", "x")
     place = f"{ids[0]}~{b}"

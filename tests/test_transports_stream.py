@@ -626,7 +626,9 @@ def test_only_streams_that_are_told_in_the_same_manner_are_alike(hub: Hub, store
     other.close()
 
 
-def test_one_that_is_not_at_rest_is_like_none(hub: Hub, store: FaultyStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stream_that_has_more_to_tell_is_like_no_other(
+    hub: Hub, store: FaultyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("sse.hub.channel.CHANNEL_BYTES", 10_000)
     lost = make_stream(hub, {"a": Start(Position(7, 7))})
     lost.open()

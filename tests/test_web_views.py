@@ -119,7 +119,7 @@ def test_a_stream_s_headers_are_exactly_these(app: Flask) -> None:
         assert dict(reader.response.headers) == STREAM_HEADERS
 
 
-def test_a_stream_opens_with_its_place_its_settings_and_a_heartbeat(app: Flask) -> None:
+def test_a_stream_opens_with_its_position_its_settings_and_a_heartbeat(app: Flask) -> None:
     ids = publish_in_app(app, "a", "1", "2")
     with stream(app.test_client(), f"channel=a&channel=b&last_event_id={ids[0]}") as reader:
         told = reader.opening()
@@ -378,7 +378,7 @@ def test_names_that_fit_are_taken_and_one_byte_more_is_not(make_app: MakeApp) ->
     assert answer.status_code == 400
 
 
-def test_head_has_the_same_status_and_headers_and_founds_nothing(app: Flask) -> None:
+def test_head_has_the_same_status_and_headers_and_creates_nothing(app: Flask) -> None:
     response = app.test_client().head("/sse/stream?channel=a", headers={"Origin": ORIGIN})
     with stream(app.test_client(), "channel=b", Origin=ORIGIN) as reader:
         assert (response.status_code, dict(response.headers)) == (200, dict(reader.response.headers))

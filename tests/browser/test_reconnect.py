@@ -401,7 +401,7 @@ def test_a_verdict_from_a_time_to_come_is_not_believed(site: Site, front: Answer
 
 
 @pytest.mark.parametrize("seconds", [10, pytest.param(25, marks=LONG), pytest.param(120, marks=LONG)])
-def test_a_machine_that_slept_is_live_again_at_once_and_from_the_same_place(
+def test_a_machine_that_slept_is_live_again_at_once_and_from_the_same_position(
     site: Site, browser: Browser, seconds: float
 ) -> None:
     own, shared, other = browser.tabs(3, site.url)

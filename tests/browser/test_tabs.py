@@ -122,7 +122,7 @@ WAYS = {"kill": kill, "close the tab": close_tab, "navigate": navigate, "close t
 
 
 @pytest.mark.parametrize("ways", [["navigate", "close the feed", "close the tab", "kill", "kill"]], ids=", ".join)
-def test_whichever_way_the_leader_is_lost_the_others_go_on_at_once_from_the_same_place(
+def test_whichever_way_the_leader_is_lost_the_others_go_on_at_once_from_the_same_position(
     site: Site, browser: Browser, ways: list[str]
 ) -> None:
     tabs = sharing(browser.tabs(len(ways) + 2, site.url), A)
@@ -526,7 +526,7 @@ def test_tabs_share_where_nothing_can_be_stored(site: Site, browser: Browser) ->
 
 
 @pytest.mark.parametrize("company", [pytest.param(0, marks=LONG), 1])
-def test_a_page_that_comes_back_from_the_browsers_cache_goes_on_from_the_same_place(
+def test_a_page_that_comes_back_from_the_browsers_cache_goes_on_from_the_same_position(
     site: Site, browser: Browser, company: int
 ) -> None:
     tabs = sharing(browser.tabs(1 + company, site.url), A)

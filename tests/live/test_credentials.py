@@ -322,11 +322,11 @@ def test_each_credential_gives_what_it_should(server: IssuingServer, case: str) 
             check_headers(answer.headers, page)
     assert told == expected
     assert server.published("p") - before == list(expected.values()).count(PUBLISHED)
-    assert server.newest("unborn") is None, "a refused request has founded a channel"
+    assert server.newest("unborn") is None, "a refused request has created a channel"
 
 
-def test_a_stream_that_is_let_in_founds_its_channel(server: IssuingServer) -> None:
-    """Without this, that a refused one founds none would mean nothing."""
+def test_a_stream_that_is_let_in_creates_its_channel(server: IssuingServer) -> None:
+    """Otherwise, the test of refused streams would prove nothing."""
     assert server.newest("born") is None
     with Stream(server.url, {"channel": "born"}, headers=bearer(signed(claims(subscribe=["born"])))) as stream:
         stream.until("sse.open")
@@ -448,7 +448,7 @@ def test_a_stream_is_told_a_minute_before_its_token_ends(server: IssuingServer) 
         assert -0.1 < time.time() - (ends - 60) < 1
 
 
-def test_of_streams_at_the_same_place_each_ends_with_its_own_token(server: IssuingServer) -> None:
+def test_of_streams_at_the_same_position_each_ends_with_its_own_token(server: IssuingServer) -> None:
     ends = int(time.time()) + 3
     tokens = [signed(claims(sub="ann", jti="ann")), signed(claims(sub="bob", jti="bob", exp=ends - LEEWAY))]
     with contextlib.ExitStack() as stack:
@@ -515,7 +515,7 @@ def test_a_position_opens_no_channel_and_tells_nothing_of_one(server: IssuingSer
     assert last.startswith("a=")
     answers, opened = [], []
     with open_stream(server, text, "b"):
-        pass  # it is founded
+        pass  # its ring is ensured
     for entry in (last, "a=0-0", "a=x"):
         answers.append(client.poll(server.url, ["b"], entry, headers=bearer(text), timeout=0).body)
         with Stream(server.url, {"channel": "b", "last_event_id": entry}, headers=bearer(text)) as stream:

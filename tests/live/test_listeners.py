@@ -85,7 +85,7 @@ def test_an_end_is_noticed_at_once_where_no_greenlet_waits(tmp_path: Path) -> No
         wait_until(lambda: inspect(server)["subscribers"] == 0, 1)
 
 
-def test_head_has_the_headers_of_a_stream_and_founds_no_subscriber(server: Listening) -> None:
+def test_head_has_the_headers_of_a_stream_and_adds_no_subscriber(server: Listening) -> None:
     connection = http.client.HTTPConnection("localhost")
     with contextlib.closing(connection):
         connection.sock = client.connect(server.at)

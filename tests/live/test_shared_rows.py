@@ -487,7 +487,7 @@ def park(
     return connections
 
 
-def test_polls_parked_at_the_same_place_are_answered_together_and_their_connections_go_on(worker: Gunicorn) -> None:
+def test_polls_parked_at_the_same_position_are_answered_together_and_their_connections_go_on(worker: Gunicorn) -> None:
     with worker, contextlib.ExitStack() as stack:
         (place,) = publish(worker, "a", "before")
         base = inspect(worker)["greenlets"]
