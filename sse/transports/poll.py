@@ -12,8 +12,9 @@ from sse.access.permit import Permit
 from sse.errors import Busy, StoreUnavailable
 from sse.event import Entry, Event, Position, format_last_event_id, id_size
 from sse.hub.hub import ATTACH_TIMEOUT, Charge, Hub
-from sse.hub.subscriber import Delivery, Lagging, Reset, Start, Subscriber
-from sse.transports.life import ClientPart, Next, decide
+from sse.hub.subscriber import Delivery, Lagging, Reset, Start
+from sse.transports.body import Body
+from sse.transports.life import Next, decide
 from sse.wire import encode_json
 
 _MAX_EVENTS: Final = 1000  # in one answer
@@ -22,7 +23,7 @@ _MAX_REST: Final = 80  # bytes of an answer besides its events, its resets and i
 _WRITTEN: Final = Event("")  # instead of the event, once its JSON is there, to save memory
 
 
-class Poll:
+class Poll(Body):
     """One JSON answer with the events that came since a position: iterate over it, or drive it by `open` and `answer`.
 
     The answer comes at once if there is something to send, or if a channel has no position yet. Else it comes some
@@ -38,17 +39,13 @@ class Poll:
     :param gone: returns whether the client has gone. `wait` calls it every few seconds, and ends if it has.
     """
 
-    __slots__ = (
-        *("_began", "_charge", "_clock", "_gone", "_max_bytes", "_opened", "_retry", "_starts", "_timeout"),
-        *("closing", "deadline", "hub", "permit", "subscriber"),
-    )
+    __slots__ = (*("_began", "_charge", "_clock", "_gone", "_max_bytes", "_retry", "_starts", "_timeout"),)
     is_stream: ClassVar[bool] = False
     """True for a stream, False for a poll."""
     GATHER: Final = 0.01
     """Seconds for which a waiting poll gathers more events after the first one."""
     LOOK: Final = 3.0
     """Seconds after which a waiting poll checks again if its client is there: as long as the shortest heartbeat."""
-    subscriber: Subscriber
 
     def __init__(
         self,
@@ -63,10 +60,8 @@ class Poll:
         gone: Callable[[], bool] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.closing: Sequence[Callable[[], object]] = ()
-        """The functions to call at the end."""
+        self.closing = ()
         self.permit = permit
-        """The right to read; None if all channels are public, and once it is handed off."""
         self.hub = hub
         self._starts = starts
         self._timeout = timeout
@@ -75,7 +70,7 @@ class Poll:
         self._clock = clock
         self._charge = charge
         self._gone = gone
-        self._opened = False
+        self._attached = False
         self.deadline = clock() + timeout
         """The time, by the clock, when it is answered even if no event comes. Infinity once it is handed off."""
 
@@ -117,7 +112,7 @@ class Poll:
         if len(begins) == len(self._starts) and (answer := self._last_answer(begins)):
             return answer
         self.subscriber = self.hub.attach(self._starts, max(self._timeout, ATTACH_TIMEOUT), self._charge)
-        self._opened = True
+        self._attached = True
         self._began = {**self.subscriber.positions_by_name}
         self.subscriber.turn(self._first_channel(self._began))
         try:
@@ -158,21 +153,6 @@ class Poll:
         """Wait for another poll's client too, and end that poll. Return False if their positions differ."""
         return self.hub.merge(self.subscriber, other.subscriber)
 
-    def release(self) -> None:
-        """Give up the seat of one client; other clients remain."""
-        self.hub.release(self.subscriber)
-
-    def detach(self) -> None:
-        """Detach the subscriber, with the seat of its last client. A second call does nothing."""
-        if self._opened:
-            self.hub.detach(self.subscriber)
-
-    def hand_off(self) -> ClientPart:
-        """Return the part that concerns one client, and give it up. A row decides now when its connection ends."""
-        part = ClientPart(self.deadline, self.permit, self.closing)
-        self.deadline, self.permit, self.closing = inf, None, ()
-        return part
-
     def wait(self) -> bytes:
         """Return the answer of a poll that was opened, as soon as there is one, and close the poll.
 
@@ -206,15 +186,6 @@ class Poll:
     def _next(self, now: float) -> Next:
         ends_in = self.permit.ends_in if self.permit else inf
         return decide(now, self.deadline, ends_in=ends_in, draining=self.subscriber.draining)
-
-    def close(self) -> None:
-        """Detach, end the permit, and call `closing`. A second call does nothing."""
-        self.detach()
-        if self.permit:
-            self.permit.end()
-        closing, self.closing = self.closing, ()
-        for done in closing:
-            done()
 
     @property
     def _max_body(self) -> int:

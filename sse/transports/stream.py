@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import random
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from copy import copy
 from math import inf
 from typing import ClassVar, Final, NamedTuple
@@ -21,8 +21,9 @@ from sse.hub.hub import ATTACH_TIMEOUT, Charge, Hub
 from sse.hub.subscriber import Lagging, Reset, Start, Subscriber
 from sse.log import warn
 from sse.stores import PAGE
+from sse.transports.body import Body
 from sse.transports.dialect import NOTHING, Dialect, Segment, Shared, busy, claims_of, dialect_of
-from sse.transports.life import ClientPart, CloseReason, Next, decide
+from sse.transports.life import CloseReason, Next, decide
 
 _CHUNK: Final = 16_384  # bytes of events after which a chunk ends
 _CHUNK_EVENTS: Final = 1000  # events in one chunk
@@ -48,7 +49,7 @@ class _Opening(NamedTuple):
     charge: Charge | None
 
 
-class Stream:
+class Stream(Body):
     """A subscriber as a body: iterate over it, or drive it by `open`, `next_bytes` and `mark_written` as `rows` does.
 
     An id claims only the blocks up to and including its own, so a client that is cut anywhere
@@ -71,12 +72,11 @@ class Stream:
 
     # A stream without events has to be small, because there are very many.
     __slots__ = (
-        *("_retry_store_at", "_attached", "_claims", "_clock", "_opening", "_tells_retry"),
-        *("_written", "closing", "deadline", "dialect", "hub", "lost", "permit", "reason", "subscriber"),
+        *("_retry_store_at", "_claims", "_clock", "_opening", "_tells_retry"),
+        *("_written", "dialect", "lost", "reason"),
     )
     is_stream: ClassVar[bool] = True
     """True for a stream, False for a poll."""
-    subscriber: Subscriber
 
     def __init__(
         self,
@@ -95,8 +95,7 @@ class Stream:
         charge: Charge | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.closing: Sequence[Callable[[], object]] = ()
-        """The functions to call at the end."""
+        self.closing = ()
         self.reason: CloseReason | None = None
         """The close reason of the last block, after which nothing comes. A stream that is `lost` has no such block."""
         self.lost = False
@@ -104,7 +103,6 @@ class Stream:
         self.deadline = lifetime * random.uniform(0.8, 1.2)
         """Before the opening, the lifetime in seconds; then the end by the clock. Infinity once it is handed off."""
         self.permit = permit
-        """The right to read; None if all channels are public, and once it is handed off."""
         self.hub = hub
         self._opening: _Opening | None = _Opening(starts, told or {}, charge)
         self._attached = False
@@ -290,34 +288,9 @@ class Stream:
         stream.subscriber = self.hub.split(self.subscriber)
         return stream
 
-    def release(self) -> None:
-        """Give up the seat of one client; other clients remain."""
-        self.hub.release(self.subscriber)
-
-    def detach(self) -> None:
-        """Detach the subscriber, with the seat of its last client. A second call does nothing."""
-        if self._attached:
-            self._attached = False
-            self.hub.detach(self.subscriber)
-
-    def hand_off(self) -> ClientPart:
-        """Return the part that concerns one client, and give it up. A row decides now when its connection ends."""
-        part = ClientPart(self.deadline, self.permit, self.closing)
-        self.deadline, self.permit, self.closing = inf, None, ()
-        return part
-
     def mark_written(self, now: float) -> None:
         """Note that all bytes have gone out by now. The time until the next heartbeat begins."""
         self._written = now
-
-    def close(self) -> None:
-        """Detach, end the permit, and call `closing`. A second call does nothing."""
-        self.detach()
-        if self.permit:
-            self.permit.end()
-        closing, self.closing = self.closing, ()
-        for done in closing:
-            done()
 
     def __iter__(self) -> Iterator[bytes]:
         try:

@@ -1,0 +1,51 @@
+"""The part of a stream and of a poll that is the same for both: the end of the subscriber, and the hand-off."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import inf
+
+from sse.access.permit import Permit
+from sse.hub.hub import Hub
+from sse.hub.subscriber import Subscriber
+from sse.transports.life import ClientPart
+
+
+class Body:
+    """A subscriber as the body of an answer."""
+
+    __slots__ = ("_attached", "closing", "deadline", "hub", "permit", "subscriber")
+    _attached: bool
+    closing: Sequence[Callable[[], object]]
+    """The functions to call at the end."""
+    deadline: float
+    """The end by the clock. Infinity once it is handed off."""
+    hub: Hub
+    permit: Permit | None
+    """The right to read; None if all channels are public, and once it is handed off."""
+    subscriber: Subscriber
+
+    def release(self) -> None:
+        """Give up the seat of one client; other clients remain."""
+        self.hub.release(self.subscriber)
+
+    def detach(self) -> None:
+        """Detach the subscriber, with the seat of its last client. A second call does nothing."""
+        if self._attached:
+            self._attached = False
+            self.hub.detach(self.subscriber)
+
+    def hand_off(self) -> ClientPart:
+        """Return the part that concerns one client, and give it up. A row decides now when its connection ends."""
+        part = ClientPart(self.deadline, self.permit, self.closing)
+        self.deadline, self.permit, self.closing = inf, None, ()
+        return part
+
+    def close(self) -> None:
+        """Detach, end the permit, and call `closing`. A second call does nothing."""
+        self.detach()
+        if self.permit:
+            self.permit.end()
+        closing, self.closing = self.closing, ()
+        for done in closing:
+            done()
