@@ -1,4 +1,4 @@
-"""What is kept for each connection that was handed off: its end, its permit, and the app's functions for its end."""
+"""The register of connections that were handed off: the end, the permit and the functions of the app for each."""
 
 from __future__ import annotations
 
