@@ -323,3 +323,8 @@ def test_one_who_comes_back_waits_a_random_time() -> None:
 def test_streams_that_are_written_alike_have_one_dialect() -> None:
     assert dialect(SWITCHES[5]) is dialect(SWITCHES[5])
     assert len({dialect(switches) for switches in SWITCHES}) == len(SWITCHES)
+
+
+def test_a_whole_number_of_seconds_is_told_as_it_was_given() -> None:
+    switches = {"delta": False, "typed": False, "bare": False, "cut": False}
+    assert [type(dialect_of(seconds, 3000, **switches).heartbeat) for seconds in (17.0, 17)] == [float, int]

@@ -84,7 +84,9 @@ def test_a_stream_that_a_hook_has_read_is_handed_off_all_the_same(
         status, chunk, environ = ask(app, "/sse/stream?channel=a")
         assert (status, is_opening(chunk), "sse.body" in environ) == ("200 OK", True, True)
     [record] = caplog.records
-    place = rf"the app's {hook.__name__} \(\S+test_hooks\.py, line \d+\), with {method}\(\), reads the body of a stream"
+    place = (
+        rf"the app's {hook.__name__} \(\S+test_web_hooks\.py, line \d+\), with {method}\(\), reads the body of a stream"
+    )
     assert re.match(place, record.getMessage())
 
 

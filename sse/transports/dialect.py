@@ -173,7 +173,7 @@ class Dialect(NamedTuple):
         return b"" if self.delta or len(claims) == 1 else rest_of_id(claims, channel).encode()
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=1024, typed=True)  # a heartbeat of 15 is not told as 15.0
 def dialect_of(heartbeat: float, retry: int, *, delta: bool, typed: bool, bare: bool, cut: bool) -> Dialect:
     """Return the dialect with these values: one object that very many streams share."""
     return Dialect(heartbeat, retry, delta, typed, bare, cut, id_last=bare or cut)
