@@ -1,7 +1,7 @@
-"""Tokens and tickets: signed statements of who a client is, and what it may read and publish (RFC 7519, RFC 8725).
+"""Tokens and tickets: signed texts that name a client and the channels that it may use (RFC 7519, RFC 8725).
 
 A token lives for hours or days, and travels in a header or cookie. A ticket is made of a token, for some of its
-channels. It is good for 60 s, so it may travel in a query, whose text ends up in logs.
+channels. It is good for 60 s, so it may travel in a query, although queries end up in logs.
 """
 
 from __future__ import annotations
