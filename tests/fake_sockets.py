@@ -35,10 +35,10 @@ class World:
         self.now = 1000.0
         self.got: dict[int, list[bytes]] = defaultdict(list)  # by connection, what each write has brought
         self.room: dict[int, int] = {}  # bytes that it takes, if not all
-        self.sent: dict[int, bytes] = {}  # that nobody has read
+        self.sent: dict[int, bytes] = {}  # that no client has read
         self.gone: set[int] = set()
         self.interest: dict[int, str] = {}
-        self.in_pause: list[Callable[[], object]] = []  # what happens in the next pauses, one after the other
+        self.in_pause: list[Callable[[], object]] = []  # called in the next pauses, one after the other
         self.asked: list[Callable[[], object]] = []
         self.later: list[Callable[[], object]] = []
         self.doomed: list[int] = []
@@ -114,7 +114,7 @@ class World:
             self.given_back.append(fd)
         return self.has_greenlets
 
-    # What the tests do
+    # Called by the tests
 
     def stream(self, channel: str = "a", *, chunked: bool = False, position: Any = None, **options: Any) -> int:
         fd = next(self._numbers)

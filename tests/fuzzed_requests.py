@@ -35,7 +35,7 @@ WAYS = {  # method, path, and the status of success
     "ticket": ("POST", "/sse/ticket", 201),
 }
 
-# What the parts are spoiled with.
+# Values that spoil the parts.
 
 # fmt: off
 PIECES = [
@@ -220,7 +220,7 @@ class Fuzzer:
         if "body" in spoiled and self.one_in(3):
             body, framing = None, self.misframed(content, framing)
         if reads and (body is None or len(body) > 16_384):
-            sound = False  # a body that nobody asked for is read and dropped, if it can be and is not too large
+            sound = False  # an unexpected body is read and dropped, if it can be and is not too large
 
         if "headers" in spoiled:
             headers |= self.bad_headers(fixed={"COOKIE", "ORIGIN", "SEC_FETCH_SITE"} if "COOKIE" in headers else set())

@@ -38,7 +38,7 @@ class TcpProxy:
     room: float = float("inf")
 
     def __init__(self, upstream: int) -> None:
-        self.port = servers.free_port()  # kept while nobody listens on it
+        self.port = servers.free_port()  # reserved while no server listens on it
         self.url = f"http://127.0.0.1:{self.port}"
         self._upstream = upstream
         self._connections: set[Connection] = set()
@@ -153,7 +153,7 @@ class TcpProxy:
                 if not upward and self.pace < float("inf"):
                     async with self._line:
                         await asyncio.sleep(len(data) / self.pace)
-        connection.near.close()  # what is buffered for it is still sent
+        connection.near.close()  # buffered data is still sent
         connection.far.close()
 
 

@@ -117,7 +117,7 @@ class User:
 
 
 ANSWERS: dict[str, tuple[Callable[[], object], str]] = {
-    # What a rule answers, by its name; and the type that the log tells of, if it does.
+    # The result of a rule, by its name, and the type that the log names, if it names one.
     "None": (lambda: None, ""),
     "False": (lambda: False, ""),
     "zero": (lambda: 0, "int"),

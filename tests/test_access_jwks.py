@@ -152,7 +152,7 @@ def test_who_needs_none_of_them_does_not_wait_for_an_address_that_is_mute(issuer
     with pytest.raises(Unauthorized):
         made.verify("x.y.z")
     assert issuer.asked == 0
-    # Those that are known are taken while newer ones are on their way.
+    # The known keys are used while newer ones are being fetched.
     now = [1000.0]
     keys = Fetched(issuer.url, clock=lambda: now[0])
     issuer.go_on.set()

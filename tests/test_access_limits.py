@@ -226,7 +226,7 @@ def test_a_batch_that_no_window_has_room_for_is_not_told_to_try_again(make_app: 
     assert answer.status_code == 413
     assert "Retry-After" not in answer.headers
     assert limit in answer.get_json()["error"]["message"]
-    assert post(client, {"channel": ["a"] * 3, "data": 1}).status_code == 201  # what was too large has not been counted
+    assert post(client, {"channel": ["a"] * 3, "data": 1}).status_code == 201  # the first was not counted
 
 
 def listen(client: FlaskClient, *channels: str, address: str = "192.0.2.1", **headers: str) -> TestResponse:

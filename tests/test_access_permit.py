@@ -197,7 +197,7 @@ def test_a_list_that_is_none_lets_nobody_in_and_one_that_is_full_takes_no_more(r
                 later.refuses(grant("bob"))
             with pytest.raises(StoreUnavailable, match=r"sse\.revoked: WRONGTYPE"):
                 revocations.revoke("sub", "bob")
-            assert revocations.refuses(grant())  # what is known stays known
+            assert revocations.refuses(grant())  # known revocations stay known
             client.delete("sse:{sse.revoked}")
             client.xadd("sse:{sse.revoked}", {"d": "x" * 1_000_000}, id=f"{2**64 - 1}-{2**64 - 1}")
             with pytest.raises(StoreUnavailable, match=r"sse\.revoked: .*last possible ID"):
@@ -211,7 +211,7 @@ def test_a_list_that_is_none_lets_nobody_in_and_one_that_is_full_takes_no_more(r
 # Clocks. Redis's is right, so the others are moved instead: where they are a minute ahead, it is behind by a minute.
 
 Shift = Callable[[float], None]
-RIGHT, LATER = 30.0, -LEEWAY - 3.0  # seconds before now: a token that is to be refused, and one that is to be taken
+RIGHT, LATER = 30.0, -LEEWAY - 3.0  # seconds before now: of a token to refuse, and of one to accept
 
 
 @pytest.fixture

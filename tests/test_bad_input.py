@@ -165,7 +165,7 @@ def read(app: Flask, path: str, query: str, headers: dict[str, str] | None = Non
             chunks = iter(response.iter_encoded())
             body = next(chunks)
             if b'"position":null' in body or b'"resumed":true' in body:
-                body += next(chunks)  # resets, or what is replayed; nothing else comes without waiting
+                body += next(chunks)  # resets or a replay; nothing else comes without waiting
             assert_frames(body)
         else:
             answer = response.get_json()
@@ -301,7 +301,7 @@ def test_anything_published_raw(
     headers = {} if key is None else {"Idempotency_Key": key}
     path = f"/sse/publish/{percent(channel)}{query}"
     if "//" in f"/{channel}" or not channel:
-        return  # the address of something else
+        return  # the address of another route
     response = publish_and_judge(app, path, body, content_type, **headers)
     if response.status_code == 201:
         assert_stream_is_sound(app, {id.partition("=")[0] for id in response.get_json()["ids"]})

@@ -150,7 +150,7 @@ def follow_all_cuts(world: World, client: Client, first_body: bytes) -> int:
 @contextlib.contextmanager
 def make_world(redis_url: str | None, ring: int = 4, **settings: Any) -> Iterator[World]:
     world = World(redis_url, ring=ring, **settings)
-    # Channel a: two to replay; b: trimmed away; c: events that nobody asks for.
+    # Channel a: two to replay; b: trimmed away; c: events that no client asks for.
     for channel, count in (("a", 3), ("b", 7), ("c", 2)):
         for number in range(count):
             world.publish(channel, f"{channel}{number}\nsecond line", "note" if number % 2 else "message")

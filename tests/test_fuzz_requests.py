@@ -136,7 +136,7 @@ class Judge:
         status, headers, body = answer
         assert status in (200, 201, 304) or 400 <= status < 500
         if (status, headers.get("content-type")) == (400, "text/html; charset=utf-8"):
-            assert "HTTP_HOST" in environ  # which Flask looks at before all else
+            assert "HTTP_HOST" in environ  # which Flask checks first
             return
         self.judge_secrecy(given, answer)
         if status >= 400 and environ["REQUEST_METHOD"] != "HEAD":

@@ -446,7 +446,7 @@ def test_of_more_announcements_than_the_memory_store_keeps_none_is_lost_and_no_c
     assert hub._follower._feed
     read = hub._follower._feed.read
     monkeypatch.setattr(hub._follower._feed, "read", lambda timeout: read(timeout) if gate.wait(5) else [])
-    time.sleep(0.05)  # as the view that publishes lets nobody read meanwhile
+    time.sleep(0.05)  # as the publishing view lets no other read meanwhile
     store.publish([Publication(name, Event("x")) for name in names for _ in range(2)])
     store.publish([Publication("a", Event(number)) for number in range(3000)])
     gate.set()
@@ -714,7 +714,7 @@ def test_a_hub_tells_since_when_announcements_for_many_channels_wait(
     hub.detach(subscriber)
 
 
-# What a subscriber takes
+# Taking events
 
 
 def test_taking_is_bounded_in_events_and_in_bytes_but_never_nothing(hub: Hub, store: Store) -> None:
@@ -834,7 +834,7 @@ def test_a_reading_that_fails_fails_for_all_who_wait_and_is_forgotten(make_hub: 
     assert hub.reader.read([("a", position)]) == [Page([])]
 
 
-# What is read from the store, in bytes
+# Reads from the store, in bytes
 
 LARGE = 60_000
 
@@ -1333,7 +1333,7 @@ def test_subscribers_stay_while_redis_is_away_and_go_on_or_are_told(
         assert "the store is away" in caplog.text
 
 
-# Places: one subscriber for many connections that stand at the same positions
+# Seats: one subscriber for many connections at the same positions
 
 
 def listeners(hub: Hub, name: str = "a") -> int:
@@ -1544,7 +1544,7 @@ def test_connections_come_merge_part_and_end_in_a_storm_and_none_misses_anything
     wanted = 12
     hub = make_hub(store, max_subscribers=wanted)
     rng = random.Random(pytestconfig.getoption("hypothesis_seed"))
-    rows: list[tuple[Subscriber, list[list[str]]]] = []  # what each connection has heard
+    rows: list[tuple[Subscriber, list[list[str]]]] = []  # the events that each connection has received
 
     def come() -> None:
         row = attach(hub)

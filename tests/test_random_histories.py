@@ -228,7 +228,7 @@ class Visitor:
     def _feed(self, chunk: bytes) -> None:
         client = self.client
         for block in self._parser.feed(chunk):
-            if self.delta:  # what a script does with ids=delta
+            if self.delta:  # as a script does with ids=delta
                 held = entries(client.held) | entries(block.own_id or "")
                 block = dataclasses.replace(block, id="~".join(f"{name}={held[name]}" for name in held))
             if self.bare:
@@ -387,7 +387,7 @@ class Machine(RuleBasedStateMachine):
     def visitor(self, who: int) -> Visitor:
         return self.visitors[who % len(self.visitors)]
 
-    # What happens to workers and rings
+    # Events in the life of workers and rings
 
     @rule(which=number)
     def restart(self, which: int) -> None:

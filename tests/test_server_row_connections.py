@@ -94,7 +94,7 @@ def test_streams_that_come_after_an_event_share_a_row_as_those_before_it_did(*, 
                     add()
                 # Streams that have been told no event yet are apart, because their first event tells `retry`.
                 become(count)
-                for _ in range(2):  # rows that stand at the same place become one with what they are told next
+                for _ in range(2):  # rows at the same position merge with the next event
                     store.publish([Publication("a", Event("news"))])
                     gevent.sleep(0.1)
                 become(1)

@@ -71,7 +71,7 @@ def test_rows_at_the_same_position_become_one(world: World) -> None:
     assert world.rows_now == 1
     third = world.stream()
     world.publish()
-    world.round()  # the newcomer, which nobody else can join yet, is told first
+    world.round()  # the newcomer, which no other row can join yet, is served first
     assert world.rows_now == 1
     assert world.events(first) == world.events(second) == world.events(third) == ["news"]
 
@@ -84,7 +84,7 @@ def test_a_quiet_stream_is_told_a_heartbeat_when_it_is_due(world: World) -> None
     assert [world.told(fd) for fd in fds] == [HEARTBEAT] * 2
 
 
-# One that takes no more
+# A client that takes no more bytes
 
 
 def test_a_connection_that_takes_a_part_stands_apart_and_gets_each_byte_once(world: World) -> None:
@@ -731,7 +731,7 @@ def test_a_number_that_another_connection_has_by_now_is_not_dismissed(world: Wor
     fd = world.poll()
     world.rows.check_soon(fd)
     world.rows.end(fd)
-    world.rows.check_soon(fd)  # nobody has it now
+    world.rows.check_soon(fd)  # it has no owner now
     world.rows.park(fd)
     world.round()
     assert fd in world.rows.row_of
@@ -938,7 +938,7 @@ def test_a_poll_whose_client_leaves_in_a_pause_is_passed_over(world: World, monk
     assert world.doomed == [fds[2]]
 
 
-# The rest of an answer
+# The unsent part of an answer
 
 
 def test_an_answer_that_is_taken_in_part_goes_out_as_its_client_takes_it(world: World) -> None:

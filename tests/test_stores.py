@@ -806,7 +806,7 @@ def test_what_others_wrote_into_a_ring_ends_what_can_be_continued_and_no_more(
     client.xadd("sse:{a}", fields, id=id)
     for place in (anchor, first_place):
         pages = store.read([("a", place), ("right", right)])
-        if place == anchor:  # what comes before is given first
+        if place == anchor:  # the events before are given first
             assert (said(good(pages[0])), good(pages[0]).more, good(pages[0]).reason) == (["x"], True, None)
         else:
             assert good(pages[0]) == Page([], reason="diverged")
@@ -989,7 +989,7 @@ def test_a_connection_that_is_stuck_holds_up_nobody_else(tmp_path: Path, make_st
         try:
             many = [f"{number:0128}" for number in range(150_000)]  # more than all buffers take
             stuck = pool.submit(feed.subscribe, many)
-            wait_until(lambda: vars(feed)["_is_sending"], 10)  # else `wake` might be the one to send all that
+            wait_until(lambda: vars(feed)["_is_sending"], 10)  # otherwise `wake` might send all that
             time.sleep(0.2)
             feed.wake()
             assert not stuck.done()

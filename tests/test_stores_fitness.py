@@ -182,7 +182,7 @@ def test_a_server_of_another_kind_is_told(told: Callable[[str], str]) -> None:
             server.kill()
 
 
-# Who may come in
+# Credentials and rights
 
 
 @pytest.mark.parametrize(
@@ -343,7 +343,7 @@ def test_a_redis_that_has_been_there_is_away_and_nothing_else(make_store: MakeSt
                 assert raised.value.hint == "see that it runs and is reachable"
 
 
-# What changes while it runs
+# Changes while it runs
 
 
 @pytest.fixture

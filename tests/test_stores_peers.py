@@ -37,7 +37,7 @@ def test_a_process_that_finds_its_own_setting_tells_only_of_another_that_lives_o
     assert peers.look(record) == []
     assert not peers.is_due
     assert peers.look(record) == []
-    assert peers.is_due  # since the last look, nobody has
+    assert peers.is_due  # no process has since the last look
     record = [entry(8, "50 60"), *record]
     assert peers.look(record) == []  # it may be the last of an old process
     assert peers.look(record) == []

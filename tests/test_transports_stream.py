@@ -240,7 +240,7 @@ def test_who_cannot_keep_up_is_closed_as_slow_and_can_come_back(
     assert again.take(3)[2].json() == {"channel": "a", "reason": "trimmed", "missed": 10}
 
 
-@pytest.mark.parametrize("open_stream", [iter], indirect=True)  # whoever drives one watches its writing
+@pytest.mark.parametrize("open_stream", [iter], indirect=True)  # a stream that is driven watches its writing itself
 def test_a_writer_that_stalls_for_twenty_seconds_is_closed_as_slow(store: FaultyStore, open_stream: OpenStream) -> None:
     now = 0.0
     body = open_stream(clock=lambda: now)
@@ -465,7 +465,7 @@ def test_each_end_of_a_stream_with_a_cut_is_one_after_the_goodbye(
         wait_until(lambda: newest(hub) == 10, 3)
     if reason == "drain":
         hub.drain(0)
-    if not (bare and reason == "busy"):  # else it is refused, unless it is too late for that
+    if not (bare and reason == "busy"):  # otherwise it is refused, unless it is too late for that
         list(clean)
     with pytest.raises(Cut):
         for chunk in chunks:

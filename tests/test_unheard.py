@@ -149,7 +149,8 @@ def test_a_server_whose_app_publishes_before_any_request_is_told_nothing(tmp_pat
         with pytest.raises(subprocess.TimeoutExpired):
             server.wait(3)
         answer = client.request(f"http://127.0.0.1:{port}", "GET", "/sse/poll?channel=a&replay=9&timeout=0").json()
-        assert answer["events"] or "--preload" in command  # there, what is published before the fork is nobody's
+        # With --preload, no worker has the events that were published before the fork.
+        assert answer["events"] or "--preload" in command
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         server.wait(10)

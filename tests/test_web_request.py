@@ -39,7 +39,7 @@ from sse.web.request import (
 from tests.conftest import MakeApp
 from tests.tokens import KEY, SECRET, claims, signed
 
-TOKEN = "token"  # in the place of one that is made when the test runs
+TOKEN = "token"  # replaced by a token that is made when the test runs
 
 
 class Fault(NamedTuple):
@@ -391,7 +391,7 @@ def test_what_a_client_takes_and_has_is_parsed_as_werkzeug_does(header: str) -> 
     assert ours.has("a") == other.if_none_match.contains_weak("a")
 
 
-# What an app has made of the request
+# Requests that an app has changed
 
 
 @pytest.fixture

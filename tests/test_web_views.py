@@ -832,7 +832,7 @@ def test_a_body_that_nobody_asked_for_is_dropped_up_to_16_kb(
             path, method=method, input_stream=body, content_length=length, environ_overrides=environ
         ) as answer:
             assert answer.status_code == status, size
-            assert body.read() == b""  # what is sent next stands at the start of another request
+            assert body.read() == b""  # the next bytes begin another request
             if status == 413 and method == "GET":
                 assert code(answer) == (413, "too_large")
     small.config["MAX_CONTENT_LENGTH"] = 100

@@ -103,7 +103,7 @@ class Page:
 
     def __init__(self, browser: webdriver.Chrome, pages: Pages) -> None:
         self._browser, self._pages = browser, pages
-        self.requests: dict[str, str] = {}  # their ids, and the addresses of those that go on
+        self.requests: dict[str, str] = {}  # by id, the addresses of requests that have not ended
 
     def show(self, html: str, policy: str = "", pages: Pages | None = None) -> None:
         """Show a page with embed.js and then this body."""

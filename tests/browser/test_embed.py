@@ -259,7 +259,7 @@ def test_a_page_without_an_origin_of_its_own_is_served_alone(
 ) -> None:
     anybody = serve(origins="*")
     page.show(script(anybody, channel), "sandbox allow-scripts")  # no localStorage, no locks
-    page.wait("tags()[0].sse.state === 'polling'")  # nobody knows how many others stream
+    page.wait("tags()[0].sse.state === 'polling'")  # the page does not know how many others stream
     assert page.value("[self.origin, tags()[0].sse.shared, tags()[0].sse.tabs]") == ["null", False, 1]
     publish(anybody, channel, "hello")
     page.wait("seen.events.length === 1")
@@ -495,7 +495,7 @@ def test_channels_may_be_named_like_the_members_of_every_object(page: Page, serv
     page.wait("log.length >= 4")
     time.sleep(0.7)
     assert sorted(page.value("log")) == sorted(f"{name}/true" for name in names)
-    assert page.new_requests(service.url) == []  # nobody had to ask by itself
+    assert page.new_requests(service.url) == []  # no feed had to make a request of its own
     page.run("feeds.forEach(function (feed) {feed.close()})")
 
 

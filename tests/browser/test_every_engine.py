@@ -193,7 +193,7 @@ class Lab:
             breaking.join(30)
 
     def be_quiet(self) -> None:
-        time.sleep(1)  # what came before has been reported
+        time.sleep(1)  # the events before were reported
         before = {pair: self.run.losses(*pair) for pair in PAIRS}
         time.sleep(QUIET)
         self.run.quiet_losses = {pair: self.run.losses(*pair) - before[pair] for pair in PAIRS}

@@ -547,7 +547,7 @@ def test_of_tabs_that_cannot_share_two_stream_and_a_third_takes_the_place_of_one
     for tab in tabs[:2]:
         tab.start(A).wait(transport="eventsource", shared=False, tabs=1)
     third.start(A).wait("polling", transport="poll", reason="more than two tabs", shared=False, tabs=1)
-    with site.publishing(A, every=0.1) as numbers:  # what comes in a pause fits into one answer
+    with site.publishing(A, every=0.1) as numbers:  # the events of a pause fit into one answer
         crowded = time.time()
         wait_until(lambda: front.since(crowded, "/poll")[1:], 8, what="two polls")
         assert set(timeouts(front, crowded)) == {"1"}

@@ -24,7 +24,7 @@ from tests.tokens import SECRET
 MINE = "user/ann"
 
 
-class TicketHouse(Site):
+class TicketSite(Site):
     """A site with a login, whose tickets let streams live for so many seconds."""
 
     def __init__(self, directory: Path, redis: RedisServer, lifetime: int) -> None:
@@ -43,13 +43,13 @@ def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
 
 
 @pytest.fixture(params=[3])
-def site(request: pytest.FixtureRequest, tmp_path: Path, redis: RedisServer) -> Iterator[TicketHouse]:
-    with TicketHouse(tmp_path, redis, request.param) as site:
+def site(request: pytest.FixtureRequest, tmp_path: Path, redis: RedisServer) -> Iterator[TicketSite]:
+    with TicketSite(tmp_path, redis, request.param) as site:
         yield site
 
 
 @pytest.fixture
-def front(site: TicketHouse) -> Iterator[AnsweringProxy]:
+def front(site: TicketSite) -> Iterator[AnsweringProxy]:
     with AnsweringProxy(site.port) as front:
         yield front
 
@@ -86,7 +86,7 @@ def wait_for(tab: Tab, state: str, reason: str, name: str = "feed") -> None:
 
 @pytest.mark.parametrize("share", [True, False])
 def test_a_page_outlives_its_tickets_and_loses_nothing(
-    site: TicketHouse, front: AnsweringProxy, browser: Browser, share: bool
+    site: TicketSite, front: AnsweringProxy, browser: Browser, share: bool
 ) -> None:
     tabs = browser.tabs(2, front.url)
     for number, tab in enumerate(tabs):
@@ -107,7 +107,7 @@ def test_a_page_outlives_its_tickets_and_loses_nothing(
 
 
 def test_streams_and_polls_of_chromium_and_firefox_go_on_with_new_tickets(
-    tmp_path: Path, site: TicketHouse, front: AnsweringProxy, browser: Browser
+    tmp_path: Path, site: TicketSite, front: AnsweringProxy, browser: Browser
 ) -> None:
     front.answer = lambda target: answer(502) if "/stream" in target else None
     with Firefox(tmp_path, site.other + "/pages/tabs.html") as firefox:
@@ -125,7 +125,7 @@ def test_streams_and_polls_of_chromium_and_firefox_go_on_with_new_tickets(
     assert site.noted("bare") == []
 
 
-def test_a_function_gives_tokens_as_an_address_does(site: TicketHouse, browser: Browser) -> None:
+def test_a_function_gives_tokens_as_an_address_does(site: TicketSite, browser: Browser) -> None:
     tab = browser.open(site.url)
     tab.run("""
         start("feed", "/sse", {channels: ["user/ann"], token: function (use) {
@@ -143,7 +143,7 @@ def test_a_function_gives_tokens_as_an_address_does(site: TicketHouse, browser: 
     assert site.noted("bare") == []
 
 
-def test_who_gets_no_ticket_any_more_is_told_and_listens_to_nothing(site: TicketHouse, browser: Browser) -> None:
+def test_who_gets_no_ticket_any_more_is_told_and_listens_to_nothing(site: TicketSite, browser: Browser) -> None:
     tab = browser.open(site.url).start(MINE, tokenUrl="/token").wait()
     tab.run("document.cookie = 'out=1; path=/'")
     try:
@@ -161,12 +161,12 @@ def test_who_gets_no_ticket_any_more_is_told_and_listens_to_nothing(site: Ticket
 
 
 def test_a_page_that_is_not_the_apps_word_is_no_token_goes_nowhere_and_is_waited_out(
-    site: TicketHouse, front: AnsweringProxy, browser: Browser
+    site: TicketSite, front: AnsweringProxy, browser: Browser
 ) -> None:
     html = "Content-Type: text/html"
     pages = {
         "200": answer(200, html, body="<p>Who are you?"),
-        "0": answer(302, f"Location: {site.other}/pages/tabs.html"),  # as a browser tells of a network at fault
+        "0": answer(302, f"Location: {site.other}/pages/tabs.html"),  # as a browser reports a network error
         "204": answer(204),
         "401": answer(401, html, body="<p>Who are you?"),
         "403": answer(403, html, body="<p>Not from here"),
@@ -185,7 +185,7 @@ def test_a_page_that_is_not_the_apps_word_is_no_token_goes_nowhere_and_is_waited
 
 
 def test_while_no_token_can_be_had_it_is_asked_for_less_and_less_often(
-    site: TicketHouse, front: AnsweringProxy, browser: Browser
+    site: TicketSite, front: AnsweringProxy, browser: Browser
 ) -> None:
     [begin] = publish_in_app(site.publisher, MINE, "before")
     tab = browser.open(front.url).start(MINE, name="address", tokenUrl="/token").wait(name="address")
@@ -213,7 +213,7 @@ def test_while_no_token_can_be_had_it_is_asked_for_less_and_less_often(
 
 
 def test_a_token_that_comes_after_the_feed_was_closed_is_not_used(
-    site: TicketHouse, front: AnsweringProxy, browser: Browser
+    site: TicketSite, front: AnsweringProxy, browser: Browser
 ) -> None:
     tab = browser.open(front.url)
     tab.run("""
@@ -228,7 +228,7 @@ def test_a_token_that_comes_after_the_feed_was_closed_is_not_used(
 
 
 @pytest.mark.parametrize("site", [71], indirect=True)
-def test_a_page_that_is_warned_keeps_its_stream_until_it_has_a_new_token(site: TicketHouse, browser: Browser) -> None:
+def test_a_page_that_is_warned_keeps_its_stream_until_it_has_a_new_token(site: TicketSite, browser: Browser) -> None:
     tab = browser.open(site.url)
     tab.run("""
         let clock = Date.now, ahead = 0;
@@ -261,7 +261,7 @@ def test_a_page_that_is_warned_keeps_its_stream_until_it_has_a_new_token(site: T
 
 
 def test_one_who_is_revoked_and_gets_no_ticket_any_more_is_shut_out_on_every_tab(
-    site: TicketHouse, browser: Browser
+    site: TicketSite, browser: Browser
 ) -> None:
     tabs = [tab.start(MINE, tokenUrl="/token").wait() for tab in browser.tabs(2, site.url)]
     tabs[0].run("document.cookie = 'out=1; path=/'")
@@ -276,7 +276,7 @@ def test_one_who_is_revoked_and_gets_no_ticket_any_more_is_shut_out_on_every_tab
 
 
 @pytest.mark.parametrize("site", [3, 60], indirect=True)
-def test_one_who_is_revoked_goes_on_where_the_app_gives_a_ticket_again(site: TicketHouse, browser: Browser) -> None:
+def test_one_who_is_revoked_goes_on_where_the_app_gives_a_ticket_again(site: TicketSite, browser: Browser) -> None:
     tab = browser.open(site.url).start(MINE, tokenUrl="/token").wait()
     with site.publishing(MINE, every=0.1) as numbers:
         with site.publisher.app_context():
@@ -290,7 +290,7 @@ def test_one_who_is_revoked_goes_on_where_the_app_gives_a_ticket_again(site: Tic
 @pytest.mark.long
 @pytest.mark.parametrize("site", [95], indirect=True)
 def test_a_page_that_is_warned_in_time_has_a_new_ticket_before_the_old_one_ends(
-    site: TicketHouse, browser: Browser
+    site: TicketSite, browser: Browser
 ) -> None:
     tab = browser.open(site.url).start(MINE, tokenUrl="/token").wait()
     with site.publishing(MINE, every=0.1) as numbers:

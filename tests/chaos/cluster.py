@@ -373,7 +373,7 @@ class Cluster:
     def close(self) -> None:
         for client in self.clients:
             client.end()
-        # An event wakes those that wait, which is sooner than their next heartbeat.
+        # An event wakes the waiting clients, which is sooner than their next heartbeat.
         last = [self.event(channel) for channel in {channel for client in self.clients for channel in client.channels}]
         self.ledger.publish(self.services[0].store, last, tries=1)
         for client in self.clients:

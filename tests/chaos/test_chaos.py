@@ -143,7 +143,7 @@ def test_whatever_happens_nothing_is_lost_in_silence(
 ) -> None:
     print(f"CHAOS_SEED={seed}")
     rng = random.Random(seed)
-    # Only to save time: what no announcement tells of is found in 1 s, not in 5. test_faults runs with the real pause.
+    # Only to save time: hubs find unannounced events in 1 s, not in 5. test_faults runs with the real pause.
     for module in ("schedule", "upkeep"):
         monkeypatch.setattr(f"sse.hub.{module}.CHECK_EVERY", 1.0)
     # Small rings in the hub, so that subscribers also read from the store.

@@ -122,7 +122,7 @@ def test_events_stored_while_a_hub_hears_nothing_are_found_without_another_event
     cluster.settle()
     with cluster.redis.client() as redis:
         redis.config_set("client-output-buffer-limit", "pubsub 20000 0 0")
-        # One pipeline, answered in one go: Redis drops the subscriptions before it has sent anything of it.
+        # One pipeline, answered in one go: Redis drops the subscriptions before it has sent any part of the answer.
         batch = [cluster.event(channel, 2000) for channel in "ab" for _ in range(40)]
         before = {client["id"] for client in redis.client_list("pubsub")}
         assert len(before) == 2

@@ -82,7 +82,7 @@ TEXT = {"Content-Type": "text/plain"}
 class Broken:
     """A publish request whose body breaks off."""
 
-    breaks: Callable[[bytes], bytes]  # what is sent of the body
+    breaks: Callable[[bytes], bytes]  # the part of the body that is sent
     whole: bytes = LINE  # CHANNEL stands for the channel
     path: str = "/sse/publish/CHANNEL"
     media: str = "text/plain"
@@ -94,7 +94,7 @@ class Broken:
 
 
 JSON = {"path": "/sse/publish", "media": "application/json"}
-PADDED = EVENT + b" " * 40  # what is missing at its end would not be missed
+PADDED = EVENT + b" " * 40  # a part missing at its end would not be noticed
 BROKEN = {
     "raw, nothing of it": Broken(lambda body: b""),
     "raw, 16 of 97": Broken(lambda body: body[:16]),

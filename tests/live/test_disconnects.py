@@ -43,7 +43,7 @@ WHOLE = {
     "an upgrade to HTTP/2": ("Connection: Upgrade\r\nUpgrade: h2c\r\nHTTP2-Settings: AA\r\n", "", "1.1"),
     "to be closed": ("Connection: close\r\n", "", "1.1"),
 }  # fmt: skip
-# These wait for the rest, and have no seat before that.
+# These requests are incomplete, and get no seat before the rest has come.
 PARTLY = {
     "no body yet": ("Content-Length: 1\r\n", ""),
     "half a body": ("Content-Length: 5\r\n", "he"),
@@ -133,7 +133,7 @@ def test_what_came_early_behind_a_poll_is_answered_after_it_and_in_order(server:
             assert client.publish(server.url, "a", "after", key=KEY).status == 201
             sock.settimeout(5)
             assert sock.recv(15) == b"HTTP/1.1 200 OK"
-            for _ in range(3):  # who waits for the rest of a request keeps nobody else waiting
+            for _ in range(3):  # a client whose request is incomplete keeps no other client waiting
                 assert client.request(server.url, "GET", "/healthz", timeout=3).status == 200
             sock.sendall(rest.encode())
             assert client.statuses(sock) == [200, 404, 200, 404]

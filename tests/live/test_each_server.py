@@ -319,7 +319,7 @@ def test_when_a_worker_is_killed_its_clients_go_on_at_the_others_and_lose_nothin
                 wait_until(lambda old=before: set(four_workers.worker_pids()) - old)  # type: ignore[misc]
             time.sleep(0.5)
         done = True
-        publish(four_workers.url, "kill", str(publisher.count))  # wakes those that are at the end already
+        publish(four_workers.url, "kill", str(publisher.count))  # wakes the clients that are at the end already
         cuts = [each.result(30) for each in following]
     assert sum(cuts) >= 4
     for follower in followers:

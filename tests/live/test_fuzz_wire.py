@@ -32,7 +32,7 @@ def get(name: str, token: str, query: str = "replay=1&timeout=0") -> str:
 ASK = get("alice", ALICE)
 POST = f"POST /sse/publish/in HTTP/1.1\r\nHost: x\r\nContent-Type: text/plain\r\nAuthorization: Bearer {KEY}\r\n"
 NEXT = get("bob", BOB) + "Connection: close\r\n\r\n"
-# What stands in a body is never a request.
+# The content of a body is never taken for a request.
 SMUGGLED = POST.replace("publish/in", "publish/smuggled") + "Content-Length: 1\r\n\r\nx"
 SIZE = f"Content-Length: {len(SMUGGLED)}"
 CHUNKED = "Transfer-Encoding: chunked"
@@ -62,7 +62,7 @@ SHAPES = [
         f"1\r\nxy\r\n0\r\n\r\n{SMUGGLED}", f"1\r\nx0\r\n\r\n{SMUGGLED}", f"1\nx\n0\n\n{SMUGGLED}", f"0\n\n{SMUGGLED}",
         f"0\r\n{SMUGGLED}", "000000000\r\n\r\n", "1\r\nx", "1", "")),
 ]
-# What is put in place of a part of a whole request.
+# Replacements for a part of a complete request.
 LINES = [
     *(("Host: x", line) for line in (
         "Host: x\r\nHost: y", "Host:", "X: y", "Host: a b", "Host: x, y", "Host: x/y", "Host: [::1", "Host : x",

@@ -52,7 +52,7 @@ def test_a_request_with_which_its_client_ends_is_answered_all_the_same(
         for _ in range(before):
             sock.sendall(HEALTH)
             assert answer_of(sock).status == 200
-        time.sleep(0.5)  # it rests
+        time.sleep(0.5)  # it is parked
         os.kill(pid, signal.SIGSTOP)  # so that the worker sees all of it at once
         try:
             sock.sendall(f"{request}Content-Type: text/plain\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)

@@ -42,7 +42,7 @@ from tests.tokens import SECRET, claims, signed
 SECRETS = "the private news of ann"
 ORIGINS = ("https://a.example", "https://b.example")
 QUERY = {"channel": "user/ann", "replay": "1", "timeout": "0"}
-READERS = {"ann": 200, "bob": 403, "": 401}  # what each is answered about user/ann; "" has no credentials
+READERS = {"ann": 200, "bob": 403, "": 401}  # the status of each about user/ann; "" has no credentials
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +208,7 @@ def test_a_ticket_that_has_ended_opens_nothing_but_what_a_greedy_cache_has_kept_
     with redis.Redis.from_url(origin.env["SSE_REDIS_URL"]) as store:
         store.xadd("sse:{sse.revoked}", {"d": json.dumps({"token": cache.name})})
     wait_until(lambda: poll(origin.url, mine).status == 401, what="the ticket is revoked")
-    check(poll(cache.url, mine), 200 if "ticket" in cache.KEEPS else 401)  # it asks nobody
+    check(poll(cache.url, mine), 200 if "ticket" in cache.KEEPS else 401)  # it does not ask the origin
     check(poll(cache.url, {**mine, "z": "1"}), 401)
     for query, status in others:
         check(poll(cache.url, query), status)

@@ -92,7 +92,7 @@ def test_a_worker_lets_in_as_many_as_its_files_allow_and_answers_all_else(
         assert client.poll(server.url, ["a"], timeout=0).status == 200
         assert time.monotonic() - started < 1
 
-        with contextlib.ExitStack() as flood:  # which waits outside, and nobody is told of an error
+        with contextlib.ExitStack() as flood:  # it waits in the listener, and no client gets an error
             for _ in range(FILES):
                 flood.enter_context(client.connect(server.url))
             time.sleep(0.5)

@@ -15,7 +15,7 @@ application = Flask(__name__)
 sse = SSE(application)
 application.add_url_rule("/healthz", "healthz", healthz)
 given: list[float] = []  # when a ticket was given
-bare: list[str] = []  # what was asked of streams and polls without one
+bare: list[str] = []  # requests for streams and polls that came without a ticket
 
 
 @application.before_request

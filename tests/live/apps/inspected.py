@@ -18,7 +18,7 @@ application = create_app()
 def inspect() -> dict[str, int]:
     if request.remote_addr != "127.0.0.1":
         abort(404)
-    gc.collect()  # what is garbage only is not held
+    gc.collect()  # so that garbage does not count
     hub = application.extensions["sse"].hub
     return {
         "subscribers": hub.subscribers,
