@@ -82,8 +82,8 @@ wheel: .venv/test
 	$(BIN)/python -m build --wheel --no-isolation
 
 format: .venv/test
-	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
 
 lock: .venv/test
 	$(COMPILE) $(LOCK) requirements.in -o requirements.txt
