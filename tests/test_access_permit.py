@@ -435,7 +435,7 @@ def test_a_revocation_waits_for_a_reading_that_begins_after_it(monkeypatch: pyte
         first = pool.submit(revocations.count)
         wait_until(lambda: store.asked == 1)
         revoking = [pool.submit(revocations.revoke, "sub", f"sub {number}") for number in range(8)]
-        wait_until(lambda: store._revocations == 8)
+        wait_until(lambda: store._revocation_count == 8)
         assert not any(future.done() for future in revoking)
         store.may.set()
         for future in (first, *revoking):
