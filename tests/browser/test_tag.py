@@ -614,22 +614,37 @@ def test_a_tag_may_stand_in_what_it_fills(page: Page, service: Gunicorn, channel
 def test_the_documented_example_of_rows_works_as_printed(page: Page, service: Gunicorn, channel: str) -> None:
     docs = (ROOT / "docs/embedding.md").read_text()
     (html,) = re.findall(r"### Rows that change\n.*?```html\n(.*?)```", docs, re.DOTALL)
-    for printed, own in (("https://push.example", service.url), ('s="orders"', f's="{channel}"')):
+    for printed, own in (
+        ("https://push.example", service.url),
+        ('s="orders"', f's="{channel}"'),
+        ('=== "orders"', f'=== "{channel}"'),
+    ):
         assert html.count(printed) == 1
         html = html.replace(printed, own)
+    publish(service, channel, {"id": 7, "customer": {"name": "Ada Lovelace"}, "state": "sent"}, type="paid")
     show(page, html)
+    wait_for_texts(page, "#orders td", ["7", "Ada Lovelace", "sent"])
     publish(service, channel, {"id": 8, "customer": {"name": "Grace Hopper"}, "state": "new"}, type="created")
     publish(service, channel, {"id": 7, "customer": {"name": "Ada Lovelace"}, "state": "paid"}, type="paid")
     publish(service, channel, {"id": 9, "customer": {"name": "Joan Clarke"}, "state": "new"}, type="created")
     publish(service, channel, {"id": 7, "note": "seen"}, type="noted")
     publish(service, channel, {"id": 8}, type="deleted")
     wait_for_texts(page, "#orders td", ["9", "Joan Clarke", "new", "7", "Ada Lovelace", "paid"])
-    page.run("""
+    page.run(
+        """
+        window.fetched = 0;
         window.fetch = function () {
-          return Promise.resolve(new Response("<tr data-key=9><td>9<td>Joan<td>paid</tr>"));
+          fetched += 1;
+          if (fetched === 1) document.dispatchEvent(new CustomEvent("sse:paid", {detail: {}}));
+          var state = fetched === 1 ? "late" : "paid";
+          return Promise.resolve(new Response("<tr data-key=9><td>9<td>Joan<td>" + state + "</tr>"));
         };
-        document.dispatchEvent(new CustomEvent("sse-reset", {detail: {}}));""")
+        document.dispatchEvent(new CustomEvent("sse-reset", {detail: {channel: "another"}}));
+        document.dispatchEvent(new CustomEvent("sse-reset", {detail: {channel: arguments[0]}}));""",
+        channel,
+    )
     wait_for_texts(page, "#orders td", ["9", "Joan", "paid"])
+    assert page.value("fetched") == 2
     publish(service, channel, {"id": 9, "customer": {"name": "Joan Clarke"}, "state": "refunded"}, type="refunded")
     wait_for_texts(page, "#orders td", ["9", "Joan Clarke", "refunded"])
     assert warnings(page) == page.value("seen.errors") == []
