@@ -387,6 +387,47 @@ def test_a_farewell_of_which_nothing_more_is_taken_is_cut_after_20_s(world: Worl
     assert world.doomed == [fd]
 
 
+def test_a_goodbye_that_is_half_out_is_left_to_its_20_s_whatever_else_is_checked(world: World) -> None:
+    drained = world.stream(permit=world.permit())
+    other, poll = world.stream(), world.poll()
+    world.round()
+    world.room[drained] = 7
+    world.rows.drain(0)
+    world.rows.drain(0)  # a second check in the same round
+    world.round()
+    assert world.row(drained).closes
+    world.rows.drain(0)
+    world.revoke()
+    world.rounds.check_permits_soon()
+    world.round()
+    assert sorted(world.doomed) == [other, poll]
+    world.pass_by(15)
+    world.room[drained] = 1
+    world.row(drained).on_ready(drained)
+    world.pass_by(15)
+    assert drained in world.rows.row_of
+    del world.room[drained]
+    world.row(drained).on_ready(drained)
+    assert world.reason(drained) == "drain"
+    assert world.doomed[-1] == drained
+
+
+def test_the_last_events_of_a_lost_stream_are_cut_by_a_revocation(world: World) -> None:
+    fd = world.stream(bare=True, permit=world.permit())
+    world.round()
+    world.room[fd] = 7
+    row = world.row(fd)
+    row.stream = Proxy(row.stream, ended=True, lost=True, cuts=True, next_bytes_at_hand=lambda _: b"data: last\n\n")
+    row()
+    world.round()
+    assert row.closes
+    assert not world.doomed
+    world.revoke()
+    world.round()
+    assert world.doomed == [fd]
+    assert world.told(fd) == b"data: l"
+
+
 def test_a_drain_ends_all_and_cuts_those_that_have_stalled(world: World) -> None:
     slow, other = world.streams(2)
     poll = world.poll()

@@ -45,8 +45,10 @@ serves it. Only these change the state: the rounds (`serve` and `check`), the co
                                            no byte is taken for 20 s        closed after the round
     ending      `unsent` and `closes`      all unsent bytes go out          closed after the round
                                            no byte is taken for 20 s        closed after the round
-    any         -                          a connection is due              what `life` says for that connection alone:
-                                                                            a goodbye and the end, a cut, or it goes on
+                                           it is due, and its stream is     what `life` says
+                                           lost, so it has no goodbye
+    any but     -                          a connection is due              what `life` says for that connection alone:
+    ending                                                                  a goodbye and the end, a cut, or it goes on
 
 A row of polls waits for events. Once there is something to tell, it `is_asking` for its answer, and no further poll
 joins it.
@@ -273,6 +275,8 @@ class Streams(Row):
         )
 
     def check(self, fd: int) -> None:
+        if self.closes and not self.stream.lost:
+            return  # a part of its goodbye is out, and `serve` cuts it after 20 s without progress
         decided = self.decide(fd)
         if decided.is_cut:
             self.rows.end(fd)
