@@ -12,7 +12,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --generate-hashes --universal --python-
 # The programs that the tests with browsers need.
 PARTS := g++ redis-server nginx lighttpd caddy haproxy openssl chromium firefox-esr MiniBrowser Xvfb
 
-.PHONY: help run test check lint check-here check-browser docs chaos browsers bench bench-more audit wheel format lock clean
+.PHONY: help run test check lint check-browser check-chaos docs chaos browsers bench bench-more audit wheel format lock clean
 help:
 	@echo 'make run      set up and serve http://127.0.0.1:$(PORT)/ (REDIS=1: with Redis, on all cores)'
 	@echo 'make test     every check: lint, types, docs, tests with real parts, coverage, the wheel'
@@ -34,8 +34,10 @@ test: .venv/test tests/node_modules/.package-lock.json
 	@$(MAKE) --no-print-directory check wheel
 
 check: lint
-	@$(MAKE) --no-print-directory --jobs=4 --output-sync=target check-here check-browser docs \
-	  check-live-a-to-h check-live-i-to-z
+	@$(BIN)/coverage erase
+	@$(MAKE) --no-print-directory --jobs=5 --output-sync=target check-browser check-live-a-to-h check-live-i-to-z \
+	  check-here-a-to-h check-here-i-to-z check-chaos docs
+	@$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
 # The hook of .pre-commit-config.yaml runs this too.
@@ -44,9 +46,11 @@ lint:
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# These run at the same time: the first computes, and the others mostly wait.
-check-here:
-	$(BIN)/coverage run -m pytest --ignore=tests/live --ignore=tests/browser
+# These run at the same time, because they mostly wait. The letters divide the files into parts that take about as long.
+check-here-%:
+	$(BIN)/coverage run --parallel-mode -m pytest tests/test_[$(subst -to-,-,$*)]*.py
+check-chaos:
+	$(BIN)/coverage run --parallel-mode -m pytest tests/chaos
 check-live-%:
 	$(BIN)/python -m pytest tests/live/test_[$(subst -to-,-,$*)]*.py
 check-browser:
@@ -91,7 +95,7 @@ lock: .venv/test
 	$(COMPILE) $(LOCK) requirements/bench.in -c requirements.txt -o requirements/bench.txt
 
 clean:
-	rm -rf .venv tests/node_modules bench/build docs/_build build dist *.egg-info .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv tests/node_modules bench/build docs/_build build dist *.egg-info .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 .venv/run: requirements.txt
 	@tools/need python3-venv
