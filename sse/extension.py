@@ -93,7 +93,8 @@ class SSE:
 
         The function is called for each channel that SSE_PUBLIC does not match and no token grants, before the store is
         asked. Only `True` opens the channel. Every other answer refuses it, and the log names an answer that is neither
-        a bool nor None. If the function raises an error, as `abort` does, the error becomes the answer to the request.
+        a bool nor None. The refusal is a 403. It is a 401, as below, if SSE_SECRET or SSE_JWKS is set and the request
+        has no token. If the function raises an error, as `abort` does, the error becomes the answer to the request.
         There is one such function: a later one takes the place of an earlier one.
 
         :param rule: a function that takes the name of a channel and returns a bool. It runs in the request's context.
