@@ -23,7 +23,8 @@ from gunicorn.http import message  # type: ignore[import-untyped]
 _port = os.environ.get("PORT")
 bind = os.environ.get("BIND") or (f"0.0.0.0:{_port}" if _port else "127.0.0.1:8000")
 worker_class = "sse.worker.Worker"  # gevent's worker that hands off streams; it imports nothing of the app either
-# The memory store is for one process. With several workers on it, the app refuses to start and says why.
+# The memory store is for one process. With several workers on it, gunicorn starts, but the app refuses every stream,
+# poll and publication, and says why.
 _shared = os.environ.get("SSE_REDIS_URL") or os.environ.get("REDIS_URL")
 workers = int(os.environ.get("WEB_CONCURRENCY") or (_shared and os.cpu_count()) or 1)
 # As long as the kernel allows, net.core.somaxconn: gunicorn's own default is half of Linux' 4,096. A unix socket whose
