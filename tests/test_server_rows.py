@@ -1017,15 +1017,48 @@ def test_an_answer_of_which_nothing_is_taken_for_20_s_is_cut(world: World) -> No
 
 def test_of_too_much_that_nobody_takes_the_oldest_is_cut(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_MOST_UNTAKEN", 20)
-    shared = world.poll()
-    world.room[shared] = 5
+    for fd in (101, 102, 103):
+        world.rows.send_unsent(fd, memoryview(bytes(8)), closes=False, read_ahead=b"")
+    assert world.doomed == [101]
+    assert set(world.rows.row_of) == {102, 103}
+
+
+def test_an_answer_that_several_clients_leave_unsent_counts_once_and_is_not_cut(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, *shared = [world.poll() for _ in range(4)]
+    world.room.update(dict.fromkeys(shared, 5))
     world.publish()
     world.round()
     world.answer()
+    monkeypatch.setattr(module, "_MOST_UNTAKEN", len(world.told(whole)) + 20)
+    world.rows.end(shared.pop())
     for fd in (101, 102, 103):
-        world.rows.send_unsent(fd, memoryview(b"8 bytes."), closes=False, read_ahead=b"")
-    assert world.doomed == [101]
-    assert set(world.rows.row_of) == {shared, 102, 103}
+        world.rows.send_unsent(fd, memoryview(bytes(8)), closes=False, read_ahead=b"")
+    assert world.doomed[1:] == [101]
+    assert set(world.rows.row_of) == {whole, *shared, 102, 103}
+
+
+def test_waiting_polls_with_answers_of_their_own_are_cut_where_they_leave_too_much_unsent(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = world.poll(max_bytes=5000)
+    fds = [world.poll(max_bytes=5001 + number) for number in range(3)]
+    world.room.update(dict.fromkeys(fds, 5))
+    world.publish()
+    world.round()
+    assert len(world.later) == 4, "each has a row and an answer of its own"
+    world.later.clear()
+    world.row(whole).answer()
+    monkeypatch.setattr(module, "_MOST_UNTAKEN", len(world.told(whole)) * 2)
+    for fd in fds:
+        world.row(fd).answer()
+    assert world.doomed == fds[:1]
+    del world.room[fds[1]]
+    world.row(fds[1]).on_ready(fds[1])
+    assert world.answered(fds[1]) == ["news"]
+    world.rows.send_unsent(101, memoryview(bytes(8)), closes=False, read_ahead=b"")
+    assert world.doomed == fds[:1], "an answer that has gone out counts no more"
 
 
 # Connections between two requests

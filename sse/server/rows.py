@@ -95,7 +95,7 @@ MAX_READ_AHEAD: Final = 8192
 """Bytes that a client may send behind the request of a waiting poll."""
 
 _TURN: Final = 128  # connections that are written to before the clock is read: about 1 ms
-_MOST_UNTAKEN: Final = 64 << 20  # bytes in `Sending` of answers that only one client gets
+_MOST_UNTAKEN: Final = 64 << 20  # bytes of the answers in `Sending`
 _READ: Final = 4096  # bytes in one read
 _FIRST_REQUEST: Final = 20.0  # seconds that a new client has to begin a request
 _SILENT: Final = 1.0  # seconds after which a new connection counts as silent, and may be closed first
@@ -104,14 +104,10 @@ _NOTHING: Final = memoryview(b"")
 
 
 class Unsent(NamedTuple):
-    """The bytes of an answer that the kernel has not taken yet, and whether the connection closes after them.
+    """The bytes of an answer that the kernel has not taken yet, and whether the connection closes after them."""
 
-    `own` is the size of these bytes at first if only this client gets them; 0 if clients share them.
-    """
-
-    data: memoryview
+    data: memoryview  # of the whole answer, which stays in memory until then
     closes: bool
-    own: int = 0
 
 
 def send(write: Callable[[int, bytes | memoryview], int], fd: int, data: bytes | memoryview) -> int:
@@ -480,14 +476,15 @@ class Polls(Row):
 class Sending(Row):
     """Connections whose client does not take a whole answer at once: the rest is sent as the client takes more."""
 
-    __slots__ = ("_own", "_unsent")
+    __slots__ = ("_clients", "_size", "_unsent")
     interest = "room"
     awaits_events = False
 
     def __init__(self, rows: Rows) -> None:
         super().__init__(rows)
         self._unsent: dict[int, Unsent] = {}
-        self._own = 0  # the size at first of the unsent bytes here that only one client gets
+        self._clients: dict[int, int] = {}  # how many connections here get each answer, by its `id`
+        self._size = 0  # of these answers
 
     @property
     def until(self) -> float:
@@ -497,12 +494,20 @@ class Sending(Row):
     def begin(self, fd: int, unsent: Unsent) -> None:
         """Begin to send a connection of this row its unsent bytes.
 
-        If clients leave over 64 MB unsent, the connections that have been here longest are cut.
+        If the answers here have over 64 MB together, connections whose answer no other connection here gets are cut,
+        those that have been here longest first. The whole of an answer counts, and once for all its connections.
         """
         self._unsent[fd] = unsent
-        self._own += unsent.own
-        while self._own > _MOST_UNTAKEN:
-            self.rows.end(next(other for other in self.fds if self._unsent[other].own))
+        answer = unsent.data.obj
+        self._clients[id(answer)] = clients = self._clients.get(id(answer), 0) + 1
+        if clients > 1:
+            return
+        self._size += memoryview(answer).nbytes
+        while self._size > _MOST_UNTAKEN:  # this one is cut at the latest
+            self.rows.end(next(other for other in self.fds if self._has_own_answer(other)))
+
+    def _has_own_answer(self, fd: int) -> bool:
+        return self._clients[id(self._unsent[fd].data.obj)] == 1
 
     def on_ready(self, fd: int) -> None:
         unsent = self._unsent[fd]
@@ -520,7 +525,13 @@ class Sending(Row):
 
     def on_removed(self, fd: int) -> None:
         unsent = self._unsent.pop(fd, None)
-        self._own -= unsent.own if unsent else 0
+        if unsent is None:
+            return
+        answer = unsent.data.obj
+        self._clients[id(answer)] -= 1
+        if not self._clients[id(answer)]:
+            del self._clients[id(answer)]
+            self._size -= memoryview(answer).nbytes
 
 
 class Parked(Row):
@@ -709,7 +720,7 @@ class Rows:
         self.effects.register(fd, Sending.interest)
         self._keep_read_ahead(fd, read_ahead)
         self._admit(fd, self._sending, ClientPart(self._sending.until, None, ()))
-        self._sending.begin(fd, Unsent(unsent, closes, len(unsent)))
+        self._sending.begin(fd, Unsent(unsent, closes))
 
     def drain(self, window: float) -> None:
         """Say goodbye to all streams and polls, spread over `window` seconds. New ones get their goodbye at once.
