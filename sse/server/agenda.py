@@ -73,6 +73,8 @@ class Agenda(Generic[R]):
     def finish(self, due: Iterable[int] = ()) -> None:
         """End the round, and start the next one if there is work for it.
 
+        Rows that the round has taken and not served are not put back. A fault of one row does not end the round.
+
         :param due: connections that this round has taken, but did not check because of a fault.
         """
         self.to_check.extend(due)

@@ -1,4 +1,4 @@
-"""The register of connections that were handed off: the end, the permit and the functions of the app for each."""
+"""The end, the permit and the app's functions of each connection in a row that has a permit or such functions."""
 
 from __future__ import annotations
 
@@ -66,7 +66,10 @@ class HandedOff:
         :param has_notice: True if its client gets a notice before its permit ends.
         """
         part = self._parts.get(fd)
-        if part is None:  # only its deadline can have brought it here
+        if part is None:
+            # Its deadline is kept by the wheel alone, and counts as come. It is checked at that time or in a drain. A
+            # poll whose client sends too much is also looked at, but only while its answer is being made: then no
+            # deadline ends it.
             return decide(now, now, last_progress=last_progress, draining=draining, pending=pending)
         deadline, permit, _ = part
         return decide(

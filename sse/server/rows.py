@@ -1,11 +1,12 @@
 """The rows of connections that were handed off: which of them wait together, and what each one gets next.
 
 A connection that was handed off is only a file descriptor in a row. It has no greenlet. `Stream` and `Poll` decide
-which bytes are sent, `life` decides when a connection ends, and this module decides which connections get the bytes.
+which bytes are sent, `life` decides when a stream or a waiting poll ends, and this module decides which connections
+get the bytes and when the other connections end.
 Nothing here waits or knows an event loop: everything that does is passed in as `Effects`.
 
-A connection is in one row at a time, or a greenlet has it. "Closed after the round" means: it leaves its row now, and
-its number becomes free when the round is over.
+A connection is in one row, or a greenlet has it, or it waits for a greenlet in `Rows.waiting`. "Closed after the
+round" means: it leaves its row now, and its number becomes free when the round is over.
 
     row         waits for                  when                             the connection goes to
     ----------  -------------------------  -------------------------------  ----------------------------------------
@@ -62,8 +63,10 @@ A push to a long row pauses between its writes, so that other greenlets have the
                 catch up meanwhile: its own row is called, and the next round serves it.
     join        A new connection gets a row of its own, which the next round serves. Rows merge only at the beginning
                 or the end of `serve`.
-    revoke      The connection is checked in the next round. It still gets this push, whose events came before the
-                revocation.
+    revoke      The connection is checked in the next round. Until then it gets this push or, if its row is served
+                later in this round, all events that its row then takes. Some of these may have come after the
+                revocation. The same holds for a pause between two checks. A revocation may take 2 s, and a round takes
+                far less.
     drain       As for `revoke`. A connection that comes now is due at once.
     call        The next round serves the row again.
 """
@@ -94,7 +97,7 @@ if TYPE_CHECKING:
 MAX_READ_AHEAD: Final = 8192
 """Bytes that a client may send behind the request of a waiting poll."""
 
-_TURN: Final = 128  # connections that are written to before the clock is read: about 1 ms
+_TURN: Final = 128  # connections that are written to between two pauses: about 1 ms
 _MOST_UNTAKEN: Final = 64 << 20  # bytes of the answers in `Sending`
 _READ: Final = 4096  # bytes in one read
 _FIRST_REQUEST: Final = 20.0  # seconds that a new client has to begin a request
@@ -445,7 +448,7 @@ class Polls(Row):
             if draining is not rows.draining:
                 draining, data = rows.draining, self._whole(answer)
             if fd in self.fds:
-                if rows.handed_off.is_over(fd):
+                if rows.handed_off.is_over(fd):  # neither its deadline nor a drain keeps it from this answer
                     self._reply_nothing(fd)
                 else:
                     self._reply(fd, data)
@@ -578,9 +581,10 @@ class ParkedConnections:
         return len(self.new.fds) + len(self.kept.fds)
 
     def make_room(self) -> None:
-        """Close one connection: first a new one that is silent, else the one that has been parked longest.
+        """Close one parked connection: first a new one that is silent, else the one that has been parked longest.
 
-        A new connection is silent if it has sent nothing for a second.
+        A new connection is silent if it has sent nothing for a second. If a request has come just now on the chosen
+        connection, it goes to a greenlet instead, and no room is made.
         """
         silent = next(iter(self.new.fds), None)
         if silent is not None and self.new.rows.slots[silent] < slot_of(self.new.until - _SILENT):
@@ -653,7 +657,10 @@ class Rows:
         self.row_of: dict[int, Row] = {}
         """The row of each connection."""
         self.slots = array("q")
-        """The slot of the wheel when each connection is due; 0 if it is on the agenda to be checked.
+        """The slot of the wheel when each connection is due.
+
+        It is 0 once the connection is on the agenda to be checked, until its next check is set. If that check says
+        goodbye, it stays 0.
 
         File descriptors are small numbers close together, so an array with 8 bytes for each is enough.
         """

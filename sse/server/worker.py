@@ -188,9 +188,10 @@ class Worker(GeventWorker):  # type: ignore[misc]
         self._responder.write(respiter)
         return True
 
-    # A greenlet has a connection only while it reads and answers a request. At all other times the connection is a
-    # number in a row. If all greenlets are taken, connections with a request wait in `Rows.waiting`, the first one
-    # first. This holds for new connections too.
+    # A greenlet has a connection only while it reads and answers a request, and for a moment after that, because the
+    # next request may come at once. After that, and once its stream or poll is handed off, the connection is a number
+    # in a row. Only a connection with TLS keeps its greenlet. If all greenlets are taken, connections with a request
+    # wait in `Rows.waiting`, the first one first. This holds for new connections too.
 
     def accepted(self, client: Any, address: Any) -> None:
         """Take a new connection. This runs in gevent's hub, and must not wait."""

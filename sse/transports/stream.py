@@ -130,7 +130,7 @@ class Stream(Body):
 
     @property
     def awaits_store(self) -> bool:
-        """True if the store did not answer, so that the stream has nothing to send before it is `due`."""
+        """True if the store did not answer. It is asked again when the stream is `due`, or when an event comes."""
         return self._retry_store_at > 0
 
     @property
