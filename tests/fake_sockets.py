@@ -15,7 +15,7 @@ from sse.access.revocations import Revocations
 from sse.access.token import Grant
 from sse.hub.hub import Hub
 from sse.hub.subscriber import Start
-from sse.server.effects import Calls, Effects
+from sse.server.effects import Effects, EndFunctions
 from sse.server.rounds import Rounds
 from sse.server.rows import Rows
 from sse.server.wheel import Wheel
@@ -105,7 +105,7 @@ class World:
     def _wake(self) -> None:
         self.wakes += 1
 
-    def _doom(self, fd: int, closing: Calls) -> None:
+    def _doom(self, fd: int, closing: EndFunctions) -> None:
         self.doomed.append(fd)
         self.finished.extend(closing)
 

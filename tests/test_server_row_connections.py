@@ -39,7 +39,7 @@ def test_a_notice_waits_until_its_row_has_told_what_it_took() -> None:
     permit = Permit(Revocations(store, 60), Grant("ann", ("a",), ends_at=time.time() + 30), ["a"])
     rows: Any = SimpleNamespace(handed_off=HandedOff(), draining=False, set_end=lambda fd, _: kept.append(fd))
     rows.effects = SimpleNamespace(write=os.write, clock=time.monotonic)
-    rows.decide = partial(Rows.decide, rows)
+    rows.next_of = partial(Rows.next_of, rows)
     rows.handed_off.add(writing, ClientPart(math.inf, permit, ()))
     kept: list[int] = []
     try:

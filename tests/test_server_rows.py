@@ -217,11 +217,11 @@ def behind(world: World, number: int = 1, **options: Any) -> list[int]:
     return fds
 
 
-def test_the_answer_of_the_store_is_told_in_the_next_round_and_then_the_row_is_called_again(world: World) -> None:
+def test_the_answer_of_the_store_is_told_in_the_next_round_and_then_the_row_is_woken_again(world: World) -> None:
     keep = world.stream("b")  # so that a round has more than one row
     (fd,) = behind(world)
     world.publish("new")
-    world.round()  # a call while it asks is passed over
+    world.round()  # it is woken in vain while it asks
     assert not world.got[fd]
     assert len(world.asked) == 1
     world.answer()
@@ -694,7 +694,7 @@ def test_a_drain_that_begins_in_a_pause_ends_all_in_the_next_round(
     assert [(world.events(fd), world.reason(fd)) for fd in fds] == [(["one"], "drain")] * 4
 
 
-def test_a_row_that_is_called_in_a_pause_is_served_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_that_is_woken_in_a_pause_is_served_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     fds = in_a_pause(world, monkeypatch, lambda _: world.publish("two"))
     assert [world.events(fd) for fd in fds] == [["one"]] * 4
     world.round()
@@ -833,7 +833,7 @@ def test_a_poll_that_comes_while_others_are_answered_waits_for_the_next_event(wo
     assert world.answered(second) == ["two"]
 
 
-def test_a_poll_that_is_called_for_nothing_goes_on_waiting(world: World) -> None:
+def test_a_poll_that_is_woken_for_nothing_goes_on_waiting(world: World) -> None:
     fd = world.poll()
     world.row(fd)()
     world.round()

@@ -21,7 +21,7 @@ R = TypeVar("R")
 
 
 class Agenda(Generic[R]):
-    """The work of the next round, and since when it has been waiting. To add work never waits."""
+    """The work of the next round, and since when it has been waiting. Adding work never waits."""
 
     __slots__ = ("_clock", "_left", "_since", "_taken_since", "_wake", "shared", "to_check", "to_serve")
 

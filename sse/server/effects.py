@@ -6,9 +6,15 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 Call = Callable[[], object]
-Calls = Sequence[Call]
+EndFunctions = Sequence[Call]
 Interest = Literal["end", "input", "room", "input or room"]
-"""The events of a connection that its row hears about: the peer's hang-up; input and hang-up; room for more bytes."""
+"""The events of a connection that its row hears about.
+
+- end: the peer's hang-up.
+- input: bytes from the peer, and its hang-up.
+- room: room for more bytes to the peer.
+- input or room: all of these.
+"""
 
 
 class Effects(NamedTuple):
@@ -42,9 +48,9 @@ class Effects(NamedTuple):
     """Have `Rounds.run` called soon."""
     close: Callable[[int], None]
     """Close a connection at once, which is safe only while no push writes to it."""
-    close_after_round: Callable[[int, Calls], None]
+    close_after_round: Callable[[int, EndFunctions], None]
     """Close a connection when this round is over, and then call these functions as `call_all` does."""
-    call_all: Callable[[Calls], None]
+    call_all: Callable[[EndFunctions], None]
     """Have the app's own functions called, each in a greenlet, where it may wait."""
     give_back: Callable[[int], bool]
     """Give a connection to a greenlet. Return False if none is free."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import inf
 from typing import TYPE_CHECKING
 
-from sse.server.effects import Calls
+from sse.server.effects import EndFunctions
 from sse.transports.life import ClientPart, Next, Pending, decide
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class HandedOff:
         if part.permit or part.closing:
             self._parts[fd] = part
 
-    def remove(self, fd: int) -> Calls:
+    def remove(self, fd: int) -> EndFunctions:
         """Forget a connection that ends, and end its permit. Return the functions to call then."""
         part = self._parts.pop(fd, None)
         if part is None:
@@ -51,7 +51,7 @@ class HandedOff:
         permit = self.permit(fd)
         return permit is not None and permit.is_over
 
-    def decide(
+    def next_of(
         self,
         fd: int,
         now: float,

@@ -19,7 +19,7 @@ from gevent.pool import Group
 from gevent.queue import SimpleQueue
 
 from sse.server.backpressure import Backpressure
-from sse.server.effects import Calls, Effects, Interest
+from sse.server.effects import Effects, EndFunctions, Interest
 from sse.server.rounds import Rounds
 from sse.server.rows import Rows, Streams
 from sse.server.sockets import unread
@@ -50,7 +50,7 @@ class Loop:
     def __init__(self, log: Any, keepalive: float, give_back: Callable[[int], bool]) -> None:
         self.log = log
         self._wake = Event()
-        self._to_close: list[tuple[int, Calls]] = []
+        self._to_close: list[tuple[int, EndFunctions]] = []
         self._finishing = Group()  # greenlets that run the app's functions at the end of a connection
         self._calls: SimpleQueue = SimpleQueue()
         self._wall_clock_lead = time.time() - time.monotonic()
@@ -157,10 +157,10 @@ class Loop:
         with contextlib.suppress(OSError):
             self._poller.unregister(fd)
 
-    def _close_soon(self, fd: int, closing: Calls) -> None:
+    def _close_soon(self, fd: int, closing: EndFunctions) -> None:
         self._to_close.append((fd, closing))
         self._wake.set()
 
-    def _call_all(self, closing: Calls) -> None:
+    def _call_all(self, closing: EndFunctions) -> None:
         for done in closing:
             self._finishing.spawn(done)

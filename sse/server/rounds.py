@@ -22,8 +22,8 @@ class Rounds:
             while due:
                 self._check(due.popleft())
                 pause()
-            # Serve single rows first, so that they can catch up and merge.
-            for row in sorted(agenda.take_to_serve(), key=lambda row: row.key is not None):
+            # Serve the rows that nobody can join yet first, so that they can catch up and merge.
+            for row in sorted(agenda.take_to_serve(), key=lambda row: row.joinable_as is not None):
                 agenda.begin_next()
                 self._serve(row)
         finally:

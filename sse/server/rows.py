@@ -12,7 +12,7 @@ round" means: it leaves its row now, and its number becomes free when the round 
     ----------  -------------------------  -------------------------------  ----------------------------------------
     Parked      its next request           bytes come                       a greenlet; `Rows.waiting` if none is free
                                            its time is over, or its room    closed at once; a greenlet if a request has
-                                           is needed                        come just now
+                                           is needed, or the peer hangs up  come just now
     Streams     an event                   the peer hangs up, or the        closed after the round
                                            stream ends
     Polls       an event                   the whole answer goes out        Parked; a greenlet if the next request has
@@ -21,9 +21,11 @@ round" means: it leaves its row now, and its number becomes free when the round 
                                            a part of the answer goes out    Sending
                                            the peer hangs up                closed after the round
     Sending     its client to take more    all unsent bytes go out          as after the whole answer of Polls
-                                           no byte is taken for 20 s        closed after the round
+                                           no byte is taken for 20 s, the   closed after the round
+                                           connection breaks, or over 64
+                                           MB of answers are unsent
 
-A row of streams is in one of the states below. To *call* a row is to put it on the agenda, so that the next round
+A row of streams is in one of the states below. To *wake* a row is to put it on the agenda, so that the next round
 serves it. Only these change the state: the rounds (`serve` and `check`), the connections' events (`on_ready` and
 `on_hang_up`), and the greenlet that runs `ask_store`. All of them but `ask_store` may write.
 
@@ -40,9 +42,11 @@ serves it. Only these change the state: the rounds (`serve` and `check`), the co
                                            a connection takes only a part   that connection alone, in a row of its own:
                                            of its goodbye                   ending
     asking      `is_asking`                the store answers                holding; detached if no connection is left
-                                           it is called                     asking: it is called again after its push
-    holding     `chunk` is not None        it is served                     caught up, and called once more
-    stalled     `unsent`                   all unsent bytes go out          caught up, and called
+                                           it is woken                      asking: it is woken again after its push
+    holding     `chunk` is not None        it is served                     caught up, and woken once more; away if the
+                                                                            store did not answer
+    away        `stream.awaits_store`      it is due after 1 s, or woken    asking
+    stalled     `unsent`                   all unsent bytes go out          caught up, and woken
                                            no byte is taken for 20 s        closed after the round
     ending      `unsent` and `closes`      all unsent bytes go out          closed after the round
                                            no byte is taken for 20 s        closed after the round
@@ -52,15 +56,17 @@ serves it. Only these change the state: the rounds (`serve` and `check`), the co
     ending                                                                  a goodbye and the end, a cut, or it goes on
 
 A row of polls waits for events. Once there is something to tell, it `is_asking` for its answer, and no further poll
-joins it.
+joins it. If a connection ends while the answer is being made, because of a drain or its permit, it gets an empty
+answer. The answer to a long row pauses between its writes, too: polls that come then have a row of their own.
 
-A push to a long row pauses between its writes, so that other greenlets have their turn. During a pause this may happen:
+A push to a long row of streams pauses between its writes, so that other greenlets have their turn. During a pause this
+may happen:
 
     end         A connection leaves its row and gives up its seat. The push may still write to its number. No other
                 connection can have that number before the round is over. If only a part of such a write is taken, it
                 is ignored.
     stall       Only the push itself finds that a connection takes no more bytes. A connection that stalled before may
-                catch up meanwhile: its own row is called, and the next round serves it.
+                catch up meanwhile: its own row is woken, and the next round serves it.
     join        A new connection gets a row of its own, which the next round serves. Rows merge only at the beginning
                 or the end of `serve`.
     revoke      The connection is checked in the next round. Until then it gets this push or, if its row is served
@@ -68,7 +74,7 @@ A push to a long row pauses between its writes, so that other greenlets have the
                 revocation. The same holds for a pause between two checks. A revocation may take 2 s, and a round takes
                 far less.
     drain       As for `revoke`. A connection that comes now is due at once.
-    call        The next round serves the row again.
+    wake        The next round serves the row again.
 """
 
 from __future__ import annotations
@@ -81,7 +87,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
 from sse.server.agenda import Agenda
-from sse.server.effects import Calls, Effects, Interest
+from sse.server.effects import Effects, EndFunctions, Interest
 from sse.server.framing import LAST_CHUNK, date, framed
 from sse.server.handed_off import HandedOff
 from sse.server.wheel import slot_of
@@ -129,14 +135,14 @@ def send(write: Callable[[int, bytes | memoryview], int], fd: int, data: bytes |
 class Row:
     """Connections that wait for the same thing, each kept as its number alone. Only `Rows` adds and removes them."""
 
-    __slots__ = ("fds", "is_asking", "key", "rows")
+    __slots__ = ("fds", "is_asking", "joinable_as", "rows")
     interest: Interest = "end"
     awaits_events = True  # then its connections get a goodbye when this process drains
 
     def __init__(self, rows: Rows) -> None:
         self.rows = rows
         self.fds: SmallSet[int] = ()  # in the order in which they came
-        self.key: Hashable = None  # under which `Joinable` finds it; None if no other row may join it
+        self.joinable_as: Hashable = None  # under which `Joinable` finds it; None if nobody may join it
         self.is_asking = False  # a greenlet gets the next bytes, and may wait for the store
 
     def __call__(self) -> None:
@@ -156,9 +162,9 @@ class Row:
         """Handle the end of what a peer sends. This must not wait."""
         self.rows.end(fd)
 
-    def decide(self, fd: int) -> Next:
+    def next_for(self, fd: int) -> Next:
         """Return what is to happen to a connection now, by the table in `life`."""
-        return self.rows.decide(fd, "nothing")
+        return self.rows.next_of(fd, "nothing")
 
     def check(self, fd: int) -> None:
         """End a connection whose time is over, or set the time of its next check. The rounds call this."""
@@ -227,7 +233,7 @@ class Streams(Row):
         if self.unsent:
             if decide(self.rows.effects.clock(), math.inf, last_progress=self.last_progress, pending="unsent").is_cut:
                 self.end_all()
-            return
+            return  # the wheel looks at this row again in any case
         if self.is_asking or (self.chunk is None and self.rows.merge(self)):
             return
         chunk, self.chunk = self.chunk, None
@@ -242,7 +248,7 @@ class Streams(Row):
         else:
             self._send_all(chunk)
             if has_asked and not self.stream.awaits_store:
-                self.rows.agenda.serve_soon(self)  # a call that came while it was asking had no effect
+                self.rows.agenda.serve_soon(self)  # an event that came while it was asking had no effect
             elif self.fds and not self.rows.merge(self):
                 self.set_timer()
 
@@ -267,16 +273,16 @@ class Streams(Row):
         elif self.unsent:
             self._send_unsent(fd)
 
-    def decide(self, fd: int) -> Next:
+    def next_for(self, fd: int) -> Next:
         pending: Pending = "unsent" if self.unsent else "nothing" if self._is_all_written else "events"
-        return self.rows.decide(
+        return self.rows.next_of(
             fd, pending, last_progress=self.last_progress if self.unsent else math.inf, has_notice=True
         )
 
     def check(self, fd: int) -> None:
         if self.closes and not self.stream.lost:
             return  # a part of its goodbye is out, and `serve` cuts it after 20 s without progress
-        decided = self.decide(fd)
+        decided = self.next_for(fd)
         if decided.is_cut:
             self.rows.end(fd)
         elif decided.reason:
@@ -298,8 +304,10 @@ class Streams(Row):
             return
         self._push(framed(chunk) if self.chunked else chunk)
         self.stream.mark_written(self.rows.effects.clock())
-        if self.stream.is_bare and self.merge_key != self.key:
-            self.rows.joinable.remove(self)  # its first event has changed the key, so other rows may join from now on
+        if self.stream.is_bare and self.merge_key != self.joinable_as:
+            # Its first event has changed its key. It leaves the old one, and the merge at the end of `serve` enters it
+            # under the new one.
+            self.rows.joinable.remove(self)
 
     def _push(self, data: bytes) -> None:
         # This loop is the cost of a push, so it does as little as possible for each connection.
@@ -408,14 +416,14 @@ class Polls(Row):
         read_ahead = self.rows.read_ahead[fd] = self.rows.read_ahead.get(fd, b"") + data
         if len(read_ahead) > MAX_READ_AHEAD:
             self.rows.effects.modify(fd, "end")
-            if not self.is_asking or self.decide(fd).is_end:  # else the answer is on its way
+            if not self.is_asking or self.next_for(fd).is_end:  # else the answer is on its way
                 self._reply_nothing(fd)
 
-    def decide(self, fd: int) -> Next:
-        return self.rows.decide(fd, "answer" if self.is_asking else "nothing")
+    def next_for(self, fd: int) -> Next:
+        return self.rows.next_of(fd, "answer" if self.is_asking else "nothing")
 
     def check(self, fd: int) -> None:
-        decided = self.decide(fd)
+        decided = self.next_for(fd)
         if decided.is_end:
             self._reply_nothing(fd)
         else:
@@ -490,7 +498,7 @@ class Sending(Row):
         self._size = 0  # of these answers
 
     @property
-    def until(self) -> float:
+    def until_from_now(self) -> float:
         """The time when a connection is cut if its client takes nothing from now on."""
         return self.rows.effects.clock() + STALLED_AFTER
 
@@ -521,7 +529,7 @@ class Sending(Row):
             self.rows.after_answer(fd)
         elif sent:
             self._unsent[fd] = unsent._replace(data=unsent.data[sent:])
-            self.rows.set_end(fd, self.until)
+            self.rows.set_end(fd, self.until_from_now)
 
     def check(self, fd: int) -> None:
         self.rows.end(fd)
@@ -549,7 +557,7 @@ class Parked(Row):
         self._seconds = seconds
 
     @property
-    def until(self) -> float:
+    def until_from_now(self) -> float:
         """The time when a connection is closed if it sends nothing from now on."""
         return self.rows.effects.clock() + (_LAST_REQUEST if self.rows.draining else self._seconds)
 
@@ -587,7 +595,7 @@ class ParkedConnections:
         connection, it goes to a greenlet instead, and no room is made.
         """
         silent = next(iter(self.new.fds), None)
-        if silent is not None and self.new.rows.slots[silent] < slot_of(self.new.until - _SILENT):
+        if silent is not None and self.new.rows.slots[silent] < slot_of(self.new.until_from_now - _SILENT):
             self.new.check(silent)
         elif self.kept.fds:
             self.kept.check(next(iter(self.kept.fds)))
@@ -598,7 +606,7 @@ class ParkedConnections:
         """Set the end of each connection anew, because a drain has shortened the time that they have."""
         for parked in (self.new, self.kept):
             for fd in list(parked.fds):
-                parked.rows.set_end(fd, parked.until)
+                parked.rows.set_end(fd, parked.until_from_now)
 
 
 class Joinable:
@@ -612,7 +620,7 @@ class Joinable:
     def add(self, row: Row, key: Hashable) -> None:
         """Have newcomers with this key find a row."""
         self._rows[key] = row
-        row.key = key
+        row.joinable_as = key
 
     def merge_poll(self, key: Hashable, poll: Poll) -> Polls | None:
         """Merge a poll into the row with its key. Return that row, or None if there is none to merge with."""
@@ -639,9 +647,9 @@ class Joinable:
 
     def remove(self, row: Row) -> None:
         """Have no newcomer join this row any more."""
-        if self._rows.get(row.key) is row:
-            del self._rows[row.key]
-        row.key = None
+        if self._rows.get(row.joinable_as) is row:
+            del self._rows[row.joinable_as]
+        row.joinable_as = None
 
 
 class Rows:
@@ -694,7 +702,7 @@ class Rows:
         self.effects.register(fd, Streams.interest)  # if this fails, the greenlet still has to close the stream
         row = Streams(self, stream, chunked=chunked)
         self._admit(fd, row, stream.hand_off())
-        stream.subscriber.wake_by(row)
+        stream.subscriber.wake_by(row)  # this wakes the row at once
 
     def take_over_poll(self, fd: int, poll: Poll, head: bytes, read_ahead: bytes = b"") -> None:
         """Take over a connection with a poll that waits.
@@ -717,7 +725,7 @@ class Rows:
         """Take over a connection until its next request comes, or its first if it is `new`."""
         self.effects.register(fd, Parked.interest)
         parked = self._parked.new if new else self._parked.kept
-        self._admit(fd, parked, ClientPart(parked.until, None, ()))
+        self._admit(fd, parked, ClientPart(parked.until_from_now, None, ()))
 
     def send_unsent(self, fd: int, unsent: memoryview, *, closes: bool, read_ahead: bytes) -> None:
         """Take over a connection to send the unsent bytes of a greenlet's answer, as the client takes them.
@@ -726,7 +734,7 @@ class Rows:
         """
         self.effects.register(fd, Sending.interest)
         self._keep_read_ahead(fd, read_ahead)
-        self._admit(fd, self._sending, ClientPart(self._sending.until, None, ()))
+        self._admit(fd, self._sending, ClientPart(self._sending.until_from_now, None, ()))
         self._sending.begin(fd, Unsent(unsent, closes))
 
     def drain(self, window: float) -> None:
@@ -736,8 +744,8 @@ class Rows:
         """
         self.draining = True
         self._parked.shorten()
-        waiting = [fd for fd, row in self.row_of.items() if row.awaits_events]
-        spread(waiting, window, self._drain_one, self.effects.sleep, self.effects.clock)
+        awaiting = [fd for fd, row in self.row_of.items() if row.awaits_events]
+        spread(awaiting, window, self._drain_one, self.effects.sleep, self.effects.clock)
 
     def _drain_one(self, fd: int) -> None:
         row = self.row_of.get(fd)
@@ -748,7 +756,7 @@ class Rows:
 
     def merge(self, row: Streams) -> bool:
         """Merge a row into the row with the same key, if their positions are equal. Return whether that was done."""
-        other = self.joinable.merge_streams(row) if row.key is None else None
+        other = self.joinable.merge_streams(row) if row.joinable_as is None else None
         if other is None:
             return False
         for fd in list(row.fds):
@@ -761,10 +769,10 @@ class Rows:
         row.fds = removed(row.fds, fd)
         self._put(fd, other)
 
-    def decide(self, fd: int, pending: Pending, *, last_progress: float = math.inf, has_notice: bool = False) -> Next:
-        """Return what is to happen to a connection now, see `HandedOff.decide`."""
+    def next_of(self, fd: int, pending: Pending, *, last_progress: float = math.inf, has_notice: bool = False) -> Next:
+        """Return what is to happen to a connection now, see `HandedOff.next_of`."""
         now = self.effects.clock()
-        return self.handed_off.decide(
+        return self.handed_off.next_of(
             fd, now, pending, draining=self.draining, last_progress=last_progress, has_notice=has_notice
         )
 
@@ -783,11 +791,11 @@ class Rows:
         if fd in self.read_ahead:
             self.give_back(fd)
         else:
-            self._move_answered(self._parked.kept, fd, self._parked.kept.until)
+            self._move_answered(self._parked.kept, fd, self._parked.kept.until_from_now)
 
     def finish_answer(self, fd: int, unsent: Unsent) -> None:
         """Move a connection to `Sending`, with the unsent bytes of its poll's answer."""
-        self._move_answered(self._sending, fd, self._sending.until)
+        self._move_answered(self._sending, fd, self._sending.until_from_now)
         self._sending.begin(fd, unsent)
 
     def give_back(self, fd: int) -> None:
@@ -804,9 +812,9 @@ class Rows:
     def end(self, fd: int) -> None:
         """Close a connection after the round. If its number were free earlier, another client could get its bytes."""
         if fd in self.row_of:
-            closing = self._remove(fd)
+            at_end = self._remove(fd)
             self.read_ahead.pop(fd, None)
-            self.effects.close_after_round(fd, closing)
+            self.effects.close_after_round(fd, at_end)
 
     # The connections
 
@@ -828,34 +836,34 @@ class Rows:
         self.row_of[fd] = row
 
     def _begin(self, fd: int, row: Row, permit: Permit) -> None:
-        decided = row.decide(fd)
+        decided = row.next_for(fd)
         self.set_end(fd, decided.until)
         permit.begin(partial(self.check_soon, fd))  # this may make the connection due at once
         if decided.is_end or decided.tells_notice:
             self.check_soon(fd)
 
-    def _remove(self, fd: int) -> Calls:
-        closing = self._take_out(fd)
+    def _remove(self, fd: int) -> EndFunctions:
+        at_end = self._take_out(fd)
         self.effects.unregister(fd)
-        return closing
+        return at_end
 
-    def _take_out(self, fd: int) -> Calls:
+    def _take_out(self, fd: int) -> EndFunctions:
         """Take a connection out of its row. Return the functions to call after its end."""
-        closing = self.handed_off.remove(fd)
+        at_end = self.handed_off.remove(fd)
         row = self.row_of.pop(fd)
         row.fds = removed(row.fds, fd)
         if not row.fds:
             self.joinable.remove(row)
         row.on_removed(fd)
-        return closing
+        return at_end
 
     def _move_answered(self, row: Row, fd: int, end: float) -> None:
         """Move a connection whose poll is answered to another row."""
-        closing = self._take_out(fd)
+        at_end = self._take_out(fd)
         self._put(fd, row)
         self.set_end(fd, end)
         self.effects.modify(fd, row.interest)
-        self.effects.call_all(closing)
+        self.effects.call_all(at_end)
 
     def _keep_read_ahead(self, fd: int, read_ahead: bytes) -> None:
         self.read_ahead.pop(fd, None)

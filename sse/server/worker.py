@@ -1,7 +1,7 @@
 """The gunicorn worker that hands off streams and waiting polls: a greenlet begins one, and the loop goes on with it.
 
-`sse.worker` is a stub for gunicorn's master, which imports this file after the fork. Nothing of the app is imported
-before that has found the standard library patched.
+`sse.worker` is a stub for gunicorn's master, which imports this file after the fork. Only then does gunicorn let gevent
+patch the standard library. So this file does not import `sse.service`, which has to find the library patched.
 """
 
 from __future__ import annotations

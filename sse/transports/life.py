@@ -13,6 +13,7 @@ table that applies counts. The columns name the bytes that would have to go out 
 | its permit's notice is due        | tell, if nothing is before | look again in 0.1 s | look again in 0.1 s |
 | none of these                     | go on until the first of these moments                           |||
 
+Only the stream of a generator can be slow with nothing before its goodbye: its last chunk took over 20 s.
 A notice that is due may also be sent together with the goodbye of a drain or of a deadline, before that goodbye.
 A goodbye has no id, so it may overtake events that a row has taken and not yet written: the client reconnects and gets
 them. A notice has to wait until those events are written. A connection that stalls at a notice gets a row of its own,

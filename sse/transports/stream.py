@@ -275,7 +275,7 @@ class Stream(Body):
     def merge(self, other: Stream) -> bool:
         """Serve the client of another stream too from now on, and end that stream. Return whether this was done.
 
-        It is not done if their positions differ. Both need the same `merge_key`, and none may have unsent bytes.
+        It is not done if their positions differ. Both need the same `merge_key`, and neither may have unsent bytes.
         """
         merged = self.hub.merge(self.subscriber, other.subscriber)
         if merged:
