@@ -20,7 +20,7 @@ from sse.server.gunicorn_request import Request
 from sse.server.load_error import until_mended
 from sse.server.responder import AppResponse, Responder
 from sse.server.rows import Sending
-from sse.server.sockets import has_left, unread
+from sse.server.sockets import has_hung_up, unread
 from sse.server.worker import Worker
 from sse.transports.poll import Poll
 from sse.transports.stream import Stream
@@ -221,15 +221,15 @@ def test_tls_and_a_body_that_the_app_has_wrapped_keep_their_greenlet(world: Worl
 def test_a_connection_knows_what_its_peer_has_done() -> None:
     ours, peer = socket.socketpair()
     with ours, peer:
-        assert (unread(ours.fileno()), has_left(ours)) == (0, False)
+        assert (unread(ours.fileno()), has_hung_up(ours)) == (0, False)
         peer.send(b"x" * 8192)
-        assert (unread(ours.fileno()), has_left(ours)) == (8192, False)
+        assert (unread(ours.fileno()), has_hung_up(ours)) == (8192, False)
         peer.send(b"y")
-        assert has_left(ours), "its end could not arrive behind all that"
+        assert has_hung_up(ours), "its end could not arrive behind all that"
         ours.recv(9000)
-        assert not has_left(ours)
+        assert not has_hung_up(ours)
         peer.shutdown(socket.SHUT_WR)
-        assert has_left(ours)
+        assert has_hung_up(ours)
 
 
 def test_the_worker_s_class_says_that_it_hands_off_whatever_stub_the_master_has() -> None:

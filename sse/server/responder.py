@@ -15,7 +15,7 @@ from gunicorn.http.wsgi import Response  # type: ignore[import-untyped]
 from sse.server.framing import LAST_CHUNK, date, framed
 from sse.server.gunicorn_request import is_read, skip_body
 from sse.server.rows import Rows, send
-from sse.server.sockets import has_left
+from sse.server.sockets import has_hung_up
 
 if TYPE_CHECKING:
     from sse.transports.poll import Poll
@@ -58,7 +58,7 @@ class Responder:
     def call(self, app: Any, environ: dict[str, Any], start_response: Any) -> Any:
         """Call the app. Return its body, or an `AppResponse` that this worker writes instead of gunicorn."""
         response, connection = start_response.__self__, environ["gunicorn.socket"]
-        environ["sse.gone"] = partial(has_left, connection)
+        environ["sse.gone"] = partial(has_hung_up, connection)
         if type(response) is not Response:
             return app(environ, start_response)  # HTTP/2 has a framing of its own on the connection
         if not isinstance(connection, ssl.SSLSocket):  # and so has TLS

@@ -34,7 +34,7 @@ def has_input(connection: Any) -> bool:
     return True
 
 
-def has_left(connection: socket.socket) -> bool:
+def has_hung_up(connection: socket.socket) -> bool:
     """Return whether the peer has closed the connection, or has shut it for sending.
 
     A peer that sent more than is ever read ahead counts as gone, because its end could not arrive behind so much.
