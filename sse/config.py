@@ -292,7 +292,7 @@ class Config:
         secret=True,
     )
     redis_timeout: int = _setting(
-        5, "seconds after which a publish fails if Redis does not answer", _whole(1, 20, "seconds")
+        5, "seconds within which a publish fails if Redis does not answer", _whole(1, 20, "seconds")
     )
     namespace: str = _setting("sse", "start of every Redis key", _namespace)
     public: tuple[str, ...] = _setting((), "channel patterns that anybody may read", _patterns)
@@ -468,7 +468,7 @@ def _unknown(source: Mapping[str, object]) -> list[str]:
 
 
 def foreign(environ: Mapping[str, object]) -> list[str]:
-    """Return the `SSE_*` names in an environment that belong to another program, being like none of our settings."""
+    """Return the `SSE_*` names in an environment that belong to another program, because they resemble none of our settings."""
     return [name for name in _unknown(environ) if not _near(name)]
 
 
