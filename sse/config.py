@@ -468,7 +468,7 @@ def _unknown(source: Mapping[str, object]) -> list[str]:
 
 
 def foreign(environ: Mapping[str, object]) -> list[str]:
-    """Return the `SSE_*` names in an environment that resemble no setting here, so that they belong to another program."""
+    """Return the `SSE_*` names in an environment that resemble no setting, so they belong to another program."""
     return [name for name in _unknown(environ) if not _near(name)]
 
 
