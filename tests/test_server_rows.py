@@ -1016,14 +1016,14 @@ def test_an_answer_of_which_nothing_is_taken_for_20_s_is_cut(world: World) -> No
 
 
 def test_of_too_much_that_nobody_takes_the_oldest_is_cut(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_MOST_UNTAKEN", 20)
+    monkeypatch.setattr(module, "_MOST_UNSENT", 20)
     for fd in (101, 102, 103):
         world.rows.send_unsent(fd, memoryview(bytes(8)), closes=False, read_ahead=b"")
     assert world.doomed == [101]
     assert set(world.rows.row_of) == {102, 103}
 
 
-def test_an_answer_that_several_clients_leave_unsent_counts_once_and_is_not_cut(
+def test_an_answer_that_several_clients_leave_unsent_counts_once_and_is_given_up_for_all_of_them(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, *shared = [world.poll() for _ in range(4)]
@@ -1031,12 +1031,35 @@ def test_an_answer_that_several_clients_leave_unsent_counts_once_and_is_not_cut(
     world.publish()
     world.round()
     world.answer()
-    monkeypatch.setattr(module, "_MOST_UNTAKEN", len(world.told(whole)) + 20)
+    monkeypatch.setattr(module, "_MOST_UNSENT", len(world.told(whole)) + 20)
     world.rows.end(shared.pop())
-    for fd in (101, 102, 103):
+    for fd in (101, 102):
         world.rows.send_unsent(fd, memoryview(bytes(8)), closes=False, read_ahead=b"")
-    assert world.doomed[1:] == [101]
-    assert set(world.rows.row_of) == {whole, *shared, 102, 103}
+    assert set(world.rows.row_of) == {whole, *shared, 101, 102}
+    world.rows.send_unsent(103, memoryview(bytes(8)), closes=False, read_ahead=b"")
+    assert world.doomed[1:] == shared
+    assert set(world.rows.row_of) == {whole, 101, 102, 103}
+
+
+def test_clients_that_share_their_answers_cannot_keep_the_room_for_unsent_bytes(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = world.poll(max_bytes=6000)
+    pairs = [(world.poll(max_bytes=5000 + number), world.poll(max_bytes=5000 + number)) for number in range(4)]
+    world.room.update(dict.fromkeys((fd for pair in pairs for fd in pair), 5))
+    world.publish()
+    world.round()
+    world.row(whole).answer()
+    size = len(world.told(whole))
+    monkeypatch.setattr(module, "_MOST_UNSENT", 4 * size)
+    for one, _ in pairs:
+        world.row(one).answer()
+    assert not world.doomed
+    world.rows.send_unsent(101, memoryview(bytes(8)), closes=False, read_ahead=b"")
+    assert world.doomed == [*pairs[0]]
+    assert 101 in world.rows.row_of
+    world.rows.send_unsent(102, memoryview(bytes(5 * size)), closes=False, read_ahead=b"")
+    assert set(world.rows.row_of) == {whole}, "an answer over the bound is given up itself, after all others"
 
 
 def test_waiting_polls_with_answers_of_their_own_are_cut_where_they_leave_too_much_unsent(
@@ -1050,7 +1073,7 @@ def test_waiting_polls_with_answers_of_their_own_are_cut_where_they_leave_too_mu
     assert len(world.later) == 4, "each has a row and an answer of its own"
     world.later.clear()
     world.row(whole).answer()
-    monkeypatch.setattr(module, "_MOST_UNTAKEN", len(world.told(whole)) * 2)
+    monkeypatch.setattr(module, "_MOST_UNSENT", len(world.told(whole)) * 2)
     for fd in fds:
         world.row(fd).answer()
     assert world.doomed == fds[:1]

@@ -104,7 +104,7 @@ MAX_READ_AHEAD: Final = 8192
 """Bytes that a client may send behind the request of a waiting poll."""
 
 _TURN: Final = 128  # connections that are written to between two pauses: about 1 ms
-_MOST_UNTAKEN: Final = 64 << 20  # bytes of the answers in `Sending`
+_MOST_UNSENT: Final = 64 << 20  # bytes of the answers in `Sending`
 _READ: Final = 4096  # bytes in one read
 _FIRST_REQUEST: Final = 20.0  # seconds that a new client has to begin a request
 _SILENT: Final = 1.0  # seconds after which a new connection counts as silent, and may be closed first
@@ -494,7 +494,7 @@ class Sending(Row):
     def __init__(self, rows: Rows) -> None:
         super().__init__(rows)
         self._unsent: dict[int, Unsent] = {}
-        self._clients: dict[int, int] = {}  # how many connections here get each answer, by its `id`
+        self._clients: dict[int, dict[int, None]] = {}  # the connections that get each answer, by its `id`
         self._size = 0  # of these answers
 
     @property
@@ -505,20 +505,19 @@ class Sending(Row):
     def begin(self, fd: int, unsent: Unsent) -> None:
         """Begin to send a connection of this row its unsent bytes.
 
-        If the answers here have over 64 MB together, connections whose answer no other connection here gets are cut,
-        those that have been here longest first. The whole of an answer counts, and once for all its connections.
+        If the answers here have over 64 MB together, the answer that has been here longest is given up, and all its
+        connections are cut. The whole of an answer counts, and once for all its connections.
         """
         self._unsent[fd] = unsent
         answer = unsent.data.obj
-        self._clients[id(answer)] = clients = self._clients.get(id(answer), 0) + 1
-        if clients > 1:
+        clients = self._clients.setdefault(id(answer), {})
+        clients[fd] = None
+        if len(clients) > 1:
             return
         self._size += memoryview(answer).nbytes
-        while self._size > _MOST_UNTAKEN:  # this one is cut at the latest
-            self.rows.end(next(other for other in self.fds if self._has_own_answer(other)))
-
-    def _has_own_answer(self, fd: int) -> bool:
-        return self._clients[id(self._unsent[fd].data.obj)] == 1
+        while self._size > _MOST_UNSENT:  # the new answer is given up at the latest
+            for other in list(next(iter(self._clients.values()))):
+                self.rows.end(other)
 
     def on_ready(self, fd: int) -> None:
         unsent = self._unsent[fd]
@@ -539,7 +538,7 @@ class Sending(Row):
         if unsent is None:
             return
         answer = unsent.data.obj
-        self._clients[id(answer)] -= 1
+        del self._clients[id(answer)][fd]
         if not self._clients[id(answer)]:
             del self._clients[id(answer)]
             self._size -= memoryview(answer).nbytes
