@@ -12,7 +12,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --generate-hashes --universal --python-
 # The programs that the tests with browsers need.
 PARTS := g++ redis-server nginx lighttpd caddy haproxy openssl chromium firefox-esr MiniBrowser Xvfb
 
-.PHONY: help run test check lint check-browser check-chaos docs chaos browsers bench bench-more audit wheel format lock clean
+.PHONY: help run test check lint check-browser check-chaos check-docs docs chaos browsers bench bench-more audit wheel format lock clean
 help:
 	@echo 'make run      set up and serve http://127.0.0.1:$(PORT)/ (REDIS=1: with Redis, on all cores)'
 	@echo 'make test     every check: lint, types, docs, tests with real parts, coverage, the wheel'
@@ -36,7 +36,7 @@ test: .venv/test tests/node_modules/.package-lock.json
 check: lint
 	@$(BIN)/coverage erase
 	@$(MAKE) --no-print-directory --jobs=5 --output-sync=target check-browser check-live-a-to-h check-live-i-to-z \
-	  check-here-a-to-h check-here-i-to-z check-chaos docs
+	  check-here-a-to-h check-here-i-to-z check-chaos check-docs
 	@$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
@@ -48,16 +48,17 @@ lint:
 
 # These run at the same time, because they mostly wait. The letters divide the files into parts that take about as long.
 check-here-%:
-	$(BIN)/coverage run --parallel-mode -m pytest tests/test_[$(subst -to-,-,$*)]*.py
+	$(BIN)/coverage run -m pytest tests/test_[$(subst -to-,-,$*)]*.py
 check-chaos:
-	$(BIN)/coverage run --parallel-mode -m pytest tests/chaos
+	$(BIN)/coverage run -m pytest tests/chaos
 check-live-%:
 	$(BIN)/python -m pytest tests/live/test_[$(subst -to-,-,$*)]*.py
 check-browser:
 	$(BIN)/python -m pytest tests/browser
 
 # Every build starts afresh, because Sphinx warns only of the pages that it reads.
-docs: .venv/test
+docs: .venv/test check-docs
+check-docs:
 	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --fresh-env --write-all docs docs/_build/html
 
 chaos: .venv/test

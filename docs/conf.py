@@ -89,14 +89,14 @@ def directive(text: Callable[[], str]) -> type[SphinxDirective]:
 def resolve(app: Sphinx, docname: str, source: list[str]) -> None:
     """Put the README in the place of the page `start`, and let links that leave docs/ lead to the repository."""
     if docname == "start":
-        readme = (ROOT / "README.md").read_text()
+        readme = (ROOT / "README.md").read_text(encoding="utf-8")
         source[0] = re.sub(r"\]\((?!\w+:|#)(docs/)?", lambda link: "](" if link[1] else "](../", readme)
     source[0] = source[0].replace("](../README.md", "](start.md")
     source[0] = source[0].replace("](../", f"]({app.config.source_url}/")
 
 
 def setup(app: Sphinx) -> None:
-    addresses = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]
+    addresses = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]
     app.add_config_value("source_url", addresses["Source"], "env", str)
     app.connect("source-read", resolve)
     for function in (settings, errors, commands):

@@ -1,6 +1,6 @@
 """gunicorn's worker. Only this folder, and the stub `sse.worker`, know gevent and gunicorn.
 
-From the bottom up: `gunicorn_request` reads a request within bounds, with `head` for its first part. `worker` answers
+Along the way of a request: `gunicorn_request` reads it within bounds, with `head` for its first part. `worker` answers
 each request in a greenlet. Its `responder` calls the app, writes small answers in one write (`framing`), and hands off
 a stream or a waiting poll. From then on the connection has no greenlet: it is a number in one of the `rows`, which
 decide what each connection gets next, and `handed_off` keeps its permit and its end.
