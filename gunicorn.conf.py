@@ -122,7 +122,7 @@ def _share_files(worker: Any, services: Sequence[Any], is_ours: bool) -> None:
     allowed = min(wanted, connections - 2 * others)
     for service in services:
         service.hub.max_subscribers = allowed * service.config.max_subscribers // wanted
-    # gunicorn counts connections that keep a greenlet, and not those that were handed off.
+    # gunicorn counts only connections that keep a greenlet. A connection that was handed off is not counted.
     greenlets = worker.cfg.is_ssl or not is_ours
     worker.worker_connections = min(allowed + 1000, connections if greenlets else (connections - allowed) // 2)
     apps = f" in {len(services)} apps together" if len(services) > 1 else ""

@@ -157,7 +157,7 @@ def own(session: Session) -> Measures:
 
 
 def shared(session: Session) -> Measures:
-    """Measure the memory of a stream on a channel of its own and on one that all share."""
+    """Measure the memory of a stream on a channel of its own and on a channel that all streams share."""
     load, target = session.load, session.target
     if target.own is None or not target.own.both:
         return

@@ -166,7 +166,7 @@ class SSE:
         set headers. It is a JSON Web Token (RFC 7519) that SSE_SECRET signs, and any thread may call this.
 
         :param channels: the names of one or more channels. A pattern such as `news/*` is not one.
-        :param sub: the reader's name, which `revoke` takes; empty for a reader who has none.
+        :param sub: the reader's name, which `revoke` takes; empty if the reader has no name.
         :param lifetime: seconds after which the streams that the ticket opens end. None lets them end as all others do.
         :raises InvalidEvent: if `channels` is a string or empty, a channel is not valid, `sub` is not a string, or
             `lifetime` is not above 0.

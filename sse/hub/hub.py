@@ -42,7 +42,7 @@ class Hub:
         self.lock = threading.Lock()
         self.max_subscribers = max_subscribers
         self.reader = StoreReader(store)
-        """Reads the store for subscribers and polls. Those that ask for the same share a reading."""
+        """Reads the store for subscribers and polls. Equal questions at the same time share a reading."""
         self.last_answer: tuple[object, bytes] = None, b""
         """The positions of the poll that was answered last, and its answer. Polls at these positions get it, too."""
         self._clock = clock

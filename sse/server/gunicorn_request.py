@@ -60,7 +60,7 @@ class Request(GunicornRequest):  # type: ignore[misc]
     def parse_headers(self, data: bytes, from_trailer: bool = False) -> Any:
         """Return the headers, as gunicorn does.
 
-        :raises LimitRequestHeaders: if there are too many, counting those that gunicorn drops and does not count.
+        :raises LimitRequestHeaders: if there are too many. Headers that gunicorn drops count here, too.
         """
         if data.count(b"\r\n") >= self.limit_request_fields:
             raise LimitRequestHeaders("limit request headers fields")

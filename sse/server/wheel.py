@@ -40,7 +40,7 @@ class Wheel(Generic[T]):
         if items := self._slots.get(new):
             items.append(item)
         else:
-            self._slots[new] = [item]  # this list is smaller than an empty one that grows
+            self._slots[new] = [item]  # a list that is made with its first item takes less memory
         return new
 
     def turn(self, now: float) -> Iterator[tuple[int, Sequence[T]]]:

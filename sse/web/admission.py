@@ -191,7 +191,7 @@ def _ask(authorize: decision.Authorize, wrong_answers: WrongAnswers, channel: st
 
 
 def _status(error: Exception) -> int:
-    """Return the HTTP status of an error of the app's rule, 500 for one that is not an HTTP error."""
+    """Return the HTTP status of an error that the app's rule raised; 500 if it is no HTTP error."""
     if isinstance(error, HTTPException):
         return error.get_response().status_code
     return error.status if isinstance(error, SSEError) else 500
