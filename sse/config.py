@@ -393,6 +393,24 @@ class Config:
         "seconds over which a stopping worker closes its streams; read from the environment only",
         _whole(0, 3600, "seconds"),
     )
+    run_bytes: int = _setting(
+        4_194_304, "most bytes of one run: its data, and 64 for each entry", _whole(65_536, 1_073_741_824, "bytes")
+    )
+    run_ttl: int = _setting(3600, "seconds that a run's text is kept after its end", _whole(60, 10**9, "seconds"))
+    run_grace: int = _setting(
+        25,
+        "seconds that a stopping worker gives its runs to end by themselves; read from the environment only",
+        _whole(0, 3600, "seconds"),
+    )
+    write_every: int = _setting(
+        20,
+        "milliseconds for which pieces of a run are gathered before they are stored",
+        _whole(0, 1000, "milliseconds"),
+    )
+    max_sources: int = _setting(100, "most sources that one worker runs", _whole(0, 10_000, "sources"))
+    presence: tuple[str, ...] = _setting(
+        (), "patterns of channels of which it is known who listens, such as room/*; none by default", _patterns
+    )
     prefix: str = _setting("/sse", "path under which all routes are served", _path)
 
     @classmethod

@@ -5,6 +5,7 @@ The names in `sse.__all__` are public. The service answers requests with the oth
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 
@@ -225,6 +226,52 @@ class IdempotencyConflict(SSEError):
 
     status = 422
     default_code = "idempotency_conflict"
+
+
+class Ended(SSEError):
+    """The channel has ended, so nothing can be published on it any more (RFC 9110, 15.5.10).
+
+    `ids` has the id of each event of the call that is stored nevertheless, and None for each that was refused. It is
+    empty if nothing was stored.
+    """
+
+    status = 409
+    default_code = "ended"
+
+    def __init__(self, message: str, hint: str = "", *, ids: Sequence[str | None] = ()) -> None:
+        super().__init__(message, hint)
+        self.ids = tuple(ids)
+
+    def to_json(self) -> dict[str, object]:
+        return {**super().to_json(), **({"ids": self.ids} if self.ids else {})}
+
+
+class RunRefused(SSEError):
+    """The channel has events that were published on it, so it cannot have a run: use a channel for the run alone."""
+
+    status = 409
+    default_code = "run_refused"
+
+
+class Stopped(SSEError):
+    """The run has been stopped, begun anew elsewhere, or has ended: write no more."""
+
+    status = 409
+    default_code = "stopped"
+
+
+class RunFailed(SSEError):
+    """The run has ended as failed: it is over SSE_RUN_BYTES, or Redis has lost a part of its text."""
+
+    status = 409
+    default_code = "run_failed"
+
+
+class LeaseLost(SSEError):
+    """The lease is not held any more: another process runs the source, or the right to write has run out."""
+
+    status = 409
+    default_code = "lease_lost"
 
 
 class Unavailable(SSEError):

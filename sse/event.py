@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple, cast, get_args
 
 from sse.errors import InvalidEvent
 
@@ -27,6 +27,17 @@ Encode = Callable[[object], object]
 
 ResetReason = Literal["trimmed", "unknown", "diverged", "invalid", "missing"]
 """Why a position cannot be continued."""
+
+EndReason = Literal["done", "stopped", "failed", "lost", "interrupted"]
+"""Why a channel has ended: its run came to its end, was stopped, failed, died, or was cut short by a drain."""
+
+END_REASONS: Final[frozenset[str]] = frozenset(get_args(EndReason))
+
+PIECE_TYPE: Final = "text"
+"""The type of every piece."""
+
+END_TYPE: Final = "sse.end"
+"""The type of the last entry of a channel that has ended."""
 
 _CHANNEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:/@-]{0,127}")
 _POSITION = re.compile(r"(0|[1-9][0-9]{0,15})-(0|[1-9][0-9]{0,15})")
@@ -259,6 +270,49 @@ class Event:
         if not isinstance(other, Event):
             return NotImplemented
         return (self.data, self.type) == (other.data, other.type)
+
+
+class Piece(Event):
+    """A part of a text that is written bit by bit. Its type is `text`, and readers append its data to the text.
+
+    :raises InvalidEvent: for a lone surrogate.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text, PIECE_TYPE)
+
+
+class End(Event):
+    """The end of a channel, stored as the last entry of its ring. Its data is what `sse.end` tells a client.
+
+    :raises InvalidEvent: for a reason that is none.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, channel: str, reason: EndReason) -> None:
+        if reason not in END_REASONS:
+            raise InvalidEvent(f"the end has the reason {_shown(reason)}", "give " + ", ".join(sorted(END_REASONS)))
+        object.__setattr__(self, "data", _dumps({"channel": channel, "reason": reason}))
+        object.__setattr__(self, "type", END_TYPE)
+
+    @classmethod
+    def of(cls, data: str) -> End:
+        """Return the end that was stored with this data.
+
+        :raises ValueError: if it is not the data of an end.
+        """
+        members = json.loads(data)
+        if not isinstance(members, dict) or not isinstance(members.get("channel"), str):
+            raise ValueError("the data of an end is no object with a channel")
+        return cls(members["channel"], members.get("reason"))  # type: ignore[arg-type]
+
+    @property
+    def reason(self) -> EndReason:
+        """The reason why the channel has ended."""
+        return cast("EndReason", json.loads(self.data)["reason"])
 
 
 class Position(NamedTuple):

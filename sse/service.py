@@ -15,7 +15,7 @@ from sse.access.keys import PublishKeys
 from sse.access.revocations import Kind, Revocations
 from sse.access.token import Tokens
 from sse.config import Config
-from sse.errors import StoreUnavailable, TooLarge, Unavailable
+from sse.errors import SSEError, TooLarge, Unavailable
 from sse.event import Event, Position
 from sse.hub.hub import Hub
 from sse.owner import OwnerThread
@@ -121,7 +121,7 @@ class Service:
             self.admit()
         positions = []
         for receipt in self.store.publish(publications):
-            if isinstance(receipt, StoreUnavailable):
+            if isinstance(receipt, SSEError):
                 raise receipt
             positions.append(receipt.position)
         return positions

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from sse.errors import InvalidEvent, RequestError
-from sse.event import DEFAULT_TYPE, Event, check_channel
+from sse.event import DEFAULT_TYPE, END_TYPE, End, Event, Piece, check_channel
 
 MAX_BATCH: Final = 100
 """Most events of one publish request. An event on several channels counts once for each."""
@@ -160,8 +160,11 @@ class Parser:
 
 
 def encode_payload(event: Event) -> bytes:
-    """Return the event as the store keeps it: compact JSON `{"type", "data"}`."""
-    return encode_json({"type": event.type, "data": event.data}).encode()
+    """Return the event as the store keeps it: compact JSON `{"type", "data"}`, and `"piece": true` for a piece."""
+    members: dict[str, object] = {"type": event.type, "data": event.data}
+    if isinstance(event, Piece):
+        members["piece"] = True
+    return encode_json(members).encode()
 
 
 def stored_size(event: Event) -> int:
@@ -190,7 +193,12 @@ def decode_payload(payload: bytes) -> Event:
         raise ValueError(f"a ring's entry cannot be read: {type(error).__name__}") from None
     if not isinstance(members, dict) or "data" not in members:
         raise ValueError("a ring's entry is not a JSON object with data")
-    return Event(members["data"], members.get("type", DEFAULT_TYPE))
+    data, kind = members["data"], members.get("type", DEFAULT_TYPE)
+    if members.get("piece") is True and isinstance(data, str):
+        return Piece(data)
+    if kind == END_TYPE and isinstance(data, str):
+        return End.of(data)
+    return Event(data, kind)
 
 
 def _constant(name: str) -> None:

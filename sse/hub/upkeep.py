@@ -41,7 +41,7 @@ class Upkeep:
         """Append the entries that notices announce; return the number of channels that have moved on."""
         moved: set[Channel] = set()
         with self._lock:
-            for name, previous, entry in notices:
+            for name, previous, entry, _ in notices:
                 channel = self._channels.get(name)
                 if channel is None:
                     continue

@@ -1,7 +1,8 @@
 """The contract that every store keeps. A store holds one ring for each channel; all hubs that use it share the rings.
 
-`Store` and `Feed` state the contract; the docstrings of their methods add what each method promises. Someone who writes
-another store implements both, and runs tests/test_stores.py over it.
+`Store` and `Feed` state the contract, and `leases.Leases` its part for sources and runs. The docstrings of their
+methods add what each method promises. Someone who writes another store implements all of them, and runs
+tests/test_stores.py over it.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Final, Literal, NamedTuple
 
-from sse.errors import IdempotencyConflict, StoreUnavailable
-from sse.event import Entry, Event, Position, ResetReason
+from sse.errors import Ended, IdempotencyConflict, StoreUnavailable, TooLarge
+from sse.event import EndReason, Entry, Event, Position, ResetReason
+from sse.stores.leases import Leases
 
 PAGE: Final = 100
 """The most entries that a store returns for one position in one call of `read`, by default."""
@@ -45,6 +47,33 @@ class Receipt(NamedTuple):
     outcome: Literal["new", "again"]
 
 
+class Run(NamedTuple):
+    """The marker of a run's channel, which outlives the ring.
+
+    :param anchor: the position before the first entry of the run's ring. Its text begins there.
+    :param end: the reason of the end; None as long as the run is live.
+    :param ended_at: the position of the ring's last entry, the `End`; None as long as the run is live.
+    :param before_end: the position just before it.
+    :param is_held: whether somebody holds the lease. A live run without it may be lost.
+    """
+
+    anchor: Position
+    end: EndReason | None = None
+    ended_at: Position | None = None
+    before_end: Position | None = None
+    is_held: bool = False
+
+
+class Standing(NamedTuple):
+    """The newest position of a channel, None if it has no ring; and the marker of its run, None if it has none.
+
+    A channel with a marker and without a ring has ended, and its text is gone.
+    """
+
+    newest: Position | None
+    run: Run | None = None
+
+
 class Page(NamedTuple):
     """The entries that follow a position, in order and without a gap, and whether there are `more` after them.
 
@@ -65,12 +94,14 @@ class Notice(NamedTuple):
     """An announcement that `entry` was stored in a channel, after the entry at `previous`.
 
     A notice without these two asks the hub to read the ring from the store. A feed gives it when it begins to listen to
-    the channel, and when it knows that it has lost an announcement.
+    the channel, and when it knows that it has lost an announcement. With `state_changed`, the channel's standing or its
+    source's state has changed instead: the hub asks for `Store.standing`.
     """
 
     channel: str
     previous: Position | None = None
     entry: Entry | None = None
+    state_changed: bool = False
 
 
 class Revocation(NamedTuple):
@@ -163,8 +194,11 @@ class Store(ABC):
     made a store closes it, after the hub has closed its feeds. No one uses it after that.
     """
 
+    leases: Leases
+    """The leases of sources and runs, and the markers and texts of runs."""
+
     @abstractmethod
-    def publish(self, publications: Sequence[Publication]) -> list[Receipt | StoreUnavailable]:
+    def publish(self, publications: Sequence[Publication]) -> list[Receipt | StoreUnavailable | Ended | TooLarge]:
         """Store each event at the end of its ring, trim the ring, and announce the entry: for each event in one step.
 
         If an entry cannot be announced, it is stored all the same, and hubs find it when they ask for the newest
@@ -172,21 +206,39 @@ class Store(ABC):
         ONCE_TTL seconds is stored once. If one of the keys was used for another event, nothing of the call is stored,
         unless another publisher uses that key at the very same moment: then other events of the call may be stored.
 
+        The ring of a run's channel is not trimmed. An event that would take it beyond SSE_RUN_BYTES is refused by a
+        TooLarge as its value. So is, by an Ended, an event for a channel that has ended. All channels of a call are
+        checked for an end before anything is stored. If one ends in that very moment, its events alone are refused. An
+        event that is repeated with its key is stored already, so it has its receipt even then.
+
         :raises IdempotencyConflict: if a key was used for another event.
+        :raises Ended: if a channel has ended, and nothing of the call is stored.
         """
 
     @abstractmethod
+    def standing(self, channels: Sequence[str], *, prolong: bool = False) -> list[Standing | StoreUnavailable]:
+        """Return the newest position of each channel, and the marker of its run.
+
+        :param prolong: begin the rings' time to live anew, because they have subscribers. That of a run's channel which
+            has ended stays as it is.
+        """
+
     def newest(self, channels: Sequence[str], *, prolong: bool = False) -> list[Position | StoreUnavailable | None]:
         """Return the newest position of each channel, or None if it has no ring.
 
-        :param prolong: begin the rings' time to live anew, because they have subscribers.
+        :param prolong: as for `standing`.
         """
+        return [
+            standing.newest if isinstance(standing, Standing) else standing
+            for standing in self.standing(channels, prolong=prolong)
+        ]
 
     @abstractmethod
     def ensure(self, channels: Sequence[str]) -> list[Position | StoreUnavailable]:
         """Return the newest position of each channel, after creating a ring where there is none.
 
-        The position of a ring without events is that of its anchor, which is never delivered.
+        The position of a ring without events is that of its anchor, which is never delivered. For a channel whose run
+        has ended and whose ring is gone, no ring is created, and the position is that of its end.
         """
 
     @abstractmethod

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 
-from sse.errors import StoreUnavailable
+from sse.errors import Ended, StoreUnavailable, TooLarge
 from sse.event import UNBORN, Entry, Event, Position, ResetReason
 from sse.ring import Ring
 from sse.stores.base import (
@@ -24,6 +24,7 @@ from sse.stores.base import (
     Publication,
     Receipt,
     Revocation,
+    Standing,
     Store,
     conflict,
     nonce,
@@ -65,20 +66,20 @@ class MemoryStore(Store):
         self._next_sweep = clock() + _SWEEP_SECONDS
         self._unswept: list[str] = []  # channels that this sweep has yet to look at
 
-    def publish(self, publications: Sequence[Publication]) -> list[Receipt | StoreUnavailable]:
+    def publish(self, publications: Sequence[Publication]) -> list[Receipt | StoreUnavailable | Ended | TooLarge]:
         with self._lock:
             self._sweep()
             self._check_keys(publications)
             return [self._publish(publication) for publication in publications]
 
-    def newest(self, channels: Sequence[str], *, prolong: bool = False) -> list[Position | StoreUnavailable | None]:
+    def standing(self, channels: Sequence[str], *, prolong: bool = False) -> list[Standing | StoreUnavailable]:
         with self._lock:
             rings = [self._ring(channel) for channel in channels]
             if prolong:
                 for ring in rings:
                     if ring is not None:
                         self._renew(ring)
-            return [ring.newest if ring is not None else None for ring in rings]
+            return [Standing(ring.newest if ring is not None else None) for ring in rings]
 
     def ensure(self, channels: Sequence[str]) -> list[Position | StoreUnavailable]:
         with self._lock:

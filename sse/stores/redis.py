@@ -28,7 +28,7 @@ from typing import Any, Final, NamedTuple, cast
 import redis
 from redis.exceptions import NoScriptError, ReadOnlyError, RedisError
 
-from sse.errors import StoreUnavailable
+from sse.errors import Ended, StoreUnavailable, TooLarge
 from sse.event import UNBORN, Entry, Position
 from sse.log import warn
 from sse.spread import PAUSE
@@ -45,6 +45,7 @@ from sse.stores.base import (
     Publication,
     Receipt,
     Revocation,
+    Standing,
     Store,
     conflict,
     nonce,
@@ -116,7 +117,7 @@ class RedisStore(Store):
         self._has_leader = False
         self._publish_lock = threading.Lock()  # never held while waiting
 
-    def publish(self, publications: Sequence[Publication]) -> list[Receipt | StoreUnavailable]:
+    def publish(self, publications: Sequence[Publication]) -> list[Receipt | StoreUnavailable | Ended | TooLarge]:
         # Of the publishes that wait, one is the leader. It sends the events of all of them in one round trip.
         deadline = self._deadline()
         before: dict[str, str] = {}
@@ -144,7 +145,7 @@ class RedisStore(Store):
             )
         ]
 
-    def newest(self, channels: Sequence[str], *, prolong: bool = False) -> list[Position | StoreUnavailable | None]:
+    def standing(self, channels: Sequence[str], *, prolong: bool = False) -> list[Standing | StoreUnavailable]:
         deadline = self._deadline(len(channels))
         positions = self._positions_before([(channel, 0) for channel in channels], deadline)
         if prolong:
@@ -156,7 +157,7 @@ class RedisStore(Store):
                 ),
                 deadline,
             )
-        return positions
+        return [position if isinstance(position, StoreUnavailable) else Standing(position) for position in positions]
 
     def ensure(self, channels: Sequence[str]) -> list[Position | StoreUnavailable]:
         calls = [(1, self._key(channel), _nonce(), self._ttl, UNBORN_TTL) for channel in channels]
