@@ -6,36 +6,35 @@
 -- the idempotency key, else 0
 -- Returns the reply of publish.lua for each event. If nothing is stored, it returns {outcome, number of the event}: the
 -- outcome is 'conflict' if the event's key was used for another event, and 'ended' if its channel has ended.
-local events, markers = {}, {}
-local first = 1
-for start = 1, #ARGV, 9 do
-  local count = tonumber(ARGV[start])
-  local event = {keys = {unpack(KEYS, first, first + count - 1)}, argv = {unpack(ARGV, start + 1, start + 7)}}
-  event.is_keyed = ARGV[start + 8] == '1'
-  events[#events + 1], markers[#markers + 1] = event, event.keys[1] .. ':run'
-  first = first + count
-end
+local keys, arguments, markers = {}, {}, {}   -- of each event
 local used = {}   -- the digests of events that are to be stored, by their keys
-for index, event in ipairs(events) do
-  if event.is_keyed then
-    local digest, key = redis.sha1hex(event.argv[7]), event.keys[2]
+local first, number = 1, 0
+for start = 1, #ARGV, 9 do
+  local last = first + tonumber(ARGV[start]) - 1
+  number = number + 1
+  keys[number], arguments[number] = {unpack(KEYS, first, last)}, {unpack(ARGV, start + 1, start + 7)}
+  markers[number] = KEYS[first] .. ':run'
+  if ARGV[start + 8] == '1' then
+    local digest, key = redis.sha1hex(ARGV[start + 7]), KEYS[first + 1]
     local known, done = used[key], redis.call('GET', key)
     if done then known = string.match(done, ' (%S+)$') or '' end
-    if known and known ~= digest then return {'conflict', index} end
+    if known and known ~= digest then return {'conflict', number} end
     used[key] = digest
   end
+  first = last + 1
 end
-for start = 1, #markers, 1000 do   -- Lua cannot unpack very many
-  if redis.call('EXISTS', unpack(markers, start, math.min(start + 999, #markers))) > 0 then
-    for index = start, math.min(start + 999, #markers) do
+for start = 1, number, 1000 do   -- Lua cannot unpack very many
+  local last = math.min(start + 999, number)
+  if redis.call('EXISTS', unpack(markers, start, last)) > 0 then
+    for index = start, last do
       local has_ended = redis.call('HMGET', markers[index], 'end')[1]
-      if has_ended and not redis.call('GET', events[index].keys[2]) then return {'ended', index} end
+      if has_ended and not redis.call('GET', keys[index][2]) then return {'ended', index} end
     end
   end
 end
 local replies = {}
-for index, event in ipairs(events) do
-  local is_good, reply = pcall(publish, event.keys, event.argv)
+for index = 1, number do
+  local is_good, reply = pcall(publish, keys[index], arguments[index])
   if not is_good and type(reply) ~= 'table' then reply = {err = tostring(reply)} end
   replies[index] = reply
 end
