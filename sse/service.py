@@ -191,6 +191,8 @@ class Service:
             self.config.redis_url,
             ring=self.config.ring,
             ring_ttl=self.config.ring_ttl,
+            run_bytes=self.config.run_bytes,
+            run_ttl=self.config.run_ttl,
             namespace=self.config.namespace,
             timeout=self.config.redis_timeout,
         )

@@ -23,7 +23,7 @@ from sse.hub.subscriber import Delivery, Lagging, Reset, Start, Subscriber, star
 from sse.ring import Ring
 from sse.stores import PAGE_BYTES, Feed, MemoryStore, Notice, Page, Publication, RedisStore, Store, connect
 from sse.stores.base import Standing
-from sse.stores.memory import _MemoryFeed
+from sse.stores.memory_rings import MemoryFeed
 from tests.publishing import publish_to_store
 from tests.servers import ROOT, RedisServer, wait_until
 
@@ -49,7 +49,7 @@ class ForgetfulStore(MemoryStore):
 
     def feed(self) -> Feed:
         feed = super().feed()
-        assert isinstance(feed, _MemoryFeed)
+        assert isinstance(feed, MemoryFeed)
         announce = feed.announce
 
         def filtered(notice: Notice) -> None:
