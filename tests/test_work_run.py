@@ -224,15 +224,20 @@ def test_a_channel_with_ordinary_events_has_no_run(app: Flask, sse: SSE) -> None
 def test_writing_ends_with_its_block(app: Flask, sse: SSE) -> None:
     with app.app_context(), sse.writing("a") as out:
         print("Counting", file=out)
-        assert out.publish({"percent": 100}, type="progress").startswith("a=2-")
+        assert out.publish({"percent": 100}, type="progress").startswith("a=3-")
         assert service_of(app).is_working
-    assert events(app) == [Piece("Counting\n"), Event({"percent": 100}, "progress"), End("a", "done")]
+    assert events(app) == [Piece("Counting"), Piece("\n"), Event({"percent": 100}, "progress"), End("a", "done")]
     assert not service_of(app).is_working
 
 
 @pytest.mark.parametrize(
     ("error", "reason"),
-    [(LookupError, "failed"), (KeyboardInterrupt, "stopped"), (SystemExit, "interrupted"), (GeneratorExit, "interrupted")],
+    [
+        (LookupError, "failed"),
+        (KeyboardInterrupt, "stopped"),
+        (SystemExit, "interrupted"),
+        (GeneratorExit, "interrupted"),
+    ],
 )
 def test_an_error_in_the_block_ends_the_channel_and_goes_on(
     app: Flask, sse: SSE, error: type[BaseException], reason: str
