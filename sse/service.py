@@ -33,21 +33,25 @@ _services: weakref.WeakSet[Service] = weakref.WeakSet()
 
 
 def living() -> list[Service]:
-    """Return all services of this process, also those of apps that are wrapped in other WSGI apps."""
-    return list(_services)
+    """Return the services of all apps of this process, also of apps that are wrapped in other WSGI apps."""
+    return [service for service in _services if service.serves]
 
 
 class Service:
     """The store, hub and revocations of one app in this process.
 
+    Without an app, as in a `Publisher`, it is not among the `living` ones, of which servers take care.
+
     They are made when they are first used, because a server may fork, or gevent may replace the standard library's
     locks, after the app has been made. They are closed when the service is garbage-collected together with its app.
 
+    :param serves: it belongs to an app.
     :raises ConfigError: if a file that the settings name cannot be used.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, *, serves: bool = True) -> None:
         self.config = config
+        self.serves = serves
         self.tokens = Tokens(config)
         self.keys = PublishKeys(config)
         self.at_first_use: Callable[[], None] | None = None
