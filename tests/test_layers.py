@@ -28,9 +28,10 @@ ORDER = (
     ("hub",),
     ("access",),
     ("transports",),
+    ("work",),
     ("service",),
     ("web", "server"),
-    ("extension", "cli"),
+    ("extension", "publisher", "cli"),
     ("worker", "sse"),
 )
 """The folders from the ground up, with the other modules at the top. Those on one floor do not know each other."""

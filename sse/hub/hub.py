@@ -98,6 +98,11 @@ class Hub:
         """When announcements for many channels began to wait to be read, by `time.monotonic`; 0 if none wait."""
         return self._follower.late_since
 
+    @property
+    def answering_since(self) -> float:
+        """Since when the store has answered without interruption, by `time.monotonic`; inf while it does not."""
+        return self._follower.answering_since
+
     def start(self) -> None:
         """Start the feed before the first subscriber, so that the log soon tells what is wrong with the store.
 
