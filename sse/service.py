@@ -251,7 +251,7 @@ class Service:
             namespace=self.config.namespace,
             timeout=self.config.redis_timeout,
         )
-        hub = Hub(store, max_subscribers=self._max_subscribers)
+        hub = Hub(store, max_subscribers=self._max_subscribers, max_event_bytes=self.config.max_event_bytes)
         runs = Runs(
             store,
             write_every=self.config.write_every / 1000,
