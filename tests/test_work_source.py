@@ -58,7 +58,7 @@ class Worker(Sources):
             context=world.context,
             event_of=lambda value: value if isinstance(value, Event) else Event(value),
             most=most,
-            breaker=breaker,
+            breaker=lambda: breaker,
             clock=world.clock,
         )
 

@@ -69,8 +69,6 @@ class Hub:
         """Reads the store for subscribers and polls. Equal questions at the same time share a reading."""
         self.last_answer: tuple[object, bytes] = None, b""
         """The positions of the poll that was answered last, and its answer. Polls at these positions get it, too."""
-        self.orphaned: Callable[[str], None] | None = None
-        """Called in the hub's thread with each live run that nobody holds and that has subscribers here."""
         self._clock = clock
         self._channels = Channels()
         self._attached = 0  # subscribers, each of which holds a seat

@@ -21,11 +21,13 @@ nobody else has taken it: the source begins anew, because what it holds may be o
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import math
 import random
 import threading
 from collections.abc import Callable, Generator, Iterable, Mapping
-from contextlib import AbstractContextManager, closing
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple, cast
 
@@ -34,6 +36,7 @@ from sse.event import Event
 from sse.log import warn
 from sse.stores.base import Store, nonce
 from sse.stores.leases import Answer, backoff
+from sse.work.run import Breaker, Throw
 
 UNKNOWN_SECONDS: Final = 60.0
 """Seconds for which a source stays down that does not know its channel."""
@@ -43,9 +46,6 @@ _system_random: Final = random.SystemRandom()  # leaves the sequence of an app's
 
 Ending = Literal["idle", "lost", "closing"]
 """Why a runner ends although its source goes on: nobody listens; another may have the lease; the process ends."""
-
-Throw = Callable[[Callable[[], bool]], None]
-"""Raises GeneratorExit in the greenlet that it was made in, if its argument then returns True."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +64,44 @@ class Source:
     unknown: tuple[type[Exception], ...] = ()
 
 
+def check_source(
+    function: Callable[..., object], variables: Iterable[str], *, interval: float | None, linger: float, fresh: float
+) -> None:
+    """Refuse a function or options that could never work.
+
+    :param variables: the names of the arguments that the function is called with.
+    :raises TypeError: if the function is async, lacks an argument, or is a generator function with an interval.
+    :raises ValueError: if a number is out of range.
+    """
+    name = getattr(function, "__qualname__", repr(function))
+    if not callable(function):
+        raise TypeError(f"{name} cannot be called: decorate a function")
+    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+        raise TypeError(f"{name} is async: give a generator, or a function and interval=")
+    if inspect.isgeneratorfunction(function) and interval is not None:
+        raise TypeError(f"{name} is a generator, which decides itself when its next value comes: leave out interval=")
+    with contextlib.suppress(ValueError):  # a builtin may have no signature
+        arguments = dict.fromkeys(variables)
+        try:
+            inspect.signature(function).bind(**arguments)
+        except TypeError as error:
+            names = ", ".join(arguments) or "no argument"
+            raise TypeError(f"{name} is called with {names} by its rule, but: {error}") from None
+    for option, value, is_good in (
+        ("interval", interval, interval is None or 0 < interval < math.inf),
+        ("linger", linger, 0 <= linger < math.inf),
+        ("fresh", fresh, 0 <= fresh < math.inf),
+    ):
+        if not is_good:
+            raise ValueError(f"{option} of {name} is {value}: give a number of seconds, such as 5")
+
+
 class Tools(NamedTuple):
     """All that runners need of their process.
 
     :param context: makes the context in which the app's functions are called.
     :param event_of: makes a checked event of a value of the app.
-    :param breaker: called in a runner's thread; None if a thread that waits cannot be reached.
+    :param breaker: returns what interrupts a step that waits; None if nothing can.
     :param report: called when a runner is over.
     """
 
@@ -77,7 +109,7 @@ class Tools(NamedTuple):
     context: Callable[[], AbstractContextManager[object]]
     event_of: Callable[[object], Event]
     clock: Callable[[], float]
-    breaker: Callable[[], Throw] | None
+    breaker: Callable[[], Breaker | None]
     report: Callable[[], None]
 
 
@@ -155,7 +187,8 @@ class Runner:
     def _run(self) -> None:
         wait: float | None = None  # before the next attempt
         try:
-            self._throw = self._tools.breaker() if self._tools.breaker else None
+            if breaker := self._tools.breaker():
+                self._throw = breaker()
             self._produce()
             if self.ending is None:
                 wait = self._delay()
@@ -175,7 +208,7 @@ class Runner:
         if self.source.changes_only:
             self._read_newest()
         due = self._tools.clock()
-        with closing(self._values() if self.source.interval is None else self._calls()) as events:
+        with contextlib.closing(self._values() if self.source.interval is None else self._calls()) as events:
             while self._wait_until(due):
                 due = self._tools.clock() + (self.source.interval or 0.0)
                 self.in_step = True

@@ -23,7 +23,8 @@ from sse.log import warn
 from sse.spread import PAUSE
 from sse.stores.base import Store, nonce
 from sse.stores.leases import LEASE_SECONDS, RENEW_SECONDS, Answer, Ask, State, backoff
-from sse.work.source import Runner, Source, Throw, Tools
+from sse.work.run import Breaker
+from sse.work.source import Runner, Source, Tools
 
 _AT_ONCE: Final = 100  # channels that the store is asked about in one call
 _KNOWN_SECONDS: Final = 1.0  # for which a value counts as fresh without asking the store again
@@ -75,7 +76,7 @@ class Sources:
     :param context: makes the context in which the app's functions are called.
     :param event_of: makes a checked event of a value of the app.
     :param most: sources that run here at the same time. Channels beyond that are `down` unless another worker has them.
-    :param breaker: ends the waits of a source under gevent; without it, a source ends at the end of its step.
+    :param breaker: returns what ends the wait of a source under gevent; None where a source ends after its step.
     :param clock: returns seconds of a monotonic clock.
     """
 
@@ -88,7 +89,7 @@ class Sources:
         context: Callable[[], AbstractContextManager[object]],
         event_of: Callable[[object], Event],
         most: int,
-        breaker: Callable[[], Throw] | None = None,
+        breaker: Callable[[], Breaker | None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
@@ -214,7 +215,7 @@ class Sources:
 
     def _wait(self, seconds: float | None) -> None:
         """Wait until there is something to do. Under gevent, notice meanwhile if a source blocks the loop."""
-        if self._tools.breaker is None or not self.running:
+        if not self.running or self._tools.breaker() is None:
             self._due.wait(seconds)
             return
         end = self._clock() + (seconds if seconds is not None else RENEW_SECONDS)
