@@ -217,7 +217,8 @@ def test_a_bad_source_is_refused_at_its_decoration() -> None:
         yield symbol
 
     sse.source("prices/<symbol>", interval=5)(produce)
-    assert "'prices/<symbol>'" in refusal(lambda: sse.source("prices/<name>", interval=5)(lambda name: name), ValueError)
+    equal = refusal(lambda: sse.source("prices/<name>", interval=5)(lambda name: name), ValueError)
+    assert "'prices/<symbol>'" in equal
     assert "slash" in refusal(lambda: sse.source("/x/<symbol>")(generate), ValueError)
     assert "symbol" in refusal(lambda: sse.source("x")(generate), TypeError)
     assert "other" in refusal(lambda: sse.source("x/<symbol>/<other>")(generate), TypeError)
