@@ -29,6 +29,7 @@ from sse.stores.base import (
     conflict,
     nonce,
 )
+from sse.stores.memory_presence import MemoryPresence
 
 _FEED_LENGTH = 1024  # announcements that wait; of further ones only the channel is noted, and the hub reads its ring
 _SWEEP_SECONDS = 30.0
@@ -57,6 +58,7 @@ class MemoryStore(Store):
         self._max_events = ring
         self._ttl = ring_ttl
         self._clock = clock
+        self.presence = MemoryPresence(clock)
         self._lock = threading.Lock()
         self._rings: dict[str, _ExpiringRing] = {}
         self._once: dict[tuple[str, str], tuple[Entry, float]] = {}  # by channel and key: the entry, and its expiry

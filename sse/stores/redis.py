@@ -52,6 +52,7 @@ from sse.stores.base import (
 )
 from sse.stores.peers import ENTRY_TTL, MAX_ENTRIES, Peers
 from sse.stores.pool import Pool
+from sse.stores.redis_presence import RedisPresence
 from sse.wire import MAX_PAYLOAD, decode_payload, encode_payload
 
 _log = logging.getLogger("sse")
@@ -110,6 +111,8 @@ class RedisStore(Store):
         self._next_look = math.inf  # when to ask again whether Redis is fit, by `time.monotonic`
         self._before_script = _Script("before.lua")
         self._read_script = _Script("read.lua")
+        self._presence_script = _Script("presence.lua")
+        self.presence = RedisPresence(self._run_presence, self._execute, self._key)
         self._checked = False
         self._running_check: _RunningCheck | None = None
         self._check_lock = threading.Lock()  # never held while waiting
@@ -480,6 +483,9 @@ class RedisStore(Store):
         for index, reply in zip(unknown, repeated, strict=True):
             replies[index] = reply
         return replies
+
+    def _run_presence(self, calls: Sequence[tuple[Any, ...]]) -> list[Any]:
+        return self._run_script(self._presence_script, calls, self._deadline(len(calls)))
 
     def _execute(self, commands: Iterable[tuple[Any, ...]], deadline: float | None = None) -> list[Any]:
         """Send all commands in one round trip; return their replies, of which an error is a value like any other.
