@@ -10,9 +10,9 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import cast
+from typing import Final, Literal, cast
 
-from flask import Flask, current_app, has_request_context, json, request
+from flask import Flask, Response, current_app, has_request_context, json, request
 from flask.logging import default_handler
 
 from sse.access.decision import Authorize, check_rule, unreached
@@ -26,9 +26,20 @@ from sse.log import follow_app, keep_until_exit, warn
 from sse.service import Service
 from sse.stores import Publication
 from sse.unheard import unheard
-from sse.web.views import make_blueprint
+from sse.web.views import OwnView, Views, make_blueprint
 
 _log = logging.getLogger("sse")
+
+_OF_THE_BODY: Final = (
+    "cache-control",
+    "connection",
+    "content-encoding",
+    "content-length",
+    "content-type",
+    "transfer-encoding",
+    "x-accel-buffering",
+)
+"""The headers that say how an own view's answer is written."""
 
 
 class SSE:
@@ -113,6 +124,74 @@ class SSE:
         """
         self._authorize = check_rule(rule)
         return rule
+
+    def subscribe(
+        self,
+        *channels: str,
+        replay: int | None = None,
+        sub: str | None = None,
+        lifetime: float | None = None,
+        form: Literal["bare"] | None = None,
+        end: Literal["cut"] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Response:
+        """Return the answer to the current request: a stream of these channels, or a poll. The view is the permission.
+
+        A view returns it, in any blueprint, under any method and path. The answer is that of the route `/stream`; or of
+        `/poll`, if the header `Accept` likes `application/json` better than `text/event-stream` (RFC 9110, 12.5.1). The
+        query may have the parameters of that route. Its `channel` and `token` are ignored, and the arguments here win
+        over it. A client resumes with the last event id that it got. A channel that this id lacks is reset, because
+        clients do not choose the channels. A body has to be read before; up to 16 KB of the rest is dropped.
+
+        Neither a token nor `@sse.authorize` is asked: check in the view who asks. Limits, SSE_MAX_SUBSCRIBERS and the
+        CORS headers of SSE_ORIGINS hold as for the routes, but a CORS header of the app's own stays. Faults in the
+        request, and names that are no channels, are answered as the routes answer them. A preflight (`OPTIONS`) is
+        answered by the app.
+
+        :param replay: number of newest events to begin with, for a client without a last event id, up to SSE_RING.
+        :param sub: the reader's name, for `revoke`, which ends the stream; a new request is for the view to judge.
+        :param lifetime: seconds until a stream ends and its client reconnects, give or take 20 %; None for
+            SSE_STREAM_LIFETIME.
+        :param form: `bare` has the service say its own messages in comments only.
+        :param end: `cut` has the stream break off at its end, for clients that do not reconnect after a clean one.
+        :param headers: further headers of the answer. Those of the stream itself are not for the app to set.
+        :raises InvalidEvent: if no channel is given, or an argument has another type or value than these.
+
+        >>> from flask import abort, session
+        >>> @app.get("/inbox/events")
+        ... def inbox():
+        ...     if "user" not in session:
+        ...         abort(401)
+        ...     return sse.subscribe(f"user/{session['user']}", "news", sub=session["user"])
+        >>> client.get("/inbox/events").status
+        '401 UNAUTHORIZED'
+        >>> with client.session_transaction() as login:
+        ...     login["user"] = "ann"
+        >>> answer = client.get("/inbox/events?timeout=0", headers={"Accept": "application/json"})
+        >>> answer.json["last_event_id"]
+        'user/ann=0-0~news=0-0'
+        """
+        if not channels:
+            raise InvalidEvent("subscribe names no channel", "give one or more")
+        for channel in channels:
+            if not isinstance(channel, str):
+                raise InvalidEvent(
+                    f"a channel is {channel!a:.60}, not a string", "write subscribe(*channels) for a list"
+                )
+        if sub is not None and (not isinstance(sub, str) or not sub):
+            raise InvalidEvent(f"sub is {sub!a:.60}", "give the reader's name, or None")
+        if replay is not None and (not isinstance(replay, int) or replay < 0):
+            raise InvalidEvent(f"replay is {replay!a:.60}", "give a number of events, 0 or more")
+        if lifetime is not None and not lifetime > 0:
+            raise InvalidEvent(f"lifetime is {lifetime}", "give seconds, more than 0")
+        if form not in (None, "bare") or end not in (None, "cut"):
+            raise InvalidEvent(f"form is {form!a:.60} and end {end!a:.60}", "give form='bare' or end='cut', or None")
+        given = {"channel": [plain_str(channel) for channel in channels]}
+        given |= {"replay": [f"{plain_int(replay)}"]} if replay is not None else {}
+        given |= {name: [value] for name, value in (("form", form), ("end", end)) if value}
+        get_service()
+        views: Views = current_app.extensions["sse.views"]
+        return views.own(OwnView(given, plain_str(sub or ""), lifetime, _own_headers(headers)))
 
     def publish(
         self, channel: str, data: object, type: str = DEFAULT_TYPE, *, idempotency_key: str | None = None
@@ -273,6 +352,18 @@ class Event(StoredEvent):
 
     def __init__(self, data: object, type: str = DEFAULT_TYPE) -> None:
         super().__init__(data, type, _write_json)
+
+
+def _own_headers(headers: Mapping[str, str] | None) -> list[tuple[str, str]]:
+    """Return the headers that a view adds to its answer.
+
+    :raises InvalidEvent: for a header that the service sets itself.
+    """
+    given = list((headers or {}).items())
+    for name, _ in given:
+        if name.lower() in _OF_THE_BODY:
+            raise InvalidEvent(f"headers has {name[:60]!a}, which the service sets", "leave it out")
+    return given
 
 
 def _write_json(value: object) -> object:

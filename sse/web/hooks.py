@@ -6,7 +6,9 @@ may wrap or replace it; or it may answer 429 or 5xx, after which an EventSource 
 - A stream gives an empty body to a hook that reads it (`HookedStream`), and the stream is sent all the same.
 - A poll gives a hook its answer, and the hook waits for it (`HookedPoll`).
 - The server gets the stream or poll object itself, if no hook has wrapped it (`WaitingResponse`).
-- A refusal by the app is replaced by the answer `busy`, so that the client reconnects (`make_busy_hook`).
+- A refusal by the app is replaced by the answer `busy`, so that the client reconnects (`make_hook`).
+
+All of this holds for the views of the app that answer with a stream or poll, too, wherever they stand.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import re
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import lru_cache
 from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any, Final
@@ -109,7 +111,7 @@ def _reading_function() -> str:
     return f"{name}, with {method}()," if method else name
 
 
-def make_busy_hook(retry: int, add_headers: Hook) -> Hook:
+def make_hook(retry: int, add_headers: Hook, own_endpoints: Collection[str]) -> Hook:
     """Return a hook that replaces the app's 429 or 5xx answer to a stream's request by the answer `busy`.
 
     An EventSource would never reconnect after such a status. A bare stream gets 503 instead of `busy`. The hook runs
@@ -118,6 +120,7 @@ def make_busy_hook(retry: int, add_headers: Hook) -> Hook:
 
     :param retry: milliseconds that a client waits before it reconnects.
     :param add_headers: adds the headers that all answers have.
+    :param own_endpoints: the endpoints of views of the app that have answered with a stream.
     """
 
     def replace_refusal(response: Response) -> Response:
@@ -131,7 +134,7 @@ def make_busy_hook(retry: int, add_headers: Hook) -> Hook:
             ):
                 _put_back(response, stream)
             return response
-        if request.endpoint != "sse.stream" or request.method not in ("GET", "HEAD"):
+        if not _is_for_stream(own_endpoints):
             return response
         is_bare = _asks_for("form", "bare")
         if is_bare and status == 503 and is_busy(response):
@@ -149,15 +152,28 @@ def make_busy_hook(retry: int, add_headers: Hook) -> Hook:
             _replace(response, busy(retry, _retry_after(response)), STREAM_HEADERS)
             if _asks_for("end", "cut"):
                 break_off(response)
+        if request.endpoint != "sse.stream":
+            response.headers.add("Vary", "Accept")
         return add_headers(response)
 
     return replace_refusal
 
 
+def _is_for_stream(own_endpoints: Collection[str]) -> bool:
+    """Return True if the current request is for a stream, of the route or of a view of the app."""
+    if request.endpoint == "sse.stream":
+        return request.method in ("GET", "HEAD")
+    if answered := request.environ.get("sse.own"):
+        return bool(answered[0] == "stream")
+    # The app has answered before its view did. A page that the same view shows gets the app's answer.
+    return request.endpoint in own_endpoints and "text/event-stream" in request.accept_mimetypes.values()
+
+
 def _asks_for(name: str, value: str) -> bool:
-    """Return True if the query has this parameter once, with this value."""
+    """Return True if the query, or the view of the app in its place, has this parameter once, with this value."""
+    _, given = request.environ.get("sse.own", ("", {}))
     try:
-        return request.args.getlist(name) == [value]
+        return (given.get(name) or request.args.getlist(name)) == [value]
     except UnicodeDecodeError:  # the app has answered before this service could refuse such a query
         return False
 

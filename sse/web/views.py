@@ -5,12 +5,12 @@ The routes take every method and every path under SSE_PREFIX, so that errors hav
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache, partial
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import flask
-from flask import Blueprint, Response, current_app, request
+from flask import Blueprint, Response, after_this_request, current_app, request
 from flask.sansio.app import App
 from werkzeug.datastructures import ImmutableMultiDict
 from werkzeug.exceptions import HTTPException
@@ -27,9 +27,9 @@ from sse.transports.dialect import busy
 from sse.transports.poll import Poll
 from sse.transports.stream import Stream
 from sse.version import __version__
-from sse.web.admission import Admission
+from sse.web.admission import Admission, Admitted
 from sse.web.answers import (
-    PREFLIGHT_ANSWERED,
+    CORS_DECIDED,
     STREAM_HEADERS,
     Answer,
     CommonHeaders,
@@ -46,10 +46,20 @@ from sse.web.hooks import (
     WaitingResponse,
     break_off,
     busy_error,
-    make_busy_hook,
+    make_hook,
     waiting_class,
 )
-from sse.web.request import Options, Query, Request, StreamRequest, read_poll, read_publish, read_raw, read_stream
+from sse.web.request import (
+    Options,
+    PollRequest,
+    Query,
+    Request,
+    StreamRequest,
+    read_poll,
+    read_publish,
+    read_raw,
+    read_stream,
+)
 from sse.web.server_check import warn_of_server
 
 if TYPE_CHECKING:
@@ -109,21 +119,52 @@ class AppRequest(Request):
         return name in vars(self._flask_request) or type(self._flask_request) is not flask.Request
 
 
+class OwnView(NamedTuple):
+    """The arguments of `SSE.subscribe`. They win over the query of the request that it answers."""
+
+    given: Query
+    """The parameters that the view of the app decides, with `channel`."""
+    sub: str = ""
+    """The reader's name, empty if it has none."""
+    lifetime: float | None = None
+    """Seconds; None for SSE_STREAM_LIFETIME."""
+    headers: Iterable[tuple[str, str]] = ()
+
+
+class OwnRequest(AppRequest):
+    """A request that a view of the app has answered with channels. The view may have read the body."""
+
+    __slots__ = ("_given",)
+
+    def __init__(self, flask_request: flask.Request, given: Query) -> None:
+        super().__init__(flask_request)
+        self._given = given
+
+    def args(self) -> Query:
+        query = {name: values for name, values in super().args().items() if name not in ("channel", "token")}
+        return query | self._given
+
+    def left(self) -> int:
+        return 0  # the Content-Length does not tell, because the view may have read the body
+
+    def unread(self) -> IO[bytes]:
+        return self.stream()
+
+
 View = Callable[..., Response]
 
 
 def make_blueprint(service: Service, authorize: Callable[[], Authorize | None]) -> Blueprint:
     """Return the routes of one app, all under SSE_PREFIX. `authorize` returns the app's rule for reading, or None."""
     blueprint = Blueprint("sse", __name__)
-    add_headers = partial(_add_headers, CommonHeaders(service.config))
-    answer_busy = make_busy_hook(service.config.retry, add_headers)
+    views = Views(service, authorize)
     blueprint.url_value_preprocessor(_hide_form)
-    blueprint.after_request(lambda response: add_headers(answer_busy(response)))
-    blueprint.after_app_request(answer_busy)
-    blueprint.teardown_request(_close_unsent)
-    blueprint.register_error_handler(SSEError, partial(_refuse, service))
+    blueprint.after_request(views.finish)
+    blueprint.after_app_request(views.keep_working)
+    blueprint.teardown_app_request(_close_unsent)
+    blueprint.register_error_handler(SSEError, views.refuse)
     blueprint.register_error_handler(HTTPException, _refuse_http)
-    blueprint.record(lambda state: _add_rules(state.app, _Views(service, authorize), service.config.prefix))
+    blueprint.record(lambda state: _add_rules(state.app, views, service.config.prefix))
     return blueprint
 
 
@@ -140,30 +181,99 @@ def _close_unsent(_: BaseException | None) -> None:
         body.close()
 
 
-class _Views:
-    """The view functions. Each has the name of its endpoint."""
+class Views:
+    """The view functions. Each has the name of its endpoint. `own` answers a request to a view of the app."""
 
     def __init__(self, service: Service, authorize: Callable[[], Authorize | None]) -> None:
         self._service = service
         self._config: Config = service.config
         self._admission = Admission(service, authorize)
         self._waiting: Callable[[Any], type[Response]] = lru_cache(maxsize=4)(waiting_class)
+        self._own_endpoints: set[str] = set()  # of views of the app that have answered with a stream
+        self._common = CommonHeaders(service.config)
+        self.keep_working = make_hook(service.config.retry, self._add_headers, self._own_endpoints)
+        """The hook that keeps streams working whatever hooks of the app do."""
+
+    def finish(self, response: Response) -> Response:
+        """Return a response of this service with all of its headers."""
+        return self._add_headers(self.keep_working(response))
+
+    def refuse(self, error: SSEError) -> Response:
+        """Return the response that tells a client of an error."""
+        if self._service.at_first_use:
+            self._service.begin()
+        return _respond(refusal(error))
+
+    def _add_headers(self, response: Response) -> Response:
+        environ = request.environ
+        # The app may have put flask-cors' decorator around a view. It has answered the preflight then, and it decides
+        # for the app's own views.
+        is_for_app = environ["REQUEST_METHOD"] == "OPTIONS" or "sse.own" in environ
+        self._common(response.headers, environ, with_cors=not (is_for_app and hasattr(response, CORS_DECIDED)))
+        return response
+
+    def own(self, view: OwnView) -> Response:
+        """Return the answer to the current request of a view of the app, which has decided what may be read.
+
+        It is a poll's if the client likes JSON better than a stream, and a stream otherwise.
+        """
+        incoming = OwnRequest(_flask_request(), view.given)
+        is_poll = incoming.weight("application/json") > incoming.weight("text/event-stream")
+        self._note_own("poll" if is_poll else "stream", view.given)
+        try:
+            response = self._own_poll(incoming, view) if is_poll else self._own_stream(incoming, view)
+        except SSEError as error:
+            response = self.refuse(error)
+        return self._own_response(response, view.headers)
+
+    def _own_stream(self, incoming: Request, view: OwnView) -> Response:
+        parsed = read_stream(incoming, self._config, takes_token=False)
+        # The client has not chosen the channels, so one that its last event id lacks has lost its position.
+        subscription = parsed.subscription._replace(from_header=True)
+        parsed = parsed._replace(subscription=subscription)
+        admit = partial(self._admission.viewer, incoming, subscription, view.sub)
+        return self._stream(incoming, parsed, admit, view.lifetime)
+
+    def _own_poll(self, incoming: Request, view: OwnView) -> Response:
+        parsed = read_poll(incoming, self._config, takes_token=False)
+        subscription = parsed.subscription._replace(from_header=True)
+        parsed = parsed._replace(subscription=subscription)
+        return self._poll(incoming, parsed, partial(self._admission.viewer, incoming, subscription, view.sub))
+
+    def _note_own(self, kind: str, given: Query) -> None:
+        """Note that a view of the app answers this request as a stream or poll, for the hook."""
+        request.environ["sse.own"] = kind, given
+        if kind == "stream" and request.endpoint:
+            self._own_endpoints.add(request.endpoint)
+
+    def _own_response(self, response: Response, headers: Iterable[tuple[str, str]]) -> Response:
+        """Return an own view's response, which gets the headers of this service before the app's hooks run."""
+        response.headers.extend(headers)
+        response.headers.add("Vary", "Accept")
+        # Not now: a decorator around the view may add CORS headers of its own, and two of a kind are one too many.
+        after_this_request(lambda sent: self.finish(sent) if sent is response else self.keep_working(sent))
+        return response
 
     def stream(self, incoming: Request) -> Response:
         rule = self._admission.rule()
         parsed = read_stream(incoming, self._config, takes_token=self._admission.takes_token(rule))
+        return self._stream(incoming, parsed, partial(self._admission.reader, incoming, parsed.subscription, rule))
+
+    def _stream(
+        self, incoming: Request, parsed: StreamRequest, admit: Callable[[], Admitted], lifetime: float | None = None
+    ) -> Response:
         try:
-            starts, permit, charge = self._admission.reader(incoming, parsed.subscription, rule)
+            starts, permit, charge = admit()
         except (Unavailable, KeyUnknown) as error:  # also for KeyUnknown: its 401 would end an EventSource for good
             return self._busy(error, error.retry_after, parsed)
-        if incoming.method == "GET":
+        if incoming.method != "HEAD":
             warn_of_server(incoming.environ)
         subscription = parsed.subscription
         body = HookedStream(
             self._service.hub,
             starts,
             heartbeat=parsed.heartbeat,
-            lifetime=self._config.stream_lifetime,
+            lifetime=lifetime or self._config.stream_lifetime,
             retry=self._config.retry,
             delta=parsed.delta,
             typed=parsed.typed,
@@ -206,7 +316,10 @@ class _Views:
     def poll(self, incoming: Request) -> Response:
         rule = self._admission.rule()
         parsed = read_poll(incoming, self._config, takes_token=self._admission.takes_token(rule))
-        starts, permit, charge = self._admission.reader(incoming, parsed.subscription, rule)
+        return self._poll(incoming, parsed, partial(self._admission.reader, incoming, parsed.subscription, rule))
+
+    def _poll(self, incoming: Request, parsed: PollRequest, admit: Callable[[], Admitted]) -> Response:
+        starts, permit, charge = admit()
         if incoming.method == "HEAD":
             return Response(iter(()), content_type="application/json")
         body = HookedPoll(
@@ -275,7 +388,8 @@ class _Views:
         return response
 
 
-def _add_rules(app: App, views: _Views, prefix: str) -> None:
+def _add_rules(app: App, views: Views, prefix: str) -> None:
+    app.extensions["sse.views"] = views
     app.url_map.converters["sse_rest"] = _Rest
     for path, view, methods in (
         ("/stream", views.stream, ("GET", "HEAD", "OPTIONS")),
@@ -299,7 +413,7 @@ def _for_methods(view: View, methods: tuple[str, ...]) -> View:
     """Return the view for these methods only; for all if none is given."""
 
     def dispatch(**values: str) -> Response:
-        incoming = AppRequest(request._get_current_object())  # type: ignore[attr-defined]
+        incoming = AppRequest(_flask_request())
         method = incoming.method
         if method == "OPTIONS":  # before all checks, because a preflight has no credentials (Fetch, 4.8)
             return Response(headers={"Allow": ", ".join(methods or ("OPTIONS",))})
@@ -308,6 +422,10 @@ def _for_methods(view: View, methods: tuple[str, ...]) -> View:
         return view(incoming, **values)
 
     return dispatch
+
+
+def _flask_request() -> flask.Request:
+    return request._get_current_object()  # type: ignore[attr-defined,no-any-return]
 
 
 def _respond(answer: Answer) -> Response:
@@ -322,22 +440,8 @@ def _script(incoming: Request, suffix: str, cache_control: str) -> Response:
     return Response(answer.body or None, answer.status, answer.headers)
 
 
-def _refuse(service: Service, error: SSEError) -> Response:
-    if service.at_first_use:
-        service.begin()
-    return _respond(refusal(error))
-
-
 def _refuse_http(error: HTTPException) -> Response:
     """Return the response that an error of werkzeug, Flask or the app's rule has; else one in this service's form."""
     if error.response is not None:
         return error.response  # type: ignore[return-value]
     return _respond(http_refusal(error))
-
-
-def _add_headers(common: CommonHeaders, response: Response) -> Response:
-    environ = request.environ
-    # The app may have put flask-cors' decorator around a view, which has answered the preflight then.
-    is_answered = environ["REQUEST_METHOD"] == "OPTIONS" and hasattr(response, PREFLIGHT_ANSWERED)
-    common(response.headers, environ, with_cors=not is_answered)
-    return response
