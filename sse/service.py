@@ -194,7 +194,7 @@ class Service:
             namespace=self.config.namespace,
             timeout=self.config.redis_timeout,
         )
-        hub = Hub(store, max_subscribers=self._max_subscribers)
+        hub = Hub(store, max_subscribers=self._max_subscribers, max_event_bytes=self.config.max_event_bytes)
         ours = store, hub, Revocations(store, self.config.token_lifetime)
         with self._lock:
             if self._made is None:

@@ -93,8 +93,7 @@ class Poll(Body):
     @property
     def is_behind(self) -> bool:
         """True if an event has come, if a position cannot be continued, or if this process drains."""
-        subscriber = self.subscriber
-        return subscriber.draining or any(subscriber.at_hand(index) != [] for index in subscriber.order())
+        return self.subscriber.draining or not self.subscriber.has_all()
 
     def open(self) -> bytes | None:
         """Return the answer if it comes at once; else None, and the poll waits until `close`.

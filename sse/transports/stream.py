@@ -345,7 +345,9 @@ class Stream(Body):
 
 def _segment(subscriber: Subscriber, index: int, dialect: Dialect) -> Segment | None:
     """Return the blocks of a channel's entries in the hub; None if the hub's ring does not reach back far enough."""
-    entries = subscriber.at_hand(index)
+    entries = subscriber.at_hand(index, _CHUNK)
     if entries:
-        return dialect.segment(subscriber.channels[index].name, entries, _CHUNK, more=len(entries) >= PAGE)
+        channel = subscriber.channels[index]
+        more = len(entries) >= PAGE or (channel.run is not None and not subscriber.is_newest(index, entries[-1]))
+        return dialect.segment(channel.name, entries, _CHUNK, more=more)
     return NOTHING if entries is not None else None
