@@ -9,6 +9,7 @@ import secrets
 import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Final, Literal, cast
 
@@ -27,6 +28,7 @@ from sse.service import Service
 from sse.stores import Publication
 from sse.unheard import unheard
 from sse.web.views import OwnView, Views, make_blueprint
+from sse.work.writer import Writer
 
 _log = logging.getLogger("sse")
 
@@ -232,11 +234,105 @@ class SSE:
         """
         service = get_service()
         _check_process(service)
-        event = service.check(StoredEvent(data, type, _write_json))
+        event = _event_of(service, data, type)
         key = None if idempotency_key is None else f"app:{check_idempotency_key(idempotency_key)}"
         channel = check_channel(channel)
         position = service.publish([Publication(channel, event, key)])[0]
         return f"{channel}={position}"
+
+    def run(self, channel: str, iterable: Iterable[object], *, restart: bool = False) -> bool:
+        """Write what an iterable gives to a channel, in the background, and end the channel with it.
+
+        The call returns at once, and the run survives the request. The iterable, such as a generator, runs in a thread
+        or greenlet of this process, in an app context. It is no part of a request. A string is a piece: readers append
+        it to the text so far. Any other value is an event, as for `publish`. The end of the iterable ends the channel
+        as `done`. If it raises, the log names the error, and the channel ends as `failed`. `stop` closes a generator
+        at its next `yield`. Under our worker, it also does so while the generator waits for its next value.
+
+        A worker that is stopped gives its runs SSE_RUN_GRACE seconds, and ends the rest as `interrupted`. If a process
+        dies, its runs end as `lost`. While Redis is away, a run waits. A script ends when its runs have ended.
+
+        :param channel: a channel for this run alone, with a name as for `publish`.
+        :param iterable: gives strings and other values. If the run does not begin, it is closed unused.
+        :param restart: begin again where a run is or was there. That run, if it is live, is stopped.
+        :returns: True if the run has begun; False if a run is or was there, so that a repeated request is harmless.
+        :raises TypeError: if the iterable is none, such as an async generator.
+        :raises InvalidEvent: if the channel is not valid.
+        :raises RunRefused: if the channel has events that were published on it before.
+        :raises StoreUnavailable: if the run may not have begun: call this again.
+        :raises Unavailable: if several processes serve the app with the memory store, or if this one is ending.
+
+        >>> def answer(question):
+        ...     yield "It "
+        ...     yield "rains."
+        ...     yield {"sources": ["weather"]}
+        >>> with app.app_context():
+        ...     sse.run("answers/7", answer("The weather?")), sse.run("answers/7", answer("The weather?"))
+        (True, False)
+        """
+        service = get_service()
+        _check_process(service)
+        return service.run(
+            channel,
+            iterable,
+            partial(_event_of, service),
+            restart=restart,
+            context=cast("Flask", current_app._get_current_object()).app_context,  # type: ignore[attr-defined]
+            daemon=has_request_context(),  # a script, which has no request, is to wait for its runs
+        )
+
+    def writing(self, channel: str, *, restart: bool = False) -> AbstractContextManager[Writer]:
+        """Return a context manager that begins a run, gives a writer for it, and ends it with the block.
+
+        This is `run` for code that has a thread or a task of its own. The writer has `write(text)` for a piece,
+        `publish(data, type)` for an event, whose id it returns, and `flush()`. It can be the file of `print`. Its calls
+        wait for a Redis that is away. Pieces are gathered for SSE_WRITE_EVERY before they are stored.
+
+        The channel ends with the block: as `done`, or as `failed` if the block raises an error, which goes on. Ctrl-C
+        ends it as `stopped`. If somebody stops the run meanwhile, the next call of the writer, or the end of the block,
+        raises `Stopped`, which goes on too: catch it around the block.
+
+        :param channel: a channel for this run alone, with a name as for `publish`.
+        :param restart: begin again where a run is or was there, as for a task that is delivered again.
+        :raises InvalidEvent: if the channel is not valid.
+        :raises RunRefused: if a run is or was there, or if the channel has events that were published on it before.
+        :raises Stopped: at the end of the block, if the run was stopped or begun anew elsewhere.
+        :raises RunFailed: at the end of the block, if the run is over SSE_RUN_BYTES, or if Redis has lost a part of it.
+        :raises StoreUnavailable: if the run may not have begun: call this again with `restart=True`.
+        :raises Unavailable: as for `run`.
+
+        >>> with app.app_context(), sse.writing("reports/2026") as out:
+        ...     print("Counting", file=out)
+        ...     _ = out.publish({"percent": 100}, type="progress")
+        >>> with app.app_context():
+        ...     sse.stop("reports/2026")     # it has ended by itself
+        False
+        """
+        service = get_service()
+        _check_process(service)
+        return service.writing(channel, partial(_event_of, service), restart=restart)
+
+    def stop(self, channel: str) -> bool:
+        """End the run of a channel, in whatever process it is, as `stopped`; return False if there is none to end.
+
+        Readers hear of the end at once. The run's next write raises `Stopped`, or its generator is closed, within 2 s.
+        Any thread may call this, in an app context.
+
+        :param channel: the channel of the run.
+        :raises InvalidEvent: if the channel is not valid.
+        :raises StoreUnavailable: if it may not have been stopped: stop it again.
+        :raises Unavailable: as for `run`.
+
+        >>> from itertools import count
+        >>> with app.app_context():
+        ...     sse.run("clock", (f"{second} " for second in count()))
+        ...     sse.stop("clock")
+        True
+        True
+        """
+        service = get_service()
+        _check_process(service)
+        return service.stop(channel)
 
     def ticket(self, channels: Iterable[str], sub: str = "", *, lifetime: int | None = None) -> str:
         """Return a ticket: for 60 s, a page may open streams and polls of these channels with it.
@@ -369,6 +465,10 @@ def _own_headers(headers: Mapping[str, str] | None) -> list[tuple[str, str]]:
 def _write_json(value: object) -> object:
     """Return a value's JSON as the current app writes it; outside of an app, as Flask's DefaultJSONProvider does."""
     return current_app.json.dumps(value) if current_app else json.dumps(value, sort_keys=True)
+
+
+def _event_of(service: Service, data: object, type: str) -> StoredEvent:
+    return service.check(StoredEvent(data, type, _write_json))
 
 
 def _tell_late(read: Config, environ: Mapping[str, object], config: Mapping[str, object]) -> None:

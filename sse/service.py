@@ -1,4 +1,4 @@
-"""The service of one app: its settings, its keys, and the store, hub and revocations of this process."""
+"""The service of one app: its settings, its keys, and the store, hub, revocations and runs of this process."""
 
 from __future__ import annotations
 
@@ -8,18 +8,21 @@ import threading
 import weakref
 from _thread import RLock  # never patched by gevent, so that any thread may take it
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
-from typing import Final, ParamSpec, TypeVar
+from typing import Final, NamedTuple, ParamSpec, TypeVar
 
 from sse.access.keys import PublishKeys
 from sse.access.revocations import Kind, Revocations
 from sse.access.token import Tokens
 from sse.config import Config
 from sse.errors import SSEError, TooLarge, Unavailable
-from sse.event import Event, Position
+from sse.event import Event, Position, check_channel
 from sse.hub.hub import Hub
 from sse.owner import OwnerThread
 from sse.stores import Publication, Store, connect
+from sse.work.run import Breaker, Runs
+from sse.work.writer import MakeEvent, Writer
 
 _EXTRA_SECONDS: Final = 2.0  # that a call from another thread may take beyond its wait for Redis
 _CLOSE_SECONDS: Final = 30.0  # that another thread waits for `close`
@@ -51,6 +54,8 @@ class Service:
         """Called once, at the first use: before the service makes the store, or refuses a request."""
         self.admit: Callable[[], None] | None = None
         """Called before events are stored, to wait while the server is late in sending earlier events."""
+        self.breaker: Breaker | None = None
+        """Set by a server whose threads can be interrupted while they wait, see `work.run`."""
         self._made: _Made | None = None  # None until the first use in this process
         self._finalizer: weakref.finalize[..., Service] | None = None  # closes `_made`
         self._owner = OwnerThread()
@@ -61,15 +66,24 @@ class Service:
 
     @property
     def store(self) -> Store:
-        return self._parts()[0]
+        return self._parts().store
 
     @property
     def hub(self) -> Hub:
-        return self._parts()[1]
+        return self._parts().hub
 
     @property
     def revocations(self) -> Revocations:
-        return self._parts()[2]
+        return self._parts().revocations
+
+    @property
+    def runs(self) -> Runs:
+        return self._parts().runs
+
+    @property
+    def is_working(self) -> bool:
+        """True if runs of this process have not ended. This does not make a store."""
+        return bool(self._made and self._made.runs.is_busy)
 
     @property
     def shared(self) -> bool:
@@ -137,6 +151,47 @@ class Service:
             return self._run_in_owner(4 * self.config.redis_timeout + _EXTRA_SECONDS, self.revoke, kind, value)
         return self.revocations.revoke(kind, value)
 
+    def run(
+        self,
+        channel: str,
+        iterable: Iterable[object],
+        make_event: MakeEvent,
+        *,
+        restart: bool,
+        context: Callable[[], AbstractContextManager[object]],
+        daemon: bool,
+    ) -> bool:
+        """Begin a run in the background, see `SSE.run`. Any thread may call this."""
+        if self._owner.is_other_thread:
+            again = partial(self.run, restart=restart, context=context, daemon=daemon)
+            return self._run_in_owner(
+                2 * self.config.redis_timeout + _EXTRA_SECONDS, again, channel, iterable, make_event
+            )
+        return self.runs.begin(
+            check_channel(channel),
+            iterable,
+            make_event,
+            restart=restart,
+            context=context,
+            breaker=self.breaker,
+            daemon=daemon or self.breaker is not None,
+        )
+
+    def writing(self, channel: str, make_event: MakeEvent, *, restart: bool) -> AbstractContextManager[Writer]:
+        """Begin a run that the caller writes, see `SSE.writing`."""
+        return self.runs.writing(check_channel(channel), make_event, restart=restart)
+
+    def stop(self, channel: str) -> bool:
+        """End a run of any process, see `SSE.stop`. Any thread may call this."""
+        if self._owner.is_other_thread:
+            return self._run_in_owner(self.config.redis_timeout + _EXTRA_SECONDS, self.stop, channel)
+        return self.runs.stop(check_channel(channel))
+
+    def finish(self, seconds: float) -> None:
+        """Give the runs of this process so many seconds, and end the rest as `interrupted`. This makes no store."""
+        if made := self._made:
+            made.runs.finish(seconds)
+
     def _run_in_owner(self, seconds: float, work: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
         """Have the thread that the store belongs to call `work`; return its result. Only other threads call this.
 
@@ -170,7 +225,7 @@ class Service:
             if self._finalizer:
                 self._finalizer.detach()
         if made:
-            self._max_subscribers = made[1].max_subscribers  # a server may have lowered it
+            self._max_subscribers = made.hub.max_subscribers  # a server may have lowered it
         _close(made, self._also_closed)
         return None
 
@@ -191,11 +246,20 @@ class Service:
             self.config.redis_url,
             ring=self.config.ring,
             ring_ttl=self.config.ring_ttl,
+            run_bytes=self.config.run_bytes,
+            run_ttl=self.config.run_ttl,
             namespace=self.config.namespace,
             timeout=self.config.redis_timeout,
         )
         hub = Hub(store, max_subscribers=self._max_subscribers, max_event_bytes=self.config.max_event_bytes)
-        ours = store, hub, Revocations(store, self.config.token_lifetime)
+        runs = Runs(
+            store,
+            write_every=self.config.write_every / 1000,
+            max_bytes=self.config.max_event_bytes,
+            answering_since=lambda: hub.answering_since,
+        )
+        hub.orphaned = runs.orphaned
+        ours = _Made(store, hub, Revocations(store, self.config.token_lifetime), runs)
         with self._lock:
             if self._made is None:
                 self._made = ours
@@ -204,15 +268,21 @@ class Service:
             return self._made
 
 
-_Made = tuple[Store, Hub, Revocations]
+class _Made(NamedTuple):
+    """The parts of a service in one process. They do not refer to the service, which would then never be collected."""
+
+    store: Store
+    hub: Hub
+    revocations: Revocations
+    runs: Runs
 
 
 def _close(made: _Made | None, others: Sequence[Callable[[], None]]) -> None:
     if made:
-        store, hub, revocations = made
-        hub.close()
-        revocations.close()
-        store.close()
+        made.runs.close()  # while the others still work
+        made.hub.close()
+        made.revocations.close()
+        made.store.close()
     for close in others:
         close()
 

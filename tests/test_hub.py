@@ -22,7 +22,7 @@ from sse.hub.hub import Hub
 from sse.hub.subscriber import Delivery, Lagging, Reset, Start, Subscriber, starting_points
 from sse.ring import Ring
 from sse.stores import PAGE_BYTES, Feed, MemoryStore, Notice, Page, Publication, RedisStore, Store, connect
-from sse.stores.memory import _MemoryFeed
+from sse.stores.memory_rings import MemoryFeed
 from tests.publishing import publish_to_store
 from tests.servers import ROOT, RedisServer, wait_until
 
@@ -48,7 +48,7 @@ class ForgetfulStore(MemoryStore):
 
     def feed(self) -> Feed:
         feed = super().feed()
-        assert isinstance(feed, _MemoryFeed)
+        assert isinstance(feed, MemoryFeed)
         announce = feed.announce
 
         def filtered(notice: Notice) -> None:

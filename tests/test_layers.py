@@ -28,6 +28,7 @@ ORDER = (
     ("hub",),
     ("access",),
     ("transports",),
+    ("work",),
     ("service",),
     ("web", "server"),
     ("extension", "cli"),

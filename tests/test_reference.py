@@ -29,9 +29,12 @@ WITH_METHODS = ("sse.SSE", "sse.SSEError")
 
 
 def members(name: str) -> Iterator[tuple[str, Any]]:
-    """Yield the public methods and properties that a class defines itself."""
+    """Yield the public methods and properties that a class defines itself, and that no class it inherits from has."""
+    bases = CLASSES[name].__mro__[1:]
     for member, value in vars(CLASSES[name]).items():
-        if not member.startswith("_") and (callable(value) or isinstance(value, property)):
+        if member.startswith("_") or any(member in vars(base) for base in bases):
+            continue
+        if callable(value) or isinstance(value, property):
             yield f"{name}.{member}", value
 
 

@@ -559,7 +559,7 @@ def test_a_closed_memory_store_lets_its_feeds_go() -> None:
     old = store.feed()
     old.close()
     feed = store.feed()
-    assert store._feeds == [feed]
+    assert store._rings.feeds == [feed]
     store.close()
     assert feed.read(5) == []
 

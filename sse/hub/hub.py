@@ -69,6 +69,8 @@ class Hub:
         """Reads the store for subscribers and polls. Equal questions at the same time share a reading."""
         self.last_answer: tuple[object, bytes] = None, b""
         """The positions of the poll that was answered last, and its answer. Polls at these positions get it, too."""
+        self.orphaned: Callable[[str], None] | None = None
+        """Called in the hub's thread with each live run that nobody holds and that has subscribers here."""
         self._clock = clock
         self._channels = Channels()
         self._attached = 0  # subscribers, each of which holds a seat
@@ -97,6 +99,11 @@ class Hub:
     def late_since(self) -> float:
         """When announcements for many channels began to wait to be read, by `time.monotonic`; 0 if none wait."""
         return self._follower.late_since
+
+    @property
+    def answering_since(self) -> float:
+        """Since when the store has answered without interruption, by `time.monotonic`; inf while it does not."""
+        return self._follower.answering_since
 
     def start(self) -> None:
         """Start the feed before the first subscriber, so that the log soon tells what is wrong with the store.

@@ -42,6 +42,20 @@ _AHEAD: Final = 0.5  # seconds before the end of graceful_timeout, when the rema
 _HEAD_AT_LEAST: Final = 1.0  # seconds that every head has, even while other connections wait for a greenlet
 
 
+def _breaker() -> Callable[[Callable[[], bool]], object]:
+    """Return a function that raises GeneratorExit in the current greenlet, see `sse.work.run`.
+
+    gevent's hub looks at the condition and raises, because only from there may an exception be thrown into a greenlet.
+    """
+    greenlet = gevent.getcurrent()
+
+    def throw(is_waiting: Callable[[], bool]) -> None:
+        if is_waiting() and not greenlet.dead:
+            greenlet.throw(GeneratorExit)
+
+    return lambda is_waiting: gevent.get_hub().loop.run_callback(throw, is_waiting)
+
+
 class _RequestTimeout(gevent.Timeout):  # type: ignore[misc]
     """The time for which a greenlet waits for a request. `Request` bounds the time of the head itself."""
 
@@ -140,6 +154,8 @@ class Worker(GeventWorker):  # type: ignore[misc]
     It is here and not in `sse.worker`, because after a reload the master still has that class from the old version.
     """
     wsgi: Any
+    request_seconds: float | None = None
+    """Seconds that requests have from SIGTERM on if there are no runs; None for graceful_timeout. Set before `run`."""
     _loop: Loop
     _rows: Rows
     _responder: Responder
@@ -294,6 +310,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
         services = self._services
         for service in services:
             service.admit = self._loop.backpressure.admit
+            service.breaker = _breaker
         self._loop.backpressure.unread_since = lambda: min(
             filter(None, (service.hub.late_since for service in services)), default=0.0
         )
@@ -303,14 +320,20 @@ class Worker(GeventWorker):  # type: ignore[misc]
             self._tick(listeners)
         self._is_replaced |= self.cfg.workers > 1
         draining = gevent.spawn(self._drain)
-        end = time.monotonic() + self.cfg.graceful_timeout - _AHEAD  # the master kills this process after that
-        while time.monotonic() < end and not (draining.ready() and self._is_idle):
+        now = time.monotonic()
+        end = now + self.cfg.graceful_timeout - _AHEAD  # the master kills this process after that
+        end_of_requests = min(end, now + (self.request_seconds or self.cfg.graceful_timeout) - _AHEAD)
+        while time.monotonic() < (end if self._is_working else end_of_requests):
+            if draining.ready() and self._is_idle and not self._is_working:
+                break
             if self._is_replaced or draining.ready():
                 for listener in listeners:
                     listener.close()  # the master still listens, so no client is refused
             self._tick(listeners)
         for listener in listeners:
             listener.close()
+        for service in services:
+            service.finish(0)  # runs that have begun late
         if left := self._serving + len(self._rows.waiting):
             self.log.warning("%d requests are cut, their time is over", left)
             self._cut = True
@@ -323,6 +346,11 @@ class Worker(GeventWorker):  # type: ignore[misc]
         """True if no connection is left."""
         return not self._serving and self._loop.is_empty
 
+    @property
+    def _is_working(self) -> bool:
+        """True if runs of this process have not ended."""
+        return any(service.is_working for service in self._services)
+
     def _tick(self, listeners: list[_Listener]) -> None:
         self.notify()
         if self.is_busy():
@@ -333,8 +361,14 @@ class Worker(GeventWorker):  # type: ignore[misc]
         gevent.sleep(_TICK)
 
     def _drain(self) -> None:
-        """End streams and waiting polls. Requests that are running, or come within a second, are answered."""
+        """End streams and waiting polls. Requests that are running, or come within a second, are answered.
+
+        While runs go on, streams stay open for their events, as long as the time to close the streams remains.
+        """
         services = self._services
         window = max((service.config.drain for service in services), default=0)
+        grace = max((service.config.run_grace for service in services), default=0)
+        runs = [gevent.spawn(service.finish, grace) for service in services]
+        gevent.joinall(runs, timeout=max(grace - window, 0))
         hubs = [gevent.spawn(service.hub.drain, window) for service in services]
-        gevent.joinall([gevent.spawn(self._rows.drain, window), *hubs])
+        gevent.joinall([gevent.spawn(self._rows.drain, window), *hubs, *runs])

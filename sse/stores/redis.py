@@ -38,6 +38,8 @@ from sse.stores.base import (
     PAGE,
     PAGE_BYTES,
     READ_AT_ONCE,
+    RUN_BYTES,
+    RUN_TTL,
     UNBORN_TTL,
     Feed,
     Notice,
@@ -47,11 +49,11 @@ from sse.stores.base import (
     Revocation,
     Standing,
     Store,
-    conflict,
     nonce,
 )
 from sse.stores.peers import ENTRY_TTL, MAX_ENTRIES, Peers
 from sse.stores.pool import Pool
+from sse.stores.refusals import conflict
 from sse.wire import MAX_PAYLOAD, decode_payload, encode_payload
 
 _log = logging.getLogger("sse")
@@ -93,7 +95,17 @@ class RedisStore(Store):
     :param timeout: seconds that a call may take when Redis does not answer.
     """
 
-    def __init__(self, url: str, *, ring: int, ring_ttl: int, namespace: str = "sse", timeout: float = 5.0) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        ring: int,
+        ring_ttl: int,
+        run_bytes: int = RUN_BYTES,
+        run_ttl: int = RUN_TTL,
+        namespace: str = "sse",
+        timeout: float = 5.0,
+    ) -> None:
         self._pool = Pool(url, _MAX_CONNECTIONS)
         self._scheme = url.partition(":")[0]
         self._timeout = timeout
@@ -101,6 +113,8 @@ class RedisStore(Store):
         self._database = self._pool.database
         self._max_events = ring
         self._ttl = ring_ttl
+        self._run_bytes = run_bytes
+        self._run_ttl = run_ttl
         self._publish_script = _Script("publish.lua")
         self._ensure_script = _Script("ensure.lua")
         self._logged_clock_fault = ""  # the fault of the clocks that was logged last; empty if they agree
