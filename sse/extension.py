@@ -27,7 +27,9 @@ from sse.log import follow_app, keep_until_exit, warn
 from sse.service import Service
 from sse.stores import Publication
 from sse.unheard import unheard
-from sse.web.views import OwnView, Views, make_blueprint
+from sse.web import own_views
+from sse.web.own_views import OwnView
+from sse.web.views import Views, make_blueprint
 from sse.work.writer import Writer
 
 _log = logging.getLogger("sse")
@@ -191,9 +193,48 @@ class SSE:
         given = {"channel": [plain_str(channel) for channel in channels]}
         given |= {"replay": [f"{plain_int(replay)}"]} if replay is not None else {}
         given |= {name: [value] for name, value in (("form", form), ("end", end)) if value}
-        get_service()
-        views: Views = current_app.extensions["sse.views"]
-        return views.own(OwnView(given, plain_str(sub or ""), lifetime, _own_headers(headers)))
+        get_service()  # tells of an app that has none
+        return own_views.subscribe(_views(), OwnView(given, plain_str(sub or ""), lifetime, _own_headers(headers)))
+
+    def stream(self, iterable: Iterable[object], headers: Mapping[str, str] | None = None) -> Response:
+        """Return the answer to the current request: a stream of what an iterable gives, for this client alone.
+
+        A string is a piece of one text, an event of the type `text`. An `Event` is sent as it is, and any other value
+        as an event, as for `publish`. Heartbeats come while the iterable is slow. Nothing is stored, so a client that
+        was cut does not resume: it comes back with the id `~`, which all blocks have, and gets a 204. Use `run` for
+        whatever has to survive a reload.
+
+        The iterable, such as a generator, runs in a thread or greenlet of its own, in the context of the request. It is
+        not ahead of the client by more than a few values, beside the bytes in the buffers of the network. At its end
+        the stream says `sse.end` with the reason `done`. If it raises, the log has the error, and the reason is
+        `failed`. If this worker ends, the reason is `interrupted`. If the client goes, or the stream ends before the
+        iterable, the iterable is closed at its next value, so its `finally` runs. Our worker interrupts it also while
+        it waits, as for an upstream. The service hears of a client's leaving within two heartbeats.
+
+        The stream takes one of the SSE_MAX_SUBSCRIBERS, and the log warns of servers that can hold only a few. A client
+        that accepts no stream gets a 406. The query has no parameters.
+
+        :param iterable: gives strings, events and other values.
+        :param headers: further headers of the answer. Those of the stream itself are not for the app to set.
+        :raises InvalidEvent: if the iterable is a string or none, or for a header that the service sets.
+
+        >>> from sse import Event
+        >>> @app.get("/greeting")
+        ... def greeting():
+        ...     def give():
+        ...         yield "It "
+        ...         yield "rains."
+        ...         yield Event({"sources": 1}, "facts")
+        ...     return sse.stream(give())
+        >>> [line for line in client.get("/greeting").text.splitlines() if line.startswith("data: ")][1:]
+        ['data: It ', 'data: rains.', 'data: {"sources":1}', 'data: {"channel":null,"reason":"done"}']
+        """
+        service = get_service()
+        if isinstance(iterable, str | bytes) or not hasattr(iterable, "__iter__"):
+            hint = "give a generator (call the function that yields), a list or the like"
+            raise InvalidEvent(f"the iterable is {iterable!a:.60}", hint)
+        make_event = partial(_item_of, service)
+        return own_views.stream_items(_views(), service, iterable, make_event, _own_headers(headers))
 
     def publish(
         self, channel: str, data: object, type: str = DEFAULT_TYPE, *, idempotency_key: str | None = None
@@ -450,6 +491,10 @@ class Event(StoredEvent):
         super().__init__(data, type, _write_json)
 
 
+def _views() -> Views:
+    return cast("Views", current_app.extensions["sse.views"])
+
+
 def _own_headers(headers: Mapping[str, str] | None) -> list[tuple[str, str]]:
     """Return the headers that a view adds to its answer.
 
@@ -465,6 +510,10 @@ def _own_headers(headers: Mapping[str, str] | None) -> list[tuple[str, str]]:
 def _write_json(value: object) -> object:
     """Return a value's JSON as the current app writes it; outside of an app, as Flask's DefaultJSONProvider does."""
     return current_app.json.dumps(value) if current_app else json.dumps(value, sort_keys=True)
+
+
+def _item_of(service: Service, value: object) -> StoredEvent:
+    return service.check(value) if isinstance(value, StoredEvent) else _event_of(service, value, DEFAULT_TYPE)
 
 
 def _event_of(service: Service, data: object, type: str) -> StoredEvent:

@@ -31,6 +31,7 @@ from werkzeug.wsgi import ClosingIterator
 from sse.errors import Busy
 from sse.log import warn, warn_once
 from sse.transports.dialect import busy, busy_for
+from sse.transports.items import ItemStream
 from sse.transports.poll import Poll
 from sse.transports.stream import Cut, Stream
 from sse.web.answers import STREAM_HEADERS, refusal
@@ -45,6 +46,7 @@ _BUSY: Final = "sse.busy"
 _OF_COMPLETE_BODIES: Final = ("content-length", "etag")
 
 Hook = Callable[[Response], Response]
+Endless = Stream | ItemStream
 
 
 class HookedStream(Stream):
@@ -57,12 +59,17 @@ class HookedStream(Stream):
 
     def __iter__(self) -> Iterator[bytes]:
         if reader := _reading_function():
-            request.environ["sse.read"] = self
-            warn_once(
-                "%s reads the body of a stream, which has no end. It is given an empty body, and the client gets the "
-                "stream. Have it do nothing where response.is_streamed is true",
-                reader,
-            )
+            _give_nothing(self, reader)
+        else:
+            yield from super().__iter__()
+
+
+class HookedItemStream(ItemStream):
+    """The same for a stream that one client has for itself."""
+
+    def __iter__(self) -> Iterator[bytes]:
+        if reader := _reading_function():
+            _give_nothing(self, reader)
         else:
             yield from super().__iter__()
 
@@ -86,6 +93,16 @@ class HookedPoll(Poll):
             yield answer  # the poll was closed at the request's end, but the app has put it into a response of its own
         else:
             yield from super().__iter__()
+
+
+def _give_nothing(stream: Endless, reader: str) -> None:
+    """Note that a hook has read this stream, and log which one."""
+    request.environ["sse.read"] = stream
+    warn_once(
+        "%s reads the body of a stream, which has no end. It is given an empty body, and the client gets the stream. "
+        "Have it do nothing where response.is_streamed is true",
+        reader,
+    )
 
 
 def _reading_function() -> str:
@@ -196,12 +213,12 @@ class WaitingResponse(CompleteResponse):
     sent all the same, and the content that the hook made of the empty body is dropped.
     """
 
-    def __init__(self, body: Stream | Poll, headers: Mapping[str, str]) -> None:
+    def __init__(self, body: Endless | Poll, headers: Mapping[str, str]) -> None:
         super().__init__(body, headers=headers)
         self._body = body
 
     def make_sequence(self) -> None:
-        if isinstance(self.response, Stream):
+        if isinstance(self.response, Endless):
             deque(self.response, 0)  # gives nothing, and logs which hook reads the stream
         else:
             super().make_sequence()
@@ -220,7 +237,7 @@ class WaitingResponse(CompleteResponse):
             self.response = environ["sse.answer"]  # the poll's answer, for which a hook has waited
         if self.is_sequence:
             return Response.get_wsgi_headers(self, environ)
-        if isinstance(self._body, Stream) and any(name.lower() in _OF_COMPLETE_BODIES for name, _ in self.headers):
+        if isinstance(self._body, Endless) and any(name.lower() in _OF_COMPLETE_BODIES for name, _ in self.headers):
             for name in _OF_COMPLETE_BODIES:
                 self.headers.remove(name)
         return super().get_wsgi_headers(environ)
@@ -295,7 +312,7 @@ def _refuse(response: Response, retry: int, after: int) -> None:
     response.content_type = "application/json"
 
 
-def _put_back(response: Response, stream: HookedStream) -> None:
+def _put_back(response: Response, stream: Endless) -> None:
     """Put a stream back into a response that a hook made of the stream's empty body."""
     if response.is_streamed:
         return  # its body is the stream, or wraps it

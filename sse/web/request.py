@@ -244,6 +244,14 @@ def read_raw(request: Request, channel: str) -> list[tuple[str, Event]]:
     return [(check_channel(channel), event)]
 
 
+def read_last_event_id(request: Request) -> str:
+    """Return the last event id as it was sent, empty if there is none. Nothing else of the query is looked at.
+
+    :raises RequestError: if it is given twice, or the query is not UTF-8.
+    """
+    return _last_event_id(request, _query(request, "last_event_id", "lastEventId"))[0]
+
+
 # Credentials
 
 

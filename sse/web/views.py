@@ -5,12 +5,12 @@ The routes take every method and every path under SSE_PREFIX, so that errors hav
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any
 
 import flask
-from flask import Blueprint, Response, after_this_request, current_app, request
+from flask import Blueprint, Response, current_app, request
 from flask.sansio.app import App
 from werkzeug.datastructures import ImmutableMultiDict
 from werkzeug.exceptions import HTTPException
@@ -23,9 +23,8 @@ from sse.errors import KeyUnknown, NotFound, SSEError, StoreUnavailable, TooMany
 from sse.event import format_last_event_id
 from sse.log import warn
 from sse.service import Service
-from sse.transports.dialect import busy
+from sse.transports import dialect
 from sse.transports.poll import Poll
-from sse.transports.stream import Stream
 from sse.version import __version__
 from sse.web.admission import Admission, Admitted
 from sse.web.answers import (
@@ -41,6 +40,7 @@ from sse.web.answers import (
 )
 from sse.web.hooks import (
     CompleteResponse,
+    Endless,
     HookedPoll,
     HookedStream,
     WaitingResponse,
@@ -119,38 +119,6 @@ class AppRequest(Request):
         return name in vars(self._flask_request) or type(self._flask_request) is not flask.Request
 
 
-class OwnView(NamedTuple):
-    """The arguments of `SSE.subscribe`. They win over the query of the request that it answers."""
-
-    given: Query
-    """The parameters that the view of the app decides, with `channel`."""
-    sub: str = ""
-    """The reader's name, empty if it has none."""
-    lifetime: float | None = None
-    """Seconds; None for SSE_STREAM_LIFETIME."""
-    headers: Iterable[tuple[str, str]] = ()
-
-
-class OwnRequest(AppRequest):
-    """A request that a view of the app has answered with channels. The view may have read the body."""
-
-    __slots__ = ("_given",)
-
-    def __init__(self, flask_request: flask.Request, given: Query) -> None:
-        super().__init__(flask_request)
-        self._given = given
-
-    def args(self) -> Query:
-        query = {name: values for name, values in super().args().items() if name not in ("channel", "token")}
-        return query | self._given
-
-    def left(self) -> int:
-        return 0  # the Content-Length does not tell, because the view may have read the body
-
-    def unread(self) -> IO[bytes]:
-        return self.stream()
-
-
 View = Callable[..., Response]
 
 
@@ -182,12 +150,12 @@ def _close_unsent(_: BaseException | None) -> None:
 
 
 class Views:
-    """The view functions. Each has the name of its endpoint. `own` answers a request to a view of the app."""
+    """The view functions. Each has the name of its endpoint. `own_views` uses them for the views of the app."""
 
     def __init__(self, service: Service, authorize: Callable[[], Authorize | None]) -> None:
         self._service = service
-        self._config: Config = service.config
-        self._admission = Admission(service, authorize)
+        self.config: Config = service.config
+        self.admission = Admission(service, authorize)
         self._waiting: Callable[[Any], type[Response]] = lru_cache(maxsize=4)(waiting_class)
         self._own_endpoints: set[str] = set()  # of views of the app that have answered with a stream
         self._common = CommonHeaders(service.config)
@@ -212,60 +180,33 @@ class Views:
         self._common(response.headers, environ, with_cors=not (is_for_app and hasattr(response, CORS_DECIDED)))
         return response
 
-    def own(self, view: OwnView) -> Response:
-        """Return the answer to the current request of a view of the app, which has decided what may be read.
+    def note_own(self, kind: str, given: Query) -> None:
+        """Note for the hook that a view of the app answers the current request as a `stream` or `poll`.
 
-        It is a poll's if the client likes JSON better than a stream, and a stream otherwise.
+        :param given: the parameters that the view decides, in place of the query.
         """
-        incoming = OwnRequest(_flask_request(), view.given)
-        is_poll = incoming.weight("application/json") > incoming.weight("text/event-stream")
-        self._note_own("poll" if is_poll else "stream", view.given)
-        try:
-            response = self._own_poll(incoming, view) if is_poll else self._own_stream(incoming, view)
-        except SSEError as error:
-            response = self.refuse(error)
-        return self._own_response(response, view.headers)
-
-    def _own_stream(self, incoming: Request, view: OwnView) -> Response:
-        parsed = read_stream(incoming, self._config, takes_token=False)
-        # The client has not chosen the channels, so one that its last event id lacks has lost its position.
-        subscription = parsed.subscription._replace(from_header=True)
-        parsed = parsed._replace(subscription=subscription)
-        admit = partial(self._admission.viewer, incoming, subscription, view.sub)
-        return self._stream(incoming, parsed, admit, view.lifetime)
-
-    def _own_poll(self, incoming: Request, view: OwnView) -> Response:
-        parsed = read_poll(incoming, self._config, takes_token=False)
-        subscription = parsed.subscription._replace(from_header=True)
-        parsed = parsed._replace(subscription=subscription)
-        return self._poll(incoming, parsed, partial(self._admission.viewer, incoming, subscription, view.sub))
-
-    def _note_own(self, kind: str, given: Query) -> None:
-        """Note that a view of the app answers this request as a stream or poll, for the hook."""
         request.environ["sse.own"] = kind, given
         if kind == "stream" and request.endpoint:
             self._own_endpoints.add(request.endpoint)
 
-    def _own_response(self, response: Response, headers: Iterable[tuple[str, str]]) -> Response:
-        """Return an own view's response, which gets the headers of this service before the app's hooks run."""
-        response.headers.extend(headers)
-        response.headers.add("Vary", "Accept")
-        # Not now: a decorator around the view may add CORS headers of its own, and two of a kind are one too many.
-        after_this_request(lambda sent: self.finish(sent) if sent is response else self.keep_working(sent))
+    def nothing_more(self) -> Response:
+        """Return the one answer after which an EventSource stays away (WHATWG HTML 9.2.3)."""
+        response = Response(status=204)
+        response.headers.remove("Content-Type")
         return response
 
     def stream(self, incoming: Request) -> Response:
-        rule = self._admission.rule()
-        parsed = read_stream(incoming, self._config, takes_token=self._admission.takes_token(rule))
-        return self._stream(incoming, parsed, partial(self._admission.reader, incoming, parsed.subscription, rule))
+        rule = self.admission.rule()
+        parsed = read_stream(incoming, self.config, takes_token=self.admission.takes_token(rule))
+        return self.answer_stream(incoming, parsed, partial(self.admission.reader, incoming, parsed.subscription, rule))
 
-    def _stream(
+    def answer_stream(
         self, incoming: Request, parsed: StreamRequest, admit: Callable[[], Admitted], lifetime: float | None = None
     ) -> Response:
         try:
             starts, permit, charge = admit()
         except (Unavailable, KeyUnknown) as error:  # also for KeyUnknown: its 401 would end an EventSource for good
-            return self._busy(error, error.retry_after, parsed)
+            return self.busy(error, error.retry_after, parsed)
         if incoming.method != "HEAD":
             warn_of_server(incoming.environ)
         subscription = parsed.subscription
@@ -273,8 +214,8 @@ class Views:
             self._service.hub,
             starts,
             heartbeat=parsed.heartbeat,
-            lifetime=lifetime or self._config.stream_lifetime,
-            retry=self._config.retry,
+            lifetime=lifetime or self.config.stream_lifetime,
+            retry=self.config.retry,
             delta=parsed.delta,
             typed=parsed.typed,
             bare=parsed.bare,
@@ -285,14 +226,14 @@ class Views:
         )
         if parsed.bare and (refused := self._attach(incoming, parsed, body)):
             return refused
-        return self._waiting_response(body, STREAM_HEADERS)
+        return self.waiting_response(body, STREAM_HEADERS)
 
     def _attach(self, incoming: Request, parsed: StreamRequest, body: HookedStream) -> Response | None:
         """Attach a bare stream to the hub. Return None, or the answer to send instead if it cannot be served."""
         try:
             body.attach()
         except Unavailable as error:
-            return self._busy(error, error.retry_after if isinstance(error, TooMany) else 0, parsed)
+            return self.busy(error, error.retry_after if isinstance(error, TooMany) else 0, parsed)
         if resets := body.subscriber.resets:
             positions = {name: body.subscriber.positions_by_name[name] for name in parsed.subscription.channels}
             body.close()
@@ -303,22 +244,22 @@ class Views:
             incoming.environ["sse.unsent"] = body
         return None
 
-    def _busy(self, error: SSEError, after: int, parsed: StreamRequest) -> Response:
+    def busy(self, error: SSEError, after: int, parsed: StreamRequest | None = None) -> Response:
         """Return the answer to a request for a stream that cannot be served for the next `after` seconds."""
         warn("a stream is told that this service is busy: %s", error)
-        if parsed.bare:
-            return busy_error(self._config.retry, after)
-        response = current_app.make_response(Response(busy(self._config.retry, after), headers=STREAM_HEADERS))
-        if parsed.cut:
+        if parsed and parsed.bare:
+            return busy_error(self.config.retry, after)
+        response = current_app.make_response(Response(dialect.busy(self.config.retry, after), headers=STREAM_HEADERS))
+        if parsed and parsed.cut:
             break_off(response)  # after make_response, because Flask would change the class of the response
         return response
 
     def poll(self, incoming: Request) -> Response:
-        rule = self._admission.rule()
-        parsed = read_poll(incoming, self._config, takes_token=self._admission.takes_token(rule))
-        return self._poll(incoming, parsed, partial(self._admission.reader, incoming, parsed.subscription, rule))
+        rule = self.admission.rule()
+        parsed = read_poll(incoming, self.config, takes_token=self.admission.takes_token(rule))
+        return self.answer_poll(incoming, parsed, partial(self.admission.reader, incoming, parsed.subscription, rule))
 
-    def _poll(self, incoming: Request, parsed: PollRequest, admit: Callable[[], Admitted]) -> Response:
+    def answer_poll(self, incoming: Request, parsed: PollRequest, admit: Callable[[], Admitted]) -> Response:
         starts, permit, charge = admit()
         if incoming.method == "HEAD":
             return Response(iter(()), content_type="application/json")
@@ -327,7 +268,7 @@ class Views:
             starts,
             timeout=parsed.timeout,
             max_bytes=parsed.max_bytes,
-            retry=self._config.retry,
+            retry=self.config.retry,
             permit=permit,
             charge=charge,
             gone=incoming.environ.get("sse.gone"),
@@ -350,39 +291,39 @@ class Views:
             raise Unavailable("the right to read ended while the answer was prepared", "ask again")
         if answer is None and "sse.can_hand_off" in environ:  # our worker waits for all polls in one loop
             environ["sse.unsent"] = body
-            return self._waiting_response(body, {"Content-Type": "application/json"})
+            return self.waiting_response(body, {"Content-Type": "application/json"})
         if answer is None:
             warn_of_server(environ)
         return CompleteResponse(answer or body.wait(), content_type="application/json")
 
     def publish(self, incoming: Request) -> Response:
-        publisher = self._admission.publisher(incoming)
-        ids = self._admission.publish(incoming, publisher, read_publish(incoming, self._config))
+        publisher = self.admission.publisher(incoming)
+        ids = self.admission.publish(incoming, publisher, read_publish(incoming, self.config))
         return _respond(json({"ids": ids}, 201))
 
     def publish_raw(self, incoming: Request, channel: str) -> Response:
-        publisher = self._admission.publisher(incoming)
-        ids = self._admission.publish(incoming, publisher, read_raw(incoming, channel))
+        publisher = self.admission.publisher(incoming)
+        ids = self.admission.publish(incoming, publisher, read_raw(incoming, channel))
         return _respond(json({"ids": ids}, 201))
 
     def ticket(self, incoming: Request) -> Response:
-        return _respond(json({"ticket": self._admission.ticket(incoming), "expires": TICKET_LIFE}, 201))
+        return _respond(json({"ticket": self.admission.ticket(incoming), "expires": TICKET_LIFE}, 201))
 
     def script(self, incoming: Request, suffix: str) -> Response:
         return _script(incoming, suffix, "public, max-age=300")
 
     def script_of(self, incoming: Request, version: str, suffix: str) -> Response:
         if version != __version__:
-            address = f"{self._config.prefix}/sse.{__version__}.{suffix}"
+            address = f"{self.config.prefix}/sse.{__version__}.{suffix}"
             raise NotFound(f"the script has no version {version[:60]!a} here", f"load it from {address}")
         return _script(incoming, suffix, "public, max-age=31536000, immutable")
 
     def nothing_here(self, _: Request, **__: str) -> Response:
         raise NotFound(
-            "there is nothing at this address", f"use {self._config.prefix}/stream or {self._config.prefix}/poll"
+            "there is nothing at this address", f"use {self.config.prefix}/stream or {self.config.prefix}/poll"
         )
 
-    def _waiting_response(self, body: Stream | Poll, headers: Mapping[str, str]) -> Response:
+    def waiting_response(self, body: Endless | Poll, headers: Mapping[str, str]) -> Response:
         response: Response = WaitingResponse(body, headers)
         response.__class__ = self._waiting(current_app.response_class)  # a class of its own would be changed by Flask
         return response
@@ -413,7 +354,7 @@ def _for_methods(view: View, methods: tuple[str, ...]) -> View:
     """Return the view for these methods only; for all if none is given."""
 
     def dispatch(**values: str) -> Response:
-        incoming = AppRequest(_flask_request())
+        incoming = AppRequest(flask_request())
         method = incoming.method
         if method == "OPTIONS":  # before all checks, because a preflight has no credentials (Fetch, 4.8)
             return Response(headers={"Allow": ", ".join(methods or ("OPTIONS",))})
@@ -424,7 +365,7 @@ def _for_methods(view: View, methods: tuple[str, ...]) -> View:
     return dispatch
 
 
-def _flask_request() -> flask.Request:
+def flask_request() -> flask.Request:
     return request._get_current_object()  # type: ignore[attr-defined,no-any-return]
 
 
