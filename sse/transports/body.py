@@ -19,7 +19,6 @@ class Body:
     is_stream: ClassVar[bool]
     """True for a stream, False for a poll."""
     _attached: bool
-    is_stream: ClassVar[bool]
     closing: Sequence[Callable[[], object]]
     """The functions to call at the end."""
     deadline: float
