@@ -912,6 +912,7 @@
           delete places[channel];
           delete ends[channel];
         });
+        if (rests()) halt();
       },
       // Tries again at once, because the network is back or the machine has woken.
       nudge: function (why) {
@@ -1798,7 +1799,8 @@
 
     return function (event) {
       var target, source, own = event && /^sse\./.test(event.type);
-      if (into && event && (own || !types.length || types.concat(removing).indexOf(event.type) >= 0)) held.push(event);
+      var wanted = own ? last || held.length : !types.length || types.concat(removing).indexOf(event && event.type) >= 0;
+      if (into && event && wanted) held.push(event);
       if (held.length > keep + 1000) held.shift();
       while (held.length && attached(tag)) {
         target = getTarget();

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from tests.browser.engines import Chromium, Engine, Firefox, PhantomJS, WebKit
+from tests.browser.origin import Origin, Report
 from tests.browser.tabbed_browser import Browser, Tab
 from tests.browser.written_texts import VIEW, TextService
 from tests.servers import wait_until
@@ -434,6 +437,56 @@ def test_an_element_shows_the_text_whose_piece_came_last(service: TextService, b
     for name, piece, seen in [(first, "a", "a"), (first, "b", "ab"), (second, "x", "x"), (first, "c", "abc")]:
         service.write(name, piece)
         wait_to_see(tab, "#answer", seen)
+
+
+ENGINES: list[tuple[type[Engine], str]] = [
+    (Chromium, "eventsource"),
+    (Firefox, "eventsource"),
+    (WebKit, "eventsource"),
+    (PhantomJS, "eventsource"),
+    (PhantomJS, "xhr"),
+    (PhantomJS, "poll"),
+]
+
+
+def test_every_engine_shows_the_whole_text_and_its_end(
+    tmp_path_factory: pytest.TempPathFactory, service: TextService, run: str
+) -> None:
+    directory = tmp_path_factory.mktemp("engines")
+    names = [f"{engine.name}-{transport}" for engine, transport in ENGINES]
+
+    def wait(what: str, check: Callable[[Report], bool]) -> None:
+        try:
+            wait_until(lambda: all(check(origin.reports[name]) for name in names), 40, what=what)
+        except AssertionError as error:
+            for name in names:
+                error.add_note(f"{name}: {origin.reports[name].state} {origin.reports[name].logs}")
+            raise
+
+    service.write(run, "Once ", "<b>")
+    with contextlib.ExitStack() as stack:
+        origin = stack.enter_context(Origin())
+        for place, (engine, transport) in enumerate(ENGINES):
+            address = origin.page("texts.html", names[place], service=service.url, channel=run, transport=transport)
+            stack.enter_context(engine(directory / f"{place}", address))  # Chromium wants its folder's name short
+        wait("all pages", lambda report: "answer" in report.state)
+        written = "Once <b>"
+        for piece in [" upon", " a", " time\n", "é"]:
+            service.write(run, piece)
+            time.sleep(0.3)
+            written += piece
+        wait("the text", lambda report: report.state["answer"][0] == written)
+        assert [origin.reports[name].state["transport"] for name in names] == [transport for _, transport in ENGINES]
+        service.end(run)
+        wait("the end", lambda report: report.state["answer"] == [written, "closed", "ended"])
+        asked = time.time()
+        for name in names:
+            origin.command(name, "follow", "late")
+        wait("the same later", lambda report: report.state.get("late") == [written, "closed", "ended"])
+        assert len(service.since(asked)) == len(names)
+        wait("both ends", lambda report: bool(report.logs.get("late")))
+        logs = [origin.reports[name].logs for name in names]
+        assert logs == [{"errors": [], "answer": ["done"], "late": ["done"]} for _ in names]
 
 
 # Own views
