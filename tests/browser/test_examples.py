@@ -138,7 +138,7 @@ def test_scoreboard_is_polled_by_one_worker_and_only_while_somebody_looks(
     service: Gunicorn, drivers: list[webdriver.Chrome]
 ) -> None:
     def asked() -> list[str]:
-        return re.findall(r"asking for the scores of (\w+)", service.log())
+        return re.findall(r"asking for the scores of (\w+)", service.logs())
 
     assert asked() == []
     pages = [Page(driver, service.url) for driver in drivers]
