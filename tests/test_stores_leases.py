@@ -629,3 +629,19 @@ def test_a_run_s_channel_has_no_source(world: LeaseWorld) -> None:
     assert not ask(world, "w", "t").is_held
     with pytest.raises(LeaseLost):
         world.leases.write("s", "t", Event("x"), key="k")
+
+
+def test_a_page_of_pieces_counts_their_text_alone(world: LeaseWorld) -> None:
+    """So 600 short pieces that are joined for a late subscriber come from one question."""
+    writer = begun(world)
+    for number in range(700):
+        writer.write(f"{number:010}")
+    position = world.run().anchor
+    (page,) = world.store.read([("a", position)], 4000, 6000)
+    assert len(good(page).entries) == 600
+    assert good(page).more
+    position = good(page).entries[-1].position
+    (page,) = world.store.read([("a", position)], 4000, 6000)
+    assert said(good(page)) == [f"{number:010}" for number in range(600, 700)]
+    (page,) = world.store.read([("a", world.run().anchor)], 50, 6000)
+    assert len(good(page).entries) == 50
