@@ -979,3 +979,26 @@ def test_redis_lets_a_lease_run_out(redis_world: LeaseWorld) -> None:
     time.sleep(0.05)
     assert not redis_world.run().is_held
     assert redis_world.leases.end("a", "lost") is not None
+
+
+def test_a_clock_of_redis_that_is_set_back_stops_no_source_and_keeps_no_listener(redis_world: LeaseWorld) -> None:
+    ask(redis_world, "dead", "t")
+    ask(redis_world, "w")
+    redis_world.leases.release("s", "t", wait=30)
+    for worker in ("dead", "w"):
+        redis_world.client.zincrby("sse:{s}:workers", 3_600_000, worker)
+    redis_world.client.hincrby("sse:{s}:source", "due", 3_600_000)
+    answer = ask(redis_world, "w", "u")
+    assert (answer.is_held, answer.listeners) == (True, 1)
+
+
+def test_guessed_names_leave_nothing_behind_for_long(world: LeaseWorld) -> None:
+    world.leases.ask([Ask(f"guess/{number}", "w", True) for number in range(50)])
+    world.advance(2 * LEASE_SECONDS + 1)
+    if world.client:
+        assert [key for key in world.client.keys() if "guess" in key] == []
+    else:
+        world.advance(60)
+        for _ in range(3):
+            ask(world, "w")
+        assert list(world.leases._sources) == ["s"]  # type: ignore[attr-defined]
