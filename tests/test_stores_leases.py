@@ -436,6 +436,33 @@ def test_hubs_hear_of_a_start_each_event_and_the_end(world: LeaseWorld) -> None:
         assert set(states) == {Notice("a", state_changed=True)}
 
 
+def test_a_start_an_end_and_a_new_start_are_each_told_as_a_change(world: LeaseWorld) -> None:
+    world.ensure()
+    with contextlib.closing(world.store.feed()) as feed:
+        feed.subscribe(["a"])
+        assert notices(feed, 1) == [Notice("a")]
+        for change in (
+            lambda: world.leases.start("a", "t"),
+            lambda: world.leases.end("a", "stopped"),
+            lambda: world.leases.start("a", "u", restart=True),
+        ):
+            change()
+            heard = [notice for notice in notices(feed, 1) + feed.read(0.2) if not notice.entry]
+            assert heard == [Notice("a", state_changed=True)]
+            assert world.leases.start("a", "v") == "exists"
+            assert feed.read(0.1) == []
+
+
+def test_an_event_of_another_publisher_does_not_change_the_life_of_a_run(world: LeaseWorld) -> None:
+    begun(world).write("x")
+    world.advance(10)
+    world.publish("y")
+    world.advance(TTL + 1)
+    assert world.text() == ["x", "y"]
+    world.advance(RUN_TTL)
+    assert world.standing() == Standing(None)
+
+
 def test_of_two_writers_that_race_over_restarts_no_text_has_a_hole_or_both(world: LeaseWorld) -> None:
     """Each writer takes the channel, writes numbers in order, and is thrown out by the next one."""
     tokens = itertools.count()
