@@ -928,7 +928,16 @@ def test_a_newcomer_gets_a_source_s_newest_value_if_it_is_fresh_and_misses_none_
         hub.detach(subscriber)
 
 
-def test_a_channel_of_a_run_has_the_slots_that_are_named_and_no_dict() -> None:
+def test_almost_all_channels_share_their_traits() -> None:
     channel = Channel("a")
-    assert (channel.run, channel.end, channel.source, channel.is_ordinary) == (None, None, None, False)
-    assert not hasattr(channel, "__dict__")
+    other = Channel("b")
+    assert (channel.run, channel.end, channel.source) == (None, None, None)
+    assert channel.traits is other.traits
+    for some in (channel, other):
+        some.begin(Position(5, 5))
+        some.reset(Position(7, 7), "diverged")
+    assert channel.traits is other.traits
+    channel.note_source("up")
+    assert channel.source == "up"
+    channel.note_source(None)
+    assert channel.traits is other.traits

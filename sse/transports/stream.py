@@ -348,6 +348,6 @@ def _segment(subscriber: Subscriber, index: int, dialect: Dialect) -> Segment | 
     entries = subscriber.at_hand(index, _CHUNK)
     if entries:
         channel = subscriber.channels[index]
-        more = len(entries) >= PAGE or (channel.run is not None and not subscriber.is_newest(index, entries[-1]))
+        more = len(entries) >= PAGE or (channel.traits.run is not None and not subscriber.is_newest(index, entries[-1]))
         return dialect.segment(channel.name, entries, _CHUNK, more=more)
     return NOTHING if entries is not None else None
