@@ -7,6 +7,7 @@ asks the store about some channels, and pauses. No other thread uses the feed, e
 from __future__ import annotations
 
 import logging
+import math
 import random
 import threading
 import time
@@ -47,6 +48,8 @@ class Follower:
     ) -> None:
         self.late_since = 0.0
         """When announcements for many channels began to wait for this thread, by `time.monotonic`; 0 if none wait."""
+        self.answering_since = math.inf
+        """Since when the store has answered without interruption, by `time.monotonic`; inf while it does not."""
         self.arrivals = Arrivals()
         """Channels that wait for this thread. Call `wake` after adding some."""
         self.upkeep = Upkeep(store, channels, lock, clock, orphaned)
@@ -120,11 +123,13 @@ class Follower:
         while not self.is_stopped:
             try:
                 self._turn(feed)
+                self.answering_since = min(self.answering_since, time.monotonic())
                 if failures:
                     _log.warning("the store is back")
                 failures, logged = 0, ""
             except StoreUnavailable as error:
                 failures += 1
+                self.answering_since = math.inf
                 if str(error) != logged:
                     logged = str(error)
                     _log.warning("the store is away, streams stay open: %s", logged)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Final
+from typing import Final, Protocol
 
 from sse.errors import Busy, StoreUnavailable
 from sse.event import Position
@@ -28,6 +28,13 @@ ATTACH_TIMEOUT: Final = 5.0
 
 Charge = Callable[[int], None]
 """A function, called with a number of channels before their rings are ensured. It refuses by raising an error."""
+
+
+class Guest(Protocol):
+    """A connection that holds a seat, but listens to no channel."""
+
+    def drain(self) -> None:
+        """End the connection politely, because this process ends."""
 
 
 class Hub:
@@ -73,6 +80,7 @@ class Hub:
         self._channels = Channels()
         self._attached = 0  # subscribers, each of which holds a seat
         self._shared_seats = 0  # further seats, of connections that share a subscriber with another
+        self._guests: set[Guest] = set()  # each holds a seat
         self._detached: set[Subscriber] = set()  # detached, but not yet removed: they still hold a seat
         self._draining = False
         self._parts = HubParts(self.lock, self.reader, max_event_bytes)
@@ -83,10 +91,8 @@ class Hub:
 
     @property
     def subscribers(self) -> int:
-        """The number of streams and waiting polls that are attached."""
-        return (
-            self._attached + self._shared_seats - sum(not subscriber.is_detached for subscriber in list(self._detached))
-        )
+        """The number of streams and waiting polls that are attached, and of guests."""
+        return self._seats - sum(not subscriber.is_detached for subscriber in list(self._detached))
 
     @property
     def channels(self) -> int:
@@ -97,6 +103,11 @@ class Hub:
     def late_since(self) -> float:
         """When announcements for many channels began to wait to be read, by `time.monotonic`; 0 if none wait."""
         return self._follower.late_since
+
+    @property
+    def answering_since(self) -> float:
+        """Since when the store has answered without interruption, by `time.monotonic`; inf while it does not."""
+        return self._follower.answering_since
 
     def start(self) -> None:
         """Start the feed before the first subscriber, so that the log soon tells what is wrong with the store.
@@ -198,8 +209,8 @@ class Hub:
         """
         with self.lock:
             self._draining = True
-            subscribers = self._channels.subscribers()
-        spread(subscribers, window, lambda subscriber: subscriber.drain(), time.sleep)
+            ending: list[Subscriber | Guest] = [*self._channels.subscribers(), *self._guests]
+        spread(ending, window, lambda each: each.drain(), time.sleep)
 
     def listens(self, name: str) -> bool:
         """Return whether a source's channel has subscribers here, or had a poll that ended within the last 10 s."""
@@ -239,9 +250,29 @@ class Hub:
         self._follower.stop()
         with self.lock:
             subscribers = self._channels.subscribers()
+            guests = list(self._guests)
         for subscriber in subscribers:
             subscriber.end_now()
+        for guest in guests:
+            guest.drain()
         self._follower.join()
+
+    def admit(self, guest: Guest) -> None:
+        """Give a seat to a connection that listens to no channel, until `dismiss`.
+
+        :raises Busy: if all seats of this worker are taken, or if it ends.
+        """
+        with self.lock:
+            self._check_open()
+            if self._draining:
+                raise Busy("this worker is ending", "try again")
+            self._remove_detached()
+            self._check_seats()
+            self._guests.add(guest)
+
+    def dismiss(self, guest: Guest) -> None:
+        """Take a guest's seat back. A second call does nothing."""
+        self._guests.discard(guest)  # atomic, so that no lock is waited for
 
     # Attaching: this runs in the subscriber's own thread.
 
@@ -249,15 +280,23 @@ class Hub:
         if self._follower.is_stopped:
             raise Busy("this worker is closing", "try again")
 
+    @property
+    def _seats(self) -> int:
+        """The number of seats that are taken."""
+        return self._attached + self._shared_seats + len(self._guests)
+
+    def _check_seats(self) -> None:
+        if self._seats >= self.max_subscribers:
+            raise Busy(
+                f"all {self.max_subscribers} seats of this worker are taken",
+                "try again, or raise SSE_MAX_SUBSCRIBERS",
+            )
+
     def _add_subscriber(self, names: Iterable[str], *, wanted: bool) -> Subscriber:
         with self.lock:
             self._check_open()
             self._remove_detached()
-            if self._attached + self._shared_seats >= self.max_subscribers:
-                raise Busy(
-                    f"all {self.max_subscribers} seats of this worker are taken",
-                    "try again, or raise SSE_MAX_SUBSCRIBERS",
-                )
+            self._check_seats()
             self._attached += 1
             channels = tuple([self._channel(name, wanted=wanted) for name in names])
             if len(channels) == 1:
