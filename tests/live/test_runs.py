@@ -59,11 +59,11 @@ class Service:
 
 
 @contextlib.contextmanager
-def serving(tmp_path: Path, workers: int = 2, **settings: object) -> Iterator[Service]:
+def serving(tmp_path: Path, workers: int = 2, durable: bool = False, **settings: object) -> Iterator[Service]:
     env = {"SSE_PUBLIC": "*", "SSE_PUBLISH_KEYS": KEY, "SSE_HEARTBEAT": "3", "SSE_RETRY": "100"}
     env |= {name: str(value) for name, value in settings.items()}
     with (
-        RedisServer(tmp_path, appendonly="no") as redis,
+        RedisServer(tmp_path, appendonly="yes" if durable else "no", appendfsync="always") as redis,
         Gunicorn(
             tmp_path, APP, env | {"SSE_REDIS_URL": redis.url, "NOTES": str(tmp_path / "notes")}, workers=workers
         ) as server,
@@ -171,7 +171,7 @@ def test_without_runs_a_worker_ends_as_soon_as_ever(tmp_path: Path) -> None:
 
 
 def test_a_run_waits_while_redis_is_away_and_goes_on(tmp_path: Path) -> None:
-    with serving(tmp_path) as service:
+    with serving(tmp_path, durable=True) as service:
         service.run("a", count=150, every=0.02)
         readers = service.readers("a")
         wait_until(lambda: all(whole_words(reader.text) > 20 for reader in readers))
