@@ -23,6 +23,7 @@ from sse.hub.hub import Hub
 from sse.owner import OwnerThread
 from sse.stores import Publication, Receipt, Store, connect
 from sse.work.run import Breaker, Runs
+from sse.work.sources import Match, Sources
 from sse.work.writer import MakeEvent, Writer
 
 _EXTRA_SECONDS: Final = 2.0  # that a call from another thread may take beyond its wait for Redis
@@ -62,6 +63,9 @@ class Service:
         """Called before events are stored, to wait while the server is late in sending earlier events."""
         self.breaker: Breaker | None = None
         """Set by a server whose threads can be interrupted while they wait, see `work.run`."""
+        self.source_rules: SourceRules | None = None
+        """Set by the extension: the sources of the app."""
+        self._has_sources = False
         self._made: _Made | None = None  # None until the first use in this process
         self._finalizer: weakref.finalize[..., Service] | None = None  # closes `_made`
         self._owner = OwnerThread()
@@ -85,6 +89,10 @@ class Service:
     @property
     def runs(self) -> Runs:
         return self._parts().runs
+
+    @property
+    def sources(self) -> Sources:
+        return self._parts().sources
 
     @property
     def is_working(self) -> bool:
@@ -218,9 +226,19 @@ class Service:
         return self.runs.stop(check_channel(channel))
 
     def finish(self, seconds: float) -> None:
-        """Give the runs of this process so many seconds, and end the rest as `interrupted`. This makes no store."""
+        """Give the runs of this process so many seconds, and end the rest as `interrupted`; end its sources at once.
+
+        This makes no store.
+        """
         if made := self._made:
+            made.sources.finish()
             made.runs.finish(seconds)
+
+    def use_sources(self) -> None:
+        """Have the hub ask for sources from now on, because the app has some."""
+        self._has_sources = True
+        if made := self._made:
+            made.hub.began, made.hub.is_fresh = made.sources.began, made.sources.fresh
 
     def _run_in_owner(self, seconds: float, work: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
         """Have the thread that the store belongs to call `work`; return its result. Only other threads call this.
@@ -289,13 +307,45 @@ class Service:
             answering_since=lambda: hub.answering_since,
         )
         hub.orphaned = runs.orphaned
-        ours = _Made(store, hub, Revocations(store, self.config.token_lifetime), runs)
+        ours = _Made(store, hub, Revocations(store, self.config.token_lifetime), runs, self._make_sources(store, hub))
         with self._lock:
             if self._made is None:
                 self._made = ours
                 self._finalizer = weakref.finalize(self, _close_elsewhere, ours, self._also_closed)
                 self._finalizer.atexit = False
             return self._made
+
+    def _make_sources(self, store: Store, hub: Hub) -> Sources:
+        this = weakref.ref(self)
+        rules = self.source_rules or _NO_SOURCES
+        sources = Sources(
+            store,
+            hub,
+            match=rules.match,
+            context=rules.context,
+            event_of=rules.event_of,
+            most=self.config.max_sources,
+            breaker=lambda: service.breaker if (service := this()) else None,
+        )
+        if self._has_sources:
+            hub.began, hub.is_fresh = sources.began, sources.fresh
+        return sources
+
+
+class SourceRules(NamedTuple):
+    """The sources of an app. None of the three refers to the app or the service, which would never be collected.
+
+    :param match: finds the source of a channel.
+    :param context: makes a context of the app.
+    :param event_of: makes a checked event of a value, in that context.
+    """
+
+    match: Match
+    context: Callable[[], AbstractContextManager[object]]
+    event_of: Callable[[object], Event]
+
+
+_NO_SOURCES: Final = SourceRules(lambda _: None, contextlib.nullcontext, Event)
 
 
 class _WriterElsewhere:
@@ -344,11 +394,13 @@ class _Made(NamedTuple):
     hub: Hub
     revocations: Revocations
     runs: Runs
+    sources: Sources
 
 
 def _close(made: _Made | None, others: Sequence[Callable[[], None]]) -> None:
     if made:
-        made.runs.close()  # while the others still work
+        made.sources.close()  # while the others still work
+        made.runs.close()
         made.hub.close()
         made.revocations.close()
         made.store.close()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Final
+from typing import Final, Protocol
 
 from sse.errors import Busy, StoreUnavailable
 from sse.event import Position
@@ -28,6 +28,13 @@ ATTACH_TIMEOUT: Final = 5.0
 
 Charge = Callable[[int], None]
 """A function, called with a number of channels before their rings are ensured. It refuses by raising an error."""
+
+
+class Guest(Protocol):
+    """A connection that holds a seat, but listens to no channel."""
+
+    def drain(self) -> None:
+        """End the connection politely, because this process ends."""
 
 
 class Hub:
@@ -73,6 +80,7 @@ class Hub:
         self._channels = Channels()
         self._attached = 0  # subscribers, each of which holds a seat
         self._shared_seats = 0  # further seats, of connections that share a subscriber with another
+        self._guests: set[Guest] = set()  # each holds a seat
         self._detached: set[Subscriber] = set()  # detached, but not yet removed: they still hold a seat
         self._draining = False
         self._parts = HubParts(self.lock, self.reader, max_event_bytes)
@@ -83,10 +91,8 @@ class Hub:
 
     @property
     def subscribers(self) -> int:
-        """The number of streams and waiting polls that are attached."""
-        return (
-            self._attached + self._shared_seats - sum(not subscriber.is_detached for subscriber in list(self._detached))
-        )
+        """The number of streams and waiting polls that are attached, and of guests."""
+        return self._seats - sum(not subscriber.is_detached for subscriber in list(self._detached))
 
     @property
     def channels(self) -> int:
@@ -142,10 +148,10 @@ class Hub:
     def detach(self, subscriber: Subscriber, *, polled: bool = False) -> None:
         """End a subscriber, and give back the seat of its one connection. A second call does nothing.
 
-        :param polled: True for a poll, whose client counts as a listener for 10 s more: it asks again.
+        :param polled: True for a poll, whose client counts as a listener of sources for 10 s more, see `listens`.
         """
-        if polled and self.began and not subscriber.is_detached:
-            self._recent_polls.note(subscriber.positions_by_name)
+        if polled and self._parts.has_sources:
+            self._recent_polls.note([channel.name for channel in subscriber.channels if channel.source])
         # This never waits for the lock, because the garbage collector may end a stream's generator in a thread that
         # holds it. In that case the hub's next turn, or the next subscriber, removes this one.
         if not subscriber.is_detached:
@@ -203,11 +209,11 @@ class Hub:
         """
         with self.lock:
             self._draining = True
-            subscribers = self._channels.subscribers()
-        spread(subscribers, window, lambda subscriber: subscriber.drain(), time.sleep)
+            ending: list[Subscriber | Guest] = [*self._channels.subscribers(), *self._guests]
+        spread(ending, window, lambda each: each.drain(), time.sleep)
 
     def listens(self, name: str) -> bool:
-        """Return whether a channel has subscribers here, or had a poll that ended within the last 10 s."""
+        """Return whether a source's channel has subscribers here, or had a poll that ended within the last 10 s."""
         channel = self._channels.get(name)
         return bool(channel and channel.subscribers) or name in self._recent_polls
 
@@ -244,9 +250,29 @@ class Hub:
         self._follower.stop()
         with self.lock:
             subscribers = self._channels.subscribers()
+            guests = list(self._guests)
         for subscriber in subscribers:
             subscriber.end_now()
+        for guest in guests:
+            guest.drain()
         self._follower.join()
+
+    def admit(self, guest: Guest) -> None:
+        """Give a seat to a connection that listens to no channel, until `dismiss`.
+
+        :raises Busy: if all seats of this worker are taken, or if it ends.
+        """
+        with self.lock:
+            self._check_open()
+            if self._draining:
+                raise Busy("this worker is ending", "try again")
+            self._remove_detached()
+            self._check_seats()
+            self._guests.add(guest)
+
+    def dismiss(self, guest: Guest) -> None:
+        """Take a guest's seat back. A second call does nothing."""
+        self._guests.discard(guest)  # atomic, so that no lock is waited for
 
     # Attaching: this runs in the subscriber's own thread.
 
@@ -254,15 +280,23 @@ class Hub:
         if self._follower.is_stopped:
             raise Busy("this worker is closing", "try again")
 
+    @property
+    def _seats(self) -> int:
+        """The number of seats that are taken."""
+        return self._attached + self._shared_seats + len(self._guests)
+
+    def _check_seats(self) -> None:
+        if self._seats >= self.max_subscribers:
+            raise Busy(
+                f"all {self.max_subscribers} seats of this worker are taken",
+                "try again, or raise SSE_MAX_SUBSCRIBERS",
+            )
+
     def _add_subscriber(self, names: Iterable[str], *, wanted: bool) -> Subscriber:
         with self.lock:
             self._check_open()
             self._remove_detached()
-            if self._attached + self._shared_seats >= self.max_subscribers:
-                raise Busy(
-                    f"all {self.max_subscribers} seats of this worker are taken",
-                    "try again, or raise SSE_MAX_SUBSCRIBERS",
-                )
+            self._check_seats()
             self._attached += 1
             channels = tuple([self._channel(name, wanted=wanted) for name in names])
             if len(channels) == 1:

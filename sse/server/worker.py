@@ -11,7 +11,7 @@ import socket
 import ssl
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -165,6 +165,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
         # This is not in __init__, which runs in the master: `sse.worker` becomes this class only after the fork.
         self._greenlets = Group()  # each one reads requests and answers them
         self._serving = 0  # how many of them have not ended; the group learns of an end only later
+        self._sending_items = 0  # further greenlets, each of which sends a stream for one client alone
         self._heads = _Heads()
         self._cut = False  # the time for requests to end is over
         self._is_replaced = False  # another process accepts new connections when this one ends
@@ -175,7 +176,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
     def load_wsgi(self) -> None:
         self._loop = Loop(self.log, self.cfg.keepalive, self._give_back)
         self._rows = self._loop.rows
-        self._responder = Responder(self._rows, self._is_last, self.log)
+        self._responder = Responder(self._rows, self._is_last, self.log, self._uncounted)
         try:
             app = self.app.wsgi()
         except (Exception, SystemExit) as error:
@@ -244,6 +245,19 @@ class Worker(GeventWorker):  # type: ignore[misc]
                 self._go_on(self._rows.waiting.popleft())
         finally:
             self._serving -= 1
+
+    @contextlib.contextmanager
+    def _uncounted(self) -> Iterator[None]:
+        """Let other connections have the place of this greenlet, which sends a stream for as long as that takes."""
+        self._serving -= 1
+        self._sending_items += 1
+        try:
+            if self._rows.waiting and not self._cut:
+                self.spawn(self._go_on, self._rows.waiting.popleft())
+            yield
+        finally:
+            self._serving += 1
+            self._sending_items -= 1
 
     def _go_on(self, fd: int) -> None:
         """Serve the requests that come next on a connection."""
@@ -335,7 +349,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
             listener.close()
         for service in services:
             service.finish(0)  # runs that have begun late
-        if left := self._serving + len(self._rows.waiting):
+        if left := self._serving + self._sending_items + len(self._rows.waiting):
             self.log.warning("%d requests are cut, their time is over", left)
             self._cut = True
             gevent.get_hub().loop.run_callback(self._heads.give_up_all)
@@ -345,7 +359,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
     @property
     def _is_idle(self) -> bool:
         """True if no connection is left."""
-        return not self._serving and self._loop.is_empty
+        return not (self._serving or self._sending_items) and self._loop.is_empty
 
     @property
     def _is_working(self) -> bool:

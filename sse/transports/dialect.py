@@ -11,13 +11,26 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Final, NamedTuple
 
-from sse.event import UNBORN, End, Entry, Position, format_last_event_id, rest_of_id
+from sse.event import UNBORN, End, EndReason, Entry, Event, Position, format_last_event_id, rest_of_id
 from sse.hub.subscriber import Item, Reset, SourceState, Start
 from sse.transports.life import CloseReason
-from sse.wire import BARE_HEARTBEAT, HEARTBEAT, around_id, encode_comment, encode_control, type_in_data, with_retry
+from sse.wire import (
+    BARE_HEARTBEAT,
+    HEARTBEAT,
+    around_id,
+    encode_body,
+    encode_comment,
+    encode_control,
+    type_in_data,
+    with_id,
+    with_retry,
+)
 
 Claims = Mapping[str, Position | None]
 """The position that a stream's ids give for each channel. It is None until a reset is sent to a client without one."""
+
+ITEM_ID: Final = "~"
+"""The id of all blocks of a stream that one client has for itself. No position has it."""
 
 SplitBlock = tuple[bytes, bytes]
 """The two parts of a block, before and after the point where its id goes on with the other channels."""
@@ -224,6 +237,23 @@ def claims_of(
     """
     with_reset = {reset.channel for reset in resets}
     return {name: starts[name].position if name in with_reset else position for name, position in positions.items()}
+
+
+def item_opening(heartbeat: float, retry: int) -> bytes:
+    """Return the first block of a stream that one client has for itself, and a heartbeat."""
+    data = {"channels": {}, "heartbeat": heartbeat, "retry": retry}
+    return encode_control("sse.open", data, last_event_id=ITEM_ID, retry=retry) + HEARTBEAT
+
+
+def item_block(event: Event) -> bytes:
+    """Return the block of an event for one client."""
+    return with_id(ITEM_ID, encode_body(event))
+
+
+def item_end(reason: EndReason, retry: int) -> bytes:
+    """Return the last block of such a stream. Its client comes back after a random time, and gets a 204."""
+    data = {"channel": None, "reason": reason}
+    return encode_control("sse.end", data, last_event_id=ITEM_ID, retry=round(random.uniform(0.1, 1) * retry))
 
 
 def busy(retry: int, after: int = 0, *, bare: bool = False) -> bytes:

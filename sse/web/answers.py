@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Fields = Sequence[tuple[str, str]]
 
-PREFLIGHT_ANSWERED: Final[str] = FLASK_CORS_EVALUATED
+CORS_DECIDED: Final[str] = FLASK_CORS_EVALUATED
 """The attribute of a response whose CORS headers a decorator of flask-cors has decided on."""
 
 STREAM_HEADERS: Final = {
@@ -160,7 +160,8 @@ class CommonHeaders:
 def _others(headers: Headers) -> list[str]:
     """Return the names in an answer's Vary that are not in `_VARY`."""
     ours = {name.lower() for name in _VARY}
-    return [name for name in parse_set_header(headers["Vary"]) if name.lower() not in ours]
+    given = parse_set_header(", ".join(headers.getlist("Vary")))
+    return [name for name in dict.fromkeys(given) if name.lower() not in ours]
 
 
 class Cors:
