@@ -6,6 +6,7 @@ The upstream's own log shows who called it and when. BROWSERS=all adds the long 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import random
 import re
@@ -239,7 +240,7 @@ def judge(storm: Storm, log: Path, orders: list[list[str]]) -> None:
         assert not late, f"nobody has listened since {begun}: {late}"
     for begun, ended in storm.calm:
         times = [begun, *(call.at for call in made if begun <= call.at <= ended), ended]
-        longest = max(later - earlier for earlier, later in zip(times, times[1:], strict=False))
+        longest = max(later - earlier for earlier, later in itertools.pairwise(times))
         assert longest <= REPLACED + NOISE, f"the source stood still for {longest} s between {begun} and {ended}"
     for order in orders:
         assert len(set(order)) == len(order), f"a runner stored values after its successor had: {order}"
