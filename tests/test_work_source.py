@@ -313,6 +313,32 @@ def test_a_frozen_worker_that_wakes_stores_nothing_and_makes_no_other_call(world
     assert frozen.hub.states == {"prices": "up"}
 
 
+def test_a_frozen_runner_that_wakes_does_not_go_on_though_the_lease_is_free_again(world: World) -> None:
+    late, between, last = Upstream(), Upstream(), Upstream()
+    made = iter([late.generator, between.generator, last.generator])
+    world.sources["prices"] = Source(lambda: next(made)())
+    frozen, other = world.worker(), world.worker()
+    frozen.join()
+    other.join()
+    late.permit()
+    reaches(world.ring, ["1"])
+    world.advance(10, awake=[other])
+    between.permit()
+    reaches(world.ring, ["1", "1"])
+    other.leave()
+    other.finish()
+    other.hub.listening.clear()
+    world.advance(4, awake=[frozen])  # its asking thread is the first that wakes
+    assert frozen.runner().ending == "lost"
+    late.permit(5)
+    reaches(lambda: late.log, ["begin", "step", "step", "finally"])
+    world.advance(4, awake=[frozen])
+    assert last.log == ["begin"]
+    assert world.ring() == ["1", "1"]
+    for upstream in (between, last):
+        upstream.permit(100)
+
+
 def test_a_runner_looks_at_the_age_of_its_lease_before_each_step(world: World, upstream: Upstream) -> None:
     world.sources["prices"] = Source(upstream.function, interval=1)
     worker = world.worker()

@@ -61,9 +61,10 @@ class _Watch:
         self.is_taken = False  # by a worker, as far as the last answer knew
         self.state: State = "up"  # as far as the hub was told
 
-    @property
-    def offer(self) -> str | None:
-        """The token to renew the lease of its runner; None if the lease is given up."""
+    def offer(self, now: float) -> str | None:
+        """Return the token to renew the lease of its runner; None if the lease is given up, or has run out."""
+        if self.runner and now >= self.runner.held_until:
+            self.runner.end("lost")
         return self.runner.token if self.runner and self.runner.ending in (None, "idle") else None
 
 
@@ -287,13 +288,14 @@ class Sources:
         order = sorted(watches, key=lambda watch: (watch.runner is None, watch.is_taken, _system_random.random()))
         seats = 0 if self._is_finishing else self._most - self.running
         for part in _parts(order):
+            # The time is taken before the look at the runners, since this process may be frozen at any moment.
+            asked_at = self._clock()
             questions = []
             for watch in part:
-                listens, token = self._hub.listens(watch.channel), watch.offer
+                listens, token = self._hub.listens(watch.channel), watch.offer(asked_at)
                 if watch.runner is None and listens and seats > 0:
                     token, seats = watch.token, seats - 1
                 questions.append(Ask(watch.channel, self._worker, listens, token))
-            asked_at = self._clock()
             try:
                 answers = self._store.leases.ask(questions)
             except StoreUnavailable as error:
