@@ -158,6 +158,11 @@ class Upstream:
     def permit(self, steps: int = 1) -> None:
         self.steps.release(steps)
 
+    def hang_up(self) -> None:
+        """Let no generator wait any more."""
+        self.fault = EOFError()
+        self.permit(1000)
+
 
 @pytest.fixture
 def world() -> Iterator[World]:
@@ -172,7 +177,7 @@ def world() -> Iterator[World]:
 def upstream() -> Iterator[Upstream]:
     upstream = Upstream()
     yield upstream
-    upstream.permit(1000)
+    upstream.hang_up()
 
 
 def reaches(value: Callable[[], Any], expected: Any) -> None:
@@ -336,7 +341,7 @@ def test_a_frozen_runner_that_wakes_does_not_go_on_though_the_lease_is_free_agai
     assert last.log == ["begin"]
     assert world.ring() == ["1", "1"]
     for upstream in (between, last):
-        upstream.permit(100)
+        upstream.hang_up()
 
 
 def test_a_runner_looks_at_the_age_of_its_lease_before_each_step(world: World, upstream: Upstream) -> None:
@@ -401,6 +406,18 @@ def test_a_generator_that_returns_begins_again(world: World, caplog: pytest.LogC
     world.advance(8)
     reaches(lambda: len(world.ring()) >= 4, True)
     assert "has returned" in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("exit_", [SystemExit, GeneratorExit, KeyboardInterrupt])
+def test_an_exit_in_a_source_is_no_reason_to_begin_it_at_once(
+    world: World, upstream: Upstream, exit_: type[BaseException]
+) -> None:
+    world.sources["prices"] = Source(upstream.function, interval=1)
+    upstream.fault = exit_()
+    world.worker().join()
+    world.advance(10)
+    assert 2 <= len(upstream.log) <= 6
 
 
 def test_an_unknown_channel_stays_down_for_a_minute(world: World, caplog: pytest.LogCaptureFixture) -> None:

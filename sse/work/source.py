@@ -190,9 +190,6 @@ class Runner:
             if breaker := self._tools.breaker():
                 self._throw = breaker()
             self._produce()
-            if self.ending is None:
-                wait = self._delay()
-                warn("the source of channel %s has returned; it begins again in %.1f s", self.channel, wait)
         except self.source.unknown:
             wait = UNKNOWN_SECONDS
             warn("the source of channel %s says that there is no such channel; it stays down for 60 s", self.channel)
@@ -202,6 +199,9 @@ class Runner:
         except GeneratorExit:  # its wait was cut
             pass
         finally:
+            if self.ending is None and wait is None:
+                wait = self._delay()
+                warn("the source of channel %s has returned; it begins again in %.1f s", self.channel, wait)
             self._give_up(wait)
 
     def _produce(self) -> None:
