@@ -27,7 +27,7 @@ def upstream(league: str) -> list[dict[str, object]]:
 
 @sse.source("scores/<any(north, south):league>", interval=1, changes_only=True)
 def scores(league: str) -> list[dict[str, object]]:
-    app.logger.info("asking for the scores of %s", league)
+    print(f"asking for the scores of {league}", flush=True)
     return upstream(league)
 
 

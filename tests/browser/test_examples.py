@@ -60,7 +60,8 @@ def drivers(tmp_path: Path) -> Iterator[list[webdriver.Chrome]]:
     started: list[webdriver.Chrome] = []
     try:
         for number in range(2):
-            started.append(start_chromium(tmp_path / f"browser-{number}"))
+            (folder := tmp_path / f"browser-{number}").mkdir()
+            started.append(start_chromium(folder))
         yield started
     finally:
         for driver in started:
