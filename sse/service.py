@@ -16,11 +16,11 @@ from sse.access.keys import PublishKeys
 from sse.access.revocations import Kind, Revocations
 from sse.access.token import Tokens
 from sse.config import Config
-from sse.errors import SSEError, TooLarge, Unavailable
+from sse.errors import Ended, SSEError, StoreUnavailable, TooLarge, Unavailable
 from sse.event import Event, Position, check_channel
 from sse.hub.hub import Hub
 from sse.owner import OwnerThread
-from sse.stores import Publication, Store, connect
+from sse.stores import Publication, Receipt, Store, connect
 from sse.work.run import Breaker, Runs
 from sse.work.writer import MakeEvent, Writer
 
@@ -128,16 +128,18 @@ class Service:
 
         :raises IdempotencyConflict: if a key was used before for another event. Nothing is stored, see `Store.publish`.
         :raises StoreUnavailable: if one or more may not be stored. Publish all of them again with the same keys.
+        :raises Ended: if a channel has ended. Its `ids` tell which events are stored nevertheless.
+        :raises TooLarge: with the code `run_full`, if an event does not fit into the ring of a run. Events before it
+            may be stored.
         """
         if self._owner.is_other_thread:
             return self._run_in_owner(self.config.redis_timeout + _EXTRA_SECONDS, self.publish, publications)
         if self.admit:
             self.admit()
-        positions = []
-        for receipt in self.store.publish(publications):
-            if isinstance(receipt, SSEError):
-                raise receipt
-            positions.append(receipt.position)
+        receipts = self.store.publish(publications)
+        positions = [receipt.position for receipt in receipts if isinstance(receipt, Receipt)]
+        if len(positions) < len(receipts):
+            raise _refusal(publications, receipts)
         return positions
 
     def revoke(self, kind: Kind, value: str) -> None:
@@ -275,6 +277,24 @@ class _Made(NamedTuple):
     hub: Hub
     revocations: Revocations
     runs: Runs
+
+
+def _refusal(publications: Sequence[Publication], receipts: Sequence[Receipt | SSEError]) -> SSEError:
+    """Return the error to raise for a call of which some events were refused.
+
+    An event that may be stored comes first, because only the caller can find out, by publishing all events again.
+    """
+    faults = [receipt for receipt in receipts if isinstance(receipt, SSEError)]
+    fault = min(faults, key=lambda fault: (not isinstance(fault, StoreUnavailable), not isinstance(fault, Ended)))
+    if isinstance(fault, Ended):
+        ids = [
+            f"{publication.channel}={receipt.position}" if isinstance(receipt, Receipt) else None
+            for publication, receipt in zip(publications, receipts, strict=True)
+        ]
+        return Ended(fault.message, fault.hint, ids=ids if any(ids) else ())
+    if isinstance(fault, TooLarge):  # by its code, a caller tells it from data that is too large for any channel
+        return TooLarge(fault.message, fault.hint, code="run_full")
+    return fault
 
 
 def _close(made: _Made | None, others: Sequence[Callable[[], None]]) -> None:

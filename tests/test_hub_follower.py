@@ -389,7 +389,7 @@ def test_beyond_the_allowance_a_channel_is_refused_and_listened_to_no_more(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sse.hub.schedule.ENSURED_AT_ONCE", 2)
-    world.upkeep = Upkeep(world.store, world.channels, world.lock, world.clock)
+    world.upkeep = Upkeep(world.store, world.channels, world.lock, world.clock, world.orphaned.append)
     publish_to_store(world.store, "born", "x")
     world.enter("a", "b", "c", "born")
     refused = world.channels["c"]
@@ -532,19 +532,19 @@ def test_a_fault_of_the_store_puts_its_channels_back_and_is_raised_after_both_qu
     follow(world, "a")
     publish_to_store(world.store, "a", 1)
     world.enter("new")
-    newest = world.store.newest
+    standing = world.store.standing
     away = StoreUnavailable("away")
 
-    def fail(channels: Sequence[str], *, prolong: bool = False) -> list[Position | StoreUnavailable | None]:
+    def fail(channels: Sequence[str], *, prolong: bool = False) -> list[Standing | StoreUnavailable]:
         raise away
 
-    monkeypatch.setattr(world.store, "newest", fail)
+    monkeypatch.setattr(world.store, "standing", fail)
     world.upkeep.dirty.put(["a"])
     with pytest.raises(StoreUnavailable) as raised:
         world.settle()
     assert raised.value is away
     assert (world.heard("a"), list(world.upkeep.new)) == (["1"], ["new"])
-    monkeypatch.setattr(world.store, "newest", newest)
+    monkeypatch.setattr(world.store, "standing", standing)
     world.settle()
     assert world.channels["new"].ring is not None
 

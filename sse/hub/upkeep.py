@@ -126,8 +126,7 @@ class Upkeep:
 
     def _compare(self, channels: list[Channel], _feed: Feed) -> None:
         """Ask the store how these channels stand, and note that."""
-        begun = [channel for channel in channels if channel.ring is not None]
-        self._note(begun, self._store.standing([channel.name for channel in begun]))
+        self._note(channels, self._store.standing([channel.name for channel in channels]))
 
     def _note(self, channels: list[Channel], standings: Sequence[Standing | StoreUnavailable]) -> None:
         """Note the markers of channels, and which channels are behind. Tell of runs that nobody holds."""
@@ -213,9 +212,9 @@ class Upkeep:
                         self._channels.account(channel.append(entry))
             wake(moved)
         again = [channel.name for channel, page in pages.items() if isinstance(page, Page) and page.more]
-        again += self._reset(
-            {channel: page.reason for channel, page in pages.items() if isinstance(page, Page) and page.reason}
-        )
+        lost = {channel: page.reason for channel, page in pages.items() if isinstance(page, Page) and page.reason}
+        if lost:
+            again += self._reset(lost)
         for channel, page in pages.items():
             if isinstance(page, StoreUnavailable):
                 _warn_of_delay(channel, page)

@@ -33,6 +33,7 @@ from sse.web.answers import (
     Answer,
     CommonHeaders,
     embed_script,
+    ended,
     gone,
     http_refusal,
     json,
@@ -224,25 +225,37 @@ class Views:
             permit=permit,
             charge=charge,
         )
-        if parsed.bare and (refused := self._attach(incoming, parsed, body)):
-            return refused
+        # All others, which are most, are attached only when they are sent.
+        if (parsed.bare or subscription.last_event_id) and (instead := self._attach(incoming, parsed, body)):
+            return instead
         return self.waiting_response(body, STREAM_HEADERS)
 
     def _attach(self, incoming: Request, parsed: StreamRequest, body: HookedStream) -> Response | None:
-        """Attach a bare stream to the hub. Return None, or the answer to send instead if it cannot be served."""
+        """Attach a stream to the hub. Return None, or the answer to send instead of it.
+
+        That is the answer if it cannot be served, or if its channels have ended and nothing more comes.
+        """
         try:
             body.attach()
         except Unavailable as error:
             return self.busy(error, error.retry_after if isinstance(error, TooMany) else 0, parsed)
-        if resets := body.subscriber.resets:
-            positions = {name: body.subscriber.positions_by_name[name] for name in parsed.subscription.channels}
-            body.close()
-            return _respond(gone(resets, format_last_event_id(positions)))
-        if incoming.method == "HEAD":
+        instead = self._instead(body)
+        if instead or incoming.method == "HEAD":
             body.close()
         else:
             incoming.environ["sse.unsent"] = body
-        return None
+        return instead
+
+    def _instead(self, body: HookedStream) -> Response | None:
+        resets, reasons = body.subscriber.resets, body.ends
+        last_event_id = format_last_event_id(body.subscriber.positions_by_name)
+        if resets and body.is_bare:
+            return _respond(gone(resets, last_event_id))
+        if not reasons:
+            return None
+        if body.is_bare and {*reasons.values()} != {"done"}:
+            return _respond(ended(reasons, last_event_id))
+        return self.nothing_more()
 
     def busy(self, error: SSEError, after: int, parsed: StreamRequest | None = None) -> Response:
         """Return the answer to a request for a stream that cannot be served for the next `after` seconds."""
