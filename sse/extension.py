@@ -439,11 +439,12 @@ class SSE:
         """End the streams and waiting polls of a reader, a channel or a token, on every worker within 2 s.
 
         Give exactly one of the three. Tokens and tickets that were issued until now to the reader, or for the channel,
-        are refused from now on. For readers whom the app's own rule let in, the rule is asked again. The log warns if
-        the call cannot end anybody's reading: on a channel that SSE_PUBLIC matches, and for a reader or a token where
-        no tokens are configured. Any thread may call this, in an app context.
+        are refused from now on. For readers whom the app's own rule or view let in, that is asked again. The log warns
+        if the call cannot end anybody's reading: on a channel that SSE_PUBLIC matches, and for a token where no tokens
+        are configured. Any thread may call this, in an app context.
 
-        :param sub: the reader, as the claim `sub` of a token names it (RFC 7519, 4.1.2), or `sub` of a ticket.
+        :param sub: the reader, as the claim `sub` of a token names it (RFC 7519, 4.1.2), or `sub` of a ticket or of
+            `subscribe`.
         :param channel: a channel; a pattern is refused.
         :param token: the id of one token, its claim `jti` (RFC 7519, 4.1.7). The token is refused for good.
         :raises ValueError: unless exactly one string is given, or if `token` is a whole token instead of its id.
