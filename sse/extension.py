@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Final, Literal, NoReturn, cast
+from typing import Any, Final, Literal, NoReturn, TypeVar, cast
 
 from flask import Flask, Response, current_app, has_request_context, json, request
 from flask.logging import default_handler
@@ -24,15 +24,19 @@ from sse.errors import InvalidEvent
 from sse.event import DEFAULT_TYPE, check_channel, check_idempotency_key, plain_int, plain_str
 from sse.event import Event as StoredEvent
 from sse.log import follow_app, keep_until_exit, warn
-from sse.service import Service
+from sse.service import Service, SourceRules
 from sse.stores import Publication
 from sse.unheard import unheard
 from sse.web import own_views
+from sse.web.channel_rules import ChannelRules, HTTPNotFound, variables_of
 from sse.web.own_views import OwnView
 from sse.web.views import Views, make_blueprint
+from sse.work.source import Source, check_source
+from sse.work.sources import Match
 from sse.work.writer import Writer
 
 _log = logging.getLogger("sse")
+F = TypeVar("F", bound=Callable[..., Any])
 
 _OF_THE_BODY: Final = (
     "cache-control",
@@ -69,6 +73,7 @@ class SSE:
 
     def __init__(self, app: Flask | None = None) -> None:
         self._authorize: Authorize | None = None
+        self._rules = ChannelRules()
         self._services: weakref.WeakSet[Service] = weakref.WeakSet()  # an app that nobody else holds goes
         if app is not None:
             self.init_app(app)
@@ -100,6 +105,14 @@ class SSE:
             warn("%s in the environment: not settings of Throughline, so they are ignored", ", ".join(names))
         service = Service(Config.load(environ, app.config))
         service.at_first_use = partial(_tell_late, service.config, environ, app.config)
+        self._rules.know(app.url_map.converters)
+        service.source_rules = SourceRules(
+            match=cast("Match", self._rules.match),
+            context=partial(_context_of, weakref.ref(app)),
+            event_of=partial(_value_of, weakref.ref(service)),
+        )
+        if self._rules:
+            service.use_sources()
         app.extensions["sse"] = service
         self._services.add(service)
         app.register_blueprint(make_blueprint(service, lambda: self._authorize, blueprint))
@@ -395,6 +408,62 @@ class SSE:
         _check_process(service)
         return service.stop(channel)
 
+    def source(
+        self,
+        rule: str,
+        *,
+        interval: float | None = None,
+        linger: float = 5,
+        fresh: float = 60,
+        changes_only: bool = False,
+    ) -> Callable[[F], F]:
+        """Decorate a function that makes the events of channels while somebody listens to them; return the function.
+
+        The function is a generator, each of whose values is an event, or with an `interval` a function that is called
+        again and again and returns a value. A value is as for `publish`, or an `Event`, which has a type; None is
+        nothing new. Each channel has a run of its own. It begins with the channel's first subscriber on any worker, and
+        runs in one worker of all, in an app context. It ends when nobody has listened for `linger` seconds, give or
+        take 8: a generator is closed, so that its `finally` runs. Under our worker, this also cuts its wait, such as in
+        `time.sleep`, by a GeneratorExit. Elsewhere it is closed at its next `yield`, so a generator that waits for long
+        yields None now and then. If the worker dies, another one goes on within 10 s.
+
+        If the function raises, or if a generator returns, subscribers are told that the source is `down`, and it begins
+        again after a pause of 1 to 60 s. After a `NotFound` of werkzeug, as by `abort(404)`, the pause is 60 s. Each
+        worker runs at most SSE_MAX_SOURCES; further channels are `down`.
+
+        A source begins anew if Redis has been away for 6 s, or if its process was frozen: nothing of what it held is
+        stored. At most one runner stores events. One that wakes may make one more step, and stores nothing.
+
+        :param rule: which channels, in Flask's route syntax without the leading slash, such as `prices/<symbol>`. The
+            variables are the function's arguments. The most specific rule wins.
+        :param interval: seconds from one call to the next.
+        :param linger: seconds for which it goes on when nobody listens any more. A poll counts until 10 s after its
+            answer, and a poll with `timeout=0` not at all.
+        :param fresh: seconds for which the newest value is given at once to a new subscriber. A value of the runner of
+            now always is. With 0, new subscribers wait for the next value.
+        :param changes_only: store nothing for a value that equals the newest event of the channel.
+        :raises ValueError: if a rule is malformed or equals another one, or if a number is out of range.
+        :raises TypeError: if the function is async, lacks the rule's variables as arguments, or is a generator with an
+            interval.
+
+        >>> @sse.source("clocks/<int:hours>", interval=1)
+        ... def clock(hours: int) -> dict[str, int]:
+        ...     return {"hour": (time.gmtime().tm_hour + hours) % 24}
+        >>> client.get("/sse/poll?channel=clocks/1&timeout=2").json["events"]    # a first poll never waits
+        []
+        >>> client.get("/sse/poll?channel=clocks/1&timeout=2&replay=1").json["events"][0]["data"]
+        '{"hour":...}'
+        """
+
+        def decorate(function: F) -> F:
+            check_source(function, variables_of(rule), interval=interval, linger=linger, fresh=fresh)
+            self._rules.add(rule, Source(function, interval, linger, fresh, changes_only, (HTTPNotFound,)))
+            for service in self._services:
+                service.use_sources()
+            return function
+
+        return decorate
+
     def ticket(self, channels: Iterable[str], sub: str = "", *, lifetime: int | None = None) -> str:
         """Return a ticket: for 60 s, a page may open streams and polls of these channels with it.
 
@@ -531,6 +600,24 @@ def _own_headers(headers: Mapping[str, str] | None) -> list[tuple[str, str]]:
 def _write_json(value: object) -> object:
     """Return a value's JSON as the current app writes it; outside of an app, as Flask's DefaultJSONProvider does."""
     return current_app.json.dumps(value) if current_app else json.dumps(value, sort_keys=True)
+
+
+def _context_of(app: weakref.ref[Flask]) -> AbstractContextManager[object]:
+    """Return a new context of an app, for a function of the app that no request calls.
+
+    :raises RuntimeError: if the app has been garbage-collected.
+    """
+    living = app()
+    if living is None:
+        raise RuntimeError("the app is gone")
+    return living.app_context()
+
+
+def _value_of(service: weakref.ref[Service], value: object) -> StoredEvent:
+    """Return a value of a source as an event."""
+    event = value if isinstance(value, StoredEvent) else StoredEvent(value, DEFAULT_TYPE, _write_json)
+    living = service()
+    return living.check(event) if living else event
 
 
 def _item_of(service: Service, value: object) -> StoredEvent:

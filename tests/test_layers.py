@@ -31,7 +31,7 @@ ORDER = (
     ("work",),
     ("service",),
     ("web", "server"),
-    ("extension", "cli"),
+    ("extension", "publisher", "cli"),
     ("compat",),
     ("worker", "sse"),
 )

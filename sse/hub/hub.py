@@ -148,10 +148,10 @@ class Hub:
     def detach(self, subscriber: Subscriber, *, polled: bool = False) -> None:
         """End a subscriber, and give back the seat of its one connection. A second call does nothing.
 
-        :param polled: True for a poll, whose client counts as a listener for 10 s more: it asks again.
+        :param polled: True for a poll, whose client counts as a listener of sources for 10 s more, see `listens`.
         """
-        if polled and self.began and not subscriber.is_detached:
-            self._recent_polls.note(subscriber.positions_by_name)
+        if polled and self._parts.has_sources:
+            self._recent_polls.note([channel.name for channel in subscriber.channels if channel.source])
         # This never waits for the lock, because the garbage collector may end a stream's generator in a thread that
         # holds it. In that case the hub's next turn, or the next subscriber, removes this one.
         if not subscriber.is_detached:
@@ -213,7 +213,7 @@ class Hub:
         spread(ending, window, lambda each: each.drain(), time.sleep)
 
     def listens(self, name: str) -> bool:
-        """Return whether a channel has subscribers here, or had a poll that ended within the last 10 s."""
+        """Return whether a source's channel has subscribers here, or had a poll that ended within the last 10 s."""
         channel = self._channels.get(name)
         return bool(channel and channel.subscribers) or name in self._recent_polls
 

@@ -304,7 +304,7 @@ class Subscriber:
     def at_hand(self, index: int, max_bytes: int = PAGE_BYTES) -> Sequence[Entry] | None:
         """Return a page of a channel's entries that are not taken yet; None if the ring has passed its position.
 
-        :param max_bytes: the most bytes of pieces that come as one.
+        :param max_bytes: on a run's channel, the most bytes of pieces that come as one, and of all bodies but the last.
         """
         channel = self.channels[index]
         with self._hub.lock:
@@ -314,10 +314,13 @@ class Subscriber:
                 self._note_generation(channel.name, channel.generation)
         if channel.run is None or not entries or len(entries) == 1:
             return entries
-        return [
-            entry if entry.body else encoded(entry)
-            for entry in joined(entries, self._piece_bytes(channel.name, max_bytes))
-        ]
+        page: list[Entry] = []
+        for entry in joined(entries, self._piece_bytes(channel.name, max_bytes)):
+            page.append(entry if entry.body else encoded(entry))
+            max_bytes -= len(page[-1].body)
+            if max_bytes <= 0:
+                break
+        return page
 
     def is_newest(self, index: int, entry: Entry) -> bool:
         """Return whether an entry of a channel is the newest one in this process."""

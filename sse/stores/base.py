@@ -15,6 +15,7 @@ from typing import Final, Literal, NamedTuple
 from sse.errors import Ended, StoreUnavailable, TooLarge
 from sse.event import EndReason, Entry, Event, Position, ResetReason
 from sse.stores.leases import Leases
+from sse.stores.presence import PresenceStore
 
 PAGE: Final = 100
 """The most entries that a store returns for one position in one call of `read`, by default."""
@@ -202,6 +203,8 @@ class Store(ABC):
 
     leases: Leases
     """The leases of sources and runs, and the markers and texts of runs."""
+    presence: PresenceStore
+    """Who is connected to each channel, over all workers."""
 
     @abstractmethod
     def publish(self, publications: Sequence[Publication]) -> list[Receipt | StoreUnavailable | Ended | TooLarge]:

@@ -25,6 +25,7 @@ from sse.stores.base import (
     Store,
 )
 from sse.stores.memory_leases import MemoryLeases
+from sse.stores.memory_presence import MemoryPresence
 from sse.stores.memory_rings import MemoryRings
 from sse.stores.refusals import conflict, ended
 
@@ -55,6 +56,7 @@ class MemoryStore(Store):
         self._lock = self._rings.lock
         self._leases = MemoryLeases(self._rings, ring_ttl=ring_ttl, run_bytes=run_bytes, run_ttl=run_ttl)
         self.leases = self._leases
+        self.presence = MemoryPresence(clock)
         self._once: dict[tuple[str, str], tuple[Entry, float]] = {}  # by channel and key: the entry, and its expiry
         self._revoked: list[tuple[Revocation, float]] = []
         self._revocation_count = 0

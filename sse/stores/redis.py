@@ -53,6 +53,7 @@ from sse.stores.base import (
 from sse.stores.peers import ENTRY_TTL, MAX_ENTRIES, Peers
 from sse.stores.pool import Pool
 from sse.stores.redis_leases import RedisLeases, standing_of_run
+from sse.stores.redis_presence import RedisPresence
 from sse.stores.refusals import conflict, ended, too_large
 from sse.stores.scripts import Script
 from sse.wire import MAX_PAYLOAD, decode_payload, encode_payload
@@ -137,6 +138,8 @@ class RedisStore(Store):
         self._next_look = math.inf  # when to ask again whether Redis is fit, by `time.monotonic`
         self._before_script = Script("before.lua")
         self._read_script = Script("read.lua")
+        self._presence_script = Script("presence.lua")
+        self.presence = RedisPresence(self._run_presence, self._execute, self._key)
         self._checked = False
         self._running_check: _RunningCheck | None = None
         self._check_lock = threading.Lock()  # never held while waiting
@@ -542,6 +545,9 @@ class RedisStore(Store):
         for index, reply in zip(unknown, repeated, strict=True):
             replies[index] = reply
         return replies
+
+    def _run_presence(self, calls: Sequence[tuple[Any, ...]]) -> list[Any]:
+        return self._run_script(self._presence_script, calls, self._deadline(len(calls)))
 
     def _execute(
         self, commands: Iterable[tuple[Any, ...]], deadline: float | None = None, pool: Pool | None = None
