@@ -8,10 +8,12 @@ From the bottom up:
    and wakes the subscribers of the channel.
 4. `access` decides who may read and publish, until when, and how often.
 5. `transports` writes what a subscriber gets: a stream of blocks, or the JSON of a poll.
-6. `service` has the store, the hub and the revocations of one app in this process.
-7. `web` answers requests, under any WSGI server. `server` is gunicorn's worker: its loop writes to all streams, so that
+6. `work` runs the app's own work in the background, such as runs, whose channels end with them.
+7. `service` has the store, the hub, the revocations and the work of one app in this process.
+8. `web` answers requests, under any WSGI server. `server` is gunicorn's worker: its loop writes to all streams, so that
    none holds a greenlet.
-8. `extension` is the front for Flask apps, `cli` has the commands `flask sse …`, and `worker` is gunicorn's way in.
+9. `extension` is the front for Flask apps, `publisher` the front for processes without Flask, `cli` has the commands
+   `flask sse …`, and `worker` is gunicorn's way in.
 
 Start with `extension`: follow `SSE.publish` down into the store, and from the hub up again to a stream.
 """
@@ -25,31 +27,46 @@ if TYPE_CHECKING:
     from sse.errors import (
         Busy,
         ConfigError,
+        Ended,
         IdempotencyConflict,
         InvalidEvent,
         NotFound,
+        RunFailed,
+        RunRefused,
         SSEError,
+        Stopped,
         StoreUnavailable,
         TooLarge,
         Unavailable,
     )
     from sse.extension import SSE, Event
+    from sse.publisher import Publisher
     from sse.version import __version__ as __version__
 
 __all__ = [
     "SSE",
     "Busy",
     "ConfigError",
+    "Ended",
     "Event",
     "IdempotencyConflict",
     "InvalidEvent",
     "NotFound",
+    "Publisher",
+    "RunFailed",
+    "RunRefused",
     "SSEError",
+    "Stopped",
     "StoreUnavailable",
     "TooLarge",
     "Unavailable",
 ]
-_HOMES = {"SSE": "sse.extension", "Event": "sse.extension", "__version__": "sse.version"}
+_HOMES = {
+    "SSE": "sse.extension",
+    "Event": "sse.extension",
+    "Publisher": "sse.publisher",
+    "__version__": "sse.version",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -163,6 +163,13 @@ class WrongMethod(SSEError):
         return {"Allow": ", ".join(self.allowed)}  # RFC 9110, 15.5.6
 
 
+class NotAcceptable(SSEError):
+    """The client takes no stream, and this address gives nothing else (RFC 9110, 15.5.7)."""
+
+    status = 406
+    default_code = "not_acceptable"
+
+
 class Gone(SSEError):
     """A position cannot be continued on a bare stream: go on from the position in the answer."""
 
@@ -231,8 +238,20 @@ class IdempotencyConflict(SSEError):
 class Ended(SSEError):
     """The channel has ended, so nothing can be published on it any more (RFC 9110, 15.5.10).
 
-    `ids` has the id of each event of the call that is stored nevertheless, and None for each that was refused. It is
-    empty if nothing was stored.
+    :param message: as for `SSEError`.
+    :param hint: as for `SSEError`.
+    :param ids: the id of each event of the call that is stored nevertheless, and None for each that was refused; empty
+        if nothing was stored.
+
+    >>> from sse import Ended
+    >>> with app.app_context():
+    ...     with sse.writing("jobs/1") as out:
+    ...         _ = out.write("ready")
+    ...     try:
+    ...         sse.publish("jobs/1", "one more thing")
+    ...     except Ended as error:
+    ...         print(error.code)
+    ended
     """
 
     status = 409
@@ -247,21 +266,57 @@ class Ended(SSEError):
 
 
 class RunRefused(SSEError):
-    """The channel has events that were published on it, so it cannot have a run: use a channel for the run alone."""
+    """The channel cannot have a run: use a channel for the run alone.
+
+    It has events that were published on it, or, for `writing`, it has or had a run (the code is `run_exists`).
+
+    >>> from sse import RunRefused
+    >>> try:
+    ...     with app.app_context():
+    ...         _ = sse.publish("jobs/2", "soon")
+    ...         sse.run("jobs/2", ["now"])
+    ... except RunRefused as error:
+    ...     print(error.code)
+    run_refused
+    """
 
     status = 409
     default_code = "run_refused"
 
 
 class Stopped(SSEError):
-    """The run has been stopped, begun anew elsewhere, or has ended: write no more."""
+    """The run has been stopped, begun anew elsewhere, or has ended: write no more.
+
+    >>> from sse import Stopped
+    >>> try:
+    ...     with app.app_context(), sse.writing("jobs/3") as out:
+    ...         _ = out.write("one")
+    ...         _ = sse.stop("jobs/3")        # as by a button of the page
+    ...         _ = out.write("two")
+    ... except Stopped as error:
+    ...     print(error.code)
+    stopped
+    """
 
     status = 409
     default_code = "stopped"
 
 
 class RunFailed(SSEError):
-    """The run has ended as failed: it is over SSE_RUN_BYTES, or Redis has lost a part of its text."""
+    """The run has ended as failed: it is over SSE_RUN_BYTES, or Redis has lost a part of its text.
+
+    >>> from sse import SSE, RunFailed
+    >>> app = Flask(__name__)
+    >>> app.config["SSE_RUN_BYTES"] = 65_536
+    >>> sse = SSE(app)
+    >>> try:
+    ...     with app.app_context(), sse.writing("jobs/4") as out:
+    ...         for line in range(10_000):
+    ...             print("a long line of a long report", line, file=out)
+    ... except RunFailed as error:
+    ...     print(error.code)
+    run_failed
+    """
 
     status = 409
     default_code = "run_failed"

@@ -1,25 +1,30 @@
-"""The service of one app: its settings, its keys, and the store, hub and revocations of this process."""
+"""The service of one app: its settings, its keys, and the store, hub, revocations and runs of this process."""
 
 from __future__ import annotations
 
 import _thread
+import contextlib
 import os
 import threading
 import weakref
 from _thread import RLock  # never patched by gevent, so that any thread may take it
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
-from typing import Final, ParamSpec, TypeVar
+from typing import Final, NamedTuple, ParamSpec, TypeVar
 
 from sse.access.keys import PublishKeys
 from sse.access.revocations import Kind, Revocations
 from sse.access.token import Tokens
 from sse.config import Config
-from sse.errors import SSEError, TooLarge, Unavailable
-from sse.event import Event, Position
+from sse.errors import Ended, SSEError, StoreUnavailable, TooLarge, Unavailable
+from sse.event import Event, Position, check_channel
 from sse.hub.hub import Hub
 from sse.owner import OwnerThread
-from sse.stores import Publication, Store, connect
+from sse.stores import Publication, Receipt, Store, connect
+from sse.work.run import Breaker, Runs
+from sse.work.sources import Match, Sources
+from sse.work.writer import MakeEvent, Writer
 
 _EXTRA_SECONDS: Final = 2.0  # that a call from another thread may take beyond its wait for Redis
 _CLOSE_SECONDS: Final = 30.0  # that another thread waits for `close`
@@ -30,27 +35,36 @@ _services: weakref.WeakSet[Service] = weakref.WeakSet()
 
 
 def living() -> list[Service]:
-    """Return all services of this process, also those of apps that are wrapped in other WSGI apps."""
-    return list(_services)
+    """Return the services of all apps of this process, also of apps that are wrapped in other WSGI apps."""
+    return [service for service in _services if service.serves]
 
 
 class Service:
     """The store, hub and revocations of one app in this process.
 
+    Without an app, as in a `Publisher`, it is not among the `living` ones, of which servers take care.
+
     They are made when they are first used, because a server may fork, or gevent may replace the standard library's
     locks, after the app has been made. They are closed when the service is garbage-collected together with its app.
 
+    :param serves: it belongs to an app.
     :raises ConfigError: if a file that the settings name cannot be used.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, *, serves: bool = True) -> None:
         self.config = config
+        self.serves = serves
         self.tokens = Tokens(config)
         self.keys = PublishKeys(config)
         self.at_first_use: Callable[[], None] | None = None
         """Called once, at the first use: before the service makes the store, or refuses a request."""
         self.admit: Callable[[], None] | None = None
         """Called before events are stored, to wait while the server is late in sending earlier events."""
+        self.breaker: Breaker | None = None
+        """Set by a server whose threads can be interrupted while they wait, see `work.run`."""
+        self.source_rules: SourceRules | None = None
+        """Set by the extension: the sources of the app."""
+        self._has_sources = False
         self._made: _Made | None = None  # None until the first use in this process
         self._finalizer: weakref.finalize[..., Service] | None = None  # closes `_made`
         self._owner = OwnerThread()
@@ -61,15 +75,28 @@ class Service:
 
     @property
     def store(self) -> Store:
-        return self._parts()[0]
+        return self._parts().store
 
     @property
     def hub(self) -> Hub:
-        return self._parts()[1]
+        return self._parts().hub
 
     @property
     def revocations(self) -> Revocations:
-        return self._parts()[2]
+        return self._parts().revocations
+
+    @property
+    def runs(self) -> Runs:
+        return self._parts().runs
+
+    @property
+    def sources(self) -> Sources:
+        return self._parts().sources
+
+    @property
+    def is_working(self) -> bool:
+        """True if runs of this process have not ended. This does not make a store."""
+        return bool(self._made and self._made.runs.is_busy)
 
     @property
     def shared(self) -> bool:
@@ -114,16 +141,18 @@ class Service:
 
         :raises IdempotencyConflict: if a key was used before for another event. Nothing is stored, see `Store.publish`.
         :raises StoreUnavailable: if one or more may not be stored. Publish all of them again with the same keys.
+        :raises Ended: if a channel has ended. Its `ids` tell which events are stored nevertheless.
+        :raises TooLarge: with the code `run_full`, if an event does not fit into the ring of a run. Events before it
+            may be stored.
         """
         if self._owner.is_other_thread:
             return self._run_in_owner(self.config.redis_timeout + _EXTRA_SECONDS, self.publish, publications)
         if self.admit:
             self.admit()
-        positions = []
-        for receipt in self.store.publish(publications):
-            if isinstance(receipt, SSEError):
-                raise receipt
-            positions.append(receipt.position)
+        receipts = self.store.publish(publications)
+        positions = [receipt.position for receipt in receipts if isinstance(receipt, Receipt)]
+        if len(positions) < len(receipts):
+            raise _refusal(publications, receipts)
         return positions
 
     def revoke(self, kind: Kind, value: str) -> None:
@@ -136,6 +165,57 @@ class Service:
         if self._owner.is_other_thread:
             return self._run_in_owner(4 * self.config.redis_timeout + _EXTRA_SECONDS, self.revoke, kind, value)
         return self.revocations.revoke(kind, value)
+
+    def run(
+        self,
+        channel: str,
+        iterable: Iterable[object],
+        make_event: MakeEvent,
+        *,
+        restart: bool,
+        context: Callable[[], AbstractContextManager[object]],
+        daemon: bool,
+    ) -> bool:
+        """Begin a run in the background, see `SSE.run`. Any thread may call this."""
+        if self._owner.is_other_thread:
+            again = partial(self.run, restart=restart, context=context, daemon=daemon)
+            return self._run_in_owner(
+                2 * self.config.redis_timeout + _EXTRA_SECONDS, again, channel, iterable, make_event
+            )
+        return self.runs.begin(
+            check_channel(channel),
+            iterable,
+            make_event,
+            restart=restart,
+            context=context,
+            breaker=self.breaker,
+            daemon=daemon or self.breaker is not None,
+        )
+
+    def writing(self, channel: str, make_event: MakeEvent, *, restart: bool) -> AbstractContextManager[Writer]:
+        """Begin a run that the caller writes, see `SSE.writing`."""
+        return self.runs.writing(check_channel(channel), make_event, restart=restart)
+
+    def stop(self, channel: str) -> bool:
+        """End a run of any process, see `SSE.stop`. Any thread may call this."""
+        if self._owner.is_other_thread:
+            return self._run_in_owner(self.config.redis_timeout + _EXTRA_SECONDS, self.stop, channel)
+        return self.runs.stop(check_channel(channel))
+
+    def finish(self, seconds: float) -> None:
+        """Give the runs of this process so many seconds, and end the rest as `interrupted`; end its sources at once.
+
+        This makes no store.
+        """
+        if made := self._made:
+            made.sources.finish()
+            made.runs.finish(seconds)
+
+    def use_sources(self) -> None:
+        """Have the hub ask for sources from now on, because the app has some."""
+        self._has_sources = True
+        if made := self._made:
+            made.hub.began, made.hub.is_fresh = made.sources.began, made.sources.fresh
 
     def _run_in_owner(self, seconds: float, work: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
         """Have the thread that the store belongs to call `work`; return its result. Only other threads call this.
@@ -170,7 +250,7 @@ class Service:
             if self._finalizer:
                 self._finalizer.detach()
         if made:
-            self._max_subscribers = made[1].max_subscribers  # a server may have lowered it
+            self._max_subscribers = made.hub.max_subscribers  # a server may have lowered it
         _close(made, self._also_closed)
         return None
 
@@ -191,11 +271,20 @@ class Service:
             self.config.redis_url,
             ring=self.config.ring,
             ring_ttl=self.config.ring_ttl,
+            run_bytes=self.config.run_bytes,
+            run_ttl=self.config.run_ttl,
             namespace=self.config.namespace,
             timeout=self.config.redis_timeout,
         )
-        hub = Hub(store, max_subscribers=self._max_subscribers)
-        ours = store, hub, Revocations(store, self.config.token_lifetime)
+        hub = Hub(store, max_subscribers=self._max_subscribers, max_event_bytes=self.config.max_event_bytes)
+        runs = Runs(
+            store,
+            write_every=self.config.write_every / 1000,
+            max_bytes=self.config.max_event_bytes,
+            answering_since=lambda: hub.answering_since,
+        )
+        hub.orphaned = runs.orphaned
+        ours = _Made(store, hub, Revocations(store, self.config.token_lifetime), runs, self._make_sources(store, hub))
         with self._lock:
             if self._made is None:
                 self._made = ours
@@ -203,16 +292,74 @@ class Service:
                 self._finalizer.atexit = False
             return self._made
 
+    def _make_sources(self, store: Store, hub: Hub) -> Sources:
+        this = weakref.ref(self)
+        rules = self.source_rules or _NO_SOURCES
+        sources = Sources(
+            store,
+            hub,
+            match=rules.match,
+            context=rules.context,
+            event_of=rules.event_of,
+            most=self.config.max_sources,
+            breaker=lambda: service.breaker if (service := this()) else None,
+        )
+        if self._has_sources:
+            hub.began, hub.is_fresh = sources.began, sources.fresh
+        return sources
 
-_Made = tuple[Store, Hub, Revocations]
+
+class SourceRules(NamedTuple):
+    """The sources of an app. None of the three refers to the app or the service, which would never be collected.
+
+    :param match: finds the source of a channel.
+    :param context: makes a context of the app.
+    :param event_of: makes a checked event of a value, in that context.
+    """
+
+    match: Match
+    context: Callable[[], AbstractContextManager[object]]
+    event_of: Callable[[object], Event]
+
+
+_NO_SOURCES: Final = SourceRules(lambda _: None, contextlib.nullcontext, Event)
+
+
+def _refusal(publications: Sequence[Publication], receipts: Sequence[Receipt | SSEError]) -> SSEError:
+    """Return the error to raise for a call of which some events were refused.
+
+    An event that may be stored comes first, because only the caller can find out, by publishing all events again.
+    """
+    faults = [receipt for receipt in receipts if isinstance(receipt, SSEError)]
+    fault = min(faults, key=lambda fault: (not isinstance(fault, StoreUnavailable), not isinstance(fault, Ended)))
+    if isinstance(fault, Ended):
+        ids = [
+            f"{publication.channel}={receipt.position}" if isinstance(receipt, Receipt) else None
+            for publication, receipt in zip(publications, receipts, strict=True)
+        ]
+        return Ended(fault.message, fault.hint, ids=ids if any(ids) else ())
+    if isinstance(fault, TooLarge):  # by its code, a caller tells it from data that is too large for any channel
+        return TooLarge(fault.message, fault.hint, code="run_full")
+    return fault
+
+
+class _Made(NamedTuple):
+    """The parts of a service in one process. They do not refer to the service, which would then never be collected."""
+
+    store: Store
+    hub: Hub
+    revocations: Revocations
+    runs: Runs
+    sources: Sources
 
 
 def _close(made: _Made | None, others: Sequence[Callable[[], None]]) -> None:
     if made:
-        store, hub, revocations = made
-        hub.close()
-        revocations.close()
-        store.close()
+        made.sources.close()  # while the others still work
+        made.runs.close()
+        made.hub.close()
+        made.revocations.close()
+        made.store.close()
     for close in others:
         close()
 

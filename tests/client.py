@@ -162,6 +162,8 @@ class Stream:
         params: Params = (),
         *,
         path: str = "/sse/stream",
+        method: str = "GET",
+        body: bytes = b"",
         last_event_id: str = "",
         headers: Mapping[str, str] | None = None,
         limit: int | None = None,
@@ -178,10 +180,12 @@ class Stream:
         lines = {"Host": _host(url), "Accept": "text/event-stream", **(headers or {})}
         if last_event_id:
             lines["Last-Event-ID"] = last_event_id
+        if body:
+            lines["Content-Length"] = str(len(body))
         head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
         self.sock = connect(url, timeout)
         try:
-            self.sock.sendall(f"GET {target(path, params)} HTTP/1.1\r\n{head}\r\n".encode())
+            self.sock.sendall(f"{method} {target(path, params)} HTTP/1.1\r\n{head}\r\n".encode() + body)
             self.status, self.headers = self._read_head(time.monotonic() + timeout)
         except BaseException:
             self.sock.close()

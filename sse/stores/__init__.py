@@ -14,7 +14,22 @@ share. From the bottom up, `redis` is made of:
 
 from __future__ import annotations
 
-from sse.stores.base import PAGE, PAGE_BYTES, READ_AT_ONCE, Feed, Notice, Page, Publication, Receipt, Revocation, Store
+from sse.stores.base import (
+    PAGE,
+    PAGE_BYTES,
+    READ_AT_ONCE,
+    RUN_BYTES,
+    RUN_TTL,
+    Feed,
+    Notice,
+    Page,
+    Publication,
+    Receipt,
+    Revocation,
+    Run,
+    Standing,
+    Store,
+)
 from sse.stores.memory import MemoryStore
 from sse.stores.redis import RedisStore
 
@@ -30,20 +45,41 @@ __all__ = [
     "Receipt",
     "RedisStore",
     "Revocation",
+    "Run",
+    "Standing",
     "Store",
     "connect",
 ]
 
 
-def connect(url: str | None, *, ring: int, ring_ttl: int, namespace: str = "sse", timeout: float = 5.0) -> Store:
+def connect(
+    url: str | None,
+    *,
+    ring: int,
+    ring_ttl: int,
+    run_bytes: int = RUN_BYTES,
+    run_ttl: int = RUN_TTL,
+    namespace: str = "sse",
+    timeout: float = 5.0,
+) -> Store:
     """Return the store at a URL. It connects when it is first used.
 
     :param url: `redis://…`, `rediss://…` or `unix://…`; None for the memory of this process.
     :param ring: events that are kept for each channel.
     :param ring_ttl: seconds that a ring outlives its last event.
+    :param run_bytes: bytes that the ring of a run may hold.
+    :param run_ttl: seconds that the ring of a run outlives its end.
     :param namespace: the first part of all names in Redis.
     :param timeout: seconds that one call of the store may take when Redis does not answer.
     """
     if url is None:
-        return MemoryStore(ring=ring, ring_ttl=ring_ttl)
-    return RedisStore(url, ring=ring, ring_ttl=ring_ttl, namespace=namespace, timeout=timeout)
+        return MemoryStore(ring=ring, ring_ttl=ring_ttl, run_bytes=run_bytes, run_ttl=run_ttl)
+    return RedisStore(
+        url,
+        ring=ring,
+        ring_ttl=ring_ttl,
+        run_bytes=run_bytes,
+        run_ttl=run_ttl,
+        namespace=namespace,
+        timeout=timeout,
+    )

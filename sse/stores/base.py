@@ -12,9 +12,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Final, Literal, NamedTuple
 
-from sse.errors import Ended, IdempotencyConflict, StoreUnavailable, TooLarge
+from sse.errors import Ended, StoreUnavailable, TooLarge
 from sse.event import EndReason, Entry, Event, Position, ResetReason
 from sse.stores.leases import Leases
+from sse.stores.presence import PresenceStore
 
 PAGE: Final = 100
 """The most entries that a store returns for one position in one call of `read`, by default."""
@@ -30,6 +31,12 @@ UNBORN_TTL: Final = 120
 
 ONCE_TTL: Final = 300
 """Seconds for which a store remembers an idempotency key."""
+
+RUN_BYTES: Final = 4_194_304
+"""Bytes that the ring of a run may hold, by default: see SSE_RUN_BYTES."""
+
+RUN_TTL: Final = 3600
+"""Seconds that the ring of a run outlives its end, by default: see SSE_RUN_TTL."""
 
 
 class Publication(NamedTuple):
@@ -196,6 +203,8 @@ class Store(ABC):
 
     leases: Leases
     """The leases of sources and runs, and the markers and texts of runs."""
+    presence: PresenceStore
+    """Who is connected to each channel, over all workers."""
 
     @abstractmethod
     def publish(self, publications: Sequence[Publication]) -> list[Receipt | StoreUnavailable | Ended | TooLarge]:
@@ -297,10 +306,3 @@ def nonce() -> str:
         except IndexError:
             bits = os.urandom(16 * 256).hex()
             _nonces.extend(bits[start : start + 32] for start in range(0, len(bits), 32))
-
-
-def conflict(channel: str) -> IdempotencyConflict:
-    """Return the error for a key that was used on this channel for another event."""
-    return IdempotencyConflict(
-        f"the idempotency key was used for another event on channel {channel}", "use a new key for a new event"
-    )

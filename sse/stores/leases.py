@@ -26,6 +26,12 @@ RENEW_SECONDS: Final = 2.0
 ENTRY_BYTES: Final = 64
 """Bytes that each entry of a run's ring counts for beside its data, see SSE_RUN_BYTES."""
 
+STEADY_SECONDS: Final = 5.0
+"""Seconds for which a runner of a source has to hold the lease and be `up` before its attempts count from 0 again."""
+
+SOURCE_TTL: Final = 300
+"""Seconds for which a store remembers a source that nobody asks about, or SSE_RING_TTL if that is longer."""
+
 Start = Literal["started", "exists", "refused"]
 """What `start` did: the run is new; a run is or was there; the channel has ordinary events."""
 
@@ -52,14 +58,17 @@ class Answer(NamedTuple):
 
     :param is_held: whether the lease holds the token of the question.
     :param listeners: how many workers listen, this one included.
-    :param attempts: how often the source has been begun, by any worker, since it was last `up` for a while.
+    :param attempts: how often the source has been begun, by any worker, since a runner was last `up` for
+        STEADY_SECONDS; this attempt counts.
     :param state: the source's state; None if it has none yet.
+    :param is_taken: whether anybody holds the lease now.
     """
 
     is_held: bool
     listeners: int
     attempts: int
     state: State | None
+    is_taken: bool
 
 
 class Leases(ABC):
@@ -70,7 +79,9 @@ class Leases(ABC):
         """Begin a run: write its lease and marker, ensure its ring, and announce it, in one step.
 
         A ring without events stays, with its anchor, so that subscribers that wait hear no reset. With `restart`, the
-        lease is taken from whoever holds it, and the ring begins anew.
+        lease is taken from the run that is or was there, and the ring begins anew. A channel with events but without a
+        marker is refused even then, and so is a channel whose lease a source holds. A call that is repeated with its
+        token, after a lost reply, has "started" it too.
         """
 
     @abstractmethod
@@ -78,13 +89,15 @@ class Leases(ABC):
         """Store and announce an event of a source or run, if the lease holds `token`; return its position.
 
         The lease of a live run that has run out is set again if it is free and the marker has this token. A write that
-        is repeated with its `key` is stored once, whatever the lease says by then.
+        is repeated with its `key` is stored once, whatever the lease says by then. The store remembers the key of the
+        newest write alone, for as long as the marker or the source's record: a holder writes one event after the other.
 
         :param key: random; the caller repeats it if the reply was lost.
         :param written: of a run: the bytes that it has stored so far, by `weight`; None for a source.
         :raises LeaseLost: of a source, if the lease holds another token or none.
         :raises Stopped: of a run, if it has ended or another one has begun.
-        :raises RunFailed: if the marker says another number of bytes than `written`, or if this event goes beyond
+        :raises RunFailed: if the store has lost a part of the run: the marker is gone or says another number of bytes
+            than `written`, or the ring is gone or does not begin at the run's anchor; or if this event goes beyond
             SSE_RUN_BYTES. The caller ends the run as failed.
         """
 
@@ -94,7 +107,8 @@ class Leases(ABC):
 
         Return the position of the end, or None if there is no live run to end for this caller: with a `token`, only if
         the marker has it, and without one, for the reason `lost`, only if nobody holds the lease. The end has room
-        even where SSE_RUN_BYTES is used up. A repeated call after a lost reply returns None.
+        even where SSE_RUN_BYTES is used up. If the ring is gone, a new one has the end alone. A caller that repeats the
+        call gets None.
         """
 
     @abstractmethod
@@ -109,6 +123,7 @@ class Leases(ABC):
     def ask(self, questions: Sequence[Ask]) -> list[Answer | StoreUnavailable]:
         """Note which workers listen, and renew or take the leases of sources; in one round trip.
 
+        A channel that has a run's marker has no source: its lease is not taken.
         To take a lease counts as an attempt. After the attempt number n, the lease can be taken again only when
         `backoff(n)` seconds have passed, so that a source that kills its worker does not kill all of them in turn. This
         uses a connection of its own, and gives up after 1.5 s.
@@ -116,15 +131,25 @@ class Leases(ABC):
 
     @abstractmethod
     def release(self, channel: str, token: str, *, wait: float = 0.0) -> None:
-        """Give up the lease of a source if it holds `token`. It can be taken again after `wait` seconds."""
+        """Give up the lease of a source if it holds `token`. It can be taken again after `wait` seconds.
+
+        Without a wait, as in a drain, the attempt does not count.
+        """
 
     @abstractmethod
     def note(self, channel: str, token: str, state: State) -> None:
-        """Note and announce the state of a source if its lease holds `token`; `up` sets its attempts to 0."""
+        """Note the state of a source if its lease holds `token`, and announce it if it has changed."""
 
     @abstractmethod
     def states(self, channels: Sequence[str]) -> list[State | StoreUnavailable | None]:
         """Return the states of sources; None for a channel whose source has none yet."""
+
+    @abstractmethod
+    def ages(self, channels: Sequence[str]) -> list[float | StoreUnavailable | None]:
+        """Return the age of the newest event that a source has written on each channel, in seconds.
+
+        It is 0 if whoever holds the lease now has written the event, and None if there is none that is remembered.
+        """
 
 
 def weight(event: Event) -> int:

@@ -1,0 +1,61 @@
+"""Functions of the app that are called one after another, in a thread of their own, because they may wait."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from sse.log import warn
+
+_log = logging.getLogger("sse")
+
+_MOST: Final = 10_000
+"""Calls that may wait."""
+
+
+class Calls:
+    """A queue of calls. The thread begins with the first call.
+
+    :param name: of the thread.
+    :param what: names the functions in the log.
+    """
+
+    def __init__(self, name: str, what: str) -> None:
+        self._name = name
+        self._what = what
+        self._waiting: deque[Callable[[], object]] = deque()
+        self._filled = threading.Event()
+        self._closed = False
+        self._thread: threading.Thread | None = None
+
+    def put(self, call: Callable[[], object]) -> None:
+        """Have a function called after those that wait. If very many wait, it is dropped, and the log says so."""
+        if len(self._waiting) >= _MOST:
+            warn("%s: %d calls wait, so further ones are dropped; make these functions faster", self._what, _MOST)
+            return
+        self._waiting.append(call)
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+            self._thread.start()
+        self._filled.set()
+
+    def close(self) -> None:
+        """End the thread after the call that is running. Those that wait are dropped."""
+        self._closed = True
+        self._filled.set()
+        if self._thread and self._thread is not threading.current_thread():
+            self._thread.join(5)
+
+    def _run(self) -> None:
+        while not self._closed:
+            self._filled.wait()
+            self._filled.clear()
+            while self._waiting and not self._closed:
+                call = self._waiting.popleft()
+                try:
+                    call()
+                except Exception:  # noqa: BLE001 - logged; the next call is another one's
+                    _log.exception("%s: a function failed", self._what)
