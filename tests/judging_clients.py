@@ -426,7 +426,7 @@ class BareClient(Client):
         channel, position = next(iter(entries(block.own_id).items()))
         for name, claimed in entries(block.own_id).items():
             if self.places[name] is None:
-                place = self.rings.before(name, claimed) if name == channel else claimed
+                place = self._before_text(name, claimed, block.data) if name == channel else claimed
                 assert self.rings.starts(name, place, self.asked.replay)
                 self.places[name] = place
         self._event(channel, position, block.event, block.data)
