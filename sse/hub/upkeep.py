@@ -138,7 +138,9 @@ class Upkeep:
                 if isinstance(standing, StoreUnavailable):
                     self.dirty[channel.name] = None
                     continue
-                newest, run = standing = as_kept(standing)
+                if standing == (channel.ring.newest, None) and channel.is_known_as_runless:
+                    continue  # as almost all are
+                newest, run = as_kept(standing)
                 was_unsure, was_textless = channel.is_unsure, channel.is_textless
                 if newest != channel.ring.newest:
                     self.dirty[channel.name] = None
