@@ -8,6 +8,7 @@ states of a source.
 from __future__ import annotations
 
 import _thread
+import contextlib
 import math
 import random
 import threading
@@ -317,8 +318,8 @@ class Sources:
         elif answer.is_held:
             self._begin(watch, answer, held_until)
         if question.listens:
-            has_no_seat = not (question.token or answer.is_taken or self._is_finishing)
-            self._tell(watch, "down" if has_no_seat else answer.state or "up")
+            is_left_out = watch.runner is None and not (question.token or answer.is_taken or self._is_finishing)
+            self._tell(watch, "down" if is_left_out else answer.state or "up")
         elif watch.runner is None:
             del self._watches[watch.channel]
 
@@ -342,7 +343,8 @@ class Sources:
                 warn("the source of channel %s cannot start: %s", watch.channel, error)
                 wait = backoff(answer.attempts)
         watch.runner, watch.token = None, nonce()
-        self._store.leases.release(runner.channel, runner.token, wait=wait)
+        with contextlib.suppress(StoreUnavailable):  # else the lease runs out by itself
+            self._store.leases.release(runner.channel, runner.token, wait=wait)
 
 
 def _parts(watches: Sequence[_Watch]) -> list[Sequence[_Watch]]:
