@@ -25,7 +25,7 @@ from sse.spread import PAUSE
 from sse.stores.base import Store, nonce
 from sse.stores.leases import LEASE_SECONDS, RENEW_SECONDS, Answer, Ask, State, backoff
 from sse.work.run import Breaker
-from sse.work.source import Runner, Source, Tools
+from sse.work.source import Runner, Source, Tools, lease_clock
 
 _AT_ONCE: Final = 100  # channels that the store is asked about in one call
 _KNOWN_SECONDS: Final = 1.0  # for which a value counts as fresh without asking the store again
@@ -92,7 +92,7 @@ class Sources:
         event_of: Callable[[object], Event],
         most: int,
         breaker: Callable[[], Breaker | None],
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = lease_clock,
     ) -> None:
         self._store = store
         self._hub = hub
