@@ -344,6 +344,21 @@ def test_a_frozen_runner_that_wakes_does_not_go_on_though_the_lease_is_free_agai
         upstream.hang_up()
 
 
+def test_a_frozen_worker_that_wakes_first_hears_who_has_left(world: World, upstream: Upstream) -> None:
+    world.sources["prices"] = Source(upstream.function, interval=60)
+    frozen, other = world.worker(), world.worker()
+    other.join()
+    frozen.join()
+    reaches(lambda: len(upstream.log), 1)
+    other.leave()
+    world.advance(20, awake=[other])
+    assert not other.running
+    assert frozen.turn() == 0.5  # its clients' goodbyes are not read yet
+    frozen.leave()
+    world.advance(10)
+    assert len(upstream.log) == 1
+
+
 def test_a_runner_looks_at_the_age_of_its_lease_before_each_step(world: World, upstream: Upstream) -> None:
     world.sources["prices"] = Source(upstream.function, interval=1)
     worker = world.worker()

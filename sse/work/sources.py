@@ -31,6 +31,7 @@ _AT_ONCE: Final = 100  # channels that the store is asked about in one call
 _KNOWN_SECONDS: Final = 1.0  # for which a value counts as fresh without asking the store again
 _JOIN_SECONDS: Final = 5.0  # that `close` waits for the threads
 _BLOCKED_SECONDS: Final = 1.0  # that a step may block gevent's loop before the log names it
+_BREATH: Final = 0.5  # seconds in which a process that was frozen takes in what has happened, before it takes a lease
 _TICK: Final = 0.25  # seconds between two looks whether the loop is blocked
 _system_random: Final = random.SystemRandom()  # leaves the sequence of an app's seeded `random` as it is
 
@@ -105,6 +106,7 @@ class Sources:
         self._arrived: deque[str] = deque()
         self._known_fresh: dict[str, float] = {}  # by channel: until when
         self._round_at = -math.inf  # when all channels are asked about again
+        self._turned_at = self._resumes_at = -math.inf
         self._is_finishing = self._is_closed = False
         self._due = threading.Event()
         self._thread: threading.Thread | None = None
@@ -246,8 +248,13 @@ class Sources:
 
     def turn(self) -> float | None:
         """Do all that is due; return the seconds until something else is, None if nothing will be."""
-        asked = self._arrivals() + self._ended()
         now = self._clock()
+        if self._watches and now - self._turned_at > 2 * RENEW_SECONDS:
+            self._resumes_at = now + _BREATH  # this process was frozen, and has yet to hear who has left meanwhile
+        self._turned_at = now
+        if now < self._resumes_at:
+            return self._resumes_at - now
+        asked = self._arrivals() + self._ended()
         if now >= self._round_at:
             self._round_at = now + RENEW_SECONDS * _system_random.uniform(0.85, 1.0)
             asked = list(self._watches.values())
