@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any, Final, Literal, TypeVar, cast
+from typing import Any, Final, Literal, NoReturn, TypeVar, cast
 
 from flask import Flask, Response, current_app, has_request_context, json, request
 from flask.logging import default_handler
@@ -78,13 +78,14 @@ class SSE:
         if app is not None:
             self.init_app(app)
 
-    def init_app(self, app: Flask) -> None:
+    def init_app(self, app: Flask, *, blueprint: str = "sse") -> None:
         """Read the settings and register the routes on an app.
 
         Call this once for each app, after its settings have been made. If the environment has an unknown `SSE_…` name
         that does not resemble a setting, the name may belong to another program: the log says that it is ignored.
 
-        :param app: the app. Its routes come as the blueprint `sse`.
+        :param app: the app.
+        :param blueprint: the name of the blueprint that the routes come as, for apps that have another blueprint `sse`.
         :raises ConfigError: if a setting is unknown or has a bad value. The message names all of them.
 
         >>> from sse import SSE
@@ -114,7 +115,26 @@ class SSE:
             service.use_sources()
         app.extensions["sse"] = service
         self._services.add(service)
-        app.register_blueprint(make_blueprint(service, lambda: self._authorize))
+        app.register_blueprint(make_blueprint(service, lambda: self._authorize, blueprint))
+
+    def register(self, app: Flask, options: Mapping[str, object]) -> NoReturn:  # noqa: ARG002 - as of a blueprint
+        """Say what to do instead of `app.register_blueprint(sse)`, which calls this.
+
+        :param app: the app.
+        :param options: those of `register_blueprint`.
+        :raises TypeError: always.
+
+        >>> from sse import SSE
+        >>> try:
+        ...     app.register_blueprint(SSE(), url_prefix="/stream")
+        ... except TypeError as error:
+        ...     print(str(error).partition(":")[0])
+        SSE() is no blueprint
+        """
+        raise TypeError(
+            "SSE() is no blueprint: call sse.init_app(app), which registers its routes under SSE_PREFIX; an app of "
+            "flask-sse keeps its code with `from sse.compat.flask_sse import sse`"
+        )
 
     def authorize(self, rule: Callable[[str], bool]) -> Callable[[str], bool]:
         """Decorate the function that decides whether the current request may read a channel, and return the function.
@@ -493,11 +513,12 @@ class SSE:
         """End the streams and waiting polls of a reader, a channel or a token, on every worker within 2 s.
 
         Give exactly one of the three. Tokens and tickets that were issued until now to the reader, or for the channel,
-        are refused from now on. For readers whom the app's own rule let in, the rule is asked again. The log warns if
-        the call cannot end anybody's reading: on a channel that SSE_PUBLIC matches, and for a reader or a token where
-        no tokens are configured. Any thread may call this, in an app context.
+        are refused from now on. For readers whom the app's own rule or view let in, that is asked again. The log warns
+        if the call cannot end anybody's reading: on a channel that SSE_PUBLIC matches, and for a token where no tokens
+        are configured. Any thread may call this, in an app context.
 
-        :param sub: the reader, as the claim `sub` of a token names it (RFC 7519, 4.1.2), or `sub` of a ticket.
+        :param sub: the reader, as the claim `sub` of a token names it (RFC 7519, 4.1.2), or `sub` of a ticket or of
+            `subscribe`.
         :param channel: a channel; a pattern is refused.
         :param token: the id of one token, its claim `jti` (RFC 7519, 4.1.7). The token is refused for good.
         :raises ValueError: unless exactly one string is given, or if `token` is a whole token instead of its id.
