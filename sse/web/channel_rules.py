@@ -8,12 +8,15 @@ from functools import lru_cache
 from typing import Final, NamedTuple
 
 from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import NotFound as HTTPNotFound
 from werkzeug.routing import BaseConverter, Map, Rule
 
 from sse.errors import InvalidEvent
 from sse.event import check_channel
 
-_VARIABLE: Final = re.compile(r"<(?:(?P<converter>[a-zA-Z_]\w*)(?P<arguments>\(.*?\))?:)?[a-zA-Z_]\w*>")
+__all__ = ("ChannelRules", "Found", "HTTPNotFound", "variables_of")
+
+_VARIABLE: Final = re.compile(r"<(?:(?P<converter>[a-zA-Z_]\w*)(?P<arguments>\(.*?\))?:)?(?P<name>[a-zA-Z_]\w*)>")
 _REMEMBERED: Final = 4096  # channels whose rule is remembered, because each match costs some microseconds
 
 
@@ -86,6 +89,11 @@ class ChannelRules:
         except HTTPException:
             return None
         return Found(value, arguments)
+
+
+def variables_of(rule: str) -> list[str]:
+    """Return the names of a rule's variables."""
+    return [variable["name"] for variable in _VARIABLE.finditer(rule)]
 
 
 def _without_name(variable: re.Match[str]) -> str:

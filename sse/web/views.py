@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Final
 
 import flask
 from flask import Blueprint, Response, current_app, request
@@ -17,17 +17,19 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.routing import PathConverter, Rule
 
 from sse.access.decision import Authorize
+from sse.access.permit import Permit
 from sse.access.token import TICKET_LIFE
 from sse.config import Config
 from sse.errors import KeyUnknown, NotFound, SSEError, StoreUnavailable, TooMany, Unavailable, WrongMethod
 from sse.event import format_last_event_id
 from sse.log import warn
 from sse.service import Service
+from sse.stores.presence import Attendance
 from sse.transports.dialect import busy
 from sse.transports.poll import Poll
 from sse.transports.stream import Stream
 from sse.version import __version__
-from sse.web.admission import Admission
+from sse.web.admission import Admission, Identify
 from sse.web.answers import (
     PREFLIGHT_ANSWERED,
     STREAM_HEADERS,
@@ -49,11 +51,25 @@ from sse.web.hooks import (
     make_busy_hook,
     waiting_class,
 )
-from sse.web.request import Options, Query, Request, StreamRequest, read_poll, read_publish, read_raw, read_stream
+from sse.web.present import Enter, PresentPoll, PresentStream
+from sse.web.request import (
+    Options,
+    Query,
+    Request,
+    StreamRequest,
+    Subscription,
+    read_poll,
+    read_publish,
+    read_raw,
+    read_stream,
+)
 from sse.web.server_check import warn_of_server
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
+
+
+_MAX_MEMBERS: Final = 1000  # in the answer to a request for presence
 
 
 class _Rest(PathConverter):
@@ -112,8 +128,16 @@ class AppRequest(Request):
 View = Callable[..., Response]
 
 
-def make_blueprint(service: Service, authorize: Callable[[], Authorize | None]) -> Blueprint:
-    """Return the routes of one app, all under SSE_PREFIX. `authorize` returns the app's rule for reading, or None."""
+def make_blueprint(
+    service: Service,
+    authorize: Callable[[], Authorize | None],
+    identify: Callable[[], Identify | None] = lambda: None,
+) -> Blueprint:
+    """Return the routes of one app, all under SSE_PREFIX.
+
+    :param authorize: returns the app's rule for reading, or None.
+    :param identify: returns the app's function that names the reader, or None.
+    """
     blueprint = Blueprint("sse", __name__)
     add_headers = partial(_add_headers, CommonHeaders(service.config))
     answer_busy = make_busy_hook(service.config.retry, add_headers)
@@ -123,7 +147,7 @@ def make_blueprint(service: Service, authorize: Callable[[], Authorize | None]) 
     blueprint.teardown_request(_close_unsent)
     blueprint.register_error_handler(SSEError, partial(_refuse, service))
     blueprint.register_error_handler(HTTPException, _refuse_http)
-    blueprint.record(lambda state: _add_rules(state.app, _Views(service, authorize), service.config.prefix))
+    blueprint.record(lambda state: _add_rules(state.app, _Views(service, authorize, identify), service.config.prefix))
     return blueprint
 
 
@@ -143,8 +167,14 @@ def _close_unsent(_: BaseException | None) -> None:
 class _Views:
     """The view functions. Each has the name of its endpoint."""
 
-    def __init__(self, service: Service, authorize: Callable[[], Authorize | None]) -> None:
+    def __init__(
+        self,
+        service: Service,
+        authorize: Callable[[], Authorize | None],
+        identify: Callable[[], Identify | None],
+    ) -> None:
         self._service = service
+        self._identify = identify
         self._config: Config = service.config
         self._admission = Admission(service, authorize)
         self._waiting: Callable[[Any], type[Response]] = lru_cache(maxsize=4)(waiting_class)
@@ -154,12 +184,14 @@ class _Views:
         parsed = read_stream(incoming, self._config, takes_token=self._admission.takes_token(rule))
         try:
             starts, permit, charge = self._admission.reader(incoming, parsed.subscription, rule)
+            enter = self._enter(incoming, parsed.subscription, permit)
         except (Unavailable, KeyUnknown) as error:  # also for KeyUnknown: its 401 would end an EventSource for good
             return self._busy(error, error.retry_after, parsed)
         if incoming.method == "GET":
             warn_of_server(incoming.environ)
         subscription = parsed.subscription
-        body = HookedStream(
+        make = HookedStream if enter is None else partial(PresentStream, enter)
+        body = make(
             self._service.hub,
             starts,
             heartbeat=parsed.heartbeat,
@@ -209,7 +241,9 @@ class _Views:
         starts, permit, charge = self._admission.reader(incoming, parsed.subscription, rule)
         if incoming.method == "HEAD":
             return Response(iter(()), content_type="application/json")
-        body = HookedPoll(
+        enter = self._enter(incoming, parsed.subscription, permit) if parsed.timeout else None
+        make = HookedPoll if enter is None else partial(PresentPoll, enter)
+        body = make(
             self._service.hub,
             starts,
             timeout=parsed.timeout,
@@ -225,6 +259,20 @@ class _Views:
             # The fault of the store is for the log, not for clients.
             warn("a poll is answered with 503, to be repeated: %s", error)
             raise StoreUnavailable("the store does not answer", "ask again with the same last event id") from error
+
+    def _enter(self, incoming: Request, subscription: Subscription, permit: Permit | None) -> Enter | None:
+        """Return the function that notes an admitted stream or poll as a connection; None without SSE_PRESENCE.
+
+        :raises Unavailable: if the app's own function cannot name the reader.
+        """
+        if not self._config.presence:
+            return None
+        presence = self._service.presence
+        if not (channels := presence.watched(subscription.channels)):
+            return None
+        sub = permit.grant.sub if permit and permit.grant else ""
+        sub = sub or self._admission.subject(incoming, subscription, self._identify())
+        return partial(presence.enter, channels, sub, subscription.client)
 
     def _open(self, environ: WSGIEnvironment, body: HookedPoll) -> Response:
         """Return the response to a poll.
@@ -251,6 +299,9 @@ class _Views:
         publisher = self._admission.publisher(incoming)
         ids = self._admission.publish(incoming, publisher, read_raw(incoming, channel))
         return _respond(json({"ids": ids}, 201))
+
+    def presence(self, incoming: Request, channel: str) -> Response:
+        return _respond(json(_shown(self._admission.watch(incoming, channel))))
 
     def ticket(self, incoming: Request) -> Response:
         return _respond(json({"ticket": self._admission.ticket(incoming), "expires": TICKET_LIFE}, 201))
@@ -282,6 +333,7 @@ def _add_rules(app: App, views: _Views, prefix: str) -> None:
         ("/poll", views.poll, ("GET", "HEAD", "OPTIONS")),
         ("/sse.<any(js, mjs):suffix>", views.script, ("GET", "HEAD", "OPTIONS")),
         ("/sse.<version>.<any(js, mjs):suffix>", views.script_of, ("GET", "HEAD", "OPTIONS")),
+        ("/presence/<sse_rest:channel>", views.presence, ("GET", "HEAD", "OPTIONS")),
         ("/ticket", views.ticket, ("POST", "OPTIONS")),
         ("/publish", views.publish, ("POST", "OPTIONS")),
         ("/publish/<sse_rest:channel>", views.publish_raw, ("POST", "OPTIONS")),
@@ -315,6 +367,13 @@ def _respond(answer: Answer) -> Response:
     if answer.headers:
         response.headers.extend(answer.headers)
     return response
+
+
+def _shown(attendance: Attendance) -> dict[str, object]:
+    """Return who is there as the answer tells it: the count of all, and and the first subjects by name."""
+    members = sorted(attendance.connections.items())
+    shown = [{"sub": sub, "connections": count} for sub, count in members[:_MAX_MEMBERS]]
+    return {"count": attendance.total, "members": shown, "more": len(members) > _MAX_MEMBERS}
 
 
 def _script(incoming: Request, suffix: str, cache_control: str) -> Response:
