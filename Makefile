@@ -12,9 +12,10 @@ COMPILE := $(BIN)/uv pip compile --quiet --generate-hashes --universal --python-
 # The programs that the tests with browsers need.
 PARTS := g++ redis-server nginx lighttpd caddy haproxy openssl chromium firefox-esr MiniBrowser Xvfb
 
-.PHONY: help run test check lint check-browser check-chaos check-docs docs chaos browsers bench bench-more audit wheel format lock clean
+.PHONY: help run example test check lint check-browser check-chaos check-docs docs chaos browsers bench bench-more audit wheel format lock clean
 help:
 	@echo 'make run      set up and serve http://127.0.0.1:$(PORT)/ (REDIS=1: with Redis, on all cores)'
+	@echo 'make example  the same with an example: NAME=chat, scoreboard, auction or progress'
 	@echo 'make test     every check: lint, types, docs, tests with real parts, coverage, the wheel'
 	@echo 'make lint     the part of it that a commit has to pass: ruff and mypy'
 	@echo 'make docs     the pages and the API reference as a site, in docs/_build/html'
@@ -28,6 +29,10 @@ help:
 
 run: .venv/run
 	@tools/serve $(if $(REDIS),--redis)
+
+example: .venv/run
+	@[ -f "examples/$(NAME)/app.py" ] || { echo "make example NAME=..., one of: $$(cd examples && ls -d */ | tr -d /| xargs)" >&2; exit 2; }
+	@tools/serve --redis examples.$(NAME).app:app
 
 test: .venv/test tests/node_modules/.package-lock.json
 	@tools/need $(PARTS) chromedriver curl squid systemd-analyze varnishd

@@ -43,8 +43,11 @@ def _whole(name: str, default: int) -> int:
 
 send_buffer = _whole("SSE_SEND_BUFFER", 16_384)
 drain = _whole("SSE_DRAIN", 0)
+run_grace = _whole("SSE_RUN_GRACE", 25)
 # Seconds for streams to be closed and for requests to end. The rest is cut, and its clients go on elsewhere.
-graceful_timeout = drain + 2
+_request_seconds = drain + 2
+# Seconds after which gunicorn kills a worker. One whose runs have not ended may take so long.
+graceful_timeout = max(drain, run_grace) + 2
 max_requests = 0  # it would cut streams
 control_socket_disable = True
 # No header may replace a part of the request. gunicorn would take SCRIPT_NAME from a local proxy, which passes on what
@@ -101,6 +104,10 @@ def post_worker_init(worker: Any) -> None:
     is_ours = getattr(type(worker), "hands_off", False)
     if not is_ours:  # our worker has done it before it loaded the app
         follow_gunicorn(worker.log, worker.cfg)
+    if worker.cfg.graceful_timeout == graceful_timeout and is_ours:
+        worker.request_seconds = _request_seconds
+    elif worker.cfg.graceful_timeout == graceful_timeout:
+        worker.cfg.set("graceful_timeout", _request_seconds)  # for requests; runs go on in a thread, see _drain_at_end
     services = living()
     _share_files(worker, services, is_ours)
     for service in services:
@@ -143,8 +150,12 @@ def _share_files(worker: Any, services: Sequence[Any], is_ours: bool) -> None:
 
 
 def _tell_what_counts_elsewhere(worker: Any, services: Sequence[Any]) -> None:
-    if any((service.config.send_buffer, service.config.drain) != (send_buffer, drain) for service in services):
-        worker.log.warning("SSE_SEND_BUFFER and SSE_DRAIN count in the environment alone: gunicorn has to know them")
+    known = (send_buffer, drain, run_grace)
+    configs = [service.config for service in services]
+    if any((config.send_buffer, config.drain, config.run_grace) != known for config in configs):
+        worker.log.warning(
+            "SSE_SEND_BUFFER, SSE_DRAIN and SSE_RUN_GRACE count in the environment alone: gunicorn has to know them"
+        )
 
 
 def _tell_first_look() -> None:
@@ -163,14 +174,16 @@ def _drain_at_end(worker: Any, service: Any) -> None:
     """Close the streams of one of gunicorn's own workers with `drain` when it ends, before gunicorn cuts them.
 
     A thread does this, because a stream occupies the sync worker, and because a signal's handler cannot take a lock.
+    The exit of the process waits for the thread, which gives runs their time.
     """
 
     def watch() -> None:
-        while worker.alive:
+        while worker.alive and threading.main_thread().is_alive():
             time.sleep(0.1)
-        service.hub.drain(drain)
+        threading.Thread(target=service.hub.drain, args=(drain,), name="drain-streams", daemon=True).start()
+        service.finish(run_grace)
 
-    threading.Thread(target=watch, name="drain-at-end", daemon=True).start()
+    threading.Thread(target=watch, name="drain-at-end").start()
 
 
 def _spare_the_collector() -> None:

@@ -12,7 +12,8 @@ From the bottom up:
 7. `service` has the store, the hub, the revocations and the work of one app in this process.
 8. `web` answers requests, under any WSGI server. `server` is gunicorn's worker: its loop writes to all streams, so that
    none holds a greenlet.
-9. `extension` is the front for Flask apps, `cli` has the commands `flask sse …`, and `worker` is gunicorn's way in.
+9. `extension` is the front for Flask apps, `publisher` the front for processes without Flask, `cli` has the commands
+   `flask sse …`, and `worker` is gunicorn's way in.
 
 Start with `extension`: follow `SSE.publish` down into the store, and from the hub up again to a stream.
 """
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
         Unavailable,
     )
     from sse.extension import SSE, Event
+    from sse.publisher import Publisher
     from sse.version import __version__ as __version__
 
 __all__ = [
@@ -50,6 +52,7 @@ __all__ = [
     "IdempotencyConflict",
     "InvalidEvent",
     "NotFound",
+    "Publisher",
     "RunFailed",
     "RunRefused",
     "SSEError",
@@ -58,7 +61,12 @@ __all__ = [
     "TooLarge",
     "Unavailable",
 ]
-_HOMES = {"SSE": "sse.extension", "Event": "sse.extension", "__version__": "sse.version"}
+_HOMES = {
+    "SSE": "sse.extension",
+    "Event": "sse.extension",
+    "Publisher": "sse.publisher",
+    "__version__": "sse.version",
+}
 
 
 def __getattr__(name: str) -> Any:

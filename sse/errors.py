@@ -163,6 +163,13 @@ class WrongMethod(SSEError):
         return {"Allow": ", ".join(self.allowed)}  # RFC 9110, 15.5.6
 
 
+class NotAcceptable(SSEError):
+    """The client takes no stream, and this address gives nothing else (RFC 9110, 15.5.7)."""
+
+    status = 406
+    default_code = "not_acceptable"
+
+
 class Gone(SSEError):
     """A position cannot be continued on a bare stream: go on from the position in the answer."""
 

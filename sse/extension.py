@@ -11,9 +11,9 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import Any, Final, Literal, TypeVar, cast
 
-from flask import Flask, current_app, has_request_context, json, request
+from flask import Flask, Response, current_app, has_request_context, json, request
 from flask.logging import default_handler
 
 from sse.access.decision import Authorize, check_rule, unreached
@@ -24,18 +24,33 @@ from sse.errors import InvalidEvent
 from sse.event import DEFAULT_TYPE, check_channel, check_idempotency_key, plain_int, plain_str
 from sse.event import Event as StoredEvent
 from sse.log import follow_app, keep_until_exit, warn
-from sse.service import Service
+from sse.service import Service, SourceRules
 from sse.stores import Publication
 from sse.unheard import unheard
+from sse.web import own_views
 from sse.web.admission import Identify
-from sse.web.channel_rules import ChannelRules, variables_of
-from sse.web.views import make_blueprint
+from sse.web.channel_rules import ChannelRules, HTTPNotFound, variables_of
+from sse.web.own_views import OwnView
+from sse.web.views import Views, make_blueprint
 from sse.work.calls import check_function
 from sse.work.presence import Happening
+from sse.work.source import Source, check_source
+from sse.work.sources import Match
 from sse.work.writer import Writer
 
 _log = logging.getLogger("sse")
 F = TypeVar("F", bound=Callable[..., Any])
+
+_OF_THE_BODY: Final = (
+    "cache-control",
+    "connection",
+    "content-encoding",
+    "content-length",
+    "content-type",
+    "transfer-encoding",
+    "x-accel-buffering",
+)
+"""The headers that say how an own view's answer is written."""
 
 
 class SSE:
@@ -63,6 +78,7 @@ class SSE:
         self._authorize: Authorize | None = None
         self._identify: Identify | None = None
         self._happenings: dict[Happening, ChannelRules] = {"joined": ChannelRules(), "left": ChannelRules()}
+        self._rules = ChannelRules()
         self._services: weakref.WeakSet[Service] = weakref.WeakSet()  # an app that nobody else holds goes
         if app is not None:
             self.init_app(app)
@@ -96,6 +112,14 @@ class SSE:
         for rules in self._happenings.values():
             rules.know(app.url_map.converters)
         service.find_call = partial(_find_call, self._happenings, weakref.ref(app))
+        self._rules.know(app.url_map.converters)
+        service.source_rules = SourceRules(
+            match=cast("Match", self._rules.match),
+            context=partial(_context_of, weakref.ref(app)),
+            event_of=partial(_value_of, weakref.ref(service)),
+        )
+        if self._rules:
+            service.use_sources()
         app.extensions["sse"] = service
         self._services.add(service)
         app.register_blueprint(make_blueprint(service, lambda: self._authorize, lambda: self._identify))
@@ -125,6 +149,113 @@ class SSE:
         """
         self._authorize = check_rule(rule)
         return rule
+
+    def subscribe(
+        self,
+        *channels: str,
+        replay: int | None = None,
+        sub: str | None = None,
+        lifetime: float | None = None,
+        form: Literal["bare"] | None = None,
+        end: Literal["cut"] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Response:
+        """Return the answer to the current request: a stream of these channels, or a poll. The view is the permission.
+
+        A view returns it, in any blueprint, under any method and path. The answer is that of the route `/stream`; or of
+        `/poll`, if the header `Accept` likes `application/json` better than `text/event-stream` (RFC 9110, 12.5.1). The
+        query may have the parameters of that route. Its `channel` and `token` are ignored, and the arguments here win
+        over it. A client resumes with the last event id that it got. A channel that this id lacks is reset, because
+        clients do not choose the channels. A body has to be read before; up to 16 KB of the rest is dropped.
+
+        Neither a token nor `@sse.authorize` is asked: check in the view who asks. Limits, SSE_MAX_SUBSCRIBERS and the
+        CORS headers of SSE_ORIGINS hold as for the routes, but a CORS header of the app's own stays. Faults in the
+        request, and names that are no channels, are answered as the routes answer them. A preflight (`OPTIONS`) is
+        answered by the app.
+
+        :param replay: number of newest events to begin with, for a client without a last event id, up to SSE_RING.
+        :param sub: the reader's name, for `revoke`, which ends the stream; a new request is for the view to judge.
+        :param lifetime: seconds until a stream ends and its client reconnects, give or take 20 %; None for
+            SSE_STREAM_LIFETIME.
+        :param form: `bare` has the service say its own messages in comments only.
+        :param end: `cut` has the stream break off at its end, for clients that do not reconnect after a clean one.
+        :param headers: further headers of the answer. Those of the stream itself are not for the app to set.
+        :raises InvalidEvent: if no channel is given, or an argument has another type or value than these.
+
+        >>> from flask import abort, session
+        >>> @app.get("/inbox/events")
+        ... def inbox():
+        ...     if "user" not in session:
+        ...         abort(401)
+        ...     return sse.subscribe(f"user/{session['user']}", "news", sub=session["user"])
+        >>> client.get("/inbox/events").status
+        '401 UNAUTHORIZED'
+        >>> with client.session_transaction() as login:
+        ...     login["user"] = "ann"
+        >>> answer = client.get("/inbox/events?timeout=0", headers={"Accept": "application/json"})
+        >>> answer.json["last_event_id"]
+        'user/ann=0-0~news=0-0'
+        """
+        if not channels:
+            raise InvalidEvent("subscribe names no channel", "give one or more")
+        for channel in channels:
+            if not isinstance(channel, str):
+                raise InvalidEvent(
+                    f"a channel is {channel!a:.60}, not a string", "write subscribe(*channels) for a list"
+                )
+        if sub is not None and (not isinstance(sub, str) or not sub):
+            raise InvalidEvent(f"sub is {sub!a:.60}", "give the reader's name, or None")
+        if replay is not None and (not isinstance(replay, int) or replay < 0):
+            raise InvalidEvent(f"replay is {replay!a:.60}", "give a number of events, 0 or more")
+        if lifetime is not None and not lifetime > 0:
+            raise InvalidEvent(f"lifetime is {lifetime}", "give seconds, more than 0")
+        if form not in (None, "bare") or end not in (None, "cut"):
+            raise InvalidEvent(f"form is {form!a:.60} and end {end!a:.60}", "give form='bare' or end='cut', or None")
+        given = {"channel": [plain_str(channel) for channel in channels]}
+        given |= {"replay": [f"{plain_int(replay)}"]} if replay is not None else {}
+        given |= {name: [value] for name, value in (("form", form), ("end", end)) if value}
+        get_service()  # tells of an app that has none
+        return own_views.subscribe(_views(), OwnView(given, plain_str(sub or ""), lifetime, _own_headers(headers)))
+
+    def stream(self, iterable: Iterable[object], headers: Mapping[str, str] | None = None) -> Response:
+        """Return the answer to the current request: a stream of what an iterable gives, for this client alone.
+
+        A string is a piece of one text, an event of the type `text`. An `Event` is sent as it is, and any other value
+        as an event, as for `publish`. Heartbeats come while the iterable is slow. Nothing is stored, so a client that
+        was cut does not resume: it comes back with the id `~`, which all blocks have, and gets a 204. Use `run` for
+        whatever has to survive a reload.
+
+        The iterable, such as a generator, runs in a thread or greenlet of its own, in the context of the request. It is
+        not ahead of the client by more than a few values, beside the bytes in the buffers of the network. At its end
+        the stream says `sse.end` with the reason `done`. If it raises, the log has the error, and the reason is
+        `failed`. If this worker ends, the reason is `interrupted`. If the client goes, or the stream ends before the
+        iterable, the iterable is closed at its next value, so its `finally` runs. Our worker interrupts it also while
+        it waits, as for an upstream. The service hears of a client's leaving within two heartbeats.
+
+        The stream takes one of the SSE_MAX_SUBSCRIBERS, and the log warns of servers that can hold only a few. A client
+        that accepts no stream gets a 406. The query has no parameters.
+
+        :param iterable: gives strings, events and other values.
+        :param headers: further headers of the answer. Those of the stream itself are not for the app to set.
+        :raises InvalidEvent: if the iterable is a string or none, or for a header that the service sets.
+
+        >>> from sse import Event
+        >>> @app.get("/greeting")
+        ... def greeting():
+        ...     def give():
+        ...         yield "It "
+        ...         yield "rains."
+        ...         yield Event({"sources": 1}, "facts")
+        ...     return sse.stream(give())
+        >>> [line for line in client.get("/greeting").text.splitlines() if line.startswith("data: ")][1:]
+        ['data: It ', 'data: rains.', 'data: {"sources":1}', 'data: {"channel":null,"reason":"done"}']
+        """
+        service = get_service()
+        if isinstance(iterable, str | bytes) or not hasattr(iterable, "__iter__"):
+            hint = "give a generator (call the function that yields), a list or the like"
+            raise InvalidEvent(f"the iterable is {iterable!a:.60}", hint)
+        make_event = partial(_item_of, service)
+        return own_views.stream_items(_views(), service, iterable, make_event, _own_headers(headers))
 
     def publish(
         self, channel: str, data: object, type: str = DEFAULT_TYPE, *, idempotency_key: str | None = None
@@ -300,8 +431,8 @@ class SSE:
     def members(self, channel: str) -> list[dict[str, Any]]:
         """Return who is connected to a channel, over all workers: each subject, and the number of its connections.
 
-        The subject is that of the token or ticket, or what the function under `identify` returns. Connections without
-        a subject are in `count` only. Parameters, errors and delays are those of `count`.
+        The subject is that of the token or ticket, the `sub` of `subscribe`, or what the function under `identify`
+        returns. Connections without a subject are in `count` only. Delays are those of `count`.
 
         :param channel: a channel that SSE_PRESENCE matches.
         :raises InvalidEvent: if the channel is not valid.
@@ -333,7 +464,7 @@ class SSE:
         """Decorate the function that names the reader of the current request, for presence, and return the function.
 
         The function is called once for each stream or poll of a channel that SSE_PRESENCE matches, after it has been
-        allowed, and only if no token or ticket names its subject. It returns a string of up to 256 characters, or None
+        allowed, and only if neither a token or ticket nor `subscribe` names its subject. It returns a string of up to 256 characters, or None
         for an anonymous reader. The log names any other answer, and the reader is anonymous then. If the function calls
         `abort`, that is the answer to the request. If it raises another error, nothing opens: a poll gets 503, and a
         stream `sse.close` `busy`. There is one such function: a later one takes the place of an earlier one.
@@ -392,6 +523,62 @@ class SSE:
                 raise ValueError(f"the rule {rule!r} has a variable sub, which is the subject's: give it another name")
             check_function(f"@sse.{happening}", function, [*variables, "sub"])
             self._happenings[happening].add(rule, function)
+            return function
+
+        return decorate
+
+    def source(
+        self,
+        rule: str,
+        *,
+        interval: float | None = None,
+        linger: float = 5,
+        fresh: float = 60,
+        changes_only: bool = False,
+    ) -> Callable[[F], F]:
+        """Decorate a function that makes the events of channels while somebody listens to them; return the function.
+
+        The function is a generator, each of whose values is an event, or with an `interval` a function that is called
+        again and again and returns a value. A value is as for `publish`, or an `Event`, which has a type; None is
+        nothing new. Each channel has a run of its own. It begins with the channel's first subscriber on any worker, and
+        runs in one worker of all, in an app context. It ends when nobody has listened for `linger` seconds, give or
+        take 8: a generator is closed, so that its `finally` runs. Under our worker, this also cuts its wait, such as in
+        `time.sleep`, by a GeneratorExit. Elsewhere it is closed at its next `yield`, so a generator that waits for long
+        yields None now and then. If the worker dies, another one goes on within 10 s.
+
+        If the function raises, or if a generator returns, subscribers are told that the source is `down`, and it begins
+        again after a pause of 1 to 60 s. After a `NotFound` of werkzeug, as by `abort(404)`, the pause is 60 s. Each
+        worker runs at most SSE_MAX_SOURCES; further channels are `down`.
+
+        A source begins anew if Redis has been away for 6 s, or if its process was frozen: nothing of what it held is
+        stored. At most one runner stores events. One that wakes may make one more step, and stores nothing.
+
+        :param rule: which channels, in Flask's route syntax without the leading slash, such as `prices/<symbol>`. The
+            variables are the function's arguments. The most specific rule wins.
+        :param interval: seconds from one call to the next.
+        :param linger: seconds for which it goes on when nobody listens any more. A poll counts until 10 s after its
+            answer, and a poll with `timeout=0` not at all.
+        :param fresh: seconds for which the newest value is given at once to a new subscriber. A value of the runner of
+            now always is. With 0, new subscribers wait for the next value.
+        :param changes_only: store nothing for a value that equals the newest event of the channel.
+        :raises ValueError: if a rule is malformed or equals another one, or if a number is out of range.
+        :raises TypeError: if the function is async, lacks the rule's variables as arguments, or is a generator with an
+            interval.
+
+        >>> @sse.source("clocks/<int:hours>", interval=1)
+        ... def clock(hours: int) -> dict[str, int]:
+        ...     return {"hour": (time.gmtime().tm_hour + hours) % 24}
+        >>> client.get("/sse/poll?channel=clocks/1&timeout=2").json["events"]    # a first poll never waits
+        []
+        >>> client.get("/sse/poll?channel=clocks/1&timeout=2&replay=1").json["events"][0]["data"]
+        '{"hour":...}'
+        """
+
+        def decorate(function: F) -> F:
+            check_source(function, variables_of(rule), interval=interval, linger=linger, fresh=fresh)
+            self._rules.add(rule, Source(function, interval, linger, fresh, changes_only, (HTTPNotFound,)))
+            for service in self._services:
+                service.use_sources()
             return function
 
         return decorate
@@ -512,9 +699,47 @@ class Event(StoredEvent):
         super().__init__(data, type, _write_json)
 
 
+def _views() -> Views:
+    return cast("Views", current_app.extensions["sse.views"])
+
+
+def _own_headers(headers: Mapping[str, str] | None) -> list[tuple[str, str]]:
+    """Return the headers that a view adds to its answer.
+
+    :raises InvalidEvent: for a header that the service sets itself.
+    """
+    given = list((headers or {}).items())
+    for name, _ in given:
+        if name.lower() in _OF_THE_BODY:
+            raise InvalidEvent(f"headers has {name[:60]!a}, which the service sets", "leave it out")
+    return given
+
+
 def _write_json(value: object) -> object:
     """Return a value's JSON as the current app writes it; outside of an app, as Flask's DefaultJSONProvider does."""
     return current_app.json.dumps(value) if current_app else json.dumps(value, sort_keys=True)
+
+
+def _context_of(app: weakref.ref[Flask]) -> AbstractContextManager[object]:
+    """Return a new context of an app, for a function of the app that no request calls.
+
+    :raises RuntimeError: if the app has been garbage-collected.
+    """
+    living = app()
+    if living is None:
+        raise RuntimeError("the app is gone")
+    return living.app_context()
+
+
+def _value_of(service: weakref.ref[Service], value: object) -> StoredEvent:
+    """Return a value of a source as an event."""
+    event = value if isinstance(value, StoredEvent) else StoredEvent(value, DEFAULT_TYPE, _write_json)
+    living = service()
+    return living.check(event) if living else event
+
+
+def _item_of(service: Service, value: object) -> StoredEvent:
+    return service.check(value) if isinstance(value, StoredEvent) else _event_of(service, value, DEFAULT_TYPE)
 
 
 def _event_of(service: Service, data: object, type: str) -> StoredEvent:

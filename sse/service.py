@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 import _thread
+import contextlib
 import os
 import threading
 import weakref
 from _thread import RLock  # never patched by gevent, so that any thread may take it
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Final, NamedTuple, ParamSpec, TypeVar
+from typing import Any, Final, NamedTuple, ParamSpec, TypeVar, cast
 
 from sse.access.keys import PublishKeys
 from sse.access.revocations import Kind, Revocations
 from sse.access.token import Tokens
 from sse.config import Config
-from sse.errors import SSEError, TooLarge, Unavailable
-from sse.event import Event, Position, check_channel
+from sse.errors import Ended, SSEError, StoreUnavailable, TooLarge, Unavailable
+from sse.event import DEFAULT_TYPE, Event, Position, check_channel
 from sse.hub.hub import Hub
 from sse.owner import OwnerThread
-from sse.stores import Publication, Store, connect
+from sse.stores import Publication, Receipt, Store, connect
 from sse.stores.presence import Attendance
 from sse.work.presence import FindCall, Presence
 from sse.work.run import Breaker, Runs
+from sse.work.sources import Match, Sources
 from sse.work.writer import MakeEvent, Writer
 
 _EXTRA_SECONDS: Final = 2.0  # that a call from another thread may take beyond its wait for Redis
+_A_WRITE_SECONDS: Final = 86_400.0  # that a writer in another thread waits for Redis
 _CLOSE_SECONDS: Final = 30.0  # that another thread waits for `close`
 
 P = ParamSpec("P")
@@ -35,21 +38,25 @@ _services: weakref.WeakSet[Service] = weakref.WeakSet()
 
 
 def living() -> list[Service]:
-    """Return all services of this process, also those of apps that are wrapped in other WSGI apps."""
-    return list(_services)
+    """Return the services of all apps of this process, also of apps that are wrapped in other WSGI apps."""
+    return [service for service in _services if service.serves]
 
 
 class Service:
     """The store, hub and revocations of one app in this process.
 
+    Without an app, as in a `Publisher`, it is not among the `living` ones, of which servers take care.
+
     They are made when they are first used, because a server may fork, or gevent may replace the standard library's
     locks, after the app has been made. They are closed when the service is garbage-collected together with its app.
 
+    :param serves: it belongs to an app.
     :raises ConfigError: if a file that the settings name cannot be used.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, *, serves: bool = True) -> None:
         self.config = config
+        self.serves = serves
         self.tokens = Tokens(config)
         self.keys = PublishKeys(config)
         self.at_first_use: Callable[[], None] | None = None
@@ -60,6 +67,9 @@ class Service:
         """Set by a server whose threads can be interrupted while they wait, see `work.run`."""
         self.find_call: FindCall | None = None
         """Finds the app's function to call when somebody has joined or left a channel. It must not hold the app."""
+        self.source_rules: SourceRules | None = None
+        """Set by the extension: the sources of the app."""
+        self._has_sources = False
         self._made: _Made | None = None  # None until the first use in this process
         self._finalizer: weakref.finalize[..., Service] | None = None  # closes `_made`
         self._owner = OwnerThread()
@@ -87,6 +97,10 @@ class Service:
     @property
     def presence(self) -> Presence:
         return self._parts().presence
+
+    @property
+    def sources(self) -> Sources:
+        return self._parts().sources
 
     @property
     def is_working(self) -> bool:
@@ -136,16 +150,18 @@ class Service:
 
         :raises IdempotencyConflict: if a key was used before for another event. Nothing is stored, see `Store.publish`.
         :raises StoreUnavailable: if one or more may not be stored. Publish all of them again with the same keys.
+        :raises Ended: if a channel has ended. Its `ids` tell which events are stored nevertheless.
+        :raises TooLarge: with the code `run_full`, if an event does not fit into the ring of a run. Events before it
+            may be stored.
         """
         if self._owner.is_other_thread:
             return self._run_in_owner(self.config.redis_timeout + _EXTRA_SECONDS, self.publish, publications)
         if self.admit:
             self.admit()
-        positions = []
-        for receipt in self.store.publish(publications):
-            if isinstance(receipt, SSEError):
-                raise receipt
-            positions.append(receipt.position)
+        receipts = self.store.publish(publications)
+        positions = [receipt.position for receipt in receipts if isinstance(receipt, Receipt)]
+        if len(positions) < len(receipts):
+            raise _refusal(publications, receipts)
         return positions
 
     def revoke(self, kind: Kind, value: str) -> None:
@@ -186,8 +202,30 @@ class Service:
         )
 
     def writing(self, channel: str, make_event: MakeEvent, *, restart: bool) -> AbstractContextManager[Writer]:
-        """Begin a run that the caller writes, see `SSE.writing`."""
-        return self.runs.writing(check_channel(channel), make_event, restart=restart)
+        """Begin a run that the caller writes, see `SSE.writing`. Any thread may call this."""
+        channel = check_channel(channel)
+        if self._owner.is_other_thread:
+            return self._writing_elsewhere(channel, make_event, restart)
+        return self.runs.writing(channel, make_event, restart=restart)
+
+    @contextlib.contextmanager
+    def _writing_elsewhere(self, channel: str, make_event: MakeEvent, restart: bool) -> Iterator[Writer]:
+        """Begin a run, and yield a writer whose calls are carried out by the thread that the store belongs to."""
+
+        def in_owner(work: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
+            return self._run_in_owner(_A_WRITE_SECONDS, work, *args, **options)
+
+        # An event is made in this thread, which has the app's context.
+        begin = partial(self.writing, channel, lambda event, _type: cast("Event", event), restart=restart)
+        writing = in_owner(begin)
+        writer = in_owner(writing.__enter__)
+        try:
+            yield cast("Writer", _WriterElsewhere(writer, make_event, in_owner))
+        except BaseException as error:
+            in_owner(writing.__exit__, type(error), error, error.__traceback__)
+            raise
+        else:
+            in_owner(writing.__exit__, None, None, None)
 
     def stop(self, channel: str) -> bool:
         """End a run of any process, see `SSE.stop`. Any thread may call this."""
@@ -213,9 +251,19 @@ class Service:
             made.presence.close()
 
     def finish(self, seconds: float) -> None:
-        """Give the runs of this process so many seconds, and end the rest as `interrupted`. This makes no store."""
+        """Give the runs of this process so many seconds, and end the rest as `interrupted`; end its sources at once.
+
+        This makes no store.
+        """
         if made := self._made:
+            made.sources.finish()
             made.runs.finish(seconds)
+
+    def use_sources(self) -> None:
+        """Have the hub ask for sources from now on, because the app has some."""
+        self._has_sources = True
+        if made := self._made:
+            made.hub.began, made.hub.is_fresh = made.sources.began, made.sources.fresh
 
     def _run_in_owner(self, seconds: float, work: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
         """Have the thread that the store belongs to call `work`; return its result. Only other threads call this.
@@ -276,7 +324,7 @@ class Service:
             namespace=self.config.namespace,
             timeout=self.config.redis_timeout,
         )
-        hub = Hub(store, max_subscribers=self._max_subscribers)
+        hub = Hub(store, max_subscribers=self._max_subscribers, max_event_bytes=self.config.max_event_bytes)
         runs = Runs(
             store,
             write_every=self.config.write_every / 1000,
@@ -290,13 +338,85 @@ class Service:
             self.find_call,
             most_lingering=self._max_subscribers,
         )
-        ours = _Made(store, hub, Revocations(store, self.config.token_lifetime), runs, presence)
+        revocations = Revocations(store, self.config.token_lifetime)
+        ours = _Made(store, hub, revocations, runs, self._make_sources(store, hub), presence)
         with self._lock:
             if self._made is None:
                 self._made = ours
                 self._finalizer = weakref.finalize(self, _close_elsewhere, ours, self._also_closed)
                 self._finalizer.atexit = False
             return self._made
+
+    def _make_sources(self, store: Store, hub: Hub) -> Sources:
+        this = weakref.ref(self)
+        rules = self.source_rules or _NO_SOURCES
+        sources = Sources(
+            store,
+            hub,
+            match=rules.match,
+            context=rules.context,
+            event_of=rules.event_of,
+            most=self.config.max_sources,
+            breaker=lambda: service.breaker if (service := this()) else None,
+        )
+        if self._has_sources:
+            hub.began, hub.is_fresh = sources.began, sources.fresh
+        return sources
+
+
+class SourceRules(NamedTuple):
+    """The sources of an app. None of the three refers to the app or the service, which would never be collected.
+
+    :param match: finds the source of a channel.
+    :param context: makes a context of the app.
+    :param event_of: makes a checked event of a value, in that context.
+    """
+
+    match: Match
+    context: Callable[[], AbstractContextManager[object]]
+    event_of: Callable[[object], Event]
+
+
+_NO_SOURCES: Final = SourceRules(lambda _: None, contextlib.nullcontext, Event)
+
+
+class _WriterElsewhere:
+    """A writer for a thread that the store does not belong to, see `OwnerThread`."""
+
+    def __init__(self, writer: Writer, make_event: MakeEvent, in_owner: Callable[..., Any]) -> None:
+        self._writer = writer
+        self._make_event = make_event
+        self._in_owner = in_owner
+
+    def write(self, text: str) -> Any:
+        return self._in_owner(self._writer.write, text)
+
+    def publish(self, data: object, type: str = DEFAULT_TYPE) -> Any:
+        return self._in_owner(self._writer.publish, self._make_event(data, type), type)
+
+    def flush(self) -> None:
+        self._in_owner(self._writer.flush)
+
+    def confirm(self) -> None:
+        self._in_owner(self._writer.confirm)
+
+
+def _refusal(publications: Sequence[Publication], receipts: Sequence[Receipt | SSEError]) -> SSEError:
+    """Return the error to raise for a call of which some events were refused.
+
+    An event that may be stored comes first, because only the caller can find out, by publishing all events again.
+    """
+    faults = [receipt for receipt in receipts if isinstance(receipt, SSEError)]
+    fault = min(faults, key=lambda fault: (not isinstance(fault, StoreUnavailable), not isinstance(fault, Ended)))
+    if isinstance(fault, Ended):
+        ids = [
+            f"{publication.channel}={receipt.position}" if isinstance(receipt, Receipt) else None
+            for publication, receipt in zip(publications, receipts, strict=True)
+        ]
+        return Ended(fault.message, fault.hint, ids=ids if any(ids) else ())
+    if isinstance(fault, TooLarge):  # by its code, a caller tells it from data that is too large for any channel
+        return TooLarge(fault.message, fault.hint, code="run_full")
+    return fault
 
 
 class _Made(NamedTuple):
@@ -306,12 +426,14 @@ class _Made(NamedTuple):
     hub: Hub
     revocations: Revocations
     runs: Runs
+    sources: Sources
     presence: Presence
 
 
 def _close(made: _Made | None, others: Sequence[Callable[[], None]]) -> None:
     if made:
-        made.runs.close()  # while the others still work
+        made.sources.close()  # while the others still work
+        made.runs.close()
         made.hub.close()
         made.revocations.close()
         made.presence.close()

@@ -2,11 +2,21 @@
 
 /** Follow channels of the service at `url`, such as "/sse" or "https://push.example/sse". */
 declare function SSE(url: string, options: SSE.Options): SSE.Feed;
+/** Follow the channels that a view of the app chooses, which answers with `sse.subscribe`. */
+declare function SSE(options: SSE.ViewOptions): SSE.Feed;
 
 declare namespace SSE {
-  interface Options {
+  interface Options extends CommonOptions {
     /** The names of the channels, as a list or as a text with spaces between them. */
     channels: readonly string[] | string;
+  }
+
+  interface ViewOptions extends CommonOptions {
+    /** The view's address, such as "/inbox/events". Its query is kept. */
+    view: string;
+  }
+
+  interface CommonOptions {
     /** Sent with each request; or a function that gives each new ticket to `use`. An empty text closes the feed. */
     token?: string | ((use: (token: string) => void) => void);
     /** Where a ticket is fetched, as text or as JSON with the member `token` or `ticket`. */
@@ -62,6 +72,13 @@ declare namespace SSE {
     readonly missed: number | null;
   }
 
+  /** The last word of a channel: its text, or whatever wrote there, has ended. */
+  interface End {
+    readonly channel: string;
+    readonly id: string;
+    readonly reason: "done" | "stopped" | "failed" | "lost" | "interrupted";
+  }
+
   interface Expiry {
     /** The seconds that the token is still good for. */
     readonly expires: number;
@@ -72,12 +89,15 @@ declare namespace SSE {
     "sse.event": Event;
     "sse.state": StateChange;
     "sse.reset": Reset;
+    "sse.end": End;
     "sse.auth": Expiry;
   }
 
   interface Feed extends Status {
     /** The positions of all channels, from which a later page can go on. */
     readonly lastEventId: string;
+    /** The pieces of the channel so far: its events of type "text", joined. A reset empties it. */
+    text(channel: string): string;
     on<K extends keyof OwnEvents>(type: K, listener: (event: OwnEvents[K]) => void): this;
     on(type: string, listener: (event: Event) => void): this;
     off<K extends keyof OwnEvents>(type: K, listener: (event: OwnEvents[K]) => void): this;
@@ -115,7 +135,7 @@ export default SSE;
 
 declare global {
   interface HTMLScriptElement {
-    /** The feed of a tag with data-channels. */
+    /** The feed of a tag with data-channels or data-view. */
     sse?: SSE.Feed;
   }
   interface HTMLHtmlElement {
@@ -126,6 +146,7 @@ declare global {
   interface TagEventMap {
     "sse-state": CustomEvent<SSE.StateChange>;
     "sse-reset": CustomEvent<SSE.Reset>;
+    "sse-end": CustomEvent<SSE.End>;
     "sse-auth": CustomEvent<SSE.Expiry>;
     [event: `sse:${string}`]: CustomEvent<SSE.Event>;
   }

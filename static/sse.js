@@ -6,6 +6,7 @@
  *   <script src="https://push.example/sse/sse.js" data-channels="prices/acme orders" defer></script>
  *
  *   data-channels     the channels, separated by spaces
+ *   data-view         in place of data-channels: a view of the app that answers with its channels (sse.subscribe)
  *   data-url          the service, such as https://push.example/sse; by default where this script comes from
  *   data-token        sent with each request as the parameter `token`
  *   data-token-url    where to get a ticket, as text or as the member `token` or `ticket` of JSON, before a
@@ -14,7 +15,8 @@
  *   data-credentials  send cookies to the service on another origin too
  *   data-share        "off": a connection of its own, instead of one for all tabs
  *   data-heartbeat    seconds of quiet before a heartbeat
- *   data-into         a selector: each event's text replaces the element's; to a list (ul, ol) an item is added
+ *   data-into         a selector: each event's text replaces the element's; to a list (ul, ol) an item is added;
+ *                     pieces, which are events of type "text", are appended
  *   data-template     a text such as "{name}: {price}", or "#" and the id of an element to copy for each event;
  *                     {type}, {data}, {id}, {channel} and members of JSON data such as {user.name} are filled in
  *   data-types        the types of the events to show there; by default all
@@ -24,15 +26,18 @@
  *   data-keep         how many rows to keep there (100)
  *
  *   On the tag's element, and once on `document` if several tags have the channel: "sse:TYPE" for each event, detail
- *   {channel, id, type, data, json}; "sse-reset", detail {channel, reason, missed, id}. For each tag, on both:
+ *   {channel, id, type, data, json}; "sse-reset", detail {channel, reason, missed, id}; "sse-end", detail {channel,
+ *   reason, id}. For each tag, on both:
  *   "sse-state", detail {state, reason, transport, shared, tabs, channels}; "sse-auth", detail {expires}, in seconds.
  *
  * By hand:
  *
  *   var feed = SSE("/sse", {channels: ["orders"], token, tokenUrl, replay, credentials, share, heartbeat, lastEventId});
+ *   var feed = SSE({view: "/inbox/events"});                       // the view chooses the channels
  *   token may be function (use) { … use(token); }: called for a new one, when data-token-url would be requested
  *   feed.on("created", function (event) { show(event.json); });    // also off(type, fn), close()
- *   feed.on("sse.event" | "sse.state" | "sse.reset" | "sse.auth", …);           // each event; our own notices
+ *   feed.on("sse.event" | "sse.state" | "sse.reset" | "sse.end" | "sse.auth", …);      // each event; our own notices
+ *   feed.text(channel)                                             // its pieces so far; a reset empties it
  *   feed.state       connecting | live | polling | waiting | closed; beside it reason, transport, shared, tabs, lastEventId
  *   new SSE.EventSource(url, {withCredentials})                    // the standard interface
  *   SSE.noConflict()                        // gives window.SSE back; ours is document.documentElement.sse, too
@@ -41,7 +46,8 @@
  * connection going over the transport that works; a Member, which shares the line of the tab that leads; a Feed, which
  * the page holds. Events and resets arrive in *steps*: {channel, from, to, items} has all items between two positions
  * of a channel. A feed takes a step only if its own position is the step's `from`. So no event is lost or doubled,
- * over any transport and from any tab.
+ * over any transport and from any tab. The end of a channel is an item, too. A channel that has ended moves from
+ * `places` to `ends`, and is not asked for again.
  */
 (function (root, global) { // equal in a classic script; different in a module, and outside of browsers
   "use strict";
@@ -67,10 +73,12 @@
   var LOCK = 1000; // ms for a lock that is taken from a leader without an answer
   var GONE = 75000; // ms after which a tab out of sight no longer counts
   var FRESH = 30000; // ms that a token is used for new connections: a ticket lives 60 s
+  var MOST_TEXT = 16000000; // characters that a feed keeps of a channel's pieces
   var MOST_KNOWN = 10000; // events that `document` was told of; a service keeps 1,000 of each channel by itself
-  var FINAL = { 400: 1, 401: 1, 403: 1 }; // statuses that close a feed, if the service itself answers so
+  var FINAL = { 400: 1, 401: 1, 403: 1, 406: 1 }; // statuses that close a feed, if the service itself answers so
   var CODE = /^(script|style|template)$/i; // elements whose text is not for readers
-  var OWN_TYPES = ["sse.open", "sse.heartbeat", "sse.event", "sse.reset", "sse.auth", "sse.close"];
+  var PIECE = "text"; // the type of the pieces of a text
+  var OWN_TYPES = ["sse.open", "sse.heartbeat", "sse.event", "sse.reset", "sse.end", "sse.auth", "sse.close"];
 
   /* Small things */
 
@@ -140,6 +148,13 @@
     return Math.random().toString(36).slice(2);
   }
 
+  // This page's name at the service, on all its connections: who is present is counted by it.
+  var CLIENT = (unique() + unique() + unique()).slice(0, 16);
+
+  function isEmpty(object) {
+    return !Object.keys(object).length;
+  }
+
   function absolute(url) {
     var link;
     if (!document) throw new Error("SSE: there is no page here: make feeds in a browser");
@@ -179,6 +194,40 @@
       if (at > 0) places[entry.slice(0, at)] = entry.slice(at + 1);
     });
     return places;
+  }
+
+  // Whether two positions are in the same ring: a run that is begun anew has a ring with another tag.
+  function sameRing(one, other) {
+    return Boolean(one && other) && one.split("-")[1] === other.split("-")[1];
+  }
+
+  /* Where a feed or a line stands: `places` has its channels, `ends` those that have ended */
+
+  function both(places, ends) {
+    var all = map(places), channel;
+    for (channel in ends) all[channel] = ends[channel];
+    return all;
+  }
+
+  function put(places, ends, channel, position, over) {
+    delete (over ? places : ends)[channel];
+    (over ? ends : places)[channel] = position;
+  }
+
+  // A view's answer names the view's channels. Returns true if they are others than before.
+  function adopt(places, ends, names) {
+    var changed = false;
+    [places, ends].forEach(function (known) {
+      Object.keys(known).forEach(function (channel) {
+        if (names.indexOf(channel) < 0) changed = delete known[channel];
+      });
+    });
+    names.forEach(function (channel) {
+      if (channel in places || channel in ends) return;
+      places[channel] = "";
+      changed = true;
+    });
+    return changed;
   }
 
   /* The memory of a host: shared by all tabs where there is localStorage */
@@ -376,7 +425,7 @@
 
   // Waits `patience` ms for an answer to begin, ANSWER_GAP for each further byte, and LONGEST_ANSWER for all of it.
   // Calls answer(status, text, Retry-After in ms, bytes that came).
-  function get(url, credentials, patience, answer) {
+  function get(url, credentials, patience, answer, accept) {
     var xhr = new root.XMLHttpRequest(), bytes = 0, began = 0, timer;
 
     function finish(status) {
@@ -398,6 +447,7 @@
     }
 
     xhr.open("GET", url);
+    if (accept) xhr.setRequestHeader("Accept", accept);
     xhr.withCredentials = credentials;
     xhr.onreadystatechange = function () {
       if (xhr.readyState === 4) finish(xhr.status);
@@ -414,11 +464,15 @@
 
   /* Asking the service */
 
+  // A view has one address for both transports, and chooses the channels. What its own query names is left to the app.
   function address(service, path, places, parameters) {
-    var pairs = Object.keys(places).map(function (channel) {
+    var view = service.view, pairs = (view ? [] : Object.keys(places)).map(function (channel) {
       return ["channel", channel];
-    }).concat([["last_event_id", formatId(places)], ["token", service.token]], parameters, [["_", unique()]]);
-    return service.url + path + "?" + pairs.filter(function (pair) {
+    }).concat([["token", service.token]], parameters, [["client", CLIENT], ["_", unique()]]).filter(function (pair) {
+      return !view || ("&" + service.query).indexOf("&" + pair[0] + "=") < 0;
+    });
+    pairs.unshift(["last_event_id", formatId(places)]);
+    return service.url + (view ? "" : path) + "?" + pairs.filter(function (pair) {
       return pair[1];
     }).map(function (pair) {
       return pair[0] + "=" + encodeURIComponent(pair[1]);
@@ -459,7 +513,7 @@
     function connect() {
       began = now();
       return get(address(service, "/poll", asked, [["timeout", seconds], ["replay", replay], ["max_bytes", size]]),
-        service.credentials, (seconds + 10) * 1000, answered);
+        service.credentials, (seconds + 10) * 1000, answered, service.view && "application/json");
     }
 
     function answered(status, text, after, bytes) {
@@ -472,7 +526,7 @@
         // the network took.
         size *= Math.min(service.growth, Math.max(0.25, 1000 / age));
         if (answer.more) service.bytes = Math.min(service.most, size);
-        return done(null, toSteps(asked, answer), answer);
+        return done(null, toSteps(service, asked, answer), answer);
       }
       if (status === 401 && (service.renew || after) && !again) {
         service.renewedAt = 0; // after a revocation, only what is issued a little later is taken
@@ -511,32 +565,38 @@
     };
   }
 
-  function toSteps(asked, answer) {
-    var reached = parseId(answer.last_event_id), steps = map();
-    Object.keys(asked).forEach(function (channel) {
-      steps[channel] = { channel: channel, from: asked[channel], to: reached[channel] || asked[channel], items: [] };
+  function toSteps(service, asked, answer) {
+    var reached = parseId(answer.last_event_id), steps = map(), list;
+    Object.keys(service.view ? reached : asked).forEach(function (channel) {
+      var from = asked[channel] || "";
+      steps[channel] = { channel: channel, from: from, to: reached[channel] || from, items: [] };
     });
     answer.resets.forEach(function (reset) {
-      steps[reset.channel].items.push(toReset(reset, steps[reset.channel].to));
+      steps[reset.channel].items.push(toNotice("sse.reset", reset, steps[reset.channel].to));
     });
     answer.events.forEach(function (event) {
       steps[event.channel].items.push(event);
     });
-    return Object.keys(steps).map(function (channel) {
+    Object.keys(answer.ended || {}).forEach(function (channel) {
+      if (steps[channel]) steps[channel].items.push(toEnd(channel, answer.ended[channel], steps[channel].to));
+    });
+    list = Object.keys(steps).map(function (channel) {
       return steps[channel];
     }).filter(function (step) {
-      return step.from !== step.to;
+      return step.from !== step.to || step.items.length;
     });
+    if (service.view) list.channels = Object.keys(steps);
+    return list;
   }
 
-  function toReset(reset, position) {
-    return {
-      type: "sse.reset",
-      channel: reset.channel,
-      reason: reset.reason,
-      missed: reset.missed,
-      id: reset.channel + "=" + position
-    };
+  function toNotice(type, told, position) {
+    told.type = type;
+    told.id = told.channel + "=" + position;
+    return told;
+  }
+
+  function toEnd(channel, reason, position) {
+    return toNotice("sse.end", { channel: channel, reason: reason }, position);
   }
 
   // Gives the milliseconds until the next try: they grow exponentially, with full jitter.
@@ -557,7 +617,8 @@
   /*
    * A line keeps one connection going, over the transport that works. It calls its listener `heard`: steps(list),
    * beat() for each sign of life from the service, state(state, reason, transport), refused(fault) if the service
-   * refuses it.
+   * refuses it, channels(names) if its view has others. A channel that has ended leaves it, and the connection goes on.
+   * Without a channel, the line rests until one is added.
    *
    *   connecting  A stream is opened, and its first message makes it live. If the stream is silent for 3 s or refused,
    *               a poll is sent beside it. If the poll answers first → polling. But the first refusal → waiting, and
@@ -568,7 +629,7 @@
    *               waiting, then a stream, because a stream brings its events one by one.
    *   waiting     After the wait → connecting, or polling.
    */
-  function Line(service, places, crowd, heard) {
+  function Line(service, places, ends, crowd, heard) {
     var memory = service.memory, backoff = Backoff();
     var on = false, waiting = false, live = false, proven = false, refusals = 0;
     var stands = null, stream = null, asking = null, timer = 0, restart = 0, action = null, due = 0;
@@ -599,9 +660,18 @@
       live = waiting = false;
     }
 
+    function rests() {
+      return !on || isEmpty(places);
+    }
+
+    // The positions that a request names. A view that is not told of an end would tell it again.
+    function getPlaces() {
+      return service.view ? both(places, ends) : places;
+    }
+
     function run(why) {
       halt();
-      if (!on) return;
+      if (rests()) return;
       if (crowd.full() || memory.polls()) poll();
       else open(why);
     }
@@ -622,12 +692,20 @@
     }
 
     function move(steps) {
-      var taken = steps.filter(function (step) {
-        if (places[step.channel] !== step.from) return false; // of a channel that has left, or has come back elsewhere
-        places[step.channel] = step.to;
+      var taken;
+      if (steps.channels) choose(steps.channels);
+      taken = steps.filter(function (step) {
+        var channel = step.channel, last = step.items[step.items.length - 1];
+        if ((channel in ends ? ends : places)[channel] !== step.from) return false; // it has left, or is elsewhere
+        put(places, ends, channel, step.to, last && last.type === "sse.end");
         return true;
       });
       if (taken.length) heard.steps(taken);
+      if (rests()) halt();
+    }
+
+    function choose(names) {
+      if (adopt(places, ends, names)) heard.channels(names);
     }
 
     /* The stream */
@@ -638,11 +716,11 @@
 
       function connect() {
         opened = heardAt = now();
-        stands = map(places);
+        stands = map(getPlaces());
         moved = false;
         movedAt = 0;
         after(PATIENCE, question);
-        return (root.EventSource ? openEventSource : openXhr)(address(service, "/stream", places,
+        return (root.EventSource ? openEventSource : openXhr)(address(service, "/stream", stands,
           [["ids", "delta"], ["types", "data"], ["heartbeat", heartbeat()]]), service.credentials, message, ended);
       }
 
@@ -659,7 +737,7 @@
         else if (type === "sse.close") leave(parse(data) || {});
         else if (type === "sse.heartbeat") heard.beat();
         else if (type === "sse.auth") expire(parse(data));
-        else receive(type, data, id);
+        else if (OWN_TYPES.indexOf(type) >= 0) receive(type, data, id);
       }
 
       function ended() {
@@ -693,17 +771,25 @@
     }
 
     function begin(told, transport) {
+      var channels = told.channels || {};
       live = proven = true;
       refusals = 0;
       period = told.heartbeat || period;
       backoff.base = told.retry || backoff.base;
       memory.stream();
+      if (service.view) choose(Object.keys(channels));
       heard.state("live", "the stream delivers", transport);
+      move(Object.keys(channels).filter(function (channel) {
+        return channels[channel].ended && stands[channel];
+      }).map(function (channel) {
+        var at = stands[channel];
+        return { channel: channel, from: at, to: at, items: [toEnd(channel, channels[channel].ended, at)] };
+      }));
     }
 
     function receive(type, data, id) {
       var at = id.indexOf("="), channel = id.slice(0, at), to = id.slice(at + 1), end = data.indexOf("\n");
-      var from = stands[channel];
+      var from = stands[channel] || "";
       stands[channel] = to;
       if (type === "sse.event" && from === places[channel]) {
         moved = true;
@@ -713,21 +799,21 @@
         channel: channel,
         from: from,
         to: to,
-        items: [type === "sse.reset" ? toReset(parse(data), to)
+        items: [type !== "sse.event" ? toNotice(type, parse(data), to)
           : { channel: channel, id: id, type: data.slice(0, end), data: data.slice(end + 1) }]
       }]);
     }
 
     // The stream is silent or refused. A poll shows the reason. If the poll delivers first, polling is better here.
     function question() {
-      asking = ask(service, places, 1, 0, function (fault, steps) {
+      asking = ask(service, getPlaces(), 1, 0, function (fault, steps) {
         var mute = stream !== null, reason = mute ? "the stream was mute" : "the stream was refused";
         asking = null;
         if (fault) return failed(fault);
         halt();
         move(steps);
         refusals += 1;
-        if (!on) return;
+        if (rests()) return;
         if (refusals < 2 && !mute) return wait(backoff.next(), reason);
         if (refusals < 2 && proven) return open(reason); // a restart may have been at fault
         memory.poll(reason);
@@ -768,7 +854,7 @@
 
     function poll() {
       var hold = lasts(memory.get("held")) ? memory.get("hold") : HOLD, began = now(), crowded = crowd.full();
-      asking = ask(service, places, crowded ? 1 : hold, 0, function (fault, steps, answer) {
+      asking = ask(service, getPlaces(), crowded ? 1 : hold, 0, function (fault, steps, answer) {
         asking = null;
         if (fault) {
           shorten(fault, hold);
@@ -779,7 +865,7 @@
         backoff.base = answer.retry || backoff.base;
         if (!steps.length) heard.beat();
         move(steps);
-        if (!on || asking || stream) return; // a listener has changed the line
+        if (rests() || asking || stream) return; // a listener has changed the line
         if (!crowded && !memory.polls()) {
           bursts = 1; // it has to be heard of soon
           return open("trying the stream again");
@@ -802,6 +888,7 @@
 
     return {
       places: places,
+      ends: ends,
       start: function (why) {
         on = true;
         run(why);
@@ -811,18 +898,21 @@
         halt();
         crowd.leave();
       },
-      // Adds channels. A line that waits for its next try includes them by itself.
+      // Adds channels, or asks the view again. A line that waits for its next try includes them by itself.
       add: function (more) {
-        Object.keys(more).forEach(function (channel) {
-          places[channel] = more[channel];
+        Object.keys(service.view ? {} : more).forEach(function (channel) {
+          put(places, ends, channel, more[channel]);
         });
         root.clearTimeout(restart);
         if (on && !waiting) restart = root.setTimeout(run, 100, "more channels");
       },
       drop: function (channels) {
+        if (service.view) return;
         channels.forEach(function (channel) {
           delete places[channel];
+          delete ends[channel];
         });
+        if (rests()) halt();
       },
       // Tries again at once, because the network is back or the machine has woken.
       nudge: function (why) {
@@ -850,7 +940,8 @@
   /*
    * A member is one of the tabs (and feeds of one page) that share a line. The member that has the lock leads: its
    * line has the channels of all members, and it posts each step to all. If a member's position is not where a step
-   * begins, the member sends a poll of its own.
+   * begins, the member sends a poll of its own. If a channel has ended, its members leave. A leader that has left goes
+   * on leading as long as others need its line.
    *
    *   newcomer   has posted `join` and queues for the lock          → follower, leader; FIRST_WORD without an answer: taker
    *   follower   hears the leader; if visible, it posts `knock`     → leader; WORD without an answer: taker
@@ -871,7 +962,8 @@
   }
 
   function Member(feed, service) {
-    var name = ["sse", VERSION, service.url, service.query, service.credentials, identity(service.token)].join(" ");
+    var user = identity(service.token);
+    var name = ["sse", VERSION, service.url, service.query, service.credentials, user, service.view].join(" ");
     var me = unique(), bus = new root.BroadcastChannel(name), round = 0, closed = false;
     var leader = "", term = 0, seat = "", heardAt = 0, told = map(), joinedAt = 0;
     var line = null, aside = null, release = noop, members = map(), shown = [];
@@ -931,7 +1023,7 @@
       heard();
       crowd = Crowd(service.host, 4, seat);
       seat = crowd.seat;
-      line = Line(service, map(feed.places), crowd, {
+      line = Line(service, map(feed.places), map(feed.ends), crowd, {
         steps: function (steps) {
           post("steps", { steps: steps });
           feed.take(steps);
@@ -941,6 +1033,10 @@
           tell();
         },
         beat: tell,
+        channels: function (names) {
+          feed.choose(names);
+          tell(); // before the steps of the new ones
+        },
         auth: function (told) {
           post("auth", { told: told });
           feed.auth(told);
@@ -954,14 +1050,19 @@
     }
 
     function tell() {
-      var tabs = 1;
+      var tabs = isEmpty(feed.places) ? 0 : 1;
       if (!line) return;
       Object.keys(members).forEach(function (id) {
         if (members[id].at < now() - 2 * SILENT_LEADER) leave(id);
         else tabs += 1;
       });
       heardAt = now();
-      post("lead", { places: line.places, shown: [shown[0], shown[1], shown[2]], tabs: tabs, seat: seat });
+      post("lead", {
+        places: both(line.places, line.ends),
+        shown: [shown[0], shown[1], shown[2]],
+        tabs: tabs,
+        seat: seat
+      });
       feed.show(shown[0], shown[1], shown[2], true, tabs);
     }
 
@@ -969,7 +1070,8 @@
       var known = id in members, more = map(), missing = false;
       members[id] = { at: now(), places: map(places) };
       Object.keys(places).forEach(function (channel) {
-        if (channel in line.places) return;
+        // A member that has not heard of the end yet asks by itself.
+        if (channel in line.places || sameRing(line.ends[channel], places[channel])) return;
         more[channel] = places[channel];
         missing = true;
       });
@@ -979,7 +1081,7 @@
 
     function leave(id) {
       delete members[id];
-      line.drop(Object.keys(line.places).filter(function (channel) {
+      line.drop(Object.keys(both(line.places, line.ends)).filter(function (channel) {
         return !(channel in feed.places) && !Object.keys(members).some(function (other) {
           return channel in members[other].places;
         });
@@ -1051,6 +1153,7 @@
       if (fresh) told = map();
       leader = message.by;
       seat = message.seat;
+      if (service.view) feed.choose(Object.keys(stands));
       if (fresh || now() - joinedAt > SILENT_LEADER) join();
       Object.keys(feed.places).forEach(function (channel) {
         if (channel in stands) told[channel] = stands[channel];
@@ -1077,7 +1180,7 @@
       suspicion = 0;
       if (!differs()) return;
       before = formatId(told);
-      asking = ask(service, feed.places, 1, 0, function (fault, steps, answer) {
+      asking = ask(service, feed.getPlaces(), 1, 0, function (fault, steps, answer) {
         asking = null;
         if (!fault) feed.take(steps);
         else if (fault.final) feed.finish(fault);
@@ -1128,6 +1231,13 @@
     join();
     knock(takeLead, FIRST_WORD);
     return {
+      stay: function () {
+        tell();
+        return Boolean(line);
+      },
+      isNeeded: function () {
+        return line && !isEmpty(line.places) && !isEmpty(members);
+      },
       nudge: function (why) {
         if (line || aside) (line || aside).nudge(why);
       },
@@ -1156,9 +1266,10 @@
   /* A feed: what the page holds. Inside, `feed`; the page gets its `face` */
 
   function Feed(url, options) {
-    var link = absolute(url), credentials = Boolean(options.credentials);
+    var link = absolute(url), view = Boolean(options.view), credentials = Boolean(options.credentials);
     var service = {
-      url: link.href.replace(/\/*([?#].*)?$/, ""),
+      url: link.href.replace(view ? /[?#].*$/ : /\/*([?#].*)?$/, ""),
+      view: view,
       query: link.search.slice(1),
       token: options.token,
       renew: null, // gets a new token, for a callback
@@ -1172,10 +1283,22 @@
       host: link.host,
       memory: Memory(link.host)
     };
-    var places = map(), listeners = map(), backoff = Backoff(), share = options.share !== false;
+    var places = map(), ends = map(), texts = map(), listeners = map();
+    var backoff = Backoff(), share = options.share !== false;
     var keeper = null, asking = null, timer = 0, settled = false, closed = false, tickedAt = now(), shown = "";
-    var face = { on: on, off: off, close: close, lastEventId: "" };
-    var feed = { places: places, take: take, show: show, finish: finish, alone: alone, ownLine: ownLine, auth: auth };
+    var face = { on: on, off: off, close: close, text: getText, lastEventId: "" };
+    var feed = {
+      places: places,
+      ends: ends,
+      getPlaces: getPlaces,
+      take: take,
+      choose: choose,
+      show: show,
+      finish: finish,
+      alone: alone,
+      ownLine: ownLine,
+      auth: auth
+    };
     var began = parseId(options.lastEventId);
 
     /* Telling the page */
@@ -1199,42 +1322,78 @@
     }
 
     function auth(told) {
-      emit("sse.auth", told);
+      if (!closed) emit("sse.auth", told);
+    }
+
+    function getText(channel) {
+      return texts[channel] || "";
+    }
+
+    function getPlaces() {
+      return view ? both(places, ends) : places;
     }
 
     function show(state, reason, transport, shared, tabs) {
       var told = { state: state, reason: reason || "", transport: transport, shared: shared, tabs: tabs };
-      var text = JSON.stringify(told), name;
+      var channels = view ? Object.keys(both(places, ends)) : options.channels;
+      var text = JSON.stringify([told, channels]), name;
       if (closed || text === shown) return;
       shown = text;
       for (name in told) face[name] = told[name];
-      told.channels = options.channels;
+      told.channels = channels;
       emit("sse.state", told);
     }
 
     // Takes only the steps that begin at this feed's position.
     function take(steps) {
+      if (steps.channels) choose(steps.channels);
       steps.forEach(function (step) {
-        if (places[step.channel] !== step.from) return;
+        var channel = step.channel;
+        if ((channel in ends ? ends : places)[channel] !== step.from) return;
         step.items.forEach(function (item) {
-          if (closed) return;
-          places[step.channel] = item.id.slice(step.channel.length + 1);
-          face.lastEventId = formatId(places, step.channel);
-          if (item.type === "sse.reset") return emit("sse.reset", item);
+          var over = item.type === "sse.end";
+          if (closed || (over && channel in ends)) return;
+          put(places, ends, channel, item.id.slice(channel.length + 1), over);
+          face.lastEventId = formatId(both(places, ends), channel);
+          if (item.type === "sse.reset") texts[channel] = "";
+          if (over || item.type === "sse.reset") return emit(item.type, item);
+          if (item.type === PIECE) keepPiece(channel, item.data);
           item.json = parse(item.data);
           emit("sse.event", item);
           return emit(item.type, item);
         });
-        if (!closed) places[step.channel] = step.to;
+        if (!closed) put(places, ends, channel, step.to, channel in ends);
       });
-      face.lastEventId = formatId(places);
+      face.lastEventId = formatId(both(places, ends));
+      if (!closed && isEmpty(places) && !isEmpty(ends)) end();
+    }
+
+    function keepPiece(channel, piece) {
+      var text = getText(channel) + piece;
+      texts[channel] = text.length > MOST_TEXT ? text.slice(-MOST_TEXT / 2) : text;
+    }
+
+    // The view has these channels.
+    function choose(names) {
+      if (closed || !adopt(places, ends, names)) return;
+      Object.keys(texts).forEach(function (channel) {
+        if (names.indexOf(channel) < 0) delete texts[channel];
+      });
+      if (face.state) show(face.state, face.reason, face.transport, face.shared, face.tabs);
+    }
+
+    // All channels have ended. A tab that leads goes on until the others have heard that, and while they need its line.
+    function end() {
+      show("closed", "ended", "", false, 1);
+      closed = true;
+      if (!keeper || !keeper.stay || !keeper.stay()) close();
     }
 
     /* How it is kept going */
 
     // The first poll shows if the channels may be read and gives their positions, and it works on any network.
     function settle() {
-      asking = ask(service, places, 1, options.replay, function (fault, steps, answer) {
+      asking = ask(service, getPlaces(), 1, options.replay, function (fault, steps, answer) {
         asking = null;
         if (fault) return unsettled(fault);
         backoff.reset();
@@ -1271,8 +1430,9 @@
 
     // A line for this feed alone.
     function ownLine(most) {
-      return Line(service, map(places), Crowd(link.host, most), {
+      return Line(service, map(places), map(ends), Crowd(link.host, most), {
         steps: take,
+        channels: choose,
         beat: noop,
         auth: auth,
         refused: finish,
@@ -1297,7 +1457,6 @@
     }
 
     function close() {
-      if (closed) return;
       halt();
       if (face.state !== "closed") show("closed", "closed by the page", "", false, 1);
       closed = true;
@@ -1314,13 +1473,14 @@
 
     function retry() {
       root.clearTimeout(timer);
-      if (!keeper && !asking) begin();
+      if (!keeper && !asking && !closed) begin();
     }
 
     function tick() {
       var time = now(), asleep = time - tickedAt - 1000;
       tickedAt = time;
-      if (keeper) keeper.tick(time, asleep);
+      if (closed && !(keeper && keeper.isNeeded())) close();
+      else if (keeper) keeper.tick(time, asleep);
       else if (asleep > 5000) retry();
     }
 
@@ -1359,7 +1519,7 @@
     events.forEach(function (event) {
       event[0].addEventListener(event[1], event[2]);
     });
-    options.channels.forEach(function (channel) {
+    (view ? Object.keys(began) : options.channels).forEach(function (channel) {
       places[channel] = channel in began ? began[channel] || "-" : ""; // an entry that is empty is told as a reset
     });
     face.lastEventId = formatId(places);
@@ -1368,15 +1528,17 @@
   }
 
   function SSE(url, options) {
-    var given = options || {}, channels = given.channels || [], chosen = {}, name;
+    var given = (url && url.view ? url : options) || {}, channels = given.channels || [], chosen = {}, name;
     if (typeof channels === "string") channels = channels.split(/[\s,]+/);
     if (!Array.isArray(channels)) throw new TypeError("SSE: the channels are " + channels + ": give a list such as ['news']");
     for (name in given) chosen[name] = given[name];
     chosen.channels = channels.filter(function (channel, index) {
       return channel && channels.indexOf(channel) === index;
     });
+    if (url && url.view) url = given.view;
+    else delete chosen.view;
     if (typeof url !== "string") throw new TypeError("SSE: the service's address is " + url + ": give a text such as '/sse'");
-    if (!chosen.channels.length) throw new TypeError("SSE: no channel is named: give {channels: ['news']}");
+    if (!chosen.view && !chosen.channels.length) throw new TypeError("SSE: no channel is named: give {channels: ['news']}");
     return Feed(url, chosen);
   }
 
@@ -1441,6 +1603,9 @@
     feed.on("sse.reset", function (reset) {
       if (source.readyState === 0) open();
       fire("sse.reset", JSON.stringify({ channel: reset.channel, reason: reset.reason, missed: reset.missed }));
+    });
+    feed.on("sse.end", function (told) {
+      fire("sse.end", JSON.stringify({ channel: told.channel, reason: told.reason }));
     });
     feed.on("sse.state", function (told) {
       if (told.state === "live" || told.state === "polling") {
@@ -1525,12 +1690,15 @@
     });
   }
 
-  // Shows events in data-into. Returns a function that shows an event or, without an event, all that still wait.
+  // Shows events in data-into. Returns a function that shows an event or, without an event, all that still wait. An
+  // element without a template has the text of the channel whose piece came last. Each piece becomes a text node of its
+  // own, so what the reader has selected stays selected, and a live region has only additions.
   function Display(tag, data) {
     var lacking = "this event lacks it, so it is not shown: if other types come here, list yours in data-types";
     var into = data("into"), template = data("template"), key = data("key"), order = data("order");
     var keep = Number(data("keep") || 100), types = list("types"), removing = list("remove"), held = [];
     var copies = /^#[\w-]+$/.test(template), item = document.createElement("li");
+    var written = "", length = 0, last = null; // the channel of the text that is shown, its length, its last node
 
     function list(name) {
       return (data(name) || "").split(/[\s,]+/).filter(Boolean);
@@ -1570,9 +1738,31 @@
       });
     }
 
+    function empty(target) {
+      if (target.contains(tag)) target.parentNode.insertBefore(tag, target); // or it would go with the old text
+      target.textContent = "";
+    }
+
+    // Appends what is new of the channel's text. A screen reader waits for the end of a text that is written.
+    function write(event, target) {
+      var channel = event.channel || written, text = tag.sse.text(channel), same = channel === written && last;
+      if (event.type !== PIECE && !same) return;
+      if (!same || last.parentNode !== target || text.length < length || event.type === "sse.reset") {
+        empty(target);
+        length = 0;
+        last = null;
+      }
+      if (text.length > length) last = target.appendChild(document.createTextNode(text.slice(length)));
+      written = channel;
+      length = text.length;
+      if (event.type === "sse.end") target.removeAttribute("aria-busy");
+      else if (target.hasAttribute("aria-live")) target.setAttribute("aria-busy", "true");
+    }
+
     function put(event, target, source) {
       var text = !copies && !/^[uo]l$/i.test(target.tagName), rows = getRows(target);
-      var copy = source.cloneNode(true), value, row;
+      var copy = source.cloneNode(true), own = /^sse\./.test(event.type), value, row;
+      if (own || (text && !template && event.type === PIECE)) return write(event, target);
       if (key && !text) {
         value = getKey(event);
         if (!value) return wrong("key", lacking);
@@ -1586,7 +1776,8 @@
       refill(source, copy, event);
       if (missing && !found) return wrong("template", lacking);
       if (text) {
-        if (target.contains(tag)) target.parentNode.insertBefore(tag, target); // or it would go with the old text
+        if (last && last.parentNode === target) return; // it has pieces
+        empty(target);
         target.textContent = copy.textContent;
         return;
       }
@@ -1607,8 +1798,9 @@
     });
 
     return function (event) {
-      var target, source;
-      if (into && event && (!types.length || types.concat(removing).indexOf(event.type) >= 0)) held.push(event);
+      var target, source, own = event && /^sse\./.test(event.type);
+      var wanted = own ? last || held.length : !types.length || types.concat(removing).indexOf(event && event.type) >= 0;
+      if (into && event && wanted) held.push(event);
       if (held.length > keep + 1000) held.shift();
       while (held.length && attached(tag)) {
         target = getTarget();
@@ -1626,9 +1818,10 @@
       return tag.getAttribute("data-" + name);
     }
 
-    var credentials = data("credentials"), away = 0, display = Display(tag, data);
-    var service = absolute(data("url") || tag.src.replace(/[^\/]*$/, "")).href.replace(/\/*$/, "");
-    var feed = tag.sse = SSE(service, {
+    var credentials = data("credentials"), away = 0, display = Display(tag, data), view = data("view");
+    var service = absolute(view || data("url") || tag.src.replace(/[^\/]*$/, "")).href.replace(/\/*$/, "");
+    var options = {
+      view: view,
       channels: data("channels"),
       token: data("token"),
       tokenUrl: data("token-url"),
@@ -1636,7 +1829,8 @@
       heartbeat: data("heartbeat"),
       credentials: credentials !== null && credentials !== "off" && credentials !== "omit",
       share: data("share") !== "off"
-    });
+    };
+    var feed = tag.sse = SSE(view ? options : service, options);
 
     function tell(type, detail, name) {
       announce(tag, type, detail);
@@ -1654,19 +1848,19 @@
 
     feed.on("sse.event", function (event) {
       tell("sse:" + event.type, event, event.id);
-    }).on("sse.event", display).on("sse.reset", function (reset) {
-      tell("sse-reset", reset, "reset " + reset.id);
-    });
-    ["state", "auth"].forEach(function (kind) {
+    }).on("sse.event", display);
+    ["reset", "end", "state", "auth"].forEach(function (kind) {
       feed.on("sse." + kind, function (told) {
-        tell("sse-" + kind, told);
+        tell("sse-" + kind, told, told.id && kind + " " + told.id);
+        if (told.id) display(told);
+        else if (told.state === "closed") display({ type: "sse.end" });
       });
     });
     look();
   }
 
   function start() {
-    each(document.querySelectorAll("script[data-channels]"), function (tag) {
+    each(document.querySelectorAll("script[data-channels], script[data-view]"), function (tag) {
       if (!tag.sse || tag.sse.ended) call(begin, tag);
     });
   }

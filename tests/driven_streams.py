@@ -43,7 +43,7 @@ def driven(stream: Stream, rng: random.Random | None = None) -> Generator[bytes]
                 row.stream.subscriber.wake_by(woken.set)
             chunk = _next(row.stream)
             if chunk:
-                yield chunk
+                yield row.stream.farewell(chunk) if row.stream.ended else chunk
                 row.stream.mark_written(time.monotonic())
             if not row.stream.ended:
                 woken.wait(max(row.stream.due - time.monotonic(), 0))

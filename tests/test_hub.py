@@ -22,6 +22,7 @@ from sse.hub.hub import Hub
 from sse.hub.subscriber import Delivery, Lagging, Reset, Start, Subscriber, starting_points
 from sse.ring import Ring
 from sse.stores import PAGE_BYTES, Feed, MemoryStore, Notice, Page, Publication, RedisStore, Store, connect
+from sse.stores.base import Standing
 from sse.stores.memory_rings import MemoryFeed
 from tests.publishing import publish_to_store
 from tests.servers import ROOT, RedisServer, wait_until
@@ -491,9 +492,9 @@ class NotingStore(ForgetfulStore):
         super().__init__(**options)
         self.notes: list[tuple[str, int]] = []
 
-    def newest(self, channels: Sequence[str], *, prolong: bool = False) -> list[Position | StoreUnavailable | None]:
+    def standing(self, channels: Sequence[str], *, prolong: bool = False) -> list[Standing | StoreUnavailable]:
         self.notes.append(("newest", len(channels)))
-        return super().newest(channels, prolong=prolong)
+        return super().standing(channels, prolong=prolong)
 
     def ensure(self, channels: Sequence[str]) -> list[Position | StoreUnavailable]:
         self.notes.append(("ensure", len(channels)))
@@ -594,14 +595,14 @@ def test_new_channels_that_cannot_be_begun_keep_no_other_from_being_repaired(mak
     store = NotingStore()
     hub = make_hub(store, clock=Clock())
     subscriber = attach(hub)
-    newest = store.newest
+    standing = store.standing
 
-    def fail(channels: Sequence[str], **options: bool) -> list[Position | StoreUnavailable | None]:
+    def fail(channels: Sequence[str], **options: bool) -> list[Standing | StoreUnavailable]:
         if "new" in channels:
             raise StoreUnavailable("new cannot be read")
-        return newest(channels, **options)
+        return standing(channels, **options)
 
-    store.newest = fail  # type: ignore[method-assign]
+    store.standing = fail  # type: ignore[method-assign]
     store.filter = lambda notice: [Notice(notice.channel)]
     with ThreadPoolExecutor(1) as pool:
         attaching = pool.submit(attach, hub, {"new": Start()}, 1.5)
@@ -651,18 +652,18 @@ hub = Hub(store, max_subscribers=10)
 subscriber = hub.attach({f"c{number}": Start() for number in range(1500)}, 10)
 subscriber.wake_by(lambda: None)
 notes = []
-newest = store.newest
+standing = store.standing
 
 def noted(channels, *, prolong=False):
     notes.append("asked")
-    return newest(channels, prolong=prolong)
+    return standing(channels, prolong=prolong)
 
 def echo(sock):
     for _ in range(1_000_000):
         sock.send(sock.recv(1))
         notes.append("heard")
 
-store.newest = noted
+store.standing = noted
 one, other = socket.socketpair()
 for sock in (one, other):
     gevent.spawn(echo, sock)

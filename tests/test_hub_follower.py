@@ -14,6 +14,7 @@ from sse.hub.follower import Follower
 from sse.hub.schedule import GATHER, PER_TURN, Allowance, Arrivals, Checks, Queue
 from sse.hub.upkeep import Upkeep
 from sse.stores import PAGE_BYTES, MemoryStore, Notice, Page
+from sse.stores.base import Standing
 from tests.driven_streams import Listener
 from tests.publishing import publish_to_store
 
@@ -111,7 +112,7 @@ def test_a_thread_that_could_not_be_started_is_asked_for_again() -> None:
 def test_a_thread_that_cannot_be_started_is_forgotten_and_the_next_arrival_starts_another(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    follower = Follower(world.store, world.channels, world.lock, world.clock, lambda: None)
+    follower = Follower(world.store, world.channels, world.lock, world.clock, lambda: None, lambda _: None)
 
     def refuse(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
@@ -133,7 +134,7 @@ def test_a_thread_that_cannot_be_started_is_forgotten_and_the_next_arrival_start
 
 
 def test_a_follower_that_was_stopped_starts_no_thread(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    follower = Follower(world.store, world.channels, world.lock, world.clock, lambda: None)
+    follower = Follower(world.store, world.channels, world.lock, world.clock, lambda: None, lambda _: None)
     follower.stop()
     assert follower.is_stopped
     follower.arrivals.add(Channel("a"))
@@ -271,9 +272,9 @@ class FaultyStore(MemoryStore):
         self.faulty: set[str] = set()
         self.calls: list[tuple[str, list[str]]] = []
 
-    def newest(self, channels: Sequence[str], *, prolong: bool = False) -> list[Position | StoreUnavailable | None]:
+    def standing(self, channels: Sequence[str], *, prolong: bool = False) -> list[Standing | StoreUnavailable]:
         self.calls.append(("keep" if prolong else "newest", list(channels)))
-        tops = super().newest(channels, prolong=prolong)
+        tops = super().standing(channels, prolong=prolong)
         return [
             StoreUnavailable(f"{name} is at fault") if name in self.faulty else top
             for name, top in zip(channels, tops, strict=True)
@@ -314,7 +315,8 @@ class World:
         self.channels = Channels()
         self.lock = threading.Lock()
         self.feed = NotingFeed()
-        self.upkeep = Upkeep(self.store, self.channels, self.lock, self.clock)
+        self.orphaned: list[str] = []
+        self.upkeep = Upkeep(self.store, self.channels, self.lock, self.clock, self.orphaned.append)
         self.listeners: dict[str, Listener] = {}
 
     def enter(self, *names: str, wanted: bool = True) -> None:
@@ -387,7 +389,7 @@ def test_beyond_the_allowance_a_channel_is_refused_and_listened_to_no_more(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sse.hub.schedule.ENSURED_AT_ONCE", 2)
-    world.upkeep = Upkeep(world.store, world.channels, world.lock, world.clock)
+    world.upkeep = Upkeep(world.store, world.channels, world.lock, world.clock, world.orphaned.append)
     publish_to_store(world.store, "born", "x")
     world.enter("a", "b", "c", "born")
     refused = world.channels["c"]
@@ -530,19 +532,19 @@ def test_a_fault_of_the_store_puts_its_channels_back_and_is_raised_after_both_qu
     follow(world, "a")
     publish_to_store(world.store, "a", 1)
     world.enter("new")
-    newest = world.store.newest
+    standing = world.store.standing
     away = StoreUnavailable("away")
 
-    def fail(channels: Sequence[str], *, prolong: bool = False) -> list[Position | StoreUnavailable | None]:
+    def fail(channels: Sequence[str], *, prolong: bool = False) -> list[Standing | StoreUnavailable]:
         raise away
 
-    monkeypatch.setattr(world.store, "newest", fail)
+    monkeypatch.setattr(world.store, "standing", fail)
     world.upkeep.dirty.put(["a"])
     with pytest.raises(StoreUnavailable) as raised:
         world.settle()
     assert raised.value is away
     assert (world.heard("a"), list(world.upkeep.new)) == (["1"], ["new"])
-    monkeypatch.setattr(world.store, "newest", newest)
+    monkeypatch.setattr(world.store, "standing", standing)
     world.settle()
     assert world.channels["new"].ring is not None
 

@@ -242,6 +242,31 @@ def test_identify_names_those_whom_no_token_names(app: Flask, sse: SSE, stream: 
     assert present(app, sse) == (2, {"eve": 1, "bob": 1})
 
 
+def test_a_view_of_the_app_names_its_reader_by_sub(app: Flask, sse: SSE) -> None:
+    @app.get("/inbox")
+    def inbox() -> Any:
+        return sse.subscribe(ROOM, "news", sub="zoe")
+
+    sse.identify(lambda: "somebody else")
+    response = app.test_client().get("/inbox?client=one-page")
+    assert b"sse.open" in next(iter(response.response))
+    assert present(app, sse) == (1, {"zoe": 1})
+    response.close()
+    assert present(app, sse) == (0, {})
+    poll = app.test_client().get("/inbox?client=one-page&timeout=1", headers={"Accept": "application/json"})
+    assert poll.json["events"] == []
+    assert present(app, sse) == (1, {"zoe": 1})
+
+
+def test_a_view_of_the_app_may_have_tokens_of_its_own(app: Flask, sse: SSE) -> None:
+    app.get("/lobby")(lambda: sse.subscribe(ROOM))
+    sse.identify(lambda: request.headers["Authorization"].removeprefix("Bearer token.of."))
+    response = app.test_client().get("/lobby", headers={"Authorization": "Bearer token.of.kim"})
+    assert b"sse.open" in next(iter(response.response))
+    assert present(app, sse) == (1, {"kim": 1})
+    response.close()
+
+
 class Name(str):
     pass
 

@@ -25,7 +25,7 @@ from tests.servers import ROOT
 
 PAGE = (ROOT / "docs" / "api.md").read_text()
 CLASSES = {**{f"sse.{name}": getattr(sse, name) for name in sse.__all__}, "sse.worker.Worker": Worker}
-WITH_METHODS = ("sse.SSE", "sse.SSEError")
+WITH_METHODS = ("sse.SSE", "sse.Publisher", "sse.SSEError")
 
 
 def members(name: str) -> Iterator[tuple[str, Any]]:
@@ -86,6 +86,7 @@ def test_an_example_runs(name: str, make_app: MakeApp) -> None:
     extension = SSE()
     app = make_app(extension, SSE_PUBLIC="news", SSE_SECRET="a-secret-of-the-tests-with-32-bytes", SECRET_KEY="login")
     given = {"__name__": "example", "Flask": Flask, "app": app, "sse": extension, "client": app.test_client()}
+    given |= {"Publisher": sse.Publisher, "StoreUnavailable": sse.StoreUnavailable}
     (test,) = doctest.DocTestFinder(recurse=False).find(PUBLIC[name], name, module=False, globs=given)
     assert test.examples
     told: list[str] = []

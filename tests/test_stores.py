@@ -68,23 +68,20 @@ def test_the_kernel_is_asked_for_the_randomness_of_many_events_at_once(monkeypat
 class World:
     """A store, and a way to move its time."""
 
-    def __init__(self, url: str | None, client: Any) -> None:
-        self._client = client
+    def __init__(self, url: str | None, client: Any, **options: Any) -> None:
+        self.client = client
         self._now = 1000.0
-        self.store: Store = (
-            MemoryStore(ring=RING, ring_ttl=TTL, clock=lambda: self._now)
-            if url is None
-            else connect(url, ring=RING, ring_ttl=TTL)
-        )
+        options = {"ring": RING, "ring_ttl": TTL} | options
+        self.store: Store = MemoryStore(clock=lambda: self._now, **options) if url is None else connect(url, **options)
 
     def advance(self, seconds: float) -> None:
         """Let time pass; in Redis by taking it from each key's time to live."""
         self._now += seconds
-        if self._client:
-            for key in self._client.keys():
-                left = self._client.pttl(key)
+        if self.client:
+            for key in self.client.keys():
+                left = self.client.pttl(key)
                 assert left > 0, f"{key} never expires"
-                self._client.pexpire(key, max(left - round(seconds * 1000), 0))
+                self.client.pexpire(key, max(left - round(seconds * 1000), 0))
 
     def read(self, position: Position, limit: int = 100, channel: str = "a") -> Page:
         return good(self.store.read([(channel, position)], limit)[0])
@@ -1074,7 +1071,8 @@ def test_a_redis_that_may_evict_rings_is_refused(tmp_path: Path, make_store: Mak
 
 MINIMAL_ACL = (
     "on >secret resetkeys ~sse:* resetchannels &sse:* -@all "
-    "+info +time +ping +xrange +xrevrange +xadd +expire +del +get +set +publish +subscribe +unsubscribe +eval +evalsha"
+    "+info +time +ping +xrange +xrevrange +xadd +expire +exists +del +get +set +hmget +hset +zadd +zcard +zrem "
+    "+zremrangebyscore +publish +subscribe +unsubscribe +eval +evalsha"
 )
 
 
@@ -1107,7 +1105,9 @@ def test_a_user_with_just_these_rights_can_do_everything(
 
 
 @pytest.mark.parametrize(
-    "missing", ["info", "xrange", "xrevrange", "xadd", "expire", "del", "get", "set", "publish", "eval", "evalsha"]
+    "missing",
+    "info xrange xrevrange xadd expire exists del get set hmget hset zadd zcard zrem zremrangebyscore publish eval "
+    "evalsha".split(),
 )
 def test_a_user_with_too_little_is_told_which_command_is_missing(
     acl: Callable[[str], None], redis_url: str, make_store: MakeStore, missing: str

@@ -226,7 +226,10 @@ def test_what_others_wrote_there_is_nobody_s_fault(process: Callable[..., Proces
 
 
 def test_the_documented_rights_are_enough(process: Callable[..., Process], client: Any, redis_url: str) -> None:
-    rights = "+info +time +ping +xadd +xrange +xrevrange +expire +del +get +set +publish +subscribe +eval +evalsha"
+    rights = (
+        "+info +time +ping +xadd +xrange +xrevrange +expire +exists +del +get +set +hmget +hset +zadd +zcard +zrem "
+        "+zremrangebyscore +publish +subscribe +eval +evalsha"
+    )
     client.execute_command(*f"ACL SETUSER pusher on >secret resetkeys ~sse:* resetchannels &sse:* {rights}".split())
     try:
         process(1000).serve()

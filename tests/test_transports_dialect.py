@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sse.event import Entry, Event, Position
+from sse.event import End, Entry, Event, Position
 from sse.hub.hub import Hub
-from sse.hub.subscriber import Delivery, Reset, Start, encoded
+from sse.hub.subscriber import Delivery, Reset, SourceState, Start, encoded
 from sse.stores import MemoryStore, Publication
 from sse.transports.dialect import Dialect, Shared, claims_of, dialect_of
 from sse.transports.stream import Stream
@@ -35,11 +35,12 @@ class Scribe:
     def __init__(self, claims: Mapping[str, Position | None], switches: Mapping[str, int]) -> None:
         self.claims = {**claims}
         self._switches = switches
-        self._tells_retry = bool(switches["bare"])
+        self.tells_retry = bool(switches["bare"])
 
-    def opening(self, told: Mapping[str, Any], names: Iterable[str]) -> bytes:
-        channels = {name: {"position": written(self.claims[name]) or None, "resumed": False} for name in names}
-        data = dumps({"channels": channels, "heartbeat": 15, "lifetime": told["lifetime"], "retry": RETRY, "replay": 7})
+    def opening(self, lifetime: int, names: Iterable[str]) -> bytes:
+        told = {"resumed": False, "whole": True}  # all rings are new
+        channels = {name: {"position": written(self.claims[name]) or None, **told} for name in names}
+        data = dumps({"channels": channels, "heartbeat": 15, "lifetime": lifetime, "retry": RETRY, "replay": 7})
         if self._switches["bare"]:
             return f": open {data}\n: heartbeat\n".encode()
         id = "~".join(f"{name}={written(place)}" for name, place in self.claims.items())
@@ -55,9 +56,16 @@ class Scribe:
             head, lines = ["event: sse.event"], [event.type, *lines]
         else:
             head = [f"event: {event.type}"] if event.type != "message" else []
-        retry = f"retry: {RETRY}\n".encode() if self._tells_retry else b""
-        self._tells_retry = False
+        retry = f"retry: {RETRY}\n".encode() if self.tells_retry else b""
+        self.tells_retry = False
         return retry + self._block([*head, *(f"data: {line}" for line in lines)], self._id(channel, place))
+
+    def end(self, channel: str, place: Position, reason: str) -> bytes:
+        data = dumps({"channel": channel, "reason": reason})
+        id = self._id(channel, place)
+        if self._switches["bare"]:
+            return f": end {data}\n".encode()
+        return self._block(["event: sse.end", f"data: {data}"], id)
 
     def reset(self, channel: str, place: Position, reason: str, missed: int | None) -> bytes:
         data = dumps({"channel": channel, "reason": reason, "missed": missed})
@@ -97,22 +105,27 @@ runs = st.lists(
     st.tuples(st.sampled_from(CHANNELS), st.lists(st.tuples(positions, events | resets), min_size=1, max_size=4)),
     max_size=6,
 )
+reasons = st.sampled_from(["done", "stopped", "failed", "lost", "interrupted"])
+ends = st.dictionaries(st.sampled_from(CHANNELS), st.tuples(positions, reasons))
 
 
 @every_dialect
-@given(claims=st.fixed_dictionaries(dict.fromkeys(CHANNELS, st.none() | positions)), runs=runs, data=st.data())
+@given(
+    claims=st.fixed_dictionaries(dict.fromkeys(CHANNELS, st.none() | positions)), runs=runs, ends=ends, data=st.data()
+)
 def test_blocks_and_segments_are_the_same_bytes(
-    switches: dict[str, int], claims: dict[str, Position | None], runs: Any, data: st.DataObject
+    switches: dict[str, int], claims: dict[str, Position | None], runs: Any, ends: Any, data: st.DataObject
 ) -> None:
     channels = data.draw(st.permutations(CHANNELS).flatmap(lambda names: st.integers(1, 3).map(lambda n: names[:n])))
     claims = {name: claims[name] for name in channels}
     runs = [(name, items) for name, items in runs if name in channels]
-    ours, scribe = dialect(switches), Scribe(claims, switches | {"bare": 0, "cut": switches["bare"] or switches["cut"]})
-    wanted = b"".join(
-        scribe.event(name, place, item) if isinstance(item, Event) else scribe.reset(name, place, *item)
-        for name, items in runs
-        for place, item in items
-    )
+    for name, (place, reason) in ends.items():  # the end is the last entry of a channel
+        last = next((items for other, items in reversed(runs) if other == name), None)
+        if last is not None:
+            last.append((place, End(name, reason)))
+    ours, scribe = dialect(switches), Scribe(claims, switches)
+    scribe.tells_retry = False
+    wanted = b"".join(written_by(scribe, name, place, item) for name, items in runs for place, item in items)
     moving = {**claims}
     assert ours.blocks([taken(name, place, item) for name, items in runs for place, item in items], moving) == wanted
     assert list(moving.items()) == list(scribe.claims.items())
@@ -122,6 +135,12 @@ def test_blocks_and_segments_are_the_same_bytes(
         b"".join(part for name, items in runs for part in in_segments(ours, name, items, moving, max_bytes)) == wanted
     )
     assert moving == scribe.claims
+
+
+def written_by(scribe: Scribe, channel: str, place: Position, item: Any) -> bytes:
+    if isinstance(item, End):
+        return scribe.end(channel, place, item.reason)
+    return scribe.event(channel, place, item) if isinstance(item, Event) else scribe.reset(channel, place, *item)
 
 
 def taken(channel: str, place: Position, item: Any) -> Delivery | Reset:
@@ -142,11 +161,17 @@ def in_segments(
         entries = [item.entry for item in run if isinstance(item, Delivery)]
         while entries:
             segment = ours.segment(channel, entries, max_bytes, more=False)
-            told, entries = entries[: len(segment.split_blocks)], entries[len(segment.split_blocks) :]
+            count = len(segment.split_blocks) or 1  # the end in a bare stream is a comment, which has no id
+            told, entries = entries[:count], entries[count:]
+            assert segment.is_end == isinstance(told[-1].event, End)
             assert len(told) == 1 or sum(len(entry.body) for entry in told) <= max_bytes
-            assert not entries or sum(len(entry.body) for entry in [*told, entries[0]]) > max_bytes
+            assert (
+                not entries
+                or isinstance(entries[0].event, End)
+                or sum(len(entry.body) for entry in [*told, entries[0]]) > max_bytes
+            )
             assert (segment.more, segment.position) == (bool(entries), told[-1].position)
-            assert ours.segment(channel, told, max_bytes, more=True).more
+            assert segment.is_end or ours.segment(channel, told, max_bytes, more=True).more
             yield ours.segment_blocks(segment, channel, claims)
             claims[channel] = segment.position
 
@@ -173,7 +198,7 @@ class Judge:
         claims = {name: starts[name].position if name in lost else place for name, place in places.items()}
         self._scribe = Scribe(claims, switches)
         first = next(line for line in opening.decode().split("\n") if "{" in line)
-        assert opening == self._scribe.opening(json.loads(first[first.index("{") :]), starts)
+        assert opening == self._scribe.opening(json.loads(first[first.index("{") :])["lifetime"], starts)
 
     def expect(self, channel: str, item: Item) -> None:
         if channel in self._queues:
@@ -292,22 +317,27 @@ def test_each_dialect_has_its_heartbeat_notice_and_close(
     monkeypatch.setattr("random.uniform", lambda low, high: high)
     ours = dialect(switches)
     assert ours.notice(None) == b""
-    blocks = [ours.beat, ours.notice(0), ours.notice(60), ours.close("drain"), ours.close("expired", 21)]
+    blocks = [ours.beat, ours.notice(0), ours.notice(60), ours.blocks([SourceState("a", "down")], {})]
+    blocks += [ours.close("drain"), ours.close("expired", 21), ours.farewell(b"the end")]
     assert blocks == (
         [
             b": heartbeat\n",
             b': auth {"expires":0}\n',
             b': auth {"expires":60}\n',
+            b': source {"channel":"a","state":"down","retry":1000}\n',
             b': close {"reason":"drain","retry":1000}\n',
             b': close {"reason":"expired","retry":31500}\n',
+            b"the end",
         ]
         if switches["bare"]
         else [
             b"event: sse.heartbeat\ndata:\n\n",
             b'event: sse.auth\ndata: {"expires":0}\n\n',
             b'event: sse.auth\ndata: {"expires":60}\n\n',
+            b'event: sse.source\ndata: {"channel":"a","state":"down","retry":1000}\n\n',
             b'retry: 1000\nevent: sse.close\ndata: {"reason":"drain","retry":1000}\n\n',
             b'retry: 31500\nevent: sse.close\ndata: {"reason":"expired","retry":31500}\n\n',
+            b"retry: 1000\nthe end",
         ]
     )
 

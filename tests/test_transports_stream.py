@@ -134,7 +134,7 @@ def test_it_opens_with_one_block_and_a_heartbeat_at_once(open_stream: OpenStream
     assert opening.own_id is not None
     assert set(opening.own_id.split("~")) == {f"a={told['channels']['a']['position']}", "b=3-3"}
     assert set(told) == {"channels", "heartbeat", "lifetime", "retry", "replay"}
-    assert told["channels"]["b"] == {"position": "3-3", "resumed": False}
+    assert told["channels"]["b"] == {"position": "3-3", "resumed": False, "whole": True}
     assert (told["heartbeat"], told["retry"], told["replay"]) == (15, RETRY, 7)
     assert (heartbeat.event, heartbeat.data, heartbeat.own_id) == ("sse.heartbeat", "", None)
 

@@ -184,8 +184,8 @@ def test_a_reset_keeps_the_client_s_own_entry_until_it_is_told(make_app: MakeApp
         told = reader.opening()["channels"]
         assert told == {
             "a": {"position": ids[0].removeprefix("a="), "resumed": False},
-            "b": {"position": None, "resumed": False},
-            "c": {"position": "7-7", "resumed": False},
+            "b": {"position": None, "resumed": False, "whole": True},
+            "c": {"position": "7-7", "resumed": False, "whole": True},
         }
         assert reader.opened_at() == {ids[0], "b=", "c=7-7"}
         resets = reader.take(3)

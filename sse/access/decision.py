@@ -7,6 +7,7 @@ channel may be read if SSE_PUBLIC has it, or the grant, or else if the app's own
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Literal, NamedTuple
@@ -73,6 +74,20 @@ class Access:
         if not by_grant and not by_rule:
             return None
         return Permit(revocations, grant if by_grant else None, by_grant, by_rule, seen)
+
+    def of_view(self, channels: Sequence[str], sub: str) -> Permit | None:
+        """Return the right to read these channels that a view of the app gives; None if nothing could revoke it.
+
+        :param sub: the reader's name, which a revocation can name; empty if the reader has none.
+        :raises StoreUnavailable: if the list of revocations has never been read.
+        """
+        closed = [channel for channel in channels if not _matched(channel, self._config.public)]
+        if not closed and not sub:
+            return None
+        revocations = self._revocations()
+        # The grant is younger than every revocation, because the view judges each request anew.
+        grant = Grant(sub, issued_at=math.inf) if sub else None
+        return Permit(revocations, grant, (), closed, revocations.count())
 
     def decide(
         self, channels: Sequence[str], grant: Grant | None, rule: Authorize | None, fault: SSEError | None = None

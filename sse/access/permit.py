@@ -19,8 +19,9 @@ class Permit:
 
     :param grant: the token's grant, if a channel is read by it. The right ends when that ends.
     :param by_grant: the channels that the grant opens.
-    :param by_rule: the channels that the app's rule opens.
-    :param seen: the number of revocations that were known when the rule was asked. Only later ones end the right.
+    :param by_rule: the channels that the app's rule, or a view of the app, opens.
+    :param seen: the number of revocations that were known when the rule or the view was asked. Only later ones end the
+        right. This holds for the subject of a grant without channels, too: an own view has named this subject.
     """
 
     __slots__ = ("_revocations", "by_grant", "by_rule", "ends_at", "grant", "revoked", "seen", "wake", "warn_at")
@@ -107,7 +108,9 @@ class Permit:
         since = self._revocations.since
         if not since:
             return False
-        revoked_channels = [revoked for channel in self.by_rule if (revoked := since.get(("channel", channel)))]
-        return any(revoked.number > self.seen for revoked in revoked_channels) or (
+        judged = [("channel", channel) for channel in self.by_rule]
+        if self.grant is not None and not self.by_grant:
+            judged.append(("sub", self.grant.sub))
+        return any(revoked.number > self.seen for item in judged if (revoked := since.get(item))) or (
             self.grant is not None and is_revoked(self.grant, self.by_grant, since)
         )

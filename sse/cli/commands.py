@@ -1,4 +1,4 @@
-"""`flask sse publish | tail | embed | token | revoke | config`, over the shared store or, with --url, over HTTP."""
+"""`flask sse publish | run | tail | embed | token | revoke | config`, over the shared store or over HTTP."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from sse.access.token import id_of
 from sse.cli.ending import StopSignals
 from sse.cli.lines import Lines
 from sse.cli.local import Local
+from sse.cli.piping import pipe
 from sse.cli.remote import Remote, check_url
 from sse.cli.tail import follow, show
 from sse.config import check_pattern
@@ -42,7 +43,8 @@ class _Group(AppGroup):
 
 
 cli = _Group(
-    "sse", help="Publish events, follow channels, embed the script, make and revoke tokens, show the settings."
+    "sse",
+    help="Publish events, run commands, follow channels, embed the script, make and revoke tokens, show the settings.",
 )
 
 
@@ -131,6 +133,25 @@ def publish(
             ids = send([Event(_standard_input() if data == "-" else data, type)], idempotency_key)
             if not quiet:
                 click.echo("\n".join(ids))
+
+
+@cli.command(with_appcontext=False, context_settings={"ignore_unknown_options": True})
+@click.argument("channel", callback=_checked(check_channel))
+@click.argument("command", metavar="-- COMMAND…", nargs=-1, required=True, type=click.UNPROCESSED)
+@click.option("--restart", is_flag=True, help="Begin again where a run is or was there.")
+@click.option("--stderr", "with_errors", is_flag=True, help="Write the lines of standard error, too.")
+def run(channel: str, command: tuple[str, ...], restart: bool, with_errors: bool) -> None:
+    """Run COMMAND, write its output to CHANNEL line by line, and end the channel with it.
+
+    The lines of standard output are pieces of one text, each with its line end. Standard error stays where it is,
+    unless --stderr is given. The exit status is the command's. If it is not 0, the channel ends as failed. Ctrl-C and
+    SIGTERM stop the command, and end the channel as stopped. If a page stops the run, the command gets SIGTERM, and
+    after 5 s SIGKILL. While Redis is away, nothing more is read, so that the command soon waits, too.
+    """
+    with _service("") as service:
+        writing = service.writing(channel, Event, restart=restart)
+        status = pipe(writing, command, with_errors=with_errors)
+    raise click.exceptions.Exit(status)
 
 
 @cli.command(with_appcontext=False)

@@ -10,7 +10,7 @@ import click
 
 from sse.cli.backoff import pause
 from sse.cli.ending import StopSignals
-from sse.errors import InvalidEvent, TooLarge, Unavailable
+from sse.errors import Ended, InvalidEvent, TooLarge, Unavailable
 from sse.event import Event
 from sse.wire import MAX_BATCH
 
@@ -33,6 +33,7 @@ class Lines:
         """Publish every line of `source`, and print how many were published, refused, or perhaps not published.
 
         :raises click.exceptions.Exit: with status 1, if a line was refused or perhaps not published.
+        :raises Ended: if the channel has ended.
         """
         try:
             with StopSignals():
@@ -55,6 +56,8 @@ class Lines:
         try:
             self._publish_at_last(events)
         except (InvalidEvent, TooLarge) as error:
+            if error.code == "run_full":
+                raise  # some events of the batch may be stored
             # No event of the batch is stored. Publishing its halves finds the faulty line, and keeps the order.
             half = len(events) // 2
             if half:
@@ -63,6 +66,11 @@ class Lines:
             else:
                 click.echo(f"line {self._published + self._refused + 1} is refused: {error}", err=True)
                 self._refused += 1
+        except Ended as error:
+            stored = sum(id is not None for id in error.ids)
+            self._published += stored
+            self._refused += len(events) - stored
+            raise
         else:
             self._published += len(events)
 

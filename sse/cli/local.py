@@ -26,6 +26,7 @@ class Local:
         :param key: an idempotency key, or None. Another call with the same events and key stores nothing again.
 
         :raises InvalidEvent: if an event can never be published.
+        :raises Ended: if the channel has ended; its `ids` tell which events are stored nevertheless.
         :raises StoreUnavailable: if the events may not have been stored.
         """
         publications = [

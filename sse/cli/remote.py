@@ -11,7 +11,7 @@ from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnec
 from typing import Any, Final
 from urllib.parse import urlencode, urlsplit
 
-from sse.errors import InvalidEvent, SSEError, TooLarge, Unavailable
+from sse.errors import Ended, InvalidEvent, SSEError, TooLarge, Unavailable
 from sse.event import Event
 
 _READ: Final = 65_536  # bytes
@@ -49,6 +49,7 @@ class Remote:
         :param key: an idempotency key, or None. Another call with the same events and key stores nothing again.
 
         :raises InvalidEvent: if an event can never be published.
+        :raises Ended: if the channel has ended; its `ids` tell which events are stored nevertheless.
         :raises Unavailable: if the events may not have been stored.
         :raises SSEError: if the service refuses the request, or does not answer as this service does.
         """
@@ -70,12 +71,15 @@ class Remote:
         :param replay: how many of the newest events come first where there is no last event id.
         :param last: the last event id of the stream before this one, or an empty string.
         :raises Unavailable: if the connection fails, or if the service answers that the request may succeed later.
+        :raises Ended: if all channels have ended, and the last event id is at their ends.
         :raises SSEError: if the service refuses the request, or does not answer as this service does.
         """
         query = [*(("channel", channel) for channel in channels), ("heartbeat", str(_HEARTBEAT))]
         query += [("last_event_id", given)] if given else [("replay", str(replay))] if replay else []
         headers = {"Accept": "text/event-stream", **({"Last-Event-ID": last.encode()} if last else {})}
         with self._ask("GET", f"/stream?{urlencode(query)}", headers, timeout=_QUIET) as response:
+            if response.status == 204:
+                raise Ended("the channels have ended")
             if response.headers.get_content_type() != "text/event-stream":
                 raise self._not_a_service()
             while chunk := response.read1(_READ):
@@ -85,7 +89,7 @@ class Remote:
     def _ask(
         self, method: str, path: str, headers: dict[str, Any], body: bytes | None = None, *, timeout: float
     ) -> Iterator[HTTPResponse]:
-        """Send a request and yield its answer, whose status is 200 or 201 and whose body is not yet read."""
+        """Send a request and yield its answer, whose status is 200, 201 or 204 and whose body is not yet read."""
         hint = "try again"
         try:
             with contextlib.closing(self._connection(timeout)) as connection:
@@ -94,7 +98,7 @@ class Remote:
                     hint = "it may have been published, so repeat it only with the same idempotency key"
                 connection.request(method, f"{self._parts.path}{path}", body, {**self._headers, **headers})
                 with connection.getresponse() as response:
-                    if response.status not in (200, 201):
+                    if response.status not in (200, 201, 204):
                         raise self._fault(response)
                     yield response
         except ssl.SSLCertVerificationError as error:
@@ -113,15 +117,20 @@ class Remote:
 
     def _fault(self, response: HTTPResponse) -> SSEError:
         message, hint = f"{self.url} answered {response.status} {response.reason}", _HINT
+        code: str | None = None
+        ids: Sequence[str | None] = ()
         if location := response.headers.get("Location"):
             hint = f"it points to {location}; give that service's prefix, if you trust it"
         with contextlib.suppress(ValueError, KeyError, TypeError):
             error = json.loads(response.read(_READ))["error"]
-            message, hint = str(error["message"]), str(error["hint"])
+            message, hint, code = str(error["message"]), str(error["hint"]), str(error["code"])
+            ids = [*error.get("ids", ())]
         if response.status >= 500 or response.status in _TEMPORARY:
             after = response.headers.get("Retry-After", "")
             return Unavailable(message, hint, retry_after=int(after) if re.fullmatch("[0-9]{1,3}", after) else 0)
-        return {413: TooLarge, 422: InvalidEvent}.get(response.status, SSEError)(message, hint)
+        if response.status == 409:
+            return Ended(message, hint, ids=ids)
+        return {413: TooLarge, 422: InvalidEvent}.get(response.status, SSEError)(message, hint, code=code)
 
     def _not_a_service(self) -> SSEError:
         return SSEError(f"{self.url} does not answer as this service does", _HINT)

@@ -1,4 +1,4 @@
-"""Follows channels for ever. When a stream ends, the next one continues from its last event id."""
+"""Follows channels until all have ended. When a stream ends before that, another continues from its last event id."""
 
 from __future__ import annotations
 
@@ -9,17 +9,19 @@ from collections.abc import Callable, Generator
 import click
 
 from sse.cli.backoff import pause
-from sse.errors import Unavailable
+from sse.errors import Ended, Unavailable
 from sse.event import RESERVED_PREFIX
 from sse.wire import Block, Parser
 
 
 def follow(connect: Callable[[str], Generator[bytes]]) -> Generator[Block]:
-    """Yield the blocks of one stream after another.
+    """Yield the blocks of one stream after another, until all channels have ended.
 
     :param connect: opens a stream that continues after a last event id, and yields its bytes.
     """
     last, retry, attempt = "", 0, 0
+    ended: set[str] = set()
+    channels: set[str] = set()
     while True:
         parser = Parser(last)
         least, trouble = 0.0, "the service is busy"
@@ -29,8 +31,17 @@ def follow(connect: Callable[[str], Generator[bytes]]) -> Generator[Block]:
                     for block in parser.feed(chunk):
                         attempt = 0 if block.type == "sse.open" else attempt
                         yield block
+                        if block.type == "sse.open":
+                            channels, ended = _of_opening(block)
+                        elif block.type in ("sse.end", "sse.reset"):
+                            channel = json.loads(block.data)["channel"]
+                            ended = ended | {channel} if block.type == "sse.end" else ended - {channel}
+        except Ended:
+            return
         except Unavailable as error:
             least, trouble = error.retry_after, str(error)
+        if channels and ended >= channels:
+            return
         if attempt == 1:  # not at the first failure, because most interruptions are over soon
             click.echo(f"waiting: {trouble}", err=True)
         last = parser.last_event_id
@@ -39,10 +50,16 @@ def follow(connect: Callable[[str], Generator[bytes]]) -> Generator[Block]:
         attempt += 1
 
 
+def _of_opening(block: Block) -> tuple[set[str], set[str]]:
+    """Return the channels of a stream, and those of them that have ended."""
+    told = json.loads(block.data)["channels"]
+    return set(told), {channel for channel, members in told.items() if "ended" in members}
+
+
 def show(block: Block, as_json: bool) -> None:
-    """Print an event on standard output, or a reset on standard error. Print no other block of the service."""
-    if block.type == "sse.reset":
-        click.echo(f"reset: {block.data}", err=True)
+    """Print an event on standard output, a reset or an end on standard error. Print no other block of the service."""
+    if block.type in ("sse.reset", "sse.end"):
+        click.echo(f"{block.type.removeprefix(RESERVED_PREFIX)}: {block.data}", err=True)
     elif not block.type.startswith(RESERVED_PREFIX):
         id = block.last_event_id.partition("~")[0]
         item = {"channel": id.partition("=")[0], "id": id, "type": block.type, "data": block.data}

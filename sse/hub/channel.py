@@ -11,6 +11,19 @@ A channel enters the register with its first subscriber, and goes through these 
     idle      `idle_since` is not None   the channel is dropped after some seconds, unless a subscriber comes
     refused   `fault` is not None        the channel is dropped, and each of its subscribers raises the fault
 
+Most channels are ordinary ones. A run may begin on a channel that has had no event, so a channel that has begun is also
+in one of these states:
+
+    state     condition                  next
+    blank     no event, `run` is None    a run begins, or an event comes
+    unsure    an event, and neither      the store is asked for the marker, at the latest when a subscriber comes:
+              `run` nor `is_ordinary`    it would not know where to start
+    ordinary  `is_ordinary` is True      a reset replaces the ring
+    a run's   `run` is not None          its `End` is appended, or another run begins, which replaces the ring
+    ended     `end` is not None          the ring in the store expires, and only the `End` is kept
+    textless  the same, and `run` has    the marker expires, too, and a reset replaces the ring
+              the anchor UNBORN
+
 All methods run under the hub's lock. They never take it, and never wait. Methods that change a ring return the number
 of bytes by which the ring has grown, for `Channels.account`.
 """
@@ -21,9 +34,11 @@ from collections.abc import Iterable
 from typing import Final, Protocol
 
 from sse.errors import SSEError
-from sse.event import Entry, Position, ResetReason
+from sse.event import UNBORN, End, Entry, Position, ResetReason
 from sse.ring import Ring
 from sse.small_set import SmallSet, added, removed
+from sse.stores.base import Run, Standing
+from sse.stores.leases import State
 from sse.wire import encode_body
 
 CHANNEL_BYTES: Final = 1 << 20
@@ -55,8 +70,8 @@ class Channel:
     """A channel that has subscribers in this process, or had some until a short while ago."""
 
     __slots__ = (
-        *("as_tuple", "ensured", "fault", "idle_since", "listened", "generation", "name", "reset_reason", "ring"),
-        *("subscribers", "unborn", "wanted"),
+        *("as_tuple", "end", "ensured", "fault", "generation", "idle_since", "is_ordinary", "listened", "name"),
+        *("reset_reason", "ring", "run", "source", "subscribers", "unborn", "wanted"),
     )
 
     def __init__(self, name: str, *, wanted: bool = False) -> None:
@@ -70,6 +85,13 @@ class Channel:
         self.ensured = False  # the store had no ring until this hub ensured it
         self.generation = 0  # how often a reset has replaced the ring
         self.reset_reason: ResetReason = "diverged"
+        self.run: Run | None = None
+        """The marker of its run, as the store last told it. If the text is gone, its `anchor` is UNBORN."""
+        self.is_ordinary = False  # it has events and no run, so that no run can begin there
+        self.end: Entry | None = None
+        """The entry of its end, once that is the newest one."""
+        self.source: State | None = None
+        """The state of its source; None if it has no source."""
         self.idle_since: float | None = None
         self.as_tuple = (self,)  # one tuple, shared by all subscribers of this channel alone
 
@@ -77,6 +99,27 @@ class Channel:
     def was_unknown(self) -> bool:
         """True if the store had no ring until this hub ensured it, and the ring here holds every entry since then."""
         return self.ensured and self.ring is not None and self.ring.base.offset == 0
+
+    @property
+    def is_unsure(self) -> bool:
+        """True if it may be the channel of a run whose announcement was lost."""
+        return not self.is_ordinary and self.run is None and self.ring is not None and self.ring.newest.offset > 0
+
+    @property
+    def is_textless(self) -> bool:
+        """True if it has ended, and the store has its ring no more."""
+        return self.run is not None and self.run.anchor == UNBORN
+
+    def restart(self, lost: Position | None = None) -> Position:
+        """Return the position from which a subscriber goes on after a reset.
+
+        That is the newest one, or the anchor on a run's channel, whose text has no middle. Where the anchor itself is
+        `lost`, it is the newest one again, or the one before the end.
+        """
+        assert self.ring is not None
+        if self.run is None or self.is_textless or lost == self.run.anchor:
+            return self.ring.before(1 if self.end else 0)
+        return self.run.anchor
 
     def add(self, subscriber: ChannelSubscriber) -> None:
         """Add a subscriber."""
@@ -111,18 +154,21 @@ class Channel:
         self.fault = fault
         self.wake()
 
-    def begin(self, newest: Position, *, ensured: bool = False) -> int:
-        """Begin with an empty ring after the `newest` position, wake the subscribers; return the change in bytes."""
+    def begin(self, newest: Position, run: Run | None = None, *, ensured: bool = False) -> int:
+        """Begin with a ring after the `newest` position, wake the subscribers; return the change in bytes.
+
+        The ring is empty, or has the end of the `run` if that is the newest entry.
+        """
         self.ensured = self.ensured or ensured
-        grown = self._replace_ring(newest)
+        grown = self._replace_ring(newest, run)
         self.wake()
         return grown
 
-    def reset(self, newest: Position, reason: ResetReason) -> int:
-        """Replace the ring, which cannot be continued, by an empty one; return the change in bytes."""
+    def reset(self, newest: Position, reason: ResetReason, run: Run | None = None) -> int:
+        """Replace the ring, which cannot be continued, by one as `begin` makes it; return the change in bytes."""
         # All of this is one step under the lock, since a subscriber that saw only a part of it would be told that it
         # lags. The ring is replaced first, because `Subscriber.go_on_from` reads `generation` without the lock.
-        grown = self._replace_ring(newest)
+        grown = self._replace_ring(newest, run)
         self.generation += 1
         self.reset_reason = reason
         self.wake()
@@ -133,8 +179,16 @@ class Channel:
         ring = self.ring
         assert ring is not None, "a channel begins with a ring"
         before = ring.bytes
-        ring.append(encoded(entry))
+        entry = encoded(entry)
+        ring.append(entry)
+        if isinstance(entry.event, End):
+            self.end = entry
         return ring.bytes - before
+
+    def note_standing(self, newest: Position | None, run: Run | None) -> None:
+        """Note the marker of its run, or that it is an ordinary channel, as the store tells it."""
+        self.run = run
+        self.is_ordinary = run is None and newest is not None and newest.offset > 0
 
     def shrink(self) -> int:
         """Drop the older half of the ring; return the change in bytes."""
@@ -149,10 +203,16 @@ class Channel:
         for subscriber in self.subscribers:
             subscriber.notify()
 
-    def _replace_ring(self, newest: Position) -> int:
+    def _replace_ring(self, newest: Position, run: Run | None) -> int:
         before = self.ring.bytes if self.ring is not None else 0
-        self.ring = Ring(newest, max_bytes=CHANNEL_BYTES)
-        return -before
+        is_end = run is not None and run.end is not None and newest == run.ended_at
+        base = run.before_end if run and is_end and run.before_end else newest
+        self.ring = Ring(base, max_bytes=CHANNEL_BYTES)
+        self.end = None
+        self.note_standing(newest, run)
+        if run and run.end and base != newest:
+            self.append(Entry(newest, End(self.name, run.end)))
+        return self.ring.bytes - before
 
 
 class Channels(dict[str, Channel]):
@@ -193,6 +253,18 @@ def wake(channels: Iterable[Channel]) -> None:
     """Wake the subscribers of several channels, each of them once."""
     for subscriber in subscribers(channels):
         subscriber.notify()
+
+
+def as_kept(standing: Standing) -> Standing:
+    """Return a standing as a channel keeps it.
+
+    If a run has ended and its ring is gone, the end is the newest entry, and the text has no anchor. If the ring of a
+    live run is gone, its next write fails, and until then there is no run.
+    """
+    newest, run = standing
+    if newest is not None or run is None:
+        return standing
+    return Standing(run.ended_at, run._replace(anchor=UNBORN)) if run.ended_at else Standing(None)
 
 
 def encoded(entry: Entry) -> Entry:

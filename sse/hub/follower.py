@@ -34,6 +34,7 @@ class Follower:
     :param lock: the hub's.
     :param clock: returns seconds of a monotonic clock.
     :param tidy: called at the beginning of each turn.
+    :param orphaned: see `Hub.orphaned`.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Follower:
         lock: threading.Lock,
         clock: Callable[[], float],
         tidy: Callable[[], None],
+        orphaned: Callable[[str], None],
     ) -> None:
         self.late_since = 0.0
         """When announcements for many channels began to wait for this thread, by `time.monotonic`; 0 if none wait."""
@@ -50,7 +52,7 @@ class Follower:
         """Since when the store has answered without interruption, by `time.monotonic`; inf while it does not."""
         self.arrivals = Arrivals()
         """Channels that wait for this thread. Call `wake` after adding some."""
-        self.upkeep = Upkeep(store, channels, lock, clock)
+        self.upkeep = Upkeep(store, channels, lock, clock, orphaned)
         self._store = store
         self._lock = lock
         self._clock = clock
@@ -153,14 +155,15 @@ class Follower:
         if self.upkeep.is_behind:
             return 0
         gathering = self.arrivals.patience(time.monotonic())
-        return self.upkeep.checks.patience(self._clock()) if gathering is None else gathering
+        return self.upkeep.patience if gathering is None else gathering
 
     def _listen(self, feed: Feed) -> None:
-        """Listen to channels that have arrived. If the feed listens to one already, have its ring ensured."""
+        """Listen to channels that have arrived. If the feed listens to one already, have the store asked for it."""
         with self._lock:
             arrived = self.arrivals.take(time.monotonic())
             unlistened = [channel for channel in arrived if not channel.listened]
-            self.upkeep.new.put(channel.name for channel in arrived if channel.listened)
+            self.upkeep.new.put(channel.name for channel in arrived if channel.listened and channel.ring is None)
+            self.upkeep.changed.put(channel.name for channel in arrived if channel.is_unsure)
             for channel in unlistened:
                 channel.listen()
         if unlistened:

@@ -8,24 +8,33 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
-from typing import Final
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Final, Protocol
 
 from sse.errors import Busy, StoreUnavailable
 from sse.event import Position
 from sse.hub.channel import Channel, Channels
 from sse.hub.follower import Follower
+from sse.hub.recent_polls import RecentPolls
 from sse.hub.store_reader import StoreReader
-from sse.hub.subscriber import Start, Subscriber
+from sse.hub.subscriber import HubParts, Start, Subscriber
 from sse.log import warn
 from sse.spread import spread
 from sse.stores import Store
+from sse.stores.leases import State
 
 ATTACH_TIMEOUT: Final = 5.0
 """Seconds that a new subscriber waits for a store that does not answer."""
 
 Charge = Callable[[int], None]
 """A function, called with a number of channels before their rings are ensured. It refuses by raising an error."""
+
+
+class Guest(Protocol):
+    """A connection that holds a seat, but listens to no channel."""
+
+    def drain(self) -> None:
+        """End the connection politely, because this process ends."""
 
 
 class Hub:
@@ -35,32 +44,55 @@ class Hub:
     `lock` guards the channels, their rings, and the seats. It is never held while waiting for I/O.
 
     :param max_subscribers: seats, for streams and waiting polls together. The attribute may be lowered later.
+    :param max_event_bytes: the most bytes of pieces that are joined, which is SSE_MAX_EVENT_BYTES.
     :param clock: returns seconds of a monotonic clock.
     """
 
-    def __init__(self, store: Store, *, max_subscribers: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        store: Store,
+        *,
+        max_subscribers: int,
+        max_event_bytes: int = 65_536,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.lock = threading.Lock()
         self.max_subscribers = max_subscribers
-        self.reader = StoreReader(store)
+        self.orphaned: Callable[[str], None] | None = None
+        """Called with the channel of a live run that nobody holds, if somebody here listens; again every 2 s.
+
+        The hub's thread calls it, or that of a poll that does not wait, without a lock.
+        """
+        self.began: Callable[[str], State | None] | None = None
+        """Called with a channel that gets its first subscriber here. It returns the state of the channel's source.
+
+        It is called under the hub's lock, so it must not wait or call the hub.
+        """
+        self.is_fresh: Callable[[Sequence[str]], Collection[str]] | None = None
+        """Called with channels of sources that get a subscriber without a position. It returns those whose newest event
+        the subscriber gets at once. The subscriber's own thread calls it, without a lock, and it may ask the store.
+        """
+        self.reader = StoreReader(store, max_event_bytes, self._tell_orphaned)
         """Reads the store for subscribers and polls. Equal questions at the same time share a reading."""
         self.last_answer: tuple[object, bytes] = None, b""
         """The positions of the poll that was answered last, and its answer. Polls at these positions get it, too."""
-        self.orphaned: Callable[[str], None] | None = None
-        """Called in the hub's thread with each live run that nobody holds and that has subscribers here."""
         self._clock = clock
         self._channels = Channels()
         self._attached = 0  # subscribers, each of which holds a seat
         self._shared_seats = 0  # further seats, of connections that share a subscriber with another
+        self._guests: set[Guest] = set()  # each holds a seat
         self._detached: set[Subscriber] = set()  # detached, but not yet removed: they still hold a seat
         self._draining = False
-        self._follower = Follower(store, self._channels, self.lock, clock, self._try_remove_detached)
+        self._parts = HubParts(self.lock, self.reader, max_event_bytes)
+        self._recent_polls = RecentPolls(clock)
+        self._follower = Follower(
+            store, self._channels, self.lock, clock, self._try_remove_detached, self._tell_orphaned
+        )
 
     @property
     def subscribers(self) -> int:
-        """The number of streams and waiting polls that are attached."""
-        return (
-            self._attached + self._shared_seats - sum(not subscriber.is_detached for subscriber in list(self._detached))
-        )
+        """The number of streams and waiting polls that are attached, and of guests."""
+        return self._seats - sum(not subscriber.is_detached for subscriber in list(self._detached))
 
     @property
     def channels(self) -> int:
@@ -104,6 +136,8 @@ class Hub:
                 if charge:
                     charge(len(unborn))
                 self._ask_for_rings(unborn)
+            if self.is_fresh:
+                starts = self._with_fresh_values(subscriber, starts, self.is_fresh)
             self.reader.set_positions(subscriber, starts)
             subscriber.notify()
         except BaseException:
@@ -111,8 +145,13 @@ class Hub:
             raise
         return subscriber
 
-    def detach(self, subscriber: Subscriber) -> None:
-        """End a subscriber, and give back the seat of its one connection. A second call does nothing."""
+    def detach(self, subscriber: Subscriber, *, polled: bool = False) -> None:
+        """End a subscriber, and give back the seat of its one connection. A second call does nothing.
+
+        :param polled: True for a poll, whose client counts as a listener of sources for 10 s more, see `listens`.
+        """
+        if polled and self._parts.has_sources:
+            self._recent_polls.note([channel.name for channel in subscriber.channels if channel.source])
         # This never waits for the lock, because the garbage collector may end a stream's generator in a thread that
         # holds it. In that case the hub's next turn, or the next subscriber, removes this one.
         if not subscriber.is_detached:
@@ -140,6 +179,8 @@ class Hub:
         with self.lock:
             if subscriber.positions != other.positions or subscriber.channels != other.channels:
                 return False
+            if subscriber.told != other.told:
+                return False  # one of them has yet to tell a source's state
             if subscriber is other or not (self._is_attached(subscriber) and self._is_attached(other)):
                 return False
             self._remove(other)
@@ -168,8 +209,30 @@ class Hub:
         """
         with self.lock:
             self._draining = True
-            subscribers = self._channels.subscribers()
-        spread(subscribers, window, lambda subscriber: subscriber.drain(), time.sleep)
+            ending: list[Subscriber | Guest] = [*self._channels.subscribers(), *self._guests]
+        spread(ending, window, lambda each: each.drain(), time.sleep)
+
+    def listens(self, name: str) -> bool:
+        """Return whether a source's channel has subscribers here, or had a poll that ended within the last 10 s."""
+        channel = self._channels.get(name)
+        return bool(channel and channel.subscribers) or name in self._recent_polls
+
+    def set_source(self, name: str, state: State | None) -> None:
+        """Note the state of a channel's source, if the channel is here, and wake its subscribers if it has changed."""
+        with self.lock:
+            channel = self._channels.get(name)
+            if channel and channel.source != state:
+                self._parts.has_sources = True
+                channel.source = state
+                channel.wake()
+
+    def sources(self, names: Iterable[str]) -> dict[str, State]:
+        """Return the states of those channels' sources that are known here."""
+        if not self._parts.has_sources:
+            return {}
+        with self.lock:
+            channels = [channel for name in names if (channel := self._channels.get(name))]
+            return {channel.name: channel.source for channel in channels if channel.source}
 
     def newest(self, names: Iterable[str]) -> frozenset[tuple[str, Position | None]]:
         """Return the newest position of each channel in this process; None if its ring is not known here."""
@@ -187,9 +250,29 @@ class Hub:
         self._follower.stop()
         with self.lock:
             subscribers = self._channels.subscribers()
+            guests = list(self._guests)
         for subscriber in subscribers:
             subscriber.end_now()
+        for guest in guests:
+            guest.drain()
         self._follower.join()
+
+    def admit(self, guest: Guest) -> None:
+        """Give a seat to a connection that listens to no channel, until `dismiss`.
+
+        :raises Busy: if all seats of this worker are taken, or if it ends.
+        """
+        with self.lock:
+            self._check_open()
+            if self._draining:
+                raise Busy("this worker is ending", "try again")
+            self._remove_detached()
+            self._check_seats()
+            self._guests.add(guest)
+
+    def dismiss(self, guest: Guest) -> None:
+        """Take a guest's seat back. A second call does nothing."""
+        self._guests.discard(guest)  # atomic, so that no lock is waited for
 
     # Attaching: this runs in the subscriber's own thread.
 
@@ -197,20 +280,33 @@ class Hub:
         if self._follower.is_stopped:
             raise Busy("this worker is closing", "try again")
 
+    @property
+    def _seats(self) -> int:
+        """The number of seats that are taken."""
+        return self._attached + self._shared_seats + len(self._guests)
+
+    def _check_seats(self) -> None:
+        if self._seats >= self.max_subscribers:
+            raise Busy(
+                f"all {self.max_subscribers} seats of this worker are taken",
+                "try again, or raise SSE_MAX_SUBSCRIBERS",
+            )
+
     def _add_subscriber(self, names: Iterable[str], *, wanted: bool) -> Subscriber:
         with self.lock:
             self._check_open()
             self._remove_detached()
-            if self._attached + self._shared_seats >= self.max_subscribers:
-                raise Busy(
-                    f"all {self.max_subscribers} seats of this worker are taken",
-                    "try again, or raise SSE_MAX_SUBSCRIBERS",
-                )
+            self._check_seats()
             self._attached += 1
             channels = tuple([self._channel(name, wanted=wanted) for name in names])
             if len(channels) == 1:
                 channels = channels[0].as_tuple
-            subscriber = Subscriber(channels, self.lock, self.reader, draining=self._draining)
+            if self.began:
+                for channel in channels:
+                    if not channel.subscribers and (state := self.began(channel.name)):
+                        self._parts.has_sources = True
+                        channel.source = state
+            subscriber = Subscriber(channels, self._parts, draining=self._draining)
             for channel in channels:
                 channel.add(subscriber)
             return subscriber
@@ -233,12 +329,31 @@ class Hub:
                 fault = next((channel.fault for channel in channels if channel.fault), None)
                 ringless = [channel for channel in channels if channel.ring is None]
                 unborn = [channel for channel in ringless if channel.unborn and not channel.wanted]
+                unsure = [channel for channel in channels if channel.is_unsure]
+                for channel in unsure:
+                    self._follower.arrivals.add(channel)
             if fault:
                 raise type(fault)(fault.message, fault.hint)  # each waiting thread raises its own, with its traceback
-            if len(unborn) == len(ringless):
+            if len(unborn) == len(ringless) and not unsure:
                 return unborn
+            if unsure:
+                self._follower.wake()
             if not subscriber.wait(max(deadline - self._clock(), 0)):
                 raise StoreUnavailable(f"the store has not answered for {timeout:g} s", "try again")
+
+    def _with_fresh_values(
+        self, subscriber: Subscriber, starts: Mapping[str, Start], is_fresh: Callable[[Sequence[str]], Collection[str]]
+    ) -> dict[str, Start]:
+        """Return the starts, with the newest events of sources that are fresh."""
+        # The others start at the positions of now, so that a value which comes during the call is not left out.
+        with self.lock:
+            noted = {
+                channel.name: Start(channel.ring.newest)
+                for channel in subscriber.channels
+                if channel.source and channel.ring and starts[channel.name] == Start()
+            }
+        fresh = is_fresh(list(noted)) if noted else ()
+        return {**starts, **noted, **{name: Start(replay=1) for name in fresh if name in noted}}
 
     def _ask_for_rings(self, channels: Iterable[Channel]) -> None:
         """Ask the follower to ensure a ring for each of these channels."""
@@ -247,6 +362,10 @@ class Hub:
                 channel.want()
                 self._follower.arrivals.add(channel)
         self._follower.wake()
+
+    def _tell_orphaned(self, name: str) -> None:
+        if self.orphaned:
+            self.orphaned(name)
 
     # Ending
 

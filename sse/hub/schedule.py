@@ -6,6 +6,7 @@ announcements in between. Nothing in this module reads a clock, waits or takes a
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterable, Mapping
 from itertools import islice
@@ -21,6 +22,9 @@ GATHER: Final = 0.005
 
 CHECK_EVERY: Final = 5.0
 """Seconds between two comparisons of all channels with the store, give or take a tenth."""
+
+RUN_CHECK_EVERY: Final = 2.0
+"""Seconds between two comparisons of the channels of live runs with the store, give or take a tenth."""
 
 BETWEEN_CHECKS: Final = 0.005
 """Seconds between two turns of the same comparison."""
@@ -175,3 +179,38 @@ class Checks:
     def patience(self, now: float) -> float:
         """Return the seconds until there are channels to look at."""
         return BETWEEN_CHECKS if self._unchecked else self.next - now
+
+
+class LiveRuns(dict[str, None]):
+    """The channels of live runs by name. They are compared with the store more often, to see if nobody runs them."""
+
+    def __init__(self, now: float) -> None:
+        super().__init__()
+        self._next = now
+
+    def note(self, name: str, *, is_live: bool, now: float) -> None:
+        """Add a channel whose run is live, or remove one."""
+        if not is_live:
+            self.pop(name, None)
+        elif name not in self:
+            if not self:
+                self._postpone(now)
+            self[name] = None
+
+    def is_due(self, now: float) -> bool:
+        """Return whether the channels are to be compared now."""
+        return bool(self) and now >= self._next
+
+    def take(self, now: float, channels: Mapping[str, Channel]) -> list[str]:
+        """Return the channels that have subscribers. Forget those that are not in the register any more."""
+        self._postpone(now)
+        for name in [name for name in self if name not in channels]:
+            del self[name]
+        return [name for name in self if channels[name].subscribers]
+
+    def patience(self, now: float) -> float:
+        """Return the seconds until channels are to be compared."""
+        return self._next - now if self else math.inf
+
+    def _postpone(self, now: float) -> None:
+        self._next = now + RUN_CHECK_EVERY * _system_random.uniform(0.9, 1.1)

@@ -11,9 +11,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, Literal, NamedTuple, Protocol
 
 from sse.errors import SSEError, StoreUnavailable
-from sse.event import UNBORN, Entry, LastEventId, Position, ResetReason
+from sse.event import UNBORN, End, EndReason, Entry, LastEventId, Position, ResetReason
 from sse.hub.channel import Channel, encoded
+from sse.hub.pieces import PIECE_REST, PIECES, joined
 from sse.stores import PAGE, PAGE_BYTES, Page
+from sse.stores.base import Run
+from sse.stores.leases import State
 
 
 class PageReader(Protocol):
@@ -23,11 +26,26 @@ class PageReader(Protocol):
         """Return the page after each (channel, position), of at most `limit` entries each and `max_bytes` together."""
 
 
+class HubParts:
+    """The parts of a hub that its subscribers share.
+
+    :param max_piece: the most bytes of pieces that are joined, which is SSE_MAX_EVENT_BYTES.
+    """
+
+    __slots__ = ("has_sources", "lock", "max_piece", "reader")
+
+    def __init__(self, lock: threading.Lock, reader: PageReader, max_piece: int) -> None:
+        self.lock = lock
+        self.reader = reader
+        self.max_piece = max_piece
+        self.has_sources = False  # some channel has had the state of a source
+
+
 class Start(NamedTuple):
     """The point in a channel after which a subscriber wants to go on.
 
-    That is `position`, or if there is none, the position just before the newest `replay` entries. With a `fault`, the
-    client's position is unknown, so it gets a reset.
+    That is `position`, or if there is none, the position just before the newest `replay` entries. On a run's channel it
+    is the anchor, whatever `replay` is. With a `fault`, the client's position is unknown, so it gets a reset.
     """
 
     position: Position | None = None
@@ -86,6 +104,16 @@ class Delivery(NamedTuple):
     entry: Entry
 
 
+class SourceState(NamedTuple):
+    """The notice that a channel's source has another state than the subscriber was told before."""
+
+    channel: str
+    state: State
+
+
+Item = Delivery | Reset | SourceState
+"""Something that a subscriber takes. A source's state has no position."""
+
 _LARGEST_RESET: Final = 192  # bytes, see reset_size
 
 Form = Callable[[str, Entry], Delivery]
@@ -106,20 +134,22 @@ class Subscriber:
 
     # There may be very many subscribers, so each is small.
     __slots__ = (
-        *("_generations", "_lock", "_reader", "_signal", "_turn", "_wake_call"),
-        *("channels", "draining", "positions", "resets"),
+        *("_generations", "_hub", "_signal", "_turn", "_wake_call"),
+        *("channels", "draining", "positions", "resets", "told"),
     )
 
-    def __init__(
-        self, channels: tuple[Channel, ...], lock: threading.Lock, reader: PageReader, *, draining: bool = False
-    ) -> None:
+    def __init__(self, channels: tuple[Channel, ...], hub: HubParts, *, draining: bool = False) -> None:
         self.channels = channels
         self.positions = [UNBORN] * len(channels)
         """The position in each channel, by the channel's index. `go_on_from` sets it first."""
         self.resets: Sequence[Reset] = ()
         self.draining = draining  # this process ends soon, so the client is to be sent a goodbye
-        self._lock = lock
-        self._reader = reader
+        self.told = _states(channels) if hub.has_sources else None
+        """The state of each channel's source that the client knows, by the channel's index; None if it knows none.
+
+        It knows those at the attach from the opening of its stream, and `take` tells it of changes.
+        """
+        self._hub = hub
         self._generations: dict[str, int] | None = None
         self._turn = 0
         self._signal: threading.Event | None = threading.Event()
@@ -134,6 +164,37 @@ class Subscriber:
     def positions_by_name(self) -> Mapping[str, Position]:
         """Its positions by the names of its channels, as they are now; empty after it has ended."""
         return {channel.name: position for channel, position in zip(self.channels, self.positions, strict=False)}
+
+    @property
+    def ended(self) -> dict[str, EndReason]:
+        """The reasons of the ends at which it stands, by channel."""
+        return {
+            channel.name: end.event.reason
+            for channel, position in zip(self.channels, self.positions, strict=False)
+            if (end := channel.end) is not None and end.position == position and isinstance(end.event, End)
+        }
+
+    @property
+    def has_ended(self) -> bool:
+        """True if it stands at the end of each of its channels, so that nothing more comes."""
+        for channel, position in zip(self.channels, self.positions, strict=False):
+            if channel.end is None or channel.end.position != position:
+                return False
+        return bool(self.channels)
+
+    @property
+    def sources(self) -> dict[str, State]:
+        """The states in `told`, by channel."""
+        return {
+            channel.name: state
+            for channel, state in zip(self.channels, self.told or (), strict=False)
+            if state is not None
+        }
+
+    @property
+    def has_source_change(self) -> bool:
+        """True if a source has another state than the client knows. Then `take` has a notice for it."""
+        return self._hub.has_sources and _states(self.channels) != self.told
 
     def give_up_channels(self) -> tuple[Channel, ...]:
         """Return its channels; from now on it has none. Only the hub calls this, under its lock."""
@@ -167,8 +228,9 @@ class Subscriber:
 
     def twin(self) -> Subscriber:
         """Return another subscriber at the same positions, which is woken by a signal of its own."""
-        twin = Subscriber(self.channels, self._lock, self._reader, draining=self.draining)
+        twin = Subscriber(self.channels, self._hub, draining=self.draining)
         twin.positions = [*self.positions]
+        twin.told = self.told
         twin._generations = self._generations and {**self._generations}
         return twin
 
@@ -183,10 +245,11 @@ class Subscriber:
         self.draining = True
         self.notify()
 
-    def take(self, max_events: int, max_bytes: int, form: Form | None = None) -> list[Delivery | Reset]:
+    def take(self, max_events: int, max_bytes: int, form: Form | None = None) -> list[Item]:
         """Return the resets and events after its positions: known resets first, then each channel's events in order.
 
-        Its positions move on, so the caller has to deliver everything that it is given.
+        Changed states of sources come before all of them. Consecutive pieces come as one, up to SSE_MAX_EVENT_BYTES and
+        as the other bounds allow. Its positions move on, so the caller has to deliver everything that it is given.
 
         :param max_events: the most events to return.
         :param max_bytes: the most bytes of bodies and resets together. Resets that are known already are all returned
@@ -196,7 +259,7 @@ class Subscriber:
         :raises StoreUnavailable: if older entries are needed and cannot be read.
         """
         self.clear_signal()
-        taken: list[Delivery | Reset] = list(self.resets)
+        taken: list[Item] = [*self._source_changes(), *self.resets] if self.has_source_change else list(self.resets)
         form = form or in_blocks
         events, size = 0, sum(reset_size(reset.channel) for reset in self.resets)
         self.resets = ()
@@ -207,7 +270,10 @@ class Subscriber:
                 name = channels[index].name
                 before = len(taken)
                 while entries := self._next_entries(index, taken, _bytes_to_read(max_bytes, size, taken)):
-                    for entry in entries:
+                    whole: Iterable[Entry] = entries
+                    if channels[index].run is not None and len(entries) > 1:
+                        whole = joined(entries, self._piece_bytes(name, max_bytes - size))
+                    for entry in whole:
                         delivery = form(name, entry)  # made only for entries that are taken, not for the whole page
                         size += len(delivery.entry.body)
                         if events and (events >= max_events or size > max_bytes):
@@ -235,53 +301,92 @@ class Subscriber:
         """Give the turn to the channel that is `channels` after this one."""
         self._turn = (self._turn + channels) % len(self.positions)
 
-    def at_hand(self, index: int) -> Sequence[Entry] | None:
-        """Return a page of a channel's entries that are not taken yet; None if the ring has passed its position."""
+    def at_hand(self, index: int, max_bytes: int = PAGE_BYTES) -> Sequence[Entry] | None:
+        """Return a page of a channel's entries that are not taken yet; None if the ring has passed its position.
+
+        :param max_bytes: on a run's channel, the most bytes of pieces that come as one, and of all bodies but the last.
+        """
         channel = self.channels[index]
-        with self._lock:
+        with self._hub.lock:
             assert channel.ring is not None
-            entries = channel.ring.after(self.positions[index], PAGE)
+            entries = channel.ring.after(self.positions[index], PAGE if channel.run is None else PIECES)
             if entries is not None:
                 self._note_generation(channel.name, channel.generation)
+        if channel.run is None or not entries or len(entries) == 1:
             return entries
+        page: list[Entry] = []
+        for entry in joined(entries, self._piece_bytes(channel.name, max_bytes)):
+            page.append(entry if entry.body else encoded(entry))
+            max_bytes -= len(page[-1].body)
+            if max_bytes <= 0:
+                break
+        return page
+
+    def is_newest(self, index: int, entry: Entry) -> bool:
+        """Return whether an entry of a channel is the newest one in this process."""
+        ring = self.channels[index].ring
+        return ring is not None and ring.newest == entry.position
+
+    def _piece_bytes(self, channel: str, max_bytes: int) -> int:
+        """Return the most bytes of a text that is joined, where `max_bytes` are left for all of it."""
+        return min(self._hub.max_piece, max_bytes - PIECE_REST - 2 * len(channel))
 
     def is_behind(self) -> bool:
         """Return whether any of its channels has entries after its position."""
-        with self._lock:
+        with self._hub.lock:
             return any(
                 channel.ring is not None and channel.ring.newest > position
                 for channel, position in zip(self.channels, self.positions, strict=False)
             )
 
-    def _next_entries(self, index: int, taken: list[Delivery | Reset], max_bytes: int) -> Sequence[Entry]:
+    def has_all(self) -> bool:
+        """Return whether its position in each of its channels is the newest one in this process."""
+        with self._hub.lock:
+            return all(
+                channel.ring is not None and channel.ring.newest == position
+                for channel, position in zip(self.channels, self.positions, strict=False)
+            )
+
+    def _source_changes(self) -> list[SourceState]:
+        """Return the states of sources that the client does not know. From now on it knows them."""
+        known, self.told = self.told or (None,) * len(self.channels), _states(self.channels)
+        return [
+            SourceState(channel.name, state)
+            for channel, state, old in zip(self.channels, self.told or (), known, strict=False)
+            if state is not None and state != old
+        ]
+
+    def _next_entries(self, index: int, taken: list[Item], max_bytes: int) -> Sequence[Entry]:
         channel, position = self.channels[index], self.positions[index]
         name = channel.name
-        with self._lock:
+        limit = PAGE if channel.run is None else PIECES
+        with self._hub.lock:
             assert channel.ring is not None
-            entries = channel.ring.after(position, PAGE)
-            generation, newest = channel.generation, channel.ring.newest
+            entries = channel.ring.after(position, limit)
+            generation, restart = channel.generation, channel.restart(position) if entries is None else position
         if entries is not None:
             self._note_generation(name, generation)
             return entries
         if not max_bytes:
             self.notify()
             return []
-        page = self._reader.read([(name, position)], PAGE, min(max_bytes, PAGE_BYTES))[0]
+        raw = max_bytes if channel.run is None else 4 * max_bytes  # as stored, a short piece is mostly JSON
+        page = self._hub.reader.read([(name, position)], limit, min(raw, PAGE_BYTES))[0]
         if not page.reason:
             return page.entries
         reason = channel.reset_reason
         if generation == (self._generations or {}).get(name, 0):
-            if page.reason != "diverged":
+            if page.reason != "diverged" and channel.run is None:
                 raise Lagging(name)
             # The ring goes on, but the entry after the position is no event. Events before it are delivered first.
             if any(item.channel == name for item in taken):
                 self.notify()
                 return []
             reason = page.reason
-        taken.append(reset_at(name, reason, position, newest))
+        taken.append(reset_at(name, reason, position, restart, channel.run))
         self._note_generation(name, generation)
-        self.positions[index] = newest
-        return []
+        self.positions[index] = restart
+        return [] if channel.run is None else self._next_entries(index, taken, max_bytes)  # its text begins anew
 
     def _note_generation(self, name: str, generation: int) -> None:
         if self._generations is None:
@@ -297,12 +402,19 @@ class Subscriber:
         now, and False is returned.
         """
         channel = self.channels[index]
-        with self._lock:
+        with self._hub.lock:
             ring = channel.ring
             assert ring is not None
             newest = ring.newest
             if start.fault:
-                self.go_on_from(index, newest, Reset(channel.name, start.fault, None, newest))
+                restart = channel.restart()
+                self.go_on_from(index, restart, Reset(channel.name, start.fault, None, restart))
+                return True
+            if start.position is None and channel.run is not None:
+                if channel.is_textless:
+                    self.go_on_from(index, channel.restart(), Reset(channel.name, "trimmed", None, channel.restart()))
+                else:
+                    self.go_on_from(index, channel.run.anchor)
                 return True
             if start.position is None:
                 position = ring.before(start.replay)
@@ -314,13 +426,12 @@ class Subscriber:
             return False
 
     def start_with_reset(self, index: int, position: Position, reason: ResetReason) -> None:
-        """Set the position in a channel to the newest one, with a reset: the store cannot continue `position`."""
+        """Set the position in a channel by a reset, because the store cannot continue `position`."""
         channel = self.channels[index]
-        with self._lock:
-            assert channel.ring is not None
-            reason = "unknown" if channel.was_unknown else reason
-            newest = channel.ring.newest
-            self.go_on_from(index, newest, reset_at(channel.name, reason, position, newest))
+        with self._hub.lock:
+            reason = "unknown" if channel.was_unknown and channel.run is None else reason
+            restart = channel.restart(position)
+            self.go_on_from(index, restart, reset_at(channel.name, reason, position, restart, channel.run))
 
     def go_on_from(self, index: int, position: Position, reset: Reset | None = None) -> None:
         """Set the position in a channel from which the subscriber goes on."""
@@ -332,16 +443,28 @@ class Subscriber:
             self.resets = [*self.resets, reset]
 
 
-def reset_at(channel: str, reason: ResetReason, position: Position, newest: Position) -> Reset:
-    """Return the notice that a channel cannot be continued after `position`, and goes on from its newest position."""
+def reset_at(channel: str, reason: ResetReason, position: Position, restart: Position, run: Run | None = None) -> Reset:
+    """Return the notice that a channel cannot be continued after `position`, and goes on from `restart`.
+
+    On a run's channel, the text begins anew. If that has ended and the store has its text no more, the text is trimmed.
+    """
+    if run is not None:
+        is_gone = reason == "unknown" and run.end is not None
+        return Reset(channel, "trimmed" if is_gone else reason, None, restart)
     # Entries count as missed up to the position where the subscriber goes on. Later ones in the store still come.
-    missed = max(newest.offset - position.offset, 0) if reason == "trimmed" else None
-    return Reset(channel, reason, missed, newest)
+    missed = max(restart.offset - position.offset, 0) if reason == "trimmed" else None
+    return Reset(channel, reason, missed, restart)
 
 
 def reset_size(channel: str) -> int:
     """Return the most bytes that a channel's reset takes in a poll's answer."""
     return 64 + len(channel)
+
+
+def _states(channels: Sequence[Channel]) -> tuple[State | None, ...] | None:
+    """Return the state of each channel's source; None if none has a state."""
+    states = tuple([channel.source for channel in channels])
+    return states if any(states) else None
 
 
 def _bytes_to_read(max_bytes: int, size: int, taken: Sequence[object]) -> int:

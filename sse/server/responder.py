@@ -6,6 +6,7 @@ import os
 import socket
 import ssl
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -16,6 +17,8 @@ from sse.server.framing import LAST_CHUNK, date, framed
 from sse.server.gunicorn_request import is_read, skip_body
 from sse.server.rows import Rows, send
 from sse.server.sockets import has_hung_up
+from sse.transports.items import ItemStream
+from sse.transports.life import STALLED_AFTER
 
 if TYPE_CHECKING:
     from sse.transports.poll import Poll
@@ -48,12 +51,20 @@ class Responder:
 
     :param is_last: returns whether a request's connection has to close after its answer, even if the client asks to
         keep it.
+    :param uncounted: returns a context in which the greenlet does not count as one that answers a request.
     """
 
-    def __init__(self, rows: Rows, is_last: Callable[[Any], bool], log: Any) -> None:
+    def __init__(
+        self,
+        rows: Rows,
+        is_last: Callable[[Any], bool],
+        log: Any,
+        uncounted: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
         self._rows = rows
         self._is_last = is_last
         self._log = log
+        self._uncounted = uncounted
 
     def call(self, app: Any, environ: dict[str, Any], start_response: Any) -> Any:
         """Call the app. Return its body, or an `AppResponse` that this worker writes instead of gunicorn."""
@@ -68,7 +79,10 @@ class Responder:
         if self._is_last(response.req):
             response.force_close()
         write: Callable[[Any, socket.socket, Any], None]
-        if body is environ.get("sse.body", self) and "sse.can_hand_off" in environ and is_read(response.req):
+        is_ours = body is environ.get("sse.body", self)
+        if is_ours and isinstance(body, ItemStream):
+            write = self._write_items
+        elif is_ours and "sse.can_hand_off" in environ and is_read(response.req):
             write = self._hand_off_stream if body.is_stream else self._hand_off_poll
         elif _is_small(response, _WHOLE if "sse.whole" in environ else _SMALL) and not isinstance(
             body, environ["wsgi.file_wrapper"]
@@ -116,6 +130,22 @@ class Responder:
             self._rows.send_unsent(connection.fileno(), unsent, closes=response.should_close(), read_ahead=read_ahead)
             connection.detach()
 
+    def _write_items(self, items: ItemStream, connection: socket.socket, response: Any) -> None:
+        """Send a stream that one client has for itself. It keeps its greenlet, which does not count as busy."""
+        response.force_close()
+        response.headers_sent = True
+        unsent = b"%bDate: %b\r\n\r\n" % (_head(response), date())
+        with self._uncounted():
+            connection.settimeout(STALLED_AFTER)  # for each part that the client takes
+            try:
+                for chunk in items:
+                    response.sent += len(chunk)
+                    _send_all(connection, unsent + (framed(chunk) if response.chunked else chunk))
+                    unsent = b""
+                _send_all(connection, LAST_CHUNK if response.chunked else b"")
+            except TimeoutError:
+                pass  # the client has stalled, or has vanished
+
     def _hand_off_stream(self, stream: Stream, connection: socket.socket, response: Any) -> None:
         # A request that has come behind this one is never answered, because the connection ends with the stream.
         opening = stream.open()
@@ -136,6 +166,16 @@ class Responder:
         read_ahead = response.req.unreader.take_buffered()
         self._rows.take_over_poll(connection.fileno(), poll, _interned(_head(response)), read_ahead)
         connection.detach()
+
+
+def _send_all(connection: socket.socket, data: bytes) -> None:
+    """Send all data, however slowly the client takes it.
+
+    :raises TimeoutError: if the client takes nothing for as long as the connection's timeout says.
+    """
+    left = memoryview(data)
+    while left:
+        left = left[connection.send(left) :]
 
 
 def _is_small(response: Any, most: int) -> bool:

@@ -40,7 +40,9 @@ serves it. Only these change the state: the rounds (`serve` and `check`), the co
                                            another row that is caught up    both become one row
                                            has the same key and positions
                                            a connection takes only a part   that connection alone, in a row of its own:
-                                           of its goodbye                   ending
+                                           of its goodbye, or of that end   ending
+                                           it is served, and only the end   each connection gets that end: closed after
+                                           of its last channel is left      the round
     asking      `is_asking`                the store answers                holding; detached if no connection is left
                                            it is woken                      asking: it is woken again after its push
     holding     `chunk` is not None        it is served                     caught up, and woken once more; away if the
@@ -304,9 +306,9 @@ class Streams(Row):
             return
         self._push(framed(chunk) if self.chunked else chunk)
         self.stream.mark_written(self.rows.effects.clock())
-        if self.stream.is_bare and self.merge_key != self.joinable_as:
-            # Its first event has changed its key. It leaves the old one, and the merge at the end of `serve` enters it
-            # under the new one.
+        if self.stream.may_change_key and self.merge_key != self.joinable_as:
+            # The bytes have changed its key. It leaves the old one, and the merge at the end of `serve` enters it under
+            # the new one.
             self.rows.joinable.remove(self)
 
     def _push(self, data: bytes) -> None:
@@ -330,14 +332,18 @@ class Streams(Row):
     def _end(self, chunk: bytes) -> None:
         """Send each connection the end of the stream.
 
-        A goodbye gives each client a random pause of its own before it reconnects. A lost stream has no goodbye.
+        A goodbye, and the end of the last channel, give each client a random pause of its own before it reconnects. A
+        lost stream has no goodbye.
         """
-        reason = None if self.stream.lost else self.stream.reason
-        for fd in list(self.fds):
-            if reason:
-                self._say_goodbye(fd, reason)
-            else:
-                self._send_to(fd, chunk, last=True)
+        stream, pause = self.stream, self.rows.effects.pause
+        for number, fd in enumerate(list(self.fds), 1):
+            if fd in self.fds:  # else it has left in a pause
+                if stream.reason and not stream.lost:
+                    self._say_goodbye(fd, stream.reason)
+                else:
+                    self._send_to(fd, stream.farewell(chunk), last=True)
+            if number % _TURN == 0:
+                pause()
 
     def _say_goodbye(self, fd: int, reason: CloseReason) -> None:
         self._send_to(fd, self.stream.goodbye(reason, self.rows.handed_off.permit(fd)), last=True)

@@ -11,7 +11,7 @@ import socket
 import ssl
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -39,7 +39,22 @@ _ACCEPTED: Final = 1000  # connections that are accepted before other greenlets 
 _MOMENT: Final = 0.25  # seconds that a greenlet waits for the next request before it parks the connection
 _TICK: Final = 0.1  # seconds between two checks of the listeners, and of heads that come too slowly
 _AHEAD: Final = 0.5  # seconds before the end of graceful_timeout, when the remaining requests are cut
+_LAST_EVENTS: Final = 0.25  # seconds in which the end of a run reaches the streams here
 _HEAD_AT_LEAST: Final = 1.0  # seconds that every head has, even while other connections wait for a greenlet
+
+
+def _breaker() -> Callable[[Callable[[], bool]], object]:
+    """Return a function that raises GeneratorExit in the current greenlet, see `sse.work.run`.
+
+    gevent's hub looks at the condition and raises, because only from there may an exception be thrown into a greenlet.
+    """
+    greenlet = gevent.getcurrent()
+
+    def throw(is_waiting: Callable[[], bool]) -> None:
+        if is_waiting() and not greenlet.dead:
+            greenlet.throw(GeneratorExit)
+
+    return lambda is_waiting: gevent.get_hub().loop.run_callback(throw, is_waiting)
 
 
 class _RequestTimeout(gevent.Timeout):  # type: ignore[misc]
@@ -140,6 +155,8 @@ class Worker(GeventWorker):  # type: ignore[misc]
     It is here and not in `sse.worker`, because after a reload the master still has that class from the old version.
     """
     wsgi: Any
+    request_seconds: float | None = None
+    """Seconds that requests have from SIGTERM on if there are no runs; None for graceful_timeout. Set before `run`."""
     _loop: Loop
     _rows: Rows
     _responder: Responder
@@ -148,6 +165,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
         # This is not in __init__, which runs in the master: `sse.worker` becomes this class only after the fork.
         self._greenlets = Group()  # each one reads requests and answers them
         self._serving = 0  # how many of them have not ended; the group learns of an end only later
+        self._sending_items = 0  # further greenlets, each of which sends a stream for one client alone
         self._heads = _Heads()
         self._cut = False  # the time for requests to end is over
         self._is_replaced = False  # another process accepts new connections when this one ends
@@ -158,7 +176,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
     def load_wsgi(self) -> None:
         self._loop = Loop(self.log, self.cfg.keepalive, self._give_back)
         self._rows = self._loop.rows
-        self._responder = Responder(self._rows, self._is_last, self.log)
+        self._responder = Responder(self._rows, self._is_last, self.log, self._uncounted)
         try:
             app = self.app.wsgi()
         except (Exception, SystemExit) as error:
@@ -228,6 +246,19 @@ class Worker(GeventWorker):  # type: ignore[misc]
         finally:
             self._serving -= 1
 
+    @contextlib.contextmanager
+    def _uncounted(self) -> Iterator[None]:
+        """Let other connections have the place of this greenlet, which sends a stream for as long as that takes."""
+        self._serving -= 1
+        self._sending_items += 1
+        try:
+            if self._rows.waiting and not self._cut:
+                self.spawn(self._go_on, self._rows.waiting.popleft())
+            yield
+        finally:
+            self._serving += 1
+            self._sending_items -= 1
+
     def _go_on(self, fd: int) -> None:
         """Serve the requests that come next on a connection."""
         with _Resumed(fd, self._rows.read_ahead.pop(fd, b"")) as connection, contextlib.suppress(OSError):
@@ -294,6 +325,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
         services = self._services
         for service in services:
             service.admit = self._loop.backpressure.admit
+            service.breaker = _breaker
         self._loop.backpressure.unread_since = lambda: min(
             filter(None, (service.hub.late_since for service in services)), default=0.0
         )
@@ -303,15 +335,21 @@ class Worker(GeventWorker):  # type: ignore[misc]
             self._tick(listeners)
         self._is_replaced |= self.cfg.workers > 1
         draining = gevent.spawn(self._drain)
-        end = time.monotonic() + self.cfg.graceful_timeout - _AHEAD  # the master kills this process after that
-        while time.monotonic() < end and not (draining.ready() and self._is_idle):
+        now = time.monotonic()
+        end = now + self.cfg.graceful_timeout - _AHEAD  # the master kills this process after that
+        end_of_requests = min(end, now + (self.request_seconds or self.cfg.graceful_timeout) - _AHEAD)
+        while time.monotonic() < (end if self._is_working else end_of_requests):
+            if draining.ready() and self._is_idle and not self._is_working:
+                break
             if self._is_replaced or draining.ready():
                 for listener in listeners:
                     listener.close()  # the master still listens, so no client is refused
             self._tick(listeners)
         for listener in listeners:
             listener.close()
-        if left := self._serving + len(self._rows.waiting):
+        for service in services:
+            service.finish(0)  # runs that have begun late
+        if left := self._serving + self._sending_items + len(self._rows.waiting):
             self.log.warning("%d requests are cut, their time is over", left)
             self._cut = True
             gevent.get_hub().loop.run_callback(self._heads.give_up_all)
@@ -322,7 +360,12 @@ class Worker(GeventWorker):  # type: ignore[misc]
     @property
     def _is_idle(self) -> bool:
         """True if no connection is left."""
-        return not self._serving and self._loop.is_empty
+        return not (self._serving or self._sending_items) and self._loop.is_empty
+
+    @property
+    def _is_working(self) -> bool:
+        """True if runs of this process have not ended."""
+        return any(service.is_working for service in self._services)
 
     def _tick(self, listeners: list[_Listener]) -> None:
         self.notify()
@@ -334,8 +377,17 @@ class Worker(GeventWorker):  # type: ignore[misc]
         gevent.sleep(_TICK)
 
     def _drain(self) -> None:
-        """End streams and waiting polls. Requests that are running, or come within a second, are answered."""
+        """End streams and waiting polls. Requests that are running, or come within a second, are answered.
+
+        While runs go on, streams stay open for their events, as long as the time to close the streams remains.
+        """
         services = self._services
         window = max((service.config.drain for service in services), default=0)
+        grace = max((service.config.run_grace for service in services), default=0)
+        was_working = self._is_working
+        runs = [gevent.spawn(service.finish, grace) for service in services]
+        gevent.joinall(runs, timeout=max(grace - window, 0))
+        if was_working:
+            gevent.sleep(_LAST_EVENTS)
         hubs = [gevent.spawn(service.hub.drain, window) for service in services]
-        gevent.joinall([gevent.spawn(self._rows.drain, window), *hubs])
+        gevent.joinall([gevent.spawn(self._rows.drain, window), *hubs, *runs])

@@ -22,9 +22,9 @@ _UNKNOWN: Final = "unknown command"
 def questions(key: str, announcements: str) -> list[tuple[Any, ...]]:
     """Return commands that show what a Redis is, and whether its user may use all that the store needs.
 
-    They change nothing, because the key never exists and the pub/sub channel has no listeners.
+    They leave nothing behind: no key stays, and the pub/sub channel has no listeners.
 
-    :param key: a key that is never written.
+    :param key: a key that nobody writes.
     :param announcements: a pub/sub channel without listeners.
     """
     return [
@@ -33,7 +33,14 @@ def questions(key: str, announcements: str) -> list[tuple[Any, ...]]:
         ("XRANGE", key, "-", "+", "COUNT", 1),
         ("XADD", key, "NOMKSTREAM", "*", "d", ""),
         ("EXPIRE", key, 1, "GT"),
-        ("DEL", key),
+        ("EXISTS", f"{key}:run"),
+        ("HMGET", f"{key}:run", "token"),
+        ("HSET", f"{key}:run", "token", ""),
+        ("DEL", key, f"{key}:run"),
+        ("ZADD", f"{key}:workers", "XX", 1, ""),
+        ("ZCARD", f"{key}:workers"),
+        ("ZREM", f"{key}:workers", ""),
+        ("ZREMRANGEBYSCORE", f"{key}:workers", 1, 1),
         ("GET", f"{key}:once:"),
         ("SET", f"{key}:once:", "", "XX"),
         ("PUBLISH", announcements, ""),

@@ -26,11 +26,11 @@ RENEW_SECONDS: Final = 2.0
 ENTRY_BYTES: Final = 64
 """Bytes that each entry of a run's ring counts for beside its data, see SSE_RUN_BYTES."""
 
-STEADY_SECONDS: Final = 60.0
+STEADY_SECONDS: Final = 5.0
 """Seconds for which a runner of a source has to hold the lease and be `up` before its attempts count from 0 again."""
 
 SOURCE_TTL: Final = 300
-"""Seconds for which a store remembers the state and the attempts of a source that nobody asks about."""
+"""Seconds for which a store remembers a source that nobody asks about, or SSE_RING_TTL if that is longer."""
 
 Start = Literal["started", "exists", "refused"]
 """What `start` did: the run is new; a run is or was there; the channel has ordinary events."""
@@ -61,12 +61,14 @@ class Answer(NamedTuple):
     :param attempts: how often the source has been begun, by any worker, since a runner was last `up` for
         STEADY_SECONDS; this attempt counts.
     :param state: the source's state; None if it has none yet.
+    :param is_taken: whether anybody holds the lease now.
     """
 
     is_held: bool
     listeners: int
     attempts: int
     state: State | None
+    is_taken: bool
 
 
 class Leases(ABC):
@@ -141,6 +143,13 @@ class Leases(ABC):
     @abstractmethod
     def states(self, channels: Sequence[str]) -> list[State | StoreUnavailable | None]:
         """Return the states of sources; None for a channel whose source has none yet."""
+
+    @abstractmethod
+    def ages(self, channels: Sequence[str]) -> list[float | StoreUnavailable | None]:
+        """Return the age of the newest event that a source has written on each channel, in seconds.
+
+        It is 0 if whoever holds the lease now has written the event, and None if there is none that is remembered.
+        """
 
 
 def weight(event: Event) -> int:

@@ -49,8 +49,10 @@ class _Source:
     since: float = 0.0  # when this state began, or the holder took the lease
     attempts: int = 0
     due: float = 0.0  # when the lease can be taken
+    writer: str = ""  # the token, the key, the position and the time of the newest write
     key: str = ""
     stored_at: Position | None = None
+    written: float = 0.0
     workers: dict[str, float] = field(default_factory=dict)
 
 
@@ -68,6 +70,7 @@ class MemoryLeases(Leases):
         self._clock = rings.clock
         self._run_bytes = run_bytes
         self._run_ttl = run_ttl
+        self._source_ttl = max(SOURCE_TTL, ring_ttl)
         self._life = run_ttl + ring_ttl  # seconds that a live run's ring and marker outlive its last renewal
         self._leases: dict[str, tuple[str, float]] = {}  # by channel: the token, and the expiry
         self._markers: dict[str, _Marker] = {}
@@ -153,6 +156,10 @@ class MemoryLeases(Leases):
             sources = [self._sources.get(channel) for channel in channels]
             return [source.state if source is not None and source.expires > now else None for source in sources]
 
+    def ages(self, channels: Sequence[str]) -> list[float | StoreUnavailable | None]:
+        with self._lock:
+            return [self._age(channel) for channel in channels]
+
     # For the store, which holds the lock:
 
     def run(self, channel: str) -> Run | None:
@@ -213,7 +220,8 @@ class MemoryLeases(Leases):
         if self._holder(channel) != token or self._marker(channel) is not None:
             raise lease_lost(channel)
         ring = self._rings.ensure(channel)
-        source.key, source.stored_at = key, self._rings.append(channel, ring, event).position
+        source.stored_at = self._rings.append(channel, ring, event).position
+        source.writer, source.key, source.written = token, key, self._clock()
         self._rings.prolong(ring)
         return source.stored_at
 
@@ -238,7 +246,14 @@ class MemoryLeases(Leases):
             source.workers[worker] = now + LEASE_SECONDS
         source.workers = {name: expiry for name, expiry in source.workers.items() if expiry > now}
         is_held = token is not None and self._take(channel, token, source)
-        return Answer(is_held, len(source.workers), source.attempts, source.state)
+        is_taken = self._holder(channel) is not None
+        return Answer(is_held, len(source.workers), source.attempts, source.state, is_taken)
+
+    def _age(self, channel: str) -> float | None:
+        now, source = self._clock(), self._sources.get(channel)
+        if source is None or source.expires <= now or source.stored_at is None:
+            return None
+        return 0.0 if source.writer == self._holder(channel) else now - source.written
 
     def _take(self, channel: str, token: str, source: _Source) -> bool:
         """Renew the lease of a source if it holds this token, or else take it if it is free and due."""
@@ -270,7 +285,7 @@ class MemoryLeases(Leases):
         now, source = self._clock(), self._sources.get(channel)
         if source is None or source.expires <= now:
             source = self._sources[channel] = _Source()
-        source.expires = now + SOURCE_TTL
+        source.expires = now + self._source_ttl
         return source
 
     def _sweep(self) -> None:

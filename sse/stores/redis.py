@@ -21,7 +21,6 @@ import socket
 import threading
 import time
 from collections.abc import Iterable, Sequence
-from importlib import resources
 from itertools import islice
 from typing import Any, Final, NamedTuple, cast
 
@@ -53,14 +52,18 @@ from sse.stores.base import (
 )
 from sse.stores.peers import ENTRY_TTL, MAX_ENTRIES, Peers
 from sse.stores.pool import Pool
+from sse.stores.redis_leases import RedisLeases, standing_of_run
 from sse.stores.redis_presence import RedisPresence
-from sse.stores.refusals import conflict
+from sse.stores.refusals import conflict, ended, too_large
+from sse.stores.scripts import Script
 from sse.wire import MAX_PAYLOAD, decode_payload, encode_payload
 
 _log = logging.getLogger("sse")
 _system_random: Final = random.SystemRandom()
 
 _MAX_CONNECTIONS: Final = 8
+_UPKEEP_CONNECTIONS: Final = 2
+_UPKEEP_SECONDS: Final = 1.5  # within which Redis has to answer a renewal; a lease lasts much longer
 _RANDOM_ONCE_TTL: Final = 30  # seconds; a publish and its repetitions take less, by SSE_REDIS_TIMEOUT
 _PING_AFTER: Final = 5.0  # seconds of silence after which a feed asks Redis for a sign of life
 _LOST_AFTER: Final = 12.0  # seconds of silence after which a feed takes its connection for dead
@@ -108,24 +111,34 @@ class RedisStore(Store):
         timeout: float = 5.0,
     ) -> None:
         self._pool = Pool(url, _MAX_CONNECTIONS)
+        self._upkeep_pool = Pool(url, _UPKEEP_CONNECTIONS)  # renewals of leases do not wait for other calls
         self._scheme = url.partition(":")[0]
         self._timeout = timeout
         self._namespace = namespace
         self._database = self._pool.database
         self._max_events = ring
         self._ttl = ring_ttl
-        self._run_bytes = run_bytes
-        self._run_ttl = run_ttl
-        self._publish_script = _Script("publish.lua")
-        self._ensure_script = _Script("ensure.lua")
+        self.leases = RedisLeases(
+            run=self._run_script,
+            run_soon=self._run_script_soon,
+            execute=self._execute,
+            key=self._key,
+            announcements=self.announcements,
+            ring=ring,
+            ring_ttl=ring_ttl,
+            run_bytes=run_bytes,
+            run_ttl=run_ttl,
+        )
+        self._publish_script = Script("publish.lua", stores=True)
+        self._ensure_script = Script("ensure.lua")
         self._logged_clock_fault = ""  # the fault of the clocks that was logged last; empty if they agree
         self._logged_fault = ""  # the fault of Redis that was logged last; empty if it is fit
         self._peers = Peers((ring, ring_ttl))
         self._has_made_feed = False  # this process has readers, not only publishers
         self._next_look = math.inf  # when to ask again whether Redis is fit, by `time.monotonic`
-        self._before_script = _Script("before.lua")
-        self._read_script = _Script("read.lua")
-        self._presence_script = _Script("presence.lua")
+        self._before_script = Script("before.lua")
+        self._read_script = Script("read.lua")
+        self._presence_script = Script("presence.lua")
         self.presence = RedisPresence(self._run_presence, self._execute, self._key)
         self._checked = False
         self._running_check: _RunningCheck | None = None
@@ -143,8 +156,8 @@ class RedisStore(Store):
             call = self._prepare(publication, before.get(publication.channel))
             before[publication.channel] = call[2]
             pending.calls.append(call)
-        if len(publications) > 1 and any(publication.key for publication in publications):
-            self._check_keys(publications, pending.calls, deadline)
+        if len(publications) > 1:
+            self._check_batch(publications, pending.calls, deadline)
         with self._publish_lock:
             self._pending.append(pending)
             follows, self._has_leader = self._has_leader, True
@@ -155,26 +168,31 @@ class RedisStore(Store):
             raise StoreUnavailable(pending.outcome.message, pending.outcome.hint)  # one error for each caller
         if time.monotonic() >= self._next_look + _LOOK_LATE:
             self._look_again(deadline)  # no feed of this process has done it
-        return [
+        receipts = [
             _receipt(reply, publication.channel, call)
             for reply, publication, call in zip(
                 cast("list[Any]", pending.outcome), publications, pending.calls, strict=True
             )
         ]
+        if all(isinstance(receipt, Ended) for receipt in receipts):
+            raise cast("Ended", receipts[0])
+        return receipts
 
     def standing(self, channels: Sequence[str], *, prolong: bool = False) -> list[Standing | StoreUnavailable]:
         deadline = self._deadline(len(channels))
-        positions = self._positions_before([(channel, 0) for channel in channels], deadline)
+        calls = [(1, self._key(channel), 0) for channel in channels]
+        replies = self._run_script(self._before_script, calls, deadline)
+        standings = [_standing(reply, channel) for channel, reply in zip(channels, replies, strict=True)]
         if prolong:
             self._execute(
                 (
-                    ("EXPIRE", self._key(channel), self._ttl if position.offset else UNBORN_TTL, "GT")
-                    for channel, position in zip(channels, positions, strict=True)
-                    if isinstance(position, Position)
+                    ("EXPIRE", self._key(channel), self._ttl if standing.newest.offset else UNBORN_TTL, "GT")
+                    for channel, standing in zip(channels, standings, strict=True)
+                    if isinstance(standing, Standing) and standing.newest and not standing.run
                 ),
                 deadline,
             )
-        return [position if isinstance(position, StoreUnavailable) else Standing(position) for position in positions]
+        return standings
 
     def ensure(self, channels: Sequence[str]) -> list[Position | StoreUnavailable]:
         calls = [(1, self._key(channel), _nonce(), self._ttl, UNBORN_TTL) for channel in channels]
@@ -199,7 +217,19 @@ class RedisStore(Store):
         return [page for page, _ in read]
 
     def before(self, channels: Sequence[tuple[str, int]]) -> list[Position | StoreUnavailable | None]:
-        return self._positions_before(channels, self._deadline(len(channels)))
+        calls = [(1, self._key(channel), count) for channel, count in channels]
+        positions: list[Position | StoreUnavailable | None] = []
+        replies = self._run_script(self._before_script, calls, self._deadline(len(channels)))
+        for (channel, count), reply in zip(channels, replies, strict=True):
+            if not count:
+                standing = _standing(reply, channel)
+                positions.append(standing if isinstance(standing, StoreUnavailable) else standing.newest)
+                continue
+            position = None if reply is None else _position_or_fault(reply, channel)
+            if isinstance(position, StoreUnavailable) and not isinstance(reply, Exception):
+                position = UNBORN  # another program wrote that entry: a reader cannot go on there, and gets a reset
+            positions.append(position)
+        return positions
 
     def revoke(self, what: str, ttl: int) -> None:
         key = self._key(_REVOKED_CHANNEL)
@@ -236,6 +266,7 @@ class RedisStore(Store):
 
     def close(self) -> None:
         self._pool.close()
+        self._upkeep_pool.close()
 
     def check(self, deadline: float | None = None) -> None:
         """Check, until it has succeeded once, that this Redis can be used.
@@ -355,6 +386,9 @@ class RedisStore(Store):
     def _key(self, channel: str) -> str:
         return f"{self._namespace}:{{{channel}}}"
 
+    def _marker(self, channel: str) -> str:
+        return f"{self._key(channel)}:run"
+
     def _prepare(self, publication: Publication, before: str | None) -> tuple[Any, ...]:
         """Return the arguments of publish.lua for a publication.
 
@@ -379,22 +413,38 @@ class RedisStore(Store):
             encode_payload(event),
         )
 
-    def _check_keys(
+    def _check_batch(
         self, publications: Sequence[Publication], calls: Sequence[tuple[Any, ...]], deadline: float
     ) -> None:
-        """Refuse a call if one of its keys was used for another event, before anything is stored.
+        """Refuse a call before anything is stored: if a key was used for another event, or a channel has ended.
 
-        If another publisher uses the same key at this very moment, the script refuses that publication alone.
+        If another publisher uses the same key at this very moment, or the channel ends then, the script refuses that
+        publication alone.
 
         :raises IdempotencyConflict: naming the channel.
+        :raises Ended: naming the channel.
         """
+        keyed = [index for index, publication in enumerate(publications) if publication.key]
+        markers = list(dict.fromkeys(self._marker(publication.channel) for publication in publications))
+        found, *replies = self._execute(
+            [("EXISTS", *markers), *(("GET", calls[index][2]) for index in keyed)], deadline
+        )
         used: dict[str, bytes] = {}
-        replies = self._execute((("GET", call[2]) for call in calls), deadline)
-        for publication, call, reply in zip(publications, calls, replies, strict=True):
-            digest = hashlib.sha1(call[-1], usedforsecurity=False).hexdigest().encode()
-            done = reply.partition(b" ")[2] if isinstance(reply, bytes) else used.setdefault(call[2], digest)
+        stored: set[int] = set()
+        for index, reply in zip(keyed, replies, strict=True):
+            digest = hashlib.sha1(calls[index][-1], usedforsecurity=False).hexdigest().encode()
+            if isinstance(reply, bytes):
+                stored.add(index)
+            done = reply.partition(b" ")[2] if isinstance(reply, bytes) else used.setdefault(calls[index][2], digest)
             if done != digest:
-                raise conflict(publication.channel)
+                raise conflict(publications[index].channel)
+        if found == 0:
+            return
+        replies = self._execute((("HMGET", marker, "end") for marker in markers), deadline)
+        over = {marker for marker, reply in zip(markers, replies, strict=True) if isinstance(reply, list) and reply[0]}
+        for index, publication in enumerate(publications):
+            if index not in stored and self._marker(publication.channel) in over:
+                raise ended(publication.channel)
 
     def _wait_for_turn(self, pending: _PendingPublish, follows: bool, deadline: float) -> None:
         """Wait until a publish has its outcome, or is the leader.
@@ -453,19 +503,6 @@ class RedisStore(Store):
             with self._publish_lock:
                 self._appoint_leader()
 
-    def _positions_before(
-        self, channels: Sequence[tuple[str, int]], deadline: float
-    ) -> list[Position | StoreUnavailable | None]:
-        calls = [(1, self._key(channel), count) for channel, count in channels]
-        positions: list[Position | StoreUnavailable | None] = []
-        replies = self._run_script(self._before_script, calls, deadline)
-        for (channel, count), reply in zip(channels, replies, strict=True):
-            position = None if reply is None else _position_or_fault(reply, channel)
-            if count and isinstance(position, StoreUnavailable) and not isinstance(reply, Exception):
-                position = UNBORN  # another program wrote that entry: a reader cannot go on there, and gets a reset
-            positions.append(position)
-        return positions
-
     def _read_pages(
         self, positions: Sequence[tuple[str, Position]], limit: int, max_bytes: int, *, at_least: int, deadline: float
     ) -> list[tuple[Page | StoreUnavailable, int]]:
@@ -481,7 +518,17 @@ class RedisStore(Store):
         replies = self._run_script(self._read_script, calls, deadline)
         return [_page(reply, position, channel) for (channel, position), reply in zip(positions, replies, strict=True)]
 
-    def _run_script(self, script: _Script, calls: Sequence[tuple[Any, ...]], deadline: float) -> list[Any]:
+    def _run_script_soon(self, script: Script, calls: Sequence[tuple[Any, ...]]) -> list[Any]:
+        return self._run_script(script, calls, time.monotonic() + _UPKEEP_SECONDS, self._upkeep_pool)
+
+    def _run_script(
+        self,
+        script: Script,
+        calls: Sequence[tuple[Any, ...]],
+        deadline: float | None = None,
+        pool: Pool | None = None,
+    ) -> list[Any]:
+        deadline = deadline or self._deadline(len(calls))
         # Of several calls, the first one carries the script's text, so that Redis knows the script at the later ones.
         # If all used EVALSHA, the first ones could fail and later ones succeed, because another client loads the script
         # meanwhile. To repeat only the failed calls would then change the order.
@@ -491,9 +538,10 @@ class RedisStore(Store):
                 for index, call in enumerate(calls)
             ),
             deadline,
+            pool,
         )
         unknown = [index for index, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
-        repeated = self._execute((("EVAL", script.text, *calls[index]) for index in unknown), deadline)
+        repeated = self._execute((("EVAL", script.text, *calls[index]) for index in unknown), deadline, pool)
         for index, reply in zip(unknown, repeated, strict=True):
             replies[index] = reply
         return replies
@@ -501,21 +549,25 @@ class RedisStore(Store):
     def _run_presence(self, calls: Sequence[tuple[Any, ...]]) -> list[Any]:
         return self._run_script(self._presence_script, calls, self._deadline(len(calls)))
 
-    def _execute(self, commands: Iterable[tuple[Any, ...]], deadline: float | None = None) -> list[Any]:
+    def _execute(
+        self, commands: Iterable[tuple[Any, ...]], deadline: float | None = None, pool: Pool | None = None
+    ) -> list[Any]:
         """Send all commands in one round trip; return their replies, of which an error is a value like any other.
 
         :param deadline: when to give up, by the monotonic clock; without one, after the store's timeout.
+        :param pool: whose connection is used; by default the one of most calls.
         :raises StoreUnavailable: if there is no reply by then.
         """
         commands = list(commands)
+        pool = pool or self._pool
         if not commands:
             return []
         deadline = deadline or self._deadline()
         self.check(deadline)
         with faults.translated(self._scheme, is_known=True):
-            replies = self._pool.ask(commands, deadline)
+            replies = pool.ask(commands, deadline)
         if any(isinstance(reply, ReadOnlyError) for reply in replies):
-            self._pool.renew()  # the primary has moved
+            pool.renew()  # the primary has moved
         return replies
 
     def _execute_with_clocks(
@@ -578,12 +630,6 @@ class _RunningCheck:
     def __init__(self) -> None:
         self.done = threading.Event()
         self.fault: StoreUnavailable | None = None
-
-
-class _Script:
-    def __init__(self, name: str) -> None:
-        self.text = resources.files(__package__).joinpath(name).read_text()
-        self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
 
 class _RedisFeed(Feed):
@@ -726,6 +772,8 @@ class _RedisFeed(Feed):
             return Notice(channel)
         if kind != b"message":
             return None
+        if message == b"state":  # older versions take it for an announcement of another program, and read the ring
+            return Notice(channel, state_changed=True)
         head, _, payload = message.partition(b"\n")
         previous, _, position = head.partition(b" ")
         try:
@@ -775,12 +823,23 @@ def _position(text: bytes) -> Position:
     return position
 
 
-def _receipt(reply: Any, channel: str, call: tuple[Any, ...]) -> Receipt | StoreUnavailable:
+def _standing(reply: Any, channel: str) -> Standing | StoreUnavailable:
+    if isinstance(reply, list):
+        return standing_of_run(reply, channel)
+    position = None if reply is None else _position_or_fault(reply, channel)
+    return position if isinstance(position, StoreUnavailable) else Standing(position)
+
+
+def _receipt(reply: Any, channel: str, call: tuple[Any, ...]) -> Receipt | StoreUnavailable | Ended | TooLarge:
     if not isinstance(reply, list):
         return faults.refusal(reply, f"to store into {call[1]}")
-    id, outcome, fault = reply
+    id, outcome, fault, *bound = reply
     if outcome == b"conflict":
         raise conflict(channel)
+    if outcome == b"ended":
+        return ended(channel)
+    if outcome == b"large":
+        return too_large(channel, int(id), int(fault), int(bound[0]))
     if fault:
         text = fault.decode(errors="replace")
         _log.warning("stored %s in %s but could not announce it: %s", id.decode(errors="replace"), call[1], text)

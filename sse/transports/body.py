@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import inf
+from typing import ClassVar
 
 from sse.access.permit import Permit
 from sse.hub.hub import Hub
@@ -15,6 +16,8 @@ class Body:
     """A subscriber as the body of an answer."""
 
     __slots__ = ("_attached", "closing", "deadline", "hub", "permit", "subscriber")
+    is_stream: ClassVar[bool]
+    """True for a stream, False for a poll."""
     _attached: bool
     closing: Sequence[Callable[[], object]]
     """The functions to call at the end."""
@@ -33,7 +36,7 @@ class Body:
         """Detach the subscriber, with the seat of its last client. A second call does nothing."""
         if self._attached:
             self._attached = False
-            self.hub.detach(self.subscriber)
+            self.hub.detach(self.subscriber, polled=not self.is_stream)
 
     def hand_off(self) -> ClientPart:
         """Return the part that concerns one client, and give it up. A row decides now when its connection ends."""

@@ -1,4 +1,4 @@
-"""The writer of a stream's blocks: the opening, events, resets, notices, heartbeats and the close, in each dialect.
+"""The writer of a stream's blocks: opening, events, ends, resets, notices, heartbeats and the close, in each dialect.
 
 `wire` has the grammar of single fields and blocks, and the hub encodes an event's body once for all. All else that a
 stream says is written here. Nothing here does I/O.
@@ -11,13 +11,26 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Final, NamedTuple
 
-from sse.event import UNBORN, Entry, Position, format_last_event_id, rest_of_id
-from sse.hub.subscriber import Delivery, Reset, Start
+from sse.event import UNBORN, End, EndReason, Entry, Event, Position, format_last_event_id, rest_of_id
+from sse.hub.subscriber import Item, Reset, SourceState, Start
 from sse.transports.life import CloseReason
-from sse.wire import BARE_HEARTBEAT, HEARTBEAT, around_id, encode_comment, encode_control, type_in_data, with_retry
+from sse.wire import (
+    BARE_HEARTBEAT,
+    HEARTBEAT,
+    around_id,
+    encode_body,
+    encode_comment,
+    encode_control,
+    type_in_data,
+    with_id,
+    with_retry,
+)
 
 Claims = Mapping[str, Position | None]
 """The position that a stream's ids give for each channel. It is None until a reset is sent to a client without one."""
+
+ITEM_ID: Final = "~"
+"""The id of all blocks of a stream that one client has for itself. No position has it."""
 
 SplitBlock = tuple[bytes, bytes]
 """The two parts of a block, before and after the point where its id goes on with the other channels."""
@@ -27,20 +40,25 @@ class Segment(NamedTuple):
     """Consecutive blocks of one channel, for all streams that continue with them.
 
     `whole` has the blocks with ids of this channel only. `split_blocks` has each block as two parts, for ids that name
-    other channels too. `position` is that of the last block. `more` is True if the hub may have more at hand after it.
+    other channels too; it is empty if the blocks have no id. `position` is that of the last block. `more` is True if
+    the hub may have more at hand after it. `is_end` is True if the one block is the channel's end.
     """
 
     whole: bytes
     split_blocks: Sequence[SplitBlock]
     position: Position
     more: bool
+    is_end: bool = False
 
 
 NOTHING: Final = Segment(b"", (), UNBORN, more=False)
 """The segment of a channel in which nothing has come; its position means nothing."""
 
-Shared = dict[tuple[str, Position, bool, bool], Segment | None]
-"""The segments of one round, by channel, position, `typed` and `id_last`; None where the hub's ring has passed it."""
+Shared = dict[tuple[str, Position, bool, bool, bool], Segment | None]
+"""The segments of one round, by channel, position, `typed`, `bare` and `id_last`.
+
+A segment is None where the hub's ring has passed the position.
+"""
 
 
 class Dialect(NamedTuple):
@@ -77,11 +95,13 @@ class Dialect(NamedTuple):
         claims: Claims,
         lifetime: int,
         extra: Mapping[str, object],
+        members: Mapping[str, Mapping[str, object]],
     ) -> bytes:
         """Return the block that says where the stream begins in each channel, and a heartbeat.
 
         :param resets: the resets that the client has not got yet.
         :param lifetime: seconds.
+        :param members: further members of what the block says of a channel.
         :param extra: further members of the block's data.
         """
         with_reset = {reset.channel for reset in resets}
@@ -89,6 +109,7 @@ class Dialect(NamedTuple):
             name: {
                 "position": str(claims[name]) if claims[name] else None,
                 "resumed": start.position is not None and name not in with_reset,
+                **members.get(name, {}),
             }
             for name, start in starts.items()
         }
@@ -98,14 +119,17 @@ class Dialect(NamedTuple):
         id = format_last_event_id(claims)
         return encode_control("sse.open", data, last_event_id=id, retry=self.retry, id_last=self.id_last) + self.beat
 
-    def blocks(self, taken: Iterable[Delivery | Reset], claims: dict[str, Position | None]) -> bytes:
-        """Return the blocks of deliveries and resets, in order.
+    def blocks(self, taken: Iterable[Item], claims: dict[str, Position | None]) -> bytes:
+        """Return the blocks of what a subscriber has taken, in order.
 
         This updates `claims`, so that the id of each block claims that block and the blocks before it, and no others.
         """
         parts: list[bytes] = []
         channel, others = "", b""
         for item in taken:
+            if isinstance(item, SourceState):
+                parts.append(self._notice_of_source(item))
+                continue
             if item.channel != channel:
                 channel = item.channel
                 others = self._others(channel, claims)
@@ -114,6 +138,9 @@ class Dialect(NamedTuple):
                 head, tail = self._reset(item)
             else:
                 claims[channel] = item.entry.position
+                if self.bare and isinstance(item.entry.event, End):
+                    parts.append(_end_comment(item.entry))
+                    continue
                 head, tail = self._event(channel, item.entry)
             parts += (head, others, tail)
         return b"".join(parts)
@@ -121,8 +148,14 @@ class Dialect(NamedTuple):
     def segment(self, channel: str, entries: Sequence[Entry], max_bytes: int, *, more: bool) -> Segment:
         """Return the blocks of a channel's entries: the first one, and more while their bodies fit in `max_bytes`.
 
+        The end of a channel has a segment of its own, because it may be the last block of a stream.
+
         :param more: True if the hub may have more at hand after these entries.
         """
+        if isinstance(entries[-1].event, End):
+            if len(entries) == 1:
+                return self._end(channel, entries[0])
+            entries, more = entries[:-1], True
         size = 0
         split_blocks: list[SplitBlock] = []
         for entry in entries:
@@ -136,13 +169,13 @@ class Dialect(NamedTuple):
 
     def segment_blocks(self, segment: Segment, channel: str, claims: Claims) -> bytes:
         """Return the blocks of a channel's segment, with the ids of a stream that has these claims."""
-        if self.delta or len(claims) == 1:
+        if self.delta or len(claims) == 1 or not segment.split_blocks:
             return segment.whole
         others = self._others(channel, claims)
         return b"".join([head + others + tail for head, tail in segment.split_blocks])
 
     def first_blocks(self, blocks: bytes) -> bytes:
-        """Return the first blocks of a bare stream, with `retry` in the first of them."""
+        """Return the same blocks, with `retry` in the first event of a bare stream."""
         return with_retry(self.retry, blocks)
 
     def notice(self, expires: int | None) -> bytes:
@@ -161,9 +194,24 @@ class Dialect(NamedTuple):
         wait = random.uniform(0.1, 1) * self.retry if after is None else random.uniform(1, 1.5) * 1000 * after
         return _close(reason, round(wait), bare=self.bare)
 
+    def farewell(self, end: bytes) -> bytes:
+        """Return the end of a stream's last channel. It has the client wait for a random time, as `close` does."""
+        return end if self.bare else with_retry(round(random.uniform(0.1, 1) * self.retry), end)
+
     def _event(self, channel: str, entry: Entry) -> SplitBlock:
-        body = type_in_data(entry.body) if self.typed else entry.body
+        is_typed = self.typed and not isinstance(entry.event, End)
+        body = type_in_data(entry.body) if is_typed else entry.body
         return around_id(f"{channel}={entry.position}", body, self.id_last)
+
+    def _end(self, channel: str, entry: Entry) -> Segment:
+        if self.bare:
+            return Segment(_end_comment(entry), (), entry.position, more=False, is_end=True)
+        block = self._event(channel, entry)
+        return Segment(b"".join(block), (block,), entry.position, more=False, is_end=True)
+
+    def _notice_of_source(self, source: SourceState) -> bytes:
+        data = {"channel": source.channel, "state": source.state, "retry": self.retry}
+        return encode_comment("source", data) if self.bare else encode_control("sse.source", data)
 
     def _reset(self, reset: Reset) -> SplitBlock:
         return around_id(f"{reset.channel}={reset.position}", encode_control("sse.reset", reset.json), self.id_last)
@@ -191,6 +239,23 @@ def claims_of(
     return {name: starts[name].position if name in with_reset else position for name, position in positions.items()}
 
 
+def item_opening(heartbeat: float, retry: int) -> bytes:
+    """Return the first block of a stream that one client has for itself, and a heartbeat."""
+    data = {"channels": {}, "heartbeat": heartbeat, "retry": retry}
+    return encode_control("sse.open", data, last_event_id=ITEM_ID, retry=retry) + HEARTBEAT
+
+
+def item_block(event: Event) -> bytes:
+    """Return the block of an event for one client."""
+    return with_id(ITEM_ID, encode_body(event))
+
+
+def item_end(reason: EndReason, retry: int) -> bytes:
+    """Return the last block of such a stream. Its client comes back after a random time, and gets a 204."""
+    data = {"channel": None, "reason": reason}
+    return encode_control("sse.end", data, last_event_id=ITEM_ID, retry=round(random.uniform(0.1, 1) * retry))
+
+
 def busy(retry: int, after: int = 0, *, bare: bool = False) -> bytes:
     """Return the whole body for a client that cannot be served now.
 
@@ -205,6 +270,10 @@ def busy(retry: int, after: int = 0, *, bare: bool = False) -> bytes:
 def busy_for(retry: int, after: int = 0) -> float:
     """Return the milliseconds for which a client that cannot be served is to wait, see `busy`."""
     return random.uniform(1, 4) * retry + after * 1000
+
+
+def _end_comment(entry: Entry) -> bytes:
+    return b": end %b\n" % entry.event.data.encode()
 
 
 def _close(reason: CloseReason, retry: int, *, bare: bool) -> bytes:

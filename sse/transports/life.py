@@ -18,6 +18,11 @@ A notice that is due may also be sent together with the goodbye of a drain or of
 A goodbye has no id, so it may overtake events that a row has taken and not yet written: the client reconnects and gets
 them. A notice has to wait until those events are written. A connection that stalls at a notice gets a row of its own,
 whose position would otherwise be after events that its client never received.
+
+The end of a stream's last channel needs no line here. It is an event with an id, so it comes when everything before it
+is out, and then it is written as a goodbye is. The stream does not take it before that. So a goodbye for any of these
+reasons, or a cut, may come instead, and the client comes back to the end. Only a permit that is over keeps a
+generator's client from it: the end may have come later.
 """
 
 from __future__ import annotations

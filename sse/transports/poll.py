@@ -10,16 +10,18 @@ from typing import ClassVar, Final
 
 from sse.access.permit import Permit
 from sse.errors import Busy, StoreUnavailable
-from sse.event import Entry, Event, Position, format_last_event_id, id_size
+from sse.event import End, EndReason, Entry, Event, Position, format_last_event_id, id_size
 from sse.hub.hub import ATTACH_TIMEOUT, Charge, Hub
-from sse.hub.subscriber import Delivery, Lagging, Reset, Start
+from sse.hub.subscriber import Delivery, Item, Lagging, Reset, Start
+from sse.stores.leases import State
 from sse.transports.body import Body
 from sse.transports.life import Next, decide
+from sse.transports.members import ended_at, ends_among, is_anchor, size_in_answer
 from sse.wire import encode_json
 
 _MAX_EVENTS: Final = 1000  # in one answer
 _MAX_BYTES: Final = 1 << 20  # of events and resets in one answer, if the client sets no bound
-_MAX_REST: Final = 80  # bytes of an answer besides its events, its resets and its last event id
+_MAX_REST: Final = 120  # bytes of an answer besides its events, its resets and what it says of each channel
 _WRITTEN: Final = Event("")  # instead of the event, once its JSON is there, to save memory
 
 
@@ -82,19 +84,25 @@ class Poll(Body):
             self._retry,
             self._max_bytes,
             self.subscriber.channels,
+            self.subscriber.told,
             tuple(self.subscriber.positions),
         )
 
     @property
     def nothing(self) -> bytes:
         """The empty answer, with the positions from which the poll began."""
-        return _encode((), self._began, self._retry, more=False)
+        ended = ended_at(self.subscriber.channels, self._began.values())
+        return _encode((), self._began, self._began, self._retry, ended, self.subscriber.sources, more=False)
 
     @property
     def is_behind(self) -> bool:
-        """True if an event has come, if a position cannot be continued, or if this process drains."""
+        """True if there is something to tell, or if this process drains.
+
+        That is an event, a position that cannot be continued, the end of all channels, or another state of a source.
+        """
         subscriber = self.subscriber
-        return subscriber.draining or any(subscriber.at_hand(index) != [] for index in subscriber.order())
+        is_over = subscriber.draining or subscriber.has_ended
+        return is_over or subscriber.has_source_change or not subscriber.has_all()
 
     def open(self) -> bytes | None:
         """Return the answer if it comes at once; else None, and the poll waits until `close`.
@@ -107,7 +115,8 @@ class Poll(Body):
             starts = {name: self._starts[name] for name in names[first:] + names[:first]}
             look = self.hub.reader.look(starts, _MAX_EVENTS, self._max_body, _in_json)
             positions = {name: look.positions[name] for name in self._starts}
-            return _encode(look.taken, positions, self._retry, more=look.more)
+            sources = self.hub.sources(self._starts)
+            return _encode(look.taken, look.begins, positions, self._retry, look.ended, sources, more=look.more)
         begins = {name: start.position for name, start in self._starts.items() if not start.fault}
         if len(begins) == len(self._starts) and (answer := self._last_answer(begins)):
             return answer
@@ -127,7 +136,7 @@ class Poll(Body):
         return answer
 
     def answer(self) -> bytes | None:
-        """Return the answer with the events that have come; None if there are none.
+        """Return the answer with the events that have come; None if there are none, and some may still come.
 
         :raises Busy: if too many events have come at once, so that the ring has passed the poll.
         :raises StoreUnavailable: if older entries are needed and cannot be read.
@@ -135,7 +144,8 @@ class Poll(Body):
         subscriber = self.subscriber
         if not subscriber.resets and (answer := self._last_answer(subscriber.positions_by_name)):
             return answer
-        question = self._question(subscriber.positions_by_name)
+        began = subscriber.positions_by_name
+        question = self._question(began)
         try:
             taken = subscriber.take(_MAX_EVENTS, self._max_body, _in_json)
         except Lagging as error:
@@ -143,9 +153,10 @@ class Poll(Body):
                 f"the ring of channel {error.message} has passed this poll", "ask again with the same last event id"
             ) from None
         if not taken:
-            return self.nothing if subscriber.draining else None
-        answer = _encode(taken, subscriber.positions_by_name, self._retry, more=subscriber.is_behind())
-        if not any(isinstance(item, Reset) for item in taken):
+            return self.nothing if subscriber.draining or subscriber.has_ended else None
+        positions, more = subscriber.positions_by_name, subscriber.is_behind()
+        answer = _encode(taken, began, positions, self._retry, subscriber.ended, subscriber.sources, more=more)
+        if all(isinstance(item, Delivery) for item in taken):
             self.hub.last_answer = question, answer
         return answer
 
@@ -192,7 +203,7 @@ class Poll(Body):
         """The bytes that events and resets may have in the answer."""
         if self._max_bytes is None:
             return _MAX_BYTES
-        return max(self._max_bytes - _MAX_REST - id_size(self._starts), 1)
+        return max(self._max_bytes - _MAX_REST - id_size(self._starts) - size_in_answer(self._starts), 1)
 
     def _first_channel(self, positions: Mapping[str, Position | None]) -> int:
         """Return the index of the channel with which a bounded answer begins.
@@ -206,7 +217,8 @@ class Poll(Body):
 
     def _question(self, positions: Mapping[str, Position | None]) -> Hashable:
         # A position commits to all entries before it, so the entries between two positions are always the same.
-        return self._retry, self._max_bytes, frozenset(positions.items()), self.hub.newest(positions)
+        places = frozenset(positions.items()), self.hub.newest(positions)
+        return self._retry, self._max_bytes, places, frozenset(self.hub.sources(positions).items())
 
     def _last_answer(self, positions: Mapping[str, Position | None]) -> bytes | None:
         """Return the hub's last answer if it fits: very many polls come back from the same positions at once."""
@@ -222,25 +234,45 @@ class Poll(Body):
 
 
 def _in_json(channel: str, entry: Entry) -> Delivery:
-    """Return the delivery of an entry for a poll. Its body is the event's JSON, with a comma before it."""
+    """Return the delivery of an entry for a poll. Its body is the event's JSON, with a comma before it.
+
+    The body of an end is empty, because the answer says by `ended` which channels have ended.
+    """
     event = entry.event
+    if isinstance(event, End):
+        return Delivery(channel, entry._replace(body=b""))
     in_json = {"channel": channel, "id": f"{channel}={entry.position}", "type": event.type, "data": event.data}
     return Delivery(channel, Entry(entry.position, _WRITTEN, b"," + encode_json(in_json).encode()))
 
 
-def _encode(taken: Sequence[Delivery | Reset], positions: Mapping[str, Position], retry: int, *, more: bool) -> bytes:
+def _encode(
+    taken: Sequence[Item],
+    began: Mapping[str, Position],
+    positions: Mapping[str, Position],
+    retry: int,
+    ended: Mapping[str, EndReason],
+    sources: Mapping[str, State],
+    *,
+    more: bool,
+) -> bytes:
     # The answer lists resets apart from events. The events before a reset are left out, because the client drops the
     # state to which they belong.
     resets = {item.channel: index for index, item in enumerate(taken) if isinstance(item, Reset)}
-    events = [
-        item.entry.body
+    told = [
+        item
         for index, item in enumerate(taken)
-        if isinstance(item, Delivery) and index > resets.get(item.channel, -1)
+        if isinstance(item, Delivery) and item.entry.body and index > resets.get(item.channel, -1)
     ]
+    events = [item.entry.body for item in told]
+    with_events = {item.channel for item in told}
+    began = {**began, **{item.channel: item.position for item in taken if isinstance(item, Reset)}}
+    whole = [name for name in positions if name in with_events and is_anchor(began[name])]
+    members = {"ended": {**ended, **ends_among(taken)}, "whole": whole, "source": sources}
     rest = {
         "resets": [
             item.json for index, item in enumerate(taken) if isinstance(item, Reset) and index == resets[item.channel]
         ],
+        **{name: member for name, member in members.items() if member},
         "more": more,
         "retry": retry,
     }

@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import random
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from copy import copy
 from math import inf
 from typing import ClassVar, Final, NamedTuple
@@ -16,14 +16,15 @@ from typing import ClassVar, Final, NamedTuple
 from sse.access.permit import Permit
 from sse.access.revocations import TAKEN_AFTER
 from sse.errors import StoreUnavailable, TooMany, Unavailable
-from sse.event import Position
+from sse.event import End, EndReason, Position
 from sse.hub.hub import ATTACH_TIMEOUT, Charge, Hub
-from sse.hub.subscriber import Lagging, Reset, Start, Subscriber
+from sse.hub.subscriber import Delivery, Item, Lagging, Reset, Start, Subscriber
 from sse.log import warn
 from sse.stores import PAGE
 from sse.transports.body import Body
 from sse.transports.dialect import NOTHING, Dialect, Segment, Shared, busy, claims_of, dialect_of
 from sse.transports.life import CloseReason, Next, decide
+from sse.transports.members import ended_at, ends_among, of_opening
 
 _CHUNK: Final = 16_384  # bytes of events after which a chunk ends
 _CHUNK_EVENTS: Final = 1000  # events in one chunk
@@ -73,7 +74,7 @@ class Stream(Body):
     # A stream without events has to be small, because there are very many.
     __slots__ = (
         *("_retry_store_at", "_claims", "_clock", "_opening", "_tells_retry"),
-        *("_written", "dialect", "lost", "reason"),
+        *("_written", "dialect", "finished", "lost", "reason"),
     )
     is_stream: ClassVar[bool] = True
     """True for a stream, False for a poll."""
@@ -100,6 +101,8 @@ class Stream(Body):
         """The close reason of the last block, after which nothing comes. A stream that is `lost` has no such block."""
         self.lost = False
         """True if the body ends with a cut, because a bare stream has lost a position and cannot say so."""
+        self.finished = False
+        """True if all of its channels have ended. Its last block is the end of the last one, see `farewell`."""
         self.deadline = lifetime * random.uniform(0.8, 1.2)
         """Before the opening, the lifetime in seconds; then the end by the clock. Infinity once it is handed off."""
         self.permit = permit
@@ -116,12 +119,12 @@ class Stream(Body):
     @property
     def ended(self) -> bool:
         """True if the bytes that it returned last are the end of the body."""
-        return self.reason is not None or self.lost
+        return self.reason is not None or self.lost or self.finished
 
     @property
     def cuts(self) -> bool:
-        """True if the body ends without its last chunk, so that clients see a broken connection."""
-        return self.lost or self.dialect.cut
+        """True if the body ends without its last chunk, so that clients see a broken connection and come back."""
+        return self.lost or (self.dialect.cut and not self.finished)
 
     @property
     def is_bare(self) -> bool:
@@ -149,9 +152,25 @@ class Stream(Body):
 
         It is None for a stream that has a reset to send, waits for the store, or has ended.
         """
-        if self.subscriber.resets or self._claims is not None or self._retry_store_at or self.ended:
+        subscriber = self.subscriber
+        if subscriber.resets or self._claims is not None or self._retry_store_at or self.ended:
             return None
-        return self.dialect, self._tells_retry, self.subscriber.channels  # a channel belongs to one hub
+        return self.dialect, self._tells_retry, subscriber.channels, subscriber.told  # a channel belongs to one hub
+
+    @property
+    def may_change_key(self) -> bool:
+        """True if what it sends may change its `merge_key`: a first `retry`, or the state of a source."""
+        return self.dialect.bare or self.subscriber.told is not None
+
+    @property
+    def ends(self) -> Mapping[str, EndReason]:
+        """The reason of each channel's end, if all channels have ended and nothing follows; else empty.
+
+        In a bare stream an end has no id. So there, an end that follows counts as nothing.
+        """
+        subscriber = self.subscriber
+        reasons = ended_at(subscriber.channels, subscriber.positions, is_bare=self.is_bare)
+        return reasons if len(reasons) == len(subscriber.channels) and not subscriber.resets else {}
 
     def attach(self) -> None:
         """Attach before `open`, so that the subscriber's resets are known.
@@ -184,7 +203,9 @@ class Stream(Body):
         claims = claims_of(self.subscriber.positions_by_name, resets, starts)
         if resets:
             self._claims = claims
-        opening = dialect.opening(starts, resets, claims, round(self.deadline), told)
+        members = of_opening(self.subscriber)
+        opening = dialect.opening(starts, resets, claims, round(self.deadline), told, members)
+        self.finished = self.subscriber.has_ended
         now = self._clock()
         self.deadline += now
         self.mark_written(now)
@@ -213,7 +234,17 @@ class Stream(Body):
                     self.lost = True
                     del taken[index:]
                     break
-        return self._or_heartbeat(self._with_first_retry(self.dialect.blocks(taken, claims)))
+        if self._is_last_end(taken):
+            end = taken.pop()
+            if not taken:
+                return self._finish(self.dialect.blocks([end], claims))
+            blocks = self.dialect.blocks(taken, claims)
+            self._hold_back(end.channel, claims[end.channel])
+        elif not taken and subscriber.has_ended:
+            return self._finish(self.dialect.beat)
+        else:
+            blocks = self.dialect.blocks(taken, claims)
+        return self._or_heartbeat(self._with_first_retry(blocks))
 
     def next_bytes_at_hand(self, shared: Shared) -> bytes | None:
         """Return the same as `next_bytes`, but only from entries that the hub has in memory. It never waits.
@@ -223,13 +254,14 @@ class Stream(Body):
         :param shared: the segments of this round, which other streams use too.
         """
         subscriber, dialect = self.subscriber, self.dialect
-        if subscriber.resets or self._claims is not None or self._retry_store_at:
+        if subscriber.resets or self._claims is not None or self._retry_store_at or subscriber.has_source_change:
             return None
         channels, positions = subscriber.channels, subscriber.positions
         parts: list[bytes] = []
         size = 0
         for index in subscriber.order():
-            key = (channels[index].name, positions[index], dialect.typed, dialect.id_last)
+            position = positions[index]
+            key = (channels[index].name, position, dialect.typed, dialect.bare, dialect.id_last)
             if key in shared:
                 segment = shared[key]
             else:
@@ -240,24 +272,41 @@ class Stream(Body):
                 subscriber.notify()
                 break
             if segment.whole:
-                parts.append(
+                blocks = (
                     dialect.segment_blocks(segment, key[0], subscriber.positions_by_name)
                     if len(channels) > 1
                     else segment.whole
                 )
                 positions[index] = segment.position
+                if segment.is_end and subscriber.has_ended:
+                    if not parts:
+                        return self._finish(blocks)
+                    positions[index] = position
+                    subscriber.notify()
+                    break
+                parts.append(blocks)
                 size += len(segment.whole)
                 if segment.more or size > _CHUNK:
                     subscriber.notify()
                     break
         if parts:
             subscriber.turn()
+        elif subscriber.has_ended:
+            return self._finish(dialect.beat)
         return self._or_heartbeat(self._with_first_retry(b"".join(parts)))
 
     def end(self, reason: CloseReason) -> bytes:
         """Return the last block, after which nothing comes."""
         self.reason = reason
         return self.goodbye(reason)
+
+    def farewell(self, last: bytes) -> bytes:
+        """Return the last bytes for one of its clients, which `next_bytes` or `next_bytes_at_hand` has returned.
+
+        If the stream is finished, they are an `sse.end`, and each client is to come back after a random time of its
+        own. Then its request is answered with 204.
+        """
+        return self.dialect.farewell(last) if self.finished and last else last
 
     def goodbye(self, reason: CloseReason, permit: Permit | None = None) -> bytes:
         """Return the last block for one of its clients; the others go on.
@@ -299,7 +348,7 @@ class Stream(Body):
                 chunk = self.next_bytes()
                 if chunk:
                     began = self._clock()
-                    yield chunk
+                    yield self.farewell(chunk) if self.ended else chunk
                     now = self._clock()
                     self.mark_written(now)
                     if not self.ended and decide(now, inf, last_progress=began).is_end:
@@ -320,6 +369,34 @@ class Stream(Body):
             return self.dialect.beat
         return chunk
 
+    def _is_last_end(self, taken: Sequence[Item]) -> bool:
+        """Return True if the last item is the end of a channel, and all other channels have ended, too."""
+        last = taken[-1] if taken and not self.lost else None
+        if not (isinstance(last, Delivery) and isinstance(last.entry.event, End)):
+            return False
+        return len(ends_among(taken) | self.subscriber.ended) == len(self.subscriber.channels)
+
+    def _hold_back(self, name: str, position: Position | None) -> None:
+        """Have the entry after a position in a channel taken again by the next call."""
+        subscriber = self.subscriber
+        index = [channel.name for channel in subscriber.channels].index(name)
+        assert position is not None, "only a channel with a reset has none, and the reset was taken"
+        subscriber.positions[index] = position
+        subscriber.notify()
+
+    def _finish(self, end: bytes) -> bytes:
+        """Return the end of the last channel, unless it may have come after the end of the permit.
+
+        Everything before it is out, and no other id claims it. So a client that is cut before it has the whole block
+        comes back to it.
+
+        :param end: a heartbeat in place of the block, if all ends have been sent before the hub knew of them.
+        """
+        if self._next(self._clock()).reason == "expired":
+            return self.end("expired")
+        self.finished = True
+        return end
+
     def _or_end(self, chunk: bytes, outcome: Next) -> bytes:
         if outcome.reason == "expired":
             return self.end("expired")  # without the chunk, whose events may have come after the end of the permit
@@ -337,7 +414,7 @@ class Stream(Body):
 
     def _with_first_retry(self, blocks: bytes) -> bytes:
         """Return the same blocks of events, with `retry` in the first one if the client has not got it yet."""
-        if not (blocks and self._tells_retry):
+        if not (self._tells_retry and b"\n\n" in blocks):  # else there are comments alone
             return blocks
         self._tells_retry = False
         return self.dialect.first_blocks(blocks)
@@ -345,7 +422,8 @@ class Stream(Body):
 
 def _segment(subscriber: Subscriber, index: int, dialect: Dialect) -> Segment | None:
     """Return the blocks of a channel's entries in the hub; None if the hub's ring does not reach back far enough."""
-    entries = subscriber.at_hand(index)
+    channel, entries = subscriber.channels[index], subscriber.at_hand(index, _CHUNK)
     if entries:
-        return dialect.segment(subscriber.channels[index].name, entries, _CHUNK, more=len(entries) >= PAGE)
+        more = len(entries) >= PAGE or (channel.run is not None and not subscriber.is_newest(index, entries[-1]))
+        return dialect.segment(channel.name, entries, _CHUNK, more=more)
     return NOTHING if entries is not None else None

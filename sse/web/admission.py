@@ -87,14 +87,35 @@ class Admission:
         :raises Unavailable: if the right cannot be checked now, or if the app runs in several processes whose memory
             stores do not see each other's events.
         """
-        config = self._config
-        address = read_address(request, config.proxies)
-        self._limits.subscribe(address)
+        address = self.subscribe(request)
         is_credential_read = self._service.tokens.configured
         credentials = (
-            read_credential(request, subscription.token, config) if is_credential_read else decision.Credentials()
+            read_credential(request, subscription.token, self._config) if is_credential_read else decision.Credentials()
         )
         permit = self._access.read(subscription.channels, credentials, rule)
+        return self._admitted(request, subscription, address, permit)
+
+    def viewer(self, request: Request, subscription: Subscription, sub: str) -> Admitted:
+        """Admit a stream or poll that a view of the app lets read. The checks are those of `reader`, but for the right.
+
+        :param sub: the reader's name, empty if it has none.
+        :raises TooMany, Unavailable: as `reader` does.
+        """
+        address = self.subscribe(request)
+        return self._admitted(request, subscription, address, self._access.of_view(subscription.channels, sub))
+
+    def subscribe(self, request: Request) -> str | None:
+        """Count a request of a client that wants to listen. Return its address as it is counted.
+
+        :raises TooMany: if the client asks too often.
+        """
+        address = read_address(request, self._config.proxies)
+        self._limits.subscribe(address)
+        return address
+
+    def _admitted(
+        self, request: Request, subscription: Subscription, address: str | None, permit: Permit | None
+    ) -> Admitted:
         self._service.check_workers(request.is_multiprocess)
         last = LastEventId.parse(subscription.last_event_id) if subscription.last_event_id else None
         starts = starting_points(
@@ -105,11 +126,12 @@ class Admission:
     def subject(self, request: Request, subscription: Subscription, identify: Identify | None) -> str:
         """Return the subject of an admitted stream or poll, for presence; empty if it is anonymous.
 
-        It is that of the token or ticket, or else what the app's function says.
+        It is that of the token or ticket, or else what the app's function says. A view of the app lets its readers in
+        by itself, so a token in its requests may be another service's, and is not read.
 
         :raises Unavailable: if that function fails.
         """
-        if self._service.tokens.configured:
+        if self._service.tokens.configured and "sse.own" not in request.environ:
             credentials = read_credential(request, subscription.token, self._config)
             if sub := self._access.subject(credentials):
                 return sub
@@ -138,7 +160,7 @@ class Admission:
         :raises SSEError: for a fault in the query, the limit, the right or the body, looked at in this order.
         """
         channels = read_ticket(request, self._config)
-        self._limits.subscribe(read_address(request, self._config.proxies))
+        self.subscribe(request)
         text = self._access.ticket(channels, request.header("HTTP_AUTHORIZATION"), self.rule())
         read_body(request)  # the content is not used, but a request whose body breaks off must have no effect
         return text

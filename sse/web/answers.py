@@ -13,7 +13,8 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.http import parse_set_header
 
 from sse.config import Config
-from sse.errors import Gone, RequestError, SSEError
+from sse.errors import Ended, Gone, RequestError, SSEError
+from sse.event import EndReason
 from sse.hub.subscriber import Reset
 from sse.web import script
 from sse.web.request import Request
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 Fields = Sequence[tuple[str, str]]
 
-PREFLIGHT_ANSWERED: Final[str] = FLASK_CORS_EVALUATED
+CORS_DECIDED: Final[str] = FLASK_CORS_EVALUATED
 """The attribute of a response whose CORS headers a decorator of flask-cors has decided on."""
 
 STREAM_HEADERS: Final = {
@@ -98,6 +99,14 @@ def gone(resets: Sequence[Reset], last_event_id: str) -> Answer:
     return json({"error": error.to_json(), "resets": notices, "last_event_id": last_event_id}, error.status)
 
 
+def ended(reasons: Mapping[str, EndReason], last_event_id: str) -> Answer:
+    """Return the refusal of a bare stream whose channels have ended, and not all as `done`: it could not tell that."""
+    channel, reason = next((channel, reason) for channel, reason in reasons.items() if reason != "done")
+    error = Ended(f"channel {channel} has ended: {reason}", "nothing more comes; do not reconnect")
+    status = 410  # RFC 9110, 15.5.11; 409, the error's own status, is for publishing
+    return json({"error": error.to_json(), "ended": reasons, "last_event_id": last_event_id}, status)
+
+
 def embed_script(request: Request, suffix: str, cache_control: str) -> ScriptAnswer:
     """Return the embed script. Any page may load it and check its hash, because it has no data of any user.
 
@@ -151,7 +160,8 @@ class CommonHeaders:
 def _others(headers: Headers) -> list[str]:
     """Return the names in an answer's Vary that are not in `_VARY`."""
     ours = {name.lower() for name in _VARY}
-    return [name for name in parse_set_header(headers["Vary"]) if name.lower() not in ours]
+    given = parse_set_header(", ".join(headers.getlist("Vary")))
+    return [name for name in dict.fromkeys(given) if name.lower() not in ours]
 
 
 class Cors:

@@ -6,7 +6,9 @@ may wrap or replace it; or it may answer 429 or 5xx, after which an EventSource 
 - A stream gives an empty body to a hook that reads it (`HookedStream`), and the stream is sent all the same.
 - A poll gives a hook its answer, and the hook waits for it (`HookedPoll`).
 - The server gets the stream or poll object itself, if no hook has wrapped it (`WaitingResponse`).
-- A refusal by the app is replaced by the answer `busy`, so that the client reconnects (`make_busy_hook`).
+- A refusal by the app is replaced by the answer `busy`, so that the client reconnects (`make_hook`).
+
+All of this holds for the views of the app that answer with a stream or poll, too, wherever they stand.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import re
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import lru_cache
 from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any, Final
@@ -29,6 +31,7 @@ from werkzeug.wsgi import ClosingIterator
 from sse.errors import Busy
 from sse.log import warn, warn_once
 from sse.transports.dialect import busy, busy_for
+from sse.transports.items import ItemStream
 from sse.transports.poll import Poll
 from sse.transports.stream import Cut, Stream
 from sse.web.answers import STREAM_HEADERS, refusal
@@ -43,6 +46,7 @@ _BUSY: Final = "sse.busy"
 _OF_COMPLETE_BODIES: Final = ("content-length", "etag")
 
 Hook = Callable[[Response], Response]
+Endless = Stream | ItemStream
 
 
 class HookedStream(Stream):
@@ -55,12 +59,17 @@ class HookedStream(Stream):
 
     def __iter__(self) -> Iterator[bytes]:
         if reader := _reading_function():
-            request.environ["sse.read"] = self
-            warn_once(
-                "%s reads the body of a stream, which has no end. It is given an empty body, and the client gets the "
-                "stream. Have it do nothing where response.is_streamed is true",
-                reader,
-            )
+            _give_nothing(self, reader)
+        else:
+            yield from super().__iter__()
+
+
+class HookedItemStream(ItemStream):
+    """The same for a stream that one client has for itself."""
+
+    def __iter__(self) -> Iterator[bytes]:
+        if reader := _reading_function():
+            _give_nothing(self, reader)
         else:
             yield from super().__iter__()
 
@@ -86,6 +95,16 @@ class HookedPoll(Poll):
             yield from super().__iter__()
 
 
+def _give_nothing(stream: Endless, reader: str) -> None:
+    """Note that a hook has read this stream, and log which one."""
+    request.environ["sse.read"] = stream
+    warn_once(
+        "%s reads the body of a stream, which has no end. It is given an empty body, and the client gets the stream. "
+        "Have it do nothing where response.is_streamed is true",
+        reader,
+    )
+
+
 def _reading_function() -> str:
     """Return the function of the app that is reading the body now, as a text for the log.
 
@@ -109,7 +128,7 @@ def _reading_function() -> str:
     return f"{name}, with {method}()," if method else name
 
 
-def make_busy_hook(retry: int, add_headers: Hook) -> Hook:
+def make_hook(retry: int, add_headers: Hook, own_endpoints: Collection[str]) -> Hook:
     """Return a hook that replaces the app's 429 or 5xx answer to a stream's request by the answer `busy`.
 
     An EventSource would never reconnect after such a status. A bare stream gets 503 instead of `busy`. The hook runs
@@ -118,6 +137,7 @@ def make_busy_hook(retry: int, add_headers: Hook) -> Hook:
 
     :param retry: milliseconds that a client waits before it reconnects.
     :param add_headers: adds the headers that all answers have.
+    :param own_endpoints: the endpoints of views of the app that have answered with a stream.
     """
 
     def replace_refusal(response: Response) -> Response:
@@ -131,7 +151,7 @@ def make_busy_hook(retry: int, add_headers: Hook) -> Hook:
             ):
                 _put_back(response, stream)
             return response
-        if request.endpoint != "sse.stream" or request.method not in ("GET", "HEAD"):
+        if not _is_for_stream(own_endpoints):
             return response
         is_bare = _asks_for("form", "bare")
         if is_bare and status == 503 and is_busy(response):
@@ -149,15 +169,28 @@ def make_busy_hook(retry: int, add_headers: Hook) -> Hook:
             _replace(response, busy(retry, _retry_after(response)), STREAM_HEADERS)
             if _asks_for("end", "cut"):
                 break_off(response)
+        if request.endpoint != "sse.stream":
+            response.headers.add("Vary", "Accept")
         return add_headers(response)
 
     return replace_refusal
 
 
+def _is_for_stream(own_endpoints: Collection[str]) -> bool:
+    """Return True if the current request is for a stream, of the route or of a view of the app."""
+    if request.endpoint == "sse.stream":
+        return request.method in ("GET", "HEAD")
+    if answered := request.environ.get("sse.own"):
+        return bool(answered[0] == "stream")
+    # The app has answered before its view did. A page that the same view shows gets the app's answer.
+    return request.endpoint in own_endpoints and "text/event-stream" in request.accept_mimetypes.values()
+
+
 def _asks_for(name: str, value: str) -> bool:
-    """Return True if the query has this parameter once, with this value."""
+    """Return True if the query, or the view of the app in its place, has this parameter once, with this value."""
+    _, given = request.environ.get("sse.own", ("", {}))
     try:
-        return request.args.getlist(name) == [value]
+        return (given.get(name) or request.args.getlist(name)) == [value]
     except UnicodeDecodeError:  # the app has answered before this service could refuse such a query
         return False
 
@@ -180,12 +213,12 @@ class WaitingResponse(CompleteResponse):
     sent all the same, and the content that the hook made of the empty body is dropped.
     """
 
-    def __init__(self, body: Stream | Poll, headers: Mapping[str, str]) -> None:
+    def __init__(self, body: Endless | Poll, headers: Mapping[str, str]) -> None:
         super().__init__(body, headers=headers)
         self._body = body
 
     def make_sequence(self) -> None:
-        if isinstance(self.response, Stream):
+        if isinstance(self.response, Endless):
             deque(self.response, 0)  # gives nothing, and logs which hook reads the stream
         else:
             super().make_sequence()
@@ -204,7 +237,7 @@ class WaitingResponse(CompleteResponse):
             self.response = environ["sse.answer"]  # the poll's answer, for which a hook has waited
         if self.is_sequence:
             return Response.get_wsgi_headers(self, environ)
-        if isinstance(self._body, Stream) and any(name.lower() in _OF_COMPLETE_BODIES for name, _ in self.headers):
+        if isinstance(self._body, Endless) and any(name.lower() in _OF_COMPLETE_BODIES for name, _ in self.headers):
             for name in _OF_COMPLETE_BODIES:
                 self.headers.remove(name)
         return super().get_wsgi_headers(environ)
@@ -280,7 +313,7 @@ def _refuse(response: Response, retry: int, after: int) -> None:
     response.content_type = "application/json"
 
 
-def _put_back(response: Response, stream: HookedStream) -> None:
+def _put_back(response: Response, stream: Endless) -> None:
     """Put a stream back into a response that a hook made of the stream's empty body."""
     if response.is_streamed:
         return  # its body is the stream, or wraps it

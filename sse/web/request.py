@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import IO, TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import parse_qsl
 
+from werkzeug.datastructures import MIMEAccept
 from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.http import parse_accept_header, parse_etags, parse_options_header
 from werkzeug.sansio.http import parse_cookie
@@ -112,6 +113,20 @@ class Request:
         """Return a header by its name in the environ, such as `HTTP_ORIGIN`; empty if it was not sent."""
         text: str = self.environ.get(name, "")
         return text
+
+    def weight(self, media_type: str) -> float:
+        """Return how much the client likes a media type, from 0 to 1 (RFC 9110, 12.5.1)."""
+        header: str | None = self.environ.get("HTTP_ACCEPT")
+        return float(parse_accept_header(header, MIMEAccept).quality(media_type)) if header else 1.0
+
+    def left(self) -> int:
+        """Return how many bytes of the body are known to be unread."""
+        return self.length() or 0
+
+    def unread(self) -> IO[bytes]:
+        """Return the file from which the rest of a body that is too large is read and dropped."""
+        rest: IO[bytes] = self.environ["wsgi.input"]  # `stream` refuses such a body
+        return rest
 
     @property
     def is_multiprocess(self) -> bool:
@@ -231,6 +246,14 @@ def read_raw(request: Request, channel: str) -> list[tuple[str, Event]]:
     media_type, options = request.media_type()
     event = Event(_raw_data(_text_body(request, options), media_type), type)
     return [(check_channel(channel), event)]
+
+
+def read_last_event_id(request: Request) -> str:
+    """Return the last event id as it was sent, empty if there is none. Nothing else of the query is looked at.
+
+    :raises RequestError: if it is given twice, or the query is not UTF-8.
+    """
+    return _last_event_id(request, _query(request, "last_event_id", "lastEventId"))[0]
 
 
 # Credentials
@@ -442,7 +465,7 @@ def _drop_body(request: Request) -> None:
     if not request.environ.get("CONTENT_LENGTH") and "HTTP_TRANSFER_ENCODING" not in request.environ:
         return
     try:
-        is_small = (request.length() or 0) <= _MAX_DROPPED and _is_small(request.stream())
+        is_small = request.left() <= _MAX_DROPPED and _is_small(request.stream())
     except RequestEntityTooLarge:
         is_small = False
     except Exception as error:  # each server has its own error for a body that is malformed, breaks off or never comes
@@ -470,7 +493,7 @@ def _discard_body(request: Request) -> None:
     ends = time.monotonic() + _DISCARD_SECONDS
     with contextlib.suppress(Exception):  # if the body breaks off or never comes, the answer is the same
         while left > 0 and time.monotonic() < ends:
-            chunk = request.environ["wsgi.input"].read(min(left, 4096))  # few, so that the clock is checked often
+            chunk = request.unread().read(min(left, 4096))  # few, so that the clock is checked often
             if not chunk:
                 break
             left -= len(chunk)

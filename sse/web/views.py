@@ -25,17 +25,17 @@ from sse.event import format_last_event_id
 from sse.log import warn
 from sse.service import Service
 from sse.stores.presence import Attendance
-from sse.transports.dialect import busy
+from sse.transports import dialect
 from sse.transports.poll import Poll
-from sse.transports.stream import Stream
 from sse.version import __version__
-from sse.web.admission import Admission, Identify
+from sse.web.admission import Admission, Admitted, Identify
 from sse.web.answers import (
-    PREFLIGHT_ANSWERED,
+    CORS_DECIDED,
     STREAM_HEADERS,
     Answer,
     CommonHeaders,
     embed_script,
+    ended,
     gone,
     http_refusal,
     json,
@@ -43,17 +43,19 @@ from sse.web.answers import (
 )
 from sse.web.hooks import (
     CompleteResponse,
+    Endless,
     HookedPoll,
     HookedStream,
     WaitingResponse,
     break_off,
     busy_error,
-    make_busy_hook,
+    make_hook,
     waiting_class,
 )
 from sse.web.present import Enter, PresentPoll, PresentStream
 from sse.web.request import (
     Options,
+    PollRequest,
     Query,
     Request,
     StreamRequest,
@@ -139,15 +141,14 @@ def make_blueprint(
     :param identify: returns the app's function that names the reader, or None.
     """
     blueprint = Blueprint("sse", __name__)
-    add_headers = partial(_add_headers, CommonHeaders(service.config))
-    answer_busy = make_busy_hook(service.config.retry, add_headers)
+    views = Views(service, authorize, identify)
     blueprint.url_value_preprocessor(_hide_form)
-    blueprint.after_request(lambda response: add_headers(answer_busy(response)))
-    blueprint.after_app_request(answer_busy)
-    blueprint.teardown_request(_close_unsent)
-    blueprint.register_error_handler(SSEError, partial(_refuse, service))
+    blueprint.after_request(views.finish)
+    blueprint.after_app_request(views.keep_working)
+    blueprint.teardown_app_request(_close_unsent)
+    blueprint.register_error_handler(SSEError, views.refuse)
     blueprint.register_error_handler(HTTPException, _refuse_http)
-    blueprint.record(lambda state: _add_rules(state.app, _Views(service, authorize, identify), service.config.prefix))
+    blueprint.record(lambda state: _add_rules(state.app, views, service.config.prefix))
     return blueprint
 
 
@@ -164,8 +165,8 @@ def _close_unsent(_: BaseException | None) -> None:
         body.close()
 
 
-class _Views:
-    """The view functions. Each has the name of its endpoint."""
+class Views:
+    """The view functions. Each has the name of its endpoint. `own_views` uses them for the views of the app."""
 
     def __init__(
         self,
@@ -175,19 +176,61 @@ class _Views:
     ) -> None:
         self._service = service
         self._identify = identify
-        self._config: Config = service.config
-        self._admission = Admission(service, authorize)
+        self.config: Config = service.config
+        self.admission = Admission(service, authorize)
         self._waiting: Callable[[Any], type[Response]] = lru_cache(maxsize=4)(waiting_class)
+        self._own_endpoints: set[str] = set()  # of views of the app that have answered with a stream
+        self._common = CommonHeaders(service.config)
+        self.keep_working = make_hook(service.config.retry, self._add_headers, self._own_endpoints)
+        """The hook that keeps streams working whatever hooks of the app do."""
+
+    def finish(self, response: Response) -> Response:
+        """Return a response of this service with all of its headers."""
+        return self._add_headers(self.keep_working(response))
+
+    def refuse(self, error: SSEError) -> Response:
+        """Return the response that tells a client of an error."""
+        if self._service.at_first_use:
+            self._service.begin()
+        return _respond(refusal(error))
+
+    def _add_headers(self, response: Response) -> Response:
+        environ = request.environ
+        # The app may have put flask-cors' decorator around a view. It has answered the preflight then, and it decides
+        # for the app's own views.
+        is_for_app = environ["REQUEST_METHOD"] == "OPTIONS" or "sse.own" in environ
+        self._common(response.headers, environ, with_cors=not (is_for_app and hasattr(response, CORS_DECIDED)))
+        return response
+
+    def note_own(self, kind: str, given: Query) -> None:
+        """Note for the hook that a view of the app answers the current request as a `stream` or `poll`.
+
+        :param given: the parameters that the view decides, in place of the query.
+        """
+        request.environ["sse.own"] = kind, given
+        if kind == "stream" and request.endpoint:
+            self._own_endpoints.add(request.endpoint)
+
+    def nothing_more(self) -> Response:
+        """Return the one answer after which an EventSource stays away (WHATWG HTML 9.2.3)."""
+        response = Response(status=204)
+        response.headers.remove("Content-Type")
+        return response
 
     def stream(self, incoming: Request) -> Response:
-        rule = self._admission.rule()
-        parsed = read_stream(incoming, self._config, takes_token=self._admission.takes_token(rule))
+        rule = self.admission.rule()
+        parsed = read_stream(incoming, self.config, takes_token=self.admission.takes_token(rule))
+        return self.answer_stream(incoming, parsed, partial(self.admission.reader, incoming, parsed.subscription, rule))
+
+    def answer_stream(
+        self, incoming: Request, parsed: StreamRequest, admit: Callable[[], Admitted], lifetime: float | None = None
+    ) -> Response:
         try:
-            starts, permit, charge = self._admission.reader(incoming, parsed.subscription, rule)
+            starts, permit, charge = admit()
             enter = self._enter(incoming, parsed.subscription, permit)
         except (Unavailable, KeyUnknown) as error:  # also for KeyUnknown: its 401 would end an EventSource for good
-            return self._busy(error, error.retry_after, parsed)
-        if incoming.method == "GET":
+            return self.busy(error, error.retry_after, parsed)
+        if incoming.method != "HEAD":
             warn_of_server(incoming.environ)
         subscription = parsed.subscription
         make = HookedStream if enter is None else partial(PresentStream, enter)
@@ -195,8 +238,8 @@ class _Views:
             self._service.hub,
             starts,
             heartbeat=parsed.heartbeat,
-            lifetime=self._config.stream_lifetime,
-            retry=self._config.retry,
+            lifetime=lifetime or self.config.stream_lifetime,
+            retry=self.config.retry,
             delta=parsed.delta,
             typed=parsed.typed,
             bare=parsed.bare,
@@ -205,40 +248,57 @@ class _Views:
             permit=permit,
             charge=charge,
         )
-        if parsed.bare and (refused := self._attach(incoming, parsed, body)):
-            return refused
-        return self._waiting_response(body, STREAM_HEADERS)
+        # All others, which are most, are attached only when they are sent.
+        if (parsed.bare or subscription.last_event_id) and (instead := self._attach(incoming, parsed, body)):
+            return instead
+        return self.waiting_response(body, STREAM_HEADERS)
 
     def _attach(self, incoming: Request, parsed: StreamRequest, body: HookedStream) -> Response | None:
-        """Attach a bare stream to the hub. Return None, or the answer to send instead if it cannot be served."""
+        """Attach a stream to the hub. Return None, or the answer to send instead of it.
+
+        That is the answer if it cannot be served, or if its channels have ended and nothing more comes.
+        """
         try:
             body.attach()
         except Unavailable as error:
-            return self._busy(error, error.retry_after if isinstance(error, TooMany) else 0, parsed)
-        if resets := body.subscriber.resets:
-            positions = {name: body.subscriber.positions_by_name[name] for name in parsed.subscription.channels}
-            body.close()
-            return _respond(gone(resets, format_last_event_id(positions)))
-        if incoming.method == "HEAD":
+            return self.busy(error, error.retry_after if isinstance(error, TooMany) else 0, parsed)
+        instead = self._instead(body)
+        if instead or incoming.method == "HEAD":
             body.close()
         else:
             incoming.environ["sse.unsent"] = body
-        return None
+        return instead
 
-    def _busy(self, error: SSEError, after: int, parsed: StreamRequest) -> Response:
+    def _instead(self, body: HookedStream) -> Response | None:
+        resets, reasons = body.subscriber.resets, body.ends
+        last_event_id = format_last_event_id(body.subscriber.positions_by_name)
+        if resets and body.is_bare:
+            return _respond(gone(resets, last_event_id))
+        if not reasons:
+            return None
+        if body.is_bare and {*reasons.values()} != {"done"}:
+            return _respond(ended(reasons, last_event_id))
+        response = Response(status=204)  # the one status after which an EventSource stays away (WHATWG HTML 9.2.3)
+        response.headers.remove("Content-Type")
+        return response
+
+    def busy(self, error: SSEError, after: int, parsed: StreamRequest | None = None) -> Response:
         """Return the answer to a request for a stream that cannot be served for the next `after` seconds."""
         warn("a stream is told that this service is busy: %s", error)
-        if parsed.bare:
-            return busy_error(self._config.retry, after)
-        response = current_app.make_response(Response(busy(self._config.retry, after), headers=STREAM_HEADERS))
-        if parsed.cut:
+        if parsed and parsed.bare:
+            return busy_error(self.config.retry, after)
+        response = current_app.make_response(Response(dialect.busy(self.config.retry, after), headers=STREAM_HEADERS))
+        if parsed and parsed.cut:
             break_off(response)  # after make_response, because Flask would change the class of the response
         return response
 
     def poll(self, incoming: Request) -> Response:
-        rule = self._admission.rule()
-        parsed = read_poll(incoming, self._config, takes_token=self._admission.takes_token(rule))
-        starts, permit, charge = self._admission.reader(incoming, parsed.subscription, rule)
+        rule = self.admission.rule()
+        parsed = read_poll(incoming, self.config, takes_token=self.admission.takes_token(rule))
+        return self.answer_poll(incoming, parsed, partial(self.admission.reader, incoming, parsed.subscription, rule))
+
+    def answer_poll(self, incoming: Request, parsed: PollRequest, admit: Callable[[], Admitted]) -> Response:
+        starts, permit, charge = admit()
         if incoming.method == "HEAD":
             return Response(iter(()), content_type="application/json")
         enter = self._enter(incoming, parsed.subscription, permit) if parsed.timeout else None
@@ -248,7 +308,7 @@ class _Views:
             starts,
             timeout=parsed.timeout,
             max_bytes=parsed.max_bytes,
-            retry=self._config.retry,
+            retry=self.config.retry,
             permit=permit,
             charge=charge,
             gone=incoming.environ.get("sse.gone"),
@@ -265,13 +325,13 @@ class _Views:
 
         :raises Unavailable: if the app's own function cannot name the reader.
         """
-        if not self._config.presence:
+        if not self.config.presence:
             return None
         presence = self._service.presence
         if not (channels := presence.watched(subscription.channels)):
             return None
         sub = permit.grant.sub if permit and permit.grant else ""
-        sub = sub or self._admission.subject(incoming, subscription, self._identify())
+        sub = sub or self.admission.subject(incoming, subscription, self._identify())
         return partial(presence.enter, channels, sub, subscription.client)
 
     def _open(self, environ: WSGIEnvironment, body: HookedPoll) -> Response:
@@ -285,48 +345,49 @@ class _Views:
             raise Unavailable("the right to read ended while the answer was prepared", "ask again")
         if answer is None and "sse.can_hand_off" in environ:  # our worker waits for all polls in one loop
             environ["sse.unsent"] = body
-            return self._waiting_response(body, {"Content-Type": "application/json"})
+            return self.waiting_response(body, {"Content-Type": "application/json"})
         if answer is None:
             warn_of_server(environ)
         return CompleteResponse(answer or body.wait(), content_type="application/json")
 
     def publish(self, incoming: Request) -> Response:
-        publisher = self._admission.publisher(incoming)
-        ids = self._admission.publish(incoming, publisher, read_publish(incoming, self._config))
+        publisher = self.admission.publisher(incoming)
+        ids = self.admission.publish(incoming, publisher, read_publish(incoming, self.config))
         return _respond(json({"ids": ids}, 201))
 
     def publish_raw(self, incoming: Request, channel: str) -> Response:
-        publisher = self._admission.publisher(incoming)
-        ids = self._admission.publish(incoming, publisher, read_raw(incoming, channel))
+        publisher = self.admission.publisher(incoming)
+        ids = self.admission.publish(incoming, publisher, read_raw(incoming, channel))
         return _respond(json({"ids": ids}, 201))
 
     def presence(self, incoming: Request, channel: str) -> Response:
-        return _respond(json(_shown(self._admission.watch(incoming, channel))))
+        return _respond(json(_shown(self.admission.watch(incoming, channel))))
 
     def ticket(self, incoming: Request) -> Response:
-        return _respond(json({"ticket": self._admission.ticket(incoming), "expires": TICKET_LIFE}, 201))
+        return _respond(json({"ticket": self.admission.ticket(incoming), "expires": TICKET_LIFE}, 201))
 
     def script(self, incoming: Request, suffix: str) -> Response:
         return _script(incoming, suffix, "public, max-age=300")
 
     def script_of(self, incoming: Request, version: str, suffix: str) -> Response:
         if version != __version__:
-            address = f"{self._config.prefix}/sse.{__version__}.{suffix}"
+            address = f"{self.config.prefix}/sse.{__version__}.{suffix}"
             raise NotFound(f"the script has no version {version[:60]!a} here", f"load it from {address}")
         return _script(incoming, suffix, "public, max-age=31536000, immutable")
 
     def nothing_here(self, _: Request, **__: str) -> Response:
         raise NotFound(
-            "there is nothing at this address", f"use {self._config.prefix}/stream or {self._config.prefix}/poll"
+            "there is nothing at this address", f"use {self.config.prefix}/stream or {self.config.prefix}/poll"
         )
 
-    def _waiting_response(self, body: Stream | Poll, headers: Mapping[str, str]) -> Response:
+    def waiting_response(self, body: Endless | Poll, headers: Mapping[str, str]) -> Response:
         response: Response = WaitingResponse(body, headers)
         response.__class__ = self._waiting(current_app.response_class)  # a class of its own would be changed by Flask
         return response
 
 
-def _add_rules(app: App, views: _Views, prefix: str) -> None:
+def _add_rules(app: App, views: Views, prefix: str) -> None:
+    app.extensions["sse.views"] = views
     app.url_map.converters["sse_rest"] = _Rest
     for path, view, methods in (
         ("/stream", views.stream, ("GET", "HEAD", "OPTIONS")),
@@ -351,7 +412,7 @@ def _for_methods(view: View, methods: tuple[str, ...]) -> View:
     """Return the view for these methods only; for all if none is given."""
 
     def dispatch(**values: str) -> Response:
-        incoming = AppRequest(request._get_current_object())  # type: ignore[attr-defined]
+        incoming = AppRequest(flask_request())
         method = incoming.method
         if method == "OPTIONS":  # before all checks, because a preflight has no credentials (Fetch, 4.8)
             return Response(headers={"Allow": ", ".join(methods or ("OPTIONS",))})
@@ -360,6 +421,10 @@ def _for_methods(view: View, methods: tuple[str, ...]) -> View:
         return view(incoming, **values)
 
     return dispatch
+
+
+def flask_request() -> flask.Request:
+    return request._get_current_object()  # type: ignore[attr-defined,no-any-return]
 
 
 def _respond(answer: Answer) -> Response:
@@ -381,22 +446,8 @@ def _script(incoming: Request, suffix: str, cache_control: str) -> Response:
     return Response(answer.body or None, answer.status, answer.headers)
 
 
-def _refuse(service: Service, error: SSEError) -> Response:
-    if service.at_first_use:
-        service.begin()
-    return _respond(refusal(error))
-
-
 def _refuse_http(error: HTTPException) -> Response:
     """Return the response that an error of werkzeug, Flask or the app's rule has; else one in this service's form."""
     if error.response is not None:
         return error.response  # type: ignore[return-value]
     return _respond(http_refusal(error))
-
-
-def _add_headers(common: CommonHeaders, response: Response) -> Response:
-    environ = request.environ
-    # The app may have put flask-cors' decorator around a view, which has answered the preflight then.
-    is_answered = environ["REQUEST_METHOD"] == "OPTIONS" and hasattr(response, PREFLIGHT_ANSWERED)
-    common(response.headers, environ, with_cors=not is_answered)
-    return response

@@ -324,6 +324,11 @@ class Presence:
                     self._fail(report.channel, error)
                 self._away_until = self._retry_at
                 break
+            except BaseException:
+                for report in reports:  # it is not known what the store has taken
+                    self._rooms[report.channel].begin(self._new_record())
+                    self._due[report.channel] = None
+                raise
             for report, outcome in zip(reports, outcomes, strict=True):
                 self._note(report, outcome)
             if self._due:
@@ -357,16 +362,15 @@ class Presence:
             room.begin(self._new_record())
         else:
             room.note(report, outcome)
-            self._pass_on("joined", channel, outcome.joined)
-            self._pass_on("left", channel, outcome.left)
-            if report.is_last and room.is_over:
-                return
-            if report.is_last:
+            if report.is_last and not room.is_over:
                 room.begin(self._new_record())
-        room.reported_at = now
-        self._rooms[channel] = room  # at the end of the order
-        if room.dirty or room.has_more:
-            self._due[channel] = None
+        if not (outcome.is_known and report.is_last and room.is_over):
+            room.reported_at = now
+            self._rooms[channel] = room  # at the end of the order
+            if room.dirty or room.has_more:
+                self._due[channel] = None
+        self._pass_on("joined", channel, outcome.joined)
+        self._pass_on("left", channel, outcome.left)
 
     def _fail(self, channel: str, error: StoreUnavailable) -> None:
         """Have a channel told again in whole, because it is not known what the store has taken."""
@@ -380,8 +384,13 @@ class Presence:
 
     def _pass_on(self, happening: Happening, channel: str, subs: Sequence[str]) -> None:
         for sub in subs:
-            if self._find_call and (call := self._find_call(happening, channel, sub)):
-                self._calls.put(call)
+            try:
+                call = self._find_call(happening, channel, sub) if self._find_call else None
+            except Exception:  # noqa: BLE001 - logged; a converter of the app failed
+                warn("@sse.%s: the function for channel %s was not found", happening, channel, exc_info=True)
+            else:
+                if call:
+                    self._calls.put(call)
 
 
 def _is_text(text: str) -> bool:

@@ -17,6 +17,7 @@ feed
   .on("paid", (event) => show(event.json.number))
   .on("sse.event", (event: SSE.Event) => show(event.channel + event.id + event.type + event.data))
   .on("sse.reset", (reset) => show(reset.channel + reset.id + reset.reason + (reset.missed ?? 0)))
+  .on("sse.end", (end) => show(end.channel + end.id + (end.reason === "done")))
   .on("sse.auth", (told) => show(told.expires))
   .on("sse.state", (told) => show(told.channels[0] + told.state));
 const listener = (event: SSE.Event) => show(event.data);
@@ -25,8 +26,10 @@ feed.off("paid", listener);
 const states: SSE.State[] = ["connecting", "live", "polling", "waiting", "closed"];
 show(states.includes(feed.state));
 for (const value of [feed.reason, feed.transport, feed.shared, feed.tabs, feed.lastEventId]) show(value);
+show(feed.text("orders"));
 feed.close();
 
+SSE({ view: "/inbox/events?folder=1", tokenUrl: "/ticket", share: false }).on("paid", (event) => show(event.data));
 SSE("/sse", { channels: "orders stock", token: "a ticket" });
 new SSE.EventSource("/sse/stream?channel=orders", { withCredentials: true }).onmessage = (event) => show(event.data);
 new SSE.Parser((block) => show(block.type + block.data + block.id), (milliseconds) => show(milliseconds)).feed("data: 1\n\n");
@@ -43,6 +46,7 @@ tag?.addEventListener("click", (event) => show(event.clientX));
 document.addEventListener("sse:paid", (event) => show(event.detail.json.number));
 document.addEventListener("sse-state", (event) => show(event.detail.state));
 document.addEventListener("sse-reset", (event) => show(event.detail.missed));
+document.addEventListener("sse-end", (event) => show(event.detail.reason));
 document.addEventListener("sse-auth", (event) => show(event.detail.expires));
 document.addEventListener("click", (event) => show(event.clientX));
 
@@ -50,6 +54,10 @@ document.addEventListener("click", (event) => show(event.clientX));
 SSE("/sse", { channel: ["orders"] });
 // @ts-expect-error: they have to be named
 SSE("/sse");
+// @ts-expect-error: a view chooses its channels
+SSE({ view: "/inbox/events", channels: ["orders"] });
+// @ts-expect-error: there is no such reason
+feed.on("sse.end", (end) => show(end.reason === "over"));
 // @ts-expect-error: a feed is told, and does not listen
 feed.state = "live";
 // @ts-expect-error: there is no such state

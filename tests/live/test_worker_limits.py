@@ -199,9 +199,10 @@ def as_gunicorn_knows(tmp_path: Path, environment: Mapping[str, str]) -> dict[st
     return dict(re.findall(r"^(\w+) += (.*)$", told, re.MULTILINE))
 
 
-def test_a_worker_that_stops_may_take_as_long_as_it_is_to_close_its_streams(tmp_path: Path) -> None:
-    assert as_gunicorn_knows(tmp_path, {})["graceful_timeout"] == "2"
+def test_a_worker_that_stops_may_take_as_long_as_its_streams_or_its_runs(tmp_path: Path) -> None:
+    assert as_gunicorn_knows(tmp_path, {})["graceful_timeout"] == "27"
     assert as_gunicorn_knows(tmp_path, {"SSE_DRAIN": "30"})["graceful_timeout"] == "32"
+    assert as_gunicorn_knows(tmp_path, {"SSE_DRAIN": "30", "SSE_RUN_GRACE": "40"})["graceful_timeout"] == "42"
 
 
 def test_a_worker_that_stops_spreads_the_ends_of_its_streams_and_is_let(tmp_path: Path) -> None:
@@ -224,7 +225,7 @@ def test_a_worker_that_stops_spreads_the_ends_of_its_streams_and_is_let(tmp_path
         server.process = None
 
 
-@pytest.mark.parametrize("name", ["SSE_DRAIN", "SSE_SEND_BUFFER"])
+@pytest.mark.parametrize("name", ["SSE_DRAIN", "SSE_SEND_BUFFER", "SSE_RUN_GRACE"])
 @pytest.mark.parametrize("value", ["soon", "-1", "9" * 30, ""])
 def test_a_bad_value_that_gunicorn_would_need_is_refused_like_any_other(tmp_path: Path, name: str, value: str) -> None:
     server = Gunicorn(tmp_path, env={name: value})

@@ -1,5 +1,5 @@
 // Feeds by name, and what each was told, with the moment.
-var feeds = {}, events = {}, states = {}, resets = {}, shows = [], errors = [];
+var feeds = {}, events = {}, states = {}, resets = {}, ends = {}, shows = [], errors = [];
 
 onerror = function (message) { errors.push(message); };
 addEventListener("pageshow", function (event) { shows.push(event.persisted); });
@@ -9,8 +9,10 @@ function start(name, url, options) {
   events[name] = [];
   states[name] = [];
   resets[name] = [];
+  ends[name] = [];
   feed.on("sse.event", function (event) { events[name].push([Date.now(), event.channel, event.json, event.id]); });
   feed.on("sse.reset", function (reset) { resets[name].push(reset); });
+  feed.on("sse.end", function (end) { ends[name].push([end.channel, end.reason, end.id]); });
   feed.on("sse.state", function (told) {
     states[name].push([Date.now(), told.state, told.reason, told.transport, told.shared, told.tabs]);
   });
