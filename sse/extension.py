@@ -464,10 +464,11 @@ class SSE:
         """Decorate the function that names the reader of the current request, for presence, and return the function.
 
         The function is called once for each stream or poll of a channel that SSE_PRESENCE matches, after it has been
-        allowed, and only if neither a token or ticket nor `subscribe` names its subject. It returns a string of up to 256 characters, or None
-        for an anonymous reader. The log names any other answer, and the reader is anonymous then. If the function calls
-        `abort`, that is the answer to the request. If it raises another error, nothing opens: a poll gets 503, and a
-        stream `sse.close` `busy`. There is one such function: a later one takes the place of an earlier one.
+        allowed, and only if neither a token or ticket nor `subscribe` names its subject. It returns a string of up to
+        256 characters, or None for an anonymous reader. The log names any other answer, and the reader is anonymous
+        then. If the function calls `abort`, that is the answer to the request. If it raises another error, nothing
+        opens: a poll gets 503, and a stream `sse.close` `busy`. There is one such function: a later one takes the place
+        of an earlier one.
 
         :param function: a function without arguments. It runs in the request's context.
         :raises TypeError: if the function cannot be called, or is async or a generator.
