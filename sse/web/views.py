@@ -123,7 +123,7 @@ class AppRequest(Request):
 View = Callable[..., Response]
 
 
-def make_blueprint(service: Service, authorize: Callable[[], Authorize | None], name: str) -> Blueprint:
+def make_blueprint(service: Service, authorize: Callable[[], Authorize | None], name: str = "sse") -> Blueprint:
     """Return the routes of one app, all under SSE_PREFIX.
 
     :param authorize: returns the app's rule for reading, or None.
