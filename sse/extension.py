@@ -421,11 +421,13 @@ class SSE:
 
         The function is a generator, each of whose values is an event, or with an `interval` a function that is called
         again and again and returns a value. A value is as for `publish`, or an `Event`, which has a type; None is
-        nothing new. Each channel has a run of its own. It begins with the channel's first subscriber on any worker, and
-        runs in one worker of all, in an app context. It ends when nobody has listened for `linger` seconds, give or
-        take 8: a generator is closed, so that its `finally` runs. Under our worker, this also cuts its wait, such as in
-        `time.sleep`, by a GeneratorExit. Elsewhere it is closed at its next `yield`, so a generator that waits for long
-        yields None now and then. If the worker dies, another one goes on within 10 s.
+        nothing new.
+
+        A channel's source begins with the first subscriber on any worker, and runs in one worker of all, in an app
+        context. It ends at most 8 s after nobody has listened for `linger` seconds: a generator is closed, so that its
+        `finally` runs. Under our worker, a GeneratorExit also cuts its wait, such as a `time.sleep`. Elsewhere it is
+        closed at its next `yield`, so a generator that waits for long should yield None now and then. If the worker
+        dies, another one begins the source within 10 s.
 
         If the function raises, or if a generator returns, subscribers are told that the source is `down`, and it begins
         again after a pause of 1 to 60 s. After a `NotFound` of werkzeug, as by `abort(404)`, the pause is 60 s. Each
@@ -446,13 +448,16 @@ class SSE:
         :raises TypeError: if the function is async, lacks the rule's variables as arguments, or is a generator with an
             interval.
 
-        >>> @sse.source("clocks/<int:hours>", interval=1)
-        ... def clock(hours: int) -> dict[str, int]:
-        ...     return {"hour": (time.gmtime().tm_hour + hours) % 24}
-        >>> client.get("/sse/poll?channel=clocks/1&timeout=2").json["events"]    # a first poll never waits
-        []
-        >>> client.get("/sse/poll?channel=clocks/1&timeout=2&replay=1").json["events"][0]["data"]
-        '{"hour":...}'
+        >>> from sse import SSE
+        >>> app = Flask(__name__)
+        >>> app.config["SSE_PUBLIC"] = "scores/*"
+        >>> sse = SSE(app)
+        >>> @sse.source("scores/<int:game>", interval=5)
+        ... def score(game):
+        ...     return {"game": game, "goals": [1, 0]}     # as an upstream says now
+        >>> with app.test_client().get("/sse/stream?channel=scores/7") as stream:
+        ...     any(b'{"game":7,"goals":[1,0]}' in part for part in stream.response)
+        True
         """
 
         def decorate(function: F) -> F:

@@ -196,11 +196,6 @@
     return places;
   }
 
-  // Whether two positions are in the same ring: a run that is begun anew has a ring with another tag.
-  function sameRing(one, other) {
-    return Boolean(one && other) && one.split("-")[1] === other.split("-")[1];
-  }
-
   /* Where a feed or a line stands: `places` has its channels, `ends` those that have ended */
 
   function both(places, ends) {
@@ -696,12 +691,17 @@
       if (steps.channels) choose(steps.channels);
       taken = steps.filter(function (step) {
         var channel = step.channel, last = step.items[step.items.length - 1];
-        if ((channel in ends ? ends : places)[channel] !== step.from) return false; // it has left, or is elsewhere
+        if (positionOf(channel) !== step.from) return false; // it has left, or has come back elsewhere
         put(places, ends, channel, step.to, last && last.type === "sse.end");
         return true;
       });
       if (taken.length) heard.steps(taken);
       if (rests()) halt();
+    }
+
+    // A view may begin a channel anew that has ended. Elsewhere, an end is final.
+    function positionOf(channel) {
+      return (service.view && channel in ends ? ends : places)[channel];
     }
 
     function choose(names) {
@@ -1066,12 +1066,13 @@
       feed.show(shown[0], shown[1], shown[2], true, tabs);
     }
 
-    function admit(id, places) {
+    // A newcomer may know less than this line: that a channel has ended. Or more: that it was begun anew since. Then it
+    // has asked the service after it had heard of the end.
+    function admit(id, places, asked) {
       var known = id in members, more = map(), missing = false;
       members[id] = { at: now(), places: map(places) };
       Object.keys(places).forEach(function (channel) {
-        // A member that has not heard of the end yet asks by itself.
-        if (channel in line.places || sameRing(line.ends[channel], places[channel])) return;
+        if (channel in line.places || (channel in line.ends && !asked)) return;
         more[channel] = places[channel];
         missing = true;
       });
@@ -1106,9 +1107,9 @@
 
     /* Following */
 
-    function join() {
+    function join(asked) {
       joinedAt = now();
-      post("join", { places: feed.places });
+      post("join", { places: feed.places, asked: asked });
     }
 
     // Calls `what` if no message of the leader comes in time. If the timer is late, the tab asks once more, because
@@ -1185,6 +1186,7 @@
         if (!fault) feed.take(steps);
         else if (fault.final) feed.finish(fault);
         if ((answer && answer.more) || formatId(told) !== before) suspect();
+        else if (!closed && !fault && differs()) join(true);
       });
     }
 
@@ -1206,7 +1208,7 @@
         heard();
       }
       if (line) {
-        if (kind === "join") admit(message.by, message.places);
+        if (kind === "join") admit(message.by, message.places, message.asked);
         else if (kind === "leave" && message.by in members) {
           leave(message.by);
           tell();
@@ -1349,7 +1351,7 @@
       if (steps.channels) choose(steps.channels);
       steps.forEach(function (step) {
         var channel = step.channel;
-        if ((channel in ends ? ends : places)[channel] !== step.from) return;
+        if ((view && channel in ends ? ends : places)[channel] !== step.from) return;
         step.items.forEach(function (item) {
           var over = item.type === "sse.end";
           if (closed || (over && channel in ends)) return;
