@@ -27,8 +27,8 @@
  *
  *   On the tag's element, and once on `document` if several tags have the channel: "sse:TYPE" for each event, detail
  *   {channel, id, type, data, json}; "sse-reset", detail {channel, reason, missed, id}; "sse-end", detail {channel,
- *   reason, id}. For each tag, on both: "sse-source", detail {channel, state};
- *   "sse-state", detail {state, reason, transport, shared, tabs, channels}; "sse-auth", detail {expires}, in seconds.
+ *   reason, id}. For each tag, on both: "sse-state", detail {state, reason, transport, shared, tabs, channels};
+ *   "sse-source", detail {channel, state}; "sse-auth", detail {expires}, in seconds.
  *
  * By hand:
  *
@@ -1777,14 +1777,18 @@
 
     // Appends what is new of the channel's text. A screen reader waits for the end of a text that is written.
     function write(event, target) {
-      var channel = event.channel || written, text = tag.sse.text(channel), same = channel === written && last;
+      var channel = event.channel || written, text = tag.sse.text(channel), same = channel === written && last, more;
       if (event.type !== PIECE && !same) return;
       if (!same || last.parentNode !== target || text.length < length || event.type === "sse.reset") {
         empty(target);
         length = 0;
         last = null;
       }
-      if (text.length > length) last = target.appendChild(document.createTextNode(text.slice(length)));
+      more = text.length - length;
+      if (more) { // a slice of a long text costs more than the piece
+        last = document.createTextNode(event.data && event.data.length === more ? event.data : text.slice(length));
+        target.appendChild(last);
+      }
       written = channel;
       length = text.length;
       if (event.type === "sse.end") target.removeAttribute("aria-busy");
