@@ -8,17 +8,17 @@ import os
 import threading
 import weakref
 from _thread import RLock  # never patched by gevent, so that any thread may take it
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Final, NamedTuple, ParamSpec, TypeVar
+from typing import Any, Final, NamedTuple, ParamSpec, TypeVar, cast
 
 from sse.access.keys import PublishKeys
 from sse.access.revocations import Kind, Revocations
 from sse.access.token import Tokens
 from sse.config import Config
 from sse.errors import Ended, SSEError, StoreUnavailable, TooLarge, Unavailable
-from sse.event import Event, Position, check_channel
+from sse.event import DEFAULT_TYPE, Event, Position, check_channel
 from sse.hub.hub import Hub
 from sse.owner import OwnerThread
 from sse.stores import Publication, Receipt, Store, connect
@@ -27,6 +27,7 @@ from sse.work.sources import Match, Sources
 from sse.work.writer import MakeEvent, Writer
 
 _EXTRA_SECONDS: Final = 2.0  # that a call from another thread may take beyond its wait for Redis
+_A_WRITE_SECONDS: Final = 86_400.0  # that a writer in another thread waits for Redis
 _CLOSE_SECONDS: Final = 30.0  # that another thread waits for `close`
 
 P = ParamSpec("P")
@@ -193,8 +194,30 @@ class Service:
         )
 
     def writing(self, channel: str, make_event: MakeEvent, *, restart: bool) -> AbstractContextManager[Writer]:
-        """Begin a run that the caller writes, see `SSE.writing`."""
-        return self.runs.writing(check_channel(channel), make_event, restart=restart)
+        """Begin a run that the caller writes, see `SSE.writing`. Any thread may call this."""
+        channel = check_channel(channel)
+        if self._owner.is_other_thread:
+            return self._writing_elsewhere(channel, make_event, restart)
+        return self.runs.writing(channel, make_event, restart=restart)
+
+    @contextlib.contextmanager
+    def _writing_elsewhere(self, channel: str, make_event: MakeEvent, restart: bool) -> Iterator[Writer]:
+        """Begin a run, and yield a writer whose calls are carried out by the thread that the store belongs to."""
+
+        def in_owner(work: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
+            return self._run_in_owner(_A_WRITE_SECONDS, work, *args, **options)
+
+        # An event is made in this thread, which has the app's context.
+        begin = partial(self.writing, channel, lambda event, _type: cast("Event", event), restart=restart)
+        writing = in_owner(begin)
+        writer = in_owner(writing.__enter__)
+        try:
+            yield cast("Writer", _WriterElsewhere(writer, make_event, in_owner))
+        except BaseException as error:
+            in_owner(writing.__exit__, type(error), error, error.__traceback__)
+            raise
+        else:
+            in_owner(writing.__exit__, None, None, None)
 
     def stop(self, channel: str) -> bool:
         """End a run of any process, see `SSE.stop`. Any thread may call this."""
@@ -323,6 +346,27 @@ class SourceRules(NamedTuple):
 
 
 _NO_SOURCES: Final = SourceRules(lambda _: None, contextlib.nullcontext, Event)
+
+
+class _WriterElsewhere:
+    """A writer for a thread that the store does not belong to, see `OwnerThread`."""
+
+    def __init__(self, writer: Writer, make_event: MakeEvent, in_owner: Callable[..., Any]) -> None:
+        self._writer = writer
+        self._make_event = make_event
+        self._in_owner = in_owner
+
+    def write(self, text: str) -> Any:
+        return self._in_owner(self._writer.write, text)
+
+    def publish(self, data: object, type: str = DEFAULT_TYPE) -> Any:
+        return self._in_owner(self._writer.publish, self._make_event(data, type), type)
+
+    def flush(self) -> None:
+        self._in_owner(self._writer.flush)
+
+    def confirm(self) -> None:
+        self._in_owner(self._writer.confirm)
 
 
 def _refusal(publications: Sequence[Publication], receipts: Sequence[Receipt | SSEError]) -> SSEError:

@@ -41,10 +41,12 @@ class Parser:
     """A parser of `text/event-stream` by WHATWG HTML 9.2.6. An unfinished last block is never returned.
 
     With `bare`, each blank line has to end a block with data, because there are readers that make an event of any.
+    With `comments`, a comment comes as an event of the type `comment`.
     """
 
-    def __init__(self, last_event_id: str = "", *, bare: bool = False) -> None:
+    def __init__(self, last_event_id: str = "", *, bare: bool = False, comments: bool = False) -> None:
         self.last_event_id = last_event_id
+        self._comments = comments
         self.retry: int | None = None
         self._bare = bare
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -76,7 +78,9 @@ class Parser:
                 continue
             line, self._line = self._line, ""
             assert line or not self._bare or self._data is not None, "a blank line that ends no event"
-            if line:
+            if line.startswith(": ") and self._comments:
+                events.append(Event(self.last_event_id, "comment", line[2:], None, None))
+            elif line:
                 self._field(line)
             elif (event := self._dispatch()) is not None:
                 events.append(event)

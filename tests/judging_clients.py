@@ -6,13 +6,14 @@ They share no code with `sse/` but the app that they ask.
 from __future__ import annotations
 
 import contextlib
+import json
 import random
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
-from flask import Flask
+from flask import Flask, Response
 
 from sse.service import Service
 from sse.transports.stream import Cut, Stream
@@ -31,6 +32,14 @@ class Refused(Exception):
     def __init__(self, answer: dict[str, Any]) -> None:
         super().__init__(answer)
         self.answer = answer
+
+
+class Over(Exception):
+    """All channels of a stream's request have ended. `reasons` has why, if the answer says so."""
+
+    def __init__(self, reasons: dict[str, str]) -> None:
+        super().__init__(reasons)
+        self.reasons = reasons
 
 
 class Request(NamedTuple):
@@ -69,22 +78,20 @@ class Site:
         """Yield the chunks of a stream, which connects at the first chunk. A stream that is cut just ends.
 
         :raises Refused: in place of the first.
+        :raises Over: in place of the first, if all channels have ended.
         """
         headers = {} if request.header is None else {"Last-Event-ID": request.header}
         query = list(request.query)
         if self._rng:
             with self._app.test_request_context("/sse/stream", query_string=query, headers=headers):
                 answer = self._app.full_dispatch_request()
-            if answer.status_code == 410:
-                raise Refused(dict(answer.get_json()))
+            _check_status(answer)
             assert isinstance(answer.response, Stream)
             with contextlib.suppress(Cut):
                 yield from driven(answer.response, self._rng)
             return
         response = self._browser.get("/sse/stream", query_string=query, headers=headers)
-        if response.status_code == 410:
-            raise Refused(dict(response.get_json()))
-        assert response.status_code == 200, response.get_data()
+        _check_status(response)
         try:
             with contextlib.suppress(Cut):
                 yield from response.iter_encoded()
@@ -101,6 +108,16 @@ class Site:
         response = self._browser.get("/sse/poll", query_string=query, headers=headers)
         assert response.status_code == 200, response.get_data()
         return dict(response.get_json())
+
+
+def _check_status(response: Response) -> None:
+    if response.status_code == 204:
+        assert not response.get_data()
+        raise Over({})
+    if response.status_code == 410:
+        answer = response.get_json()
+        raise Over(answer["ended"]) if answer["error"]["code"] == "ended" else Refused(answer)
+    assert response.status_code == 200, response.get_data()
 
 
 class Rings(ABC):
@@ -125,6 +142,10 @@ class Rings(ABC):
     @abstractmethod
     def knows(self, channel: str, position: str) -> bool:
         """Return whether a reset may lead a client to the position."""
+
+    def reason(self, channel: str, position: str) -> str | None:
+        """Return the reason of the end at this position; None if the position is no end."""
+        return None
 
     @abstractmethod
     def starts(self, channel: str, position: str, replay: int) -> bool:
@@ -189,6 +210,10 @@ class Client:
         self.hold(block)
         if block.event == "sse.open":
             self._open(block.json()["channels"])
+        elif block.event == "sse.end":
+            self._end(block.json()["channel"], block.json()["reason"])
+            channel, position = next(iter(entries(block.own_id or "").items()))
+            assert self.places[channel] == position
         elif block.event == "sse.reset":
             told = block.json()
             self._reset(told["channel"], told["reason"], told["missed"], entries(block.own_id or "")[told["channel"]])
@@ -209,7 +234,19 @@ class Client:
             if place == LOST:
                 assert not self.rings.keeps(channel, held.get(channel, "")), f"{self.held} claims a lost {channel}"
             else:
-                assert held.get(channel) == place, f"{self.held} claims {channel} where {place} was given"
+                claims = self.claims(channel, place)
+                assert held.get(channel) in claims, f"{self.held} claims {channel} where {place} was given"
+
+    def claims(self, channel: str, place: str | None) -> Iterable[str | None]:
+        """Return the positions that the client may hold where it is at a place."""
+        return (place,)
+
+    def take_over(self, over: Over) -> None:
+        """Take the answer that all channels have ended. The client must have had all ends."""
+        assert self.has_all
+        assert not over.reasons
+        for channel, place in self.places.items():
+            assert self.rings.reason(channel, str(place)), f"{channel} goes on"
 
     def take_answer(self, answer: dict[str, Any], request: Request) -> None:
         """Take a poll's answer. Its resets count as received before its events."""
@@ -219,9 +256,10 @@ class Client:
         for event in answer["events"]:
             channel, position = event["id"].split("=")
             assert channel == event["channel"]
-            first.setdefault(channel, position)
+            first.setdefault(channel, self._before_text(channel, position, event["data"]))
         ends = entries(self.held)
-        starts = {ch: self.rings.before(ch, first[ch]) if ch in first else ends[ch] for ch in self.places}
+        ended = answer.get("ended", {})
+        starts = {ch: first.get(ch) or self._before_end(ch, ends[ch], ch in ended) for ch in self.places}
         reset_channels = [reset["channel"] for reset in answer["resets"]]
         for reset in answer["resets"]:
             channel = reset["channel"]
@@ -237,6 +275,16 @@ class Client:
                 self.places[channel] = starts[channel]
         for event in answer["events"]:
             self._event(event["channel"], event["id"].split("=")[1], event["type"], event["data"])
+        ended = answer.get("ended", {})
+        for channel, reason in ended.items():
+            if self.places[channel] == ends[channel]:
+                assert self.rings.reason(channel, ends[channel]) == reason
+            else:
+                self._end(channel, reason)
+        for channel, place in self.places.items():
+            assert (channel in ended) == (self.rings.reason(channel, str(place)) is not None)
+        whole = {channel for channel in first if starts[channel].startswith("0-")}
+        assert set(answer.get("whole", ())) == whole
         self.judge()
 
     def _open(self, channels: dict[str, dict[str, Any]]) -> None:
@@ -251,12 +299,50 @@ class Client:
                 assert told["position"] == place == asked
             else:
                 assert told["position"] is None or told["position"] == asked, f"{channel} goes on as if it were new"
+            if told["resumed"]:
+                assert told.get("ended") == self.rings.reason(channel, told["position"])
+                assert told.get("whole", False) == told["position"].startswith("0-")
 
     def _event(self, channel: str, position: str, type: str, data: str) -> None:
         place = self.places[channel]
         assert place is not None
-        assert self.rings.after(channel, place) == (position, type, data), f"{channel} was at {place}"
+        found = self.rings.after(channel, place)
+        while type == "text" and found and found[0] != position:  # pieces, joined
+            follows = self.rings.after(channel, found[0])
+            assert found[1] == "text", f"{channel} was at {place}"
+            assert follows, f"{channel} was at {place}"
+            assert follows[1] == "text", f"{channel} was at {place}"
+            found = (follows[0], "text", found[2] + follows[2])
+        assert found == (position, type, data), f"{channel} was at {place}"
         self.places[channel] = position
+
+    def _end(self, channel: str, reason: str) -> None:
+        place = self.places[channel]
+        assert place is not None
+        found = self.rings.after(channel, place)
+        assert found, f"{channel} has not ended, or its end was told before"
+        assert found[1] == "sse.end", f"{channel} was at {place}"
+        assert self.rings.reason(channel, found[0]) == reason
+        self.places[channel] = found[0]
+
+    def _before_text(self, channel: str, position: str, data: str) -> str:
+        """Return the position before an event, which may be several pieces."""
+        before = self.rings.before(channel, position)
+        found = self.rings.after(channel, before)
+        assert found
+        text = found[2]
+        while text != data:
+            assert len(text) < len(data), f"{channel} has no {data} at {position}"
+            position, before = before, self.rings.before(channel, before)
+            found = self.rings.after(channel, before)
+            assert found
+            text = found[2] + text
+        return before
+
+    def _before_end(self, channel: str, position: str, is_ended: bool) -> str:
+        """Return the position of a channel without events in an answer, as it was before its end was told."""
+        place = self.places[channel]
+        return self.rings.before(channel, position) if is_ended and place != position else position
 
     def _reset(self, channel: str, reason: str, missed: int | None, position: str, exact: bool = True) -> None:
         place = self.places[channel]
@@ -298,14 +384,23 @@ class DeltaClient(Client):
 
 
 class BareClient(Client):
-    """A reader that takes every block for an event."""
+    """A reader that takes every block for an event. It hears of an end by a comment, which has no id."""
 
     def connect(self, request: Request) -> Parser:
         self.asked = request
-        return Parser(bare=True)
+        for channel, place in self.places.items():
+            if place is not None and place != LOST and self._is_unclaimed_end(channel, place):
+                self.places[channel] = self.rings.before(channel, place)  # the end will be told again
+        return Parser(bare=True, comments=True)
 
     def take(self, block: Block) -> None:
         assert block.data is not None
+        if block.event == "comment":
+            name, _, data = block.data.partition(" ")
+            if name == "end":
+                told = json.loads(data)
+                self._end(told["channel"], told["reason"])
+            return
         assert block.own_id, "the ids of other blocks mean nothing to it"
         assert not block.event.startswith("sse.")
         self.held = block.own_id
@@ -317,6 +412,26 @@ class BareClient(Client):
                 self.places[name] = place
         self._event(channel, position, block.event, block.data)
         self.judge()
+
+    def claims(self, channel: str, place: str | None) -> Iterable[str | None]:
+        is_end = place is not None and self.rings.reason(channel, place) is not None
+        return (place, self.rings.before(channel, place)) if place and is_end else (place,)
+
+    def _is_unclaimed_end(self, channel: str, place: str) -> bool:
+        if self.rings.reason(channel, place) is None:
+            return False
+        return entries(self.held).get(channel) == self.rings.before(channel, place)
+
+    def take_over(self, over: Over) -> None:
+        """Take the answer that all channels have ended. The client may not have had the ends, which have no ids."""
+        for channel, place in self.places.items():
+            assert place is not None
+            if self.rings.reason(channel, place) is None:
+                found = self.rings.after(channel, place)
+                assert found
+                self.places[channel] = found[0]
+        reasons = {channel: self.rings.reason(channel, str(place)) for channel, place in self.places.items()}
+        assert over.reasons == ({} if set(reasons.values()) == {"done"} else reasons)
 
     def take_refusal(self, answer: dict[str, Any], request: Request) -> None:
         """Go on from the position in the 410."""

@@ -17,15 +17,17 @@ from typing import Any
 import pytest
 
 from sse.config import Config
-from sse.event import Event
+from sse.event import EndReason, Event, Piece
 from sse.service import Service
-from sse.stores import Publication
+from sse.stores import Publication, Standing
+from tests.client import Event as Block
 from tests.judging_clients import (
     LOST,
     BareClient,
     Client,
     DeltaClient,
     LiteralClient,
+    Over,
     Refused,
     Request,
     Rings,
@@ -34,6 +36,7 @@ from tests.judging_clients import (
     until_quiet,
     with_parameter,
 )
+from tests.writing import Run
 
 CHANNELS = ("a", "b", "c")
 QUIET = 0.002  # seconds; a heartbeat after so short a pause tells that a stream has said all
@@ -46,19 +49,45 @@ class World(Site, Rings):
         config = Config.load({"SSE_PUBLIC": "*", "SSE_RING": ring, "SSE_REDIS_URL": redis_url})
         super().__init__(Service(dataclasses.replace(config, heartbeat=QUIET, **settings)), rng)
         self.ring = ring
-        self.positions: dict[str, list[str]] = {channel: [] for channel in CHANNELS}
+        self.positions: dict[str, list[str]] = {channel: [] for channel in (*CHANNELS, "r", "s", "t")}
         self.opened: dict[str, int] = {}  # how many positions there were when the first connection was made
         self._after: dict[tuple[str, str], tuple[str, str, str]] = {}
         self._before: dict[tuple[str, str], str] = {}
+        self._runs: dict[str, Run] = {}
+        self._reasons: dict[tuple[str, str], str] = {}
 
     def publish(self, channel: str, data: str, type: str = "message") -> None:
         position = str(self.service.publish([Publication(channel, Event(data, type))])[0])
+        if not self.positions[channel]:
+            self.positions[channel].append(str(self.service.store.before([(channel, self.ring)])[0]))
+        self._note(channel, position, type, data)
+
+    def _note(self, channel: str, position: str, type: str, data: str) -> None:
         known = self.positions[channel]
-        if not known:
-            known.append(str(self.service.store.before([(channel, self.ring)])[0]))
         self._after[channel, known[-1]] = (position, type, data)
         self._before[channel, position] = known[-1]
         known.append(position)
+
+    def begin(self, channel: str) -> None:
+        """Begin a run on a channel."""
+        self._runs[channel] = Run(self.service.store, channel)
+        (standing,) = self.service.store.standing([channel])
+        assert isinstance(standing, Standing)
+        self.positions[channel] = [str(standing.newest)]
+
+    def write(self, channel: str, *items: str | Event) -> None:
+        """Write pieces and events of a run."""
+        for item, position in zip(items, self._runs[channel].write(*items), strict=True):
+            event = Piece(item) if isinstance(item, str) else item
+            self._note(channel, str(position), event.type, event.data)
+
+    def end(self, channel: str, reason: EndReason) -> None:
+        position = str(self._runs[channel].end(reason))
+        self._note(channel, position, "sse.end", reason)
+        self._reasons[channel, position] = reason
+
+    def reason(self, channel: str, position: str) -> str | None:
+        return self._reasons.get((channel, position))
 
     def after(self, channel: str, position: str) -> tuple[str, str, str] | None:
         return self._after.get((channel, position))
@@ -70,13 +99,29 @@ class World(Site, Rings):
         return position == self.positions[channel][-1]
 
     def keeps(self, channel: str, position: str) -> bool:
-        return position in self.positions[channel][-self.ring - 1 :]
+        known = self.positions[channel]
+        return position in (known if channel in self._runs else known[-self.ring - 1 :])
 
-    knows = keeps
+    def knows(self, channel: str, position: str) -> bool:
+        """A text has no middle, so a reset leads to its beginning."""
+        return position == self.positions[channel][0] if channel in self._runs else self.keeps(channel, position)
 
     def starts(self, channel: str, position: str, replay: int) -> bool:
         known = self.positions[channel]
+        if channel in self._runs:
+            return position == known[0]
         return position in (known[-1 - replay], known[self.opened.get(channel, 0) - 1 - replay])
+
+
+class TypedClient(Client):
+    """A client with types=data."""
+
+    def take(self, block: Block) -> None:
+        if block.event == "sse.event":
+            assert block.data is not None
+            type, _, data = block.data.partition("\n")
+            block = dataclasses.replace(block, event=type, data=data)
+        super().take(block)
 
 
 class NativeDeltaClient(Client):
@@ -124,14 +169,17 @@ def follow_all_cuts(world: World, client: Client, first_body: bytes) -> int:
         for request in (cut.request(), *cut.other_requests()):
             back = cut.copy()
             try:
-                told = body(request)
-            except Refused as refused:
-                assert isinstance(back, BareClient)
-                back.take_refusal(refused.answer, request)
-                visit(back.copy())
-                request = back.request()
-                told = body(request)
-            walk(back, request, told, visit)
+                try:
+                    told = body(request)
+                except Refused as refused:
+                    assert isinstance(back, BareClient)
+                    back.take_refusal(refused.answer, request)
+                    visit(back.copy())
+                    request = back.request()
+                    told = body(request)
+                walk(back, request, told, visit)
+            except Over as over:
+                back.take_over(over)
             assert back.has_all, f"back with {request}, ended with {back.places}"
             for timeout in (0,) if cut.has_all else (0, 1):
                 polled = cut.copy()
@@ -254,6 +302,86 @@ def cut_everywhere(world: World, make: Callable[[], Client], resets: dict[str, s
     # States: nothing heard; opened, if the client hears of that; and one after each reset, each event.
     heard = 1 if isinstance(witness, BareClient) else 2
     assert follow_all_cuts(world, make(), body) >= heard + len(resets) + 2 * len(witness.places)
+
+
+FORMS: dict[str, tuple[type[Client], list[tuple[str, str]]]] = {
+    "plain": (Client, []),
+    "delta": (DeltaClient, [("ids", "delta")]),
+    "typed": (TypedClient, [("types", "data")]),
+    "cut": (LiteralClient, [("end", "cut")]),
+    "bare": (BareClient, [("form", "bare")]),
+}
+
+
+@pytest.fixture
+def world_with_runs(request: pytest.FixtureRequest, world: World) -> World:
+    """The same world with the text of a run on each of the channels r, s and t."""
+    for channel in "rst":
+        world.begin(channel)
+    world.write("r", "one\n", "\n two", Event("1", "step"), " three", "\n", "four")
+    world.write("s", "five")
+    return world
+
+
+def record_to_the_end(world: World, client: Client) -> bytes:
+    """Return the body of a first connection: the texts so far, then pieces and ends that come meanwhile."""
+    world.opened = {channel: len(known) for channel, known in world.positions.items()}
+    parser = client.connect(client.request())
+    chunks = world.stream(client.request())
+    body = b""
+
+    def read() -> None:
+        nonlocal body
+        for chunk in until_quiet(chunks, lambda: client.has_all):
+            body += chunk
+            for block in parser.feed(chunk):
+                client.take(block)
+
+    read()
+    world.write("r", "\nlast")
+    world.end("r", "done")
+    read()
+    world.end("s", "failed")
+    world.write("t", "late", "\n", "er")
+    world.end("t", "done")
+    read()
+    chunks.close()
+    return body
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("channels", ["rst", "rtb", "rt"])
+def test_the_ends_of_channels_are_told_once_after_any_cuts(world_with_runs: World, form: str, channels: str) -> None:
+    """After the ends of r, s and t there is nothing more, and a request hears so. Channel b goes on."""
+    world = world_with_runs
+    kind, extra = FORMS[form]
+    text = "~".join(f"{channel}={world.positions[channel][0 if channel in 'rst' else -1]}" for channel in channels)
+
+    def make() -> Client:
+        return start(world, kind, text, (), channels=channels, extra=extra)
+
+    body = record_to_the_end(world, make())
+    assert body.count(b"sse.end" if form != "bare" else b": end") == len(channels.replace("b", ""))
+    assert follow_all_cuts(world, make(), body) >= 2 + len(channels)
+    if "b" not in channels:
+        over = start(world, kind, "~".join(f"{ch}={world.positions[ch][-1]}" for ch in channels), (), channels=channels,
+                     extra=extra)  # fmt: skip
+        with pytest.raises(Over):
+            next(world.stream(over.request()))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_lost_position_leads_to_the_whole_text_after_any_cuts(world_with_runs: World, form: str) -> None:
+    world = world_with_runs
+    kind, extra = FORMS[form]
+    world.end("r", "stopped")
+    client = start(world, kind, f"r=77-77~b={world.positions['b'][-1]}", ("r",), channels="rb", extra=extra)
+    if isinstance(client, BareClient):
+        with pytest.raises(Refused) as refused:
+            next(world.stream(client.request()))
+        client.take_refusal(refused.value.answer, client.request())
+    body = world.body(client.request())
+    assert follow_all_cuts(world, client, body) >= 3
 
 
 @pytest.mark.parametrize("kind", [Client, DeltaClient])

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any, Final
 
 import pytest
+import redis
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from sse.errors import StoreUnavailable
 from sse.event import UNBORN, End, EndReason, Entry, Event, Piece, Position
-from sse.hub.channel import Channel
+from sse.hub.channel import Channel, encoded
+from sse.hub.hub import Hub
+from sse.hub.pieces import joined
+from sse.hub.recent_polls import RecentPolls
 from sse.hub.subscriber import Delivery, Item, Reset, SourceState, Start, Subscriber
-from sse.stores import MemoryStore, Publication
-from sse.stores.leases import LEASE_SECONDS, weight
+from sse.stores import MemoryStore, Publication, Store, connect
+from sse.stores.base import Standing
+from sse.stores.leases import LEASE_SECONDS, State, weight
+from sse.wire import encode_body, encode_json
+from tests.servers import wait_until
 from tests.stepped_hub import SteppedHub
 
 RING_TTL: Final = 600
@@ -76,12 +88,27 @@ class World:
     def run(self, *values: str | Event, channel: str = "a") -> list[Position]:
         """Begin a run, write these values, and end it; return all positions, the anchor and the end among them."""
         self.start(channel)
-        (anchor,) = self.store.before([(channel, 1000)])
+        return [self.anchor(channel), *self.write(*values, channel=channel), self.end(channel=channel)]
+
+    def anchor(self, channel: str = "a") -> Position:
+        (anchor,) = self.store.before([(channel, 100_000)])
         assert isinstance(anchor, Position)
-        return [anchor, *self.write(*values, channel=channel), self.end(channel=channel)]
+        return anchor
 
     def lose_text(self) -> None:
         self.clock.now += RUN_TTL + 1
+
+    def note_questions(self, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+        """Return a list to which the channels of each question about their standing are added."""
+        asked: list[list[str]] = []
+        standing = self.store.standing
+
+        def noted(channels: Sequence[str], *, prolong: bool = False) -> list[Standing | StoreUnavailable]:
+            asked.append([*channels])
+            return standing(channels, prolong=prolong)
+
+        monkeypatch.setattr(self.store, "standing", noted)
+        return asked
 
     def step(self) -> None:
         for hub in self.hubs:
@@ -106,7 +133,7 @@ def world() -> Iterator[World]:
     store.close()
 
 
-def attach(hub: SteppedHub, start: Start | None = None, channel: str = "a") -> Subscriber:
+def attach(hub: Hub, start: Start | None = None, channel: str = "a") -> Subscriber:
     return hub.attach({channel: start or Start()}, 5)
 
 
@@ -141,6 +168,11 @@ def look(hub: SteppedHub, start: Start | None = None, max_bytes: int = 1 << 20, 
     found = hub.reader.look({channel: start or Start()}, 1000, max_bytes)
     assert not found.more
     return heard(found.taken)
+
+
+def states(of: dict[str, State]) -> Callable[[str], State | None]:
+    """Return a function that knows these states of sources."""
+    return lambda name: of.get(name)
 
 
 def channel_of(hub: SteppedHub, name: str = "a") -> Channel:
@@ -205,11 +237,7 @@ def test_an_ordinary_channel_is_asked_for_a_run_once_and_never_again(
     waiting = attach(hub)
     world.store.publish([Publication("a", Event("x"))])
     world.step()
-    asked: list[list[str]] = []
-    standing = world.store.standing
-    monkeypatch.setattr(
-        world.store, "standing", lambda names, **options: asked.append([*names]) or standing(names, **options)
-    )
+    asked = world.note_questions(monkeypatch)
     for _ in range(3):
         assert take_once(hub) == []
     assert take(waiting) == ["x"]
@@ -229,7 +257,7 @@ def test_every_reset_at_the_start_goes_to_the_anchor(world: World, start: Start)
     reason = start.fault or "diverged"
     hub = world.hub()
     subscriber = attach(hub, start)
-    (anchor,) = world.store.before([("a", 1000)])
+    anchor = world.anchor()
     assert subscriber.positions_by_name == {"a": anchor}
     first, *_ = taken = subscriber.take(1000, 1 << 20)
     assert first == Reset("a", reason, None, anchor)
@@ -257,7 +285,7 @@ def test_a_run_that_is_restarted_resets_all_to_its_new_anchor(world: World) -> N
     world.start(token="t2", restart=True)
     world.write("new ", "text", token="t2")
     world.step()
-    (anchor,) = world.store.before([("a", 1000)])
+    anchor = world.anchor()
     for subscriber in (at_the_end, in_the_middle):
         first, *rest = subscriber.take(1000, 1 << 20)
         assert first == Reset("a", "diverged", None, anchor)
@@ -284,7 +312,7 @@ def test_a_run_that_is_restarted_after_its_end_goes_on_for_those_who_stand_there
     world.store.mute = False
     assert subscriber.has_ended
     world.check()
-    assert not subscriber.has_ended
+    assert subscriber.ended == {}
     assert take(subscriber) == ["reset diverged", "new"]
     assert look(hub, Start(end)) == ["reset diverged", "new"]
     hub.detach(subscriber)
@@ -447,7 +475,7 @@ def test_a_marker_that_is_gone_leaves_an_ordinary_channel(world: World) -> None:
     world.step()
     assert channel_of(hub).run is None
     assert take(subscriber) == ["reset unknown"]
-    assert not subscriber.has_ended
+    assert subscriber.ended == {}
     world.store.publish([Publication("a", Event("x"))])
     world.step()
     assert take(subscriber) == ["x"]
@@ -471,7 +499,7 @@ def test_a_run_that_nobody_holds_is_told_every_two_seconds_while_somebody_listen
     for _ in range(6):
         world.clock.now += 1
         world.step()
-    assert 2 <= len(told) <= 4
+    assert 3 <= len(told) <= 5
     assert set(told) == {"a"}
     world.store.leases.end("a", "lost")
     world.step()
@@ -519,11 +547,7 @@ def test_channels_of_live_runs_are_asked_about_more_often_and_others_are_not(
     subscriber = hub.attach({"a": Start(), "b": Start()}, 5)
     world.start()
     world.step()
-    asked: list[list[str]] = []
-    standing = world.store.standing
-    monkeypatch.setattr(
-        world.store, "standing", lambda names, **options: asked.append([*names]) or standing(names, **options)
-    )
+    asked = world.note_questions(monkeypatch)
     world.clock.now += 2.3
     world.step()
     assert asked == [["a"]]
@@ -534,3 +558,599 @@ def test_channels_of_live_runs_are_asked_about_more_often_and_others_are_not(
     world.step()
     assert asked == [] or asked == [["a", "b"]] or asked == [["b", "a"]]
     hub.detach(subscriber)
+
+
+# Pieces
+
+
+def test_600_pieces_that_a_subscriber_has_missed_come_as_one_and_only_once_in_the_segment(world: World) -> None:
+    hub = world.hub()
+    at_hand, late = attach(hub), attach(hub)
+    world.start()
+    positions = world.write(*[f"{number} " for number in range(600)])
+    world.step()
+    text = "".join(f"{number} " for number in range(600))
+    (entry,) = at_hand.at_hand(0, 16_384) or []
+    assert entry == encoded(Entry(positions[-1], Piece(text)))
+    (delivery,) = late.take(1000, 16_384)
+    assert isinstance(delivery, Delivery)
+    assert delivery == Delivery("a", entry)
+    assert type(delivery.entry.event) is Piece
+    (other,) = hub.reader.look({"a": Start()}, 1000, 16_384).taken
+    assert other == delivery
+    with_text = channel_of(hub).ring
+    assert with_text is not None
+    assert len(with_text.after(with_text.base) or []) == 600, "the ring keeps single pieces"
+    for subscriber in (at_hand, late):
+        hub.detach(subscriber)
+
+
+@pytest.mark.parametrize("most", [1, 64, 1000])
+def test_a_joined_piece_is_bounded_by_the_largest_event(world: World, most: int) -> None:
+    hub = world.hub(max_event_bytes=most)
+    world.start()
+    world.write(*["é" * 10] * 100)
+    subscriber = attach(hub)
+    taken = [item.entry.event.data for item in subscriber.take(1000, 1 << 20) if isinstance(item, Delivery)]
+    assert "".join(taken) == "é" * 1000
+    assert {len(text.encode()) for text in taken[:-1]} == {max(most // 20, 1) * 20}
+    hub.detach(subscriber)
+
+
+@pytest.mark.parametrize("max_bytes", [300, 1000, 16_384])
+def test_joined_pieces_keep_within_the_bytes_of_one_turn_or_answer(world: World, max_bytes: int) -> None:
+    hub = world.hub()
+    world.start()
+    world.write(*['"\n\\x' * 5] * 200)
+    subscriber = attach(hub)
+    text = ""
+    while taken := subscriber.take(1000, max_bytes):
+        bodies = [item.entry.body for item in taken if isinstance(item, Delivery)]
+        assert sum(map(len, bodies)) <= max_bytes
+        text += "".join(heard(taken))
+    assert text == '"\n\\x' * 1000
+    hub.detach(subscriber)
+
+
+def test_a_text_larger_than_the_hub_s_ring_is_read_from_the_store_by_pages_and_joined(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sse.hub.channel.CHANNEL_BYTES", 20_000)
+    hub = world.hub()
+    waiting = attach(hub)
+    world.start()
+    pieces = [f"{number:09} " for number in range(3500)]
+    world.write(*pieces)
+    world.end()
+    world.step()
+    ring = channel_of(hub).ring
+    assert ring is not None
+    assert ring.base.offset > 3000
+    for start in (Start(), Start(replay=3)):
+        newcomer = attach(hub, start)
+        blocks = 0
+        text = ""
+        while words := take(newcomer, 16_384):
+            blocks += len(words)
+            text += "".join(words)
+        assert text == "".join(pieces) + "end done"
+        assert blocks <= 35_000 // 16_384 + 3, "the last one is the end"
+        hub.detach(newcomer)
+    assert "".join(take(waiting)) == "".join(pieces) + "end done"
+    hub.detach(waiting)
+
+
+def test_no_piece_is_joined_over_an_event_or_with_the_end(world: World) -> None:
+    world.run("a", "b", Event("an event", "text"), "c", "d", Event("x"), Event("y"), "e")
+    words = ["ab", "an event", "cd", "x", "y", "e", "end done"]
+    hub = world.hub()
+    assert look(hub) == take_once(hub) == words
+
+
+def test_a_look_at_runs_and_ordinary_channels_takes_each_in_its_way(world: World) -> None:
+    world.store.publish([Publication("b", Event(str(number))) for number in range(5)])
+    (before,) = world.store.before([("b", 3)])
+    assert isinstance(before, Position)
+    anchor, *_, end = world.run(*["x"] * 300)
+    found = world.hub().reader.look({"a": Start(), "b": Start(before), "c": Start()}, 1000, 1 << 20)
+    assert heard(found.taken) == ["x" * 300, "end done", "2", "3", "4"]
+    assert found.ended == {"a": "done"}
+    assert (found.begins, found.positions["a"]) == ({"a": anchor, "b": before, "c": UNBORN}, end)
+
+
+kinds = st.lists(st.one_of(st.text('ab\n"é', min_size=1, max_size=9), st.none()), max_size=60)
+
+
+def entries_of(values: Iterable[str | None]) -> list[Entry]:
+    """Return entries: a piece for a text, and an event for None."""
+    return [
+        Entry(Position(number, number), Event("event") if value is None else Piece(value))
+        for number, value in enumerate(values, 1)
+    ]
+
+
+@given(kinds, st.integers(-5, 60))
+def test_joined_pieces_are_the_same_text_in_order_and_bounded(values: list[str | None], most: int) -> None:
+    entries = entries_of(values)
+    whole = list(joined(entries, most))
+    assert [entry.event for entry in whole if type(entry.event) is Event] == [Event("event")] * values.count(None)
+    assert parts(whole) == parts(entries)
+    positions = [entry.position for entry in entries]
+    assert [entry.position for entry in whole] == sorted({entry.position for entry in whole})
+    singles = {entry.position: entry for entry in entries}
+    for before, entry in zip([Entry(Position(0, 0), Event("")), *whole], whole, strict=False):
+        between = positions[before.position.offset : entry.position.offset]
+        assert entry.event.data == "".join(singles[position].event.data for position in between)
+        if len(between) > 1:
+            in_json, in_block = len(encode_json(entry.event.data).encode()) - 2, len(encode_body(entry.event)) - 20
+            assert max(in_json, in_block) <= most
+        else:
+            assert entry is singles[entry.position], "a single piece keeps its body"
+    for entry, following in pairwise(whole):
+        if isinstance(entry.event, Piece) and isinstance(following.event, Piece):
+            first = singles[positions[entry.position.offset]]
+            together = entry.event.data + first.event.data
+            size = len(encode_json(together).encode()) + 6 * together.count("\n")
+            assert size - 2 > most, "as few as the bound allows"
+
+
+def parts(entries: Iterable[Entry]) -> str:
+    return "".join("|" if type(entry.event) is Event else entry.event.data for entry in entries)
+
+
+class Reader:
+    """A client that appends, and comes back from any position that it has had."""
+
+    def __init__(self, start: Position | None) -> None:
+        self.position = start
+        self.texts: dict[Position | None, str] = {start: ""}
+        self.subscriber: Subscriber | None = None
+        self.ended = False
+
+    def hear(self, taken: Iterable[Item]) -> None:
+        text = self.texts[self.position]
+        for item in taken:
+            assert not self.ended
+            if isinstance(item, Reset):
+                text = ""
+                self.position = item.position
+            elif isinstance(item, Delivery):
+                assert self.position is None or item.entry.position.offset > self.position.offset
+                event = item.entry.event
+                self.ended = isinstance(event, End)
+                text += "" if self.ended else event.data if isinstance(event, Piece) else "|"
+                self.position = item.entry.position
+            self.texts[self.position] = text
+
+
+steps = st.lists(
+    st.tuples(
+        st.sampled_from(["write", "write", "event", "end", "restart", "take", "take", "hand", "resume", "look", "new"]),
+        st.integers(0, 200),
+    ),
+    max_size=60,
+)
+
+
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@given(steps, st.sampled_from([400, 2000, 1 << 20]), st.sampled_from([1, 8, 65_536]))
+def test_whatever_is_written_cut_and_resumed_the_text_is_the_text(
+    steps: list[tuple[str, int]], ring_bytes: int, max_piece: int
+) -> None:
+    clock = Clock()
+    world = World(clock, DeafStore(ring=20, ring_ttl=RING_TTL, run_ttl=RUN_TTL, clock=clock))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sse.hub.channel.CHANNEL_BYTES", ring_bytes)
+        hub = world.hub(max_event_bytes=max_piece)
+        readers = [Reader(None)]
+        token, text, live = "t0", "", True
+        world.start(token=token)
+
+        def subscriber_of(reader: Reader) -> Subscriber:
+            if reader.subscriber is None:
+                reader.subscriber = attach(hub, Start(reader.position))
+            return reader.subscriber
+
+        def leave(reader: Reader) -> None:
+            if reader.subscriber is not None:
+                hub.detach(reader.subscriber)
+            reader.subscriber = None
+
+        for step, number in steps:
+            reader = readers[number % len(readers)]
+            if step == "write" and live:
+                written = chr(97 + number % 26) * (number % 7 + 1) + "\n" * (number % 3 == 0)
+                world.write(written, token=token)
+                text += written
+            elif step == "event" and live:
+                world.write(Event("an event"), token=token)
+                text += "|"
+            elif step == "end" and live and number % 3 == 0:
+                world.end(token=token)
+                live = False
+            elif step == "restart" and number % 4 == 0:
+                token, text, live = f"t{clock.now}-{number}", "", True
+                clock.now += 0.001
+                world.start(token=token, restart=True)
+                for other in readers:
+                    other.ended = False
+            elif step == "take":
+                reader.hear(subscriber_of(reader).take(number % 5 + 1, [1, 30, 200, 1 << 16][number % 4]))
+            elif step == "hand" and not (taker := subscriber_of(reader)).resets:
+                entries = taker.at_hand(0, [1, 200, 1 << 16][number % 3])
+                some = (entries or [])[: number % 3 + 1]
+                if some:
+                    taker.positions[0] = some[-1].position
+                reader.hear(Delivery("a", entry) for entry in some)
+            elif step == "resume":
+                leave(reader)
+                reader.position = list(reader.texts)[number % len(reader.texts)]
+                reader.ended = False
+            elif step == "look":
+                leave(reader)
+                found = hub.reader.look({"a": Start(reader.position)}, number % 5 + 1, [1, 200, 1 << 16][number % 3])
+                reader.hear(item for item in found.taken)
+                assert found.more or found.positions["a"] == reader.position or not found.taken
+            elif step == "new":
+                readers.append(Reader(None))
+            if number % 2:
+                world.step()
+        world.step()
+        for reader in readers:
+            for _ in range(1000):
+                taken = subscriber_of(reader).take(1000, 1 << 16)
+                if not taken:
+                    break
+                reader.hear(taken)
+            assert reader.texts[reader.position] == text
+            assert subscriber_of(reader).has_ended == (not live)
+            leave(reader)
+        world.check()
+        hub.feed.close()
+        world.store.close()
+
+
+# Sources, and who listens
+
+
+def test_a_source_s_state_is_known_from_the_attach_and_each_change_is_told_once(world: World) -> None:
+    hub = world.hub()
+    hub.began = states({"a": "up"})
+    subscriber = hub.attach({"b": Start(), "a": Start()}, 5)
+    assert (subscriber.sources, subscriber.told) == ({"a": "up"}, (None, "up"))
+    assert hub.sources(["a", "b", "c"]) == {"a": "up"}
+    assert take(subscriber) == []
+    world.store.publish([Publication("b", Event("x"))])
+    world.step()
+    subscriber.clear_signal()
+    for _ in range(2):
+        hub.set_source("a", "down")
+    assert subscriber.wait(0)
+    assert subscriber.has_source_change
+    assert subscriber.take(1000, 1 << 16)[0] == SourceState("a", "down")
+    assert (subscriber.sources, subscriber.has_source_change) == ({"a": "down"}, False)
+    assert take(subscriber) == []
+    subscriber.clear_signal()
+    hub.set_source("a", "down")
+    hub.set_source("nobody/is/here", "up")
+    assert not subscriber.wait(0)
+    hub.set_source("b", "up")
+    hub.set_source("a", "up")
+    assert take(subscriber) == ["source up", "source up"]
+    hub.detach(subscriber)
+
+
+def test_subscribers_merge_only_if_both_know_the_same_states_and_a_twin_knows_them_too(world: World) -> None:
+    hub = world.hub()
+    hub.began = states({"a": "up"})
+    one, other = attach(hub), attach(hub)
+    hub.set_source("a", "down")
+    assert take(one) == ["source down"]
+    assert not hub.merge(one, other)
+    twins = hub.split(one), hub.split(other)
+    assert [take(twin) for twin in twins] == [[], ["source down"]]
+    assert take(other) == ["source down"]
+    newcomer = attach(hub)
+    assert take(newcomer) == []
+    assert hub.merge(one, other)
+    assert hub.merge(one, newcomer)
+    for subscriber in (one, *twins):
+        hub.detach(subscriber)
+    hub._shared_seats = 0
+
+
+def test_without_sources_nobody_knows_a_state_and_nothing_is_kept_for_it(world: World) -> None:
+    hub = world.hub()
+    subscriber = attach(hub)
+    assert (subscriber.told, subscriber.sources, subscriber.has_source_change) == (None, {}, False)
+    hub.detach(subscriber, polled=True)
+    assert not hub.listens("a")
+
+
+def test_a_channel_begins_with_its_first_subscriber_here_and_again_after_the_last_has_left(world: World) -> None:
+    hub = world.hub()
+    begun: list[str] = []
+
+    def began(name: str) -> State | None:
+        assert hub.lock.locked()
+        begun.append(name)
+        return None
+
+    hub.began = began
+    one, other = attach(hub), attach(hub)
+    twin = hub.split(one)
+    assert begun == ["a"]
+    for subscriber in (one, other, twin):
+        hub.detach(subscriber)
+    hub.detach(attach(hub))
+    assert begun == ["a", "a"]
+
+
+@pytest.mark.parametrize("polled", [False, True])
+def test_a_source_s_channel_is_listened_to_for_ten_seconds_after_a_poll_and_not_after_a_stream(
+    world: World, polled: bool
+) -> None:
+    hub = world.hub()
+    hub.began = states({"a": "up"})
+    assert not hub.listens("a")
+    subscriber = hub.attach({"a": Start(), "b": Start()}, 5)
+    assert hub.listens("a")
+    assert hub.listens("b")
+    hub.detach(subscriber, polled=polled)
+    hub.detach(subscriber, polled=polled)
+    assert hub.listens("a") == polled
+    assert not hub.listens("b"), "it has no source"
+    world.clock.now += 9.9
+    assert hub.listens("a") == polled
+    world.clock.now += 0.2
+    assert not hub.listens("a")
+
+
+def test_polls_that_end_are_forgotten_by_the_lot() -> None:
+    clock = Clock()
+    polls = RecentPolls(clock)
+    for second in range(100):
+        polls.note([f"c{second}", "always"])
+        clock.now += 1
+    assert [second for second in range(100) if f"c{second}" in polls] == list(range(91, 100))
+    assert "always" in polls
+    assert len(polls._new) + len(polls._old) <= 23
+
+
+def test_a_newcomer_gets_a_source_s_newest_value_if_it_is_fresh_and_misses_none_that_comes_meanwhile(
+    world: World,
+) -> None:
+    hub = world.hub()
+    hub.began = states({"a": "up", "b": "up"})
+    waiting = hub.attach({"a": Start(), "b": Start(), "c": Start()}, 5)
+    for channel in "abc":
+        world.store.publish([Publication(channel, Event(f"{channel}{number}")) for number in range(3)])
+    world.step()
+    asked: list[list[str]] = []
+
+    def is_fresh(names: Iterable[str]) -> list[str]:
+        assert not hub.lock.locked()
+        asked.append([*names])
+        world.store.publish([Publication("b", Event("meanwhile"))])
+        world.step()
+        return ["a"]
+
+    hub.is_fresh = is_fresh
+    newcomer = hub.attach({"a": Start(), "b": Start(), "c": Start()}, 5)
+    assert asked == [["a", "b"]]
+    assert sorted(take(newcomer)) == ["a2", "meanwhile"]
+    again = hub.attach({"a": Start(newcomer.positions[0]), "b": Start(replay=2), "c": Start(fault="invalid")}, 5)
+    assert len(asked) == 1, "only for starts that ask for nothing"
+    assert take(again) == ["reset invalid", "b2", "meanwhile"]
+    for subscriber in (waiting, newcomer, again):
+        hub.detach(subscriber)
+
+
+def test_almost_all_channels_share_their_traits() -> None:
+    channel = Channel("a")
+    other = Channel("b")
+    assert (channel.run, channel.end, channel.source) == (None, None, None)
+    assert channel.traits is other.traits
+    for some in (channel, other):
+        some.begin(Position(5, 5))
+        some.reset(Position(7, 7), "diverged")
+    assert channel.traits is other.traits
+    channel.note_source("up")
+    assert channel.source == "up"
+    channel.note_source(None)
+    assert channel.traits is other.traits
+
+
+# The same with the hub's own thread, over both stores
+
+
+class Live:
+    """Hubs with their threads over one store, and a run on channel `a`."""
+
+    def __init__(self, url: str | None) -> None:
+        self.url = url
+        self.memory = None if url else self.connect()
+        self.store = self.memory or self.connect()
+        self.hubs: list[Hub] = []
+        self.written = 0
+
+    def connect(self) -> Store:
+        return connect(self.url, ring=20, ring_ttl=RING_TTL, run_ttl=RUN_TTL)
+
+    def hub(self) -> Hub:
+        self.hubs.append(Hub(self.memory or self.connect(), max_subscribers=100))
+        return self.hubs[-1]
+
+    def start(self, token: str = TOKEN, *, restart: bool = False) -> Position:
+        assert self.store.leases.start("a", token, restart=restart) == "started"
+        self.written = 0
+        (anchor,) = self.store.before([("a", 100_000)])
+        assert isinstance(anchor, Position)
+        return anchor
+
+    def write(self, *values: str, token: str = TOKEN) -> list[Position]:
+        positions = []
+        for value in values:
+            key = f"{token}-{self.written}"
+            positions.append(self.store.leases.write("a", token, Piece(value), key=key, written=self.written))
+            self.written += weight(Piece(value))
+        return positions
+
+    def lose_ring(self) -> None:
+        if isinstance(self.store, MemoryStore):
+            del self.store._rings["a"]
+        else:
+            with redis.Redis.from_url(self.url) as client:  # type: ignore[arg-type]
+                assert client.delete("sse:{a}") == 1
+
+    def close(self) -> None:
+        for hub in self.hubs:
+            assert hub.subscribers == 0
+            hub.close()
+        for store in {id(store): store for store in (self.store, *(hub.reader._store for hub in self.hubs))}.values():
+            store.close()
+
+
+@pytest.fixture
+def live(store_url: str | None) -> Iterator[Live]:
+    live = Live(store_url)
+    yield live
+    live.close()
+
+
+def hears(subscriber: Subscriber, last: str, seconds: float = 8) -> list[str]:
+    """Take until the last word is heard; return all words, with consecutive ones that are no notices joined."""
+    words: list[str] = []
+    deadline = time.monotonic() + seconds
+    while not words or words[-1] != last:
+        assert subscriber.wait(max(deadline - time.monotonic(), 0)), words
+        for word in take(subscriber, 16_384):
+            is_notice = word.startswith(("reset ", "end "))
+            if words and not is_notice and not words[-1].startswith(("reset ", "end ")):
+                words[-1] += word
+            else:
+                words.append(word)
+    return words
+
+
+def test_over_both_stores_waiting_and_late_subscribers_hear_the_whole_text_and_its_end(live: Live) -> None:
+    here, elsewhere = live.hub(), live.hub()
+    subscribers = [(hub, attach(hub)) for hub in (here, elsewhere)]
+    live.start()
+    live.write("one ", "two ")
+    subscribers += [(hub, attach(hub, Start(replay=1))) for hub in (here, elsewhere, live.hub())]
+    live.write("three ", "four")
+    assert live.store.leases.end("a", "done", token=TOKEN)
+    subscribers += [(hub, attach(hub)) for hub in (here, elsewhere, live.hub())]
+    for hub, subscriber in subscribers:
+        assert hears(subscriber, "end done") == ["one two three four", "end done"]
+        wait_until(lambda subscriber=subscriber: subscriber.has_ended, 5)  # type: ignore[misc]
+        hub.detach(subscriber)
+
+
+def test_over_both_stores_600_pieces_come_in_as_few_blocks_as_16_kb_allow(live: Live) -> None:
+    live.start()
+    live.write(*[f"{number:08} \n" for number in range(600)])
+    hub = live.hub()
+    for _ in range(2):
+        subscriber = attach(hub)
+        blocks = [item for item in subscriber.take(1000, 16_384) if isinstance(item, Delivery)]
+        assert "".join(item.entry.event.data for item in blocks) == "".join(f"{number:08} \n" for number in range(600))
+        assert len(blocks) == 1
+        hub.detach(subscriber)
+    (found,) = live.hub().reader.look({"a": Start()}, 1000, 16_384).taken
+    assert found == blocks[0]
+
+
+def test_over_both_stores_a_client_goes_on_from_every_position(live: Live) -> None:
+    anchor = live.start()
+    pieces = [f"{number}," for number in range(40)]
+    positions = [anchor, *live.write(*pieces)]
+    assert live.store.leases.end("a", "failed", token=TOKEN)
+    for hub in (live.hub(), live.hub()):
+        for index, position in enumerate(positions):
+            subscriber = hub.attach({"a": Start(position)}, 5)
+            text = "".join(pieces[index:])
+            assert hears(subscriber, "end failed") == ([text] if text else []) + ["end failed"]
+            hub.detach(subscriber)
+
+
+def test_over_both_stores_a_restart_resets_all_to_the_new_anchor(live: Live) -> None:
+    hub, other = live.hub(), live.hub()
+    live.start()
+    subscribers = [some.attach({"a": Start()}, 5) for some in (hub, other)]
+    (position,) = live.write("old")
+    for subscriber in subscribers:
+        assert hears(subscriber, "old") == ["old"]
+    anchor = live.start("t2", restart=True)
+    live.write("new ", "text", token="t2")
+    assert live.store.leases.end("a", "stopped")
+    for subscriber in subscribers:
+        assert hears(subscriber, "end stopped") == ["reset diverged", "new text", "end stopped"]
+    newcomer = other.attach({"a": Start(position)}, 5)
+    assert newcomer.positions_by_name == {"a": anchor}
+    assert hears(newcomer, "end stopped") == ["reset diverged", "new text", "end stopped"]
+    for some, subscriber in zip((hub, other, other), (*subscribers, newcomer), strict=True):
+        some.detach(subscriber)
+
+
+def test_over_both_stores_of_a_text_that_is_gone_only_the_end_is_heard(live: Live) -> None:
+    live.start()
+    one, two = live.write("one ", "two")
+    end = live.store.leases.end("a", "done", token=TOKEN)
+    live.lose_ring()
+    for hub in (live.hub(), live.hub()):
+        for start, words in (
+            (Start(), ["reset trimmed", "end done"]),
+            (Start(one), ["reset trimmed", "end done"]),
+            (Start(two), ["end done"]),
+        ):
+            assert heard(hub.reader.look({"a": start}, 1000, 1 << 16).taken) == words
+            subscriber = hub.attach({"a": start}, 5)
+            assert hears(subscriber, "end done") == words
+            hub.detach(subscriber)
+        subscriber = hub.attach({"a": Start(end)}, 5)
+        assert subscriber.has_ended
+        hub.detach(subscriber)
+    assert live.store.newest(["a"]) == [None]
+
+
+def test_over_both_stores_a_run_that_nobody_holds_is_told_within_seconds(live: Live) -> None:
+    hub = live.hub()
+    told: list[str] = []
+    hub.orphaned = told.append
+    subscriber = hub.attach({"a": Start()}, 5)
+    live.start()
+    live.write("one")
+    assert hears(subscriber, "one") == ["one"]
+    if isinstance(live.store, MemoryStore):
+        live.store._leases._leases.clear()
+    else:
+        with redis.Redis.from_url(live.url) as client:  # type: ignore[arg-type]
+            assert client.delete("sse:{a}:lease") == 1
+    wait_until(lambda: told, 3)
+    assert live.store.leases.end("a", "lost")
+    assert hears(subscriber, "end lost") == ["end lost"]
+    assert set(told) == {"a"}
+    hub.detach(subscriber)
+
+
+def test_nobody_misses_the_beginning_of_a_text_whose_announcement_redis_could_not_deliver(redis_url: str) -> None:
+    with redis.Redis.from_url(redis_url) as client:
+        live = Live(redis_url)
+        hub = live.hub()
+        waiting = hub.attach({"a": Start()}, 5)
+        wait_until(lambda: client.pubsub_numsub("sse:0:{a}")[0][1] or client.pubsub_channels("*"), 5)
+        client.client_kill_filter(_type="pubsub")
+        live.start()
+        live.write("one ", "two ")
+        newcomers = [hub.attach({"a": Start()}, 5) for _ in range(3)]
+        live.write("three")
+        for subscriber in (waiting, *newcomers):
+            words: list[str] = []
+            deadline = time.monotonic() + 8
+            while "".join(words) != "one two three":
+                assert subscriber.wait(max(deadline - time.monotonic(), 0)), words
+                words += take(subscriber)
+            hub.detach(subscriber)
+        live.close()

@@ -158,6 +158,11 @@ class Upstream:
     def permit(self, steps: int = 1) -> None:
         self.steps.release(steps)
 
+    def hang_up(self) -> None:
+        """Let no generator wait any more."""
+        self.fault = EOFError()
+        self.permit(1000)
+
 
 @pytest.fixture
 def world() -> Iterator[World]:
@@ -172,7 +177,7 @@ def world() -> Iterator[World]:
 def upstream() -> Iterator[Upstream]:
     upstream = Upstream()
     yield upstream
-    upstream.permit(1000)
+    upstream.hang_up()
 
 
 def reaches(value: Callable[[], Any], expected: Any) -> None:
@@ -313,6 +318,32 @@ def test_a_frozen_worker_that_wakes_stores_nothing_and_makes_no_other_call(world
     assert frozen.hub.states == {"prices": "up"}
 
 
+def test_a_frozen_runner_that_wakes_does_not_go_on_though_the_lease_is_free_again(world: World) -> None:
+    late, between, last = Upstream(), Upstream(), Upstream()
+    made = iter([late.generator, between.generator, last.generator])
+    world.sources["prices"] = Source(lambda: next(made)())
+    frozen, other = world.worker(), world.worker()
+    frozen.join()
+    other.join()
+    late.permit()
+    reaches(world.ring, ["1"])
+    world.advance(10, awake=[other])
+    between.permit()
+    reaches(world.ring, ["1", "1"])
+    other.leave()
+    other.finish()
+    other.hub.listening.clear()
+    world.advance(4, awake=[frozen])  # its asking thread is the first that wakes
+    assert frozen.runner().ending == "lost"
+    late.permit(5)
+    reaches(lambda: late.log, ["begin", "step", "step", "finally"])
+    world.advance(4, awake=[frozen])
+    assert last.log == ["begin"]
+    assert world.ring() == ["1", "1"]
+    for upstream in (between, last):
+        upstream.hang_up()
+
+
 def test_a_runner_looks_at_the_age_of_its_lease_before_each_step(world: World, upstream: Upstream) -> None:
     world.sources["prices"] = Source(upstream.function, interval=1)
     worker = world.worker()
@@ -375,6 +406,18 @@ def test_a_generator_that_returns_begins_again(world: World, caplog: pytest.LogC
     world.advance(8)
     reaches(lambda: len(world.ring()) >= 4, True)
     assert "has returned" in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("exit_", [SystemExit, GeneratorExit, KeyboardInterrupt])
+def test_an_exit_in_a_source_is_no_reason_to_begin_it_at_once(
+    world: World, upstream: Upstream, exit_: type[BaseException]
+) -> None:
+    world.sources["prices"] = Source(upstream.function, interval=1)
+    upstream.fault = exit_()
+    world.worker().join()
+    world.advance(10)
+    assert 2 <= len(upstream.log) <= 6
 
 
 def test_an_unknown_channel_stays_down_for_a_minute(world: World, caplog: pytest.LogCaptureFixture) -> None:

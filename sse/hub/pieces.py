@@ -8,8 +8,8 @@ from typing import Final
 from sse.event import Entry, Piece
 from sse.wire import stored_size
 
-PIECES: Final = 1000
-"""The most entries of a run's channel that are looked at together, to be joined."""
+PIECES: Final = 4000
+"""The most entries of a run's channel that are looked at together: 16 KB of text, if a piece has four characters."""
 
 PIECE_REST: Final = 96
 """The most bytes of a piece besides its text and twice the name of its channel, in a stream or a poll's answer."""

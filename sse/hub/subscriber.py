@@ -178,7 +178,8 @@ class Subscriber:
     def has_ended(self) -> bool:
         """True if it stands at the end of each of its channels, so that nothing more comes."""
         for channel, position in zip(self.channels, self.positions, strict=False):
-            if channel.end is None or channel.end.position != position:
+            end = channel.traits.end
+            if end is None or end.position != position:
                 return False
         return bool(self.channels)
 
@@ -271,7 +272,7 @@ class Subscriber:
                 before = len(taken)
                 while entries := self._next_entries(index, taken, _bytes_to_read(max_bytes, size, taken)):
                     whole: Iterable[Entry] = entries
-                    if channels[index].run is not None and len(entries) > 1:
+                    if len(entries) > 1 and channels[index].traits.run is not None:
                         whole = joined(entries, self._piece_bytes(name, max_bytes - size))
                     for entry in whole:
                         delivery = form(name, entry)  # made only for entries that are taken, not for the whole page
@@ -304,20 +305,24 @@ class Subscriber:
     def at_hand(self, index: int, max_bytes: int = PAGE_BYTES) -> Sequence[Entry] | None:
         """Return a page of a channel's entries that are not taken yet; None if the ring has passed its position.
 
-        :param max_bytes: the most bytes of pieces that come as one.
+        :param max_bytes: on a run's channel, the most bytes of pieces that come as one, and of all bodies but the last.
         """
         channel = self.channels[index]
         with self._hub.lock:
             assert channel.ring is not None
-            entries = channel.ring.after(self.positions[index], PAGE if channel.run is None else PIECES)
+            run = channel.traits.run
+            entries = channel.ring.after(self.positions[index], PAGE if run is None else PIECES)
             if entries is not None:
                 self._note_generation(channel.name, channel.generation)
-        if channel.run is None or not entries or len(entries) == 1:
+        if run is None or not entries or len(entries) == 1:
             return entries
-        return [
-            entry if entry.body else encoded(entry)
-            for entry in joined(entries, self._piece_bytes(channel.name, max_bytes))
-        ]
+        page: list[Entry] = []
+        for entry in joined(entries, self._piece_bytes(channel.name, max_bytes)):
+            page.append(entry if entry.body else encoded(entry))
+            max_bytes -= len(page[-1].body)
+            if max_bytes <= 0:
+                break
+        return page
 
     def is_newest(self, index: int, entry: Entry) -> bool:
         """Return whether an entry of a channel is the newest one in this process."""
@@ -356,34 +361,36 @@ class Subscriber:
     def _next_entries(self, index: int, taken: list[Item], max_bytes: int) -> Sequence[Entry]:
         channel, position = self.channels[index], self.positions[index]
         name = channel.name
-        limit = PAGE if channel.run is None else PIECES
         with self._hub.lock:
             assert channel.ring is not None
+            run = channel.traits.run
+            limit = PAGE if run is None else PIECES
             entries = channel.ring.after(position, limit)
-            generation, restart = channel.generation, channel.restart(position) if entries is None else position
+            generation = channel.generation
+            if entries is None:
+                restart, reason = channel.restart(position), channel.traits.reset_reason
         if entries is not None:
             self._note_generation(name, generation)
             return entries
         if not max_bytes:
             self.notify()
             return []
-        raw = max_bytes if channel.run is None else 4 * max_bytes  # as stored, a short piece is mostly JSON
+        raw = max_bytes if run is None else 4 * max_bytes  # as stored, a short piece is mostly JSON
         page = self._hub.reader.read([(name, position)], limit, min(raw, PAGE_BYTES))[0]
         if not page.reason:
             return page.entries
-        reason = channel.reset_reason
         if generation == (self._generations or {}).get(name, 0):
-            if page.reason != "diverged" and channel.run is None:
+            if page.reason != "diverged" and run is None:
                 raise Lagging(name)
             # The ring goes on, but the entry after the position is no event. Events before it are delivered first.
             if any(item.channel == name for item in taken):
                 self.notify()
                 return []
             reason = page.reason
-        taken.append(reset_at(name, reason, position, restart, channel.run))
+        taken.append(reset_at(name, reason, position, restart, run))
         self._note_generation(name, generation)
         self.positions[index] = restart
-        return [] if channel.run is None else self._next_entries(index, taken, max_bytes)  # its text begins anew
+        return [] if run is None else self._next_entries(index, taken, max_bytes)  # its text begins anew
 
     def _note_generation(self, name: str, generation: int) -> None:
         if self._generations is None:
@@ -460,7 +467,7 @@ def reset_size(channel: str) -> int:
 
 def _states(channels: Sequence[Channel]) -> tuple[State | None, ...] | None:
     """Return the state of each channel's source; None if none has a state."""
-    states = tuple([channel.source for channel in channels])
+    states = tuple([channel.traits.source for channel in channels])
     return states if any(states) else None
 
 

@@ -61,9 +61,10 @@ class _Watch:
         self.is_taken = False  # by a worker, as far as the last answer knew
         self.state: State = "up"  # as far as the hub was told
 
-    @property
-    def offer(self) -> str | None:
-        """The token to renew the lease of its runner; None if the lease is given up."""
+    def offer(self, now: float) -> str | None:
+        """Return the token to renew the lease of its runner; None if the lease is given up, or has run out."""
+        if self.runner and now >= self.runner.held_until:
+            self.runner.end("lost")
         return self.runner.token if self.runner and self.runner.ending in (None, "idle") else None
 
 
@@ -220,21 +221,25 @@ class Sources:
             return
         end = self._clock() + (seconds if seconds is not None else RENEW_SECONDS)
         while not self._due.is_set() and (left := end - self._clock()) > 0:
-            expected = self._clock() + min(left, _TICK)
-            self._due.wait(min(left, _TICK))
-            if self._clock() - expected >= _BLOCKED_SECONDS - _TICK:
-                self._tell_blocked(expected)
+            tick = min(left, _TICK)
+            expected = self._clock() + tick
+            self._due.wait(tick)
+            self._look_for_blocking(expected)
 
-    def _tell_blocked(self, since: float) -> None:
+    def _look_for_blocking(self, since: float) -> None:
+        """Name the sources that may have blocked gevent's loop, if this thread should have gone on at `since`."""
+        blocked = self._clock() - since
+        if self._tools.breaker() is None or blocked < _BLOCKED_SECONDS - _TICK:
+            return
         runners = self._runners()
         guilty = [runner for runner in runners if runner.step_ended >= since] or [
             runner for runner in runners if runner.in_step
         ]
         if guilty:
             warn(
-                "gevent's loop was blocked for %.1f s while the source of channel %s ran: it needs a library that "
-                "waits cooperatively, or work in a process of its own",
-                self._clock() - since + _TICK,
+                "gevent's loop was blocked for %.1f s while the source of channel %s ran: if the machine was not busy, "
+                "the source needs a library that waits cooperatively, or a process of its own for its work",
+                blocked,
                 ", ".join(runner.channel for runner in guilty[:3]),
             )
 
@@ -283,13 +288,14 @@ class Sources:
         order = sorted(watches, key=lambda watch: (watch.runner is None, watch.is_taken, _system_random.random()))
         seats = 0 if self._is_finishing else self._most - self.running
         for part in _parts(order):
+            # The time is taken before the look at the runners, since this process may be frozen at any moment.
+            asked_at = self._clock()
             questions = []
             for watch in part:
-                listens, token = self._hub.listens(watch.channel), watch.offer
+                listens, token = self._hub.listens(watch.channel), watch.offer(asked_at)
                 if watch.runner is None and listens and seats > 0:
                     token, seats = watch.token, seats - 1
                 questions.append(Ask(watch.channel, self._worker, listens, token))
-            asked_at = self._clock()
             try:
                 answers = self._store.leases.ask(questions)
             except StoreUnavailable as error:
@@ -328,7 +334,9 @@ class Sources:
         wait = 0.0
         if not self._is_finishing:
             try:
+                now = self._clock()
                 runner.start()
+                self._look_for_blocking(now)  # under gevent, its first step runs before this thread goes on
                 return
             except RuntimeError as error:  # the process cannot start another thread now
                 warn("the source of channel %s cannot start: %s", watch.channel, error)
