@@ -700,6 +700,35 @@ def test_a_batch_that_races_with_an_end_is_stored_whole_or_not_at_all(world: Lea
         assert newest.offset - anchor.offset == count
 
 
+@pytest.mark.parametrize("look", ["none", "ensure", "publish", "both"])
+def test_a_ring_that_is_lost_alone_fails_the_run(world: LeaseWorld, look: str) -> None:
+    writer = begun(world)
+    writer.write("x")
+    if world.client:
+        world.client.delete("sse:{a}")
+    else:
+        del world.store._rings["a"]  # type: ignore[attr-defined]
+    standing = world.standing()
+    assert standing.newest is None
+    assert standing.run
+    assert standing.run.end is None
+    if look in ("ensure", "both"):
+        world.ensure()
+    if look in ("publish", "both"):
+        world.publish("of another")
+    with pytest.raises(RunFailed):
+        writer.write("y")
+    end = world.leases.end("a", "failed", token="mine")
+    assert end == world.newest()
+    before_end = world.run().before_end
+    assert before_end is not None
+    assert said(world.read(before_end)) == [End("a", "failed").data]
+    world.advance(RUN_TTL - 1)
+    assert world.newest() == end
+    world.advance(2)
+    assert world.newest() is None
+
+
 # Redis alone
 
 
@@ -858,35 +887,6 @@ def restore(world: LeaseWorld, copy: dict[str, tuple[bytes, int]]) -> None:
         raw.flushall()
         for key, (value, ttl) in copy.items():
             raw.restore(key, ttl, value)
-
-
-def test_a_ring_that_is_lost_alone_fails_the_run(redis_world: LeaseWorld) -> None:
-    client, leases = redis_world.client, redis_world.leases
-    for number, look in enumerate(
-        (
-            lambda channel: None,
-            lambda channel: redis_world.ensure(channel),
-            lambda channel: redis_world.publish("of another", channel),
-            lambda channel: (redis_world.ensure(channel), redis_world.publish("of another", channel)),
-        )
-    ):
-        channel = f"run{number}"
-        writer = begun(redis_world, channel=channel)
-        writer.write("x")
-        client.delete(f"sse:{{{channel}}}")
-        standing = redis_world.standing(channel)
-        assert standing.newest is None
-        assert standing.run and standing.run.end is None
-        look(channel)
-        assert client.ttl(f"sse:{{{channel}}}") != -1
-        with pytest.raises(RunFailed):
-            writer.write("y")
-        end = leases.end(channel, "failed", token="mine")
-        assert end == redis_world.newest(channel)
-        before_end = redis_world.run(channel).before_end
-        assert before_end is not None
-        assert said(redis_world.read(before_end, channel=channel)) == [End(channel, "failed").data]
-        assert 0 < client.ttl(f"sse:{{{channel}}}") <= RUN_TTL
 
 
 @pytest.mark.parametrize("cut", ["xtrim", "xdel", "emptied"])
