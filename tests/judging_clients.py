@@ -71,7 +71,7 @@ class Site:
         self.service = service
         self._rng = rng
         self._app = Flask("tests")
-        self._app.register_blueprint(make_blueprint(service, lambda: None))
+        self._app.register_blueprint(make_blueprint(service, lambda: None, "sse"))
         self._browser = self._app.test_client()
 
     def stream(self, request: Request) -> Iterator[bytes]:
