@@ -30,24 +30,28 @@ from hypothesis.stateful import (
 
 from sse.config import Config
 from sse.errors import IdempotencyConflict
-from sse.event import Event
+from sse.event import EndReason, Event
 from sse.hub.hub import Hub
 from sse.hub.subscriber import Start
 from sse.service import Service
 from sse.stores import MemoryStore, Publication, Store, connect
 from sse.wire import BARE_HEARTBEAT, HEARTBEAT
 from tests.client import Parser
-from tests.judging_clients import LOST, BareClient, Client, Refused, Request, Rings, Site, entries
+from tests.judging_clients import LOST, BareClient, Client, Over, Refused, Request, Rings, Site, entries
+from tests.writing import Run
 
 CHANNELS = ("a", "b", "c")
+RUN = "r"  # a channel on which runs are written
 ALARM = "alarm"  # a channel that every hub listens to, to be woken by
 RING = 3
 RING_TTL = 60
+RUN_TTL = 1_000_000  # so that no text expires
 QUIET = 0.002
 FORMS: dict[str, dict[str, str]] = {"": {}, "delta": {"ids": "delta"}, "bare": {"form": "bare"}, "cut": {"end": "cut"}}
 PATIENCE = 15.0  # well above the 5 s after which a hub looks for what no announcement told of
 
 channels = st.sampled_from(CHANNELS)
+readable = st.sampled_from((*CHANNELS, RUN))
 data = st.one_of(
     st.text("a\n\r: \0\ufeffé🎈", max_size=6),
     st.binary(max_size=3),
@@ -106,11 +110,14 @@ class Worker(Service):
 class Lives(Rings):
     """The rings of each channel, one after the other. The last one may still exist."""
 
+    lags: ClassVar[bool] = True
+
     def __init__(self) -> None:
         self.positions: dict[tuple[str, str], tuple[list[str], int]] = {}  # (channel, position) → its life, its index
         self.events: dict[tuple[str, str], tuple[str, str, str]] = {}
         self.alive: dict[str, list[str]] = {}
         self.touched: dict[str, float] = {}
+        self.reasons: dict[tuple[str, str], str] = {}
 
     def born(self, channel: str, anchor: str) -> None:
         self.alive[channel] = [anchor]
@@ -140,16 +147,24 @@ class Lives(Rings):
     def is_top(self, channel: str, position: str) -> bool:
         return self.top(channel) == position
 
+    def reason(self, channel: str, position: str) -> str | None:
+        return self.reasons.get((channel, position))
+
     def keeps(self, channel: str, position: str) -> bool:
-        return position in self.alive.get(channel, [])[-RING - 1 :]
+        life = self.alive.get(channel, [])
+        return position in (life if channel == RUN else life[-RING - 1 :])
 
     def knows(self, channel: str, position: str) -> bool:
+        if channel == RUN:
+            return position.startswith("0-")  # a text has no middle
         # A ring that a hub has ensured shows up in the store before this model looks there again.
         return (channel, position) in self.positions or position.startswith("0-")
 
     def starts(self, channel: str, position: str, replay: int) -> bool:
         # A hub may be behind the store, so it may put a client further back than asked, never further on.
         life, index = self.positions.get((channel, position), ([], 0))
+        if channel == RUN:
+            return self.knows(channel, position)
         return self.knows(channel, position) and (
             life is not self.alive.get(channel) or len(life) - 1 - index >= min(replay, RING, len(life) - 1)
         )
@@ -173,6 +188,7 @@ class Visitor:
     def request(self, by_header: bool, extra: dict[str, str]) -> Request:
         """Come back with what is held; a channel without an entry is lost by header, and new by parameter."""
         held = self.client.held
+        self.client.forget_unclaimed_ends()
         for channel, place in self.client.places.items():
             if channel not in entries(held):
                 assert place in (None, LOST), f"{held} has lost {channel}"
@@ -205,6 +221,11 @@ class Visitor:
         except Refused as refused:
             assert self.bare
             self.client.take_refusal(refused.answer, request)
+        except Over as over:
+            if self.bare:
+                self.client.take_over(over)
+            else:
+                Client.take_over(self.client, over)
 
     def cut(self, count: int) -> None:
         """Read one more chunk, and only some bytes of it; then the connection is gone."""
@@ -246,10 +267,13 @@ class Machine(RuleBasedStateMachine):
         self.rings = Lives()
         self.keys: dict[str, tuple[str, Any, str, str, float]] = {}
         self.visitors: list[Visitor] = []
+        self.run: Run | None = None
         config = Config.load({"SSE_PUBLIC": "*", "SSE_REDIS_URL": self.redis_url})
         self.config = dataclasses.replace(config, heartbeat=QUIET, poll_timeout=1, ring=RING)
         self.store = (
-            self.make_store() if self.redis_url else MemoryStore(ring=RING, ring_ttl=RING_TTL, clock=self.clock)
+            self.make_store()
+            if self.redis_url
+            else MemoryStore(ring=RING, ring_ttl=RING_TTL, run_ttl=RUN_TTL, clock=self.clock)
         )
         if self.redis_url:
             self.redis = redis.Redis.from_url(self.redis_url)
@@ -263,7 +287,7 @@ class Machine(RuleBasedStateMachine):
             self.read(who)
 
     def make_store(self) -> Store:
-        return connect(self.redis_url, ring=RING, ring_ttl=RING_TTL)
+        return connect(self.redis_url, ring=RING, ring_ttl=RING_TTL, run_ttl=RUN_TTL)
 
     def make_worker(self) -> Worker:
         return Worker(self.config, self.make_store() if self.redis_url else self.store, self.clock)
@@ -313,10 +337,48 @@ class Machine(RuleBasedStateMachine):
         self.rings.grow(channel, position, type, shown(data))
         self.rings.touched[channel] = self.clock()
 
+    # Writing
+
+    @rule(texts=st.lists(st.text("a\n\r: é🎈", min_size=1, max_size=6), max_size=5), event=st.booleans())
+    def write(self, texts: list[str], event: bool) -> None:
+        """Write a part of a text, and perhaps an event; begin a run if there is none."""
+        self.look()
+        if self.run is None:
+            self.begin_run(restart=False)
+        assert self.run is not None
+        items: list[str | Event] = [*texts, *([Event("1", "step")] if event else [])]
+        if self.is_live:
+            for item, position in zip(items, self.run.write(*items), strict=True):
+                type, data = ("text", shown(item)) if isinstance(item, str) else (item.type, item.data)
+                self.rings.grow(RUN, str(position), type, data)
+
+    @precondition(lambda self: self.run)
+    @rule(reason=st.sampled_from(["done", "failed"]))
+    def end(self, reason: EndReason) -> None:
+        if self.is_live:
+            assert self.run
+            position = str(self.run.end(reason))
+            self.rings.grow(RUN, position, "sse.end", reason)
+            self.rings.reasons[RUN, position] = reason
+            self.is_live = False
+
+    @precondition(lambda self: self.run)
+    @rule()
+    def begin_again(self) -> None:
+        self.rings.die(RUN)
+        self.begin_run(restart=True)
+
+    def begin_run(self, restart: bool) -> None:
+        self.run, self.is_live = Run(self.store, RUN, restart=restart), True
+        (anchor,) = self.store.newest([RUN])
+        if self.rings.top(RUN) != str(anchor):
+            assert RUN not in self.rings.alive, "waiting subscribers hear no reset"
+            self.rings.born(RUN, str(anchor))
+
     # Listening
 
     @precondition(lambda self: len(self.visitors) < 5)
-    @rule(names=st.lists(channels, min_size=1, unique=True))
+    @rule(names=st.lists(readable, min_size=1, unique=True))
     def come(self, names: list[str]) -> None:
         self.visitors.append(Visitor(self.rings, names))
 
@@ -403,6 +465,8 @@ class Machine(RuleBasedStateMachine):
     def pass_time(self, seconds: int) -> None:
         """The hubs' checks come due; in the memory store, rings and keys expire."""
         self.clock.skipped += seconds
+        if self.run and self.is_live and not self.redis_url:
+            self.run.renew()
         self.look(may_expire=self.redis_url is None)
         if self.redis_url:
             self.keys = {key: (*known[:4], known[4] + seconds) for key, known in self.keys.items()}
@@ -424,7 +488,8 @@ class Machine(RuleBasedStateMachine):
         self.look()
         self.redis.flushall()
         self.keys.clear()
-        for channel in CHANNELS:
+        self.run = None
+        for channel in (*CHANNELS, RUN):
             self.rings.die(channel)
 
     @precondition(lambda self: self.redis_url)
@@ -439,7 +504,8 @@ class Machine(RuleBasedStateMachine):
         """Check that the store has the rings of the model, and those that hubs have ensured."""
         if not hasattr(self, "store"):
             return
-        for channel, newest in zip(CHANNELS, self.store.newest(CHANNELS), strict=True):
+        names = (*CHANNELS, RUN)
+        for channel, newest in zip(names, self.store.newest(names), strict=True):
             if channel in self.rings.alive and str(newest) != self.rings.top(channel):
                 assert may_expire, f"the ring of {channel} went by itself"
                 assert self.clock() >= self.rings.touched.get(channel, 0) + RING_TTL
@@ -457,6 +523,7 @@ class Machine(RuleBasedStateMachine):
             visitor.read()
         for channel in CHANNELS:
             self.publish(channel, "is that all?", "message", 0)
+        self.write(["is that all?"], event=False)  # nothing, if the run has ended
         deadline = time.monotonic() + PATIENCE
         waiting = list(self.visitors)
         while waiting:
