@@ -8,25 +8,28 @@ import os
 import threading
 import weakref
 from _thread import RLock  # never patched by gevent, so that any thread may take it
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Final, NamedTuple, ParamSpec, TypeVar
+from typing import Any, Final, NamedTuple, ParamSpec, TypeVar, cast
 
 from sse.access.keys import PublishKeys
 from sse.access.revocations import Kind, Revocations
 from sse.access.token import Tokens
 from sse.config import Config
 from sse.errors import Ended, SSEError, StoreUnavailable, TooLarge, Unavailable
-from sse.event import Event, Position, check_channel
+from sse.event import DEFAULT_TYPE, Event, Position, check_channel
 from sse.hub.hub import Hub
 from sse.owner import OwnerThread
 from sse.stores import Publication, Receipt, Store, connect
+from sse.stores.presence import Attendance
+from sse.work.presence import FindCall, Presence
 from sse.work.run import Breaker, Runs
 from sse.work.sources import Match, Sources
 from sse.work.writer import MakeEvent, Writer
 
 _EXTRA_SECONDS: Final = 2.0  # that a call from another thread may take beyond its wait for Redis
+_A_WRITE_SECONDS: Final = 86_400.0  # that a writer in another thread waits for Redis
 _CLOSE_SECONDS: Final = 30.0  # that another thread waits for `close`
 
 P = ParamSpec("P")
@@ -62,6 +65,8 @@ class Service:
         """Called before events are stored, to wait while the server is late in sending earlier events."""
         self.breaker: Breaker | None = None
         """Set by a server whose threads can be interrupted while they wait, see `work.run`."""
+        self.find_call: FindCall | None = None
+        """Finds the app's function to call when somebody has joined or left a channel. It must not hold the app."""
         self.source_rules: SourceRules | None = None
         """Set by the extension: the sources of the app."""
         self._has_sources = False
@@ -88,6 +93,10 @@ class Service:
     @property
     def runs(self) -> Runs:
         return self._parts().runs
+
+    @property
+    def presence(self) -> Presence:
+        return self._parts().presence
 
     @property
     def sources(self) -> Sources:
@@ -193,14 +202,53 @@ class Service:
         )
 
     def writing(self, channel: str, make_event: MakeEvent, *, restart: bool) -> AbstractContextManager[Writer]:
-        """Begin a run that the caller writes, see `SSE.writing`."""
-        return self.runs.writing(check_channel(channel), make_event, restart=restart)
+        """Begin a run that the caller writes, see `SSE.writing`. Any thread may call this."""
+        channel = check_channel(channel)
+        if self._owner.is_other_thread:
+            return self._writing_elsewhere(channel, make_event, restart)
+        return self.runs.writing(channel, make_event, restart=restart)
+
+    @contextlib.contextmanager
+    def _writing_elsewhere(self, channel: str, make_event: MakeEvent, restart: bool) -> Iterator[Writer]:
+        """Begin a run, and yield a writer whose calls are carried out by the thread that the store belongs to."""
+
+        def in_owner(work: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
+            return self._run_in_owner(_A_WRITE_SECONDS, work, *args, **options)
+
+        # An event is made in this thread, which has the app's context.
+        begin = partial(self.writing, channel, lambda event, _type: cast("Event", event), restart=restart)
+        writing = in_owner(begin)
+        writer = in_owner(writing.__enter__)
+        try:
+            yield cast("Writer", _WriterElsewhere(writer, make_event, in_owner))
+        except BaseException as error:
+            in_owner(writing.__exit__, type(error), error, error.__traceback__)
+            raise
+        else:
+            in_owner(writing.__exit__, None, None, None)
 
     def stop(self, channel: str) -> bool:
         """End a run of any process, see `SSE.stop`. Any thread may call this."""
         if self._owner.is_other_thread:
             return self._run_in_owner(self.config.redis_timeout + _EXTRA_SECONDS, self.stop, channel)
         return self.runs.stop(check_channel(channel))
+
+    def count(self, channel: str) -> int:
+        """Return the number of connections to a channel, see `SSE.count`. Any thread may call this."""
+        if self._owner.is_other_thread:
+            return self._run_in_owner(3 * self.config.redis_timeout + _EXTRA_SECONDS, self.count, channel)
+        return self.presence.count(check_channel(channel))
+
+    def attendance(self, channel: str) -> Attendance:
+        """Return who is connected to a channel, see `SSE.members`. Any thread may call this."""
+        if self._owner.is_other_thread:
+            return self._run_in_owner(3 * self.config.redis_timeout + _EXTRA_SECONDS, self.attendance, channel)
+        return self.presence.read(check_channel(channel))
+
+    def leave(self) -> None:
+        """Tell the other processes that all connections of this one have gone. This makes no store."""
+        if made := self._made:
+            made.presence.close()
 
     def finish(self, seconds: float) -> None:
         """Give the runs of this process so many seconds, and end the rest as `interrupted`; end its sources at once.
@@ -284,7 +332,14 @@ class Service:
             answering_since=lambda: hub.answering_since,
         )
         hub.orphaned = runs.orphaned
-        ours = _Made(store, hub, Revocations(store, self.config.token_lifetime), runs, self._make_sources(store, hub))
+        presence = Presence(
+            store.presence,
+            self.config.presence,
+            self.find_call,
+            most_lingering=self._max_subscribers,
+        )
+        revocations = Revocations(store, self.config.token_lifetime)
+        ours = _Made(store, hub, revocations, runs, self._make_sources(store, hub), presence)
         with self._lock:
             if self._made is None:
                 self._made = ours
@@ -325,6 +380,27 @@ class SourceRules(NamedTuple):
 _NO_SOURCES: Final = SourceRules(lambda _: None, contextlib.nullcontext, Event)
 
 
+class _WriterElsewhere:
+    """A writer for a thread that the store does not belong to, see `OwnerThread`."""
+
+    def __init__(self, writer: Writer, make_event: MakeEvent, in_owner: Callable[..., Any]) -> None:
+        self._writer = writer
+        self._make_event = make_event
+        self._in_owner = in_owner
+
+    def write(self, text: str) -> Any:
+        return self._in_owner(self._writer.write, text)
+
+    def publish(self, data: object, type: str = DEFAULT_TYPE) -> Any:
+        return self._in_owner(self._writer.publish, self._make_event(data, type), type)
+
+    def flush(self) -> None:
+        self._in_owner(self._writer.flush)
+
+    def confirm(self) -> None:
+        self._in_owner(self._writer.confirm)
+
+
 def _refusal(publications: Sequence[Publication], receipts: Sequence[Receipt | SSEError]) -> SSEError:
     """Return the error to raise for a call of which some events were refused.
 
@@ -351,6 +427,7 @@ class _Made(NamedTuple):
     revocations: Revocations
     runs: Runs
     sources: Sources
+    presence: Presence
 
 
 def _close(made: _Made | None, others: Sequence[Callable[[], None]]) -> None:
@@ -359,6 +436,7 @@ def _close(made: _Made | None, others: Sequence[Callable[[], None]]) -> None:
         made.runs.close()
         made.hub.close()
         made.revocations.close()
+        made.presence.close()
         made.store.close()
     for close in others:
         close()

@@ -832,11 +832,20 @@ def test_a_token_that_is_printed_is_taken(make_app: MakeApp) -> None:
     assert statuses == [201, 403]
 
 
+@pytest.mark.parametrize("path", ["sse/poll", "sse/presence/a/b", "sse/presence/b"])
+def test_a_token_may_be_for_presence_alone(make_app: MakeApp, path: str) -> None:
+    app = make_app(SSE_SECRET=SECRET, SSE_PUBLIC="", SSE_PRESENCE="*")
+    result = run(app, "token", "--sub", "ann", "--presence", "a/*")
+    headers = {"Authorization": f"Bearer {result.stdout.strip()}"}
+    status = app.test_client().get(f"/{path}?timeout=0&channel=a/b", headers=headers).status_code
+    assert status == (200 if path == "sse/presence/a/b" else 403)
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
         (("--sub", "a", "--subscribe", "a", "--lifetime", "3601"), "SSE_TOKEN_LIFETIME"),
-        (("--sub", "a"), "--subscribe or --publish"),
+        (("--sub", "a"), "--subscribe, --publish or --presence"),
         (("--sub", "a", "--subscribe", "a*"), "a*"),
         ((), "--sub"),
     ],
@@ -896,13 +905,13 @@ def test_a_revocation_that_ends_nobody_s_reading_says_so(make_app: MakeApp, redi
     app = make_app(SSE_REDIS_URL=redis_url, SSE_PUBLIC="news/*")
     for arguments, trouble in (
         (("--channel", "news/a"), "channel news/a is public, since SSE_PUBLIC has news/*"),
-        (("--sub", "ann"), "no tokens are configured here"),
         (("--token", "7f3a"), "no tokens are configured here"),
     ):
         result = run(app, "revoke", *arguments)
         assert (result.exit_code, result.stdout) == (1, "")
         assert trouble in result.stderr
     assert run(app, "revoke", "--channel", "private").exit_code == 0  # by the app's rule
+    assert run(app, "revoke", "--sub", "ann").exit_code == 0  # a view of the app may have named this reader
 
 
 def test_a_revocation_on_a_public_channel_still_refuses_tokens_that_publish(make_app: MakeApp, redis_url: str) -> None:

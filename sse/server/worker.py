@@ -39,6 +39,7 @@ _ACCEPTED: Final = 1000  # connections that are accepted before other greenlets 
 _MOMENT: Final = 0.25  # seconds that a greenlet waits for the next request before it parks the connection
 _TICK: Final = 0.1  # seconds between two checks of the listeners, and of heads that come too slowly
 _AHEAD: Final = 0.5  # seconds before the end of graceful_timeout, when the remaining requests are cut
+_LAST_EVENTS: Final = 0.25  # seconds in which the end of a run reaches the streams here
 _HEAD_AT_LEAST: Final = 1.0  # seconds that every head has, even while other connections wait for a greenlet
 
 
@@ -354,6 +355,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
             gevent.get_hub().loop.run_callback(self._heads.give_up_all)
             gevent.sleep(PAUSE)
             self._greenlets.kill(timeout=_AHEAD / 2)
+        gevent.joinall([gevent.spawn(service.leave) for service in services], _AHEAD / 2)
 
     @property
     def _is_idle(self) -> bool:
@@ -382,7 +384,10 @@ class Worker(GeventWorker):  # type: ignore[misc]
         services = self._services
         window = max((service.config.drain for service in services), default=0)
         grace = max((service.config.run_grace for service in services), default=0)
+        was_working = self._is_working
         runs = [gevent.spawn(service.finish, grace) for service in services]
         gevent.joinall(runs, timeout=max(grace - window, 0))
+        if was_working:
+            gevent.sleep(_LAST_EVENTS)
         hubs = [gevent.spawn(service.hub.drain, window) for service in services]
         gevent.joinall([gevent.spawn(self._rows.drain, window), *hubs, *runs])

@@ -14,7 +14,7 @@ import pytest
 import redis
 
 from tests import client
-from tests.client import Stream
+from tests.client import Parser, Stream
 from tests.live.load import GREENLETS, KEY
 from tests.publishing import Publisher, publish
 from tests.servers import Gunicorn, RedisServer
@@ -22,7 +22,7 @@ from tests.tokens import SECRET
 
 APP = "tests.live.apps.threaded:application"
 ENV = {
-    "SSE_PUBLIC": "news,other",
+    "SSE_PUBLIC": "news,news/*,other",
     "SSE_PUBLISH_KEYS": KEY,
     "SSE_SECRET": SECRET,
     "SSE_QUERY_TOKENS": "1",
@@ -126,6 +126,18 @@ def test_a_thread_revokes_signs_tickets_and_closes(server: Gunicorn) -> None:
     assert get(server, "/in/raw/close") == [None]
     assert len(get(server, "/in/green/publish", channel="news", each=1)[0]) == 1
     assert len(get(server, "/in/raw/publish", channel="news", each=1)[0]) == 1
+
+
+@pytest.mark.parametrize("kind", ["raw", "pool", "green"])
+def test_a_thread_writes_begins_and_stops_runs(server: Gunicorn, kind: str) -> None:
+    channel = f"news/{kind}"
+    with bystander(server):
+        assert get(server, f"/in/{kind}/write", channel=channel, threads=5) == [[True, True, "Stopped"]] * 5
+    with Stream(server.url, {"channel": f"{channel}/4/run"}) as stream:
+        assert stream.until("sse.end").json()["reason"] == "done"
+        assert "".join(
+            event.data or "" for event in Parser().feed(stream.received) if event.event == "text"
+        ) == "".join(f"{count} " for count in range(100))
 
 
 def test_a_thread_that_would_listen_is_refused_alone(server: Gunicorn) -> None:

@@ -17,7 +17,7 @@ from flask import Flask, request
 from flask.testing import FlaskClient
 from gevent.monkey import get_original
 
-from sse import SSE
+from sse import SSE, Stopped
 
 start_real_thread = get_original("_thread", "start_new_thread")
 really_sleep = get_original("time", "sleep")
@@ -48,6 +48,25 @@ def ticket(number: int, given: Mapping[str, str]) -> str:
     return sse.ticket(["secret"], "ann")
 
 
+def write(number: int, given: Mapping[str, str]) -> list[object]:
+    channel = f"{given['channel']}/{number}"
+    begun = sse.run(f"{channel}/run", (f"{count} " for count in range(100)))
+    with sse.writing(channel) as out:
+        for count in range(100):
+            print(count, file=out)
+        out.publish({"count": 100})
+        out.flush()
+        out.confirm()
+    try:
+        with sse.writing(channel, restart=True) as out:
+            print("again", file=out)
+            stopped = sse.stop(channel)
+            out.flush()
+    except Stopped as error:
+        return [begun, stopped, type(error).__name__]
+    return ["not stopped"]
+
+
 def listen(number: int, given: Mapping[str, str]) -> int:
     return application.test_client().get("/sse/poll?channel=news&timeout=0").status_code
 
@@ -57,7 +76,7 @@ def close(number: int, given: Mapping[str, str]) -> None:
 
 
 WORK: dict[str, Callable[[int, Mapping[str, str]], Any]] = {
-    work.__name__: work for work in (publish, publish_for_ever, revoke, ticket, listen, close)
+    work.__name__: work for work in (publish, publish_for_ever, revoke, ticket, write, listen, close)
 }
 
 
