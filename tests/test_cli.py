@@ -789,11 +789,20 @@ def test_a_token_that_is_printed_is_taken(make_app: MakeApp) -> None:
     assert statuses == [201, 403]
 
 
+@pytest.mark.parametrize("path", ["sse/poll", "sse/presence/a/b", "sse/presence/b"])
+def test_a_token_may_be_for_presence_alone(make_app: MakeApp, path: str) -> None:
+    app = make_app(SSE_SECRET=SECRET, SSE_PUBLIC="", SSE_PRESENCE="*")
+    result = run(app, "token", "--sub", "ann", "--presence", "a/*")
+    headers = {"Authorization": f"Bearer {result.stdout.strip()}"}
+    status = app.test_client().get(f"/{path}?timeout=0&channel=a/b", headers=headers).status_code
+    assert status == (200 if path == "sse/presence/a/b" else 403)
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
         (("--sub", "a", "--subscribe", "a", "--lifetime", "3601"), "SSE_TOKEN_LIFETIME"),
-        (("--sub", "a"), "--subscribe or --publish"),
+        (("--sub", "a"), "--subscribe, --publish or --presence"),
         (("--sub", "a", "--subscribe", "a*"), "a*"),
         ((), "--sub"),
     ],

@@ -10,11 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from sse import ConfigError, Ended, InvalidEvent, Publisher, RunRefused, Stopped, TooLarge
+from sse import ConfigError, Ended, InvalidEvent, NotFound, Publisher, RunRefused, Stopped, TooLarge
 from sse.event import End, Event, Piece
 from sse.service import living
 from sse.stores import RedisStore, Standing
-from tests.servers import ROOT, RedisServer
+from tests.conftest import MakeApp
+from tests.servers import ROOT, RedisServer, wait_until
 
 
 def events(url: str, channel: str) -> list[Event]:
@@ -58,6 +59,17 @@ def test_it_refuses_what_the_extension_refuses(redis_url: str) -> None:
             publisher.publish("a", "x", idempotency_key="not a key")
         with pytest.raises(InvalidEvent):
             publisher.stop("not a channel")
+
+
+def test_it_counts_who_listens(redis_url: str, make_app: MakeApp) -> None:
+    app = make_app(SSE_REDIS_URL=redis_url, SSE_PRESENCE="room/*")
+    with Publisher(redis_url=redis_url, presence="room/*") as publisher:
+        assert publisher.count("room/7") == 0
+        with app.test_client().get("/sse/stream?channel=room/7") as response:
+            next(iter(response.response))
+            wait_until(lambda: publisher.count("room/7") == 1)
+        with pytest.raises(NotFound):
+            publisher.count("news")
 
 
 def test_its_settings_come_from_the_environment_and_arguments_win(

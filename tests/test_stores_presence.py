@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -23,7 +24,7 @@ from sse.stores.presence import (
     is_client,
     sub_of,
 )
-from tests.servers import RedisServer, wait_until
+from tests.servers import ROOT, RedisServer, wait_until
 
 
 class World:
@@ -340,3 +341,43 @@ def test_a_key_of_another_kind_is_a_fault_of_its_channel_alone(redis_world: tupl
         with pytest.raises(StoreUnavailable, match="presence of channel a"):
             call("a")
     assert wait_until(lambda: world.presence.count("b") == 1)
+
+
+PAGE_OF_RIGHTS = (ROOT / "docs" / "operating.md").read_text()
+RIGHTS = re.findall(r"[~&+]\S+", PAGE_OF_RIGHTS.partition("An ACL user needs")[2].split("`")[1])
+OF_PRESENCE = re.findall(r"\+\w+", " ".join(PAGE_OF_RIGHTS.partition("SSE_PRESENCE needs")[2].split("`")[1:4:2]))
+
+
+def use_all(presence: PresenceStore, client: Any) -> list[Outcome | StoreUnavailable]:
+    """Take every way through the script."""
+    found = presence.report([Report("a", "w.1", 1, {ANN: 1, PAGE: 1, NOBODY: 2}), Report("a", "v.1", 1, {PAGE: 1})])
+    client.zadd("sse:{a}:present:records", {"w.1": 0})
+    found += presence.report([Report("a", "v.1", 2, {BOB: 1}), Report("a", "v.2", 1, {PAGE: 1, BOB: 1})])
+    for item in client.zrange("sse:{a}:present:leaving", 0, -1):
+        client.zadd("sse:{a}:present:leaving", {item: 0})
+    found += presence.report([Report("a", "v.2", 2, {BOB: 0}), Report("a", "v.2", 3, {}, is_last=True)])
+    presence.read("a")
+    return found
+
+
+def test_the_rights_of_the_docs_are_those_that_presence_needs(redis_url: str, shared_redis: RedisServer) -> None:
+    assert {"+hrandfield", "+time", "+zscore"} <= {*OF_PRESENCE}
+    with shared_redis.client() as client:
+        client.execute_command("ACL", "SETUSER", "present", "on", ">secret", "-@all", *RIGHTS, *OF_PRESENCE)
+        store = connect(redis_url.replace("redis://", "redis://present:secret@"), ring=5, ring_ttl=60)
+        try:
+            assert all(isinstance(outcome, Outcome) for outcome in use_all(store.presence, client))
+            assert store.presence.count("a") == 0
+            for right in OF_PRESENCE:
+                client.flushall()
+                client.execute_command("ACL", "SETUSER", "present", f"-{right[1:]}")
+                with pytest.raises(
+                    StoreUnavailable,
+                    match=r"presence of channel a: .*(can't run this|no permissions).*docs/operating.md",
+                ):
+                    faults = [one for one in use_all(store.presence, client) if isinstance(one, StoreUnavailable)]
+                    raise faults[0]
+                client.execute_command("ACL", "SETUSER", "present", right)
+        finally:
+            store.close()
+            client.execute_command("ACL", "DELUSER", "present")

@@ -7,6 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -239,7 +240,7 @@ def test_an_app_s_function_that_fails_is_logged_and_the_next_one_is_called(
             raise RuntimeError("no")
         told.append(happening)
 
-    presence = Presence(world.store, ["*"], tell, clock=world.clock)
+    presence = Presence(world.store, ["*"], lambda *happening: partial(tell, *happening), clock=world.clock)
     presence.enter([A], "ann")
     presence.turn()
     presence.enter([A], "bob")
@@ -247,6 +248,33 @@ def test_an_app_s_function_that_fails_is_logged_and_the_next_one_is_called(
     wait_until(lambda: told == [("joined", A, "bob")])
     assert "@sse.joined and @sse.left: a function failed" in caplog.text
     presence.close()
+
+
+def test_a_search_for_the_app_s_function_that_fails_loses_no_connection(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: str) -> None:
+        raise RuntimeError("a converter of the app")
+
+    presence = Presence(world.store, ["*"], fail, clock=world.clock)
+    stay = presence.enter([A], "ann")
+    presence.turn()
+    assert presence.count(A) == 1
+    assert "a converter of the app" in caplog.text
+    stay()
+    presence.turn()
+    assert presence.count(A) == 0
+
+
+def test_a_turn_that_is_broken_off_is_told_again_in_whole(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    presence = world.process()
+    presence.enter([A], "ann")
+    with monkeypatch.context() as broken, pytest.raises(ZeroDivisionError):
+        broken.setattr(world.store, "report", lambda reports: 1 / 0)
+        presence.turn()
+    presence.enter([A], "bob")
+    presence.turn()
+    assert presence.read(A) == Attendance(2, {"ann": 1, "bob": 1})
 
 
 def test_a_backlog_of_calls_is_bounded(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

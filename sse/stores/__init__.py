@@ -10,6 +10,9 @@ share. From the bottom up, `redis` is made of:
 - `pool`, the connections, on which every wait ends at a deadline;
 - the scripts: `publish.lua` stores and announces an event, `read.lua` returns the events after a position, `before.lua`
   finds the position before the newest events, and `ensure.lua` creates a ring. Redis runs a script as one step.
+
+`presence` is the contract for who is connected to each channel, which `memory_presence` and `redis_presence` (with
+`presence.lua`) keep.
 """
 
 from __future__ import annotations
