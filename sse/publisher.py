@@ -109,6 +109,24 @@ class Publisher:
         """
         return self._service.stop(channel)
 
+    def count(self, channel: str) -> int:
+        """Return the number of connections to a channel, over all workers, as `SSE.count` does.
+
+        SSE_PRESENCE has to be set in this process, too. What has changed within the last second may be missing.
+
+        :param channel: a channel that SSE_PRESENCE matches.
+        :raises InvalidEvent: if the channel is not valid.
+        :raises NotFound: if SSE_PRESENCE does not match the channel.
+        :raises StoreUnavailable: if Redis does not answer.
+
+        >>> try:
+        ...     Publisher(redis_url="redis://127.0.0.1:1", presence="room/*").count("room/7")
+        ... except StoreUnavailable as error:
+        ...     print(error.code)
+        store_unavailable
+        """
+        return self._service.count(channel)
+
     def close(self) -> None:
         """End this publisher's threads and connections, and its runs as `interrupted`. The next use makes new ones.
 
