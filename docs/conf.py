@@ -55,10 +55,10 @@ def settings() -> str:
 
 def errors() -> str:
     """Return a table of the public errors with the code, the status and the seconds to wait that each has."""
-    found = [(name, getattr(sse, name)) for name in sse.__all__ if name not in ("SSE", "Event")]
     rows = [
         f"   :exc:`{name}`, {error.default_code}, {error.status}, {error.default_retry_after or ''}"
-        for name, error in found
+        for name in sse.__all__
+        if issubclass(error := getattr(sse, name), sse.SSEError)
     ]
     return "\n".join([".. csv-table::", "   :header: error, code, status, retry_after", "", *rows])
 

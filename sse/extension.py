@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any, Final, Literal, TypeVar, cast
+from typing import Any, Final, Literal, NoReturn, TypeVar, cast
 
 from flask import Flask, Response, current_app, has_request_context, json, request
 from flask.logging import default_handler
@@ -83,13 +83,14 @@ class SSE:
         if app is not None:
             self.init_app(app)
 
-    def init_app(self, app: Flask) -> None:
+    def init_app(self, app: Flask, *, blueprint: str = "sse") -> None:
         """Read the settings and register the routes on an app.
 
         Call this once for each app, after its settings have been made. If the environment has an unknown `SSE_…` name
         that does not resemble a setting, the name may belong to another program: the log says that it is ignored.
 
-        :param app: the app. Its routes come as the blueprint `sse`.
+        :param app: the app.
+        :param blueprint: the name of the blueprint that the routes come as, for apps that have another blueprint `sse`.
         :raises ConfigError: if a setting is unknown or has a bad value. The message names all of them.
 
         >>> from sse import SSE
@@ -122,7 +123,26 @@ class SSE:
             service.use_sources()
         app.extensions["sse"] = service
         self._services.add(service)
-        app.register_blueprint(make_blueprint(service, lambda: self._authorize, lambda: self._identify))
+        app.register_blueprint(make_blueprint(service, lambda: self._authorize, lambda: self._identify, blueprint))
+
+    def register(self, app: Flask, options: Mapping[str, object]) -> NoReturn:  # noqa: ARG002 - as of a blueprint
+        """Say what to do instead of `app.register_blueprint(sse)`, which calls this.
+
+        :param app: the app.
+        :param options: those of `register_blueprint`.
+        :raises TypeError: always.
+
+        >>> from sse import SSE
+        >>> try:
+        ...     app.register_blueprint(SSE(), url_prefix="/stream")
+        ... except TypeError as error:
+        ...     print(str(error).partition(":")[0])
+        SSE() is no blueprint
+        """
+        raise TypeError(
+            "SSE() is no blueprint: call sse.init_app(app), which registers its routes under SSE_PREFIX; an app of "
+            "flask-sse keeps its code with `from sse.compat.flask_sse import sse`"
+        )
 
     def authorize(self, rule: Callable[[str], bool]) -> Callable[[str], bool]:
         """Decorate the function that decides whether the current request may read a channel, and return the function.
@@ -541,11 +561,13 @@ class SSE:
 
         The function is a generator, each of whose values is an event, or with an `interval` a function that is called
         again and again and returns a value. A value is as for `publish`, or an `Event`, which has a type; None is
-        nothing new. Each channel has a run of its own. It begins with the channel's first subscriber on any worker, and
-        runs in one worker of all, in an app context. It ends when nobody has listened for `linger` seconds, give or
-        take 8: a generator is closed, so that its `finally` runs. Under our worker, this also cuts its wait, such as in
-        `time.sleep`, by a GeneratorExit. Elsewhere it is closed at its next `yield`, so a generator that waits for long
-        yields None now and then. If the worker dies, another one goes on within 10 s.
+        nothing new.
+
+        A channel's source begins with the first subscriber on any worker, and runs in one worker of all, in an app
+        context. It ends at most 8 s after nobody has listened for `linger` seconds: a generator is closed, so that its
+        `finally` runs. Under our worker, a GeneratorExit also cuts its wait, such as a `time.sleep`. Elsewhere it is
+        closed at its next `yield`, so a generator that waits for long should yield None now and then. If the worker
+        dies, another one begins the source within 10 s.
 
         If the function raises, or if a generator returns, subscribers are told that the source is `down`, and it begins
         again after a pause of 1 to 60 s. After a `NotFound` of werkzeug, as by `abort(404)`, the pause is 60 s. Each
@@ -566,13 +588,16 @@ class SSE:
         :raises TypeError: if the function is async, lacks the rule's variables as arguments, or is a generator with an
             interval.
 
-        >>> @sse.source("clocks/<int:hours>", interval=1)
-        ... def clock(hours: int) -> dict[str, int]:
-        ...     return {"hour": (time.gmtime().tm_hour + hours) % 24}
-        >>> client.get("/sse/poll?channel=clocks/1&timeout=2").json["events"]    # a first poll never waits
-        []
-        >>> client.get("/sse/poll?channel=clocks/1&timeout=2&replay=1").json["events"][0]["data"]
-        '{"hour":...}'
+        >>> from sse import SSE
+        >>> app = Flask(__name__)
+        >>> app.config["SSE_PUBLIC"] = "scores/*"
+        >>> sse = SSE(app)
+        >>> @sse.source("scores/<int:game>", interval=5)
+        ... def score(game):
+        ...     return {"game": game, "goals": [1, 0]}     # as an upstream says now
+        >>> with app.test_client().get("/sse/stream?channel=scores/7") as stream:
+        ...     any(b'{"game":7,"goals":[1,0]}' in part for part in stream.response)
+        True
         """
 
         def decorate(function: F) -> F:
@@ -628,11 +653,12 @@ class SSE:
         """End the streams and waiting polls of a reader, a channel or a token, on every worker within 2 s.
 
         Give exactly one of the three. Tokens and tickets that were issued until now to the reader, or for the channel,
-        are refused from now on. For readers whom the app's own rule let in, the rule is asked again. The log warns if
-        the call cannot end anybody's reading: on a channel that SSE_PUBLIC matches, and for a reader or a token where
-        no tokens are configured. Any thread may call this, in an app context.
+        are refused from now on. For readers whom the app's own rule or view let in, that is asked again. The log warns
+        if the call cannot end anybody's reading: on a channel that SSE_PUBLIC matches, and for a token where no tokens
+        are configured. Any thread may call this, in an app context.
 
-        :param sub: the reader, as the claim `sub` of a token names it (RFC 7519, 4.1.2), or `sub` of a ticket.
+        :param sub: the reader, as the claim `sub` of a token names it (RFC 7519, 4.1.2), or `sub` of a ticket or of
+            `subscribe`.
         :param channel: a channel; a pattern is refused.
         :param token: the id of one token, its claim `jti` (RFC 7519, 4.1.7). The token is refused for good.
         :raises ValueError: unless exactly one string is given, or if `token` is a whole token instead of its id.

@@ -110,11 +110,9 @@ class Publisher:
         return self._service.stop(channel)
 
     def count(self, channel: str) -> int:
-        """Return the number of connections to a channel, over all workers, as `SSE.count` does.
+        """Return how many streams and polls listen to a channel, in all serving processes, as `SSE.count` does.
 
-        SSE_PRESENCE has to be set in this process, too. What has changed within the last second may be missing.
-
-        :param channel: a channel that SSE_PRESENCE matches.
+        :param channel: a channel that SSE_PRESENCE matches, here as in the serving processes.
         :raises InvalidEvent: if the channel is not valid.
         :raises NotFound: if SSE_PRESENCE does not match the channel.
         :raises StoreUnavailable: if Redis does not answer.

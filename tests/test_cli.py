@@ -33,6 +33,7 @@ from tests.conftest import MakeApp
 from tests.publishing import publish_in_app
 from tests.servers import ROOT, Gunicorn, HttpServer, RedisServer, free_port, wait_until
 from tests.tokens import KEY, SECRET, claims, signed
+from tests.writing import Run
 
 DURABLE = {"appendonly": "yes", "appendfsync": "always"}
 
@@ -553,6 +554,48 @@ def test_a_reset_is_told_on_standard_error(
     assert result.stderr.split()[-1].startswith("log=2-")
 
 
+def test_tail_ends_when_all_of_its_channels_have_ended(
+    app: Flask, make_app: MakeApp, redis_url: str, place: tuple[str, ...]
+) -> None:
+    other = make_app(SSE_REDIS_URL=redis_url)
+    store = other.extensions["sse"].store
+    first, second = Run(store, "news/1"), Run(store, "news/2")
+    first.write("one")
+    first.end()
+    second.write("two")
+
+    def work() -> None:
+        wait_until(lambda: hasattr(sys.stdout.buffer, "getvalue"))
+        wait_until(lambda: b"two" in sys.stdout.buffer.getvalue())  # type: ignore[attr-defined]
+        second.end("failed")
+
+    with meanwhile(work):
+        result = run(app, "tail", "news/1", "news/2", *place)
+    assert result.exit_code == 0, result.output
+    assert sorted(result.stdout.split()) == ["one", "two"]
+    assert 'end: {"channel":"news/1","reason":"done"}\n' in result.stderr
+    assert 'end: {"channel":"news/2","reason":"failed"}\n' in result.stderr
+    last = result.stderr.split()[-1].strip("'")
+    again = run(app, "tail", "news/1", "news/2", "--last-event-id", last, *place)
+    assert (again.exit_code, again.stdout) == (0, "")
+
+
+def test_publishing_on_a_channel_that_has_ended_says_so(
+    app: Flask, service: Gunicorn, shared_redis: RedisServer
+) -> None:
+    Run(app.extensions["sse"].store, "news/1").end()
+    for arguments in ((), (*over(service), "--key", KEY)):
+        result = run(app, "publish", "news/1", "late", *arguments)
+        assert result.exit_code == 1
+        assert result.stderr == (
+            "Error: channel news/1 has ended: publish on another channel, or begin a new run on this one\n"
+        )
+        lines = run(app, "publish", "news/1", "--lines", *arguments, input="a\nb\n")
+        assert lines.exit_code == 1
+        assert lines.stderr.startswith("lines: 0 published, 2 refused\n")
+        assert "channel news/1 has ended" in lines.stderr
+
+
 def test_tail_goes_on_after_redis_was_killed(make_app: MakeApp, tmp_path: Path) -> None:
     with RedisServer(tmp_path, **DURABLE) as redis:
         app, other = make_app(SSE_REDIS_URL=redis.url), make_app(SSE_REDIS_URL=redis.url)
@@ -862,13 +905,13 @@ def test_a_revocation_that_ends_nobody_s_reading_says_so(make_app: MakeApp, redi
     app = make_app(SSE_REDIS_URL=redis_url, SSE_PUBLIC="news/*")
     for arguments, trouble in (
         (("--channel", "news/a"), "channel news/a is public, since SSE_PUBLIC has news/*"),
-        (("--sub", "ann"), "no tokens are configured here"),
         (("--token", "7f3a"), "no tokens are configured here"),
     ):
         result = run(app, "revoke", *arguments)
         assert (result.exit_code, result.stdout) == (1, "")
         assert trouble in result.stderr
     assert run(app, "revoke", "--channel", "private").exit_code == 0  # by the app's rule
+    assert run(app, "revoke", "--sub", "ann").exit_code == 0  # a view of the app may have named this reader
 
 
 def test_a_revocation_on_a_public_channel_still_refuses_tokens_that_publish(make_app: MakeApp, redis_url: str) -> None:

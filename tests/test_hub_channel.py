@@ -122,7 +122,7 @@ def test_a_reset_tells_the_loss_of_bytes_and_is_one_step_with_the_new_ring() -> 
     class Looking(Listener):
         def notify(self) -> None:
             assert channel.ring is not None
-            seen.append((channel.generation, channel.reset_reason, channel.ring.newest))
+            seen.append((channel.generation, channel.traits.reset_reason, channel.ring.newest))
 
     channel.add(Looking())
     grown = channel.append(entry(8))

@@ -486,8 +486,12 @@ def test_a_channel_that_cannot_be_continued_is_reset_for_the_reason_that_the_sto
         world.woken(name)
     world.settle()
     trimmed, lost, well = (world.channels[name] for name in ("trimmed", "lost", "well"))
-    assert (trimmed.generation, trimmed.reset_reason, world.newest("trimmed")) == (1, "trimmed", top)
-    assert (lost.generation, lost.reset_reason, world.newest("lost")) == (1, "unknown", world.store.newest(["lost"])[0])
+    assert (trimmed.generation, trimmed.traits.reset_reason, world.newest("trimmed")) == (1, "trimmed", top)
+    assert (lost.generation, lost.traits.reset_reason, world.newest("lost")) == (
+        1,
+        "unknown",
+        world.store.newest(["lost"])[0],
+    )
     assert well.generation == 0
     assert [world.woken(name) for name in ("trimmed", "lost", "well")] == [1, 1, 0]
     assert not world.upkeep.is_behind

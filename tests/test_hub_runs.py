@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, Final
 
 import pytest
+import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from sse.errors import StoreUnavailable
 from sse.event import UNBORN, End, EndReason, Entry, Event, Piece, Position
 from sse.hub.channel import Channel, encoded
+from sse.hub.hub import Hub
 from sse.hub.pieces import joined
 from sse.hub.recent_polls import RecentPolls
 from sse.hub.subscriber import Delivery, Item, Reset, SourceState, Start, Subscriber
-from sse.stores import MemoryStore, Publication
+from sse.stores import MemoryStore, Publication, Store, connect
+from sse.stores.base import Standing
 from sse.stores.leases import LEASE_SECONDS, State, weight
 from sse.wire import encode_body, encode_json
+from tests.servers import wait_until
 from tests.stepped_hub import SteppedHub
 
 RING_TTL: Final = 600
@@ -82,12 +88,27 @@ class World:
     def run(self, *values: str | Event, channel: str = "a") -> list[Position]:
         """Begin a run, write these values, and end it; return all positions, the anchor and the end among them."""
         self.start(channel)
-        (anchor,) = self.store.before([(channel, 1000)])
+        return [self.anchor(channel), *self.write(*values, channel=channel), self.end(channel=channel)]
+
+    def anchor(self, channel: str = "a") -> Position:
+        (anchor,) = self.store.before([(channel, 100_000)])
         assert isinstance(anchor, Position)
-        return [anchor, *self.write(*values, channel=channel), self.end(channel=channel)]
+        return anchor
 
     def lose_text(self) -> None:
         self.clock.now += RUN_TTL + 1
+
+    def note_questions(self, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+        """Return a list to which the channels of each question about their standing are added."""
+        asked: list[list[str]] = []
+        standing = self.store.standing
+
+        def noted(channels: Sequence[str], *, prolong: bool = False) -> list[Standing | StoreUnavailable]:
+            asked.append([*channels])
+            return standing(channels, prolong=prolong)
+
+        monkeypatch.setattr(self.store, "standing", noted)
+        return asked
 
     def step(self) -> None:
         for hub in self.hubs:
@@ -112,7 +133,7 @@ def world() -> Iterator[World]:
     store.close()
 
 
-def attach(hub: SteppedHub, start: Start | None = None, channel: str = "a") -> Subscriber:
+def attach(hub: Hub, start: Start | None = None, channel: str = "a") -> Subscriber:
     return hub.attach({channel: start or Start()}, 5)
 
 
@@ -147,6 +168,11 @@ def look(hub: SteppedHub, start: Start | None = None, max_bytes: int = 1 << 20, 
     found = hub.reader.look({channel: start or Start()}, 1000, max_bytes)
     assert not found.more
     return heard(found.taken)
+
+
+def states(of: dict[str, State]) -> Callable[[str], State | None]:
+    """Return a function that knows these states of sources."""
+    return lambda name: of.get(name)
 
 
 def channel_of(hub: SteppedHub, name: str = "a") -> Channel:
@@ -211,11 +237,7 @@ def test_an_ordinary_channel_is_asked_for_a_run_once_and_never_again(
     waiting = attach(hub)
     world.store.publish([Publication("a", Event("x"))])
     world.step()
-    asked: list[list[str]] = []
-    standing = world.store.standing
-    monkeypatch.setattr(
-        world.store, "standing", lambda names, **options: asked.append([*names]) or standing(names, **options)
-    )
+    asked = world.note_questions(monkeypatch)
     for _ in range(3):
         assert take_once(hub) == []
     assert take(waiting) == ["x"]
@@ -235,7 +257,7 @@ def test_every_reset_at_the_start_goes_to_the_anchor(world: World, start: Start)
     reason = start.fault or "diverged"
     hub = world.hub()
     subscriber = attach(hub, start)
-    (anchor,) = world.store.before([("a", 1000)])
+    anchor = world.anchor()
     assert subscriber.positions_by_name == {"a": anchor}
     first, *_ = taken = subscriber.take(1000, 1 << 20)
     assert first == Reset("a", reason, None, anchor)
@@ -263,7 +285,7 @@ def test_a_run_that_is_restarted_resets_all_to_its_new_anchor(world: World) -> N
     world.start(token="t2", restart=True)
     world.write("new ", "text", token="t2")
     world.step()
-    (anchor,) = world.store.before([("a", 1000)])
+    anchor = world.anchor()
     for subscriber in (at_the_end, in_the_middle):
         first, *rest = subscriber.take(1000, 1 << 20)
         assert first == Reset("a", "diverged", None, anchor)
@@ -290,7 +312,7 @@ def test_a_run_that_is_restarted_after_its_end_goes_on_for_those_who_stand_there
     world.store.mute = False
     assert subscriber.has_ended
     world.check()
-    assert not subscriber.has_ended
+    assert subscriber.ended == {}
     assert take(subscriber) == ["reset diverged", "new"]
     assert look(hub, Start(end)) == ["reset diverged", "new"]
     hub.detach(subscriber)
@@ -320,6 +342,20 @@ def test_an_anchor_that_the_store_has_no_more_is_reset_once_and_the_stream_goes_
         assert newcomer.has_ended
         some.detach(newcomer)
     hub.detach(subscriber)
+
+
+def test_a_client_from_before_a_loss_hears_of_the_loss_on_the_run_s_channel(world: World) -> None:
+    hub = world.hub()
+    slow = attach(hub)
+    world.store.publish([Publication("a", Event("lost"))])
+    world.step()
+    world.store._rings.pop("a")
+    world.check()
+    assert channel_of(hub).generation == 1
+    world.run("text")
+    world.step()
+    assert take(slow) == ["reset unknown", "text", "end done"]
+    hub.detach(slow)
 
 
 # The end
@@ -453,7 +489,7 @@ def test_a_marker_that_is_gone_leaves_an_ordinary_channel(world: World) -> None:
     world.step()
     assert channel_of(hub).run is None
     assert take(subscriber) == ["reset unknown"]
-    assert not subscriber.has_ended
+    assert subscriber.ended == {}
     world.store.publish([Publication("a", Event("x"))])
     world.step()
     assert take(subscriber) == ["x"]
@@ -525,11 +561,7 @@ def test_channels_of_live_runs_are_asked_about_more_often_and_others_are_not(
     subscriber = hub.attach({"a": Start(), "b": Start()}, 5)
     world.start()
     world.step()
-    asked: list[list[str]] = []
-    standing = world.store.standing
-    monkeypatch.setattr(
-        world.store, "standing", lambda names, **options: asked.append([*names]) or standing(names, **options)
-    )
+    asked = world.note_questions(monkeypatch)
     world.clock.now += 2.3
     world.step()
     assert asked == [["a"]]
@@ -797,11 +829,11 @@ def test_whatever_is_written_cut_and_resumed_the_text_is_the_text(
 
 def test_a_source_s_state_is_known_from_the_attach_and_each_change_is_told_once(world: World) -> None:
     hub = world.hub()
-    hub.began = {"a": "up"}.get
+    hub.began = states({"a": "up"})
     subscriber = hub.attach({"b": Start(), "a": Start()}, 5)
     assert (subscriber.sources, subscriber.told) == ({"a": "up"}, (None, "up"))
     assert hub.sources(["a", "b", "c"]) == {"a": "up"}
-    assert not subscriber.has_source_change
+    assert take(subscriber) == []
     world.store.publish([Publication("b", Event("x"))])
     world.step()
     subscriber.clear_signal()
@@ -824,7 +856,7 @@ def test_a_source_s_state_is_known_from_the_attach_and_each_change_is_told_once(
 
 def test_subscribers_merge_only_if_both_know_the_same_states_and_a_twin_knows_them_too(world: World) -> None:
     hub = world.hub()
-    hub.began = {"a": "up"}.get
+    hub.began = states({"a": "up"})
     one, other = attach(hub), attach(hub)
     hub.set_source("a", "down")
     assert take(one) == ["source down"]
@@ -873,7 +905,7 @@ def test_a_source_s_channel_is_listened_to_for_ten_seconds_after_a_poll_and_not_
     world: World, polled: bool
 ) -> None:
     hub = world.hub()
-    hub.began = {"a": "up"}.get
+    hub.began = states({"a": "up"})
     assert not hub.listens("a")
     subscriber = hub.attach({"a": Start(), "b": Start()}, 5)
     assert hub.listens("a")
@@ -903,7 +935,7 @@ def test_a_newcomer_gets_a_source_s_newest_value_if_it_is_fresh_and_misses_none_
     world: World,
 ) -> None:
     hub = world.hub()
-    hub.began = {"a": "up", "b": "up"}.get
+    hub.began = states({"a": "up", "b": "up"})
     waiting = hub.attach({"a": Start(), "b": Start(), "c": Start()}, 5)
     for channel in "abc":
         world.store.publish([Publication(channel, Event(f"{channel}{number}")) for number in range(3)])
@@ -928,7 +960,211 @@ def test_a_newcomer_gets_a_source_s_newest_value_if_it_is_fresh_and_misses_none_
         hub.detach(subscriber)
 
 
-def test_a_channel_of_a_run_has_the_slots_that_are_named_and_no_dict() -> None:
+def test_almost_all_channels_share_their_traits() -> None:
     channel = Channel("a")
-    assert (channel.run, channel.end, channel.source, channel.is_ordinary) == (None, None, None, False)
-    assert not hasattr(channel, "__dict__")
+    other = Channel("b")
+    assert (channel.run, channel.end, channel.source) == (None, None, None)
+    assert channel.traits is other.traits
+    for some in (channel, other):
+        some.begin(Position(5, 5))
+        some.reset(Position(7, 7), "diverged")
+    assert channel.traits is other.traits
+    channel.note_source("up")
+    assert channel.source == "up"
+    channel.note_source(None)
+    assert channel.traits is other.traits
+
+
+# The same with the hub's own thread, over both stores
+
+
+class Live:
+    """Hubs with their threads over one store, and a run on channel `a`."""
+
+    def __init__(self, url: str | None) -> None:
+        self.url = url
+        self.memory = None if url else self.connect()
+        self.store = self.memory or self.connect()
+        self.hubs: list[Hub] = []
+        self.written = 0
+
+    def connect(self) -> Store:
+        return connect(self.url, ring=20, ring_ttl=RING_TTL, run_ttl=RUN_TTL)
+
+    def hub(self) -> Hub:
+        self.hubs.append(Hub(self.memory or self.connect(), max_subscribers=100))
+        return self.hubs[-1]
+
+    def start(self, token: str = TOKEN, *, restart: bool = False) -> Position:
+        assert self.store.leases.start("a", token, restart=restart) == "started"
+        self.written = 0
+        (anchor,) = self.store.before([("a", 100_000)])
+        assert isinstance(anchor, Position)
+        return anchor
+
+    def write(self, *values: str, token: str = TOKEN) -> list[Position]:
+        positions = []
+        for value in values:
+            key = f"{token}-{self.written}"
+            positions.append(self.store.leases.write("a", token, Piece(value), key=key, written=self.written))
+            self.written += weight(Piece(value))
+        return positions
+
+    def lose_ring(self) -> None:
+        if isinstance(self.store, MemoryStore):
+            del self.store._rings["a"]
+        else:
+            with redis.Redis.from_url(self.url) as client:  # type: ignore[arg-type]
+                assert client.delete("sse:{a}") == 1
+
+    def close(self) -> None:
+        for hub in self.hubs:
+            assert hub.subscribers == 0
+            hub.close()
+        for store in {id(store): store for store in (self.store, *(hub.reader._store for hub in self.hubs))}.values():
+            store.close()
+
+
+@pytest.fixture
+def live(store_url: str | None) -> Iterator[Live]:
+    live = Live(store_url)
+    yield live
+    live.close()
+
+
+def hears(subscriber: Subscriber, last: str, seconds: float = 8) -> list[str]:
+    """Take until the last word is heard; return all words, with consecutive ones that are no notices joined."""
+    words: list[str] = []
+    deadline = time.monotonic() + seconds
+    while not words or words[-1] != last:
+        assert subscriber.wait(max(deadline - time.monotonic(), 0)), words
+        for word in take(subscriber, 16_384):
+            is_notice = word.startswith(("reset ", "end "))
+            if words and not is_notice and not words[-1].startswith(("reset ", "end ")):
+                words[-1] += word
+            else:
+                words.append(word)
+    return words
+
+
+def test_over_both_stores_waiting_and_late_subscribers_hear_the_whole_text_and_its_end(live: Live) -> None:
+    here, elsewhere = live.hub(), live.hub()
+    subscribers = [(hub, attach(hub)) for hub in (here, elsewhere)]
+    live.start()
+    live.write("one ", "two ")
+    subscribers += [(hub, attach(hub, Start(replay=1))) for hub in (here, elsewhere, live.hub())]
+    live.write("three ", "four")
+    assert live.store.leases.end("a", "done", token=TOKEN)
+    subscribers += [(hub, attach(hub)) for hub in (here, elsewhere, live.hub())]
+    for hub, subscriber in subscribers:
+        assert hears(subscriber, "end done") == ["one two three four", "end done"]
+        wait_until(lambda subscriber=subscriber: subscriber.has_ended, 5)  # type: ignore[misc]
+        hub.detach(subscriber)
+
+
+def test_over_both_stores_600_pieces_come_in_as_few_blocks_as_16_kb_allow(live: Live) -> None:
+    live.start()
+    live.write(*[f"{number:08} \n" for number in range(600)])
+    hub = live.hub()
+    for _ in range(2):
+        subscriber = attach(hub)
+        blocks = [item for item in subscriber.take(1000, 16_384) if isinstance(item, Delivery)]
+        assert "".join(item.entry.event.data for item in blocks) == "".join(f"{number:08} \n" for number in range(600))
+        assert len(blocks) == 1
+        hub.detach(subscriber)
+    (found,) = live.hub().reader.look({"a": Start()}, 1000, 16_384).taken
+    assert found == blocks[0]
+
+
+def test_over_both_stores_a_client_goes_on_from_every_position(live: Live) -> None:
+    anchor = live.start()
+    pieces = [f"{number}," for number in range(40)]
+    positions = [anchor, *live.write(*pieces)]
+    assert live.store.leases.end("a", "failed", token=TOKEN)
+    for hub in (live.hub(), live.hub()):
+        for index, position in enumerate(positions):
+            subscriber = hub.attach({"a": Start(position)}, 5)
+            text = "".join(pieces[index:])
+            assert hears(subscriber, "end failed") == ([text] if text else []) + ["end failed"]
+            hub.detach(subscriber)
+
+
+def test_over_both_stores_a_restart_resets_all_to_the_new_anchor(live: Live) -> None:
+    hub, other = live.hub(), live.hub()
+    live.start()
+    subscribers = [some.attach({"a": Start()}, 5) for some in (hub, other)]
+    (position,) = live.write("old")
+    for subscriber in subscribers:
+        assert hears(subscriber, "old") == ["old"]
+    anchor = live.start("t2", restart=True)
+    live.write("new ", "text", token="t2")
+    assert live.store.leases.end("a", "stopped")
+    for subscriber in subscribers:
+        assert hears(subscriber, "end stopped") == ["reset diverged", "new text", "end stopped"]
+    newcomer = other.attach({"a": Start(position)}, 5)
+    assert newcomer.positions_by_name == {"a": anchor}
+    assert hears(newcomer, "end stopped") == ["reset diverged", "new text", "end stopped"]
+    for some, subscriber in zip((hub, other, other), (*subscribers, newcomer), strict=True):
+        some.detach(subscriber)
+
+
+def test_over_both_stores_of_a_text_that_is_gone_only_the_end_is_heard(live: Live) -> None:
+    live.start()
+    one, two = live.write("one ", "two")
+    end = live.store.leases.end("a", "done", token=TOKEN)
+    live.lose_ring()
+    for hub in (live.hub(), live.hub()):
+        for start, words in (
+            (Start(), ["reset trimmed", "end done"]),
+            (Start(one), ["reset trimmed", "end done"]),
+            (Start(two), ["end done"]),
+        ):
+            assert heard(hub.reader.look({"a": start}, 1000, 1 << 16).taken) == words
+            subscriber = hub.attach({"a": start}, 5)
+            assert hears(subscriber, "end done") == words
+            hub.detach(subscriber)
+        subscriber = hub.attach({"a": Start(end)}, 5)
+        assert subscriber.has_ended
+        hub.detach(subscriber)
+    assert live.store.newest(["a"]) == [None]
+
+
+def test_over_both_stores_a_run_that_nobody_holds_is_told_within_seconds(live: Live) -> None:
+    hub = live.hub()
+    told: list[str] = []
+    hub.orphaned = told.append
+    subscriber = hub.attach({"a": Start()}, 5)
+    live.start()
+    live.write("one")
+    assert hears(subscriber, "one") == ["one"]
+    if isinstance(live.store, MemoryStore):
+        live.store._leases._leases.clear()
+    else:
+        with redis.Redis.from_url(live.url) as client:  # type: ignore[arg-type]
+            assert client.delete("sse:{a}:lease") == 1
+    wait_until(lambda: told, 3)
+    assert live.store.leases.end("a", "lost")
+    assert hears(subscriber, "end lost") == ["end lost"]
+    assert set(told) == {"a"}
+    hub.detach(subscriber)
+
+
+def test_nobody_misses_the_beginning_of_a_text_whose_announcement_redis_could_not_deliver(redis_url: str) -> None:
+    with redis.Redis.from_url(redis_url) as client:
+        live = Live(redis_url)
+        hub = live.hub()
+        waiting = hub.attach({"a": Start()}, 5)
+        wait_until(lambda: client.pubsub_numsub("sse:0:{a}")[0][1] or client.pubsub_channels("*"), 5)
+        client.client_kill_filter(_type="pubsub")
+        live.start()
+        live.write("one ", "two ")
+        newcomers = [hub.attach({"a": Start()}, 5) for _ in range(3)]
+        live.write("three")
+        for subscriber in (waiting, *newcomers):
+            words: list[str] = []
+            deadline = time.monotonic() + 8
+            while "".join(words) != "one two three":
+                assert subscriber.wait(max(deadline - time.monotonic(), 0)), words
+                words += take(subscriber)
+            hub.detach(subscriber)
+        live.close()

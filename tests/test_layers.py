@@ -32,6 +32,7 @@ ORDER = (
     ("service",),
     ("web", "server"),
     ("extension", "publisher", "cli"),
+    ("compat",),
     ("worker", "sse"),
 )
 """The folders from the ground up, with the other modules at the top. Those on one floor do not know each other."""
@@ -43,7 +44,7 @@ KNOWN_TO = {
     "gevent": {"server"},
     "gunicorn": {"server", "worker"},
     # `hooks` changes the responses that hooks of the app have made, and finds Flask among the callers of a stream.
-    "flask": {"web.views", "web.own_views", "web.hooks", "extension", "cli"},
+    "flask": {"web.views", "web.own_views", "web.hooks", "extension", "cli", "compat"},
     "flask_cors": {"web.answers"},
     "werkzeug": {"web"},
     "click": {"cli"},

@@ -15,6 +15,7 @@ from werkzeug.routing import BaseConverter
 
 from sse import SSE, Event
 from sse.config import Config
+from sse.hub.subscriber import Delivery, Start
 from sse.service import Service
 from tests.conftest import MakeApp
 from tests.servers import wait_until
@@ -152,6 +153,81 @@ def test_a_channel_that_the_app_does_not_know_is_down(make_app: MakeApp, caplog:
     wait_until(lambda: hub.sources(["prices/nobody"]) == {"prices/nobody": "down"}, 5)
     assert called == ["nobody"]
     assert "no such channel" in caplog.text
+
+
+def test_subscribers_are_told_that_a_source_is_down_and_up_again(make_app: MakeApp, store_url: str | None) -> None:
+    sse = SSE()
+    app = make_app(sse, SSE_REDIS_URL=store_url, SSE_HEARTBEAT=3)
+    faults = [RuntimeError("no line to the exchange")]
+
+    @sse.source("prices", interval=0.1)
+    def prices() -> int:
+        if faults:
+            raise faults[0]
+        return 7
+
+    with app.test_client().get("/sse/stream?channel=prices") as stream:
+        heard = b""
+        for part in stream.response:
+            heard += part if isinstance(part, bytes) else part.encode()
+            if b'"state":"down"' in heard:
+                faults.clear()
+            if b'"state":"up"' in heard:
+                break
+    assert b'"source":"up"' in heard.partition(b"\n\n")[0]
+    assert heard.index(b'"state":"down"') < heard.index(b"data: 7")
+    answer = app.test_client().get(f"{POLL}prices&timeout=2").json
+    assert answer is not None
+    assert answer["source"] == {"prices": "up"}
+
+
+def test_two_workers_hear_each_event_of_the_one_that_runs_and_the_other_takes_over(
+    make_app: MakeApp, redis_url: str
+) -> None:
+    sse = SSE()
+    apps = [make_app(sse, SSE_REDIS_URL=redis_url) for _ in range(2)]
+    services = [service_of(app) for app in apps]
+    numbers = iter(range(1000))
+    at_once, most = [0], [0]
+
+    @sse.source("prices")
+    def prices() -> Iterator[object]:
+        at_once[0] += 1
+        most[0] = max(most[0], at_once[0])
+        try:
+            while True:
+                yield next(numbers)
+                time.sleep(0.05)
+        finally:
+            at_once[0] -= 1
+
+    subscribers = [service.hub.attach({"prices": Start()}, 5) for service in services]
+    heard: list[list[int]] = [[], []]
+
+    def listen(enough: Callable[[], bool]) -> None:
+        end = time.monotonic() + 15
+        while not enough():
+            assert time.monotonic() < end
+            for subscriber, numbers in zip(subscribers, heard, strict=True):
+                subscriber.wait(0.01)
+                taken = [] if subscriber.is_detached else subscriber.take(100, 10_000)
+                numbers += [int(item.entry.event.data) for item in taken if isinstance(item, Delivery)]
+
+    listen(lambda: len(heard[0]) > 5 and len(heard[1]) > 5)
+    runs = next(index for index, service in enumerate(services) if service.sources.running)
+    services[runs].hub.detach(subscribers[runs])
+    services[runs].close()
+    other = 1 - runs
+    before = len(heard[other])
+    listen(lambda: len(heard[other]) > before + 5)
+    services[other].hub.detach(subscribers[other])
+    assert services[other].sources.running == 1
+    assert most == [1]
+    stored = services[other].store.read([("prices", services[other].store.before([("prices", 100)])[0])])[0]  # type: ignore[list-item]
+    in_ring = [int(entry.event.data) for entry in stored.entries]  # type: ignore[union-attr]
+    for numbers_heard in heard:
+        assert numbers_heard == in_ring[in_ring.index(numbers_heard[0]) :][: len(numbers_heard)]
+    assert in_ring == sorted(set(in_ring))
 
 
 def test_ten_thousand_guessed_names_start_at_most_the_limit(make_app: MakeApp) -> None:

@@ -6,15 +6,17 @@ import contextlib
 import itertools
 import random
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+import redis
 
-from sse.errors import Ended, IdempotencyConflict, LeaseLost, RunFailed, Stopped, TooLarge
+from sse.errors import Ended, IdempotencyConflict, LeaseLost, RunFailed, Stopped, StoreUnavailable, TooLarge
 from sse.event import End, Event, Piece, Position
-from sse.stores import Notice, Publication, Run, Standing
+from sse.stores import Notice, Publication, RedisStore, Run, Standing, Store
 from sse.stores.base import UNBORN_TTL
 from sse.stores.leases import ENTRY_BYTES, LEASE_SECONDS, STEADY_SECONDS, Ask, Leases, backoff, weight
 from tests.servers import RedisServer
@@ -29,6 +31,7 @@ class LeaseWorld(World):
     """A store with runs and sources, and a way to move its time."""
 
     def __init__(self, url: str | None, client: Any) -> None:
+        self.url = url
         super().__init__(url, client, run_ttl=RUN_TTL, run_bytes=RUN_BYTES)
         self.leases: Leases = self.store.leases
 
@@ -433,6 +436,33 @@ def test_hubs_hear_of_a_start_each_event_and_the_end(world: LeaseWorld) -> None:
         assert set(states) == {Notice("a", state_changed=True)}
 
 
+def test_a_start_an_end_and_a_new_start_are_each_told_as_a_change(world: LeaseWorld) -> None:
+    world.ensure()
+    with contextlib.closing(world.store.feed()) as feed:
+        feed.subscribe(["a"])
+        assert notices(feed, 1) == [Notice("a")]
+        for change in (
+            lambda: world.leases.start("a", "t"),
+            lambda: world.leases.end("a", "stopped"),
+            lambda: world.leases.start("a", "u", restart=True),
+        ):
+            change()
+            heard = [notice for notice in notices(feed, 1) + feed.read(0.2) if not notice.entry]
+            assert heard == [Notice("a", state_changed=True)]
+            assert world.leases.start("a", "v") == "exists"
+            assert feed.read(0.1) == []
+
+
+def test_an_event_of_another_publisher_does_not_change_the_life_of_a_run(world: LeaseWorld) -> None:
+    begun(world).write("x")
+    world.advance(10)
+    world.publish("y")
+    world.advance(TTL + 1)
+    assert world.text() == ["x", "y"]
+    world.advance(RUN_TTL)
+    assert world.standing() == Standing(None)
+
+
 def test_of_two_writers_that_race_over_restarts_no_text_has_a_hole_or_both(world: LeaseWorld) -> None:
     """Each writer takes the channel, writes numbers in order, and is thrown out by the next one."""
     tokens = itertools.count()
@@ -629,3 +659,373 @@ def test_a_run_s_channel_has_no_source(world: LeaseWorld) -> None:
     assert not ask(world, "w", "t").is_held
     with pytest.raises(LeaseLost):
         world.leases.write("s", "t", Event("x"), key="k")
+
+
+def test_a_page_of_pieces_counts_their_text_alone(world: LeaseWorld) -> None:
+    """So 600 short pieces that are joined for a late subscriber come from one question."""
+    writer = begun(world)
+    for number in range(700):
+        writer.write(f"{number:010}")
+    position = world.run().anchor
+    (page,) = world.store.read([("a", position)], 4000, 6000)
+    assert len(good(page).entries) == 600
+    assert good(page).more
+    position = good(page).entries[-1].position
+    (page,) = world.store.read([("a", position)], 4000, 6000)
+    assert said(good(page)) == [f"{number:010}" for number in range(600, 700)]
+    (page,) = world.store.read([("a", world.run().anchor)], 50, 6000)
+    assert len(good(page).entries) == 50
+
+
+def test_a_batch_that_races_with_an_end_is_stored_whole_or_not_at_all(world: LeaseWorld) -> None:
+    def publish(number: int) -> bool:
+        try:
+            world.store.publish([Publication("b", Event(number)), Publication("a", Event(number))])
+        except Ended:
+            return False
+        return True
+
+    for attempt in range(5):
+        assert world.leases.start("a", f"t{attempt}", restart=True) == "started"
+        anchor = world.ensure("b")
+        with ThreadPoolExecutor(4) as threads:
+            stored = list(threads.map(publish, range(10)))[:]
+            ending = threads.submit(world.leases.end, "a", "done")
+            stored += threads.map(publish, range(10, 30))
+            assert ending.result()
+        count = sum(stored)
+        assert len(world.text()) == count + 1
+        newest = world.newest("b")
+        assert newest is not None
+        assert newest.offset - anchor.offset == count
+
+
+# Redis alone
+
+
+def test_an_ordinary_publish_and_an_ordinary_question_look_at_no_marker(redis_world: LeaseWorld) -> None:
+    client = redis_world.client
+    redis_world.ensure("old")
+    redis_world.publish("x", "old")
+    redis_world.ensure("unborn")
+    client.config_resetstat()
+    for _ in range(3):
+        redis_world.publish("y", "old")
+        redis_world.store.standing(["old", "unborn"], prolong=True)
+        redis_world.store.ensure(["old", "unborn"])
+        redis_world.store.before([("old", 1), ("unborn", 1)])
+    redis_world.publish("first", "unborn")
+    assert not client.info("commandstats").keys() & {"cmdstat_hmget", "cmdstat_exists"}
+    begun(redis_world)
+    redis_world.publish("z")
+    assert "cmdstat_hmget" in client.info("commandstats")
+
+
+@pytest.mark.parametrize("keyed", [False, True])
+def test_a_batch_takes_one_round_trip(redis_world: LeaseWorld, keyed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    redis_world.publish("x")
+    store = as_redis(redis_world.store)
+    asked: list[int] = []
+    ask = store._pool.ask
+
+    def counting(commands: Any, deadline: float) -> Any:
+        asked.append(len(commands))
+        return ask(commands, deadline)
+
+    monkeypatch.setattr(store._pool, "ask", counting)
+    batch = [Publication(channel, Event("x"), f"k{channel}" if keyed else None) for channel in "abcd"]
+    store.publish(batch)
+    store.publish(batch)
+    assert asked[-1] == 1
+    assert len(asked) <= 3  # the script's text was sent once more at most
+
+
+def test_a_very_large_batch_is_checked_as_a_small_one(redis_world: LeaseWorld) -> None:
+    begun(redis_world, channel="c2999")
+    batch = [Publication(f"c{number}", Event("x")) for number in range(3000)]
+    assert len(redis_world.store.publish(batch)) == 3000
+    redis_world.leases.end("c2999", "done", token="mine")
+    with pytest.raises(Ended, match="c2999"):
+        redis_world.store.publish(batch)
+    assert {position.offset for position in redis_world.store.newest([f"c{number}" for number in range(2999)])} == {1}  # type: ignore[union-attr]
+
+
+def as_redis(store: Store) -> RedisStore:
+    assert isinstance(store, RedisStore)
+    return store
+
+
+@pytest.fixture
+def doubled(redis_world: LeaseWorld, monkeypatch: pytest.MonkeyPatch) -> LeaseWorld:
+    """A store whose every first reply is lost, so that it sends everything twice."""
+    store = as_redis(redis_world.store)
+    for pool in (store._pool, store._upkeep_pool):
+
+        def ask_twice(commands: Any, deadline: float, ask: Callable[..., Any] = pool.ask) -> Any:
+            ask(commands, deadline)
+            return ask(commands, deadline)
+
+        monkeypatch.setattr(pool, "ask", ask_twice)
+    return redis_world
+
+
+def test_nothing_is_done_twice_if_replies_are_lost(doubled: LeaseWorld) -> None:
+    world, leases = doubled, doubled.leases
+    writer = begun(world)
+    writer.write("x")
+    assert world.publish("y").outcome == "again"
+    writer.write("z")
+    assert leases.renew([("a", "mine")]) == [True]
+    end = leases.end("a", "stopped")
+    assert end == world.run().ended_at
+    assert leases.end("a", "stopped") is None
+    assert world.text() == ["x", "y", "z", End("a", "stopped").data]
+    assert leases.start("a", "new", restart=True) == "started"
+    assert world.text() == []
+    assert ask(world, "w", "t").attempts == 1
+    leases.note("s", "t", "up")
+    leases.write("s", "t", Event("x"), key="k")
+    assert world.standing("s").newest == Position(1, world.standing("s").newest.tag)  # type: ignore[union-attr]
+    leases.release("s", "t")
+    assert ask(world, "v", "u").attempts == 1
+    receipts = world.store.publish([Publication(channel, Event("x")) for channel in ("b", "c", "b")])
+    assert [receipt.position.offset for receipt in receipts] == [1, 1, 2]  # type: ignore[union-attr]
+
+
+def test_a_stale_copy_of_a_run_fails_the_next_write_and_its_text_has_no_hole(redis_world: LeaseWorld) -> None:
+    """As after a restart of Redis from an older file."""
+    writer = begun(redis_world)
+    writer.write("one")
+    dump = dumped(redis_world)
+    writer.write("two")
+    writer.write("three")
+    restore(redis_world, dump)
+    with pytest.raises(RunFailed, match="lost a part"):
+        writer.write("four")
+    assert redis_world.leases.renew([("a", "mine")]) == [True]
+    assert redis_world.leases.end("a", "failed", token="mine") is not None
+    assert redis_world.text() == ["one", End("a", "failed").data]
+
+
+def test_a_stale_copy_that_lacks_nothing_of_the_run_lets_it_go_on(redis_world: LeaseWorld) -> None:
+    writer = begun(redis_world)
+    writer.write("one")
+    dump = dumped(redis_world)
+    redis_world.publish("of another")
+    restore(redis_world, dump)
+    writer.write("two")
+    assert redis_world.text() == ["one", "two"]
+
+
+def test_a_stale_copy_from_before_the_run_fails_it(redis_world: LeaseWorld) -> None:
+    redis_world.ensure()
+    dump = dumped(redis_world)
+    writer = begun(redis_world)
+    restore(redis_world, dump)
+    with pytest.raises(RunFailed):
+        writer.write("one")
+    assert redis_world.leases.start("a", "mine") == "started"
+    assert redis_world.leases.end("a", "failed", token="mine") is not None
+    assert redis_world.text() == [End("a", "failed").data]
+
+
+def test_a_stale_copy_of_an_earlier_run_stops_the_new_one(redis_world: LeaseWorld) -> None:
+    begun(redis_world, "old").write("old")
+    dump = dumped(redis_world)
+    redis_world.leases.end("a", "done", token="old")
+    assert redis_world.leases.start("a", "new", restart=True) == "started"
+    restore(redis_world, dump)
+    with pytest.raises(Stopped):
+        Writer(redis_world, "new").write("new")
+    redis_world.advance(LATE)
+    assert redis_world.leases.end("a", "lost") is not None
+
+
+def raw_client(world: LeaseWorld) -> Any:
+    """Return a client that decodes no values."""
+    assert world.url
+    return redis.Redis.from_url(world.url)
+
+
+def dumped(world: LeaseWorld) -> dict[str, tuple[bytes, int]]:
+    """Return a copy of all keys, which `restore` puts back."""
+    with raw_client(world) as raw:
+        return {key.decode(): (raw.dump(key), raw.pttl(key)) for key in raw.keys()}
+
+
+def restore(world: LeaseWorld, copy: dict[str, tuple[bytes, int]]) -> None:
+    with raw_client(world) as raw:
+        raw.flushall()
+        for key, (value, ttl) in copy.items():
+            raw.restore(key, ttl, value)
+
+
+def test_a_ring_that_is_lost_alone_fails_the_run(redis_world: LeaseWorld) -> None:
+    client, leases = redis_world.client, redis_world.leases
+    for number, look in enumerate(
+        (
+            lambda channel: None,
+            lambda channel: redis_world.ensure(channel),
+            lambda channel: redis_world.publish("of another", channel),
+            lambda channel: (redis_world.ensure(channel), redis_world.publish("of another", channel)),
+        )
+    ):
+        channel = f"run{number}"
+        writer = begun(redis_world, channel=channel)
+        writer.write("x")
+        client.delete(f"sse:{{{channel}}}")
+        standing = redis_world.standing(channel)
+        assert standing.newest is None
+        assert standing.run and standing.run.end is None
+        look(channel)
+        assert client.ttl(f"sse:{{{channel}}}") != -1
+        with pytest.raises(RunFailed):
+            writer.write("y")
+        end = leases.end(channel, "failed", token="mine")
+        assert end == redis_world.newest(channel)
+        before_end = redis_world.run(channel).before_end
+        assert before_end is not None
+        assert said(redis_world.read(before_end, channel=channel)) == [End(channel, "failed").data]
+        assert 0 < client.ttl(f"sse:{{{channel}}}") <= RUN_TTL
+
+
+@pytest.mark.parametrize("cut", ["xtrim", "xdel", "emptied"])
+def test_a_ring_that_was_cut_by_hand_fails_the_run(redis_world: LeaseWorld, cut: str) -> None:
+    client = redis_world.client
+    writer = begun(redis_world)
+    writer.write("x")
+    writer.write("y")
+    if cut == "xtrim":
+        client.xtrim("sse:{a}", maxlen=1, approximate=False)
+    elif cut == "xdel":
+        client.xdel("sse:{a}", str(redis_world.run().anchor))
+    else:
+        client.xtrim("sse:{a}", maxlen=0, approximate=False)
+    with pytest.raises(RunFailed):
+        writer.write("z")
+    assert redis_world.leases.end("a", "failed", token="mine") is not None
+
+
+def test_a_marker_that_is_lost_alone_leaves_an_ordinary_ring_or_an_ended_channel(redis_world: LeaseWorld) -> None:
+    client, leases = redis_world.client, redis_world.leases
+    writer = begun(redis_world)
+    last = writer.write("x")
+    client.delete("sse:{a}:run")
+    assert redis_world.standing() == Standing(last)
+    assert redis_world.ensure() == last
+    with pytest.raises(RunFailed):
+        writer.write("y")
+    assert leases.start("a", "new") == "exists"
+    assert redis_world.publish("of another").outcome == "new"
+    assert leases.start("a", "new", restart=True) == "refused"
+    begun(redis_world, channel="b")
+    leases.end("b", "done", token="mine")
+    client.delete("sse:{b}:run")
+    with pytest.raises(Ended):
+        redis_world.publish("late", "b")
+    outcomes = redis_world.store.publish([Publication(channel, Event("x")) for channel in "bc"])
+    assert isinstance(outcomes[0], Ended)
+    assert not isinstance(outcomes[1], Exception)
+    assert leases.start("b", "new", restart=True) == "started"
+
+
+@pytest.mark.parametrize("key", ["", ":run", ":lease", ":source", ":workers"])
+def test_what_another_program_wrote_is_a_fault_of_that_channel_alone(redis_world: LeaseWorld, key: str) -> None:
+    leases = redis_world.leases
+    begun(redis_world, channel="b")
+    redis_world.client.xadd(f"sse:{{a}}{key}", {"x": "y"}) if key else redis_world.client.set("sse:{a}", "x", ex=600)
+    wrong = {"": ["start", "publish", "standing"], ":run": ["start", "renew", "ask"], ":lease": ["start", "ask"]}
+    for name in wrong.get(key, ["ask"]):
+        if name == "start":
+            with pytest.raises(StoreUnavailable, match="channel a"):
+                leases.start("a", "t")
+        elif name == "renew":
+            first, second = leases.renew([("a", "t"), ("b", "mine")])
+            assert isinstance(first, StoreUnavailable) and second is True
+        elif name == "ask":
+            one, two = leases.ask([Ask("a", "w", True, "t"), Ask("c", "w", True, "t")])
+            assert isinstance(one, StoreUnavailable) and good(two).is_held
+        elif name == "standing":
+            nothing, there = redis_world.store.standing(["a", "b"])
+            assert isinstance(nothing, StoreUnavailable) and good(there).run
+        else:
+            outcomes = redis_world.store.publish([Publication(channel, Event("x")) for channel in "acb"])
+            assert [isinstance(outcome, StoreUnavailable) for outcome in outcomes] == [True, False, False]
+
+
+def test_a_marker_that_another_program_wrote_is_told(redis_world: LeaseWorld) -> None:
+    for fields in ({"anchor": "x"}, {"anchor": "0-1", "end": "over"}, {"anchor": "0-1", "end": "done", "at": "y"}):
+        redis_world.client.delete("sse:{a}:run")
+        redis_world.client.hset("sse:{a}:run", mapping=fields)
+        assert isinstance(redis_world.store.standing(["a"])[0], StoreUnavailable)
+
+
+def test_an_older_version_s_event_on_a_run_s_channel_is_no_hole(redis_world: LeaseWorld) -> None:
+    """An older version marks no entry, and trims the ring."""
+    client = redis_world.client
+    writer = begun(redis_world)
+    writer.write("x")
+    client.xadd("sse:{a}", {"d": '{"type":"message","data":"old"}'}, id="2-77")
+    writer.write("y")
+    assert redis_world.text() == ["x", "old", "y"]
+    client.xadd("sse:{a}", {"d": '{"type":"message","data":"old"}'}, id="4-77", maxlen=2, approximate=False)
+    with pytest.raises(RunFailed):
+        writer.write("z")
+    assert redis_world.leases.end("a", "failed", token="mine") is not None
+    with pytest.raises(Ended):
+        redis_world.publish("late")
+
+
+def test_renewals_have_a_connection_of_their_own_and_little_time(
+    redis_world: LeaseWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun(redis_world)
+    store = as_redis(redis_world.store)
+
+    def never(*_: Any) -> Any:
+        raise AssertionError("the connections of other calls may all be in use")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store._pool, "ask", never)
+        assert redis_world.leases.renew([("a", "mine")]) == [True]
+        assert ask(redis_world, "w", "t").is_held
+    redis_world.client.client_pause(4000)
+    for call in (lambda: redis_world.leases.renew([("a", "mine")]), lambda: ask(redis_world, "w")):
+        begin = time.monotonic()
+        with pytest.raises(StoreUnavailable):
+            call()
+        assert time.monotonic() - begin < 2
+
+
+def test_redis_lets_a_lease_run_out(redis_world: LeaseWorld) -> None:
+    begun(redis_world)
+    ask(redis_world, "w", "t")
+    for channel in "as":
+        assert LEASE_SECONDS - 1 < redis_world.client.pttl(f"sse:{{{channel}}}:lease") / 1000 <= LEASE_SECONDS
+    redis_world.client.pexpire("sse:{a}:lease", 20)
+    time.sleep(0.05)
+    assert not redis_world.run().is_held
+    assert redis_world.leases.end("a", "lost") is not None
+
+
+def test_a_clock_of_redis_that_is_set_back_stops_no_source_and_keeps_no_listener(redis_world: LeaseWorld) -> None:
+    ask(redis_world, "dead", "t")
+    ask(redis_world, "w")
+    redis_world.leases.release("s", "t", wait=30)
+    for worker in ("dead", "w"):
+        redis_world.client.zincrby("sse:{s}:workers", 3_600_000, worker)
+    redis_world.client.hincrby("sse:{s}:source", "due", 3_600_000)
+    answer = ask(redis_world, "w", "u")
+    assert (answer.is_held, answer.listeners) == (True, 1)
+
+
+def test_guessed_names_leave_nothing_behind_for_long(world: LeaseWorld) -> None:
+    world.leases.ask([Ask(f"guess/{number}", "w", True) for number in range(50)])
+    world.advance(2 * LEASE_SECONDS + 1)
+    if world.client:
+        assert [key for key in world.client.keys() if "guess" in key] == []
+    else:
+        world.advance(60)
+        for _ in range(3):
+            ask(world, "w")
+        assert list(world.leases._sources) == ["s"]  # type: ignore[attr-defined]

@@ -14,7 +14,7 @@ from sse.errors import InvalidEvent, StoreUnavailable
 from sse.event import Event
 from sse.stores import MemoryStore, Publication
 from sse.stores.leases import LEASE_SECONDS, Answer, Ask, State
-from sse.work.source import UNKNOWN_SECONDS, Source
+from sse.work.source import UNKNOWN_SECONDS, Runner, Source
 from sse.work.sources import Sources
 from tests.servers import wait_until
 
@@ -158,6 +158,11 @@ class Upstream:
     def permit(self, steps: int = 1) -> None:
         self.steps.release(steps)
 
+    def hang_up(self) -> None:
+        """Let no generator wait any more."""
+        self.fault = EOFError()
+        self.permit(1000)
+
 
 @pytest.fixture
 def world() -> Iterator[World]:
@@ -172,7 +177,7 @@ def world() -> Iterator[World]:
 def upstream() -> Iterator[Upstream]:
     upstream = Upstream()
     yield upstream
-    upstream.permit(1000)
+    upstream.hang_up()
 
 
 def reaches(value: Callable[[], Any], expected: Any) -> None:
@@ -313,6 +318,47 @@ def test_a_frozen_worker_that_wakes_stores_nothing_and_makes_no_other_call(world
     assert frozen.hub.states == {"prices": "up"}
 
 
+def test_a_frozen_runner_that_wakes_does_not_go_on_though_the_lease_is_free_again(world: World) -> None:
+    late, between, last = Upstream(), Upstream(), Upstream()
+    made = iter([late.generator, between.generator, last.generator])
+    world.sources["prices"] = Source(lambda: next(made)())
+    frozen, other = world.worker(), world.worker()
+    frozen.join()
+    other.join()
+    late.permit()
+    reaches(world.ring, ["1"])
+    world.advance(10, awake=[other])
+    between.permit()
+    reaches(world.ring, ["1", "1"])
+    other.leave()
+    other.finish()
+    other.hub.listening.clear()
+    world.advance(4, awake=[frozen])  # its asking thread is the first that wakes
+    assert frozen.runner().ending == "lost"
+    late.permit(5)
+    reaches(lambda: late.log, ["begin", "step", "step", "finally"])
+    world.advance(4, awake=[frozen])
+    assert last.log == ["begin"]
+    assert world.ring() == ["1", "1"]
+    for upstream in (between, last):
+        upstream.hang_up()
+
+
+def test_a_frozen_worker_that_wakes_first_hears_who_has_left(world: World, upstream: Upstream) -> None:
+    world.sources["prices"] = Source(upstream.function, interval=60)
+    frozen, other = world.worker(), world.worker()
+    other.join()
+    frozen.join()
+    reaches(lambda: len(upstream.log), 1)
+    other.leave()
+    world.advance(20, awake=[other])
+    assert not other.running
+    assert frozen.turn() == 0.5  # its clients' goodbyes are not read yet
+    frozen.leave()
+    world.advance(10)
+    assert len(upstream.log) == 1
+
+
 def test_a_runner_looks_at_the_age_of_its_lease_before_each_step(world: World, upstream: Upstream) -> None:
     world.sources["prices"] = Source(upstream.function, interval=1)
     worker = world.worker()
@@ -375,6 +421,18 @@ def test_a_generator_that_returns_begins_again(world: World, caplog: pytest.LogC
     world.advance(8)
     reaches(lambda: len(world.ring()) >= 4, True)
     assert "has returned" in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("exit_", [SystemExit, GeneratorExit, KeyboardInterrupt])
+def test_an_exit_in_a_source_is_no_reason_to_begin_it_at_once(
+    world: World, upstream: Upstream, exit_: type[BaseException]
+) -> None:
+    world.sources["prices"] = Source(upstream.function, interval=1)
+    upstream.fault = exit_()
+    world.worker().join()
+    world.advance(10)
+    assert 2 <= len(upstream.log) <= 6
 
 
 def test_an_unknown_channel_stays_down_for_a_minute(world: World, caplog: pytest.LogCaptureFixture) -> None:
@@ -656,3 +714,79 @@ def test_a_source_that_blocks_the_loop_is_named(world: World, caplog: pytest.Log
     worker._due = threading.Event()
     assert "prices" in caplog.text
     assert "blocked" in caplog.text
+
+
+def test_a_source_that_cannot_have_a_thread_now_is_tried_again(
+    world: World, upstream: Upstream, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.sources["prices"] = Source(upstream.function, interval=60)
+    worker = world.worker()
+
+    def refuse(_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Runner, "start", refuse)
+        worker.join()
+        world.advance(3)
+        assert not worker.running
+        assert "cannot start" in caplog.text
+    world.advance(10)
+    reaches(lambda: len(upstream.log), 1)
+
+
+def test_an_asking_thread_that_cannot_start_starts_with_the_next_subscriber(
+    world: World, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.sources["prices"] = Source(upstream.function, interval=60)
+    worker = world.worker()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", lambda _: (_ for _ in ()).throw(RuntimeError("can't start")))
+        Sources._start(worker)
+        assert worker._thread is None
+    Sources._start(worker)
+    assert worker._thread is not None
+    worker._thread.join(0.01)
+    assert worker._thread.is_alive()
+
+
+def test_an_asking_thread_goes_on_after_a_fault(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    def rules(channel: str) -> Any:
+        raise LookupError("a rule of the app has failed")
+
+    worker = world.worker()
+    worker._arrived.append("prices")
+    world.rules = rules  # type: ignore[method-assign]
+    Sources._start(worker)
+    wait_until(lambda: "in trouble" in caplog.text, 5)
+    assert worker._thread is not None
+    assert worker._thread.is_alive()
+
+
+def test_while_the_store_is_away_nothing_is_fresh_and_a_drain_does_not_fail(
+    world: World, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.sources["prices"] = Source(upstream.function, interval=60)
+    runs, other = world.worker(), world.worker()
+    runs.join()
+    other.join()
+    reaches(lambda: len(upstream.log), 1)
+
+    def away(*_: Any, **__: Any) -> Any:
+        raise StoreUnavailable("away")
+
+    with monkeypatch.context() as patch:
+        for name in ("ages", "release", "ask", "note"):
+            patch.setattr(world.store.leases, name, away)
+        assert other.fresh(["prices"]) == set()
+        runs.finish()
+        runs.close()
+    assert runs.runner().is_over
+
+
+def test_the_memory_of_fresh_channels_is_bounded(world: World) -> None:
+    world.sources["prices"] = Source(lambda: 7, interval=60)
+    worker = world.worker(most=2)
+    for number in range(1000):
+        worker._remember([f"prices/{number}"], world.clock.now)
+    assert len(worker._known_fresh) < 200

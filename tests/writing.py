@@ -23,6 +23,10 @@ class Run:
         """Store each text as a piece, each event as it is; return their positions."""
         return [self._write(Piece(item) if isinstance(item, str) else item) for item in items]
 
+    def renew(self) -> None:
+        """Renew the lease, so that the run does not count as lost."""
+        assert self._leases.renew([(self.channel, self._token)]) == [True]
+
     def end(self, reason: EndReason = "done") -> Position:
         """End the run; return the position of its end."""
         position = self._leases.end(self.channel, reason, token=self._token)

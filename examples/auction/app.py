@@ -4,6 +4,7 @@ import sqlite3
 from pathlib import Path
 
 from flask import Flask, Response, redirect, request, session
+from werkzeug.wrappers import Response as BaseResponse
 
 from sse import SSE
 
@@ -32,7 +33,7 @@ def tell_who_is_there(lot: str, sub: str) -> None:  # noqa: ARG001
 
 
 @app.post("/name")
-def name() -> Response:
+def name() -> BaseResponse:
     session["name"] = request.form["name"][:30]
     return redirect("/")
 

@@ -266,9 +266,9 @@ def unreached(config: Config, kind: Kind, value: str) -> str:
             f"channel {value} is public, since SSE_PUBLIC has {public}: its readers go on, and only tokens that "
             "publish there are refused; take it out of SSE_PUBLIC to close it"
         )
-    if kind != "channel" and not (config.secret or config.jwks):
+    if kind == "token" and not (config.secret or config.jwks):
         return (
-            f"no tokens are configured here, so this ends nothing of {kind} {value}: revoke the channel to end what "
+            f"no tokens are configured here, so this ends nothing of token {value}: revoke the channel to end what "
             "the app's rule has opened, or set SSE_SECRET or SSE_JWKS as the service has it"
         )
     return ""

@@ -172,8 +172,9 @@ def tail(
 ) -> None:
     """Print the data of each event on these channels as it comes, and reconnect after each interruption.
 
-    Resets, after which events may be missing, are printed on standard error. At the end (Ctrl-C), the last event id is
-    printed there too, so that the next run can continue from it.
+    Resets, after which events may be missing, are printed on standard error, as are the ends of channels. The command
+    ends when all channels have ended, or with Ctrl-C. Then the last event id is printed there too, so that the next run
+    can continue from it.
     """
     channels = list(dict.fromkeys(channels))
     with contextlib.ExitStack() as stack:

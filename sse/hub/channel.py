@@ -16,9 +16,9 @@ in one of these states:
 
     state     condition                  next
     blank     no event, `run` is None    a run begins, or an event comes
-    unsure    an event, and neither      the store is asked for the marker, at the latest when a subscriber comes:
-              `run` nor `is_ordinary`    it would not know where to start
-    ordinary  `is_ordinary` is True      a reset replaces the ring
+    unsure    `is_unsure` is True        the store is asked for the marker, at the latest when a subscriber comes:
+                                         it would not know where to start
+    ordinary  `traits.is_ordinary`       a reset replaces the ring
     a run's   `run` is not None          its `End` is appended, or another run begins, which replaces the ring
     ended     `end` is not None          the ring in the store expires, and only the `End` is kept
     textless  the same, and `run` has    the marker expires, too, and a reset replaces the ring
@@ -31,7 +31,8 @@ of bytes by which the ring has grown, for `Channels.account`.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Final, Protocol
 
 from sse.errors import SSEError
 from sse.event import UNBORN, End, Entry, Position, ResetReason
@@ -66,12 +67,34 @@ class ChannelSubscriber(Protocol):
         """Make the subscriber end now, because the hub is closed. This is called without the hub's lock."""
 
 
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """The state that is the same for almost all channels, so that they share one object of it.
+
+    :param is_ordinary: True if the channel has events and no run, so that no run can begin there.
+    :param run: the marker of its run, as the store last told it. If the text is gone, its `anchor` is UNBORN.
+    :param end: the entry of its end, if that is the newest one.
+    :param source: the state of its source.
+    :param reset_reason: the reason of its latest reset.
+    """
+
+    is_ordinary: bool = False
+    run: Run | None = None
+    end: Entry | None = None
+    source: State | None = None
+    reset_reason: ResetReason = "diverged"
+
+
+_BLANK: Final = Traits()
+_ORDINARY: Final = Traits(is_ordinary=True)
+
+
 class Channel:
     """A channel that has subscribers in this process, or had some until a short while ago."""
 
     __slots__ = (
-        *("as_tuple", "end", "ensured", "fault", "generation", "idle_since", "is_ordinary", "listened", "name"),
-        *("reset_reason", "ring", "run", "source", "subscribers", "unborn", "wanted"),
+        *("as_tuple", "ensured", "fault", "generation", "idle_since", "listened", "name", "ring", "subscribers"),
+        *("traits", "unborn", "wanted"),
     )
 
     def __init__(self, name: str, *, wanted: bool = False) -> None:
@@ -84,14 +107,7 @@ class Channel:
         self.wanted = wanted
         self.ensured = False  # the store had no ring until this hub ensured it
         self.generation = 0  # how often a reset has replaced the ring
-        self.reset_reason: ResetReason = "diverged"
-        self.run: Run | None = None
-        """The marker of its run, as the store last told it. If the text is gone, its `anchor` is UNBORN."""
-        self.is_ordinary = False  # it has events and no run, so that no run can begin there
-        self.end: Entry | None = None
-        """The entry of its end, once that is the newest one."""
-        self.source: State | None = None
-        """The state of its source; None if it has no source."""
+        self.traits = _BLANK
         self.idle_since: float | None = None
         self.as_tuple = (self,)  # one tuple, shared by all subscribers of this channel alone
 
@@ -101,9 +117,30 @@ class Channel:
         return self.ensured and self.ring is not None and self.ring.base.offset == 0
 
     @property
+    def run(self) -> Run | None:
+        """The marker of its run, see `Traits`."""
+        return self.traits.run
+
+    @property
+    def end(self) -> Entry | None:
+        """The entry of its end, if that is the newest one."""
+        return self.traits.end
+
+    @property
+    def source(self) -> State | None:
+        """The state of its source; None if it has no source."""
+        return self.traits.source
+
+    @property
     def is_unsure(self) -> bool:
         """True if it may be the channel of a run whose announcement was lost."""
-        return not self.is_ordinary and self.run is None and self.ring is not None and self.ring.newest.offset > 0
+        traits = self.traits
+        return not traits.is_ordinary and traits.run is None and self.ring is not None and self.ring.newest.offset > 0
+
+    @property
+    def is_known_as_runless(self) -> bool:
+        """True if it has no run as far as is known here, and is not unsure."""
+        return self.traits.run is None and not self.is_unsure
 
     @property
     def is_textless(self) -> bool:
@@ -170,7 +207,7 @@ class Channel:
         # lags. The ring is replaced first, because `Subscriber.go_on_from` reads `generation` without the lock.
         grown = self._replace_ring(newest, run)
         self.generation += 1
-        self.reset_reason = reason
+        self._change(reset_reason=reason)
         self.wake()
         return grown
 
@@ -182,13 +219,18 @@ class Channel:
         entry = encoded(entry)
         ring.append(entry)
         if isinstance(entry.event, End):
-            self.end = entry
+            self._change(end=entry)
         return ring.bytes - before
 
     def note_standing(self, newest: Position | None, run: Run | None) -> None:
         """Note the marker of its run, or that it is an ordinary channel, as the store tells it."""
-        self.run = run
-        self.is_ordinary = run is None and newest is not None and newest.offset > 0
+        is_ordinary = run is None and newest is not None and newest.offset > 0
+        if self.traits.run != run or self.traits.is_ordinary != is_ordinary:
+            self._change(run=run, is_ordinary=is_ordinary)
+
+    def note_source(self, state: State | None) -> None:
+        """Note the state of its source. This wakes nobody."""
+        self._change(source=state)
 
     def shrink(self) -> int:
         """Drop the older half of the ring; return the change in bytes."""
@@ -208,11 +250,16 @@ class Channel:
         is_end = run is not None and run.end is not None and newest == run.ended_at
         base = run.before_end if run and is_end and run.before_end else newest
         self.ring = Ring(base, max_bytes=CHANNEL_BYTES)
-        self.end = None
+        if self.traits.end:
+            self._change(end=None)
         self.note_standing(newest, run)
         if run and run.end and base != newest:
             self.append(Entry(newest, End(self.name, run.end)))
         return self.ring.bytes - before
+
+    def _change(self, **changes: Any) -> None:
+        traits = replace(self.traits, **changes)
+        self.traits = _ORDINARY if traits == _ORDINARY else _BLANK if traits == _BLANK else traits
 
 
 class Channels(dict[str, Channel]):

@@ -223,7 +223,7 @@ class Hub:
             channel = self._channels.get(name)
             if channel and channel.source != state:
                 self._parts.has_sources = True
-                channel.source = state
+                channel.note_source(state)
                 channel.wake()
 
     def sources(self, names: Iterable[str]) -> dict[str, State]:
@@ -305,7 +305,7 @@ class Hub:
                 for channel in channels:
                     if not channel.subscribers and (state := self.began(channel.name)):
                         self._parts.has_sources = True
-                        channel.source = state
+                        channel.note_source(state)
             subscriber = Subscriber(channels, self._parts, draining=self._draining)
             for channel in channels:
                 channel.add(subscriber)

@@ -178,7 +178,8 @@ class Subscriber:
     def has_ended(self) -> bool:
         """True if it stands at the end of each of its channels, so that nothing more comes."""
         for channel, position in zip(self.channels, self.positions, strict=False):
-            if channel.end is None or channel.end.position != position:
+            end = channel.traits.end
+            if end is None or end.position != position:
                 return False
         return bool(self.channels)
 
@@ -271,7 +272,7 @@ class Subscriber:
                 before = len(taken)
                 while entries := self._next_entries(index, taken, _bytes_to_read(max_bytes, size, taken)):
                     whole: Iterable[Entry] = entries
-                    if channels[index].run is not None and len(entries) > 1:
+                    if len(entries) > 1 and channels[index].traits.run is not None:
                         whole = joined(entries, self._piece_bytes(name, max_bytes - size))
                     for entry in whole:
                         delivery = form(name, entry)  # made only for entries that are taken, not for the whole page
@@ -309,10 +310,11 @@ class Subscriber:
         channel = self.channels[index]
         with self._hub.lock:
             assert channel.ring is not None
-            entries = channel.ring.after(self.positions[index], PAGE if channel.run is None else PIECES)
+            run = channel.traits.run
+            entries = channel.ring.after(self.positions[index], PAGE if run is None else PIECES)
             if entries is not None:
                 self._note_generation(channel.name, channel.generation)
-        if channel.run is None or not entries or len(entries) == 1:
+        if run is None or not entries or len(entries) == 1:
             return entries
         page: list[Entry] = []
         for entry in joined(entries, self._piece_bytes(channel.name, max_bytes)):
@@ -359,34 +361,36 @@ class Subscriber:
     def _next_entries(self, index: int, taken: list[Item], max_bytes: int) -> Sequence[Entry]:
         channel, position = self.channels[index], self.positions[index]
         name = channel.name
-        limit = PAGE if channel.run is None else PIECES
         with self._hub.lock:
             assert channel.ring is not None
+            run = channel.traits.run
+            limit = PAGE if run is None else PIECES
             entries = channel.ring.after(position, limit)
-            generation, restart = channel.generation, channel.restart(position) if entries is None else position
+            generation = channel.generation
+            if entries is None:
+                restart, reason = channel.restart(position), channel.traits.reset_reason
         if entries is not None:
             self._note_generation(name, generation)
             return entries
         if not max_bytes:
             self.notify()
             return []
-        raw = max_bytes if channel.run is None else 4 * max_bytes  # as stored, a short piece is mostly JSON
+        raw = max_bytes if run is None else 4 * max_bytes  # as stored, a short piece is mostly JSON
         page = self._hub.reader.read([(name, position)], limit, min(raw, PAGE_BYTES))[0]
         if not page.reason:
             return page.entries
-        reason = channel.reset_reason
         if generation == (self._generations or {}).get(name, 0):
-            if page.reason != "diverged" and channel.run is None:
+            if page.reason != "diverged" and run is None:
                 raise Lagging(name)
             # The ring goes on, but the entry after the position is no event. Events before it are delivered first.
             if any(item.channel == name for item in taken):
                 self.notify()
                 return []
-            reason = page.reason
-        taken.append(reset_at(name, reason, position, restart, channel.run))
+            reason = reason_of(page.reason, run)
+        taken.append(reset_at(name, reason, position, restart, run))
         self._note_generation(name, generation)
         self.positions[index] = restart
-        return [] if channel.run is None else self._next_entries(index, taken, max_bytes)  # its text begins anew
+        return [] if run is None else self._next_entries(index, taken, max_bytes)  # its text begins anew
 
     def _note_generation(self, name: str, generation: int) -> None:
         if self._generations is None:
@@ -429,9 +433,9 @@ class Subscriber:
         """Set the position in a channel by a reset, because the store cannot continue `position`."""
         channel = self.channels[index]
         with self._hub.lock:
-            reason = "unknown" if channel.was_unknown and channel.run is None else reason
-            restart = channel.restart(position)
-            self.go_on_from(index, restart, reset_at(channel.name, reason, position, restart, channel.run))
+            run, restart = channel.run, channel.restart(position)
+            reason = "unknown" if channel.was_unknown and run is None else reason_of(reason, run)
+            self.go_on_from(index, restart, reset_at(channel.name, reason, position, restart, run))
 
     def go_on_from(self, index: int, position: Position, reset: Reset | None = None) -> None:
         """Set the position in a channel from which the subscriber goes on."""
@@ -444,16 +448,19 @@ class Subscriber:
 
 
 def reset_at(channel: str, reason: ResetReason, position: Position, restart: Position, run: Run | None = None) -> Reset:
-    """Return the notice that a channel cannot be continued after `position`, and goes on from `restart`.
-
-    On a run's channel, the text begins anew. If that has ended and the store has its text no more, the text is trimmed.
-    """
-    if run is not None:
-        is_gone = reason == "unknown" and run.end is not None
-        return Reset(channel, "trimmed" if is_gone else reason, None, restart)
-    # Entries count as missed up to the position where the subscriber goes on. Later ones in the store still come.
-    missed = max(restart.offset - position.offset, 0) if reason == "trimmed" else None
+    """Return the notice that a channel cannot be continued after `position`, and goes on from `restart`."""
+    # Entries count as missed up to the position where the subscriber goes on. Later ones in the store still come. On a
+    # run's channel nothing counts as missed, because the text begins anew.
+    missed = max(restart.offset - position.offset, 0) if reason == "trimmed" and run is None else None
     return Reset(channel, reason, missed, restart)
+
+
+def reason_of(page_reason: ResetReason, run: Run | None) -> ResetReason:
+    """Return the reason why a position cannot be continued, if the store gives this one.
+
+    If it has no ring and the run has ended, the text has been there and is gone.
+    """
+    return "trimmed" if page_reason == "unknown" and run is not None and run.end else page_reason
 
 
 def reset_size(channel: str) -> int:
@@ -463,7 +470,7 @@ def reset_size(channel: str) -> int:
 
 def _states(channels: Sequence[Channel]) -> tuple[State | None, ...] | None:
     """Return the state of each channel's source; None if none has a state."""
-    states = tuple([channel.source for channel in channels])
+    states = tuple([channel.traits.source for channel in channels])
     return states if any(states) else None
 
 

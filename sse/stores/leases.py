@@ -32,6 +32,9 @@ STEADY_SECONDS: Final = 5.0
 SOURCE_TTL: Final = 300
 """Seconds for which a store remembers a source that nobody asks about, or SSE_RING_TTL if that is longer."""
 
+MAX_WAIT: Final = 300.0
+"""The most seconds that `release` may have a source wait."""
+
 Start = Literal["started", "exists", "refused"]
 """What `start` did: the run is new; a run is or was there; the channel has ordinary events."""
 
@@ -131,7 +134,8 @@ class Leases(ABC):
 
     @abstractmethod
     def release(self, channel: str, token: str, *, wait: float = 0.0) -> None:
-        """Give up the lease of a source if it holds `token`. It can be taken again after `wait` seconds.
+        """Give up the lease of a source if it holds `token`. It can be taken again after `wait` seconds, at
+        most MAX_WAIT.
 
         Without a wait, as in a drain, the attempt does not count.
         """

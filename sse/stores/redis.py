@@ -12,7 +12,6 @@ connection of its own.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import math
 import random
@@ -21,7 +20,6 @@ import socket
 import threading
 import time
 from collections.abc import Iterable, Sequence
-from itertools import islice
 from typing import Any, Final, NamedTuple, cast
 
 import redis
@@ -130,6 +128,7 @@ class RedisStore(Store):
             run_ttl=run_ttl,
         )
         self._publish_script = Script("publish.lua", stores=True)
+        self._batch_script = Script("publish_batch.lua", stores=True, publish="publish.lua")
         self._ensure_script = Script("ensure.lua")
         self._logged_clock_fault = ""  # the fault of the clocks that was logged last; empty if they agree
         self._logged_fault = ""  # the fault of Redis that was logged last; empty if it is fit
@@ -149,15 +148,16 @@ class RedisStore(Store):
 
     def publish(self, publications: Sequence[Publication]) -> list[Receipt | StoreUnavailable | Ended | TooLarge]:
         # Of the publishes that wait, one is the leader. It sends the events of all of them in one round trip.
+        if not publications:
+            return []
         deadline = self._deadline()
         before: dict[str, str] = {}
-        pending = _PendingPublish([])
+        calls = []
         for publication in publications:
             call = self._prepare(publication, before.get(publication.channel))
             before[publication.channel] = call[2]
-            pending.calls.append(call)
-        if len(publications) > 1:
-            self._check_batch(publications, pending.calls, deadline)
+            calls.append(call)
+        pending = _PendingPublish(calls[0] if len(calls) == 1 else self._join(publications, calls), len(calls) > 1)
         with self._publish_lock:
             self._pending.append(pending)
             follows, self._has_leader = self._has_leader, True
@@ -168,11 +168,10 @@ class RedisStore(Store):
             raise StoreUnavailable(pending.outcome.message, pending.outcome.hint)  # one error for each caller
         if time.monotonic() >= self._next_look + _LOOK_LATE:
             self._look_again(deadline)  # no feed of this process has done it
+        replies = self._replies(publications, pending)
         receipts = [
             _receipt(reply, publication.channel, call)
-            for reply, publication, call in zip(
-                cast("list[Any]", pending.outcome), publications, pending.calls, strict=True
-            )
+            for reply, publication, call in zip(replies, publications, calls, strict=True)
         ]
         if all(isinstance(receipt, Ended) for receipt in receipts):
             raise cast("Ended", receipts[0])
@@ -386,9 +385,6 @@ class RedisStore(Store):
     def _key(self, channel: str) -> str:
         return f"{self._namespace}:{{{channel}}}"
 
-    def _marker(self, channel: str) -> str:
-        return f"{self._key(channel)}:run"
-
     def _prepare(self, publication: Publication, before: str | None) -> tuple[Any, ...]:
         """Return the arguments of publish.lua for a publication.
 
@@ -413,38 +409,32 @@ class RedisStore(Store):
             encode_payload(event),
         )
 
-    def _check_batch(
-        self, publications: Sequence[Publication], calls: Sequence[tuple[Any, ...]], deadline: float
-    ) -> None:
-        """Refuse a call before anything is stored: if a key was used for another event, or a channel has ended.
+    @staticmethod
+    def _join(publications: Sequence[Publication], calls: Sequence[tuple[Any, ...]]) -> tuple[Any, ...]:
+        """Return the arguments of publish_batch.lua for several publications."""
+        keys: list[Any] = []
+        arguments: list[Any] = []
+        for publication, (count, *rest) in zip(publications, calls, strict=True):
+            keys += rest[:count]
+            arguments += [count, *rest[count:], int(bool(publication.key))]
+        return (len(keys), *keys, *arguments)
 
-        If another publisher uses the same key at this very moment, or the channel ends then, the script refuses that
-        publication alone.
+    @staticmethod
+    def _replies(publications: Sequence[Publication], pending: _PendingPublish) -> list[Any]:
+        """Return the reply of publish.lua for each publication.
 
-        :raises IdempotencyConflict: naming the channel.
-        :raises Ended: naming the channel.
+        :raises IdempotencyConflict: if a key was used for another event.
+        :raises Ended: if a channel has ended, and so nothing of several publications is stored.
         """
-        keyed = [index for index, publication in enumerate(publications) if publication.key]
-        markers = list(dict.fromkeys(self._marker(publication.channel) for publication in publications))
-        found, *replies = self._execute(
-            [("EXISTS", *markers), *(("GET", calls[index][2]) for index in keyed)], deadline
-        )
-        used: dict[str, bytes] = {}
-        stored: set[int] = set()
-        for index, reply in zip(keyed, replies, strict=True):
-            digest = hashlib.sha1(calls[index][-1], usedforsecurity=False).hexdigest().encode()
-            if isinstance(reply, bytes):
-                stored.add(index)
-            done = reply.partition(b" ")[2] if isinstance(reply, bytes) else used.setdefault(calls[index][2], digest)
-            if done != digest:
-                raise conflict(publications[index].channel)
-        if found == 0:
-            return
-        replies = self._execute((("HMGET", marker, "end") for marker in markers), deadline)
-        over = {marker for marker, reply in zip(markers, replies, strict=True) if isinstance(reply, list) and reply[0]}
-        for index, publication in enumerate(publications):
-            if index not in stored and self._marker(publication.channel) in over:
-                raise ended(publication.channel)
+        reply = pending.outcome
+        if not pending.is_batch:
+            return [reply]
+        if isinstance(reply, Exception):
+            return [reply] * len(publications)
+        if reply and reply[0] in (b"conflict", b"ended"):
+            channel = publications[reply[1] - 1].channel
+            raise conflict(channel) if reply[0] == b"conflict" else ended(channel)
+        return cast("list[Any]", reply)
 
     def _wait_for_turn(self, pending: _PendingPublish, follows: bool, deadline: float) -> None:
         """Wait until a publish has its outcome, or is the leader.
@@ -487,10 +477,11 @@ class RedisStore(Store):
         for pending in batch:  # holds if this thread or greenlet is ended: the others must not take that for success
             pending.outcome = StoreUnavailable("publishing was interrupted", "publish again with the same key")
         try:
-            calls = [call for pending in batch for call in pending.calls]
-            replies = iter(self._run_script(self._publish_script, calls, deadline))
-            for pending in batch:
-                pending.outcome = list(islice(replies, len(pending.calls)))
+            calls = [
+                (self._batch_script if pending.is_batch else self._publish_script, pending.call) for pending in batch
+            ]
+            for pending, reply in zip(batch, self._run_scripts(calls, deadline), strict=True):
+                pending.outcome = reply
         except StoreUnavailable as error:
             with self._publish_lock:
                 batch += self._pending
@@ -528,21 +519,24 @@ class RedisStore(Store):
         deadline: float | None = None,
         pool: Pool | None = None,
     ) -> list[Any]:
-        deadline = deadline or self._deadline(len(calls))
-        # Of several calls, the first one carries the script's text, so that Redis knows the script at the later ones.
+        return self._run_scripts([(script, call) for call in calls], deadline or self._deadline(len(calls)), pool)
+
+    def _run_scripts(
+        self, calls: Sequence[tuple[Script, tuple[Any, ...]]], deadline: float, pool: Pool | None = None
+    ) -> list[Any]:
+        # Of several calls, the first of each script carries its text, so that Redis knows the script at the later ones.
         # If all used EVALSHA, the first ones could fail and later ones succeed, because another client loads the script
         # meanwhile. To repeat only the failed calls would then change the order.
-        replies = self._execute(
-            (
-                ("EVAL", script.text, *call) if index == 0 < len(calls) - 1 else ("EVALSHA", script.sha, *call)
-                for index, call in enumerate(calls)
-            ),
-            deadline,
-            pool,
-        )
+        known: set[str] = set()
+        commands: list[tuple[Any, ...]] = []
+        for script, call in calls:
+            is_first = script.sha not in known and len(calls) > 1
+            known.add(script.sha)
+            commands.append(("EVAL", script.text, *call) if is_first else ("EVALSHA", script.sha, *call))
+        replies = self._execute(commands, deadline, pool)
         unknown = [index for index, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
-        repeated = self._execute((("EVAL", script.text, *calls[index]) for index in unknown), deadline, pool)
-        for index, reply in zip(unknown, repeated, strict=True):
+        texts = [("EVAL", script.text, *call) for script, call in (calls[index] for index in unknown)]
+        for index, reply in zip(unknown, self._execute(texts, deadline, pool), strict=True):
             replies[index] = reply
         return replies
 
@@ -611,16 +605,17 @@ class RedisStore(Store):
 
 
 class _PendingPublish:
-    """The script calls of one `publish`, and their outcome: the replies, or the fault of all.
+    """The script call of one `publish`, and its outcome: the reply, or the fault of all.
 
     `turn` is set when the outcome is known, or when this publish is the leader.
     """
 
-    __slots__ = ("calls", "outcome", "turn")
+    __slots__ = ("call", "is_batch", "outcome", "turn")
 
-    def __init__(self, calls: list[tuple[Any, ...]]) -> None:
-        self.calls = calls
-        self.outcome: list[Any] | StoreUnavailable | None = None
+    def __init__(self, call: tuple[Any, ...], is_batch: bool) -> None:
+        self.call = call
+        self.is_batch = is_batch
+        self.outcome: Any = None
         self.turn = threading.Event()
 
 

@@ -424,6 +424,6 @@ def _segment(subscriber: Subscriber, index: int, dialect: Dialect) -> Segment | 
     """Return the blocks of a channel's entries in the hub; None if the hub's ring does not reach back far enough."""
     channel, entries = subscriber.channels[index], subscriber.at_hand(index, _CHUNK)
     if entries:
-        more = len(entries) >= PAGE or (channel.run is not None and not subscriber.is_newest(index, entries[-1]))
+        more = len(entries) >= PAGE or (channel.traits.run is not None and not subscriber.is_newest(index, entries[-1]))
         return dialect.segment(channel.name, entries, _CHUNK, more=more)
     return NOTHING if entries is not None else None

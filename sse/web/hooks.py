@@ -128,7 +128,7 @@ def _reading_function() -> str:
     return f"{name}, with {method}()," if method else name
 
 
-def make_hook(retry: int, add_headers: Hook, own_endpoints: Collection[str]) -> Hook:
+def make_hook(retry: int, add_headers: Hook, blueprint: str, own_endpoints: Collection[str]) -> Hook:
     """Return a hook that replaces the app's 429 or 5xx answer to a stream's request by the answer `busy`.
 
     An EventSource would never reconnect after such a status. A bare stream gets 503 instead of `busy`. The hook runs
@@ -137,8 +137,10 @@ def make_hook(retry: int, add_headers: Hook, own_endpoints: Collection[str]) -> 
 
     :param retry: milliseconds that a client waits before it reconnects.
     :param add_headers: adds the headers that all answers have.
+    :param blueprint: the name of the routes' blueprint.
     :param own_endpoints: the endpoints of views of the app that have answered with a stream.
     """
+    route = f"{blueprint}.stream"
 
     def replace_refusal(response: Response) -> Response:
         status = response.status_code
@@ -151,7 +153,7 @@ def make_hook(retry: int, add_headers: Hook, own_endpoints: Collection[str]) -> 
             ):
                 _put_back(response, stream)
             return response
-        if not _is_for_stream(own_endpoints):
+        if not _is_for_stream(route, own_endpoints):
             return response
         is_bare = _asks_for("form", "bare")
         if is_bare and status == 503 and is_busy(response):
@@ -160,8 +162,9 @@ def make_hook(retry: int, add_headers: Hook, own_endpoints: Collection[str]) -> 
             vars(response)[_BUSY] = True
             warn(
                 "a stream is told that this service is busy, because the app answered %s in its place: if that is "
-                'meant for pages only, make an exception where request.blueprint == "sse"',
+                "meant for pages only, make an exception where %s",
                 response.status,
+                f'request.blueprint == "{blueprint}"' if request.endpoint == route else "its view stands",
             )
         if is_bare:
             _refuse(response, retry, _retry_after(response))
@@ -169,16 +172,16 @@ def make_hook(retry: int, add_headers: Hook, own_endpoints: Collection[str]) -> 
             _replace(response, busy(retry, _retry_after(response)), STREAM_HEADERS)
             if _asks_for("end", "cut"):
                 break_off(response)
-        if request.endpoint != "sse.stream":
+        if request.endpoint != route:
             response.headers.add("Vary", "Accept")
         return add_headers(response)
 
     return replace_refusal
 
 
-def _is_for_stream(own_endpoints: Collection[str]) -> bool:
+def _is_for_stream(route: str, own_endpoints: Collection[str]) -> bool:
     """Return True if the current request is for a stream, of the route or of a view of the app."""
-    if request.endpoint == "sse.stream":
+    if request.endpoint == route:
         return request.method in ("GET", "HEAD")
     if answered := request.environ.get("sse.own"):
         return bool(answered[0] == "stream")

@@ -134,27 +134,29 @@ def make_blueprint(
     service: Service,
     authorize: Callable[[], Authorize | None],
     identify: Callable[[], Identify | None] = lambda: None,
+    name: str = "sse",
 ) -> Blueprint:
     """Return the routes of one app, all under SSE_PREFIX.
 
     :param authorize: returns the app's rule for reading, or None.
     :param identify: returns the app's function that names the reader, or None.
+    :param name: of the blueprint.
     """
-    blueprint = Blueprint("sse", __name__)
-    views = Views(service, authorize, identify)
-    blueprint.url_value_preprocessor(_hide_form)
+    blueprint = Blueprint(name, __name__)
+    views = Views(service, authorize, identify, name)
+    blueprint.url_value_preprocessor(partial(_hide_form, f"{name}.publish_raw"))
     blueprint.after_request(views.finish)
     blueprint.after_app_request(views.keep_working)
     blueprint.teardown_app_request(_close_unsent)
     blueprint.register_error_handler(SSEError, views.refuse)
     blueprint.register_error_handler(HTTPException, _refuse_http)
-    blueprint.record(lambda state: _add_rules(state.app, views, service.config.prefix))
+    blueprint.record(lambda state: _add_rules(state.app, views, service.config.prefix, name))
     return blueprint
 
 
-def _hide_form(endpoint: str | None, _: dict[str, Any] | None) -> None:
+def _hide_form(raw: str, endpoint: str | None, _: dict[str, Any] | None) -> None:
     """Give an empty form to a hook of the app that asks for it. Parsing the form would read the event's data away."""
-    if endpoint == "sse.publish_raw":
+    if endpoint == raw:
         request.form, request.files = ImmutableMultiDict(), ImmutableMultiDict()
 
 
@@ -173,6 +175,7 @@ class Views:
         service: Service,
         authorize: Callable[[], Authorize | None],
         identify: Callable[[], Identify | None],
+        blueprint: str,
     ) -> None:
         self._service = service
         self._identify = identify
@@ -181,7 +184,7 @@ class Views:
         self._waiting: Callable[[Any], type[Response]] = lru_cache(maxsize=4)(waiting_class)
         self._own_endpoints: set[str] = set()  # of views of the app that have answered with a stream
         self._common = CommonHeaders(service.config)
-        self.keep_working = make_hook(service.config.retry, self._add_headers, self._own_endpoints)
+        self.keep_working = make_hook(service.config.retry, self._add_headers, blueprint, self._own_endpoints)
         """The hook that keeps streams working whatever hooks of the app do."""
 
     def finish(self, response: Response) -> Response:
@@ -278,9 +281,7 @@ class Views:
             return None
         if body.is_bare and {*reasons.values()} != {"done"}:
             return _respond(ended(reasons, last_event_id))
-        response = Response(status=204)  # the one status after which an EventSource stays away (WHATWG HTML 9.2.3)
-        response.headers.remove("Content-Type")
-        return response
+        return self.nothing_more()
 
     def busy(self, error: SSEError, after: int, parsed: StreamRequest | None = None) -> Response:
         """Return the answer to a request for a stream that cannot be served for the next `after` seconds."""
@@ -386,7 +387,7 @@ class Views:
         return response
 
 
-def _add_rules(app: App, views: Views, prefix: str) -> None:
+def _add_rules(app: App, views: Views, prefix: str, blueprint: str) -> None:
     app.extensions["sse.views"] = views
     app.url_map.converters["sse_rest"] = _Rest
     for path, view, methods in (
@@ -402,7 +403,7 @@ def _add_rules(app: App, views: Views, prefix: str) -> None:
         ("/", views.nothing_here, ()),
         ("/<sse_rest:rest>", views.nothing_here, ()),
     ):
-        endpoint = f"sse.{view.__name__}"
+        endpoint = f"{blueprint}.{view.__name__}"
         # The rule takes every method, so that a wrong one gets this service's answer with its CORS headers.
         app.url_map.add(Rule(f"{prefix}{path}", endpoint=endpoint))
         app.view_functions[endpoint] = _for_methods(view, methods)

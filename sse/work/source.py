@@ -26,9 +26,11 @@ import inspect
 import math
 import random
 import threading
+import time
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, Literal, NamedTuple, cast
 
 from sse.errors import LeaseLost, StoreUnavailable
@@ -46,6 +48,15 @@ _system_random: Final = random.SystemRandom()  # leaves the sequence of an app's
 
 Ending = Literal["idle", "lost", "closing"]
 """Why a runner ends although its source goes on: nobody listens; another may have the lease; the process ends."""
+
+
+lease_clock: Final[Callable[[], float]] = (
+    partial(time.clock_gettime, time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic
+)
+"""Returns seconds of the monotonic clock by which leases age.
+
+It goes on while the machine is suspended. On Linux, `time.monotonic` does not (clock_gettime(2)).
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +152,7 @@ class Runner:
         self._arguments = arguments
         self._attempts = answer.attempts
         self._is_noted = answer.state == "up"
-        self._held_until = held_until
+        self.held_until = held_until
         self._tools = tools
         self._throw: Throw | None = None
         self._newest: Event | None = None  # in the ring, if only changes are stored
@@ -160,7 +171,7 @@ class Runner:
 
     def renew(self, held_until: float, *, is_listened_to: bool) -> None:
         """Note that the lease has been renewed, and whether anybody listens on any worker."""
-        self._held_until = held_until
+        self.held_until = held_until
         if is_listened_to:
             self.linger_until = math.inf
             if self.ending == "idle":
@@ -190,9 +201,6 @@ class Runner:
             if breaker := self._tools.breaker():
                 self._throw = breaker()
             self._produce()
-            if self.ending is None:
-                wait = self._delay()
-                warn("the source of channel %s has returned; it begins again in %.1f s", self.channel, wait)
         except self.source.unknown:
             wait = UNKNOWN_SECONDS
             warn("the source of channel %s says that there is no such channel; it stays down for 60 s", self.channel)
@@ -202,6 +210,9 @@ class Runner:
         except GeneratorExit:  # its wait was cut
             pass
         finally:
+            if self.ending is None and wait is None:
+                wait = self._delay()
+                warn("the source of channel %s has returned; it begins again in %.1f s", self.channel, wait)
             self._give_up(wait)
 
     def _produce(self) -> None:
@@ -250,14 +261,14 @@ class Runner:
             now = self._tools.clock()
             if now >= due:
                 return True
-            self._changed.wait(min(due, self.linger_until, self._held_until) - now)
+            self._changed.wait(min(due, self.linger_until, self.held_until) - now)
             self._changed.clear()
         return False
 
     def _may_go_on(self) -> bool:
         if self.ending is None:
             now = self._tools.clock()
-            if now >= self._held_until:
+            if now >= self.held_until:
                 self.ending = "lost"
             elif now >= self.linger_until:
                 self.ending = "idle"

@@ -8,6 +8,7 @@ states of a source.
 from __future__ import annotations
 
 import _thread
+import contextlib
 import math
 import random
 import threading
@@ -24,12 +25,13 @@ from sse.spread import PAUSE
 from sse.stores.base import Store, nonce
 from sse.stores.leases import LEASE_SECONDS, RENEW_SECONDS, Answer, Ask, State, backoff
 from sse.work.run import Breaker
-from sse.work.source import Runner, Source, Tools
+from sse.work.source import Runner, Source, Tools, lease_clock
 
 _AT_ONCE: Final = 100  # channels that the store is asked about in one call
 _KNOWN_SECONDS: Final = 1.0  # for which a value counts as fresh without asking the store again
 _JOIN_SECONDS: Final = 5.0  # that `close` waits for the threads
 _BLOCKED_SECONDS: Final = 1.0  # that a step may block gevent's loop before the log names it
+_BREATH: Final = 0.5  # seconds in which a process that was frozen takes in what has happened, before it takes a lease
 _TICK: Final = 0.25  # seconds between two looks whether the loop is blocked
 _system_random: Final = random.SystemRandom()  # leaves the sequence of an app's seeded `random` as it is
 
@@ -61,9 +63,10 @@ class _Watch:
         self.is_taken = False  # by a worker, as far as the last answer knew
         self.state: State = "up"  # as far as the hub was told
 
-    @property
-    def offer(self) -> str | None:
-        """The token to renew the lease of its runner; None if the lease is given up."""
+    def offer(self, now: float) -> str | None:
+        """Return the token to renew the lease of its runner; None if the lease is given up, or has run out."""
+        if self.runner and now >= self.runner.held_until:
+            self.runner.end("lost")
         return self.runner.token if self.runner and self.runner.ending in (None, "idle") else None
 
 
@@ -90,7 +93,7 @@ class Sources:
         event_of: Callable[[object], Event],
         most: int,
         breaker: Callable[[], Breaker | None],
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = lease_clock,
     ) -> None:
         self._store = store
         self._hub = hub
@@ -103,6 +106,7 @@ class Sources:
         self._arrived: deque[str] = deque()
         self._known_fresh: dict[str, float] = {}  # by channel: until when
         self._round_at = -math.inf  # when all channels are asked about again
+        self._turned_at = self._resumes_at = -math.inf
         self._is_finishing = self._is_closed = False
         self._due = threading.Event()
         self._thread: threading.Thread | None = None
@@ -220,28 +224,37 @@ class Sources:
             return
         end = self._clock() + (seconds if seconds is not None else RENEW_SECONDS)
         while not self._due.is_set() and (left := end - self._clock()) > 0:
-            expected = self._clock() + min(left, _TICK)
-            self._due.wait(min(left, _TICK))
-            if self._clock() - expected >= _BLOCKED_SECONDS - _TICK:
-                self._tell_blocked(expected)
+            tick = min(left, _TICK)
+            expected = self._clock() + tick
+            self._due.wait(tick)
+            self._look_for_blocking(expected)
 
-    def _tell_blocked(self, since: float) -> None:
+    def _look_for_blocking(self, since: float) -> None:
+        """Name the sources that may have blocked gevent's loop, if this thread should have gone on at `since`."""
+        blocked = self._clock() - since
+        if self._tools.breaker() is None or blocked < _BLOCKED_SECONDS - _TICK:
+            return
         runners = self._runners()
         guilty = [runner for runner in runners if runner.step_ended >= since] or [
             runner for runner in runners if runner.in_step
         ]
         if guilty:
             warn(
-                "gevent's loop was blocked for %.1f s while the source of channel %s ran: it needs a library that "
-                "waits cooperatively, or work in a process of its own",
-                self._clock() - since + _TICK,
+                "gevent's loop was blocked for %.1f s while the source of channel %s ran: if the machine was not busy, "
+                "the source needs a library that waits cooperatively, or a process of its own for its work",
+                blocked,
                 ", ".join(runner.channel for runner in guilty[:3]),
             )
 
     def turn(self) -> float | None:
         """Do all that is due; return the seconds until something else is, None if nothing will be."""
-        asked = self._arrivals() + self._ended()
         now = self._clock()
+        if self._watches and now - self._turned_at > 2 * RENEW_SECONDS:
+            self._resumes_at = now + _BREATH  # this process was frozen, and has yet to hear who has left meanwhile
+        self._turned_at = now
+        if now < self._resumes_at:
+            return self._resumes_at - now
+        asked = self._arrivals() + self._ended()
         if now >= self._round_at:
             self._round_at = now + RENEW_SECONDS * _system_random.uniform(0.85, 1.0)
             asked = list(self._watches.values())
@@ -283,13 +296,14 @@ class Sources:
         order = sorted(watches, key=lambda watch: (watch.runner is None, watch.is_taken, _system_random.random()))
         seats = 0 if self._is_finishing else self._most - self.running
         for part in _parts(order):
+            # The time is taken before the look at the runners, since this process may be frozen at any moment.
+            asked_at = self._clock()
             questions = []
             for watch in part:
-                listens, token = self._hub.listens(watch.channel), watch.offer
+                listens, token = self._hub.listens(watch.channel), watch.offer(asked_at)
                 if watch.runner is None and listens and seats > 0:
                     token, seats = watch.token, seats - 1
                 questions.append(Ask(watch.channel, self._worker, listens, token))
-            asked_at = self._clock()
             try:
                 answers = self._store.leases.ask(questions)
             except StoreUnavailable as error:
@@ -311,8 +325,8 @@ class Sources:
         elif answer.is_held:
             self._begin(watch, answer, held_until)
         if question.listens:
-            has_no_seat = not (question.token or answer.is_taken or self._is_finishing)
-            self._tell(watch, "down" if has_no_seat else answer.state or "up")
+            is_left_out = watch.runner is None and not (question.token or answer.is_taken or self._is_finishing)
+            self._tell(watch, "down" if is_left_out else answer.state or "up")
         elif watch.runner is None:
             del self._watches[watch.channel]
 
@@ -328,13 +342,16 @@ class Sources:
         wait = 0.0
         if not self._is_finishing:
             try:
+                now = self._clock()
                 runner.start()
+                self._look_for_blocking(now)  # under gevent, its first step runs before this thread goes on
                 return
             except RuntimeError as error:  # the process cannot start another thread now
                 warn("the source of channel %s cannot start: %s", watch.channel, error)
                 wait = backoff(answer.attempts)
         watch.runner, watch.token = None, nonce()
-        self._store.leases.release(runner.channel, runner.token, wait=wait)
+        with contextlib.suppress(StoreUnavailable):  # else the lease runs out by itself
+            self._store.leases.release(runner.channel, runner.token, wait=wait)
 
 
 def _parts(watches: Sequence[_Watch]) -> list[Sequence[_Watch]]:

@@ -6,6 +6,7 @@ The upstream is a small server that misbehaves, or the service.
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import re
 import select
@@ -292,6 +293,62 @@ def test_an_upstream_failure_on_the_stream_becomes_a_stream(
         answer = get(nginx.url, "/sse/stream", {"status": status}, Origin=ORIGIN)
         assert 2000 <= retry_of(answer) < 15000
         assert answer.headers["Access-Control-Allow-Origin"] == ORIGIN
+
+
+# The app's own views
+
+
+SOURCE = {"Accept": "text/event-stream"}
+
+
+def test_with_the_workers_down_a_stream_of_a_view_is_told_to_come_back_and_a_page_gets_nginx_s_own_error(
+    down: Nginx,
+) -> None:
+    for accept in ("text/event-stream", "text/event-stream, */*;q=0.1", "application/json,Text/Event-Stream;q=0.5"):
+        answer = client.request(down.url, "GET", "/inbox/events", headers={"Accept": accept, "Origin": ORIGIN})
+        assert 2000 <= retry_of(answer) < 15000
+        assert answer.headers["Access-Control-Allow-Origin"] == ORIGIN
+    for accept in ("*/*", "text/html", "application/json", "text/event-streams", "xtext/event-stream"):
+        assert client.request(down.url, "GET", "/inbox/events", headers={"Accept": accept}).status == 502
+    bare = client.request(down.url, "GET", "/inbox/events", {"form": "bare"}, headers=SOURCE)
+    assert (bare.status, bare.json()["error"]["code"]) == (503, "unavailable")
+    with pytest.raises((OSError, http.client.HTTPException)):
+        client.request(down.url, "GET", "/inbox/events", {"end": "cut"}, headers=SOURCE)
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
+def test_an_upstream_failure_on_a_view_s_stream_becomes_a_stream_and_stays_what_it_is_for_others(
+    upstream: Upstream, front: type[Nginx], tmp_path: Path, method: str, status: int
+) -> None:
+    with front(tmp_path, upstream.address) as nginx:
+        body = b"x" * 10_000 if method == "POST" else None
+        asked = {"status": status}
+        assert retry_of(client.request(nginx.url, method, "/inbox/events", asked, headers=SOURCE, body=body))
+        page = client.request(nginx.url, method, "/inbox/events", asked, headers={"Accept": "text/html"}, body=body)
+        assert (page.status, page.json()["status"]) == (status, status)
+        assert upstream.requests == [f"{method} /inbox/events?status={status}"] * 2
+
+
+@pytest.mark.parametrize("status", [200, 400, 401, 403, 404, 418])
+def test_other_answers_to_a_view_s_stream_pass_unchanged(
+    upstream: Upstream, front: type[Nginx], tmp_path: Path, status: int
+) -> None:
+    with front(tmp_path, upstream.address) as nginx:
+        for accept in ("text/event-stream", "text/html"):
+            answer = client.request(nginx.url, "GET", "/own", {"status": status}, headers={"Accept": accept})
+            assert (answer.status, answer.json()) == (status, {"status": status, "forwarded": "https"})
+
+
+def test_over_the_request_limit_a_view_s_stream_comes_back_later(
+    upstream: Upstream, front: type[Nginx], tmp_path: Path
+) -> None:
+    edits = {"rate=50r/s": "rate=1r/m"}
+    edits["limit_req zone=throughline_subscribe burst=500 nodelay;"] = "limit_req zone=throughline_subscribe;"
+    with front(tmp_path, upstream.address, edits) as nginx:
+        assert client.request(nginx.url, "GET", "/own", headers=SOURCE).status == 200
+        assert retry_of(client.request(nginx.url, "GET", "/own", headers=SOURCE)) >= 2000
+        assert client.request(nginx.url, "GET", "/own").status == 200
 
 
 # end=cut and form=bare
