@@ -320,6 +320,32 @@ def test_a_lost_record_of_thousands_is_removed_in_small_steps(redis_world: tuple
     assert client.zcard("sse:{a}:present:leaving") == 2000
 
 
+@pytest.mark.parametrize("way", ["lost", "replaced"])
+def test_a_record_of_which_a_part_is_removed_is_not_known_any_more(redis_world: tuple[World, Any], way: str) -> None:
+    world, client = redis_world
+    for number in range(8):
+        world.report("a", "w.1", number + 1, {connection_key(f"u{number}-{index}"): 1 for index in range(250)})
+    if way == "lost":
+        world.report("a", "v.1", 1, {ANN: 1})
+        world.advance(RECORD_SECONDS + 1)
+        assert world.report("a", "v.1", 2, {}).has_more
+    else:
+        assert world.report("a", "w.2", 1, {ANN: 1}).has_more
+    assert client.hlen("sse:{a}:present:at:w.1") > 1000
+    assert not world.report("a", "w.1", 9, {BOB: 1}).is_known
+    assert not world.report("a", "w.1", 1, {BOB: 1}).is_known
+    assert world.presence.read("a") == Attendance(1, {"ann": 1})
+
+
+def test_the_last_report_of_a_record_of_thousands_is_the_last(redis_world: tuple[World, Any]) -> None:
+    world, _ = redis_world
+    for number in range(4):
+        world.report("a", "w.1", number + 1, {connection_key(f"u{number}-{index}"): 1 for index in range(250)})
+    assert world.report("a", "w.1", 5, {}, is_last=True).is_known
+    assert not world.report("a", "w.1", 6, {ANN: 1}).is_known
+    assert world.presence.count("a") == 0
+
+
 def test_all_keys_end_by_themselves(redis_world: tuple[World, Any]) -> None:
     world, client = redis_world
     world.report("a", "w.1", 1, {ANN: 1, BOB: 1})

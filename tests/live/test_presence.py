@@ -237,3 +237,18 @@ def test_a_drain_takes_the_members_of_its_worker_away_at_once(server: Gunicorn, 
         with shared_redis.client() as redis:
             assert sum(redis.zcard(f"sse:{{room/{room}}}:present:records") for room in ROOMS) == 0
             assert [redis.hget(f"sse:{{room/{room}}}:present", "#count") for room in ROOMS] == ["0"] * 4
+
+
+@pytest.mark.parametrize("kind", ["gthread", "gevent"])
+def test_under_gunicorn_s_own_workers_connections_count_too(tmp_path: Path, redis_url: str, kind: str) -> None:
+    env = ENV | {"SSE_REDIS_URL": redis_url, "CALLS": str(tmp_path / "calls"), "SSE_HEARTBEAT": "3"}
+    server = Gunicorn(tmp_path, APP, env, workers=2, arguments=("-k", kind, "--threads", "16")).start(timeout=60)
+    crowd = Crowd(server, random.Random(4))
+    with contextlib.ExitStack() as stack:
+        stack.callback(server.stop)
+        stack.callback(crowd.close)
+        crowd.join(12)
+        crowd.poll(2)
+        wait_until(crowd.is_told, 20, 0.5, what="presence equals the model")
+        crowd.leave(6)
+        wait_until(crowd.is_told, 20, 0.5, what="those whose connections are dead have gone")
