@@ -13,8 +13,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
+import flask
 from flask import Flask, Response
 
+from sse import SSE
 from sse.service import Service
 from sse.transports.stream import Cut, Stream
 from sse.web.views import make_blueprint
@@ -65,14 +67,26 @@ def entries(last_event_id: str) -> dict[str, str]:
 
 
 class Site:
-    """The routes of a service, called within this process. With `rng`, other streams join and leave at random."""
+    """The routes of a service, called within this process. With `rng`, other streams join and leave at random.
 
-    def __init__(self, service: Service, rng: random.Random | None = None) -> None:
+    With `own`, a view of the app answers in place of the routes, with the channels that the client asks for.
+    """
+
+    def __init__(self, service: Service, rng: random.Random | None = None, *, own: bool = False) -> None:
         self.service = service
         self._rng = rng
         self._app = Flask("tests")
-        self._app.register_blueprint(make_blueprint(service, lambda: None, "sse"))
+        self._app.register_blueprint(make_blueprint(service, lambda: None))
+        self._app.extensions["sse"] = service
+        self._app.add_url_rule("/own", view_func=lambda: SSE().subscribe(*flask.request.args.getlist("of")))
         self._browser = self._app.test_client()
+        self._own = own
+
+    def _place(self, request: Request, route: str) -> tuple[str, list[tuple[str, str]]]:
+        """Return the path and the query of a request."""
+        if not self._own:
+            return route, list(request.query)
+        return "/own", [("of" if name == "channel" else name, value) for name, value in request.query]
 
     def stream(self, request: Request) -> Iterator[bytes]:
         """Yield the chunks of a stream, which connects at the first chunk. A stream that is cut just ends.
@@ -81,16 +95,16 @@ class Site:
         :raises Over: in place of the first, if all channels have ended.
         """
         headers = {} if request.header is None else {"Last-Event-ID": request.header}
-        query = list(request.query)
+        path, query = self._place(request, "/sse/stream")
         if self._rng:
-            with self._app.test_request_context("/sse/stream", query_string=query, headers=headers):
+            with self._app.test_request_context(path, query_string=query, headers=headers):
                 answer = self._app.full_dispatch_request()
             _check_status(answer)
             assert isinstance(answer.response, Stream)
             with contextlib.suppress(Cut):
                 yield from driven(answer.response, self._rng)
             return
-        response = self._browser.get("/sse/stream", query_string=query, headers=headers)
+        response = self._browser.get(path, query_string=query, headers=headers)
         _check_status(response)
         try:
             with contextlib.suppress(Cut):
@@ -104,8 +118,10 @@ class Site:
 
     def poll(self, request: Request, timeout: int = 0) -> dict[str, Any]:
         headers = {} if request.header is None else {"Last-Event-ID": request.header}
-        query = [(name, value) for name, value in request.query if name != "ids"] + [("timeout", str(timeout))]
-        response = self._browser.get("/sse/poll", query_string=query, headers=headers)
+        headers["Accept"] = "application/json"
+        path, query = self._place(request, "/sse/poll")
+        query = [(name, value) for name, value in query if name != "ids"] + [("timeout", str(timeout))]
+        response = self._browser.get(path, query_string=query, headers=headers)
         assert response.status_code == 200, response.get_data()
         return dict(response.get_json())
 
