@@ -13,7 +13,7 @@ From the bottom up:
 8. `web` answers requests, under any WSGI server. `server` is gunicorn's worker: its loop writes to all streams, so that
    none holds a greenlet.
 9. `extension` is the front for Flask apps, `publisher` the front for processes without Flask, `cli` has the commands
-   `flask sse …`, and `worker` is gunicorn's way in.
+   `flask sse …`, and `worker` is gunicorn's way in. `compat` has other packages' names over `extension`.
 
 Start with `extension`: follow `SSE.publish` down into the store, and from the hub up again to a stream.
 """

@@ -13,8 +13,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
+import flask
 from flask import Flask, Response
 
+from sse import SSE
 from sse.service import Service
 from sse.transports.stream import Cut, Stream
 from sse.web.views import make_blueprint
@@ -65,14 +67,26 @@ def entries(last_event_id: str) -> dict[str, str]:
 
 
 class Site:
-    """The routes of a service, called within this process. With `rng`, other streams join and leave at random."""
+    """The routes of a service, called within this process. With `rng`, other streams join and leave at random.
 
-    def __init__(self, service: Service, rng: random.Random | None = None) -> None:
+    With `own`, a view of the app answers in place of the routes, with the channels that the client asks for.
+    """
+
+    def __init__(self, service: Service, rng: random.Random | None = None, *, own: bool = False) -> None:
         self.service = service
         self._rng = rng
         self._app = Flask("tests")
         self._app.register_blueprint(make_blueprint(service, lambda: None))
+        self._app.extensions["sse"] = service
+        self._app.add_url_rule("/own", view_func=lambda: SSE().subscribe(*flask.request.args.getlist("of")))
         self._browser = self._app.test_client()
+        self._own = own
+
+    def _place(self, request: Request, route: str) -> tuple[str, list[tuple[str, str]]]:
+        """Return the path and the query of a request."""
+        if not self._own:
+            return route, list(request.query)
+        return "/own", [("of" if name == "channel" else name, value) for name, value in request.query]
 
     def stream(self, request: Request) -> Iterator[bytes]:
         """Yield the chunks of a stream, which connects at the first chunk. A stream that is cut just ends.
@@ -81,16 +95,16 @@ class Site:
         :raises Over: in place of the first, if all channels have ended.
         """
         headers = {} if request.header is None else {"Last-Event-ID": request.header}
-        query = list(request.query)
+        path, query = self._place(request, "/sse/stream")
         if self._rng:
-            with self._app.test_request_context("/sse/stream", query_string=query, headers=headers):
+            with self._app.test_request_context(path, query_string=query, headers=headers):
                 answer = self._app.full_dispatch_request()
             _check_status(answer)
             assert isinstance(answer.response, Stream)
             with contextlib.suppress(Cut):
                 yield from driven(answer.response, self._rng)
             return
-        response = self._browser.get("/sse/stream", query_string=query, headers=headers)
+        response = self._browser.get(path, query_string=query, headers=headers)
         _check_status(response)
         try:
             with contextlib.suppress(Cut):
@@ -104,8 +118,10 @@ class Site:
 
     def poll(self, request: Request, timeout: int = 0) -> dict[str, Any]:
         headers = {} if request.header is None else {"Last-Event-ID": request.header}
-        query = [(name, value) for name, value in request.query if name != "ids"] + [("timeout", str(timeout))]
-        response = self._browser.get("/sse/poll", query_string=query, headers=headers)
+        headers["Accept"] = "application/json"
+        path, query = self._place(request, "/sse/poll")
+        query = [(name, value) for name, value in query if name != "ids"] + [("timeout", str(timeout))]
+        response = self._browser.get(path, query_string=query, headers=headers)
         assert response.status_code == 200, response.get_data()
         return dict(response.get_json())
 
@@ -146,6 +162,15 @@ class Rings(ABC):
     def reason(self, channel: str, position: str) -> str | None:
         """Return the reason of the end at this position; None if the position is no end."""
         return None
+
+    def loses_texts(self, channel: str) -> bool:
+        """Return whether a run's text may be gone, so that a client without a position is reset."""
+        return False
+
+    @property
+    def may_be_behind(self) -> bool:
+        """True if a hub may not know of an end yet that a client has had from another one."""
+        return False
 
     @abstractmethod
     def starts(self, channel: str, position: str, replay: int) -> bool:
@@ -263,6 +288,9 @@ class Client:
         reset_channels = [reset["channel"] for reset in answer["resets"]]
         for reset in answer["resets"]:
             channel = reset["channel"]
+            if self.places[channel] is None:
+                assert self.rings.loses_texts(channel)
+                self.places[channel] = LOST
             if reset_channels.count(channel) == 1:
                 self._reset(channel, reset["reason"], reset["missed"], starts[channel])
             elif self.places[channel] != starts[channel]:
@@ -282,7 +310,8 @@ class Client:
             else:
                 self._end(channel, reason)
         for channel, place in self.places.items():
-            assert (channel in ended) == (self.rings.reason(channel, str(place)) is not None)
+            is_end = self.rings.reason(channel, str(place)) is not None
+            assert (channel in ended) == is_end or (self.rings.may_be_behind and is_end)
         whole = {channel for channel in first if starts[channel].startswith("0-")}
         assert set(answer.get("whole", ())) == whole
         self.judge()
@@ -291,7 +320,10 @@ class Client:
         assert list(channels) == list(self.places)
         for channel, told in channels.items():
             place, asked = self.places[channel], self.asked.entries.get(channel)
-            if place is None:
+            if place is None and told["position"] is None:
+                assert self.rings.loses_texts(channel)
+                self.places[channel] = LOST
+            elif place is None:
                 assert not told["resumed"]
                 assert self.rings.starts(channel, told["position"], self.asked.replay)
                 self.places[channel] = told["position"]
@@ -300,7 +332,8 @@ class Client:
             else:
                 assert told["position"] is None or told["position"] == asked, f"{channel} goes on as if it were new"
             if told["resumed"]:
-                assert told.get("ended") == self.rings.reason(channel, told["position"])
+                ended = self.rings.reason(channel, told["position"])
+                assert told.get("ended") == ended or (self.rings.may_be_behind and "ended" not in told)
                 assert told.get("whole", False) == told["position"].startswith("0-")
 
     def _event(self, channel: str, position: str, type: str, data: str) -> None:
@@ -349,7 +382,9 @@ class Client:
         unsaid = self.asked.header is not None and not self.asked.entries.get(channel)
         assert place is not None
         assert place == LOST or unsaid or not self.rings.keeps(channel, place), f"{channel} could go on from {place}"
-        if reason == "trimmed" and exact:
+        if reason == "trimmed" and missed is None and exact:
+            assert self.rings.loses_texts(channel)
+        elif reason == "trimmed" and exact:
             lost = self.asked.entries[channel] if place == LOST else place
             assert missed == max(int(position.split("-")[0]) - int(lost.split("-")[0]), 0)
         else:
@@ -407,7 +442,7 @@ class BareClient(Client):
         channel, position = next(iter(entries(block.own_id).items()))
         for name, claimed in entries(block.own_id).items():
             if self.places[name] is None:
-                place = self.rings.before(name, claimed) if name == channel else claimed
+                place = self._before_text(name, claimed, block.data) if name == channel else claimed
                 assert self.rings.starts(name, place, self.asked.replay)
                 self.places[name] = place
         self._event(channel, position, block.event, block.data)

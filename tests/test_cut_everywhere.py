@@ -45,9 +45,17 @@ QUIET = 0.002  # seconds; a heartbeat after so short a pause tells that a stream
 class World(Site, Rings):
     """A service over one store, and a record of all events that were published there."""
 
-    def __init__(self, redis_url: str | None, *, ring: int, rng: random.Random | None = None, **settings: Any) -> None:
+    def __init__(
+        self,
+        redis_url: str | None,
+        *,
+        ring: int,
+        rng: random.Random | None = None,
+        own: bool = False,
+        **settings: Any,
+    ) -> None:
         config = Config.load({"SSE_PUBLIC": "*", "SSE_RING": ring, "SSE_REDIS_URL": redis_url})
-        super().__init__(Service(dataclasses.replace(config, heartbeat=QUIET, **settings)), rng)
+        super().__init__(Service(dataclasses.replace(config, heartbeat=QUIET, **settings)), rng, own=own)
         self.ring = ring
         self.positions: dict[str, list[str]] = {channel: [] for channel in (*CHANNELS, "r", "s", "t")}
         self.opened: dict[str, int] = {}  # how many positions there were when the first connection was made
@@ -434,6 +442,35 @@ def test_a_client_of_one_channel_has_all_after_any_cuts(world: World, reason: st
     text = "b=" + {"": world.positions["b"][-4], "invalid": "?", **positions(world)}[reason]
     resets = {"b": reason} if reason else {}
     cut_everywhere(world, lambda: start(world, Client, text, resets, by_header=by_header, channels="b"), resets)
+
+
+@pytest.fixture(params=["iterated", "driven"])
+def own_world(request: pytest.FixtureRequest) -> Iterator[World]:
+    """A world whose channels are read through a view of the app."""
+    seed = request.config.getoption("hypothesis_seed")
+    with make_world(None, rng=random.Random(seed) if request.param == "driven" else None, own=True) as world:
+        yield world
+
+
+@pytest.mark.parametrize("by_header", [True, False])
+@pytest.mark.parametrize("case", BY_HEADER)
+def test_a_client_of_a_view_has_all_after_any_cuts_and_is_reset_alike_by_parameter_and_header(
+    own_world: World, case: str, by_header: bool
+) -> None:
+    template, resets = BY_HEADER[case]
+    text = template.format_map(positions(own_world))
+    cut_everywhere(own_world, lambda: start(own_world, Client, text, resets, by_header=by_header), resets)
+
+
+@pytest.mark.parametrize("form", ["delta", "cut", "typed"])
+def test_a_client_of_a_view_has_all_in_each_form(own_world: World, form: str) -> None:
+    kind, extra = FORMS[form]
+    text = "c={c}~b={b}~a={a}".format_map(positions(own_world))
+    cut_everywhere(own_world, lambda: start(own_world, kind, text, (), extra=extra), {})
+
+
+def test_a_client_of_a_view_that_began_with_nothing_has_all_after_any_cuts(own_world: World) -> None:
+    cut_everywhere(own_world, lambda: start(own_world, Client, None, (), extra=[("replay", "2")]), {})
 
 
 def test_an_event_source_with_delta_ids_is_told_of_what_it_loses(world: World) -> None:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 from flask import Blueprint, Flask, Response, abort, make_response, request
 from flask_cors import CORS, cross_origin
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from werkzeug.test import TestResponse
 
 from sse import SSE, InvalidEvent
 from sse.web.answers import ALLOWED_HEADERS
 from tests import client as wire
 from tests.conftest import MakeApp
+from tests.fuzzed_requests import PIECES
 from tests.publishing import publish_in_app
 from tests.servers import wait_until
 from tests.tokens import SECRET
@@ -482,3 +488,62 @@ def test_two_apps_of_one_sse_answer_each_with_its_own_settings(make_app: MakeApp
         app.add_url_rule("/own", view_func=lambda: sse.subscribe("a"))
         with closing(app.test_client().get("/own")) as stream:
             assert blocks(stream, 1)[0].json()["heartbeat"] == heartbeat
+
+
+# Any input
+
+
+PARAMETERS = (
+    "timeout",
+    "max_bytes",
+    "x",
+    "channel",
+    "token",
+    "last_event_id",
+    "lastEventId",
+    "replay",
+    "ids",
+    "types",
+    "form",
+    "end",
+    "heartbeat",
+)
+VALUES = (*PIECES, "a", "b", "private", "a=1-1", "delta", "data", "bare", "cut", "5", "-5", "~", "private=0-0")
+ACCEPTED = ("", "*/*", "application/json", "text/event-stream", "application/json;q=x", ",;=", "a/b;q=1e9", "\xff")
+
+
+@settings(max_examples=300)
+@given(
+    query=st.lists(st.tuples(st.sampled_from(PARAMETERS), st.sampled_from(VALUES)), max_size=6),
+    accept=st.sampled_from(ACCEPTED),
+    last_event_id=st.sampled_from(("", *VALUES)),
+    method=st.sampled_from(("GET", "HEAD", "POST")),
+)
+def test_no_request_reads_another_channel_than_the_view_s_or_is_answered_with_an_error_of_the_server(
+    fuzzed: Flask, query: list[tuple[str, str]], accept: str, last_event_id: str, method: str
+) -> None:
+    headers = {"Accept": accept, "Last-Event-ID": last_event_id.encode("ascii", "replace").decode()}
+    headers = {name: re.sub("[\r\n\0]", "", text) for name, text in headers.items()}
+    path = f"/own?{urlencode([(n, '0' if n == 'timeout' else v) for n, v in query])}"
+    with closing(fuzzed.test_client().open(path, method=method, headers=headers, buffered=False)) as answer:
+        assert answer.status_code in (200, 400, 410), answer.status
+        body = next(answer.iter_encoded(), b"") if answer.mimetype == "text/event-stream" else answer.data
+    assert b"the private news" not in body
+    for name in ("private", "b"):
+        assert f'"{name}":{{"position"'.encode() not in body
+    if method != "HEAD" and answer.status_code == 200 and answer.mimetype == "application/json":
+        assert [entry.partition("=")[0] for entry in json.loads(body)["last_event_id"].split("~")] == ["a"]
+    elif method != "HEAD" and answer.status_code == 200:
+        assert b'{"channels":{"a":{' in body
+
+
+@pytest.fixture
+def fuzzed() -> Iterator[Flask]:
+    app, sse = Flask("tests"), SSE()
+    app.config["SSE_PUBLIC"] = "b"
+    sse.init_app(app)
+    app.add_url_rule("/own", view_func=lambda: sse.subscribe("a"), methods=["GET", "POST"])
+    for channel in ("a", "b", "private"):
+        publish_in_app(app, channel, "the private news" if channel == "private" else "news")
+    yield app
+    sse.close()

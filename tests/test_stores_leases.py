@@ -579,6 +579,20 @@ def test_each_attempt_waits_twice_as_long_over_all_workers(world: LeaseWorld) ->
         world.advance(0.6)
 
 
+def test_a_runner_that_has_written_and_dies_is_replaced_as_soon_as_its_lease_is_free(world: LeaseWorld) -> None:
+    for attempt in range(1, 9):
+        answer = ask(world, "w", f"t{attempt}")
+        assert (answer.is_held, answer.attempts) == (True, attempt)
+        world.leases.write("s", f"t{attempt}", Event("x"), key=f"k{attempt}")
+        assert not ask(world, "other", "other").is_held
+        world.advance(LATE)
+    world.leases.release("s", "t8", wait=30)
+    assert ask(world, "w", "t9").is_held
+    world.leases.write("s", "t9", Event("x"), key="k9")
+    world.leases.release("s", "t9", wait=30)
+    assert not ask(world, "w", "t10").is_held
+
+
 def test_attempts_count_anew_when_a_runner_was_up_for_a_while(world: LeaseWorld) -> None:
     for attempt in range(1, 4):
         assert ask(world, "w", f"t{attempt}").attempts == attempt

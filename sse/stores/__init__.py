@@ -18,6 +18,9 @@ and markers.
   position before the newest events, and `ensure.lua` creates a ring. The scripts of runs and sources end in `_run.lua`
   and `_source.lua`. `append.lua` has the functions of those that store;
 - `redis_leases`, the leases and markers, and its list of the keys beside a ring.
+
+`presence` is the contract for who is connected to each channel, which `memory_presence` and `redis_presence` (with
+`presence.lua`) keep.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 From the bottom up: `request` parses the parts of a request as they are needed, and knows no Flask. `admission` takes a
 parsed request through the limits, the right to read or publish, and the positions or the store. `answers` makes answers
 as plain values, and adds the headers that every answer has. `views` connects these to Flask's routes and responses.
-`hooks` has the responses and the hook that keep streams and polls working whatever the app's own hooks do. `script` is
-the embed script as it is served, and `server_check` warns of a WSGI server that cannot hold streams.
+`own_views` answers requests to the app's own views with the same means. `hooks` has the responses and the hook that
+keep streams and polls working whatever the app's own hooks do. `script` is the embed script as it is served, and
+`server_check` warns of a WSGI server that cannot hold streams.
 """
