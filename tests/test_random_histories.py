@@ -138,6 +138,7 @@ class Lives(Rings):
         self.alive.pop(channel, None)
         if channel == RUN:
             self.textless = False
+            self.was_textless = True  # a hub may know of the end, and see that the text is gone
 
     def lose_text(self) -> None:
         """Leave nothing of the run's channel but its end."""
@@ -369,7 +370,7 @@ class Machine(RuleBasedStateMachine):
         self.run = Run(self.store, RUN, restart=restart)
         (newest,) = self.store.newest([RUN])
         if [str(newest)] != self.rings.alive.get(RUN):
-            self.rings.die(RUN)
+            self.rings.textless = False
             self.rings.born(RUN, str(newest))
 
     def live_run(self) -> Run:
