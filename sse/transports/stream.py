@@ -261,7 +261,7 @@ class Stream(Body):
         size = 0
         for index in subscriber.order():
             position = positions[index]
-            key = (channels[index].name, position, dialect.typed, dialect.bare, dialect.id_last)
+            key = (channels[index].name, position, dialect.kind)
             if key in shared:
                 segment = shared[key]
             else:
