@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -275,3 +276,20 @@ def test_gunicorn_s_own_worker_gives_its_runs_time_too(tmp_path: Path, count: in
         all_ended(readers, reason, 10)
         wait_until(lambda: pid not in service.server.worker_pids(), 5)
         assert time.monotonic() - stopped < (5 if reason == "done" else 8)
+
+
+def test_a_page_that_is_reloaded_at_any_moment_has_the_whole_text(tmp_path: Path) -> None:
+    rng = random.Random()
+    with serving(tmp_path) as service, contextlib.ExitStack() as stack:
+        service.run("a", count=300, every=0.02)
+        pages: list[RunReader] = []
+        for number in range(20):
+            time.sleep(rng.uniform(0, 0.5))
+            page = RunReader(service.server.url, "a", "stream" if number % 2 else "poll")
+            pages.append(stack.enter_context(page))
+        all_ended(pages, "done", 20)
+        assert {page.text for page in pages} == {words(300)}
+        assert not any(page.resets for page in pages)
+        after = service.readers("a")
+        all_ended(after, "done", 5)
+        assert {page.text for page in after} == {words(300)}
