@@ -6,6 +6,7 @@ Each third-party library is imported by few modules.
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
 from collections.abc import Mapping
 from functools import cache
@@ -230,3 +231,12 @@ def test_a_folder_says_what_lives_there_and_only_public_ones_re_export(module: s
     tree = tree_of(module)
     assert len(ast.get_docstring(tree) or "") > 20
     assert module in RE_EXPORTING or not imports(tree)
+
+
+def test_the_worker_s_modules_leave_the_library_to_be_patched_first() -> None:
+    """The worker is imported before gevent patches the standard library, which has to be unused until then."""
+    code = "import sse.server.worker, sys; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, check=True)
+    imported = set(done.stdout.split())
+    assert "sse.server.rows" in imported
+    assert not {name for name in imported if name.startswith(("redis", "sse.stores", "sse.hub", "sse.service"))}

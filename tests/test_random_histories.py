@@ -71,6 +71,9 @@ def shown(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
+OWN = 1  # the number of the worker whose channels are read through a view of the app
+
+
 class Clock:
     """The real clock, plus the time that was skipped."""
 
@@ -203,13 +206,16 @@ class Visitor:
     def is_connected(self) -> bool:
         return self._chunks is not None
 
-    def request(self, by_header: bool, extra: dict[str, str]) -> Request:
-        """Come back with what is held; a channel without an entry is lost by header, and new by parameter."""
+    def request(self, by_header: bool, extra: dict[str, str], *, of_view: bool = False) -> Request:
+        """Come back with what is held. A channel without an entry is lost by header, and new by parameter.
+
+        At a view of the app, which names the channels itself, it is lost in both cases.
+        """
         held = self.client.held
         for channel, place in self.client.places.items():
             if channel not in entries(held):
                 assert place in (None, LOST), f"{held} has lost {channel}"
-                self.client.places[channel] = LOST if by_header and held else None
+                self.client.places[channel] = LOST if (by_header or of_view) and held else None
         query = self.client.first.query + tuple(extra.items())
         if by_header:
             # An EventSource's URL may still say where its page began.
@@ -299,7 +305,7 @@ class Machine(RuleBasedStateMachine):
             self.redis = redis.Redis.from_url(self.redis_url)
             self.redis.flushdb()
         self.workers = [self.make_worker(), self.make_worker()]
-        self.sites = [Site(worker) for worker in self.workers]
+        self.sites = [self.make_site(which) for which in range(2)]
         self.publish("a", "first", "message", 0)
         for who, names in enumerate(("abc", "bc", "r", "rb")):
             self.come(list(names))
@@ -308,6 +314,10 @@ class Machine(RuleBasedStateMachine):
 
     def make_store(self) -> Store:
         return connect(self.redis_url, ring=RING, ring_ttl=RING_TTL, run_ttl=RUN_TTL)
+
+    def make_site(self, which: int) -> Site:
+        """Return a worker's routes. At the second worker, a view of the app answers in their place."""
+        return Site(self.workers[which], own=which == OWN)
 
     def make_worker(self) -> Worker:
         return Worker(self.config, self.make_store() if self.redis_url else self.store, self.clock)
@@ -421,7 +431,8 @@ class Machine(RuleBasedStateMachine):
         if form == "delta" and by_header:
             form = ""
         extra = ({"replay": str(replay)} if replay else {}) | FORMS[form]
-        visitor.connect(self.sites[worker % 2], worker % 2, visitor.request(by_header, extra), form)
+        request = visitor.request(by_header, extra, of_view=worker % 2 == OWN)
+        visitor.connect(self.sites[worker % 2], worker % 2, request, form)
 
     @rule(who=number)
     def read(self, who: int) -> None:
@@ -454,7 +465,7 @@ class Machine(RuleBasedStateMachine):
         visitor = self.visitor(who)
         visitor.disconnect()
         extra = ({"replay": str(replay)} if replay else {}) | ({"max_bytes": str(max_bytes)} if max_bytes else {})
-        request = visitor.request(by_header, extra)
+        request = visitor.request(by_header, extra, of_view=worker % 2 == OWN)
         visitor.poll(self.sites[worker % 2], request, timeout, lost)
 
     @rule(who=number, which=number, how=st.sampled_from(["soon", "", "0-0", "2-7", "77-7", None]))
@@ -485,7 +496,7 @@ class Machine(RuleBasedStateMachine):
                 visitor.disconnect()
         self.workers[which].close()
         self.workers[which] = self.make_worker()
-        self.sites[which] = Site(self.workers[which])
+        self.sites[which] = self.make_site(which)
 
     @rule(seconds=st.sampled_from([6, 6, 6, RING_TTL + 1, 301]))
     def pass_time(self, seconds: int) -> None:

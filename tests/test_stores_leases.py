@@ -578,6 +578,20 @@ def test_each_attempt_waits_twice_as_long_over_all_workers(world: LeaseWorld) ->
         world.advance(0.6)
 
 
+def test_a_runner_that_has_written_and_dies_is_replaced_as_soon_as_its_lease_is_free(world: LeaseWorld) -> None:
+    for attempt in range(1, 9):
+        answer = ask(world, "w", f"t{attempt}")
+        assert (answer.is_held, answer.attempts) == (True, attempt)
+        world.leases.write("s", f"t{attempt}", Event("x"), key=f"k{attempt}")
+        assert not ask(world, "other", "other").is_held
+        world.advance(LATE)
+    world.leases.release("s", "t8", wait=30)
+    assert ask(world, "w", "t9").is_held
+    world.leases.write("s", "t9", Event("x"), key="k9")
+    world.leases.release("s", "t9", wait=30)
+    assert not ask(world, "w", "t10").is_held
+
+
 def test_attempts_count_anew_when_a_runner_was_up_for_a_while(world: LeaseWorld) -> None:
     for attempt in range(1, 4):
         assert ask(world, "w", f"t{attempt}").attempts == attempt
@@ -698,6 +712,35 @@ def test_a_batch_that_races_with_an_end_is_stored_whole_or_not_at_all(world: Lea
         newest = world.newest("b")
         assert newest is not None
         assert newest.offset - anchor.offset == count
+
+
+@pytest.mark.parametrize("look", ["none", "ensure", "publish", "both"])
+def test_a_ring_that_is_lost_alone_fails_the_run(world: LeaseWorld, look: str) -> None:
+    writer = begun(world)
+    writer.write("x")
+    if world.client:
+        world.client.delete("sse:{a}")
+    else:
+        del world.store._rings["a"]  # type: ignore[attr-defined]
+    standing = world.standing()
+    assert standing.newest is None
+    assert standing.run
+    assert standing.run.end is None
+    if look in ("ensure", "both"):
+        world.ensure()
+    if look in ("publish", "both"):
+        world.publish("of another")
+    with pytest.raises(RunFailed):
+        writer.write("y")
+    end = world.leases.end("a", "failed", token="mine")
+    assert end == world.newest()
+    before_end = world.run().before_end
+    assert before_end is not None
+    assert said(world.read(before_end)) == [End("a", "failed").data]
+    world.advance(RUN_TTL - 1)
+    assert world.newest() == end
+    world.advance(2)
+    assert world.newest() is None
 
 
 # Redis alone
@@ -858,35 +901,6 @@ def restore(world: LeaseWorld, copy: dict[str, tuple[bytes, int]]) -> None:
         raw.flushall()
         for key, (value, ttl) in copy.items():
             raw.restore(key, ttl, value)
-
-
-def test_a_ring_that_is_lost_alone_fails_the_run(redis_world: LeaseWorld) -> None:
-    client, leases = redis_world.client, redis_world.leases
-    for number, look in enumerate(
-        (
-            lambda channel: None,
-            lambda channel: redis_world.ensure(channel),
-            lambda channel: redis_world.publish("of another", channel),
-            lambda channel: (redis_world.ensure(channel), redis_world.publish("of another", channel)),
-        )
-    ):
-        channel = f"run{number}"
-        writer = begun(redis_world, channel=channel)
-        writer.write("x")
-        client.delete(f"sse:{{{channel}}}")
-        standing = redis_world.standing(channel)
-        assert standing.newest is None
-        assert standing.run and standing.run.end is None
-        look(channel)
-        assert client.ttl(f"sse:{{{channel}}}") != -1
-        with pytest.raises(RunFailed):
-            writer.write("y")
-        end = leases.end(channel, "failed", token="mine")
-        assert end == redis_world.newest(channel)
-        before_end = redis_world.run(channel).before_end
-        assert before_end is not None
-        assert said(redis_world.read(before_end, channel=channel)) == [End(channel, "failed").data]
-        assert 0 < client.ttl(f"sse:{{{channel}}}") <= RUN_TTL
 
 
 @pytest.mark.parametrize("cut", ["xtrim", "xdel", "emptied"])

@@ -218,7 +218,7 @@ class Channel:
         before = ring.bytes
         entry = encoded(entry)
         ring.append(entry)
-        if isinstance(entry.event, End):
+        if type(entry.event) is End:
             self._change(end=entry)
         return ring.bytes - before
 

@@ -71,8 +71,6 @@ class Upkeep:
                 elif previous == channel.ring.newest:
                     self._channels.account(channel.append(entry))
                     moved.add(channel)
-                    if channel.traits.end is not None:
-                        self.changed[name] = None
                 elif entry.position not in channel.ring:
                     self.dirty[name] = None
             wake(moved)

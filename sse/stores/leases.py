@@ -128,8 +128,9 @@ class Leases(ABC):
 
         A channel that has a run's marker has no source: its lease is not taken.
         To take a lease counts as an attempt. After the attempt number n, the lease can be taken again only when
-        `backoff(n)` seconds have passed, so that a source that kills its worker does not kill all of them in turn. This
-        uses a connection of its own, and gives up after 1.5 s.
+        `backoff(n)` seconds have passed, so that a source that kills its worker does not kill all of them in turn. Once
+        its holder has written an event, it can be taken as soon as it is free, so that workers which die for other
+        reasons are replaced. This uses a connection of its own, and gives up after 1.5 s.
         """
 
     @abstractmethod

@@ -223,6 +223,7 @@ class MemoryLeases(Leases):
         ring = self._rings.ensure(channel)
         source.stored_at = self._rings.append(channel, ring, event).position
         source.writer, source.key, source.written = token, key, self._clock()
+        source.due = min(source.due, self._clock())
         self._rings.prolong(ring)
         return source.stored_at
 

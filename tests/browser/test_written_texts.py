@@ -20,6 +20,7 @@ from tests.browser.written_texts import VIEW, TextService
 from tests.servers import RedisServer, wait_until
 
 TRANSPORTS = ["eventsource", "xhr", "poll"]
+LONG = pytest.mark.long
 RELOADS = 20
 QUIET = 10  # seconds after an end without a request
 
@@ -368,6 +369,84 @@ def test_the_standard_interface_tells_the_end_and_is_closed(service: TextService
     wait_until(lambda: tab.run("return source.readyState") == 2, what="it is closed")
     told = tab.run("return told")
     assert told == [["text", "Hi"], ["sse.end", f'{{"channel":"{run}","reason":"done"}}'], ["error", None]]
+
+
+@LONG
+@pytest.mark.parametrize("round", range(3))
+def test_each_tab_has_all_of_what_it_follows_however_tabs_come_and_go(
+    service: TextService, browser: Browser, request: pytest.FixtureRequest, round: int
+) -> None:
+    chance = random.Random(f"{request.config.getoption('hypothesis_seed')} {round}")
+    news, *runs = [next(_names) for _ in range(4)]
+    pieces: dict[str, list[str]] = {name: [] for name in runs}
+    over = {name: threading.Event() for name in (news, *runs)}
+    numbers = itertools.count()
+    chosen: dict[Tab, list[str]] = {}
+
+    def write(name: str, pace: random.Random) -> None:
+        while not over[name].is_set() and len(pieces[name]) < 5000:
+            pieces[name].append(f"{len(pieces[name])} {'x' * pace.randrange(30)}")
+            service.write(name, pieces[name][-1])
+            time.sleep(pace.random() * 0.06)
+        service.end(name, pace.choice(["done", "stopped", "failed"]))
+
+    def publish() -> None:
+        while not over[news].is_set():
+            service.publish(news, next(numbers))
+            time.sleep(0.1)
+
+    def start(tab: Tab) -> None:
+        chosen[tab] = chance.sample([news, *runs], chance.randrange(1, 5))
+        open_on(tab, "eventsource", *chosen[tab], share=chance.random() < 0.85)
+
+    def open_one() -> None:
+        if len(chosen) < 5:
+            start(browser.open(service.url))
+
+    def reload() -> None:
+        tab = chance.choice(list(chosen))
+        tab.go(tab.address)
+        start(tab)
+
+    def lose(by: Callable[[Tab], None]) -> None:
+        if len(chosen) > 2:
+            tab = chance.choice(list(chosen))
+            del chosen[tab]
+            by(tab)
+
+    for name in runs:
+        service.begin(name)
+    threads = [threading.Thread(target=write, args=(name, random.Random(chance.random()))) for name in runs]
+    threads.append(threading.Thread(target=publish))
+    for thread in threads:
+        thread.start()
+    acts = [reload, reload, open_one, open_one, service.cut, lambda: lose(Tab.close), lambda: lose(browser.kill)]
+    try:
+        for _ in range(3):
+            start(browser.open(service.url))
+        for step in range(40):
+            chance.choice(acts)()
+            if step in (15, 30):
+                over[runs[step // 30]].set()
+            time.sleep(chance.random() * 0.6)
+    finally:
+        for event in over.values():
+            event.set()
+        for thread in threads:
+            thread.join(30)
+    last = next(numbers)
+    service.publish(news, last)
+    for tab, channels in chosen.items():
+        for name in set(channels) - {news}:
+            wait_for_text(tab, name, "".join(pieces[name]), 20)
+        if news in channels:
+            wait_until(lambda tab=tab: tab.numbers(news)[-1:] == [last], 20, what="all news")
+            assert tab.numbers(news) == list(range(tab.numbers(news)[0], last + 1))
+        else:
+            closed(tab)
+        assert sorted(name for name, *_ in ends(tab)) == sorted(set(channels) - {news})
+        assert tab.log("resets") == []
+        assert tab.run("return errors") == []
 
 
 # In data-into
