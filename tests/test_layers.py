@@ -6,6 +6,7 @@ Each third-party library is imported by few modules.
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
 from collections.abc import Mapping
 from functools import cache
@@ -230,3 +231,11 @@ def test_a_folder_says_what_lives_there_and_only_public_ones_re_export(module: s
     tree = tree_of(module)
     assert len(ast.get_docstring(tree) or "") > 20
     assert module in RE_EXPORTING or not imports(tree)
+
+
+def test_the_worker_imports_no_library_of_the_app_before_gevent_has_patched() -> None:
+    program = "import sys, sse.server.worker; print(*{name.partition('.')[0] for name in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, timeout=60)
+    loaded = set(done.stdout.split())
+    assert "gunicorn" in loaded
+    assert not loaded & {"redis", "flask", "werkzeug", "limits", "jwt"}

@@ -17,10 +17,10 @@ from sse.server.framing import LAST_CHUNK, date, framed
 from sse.server.gunicorn_request import is_read, skip_body
 from sse.server.rows import Rows, send
 from sse.server.sockets import has_hung_up
-from sse.transports.items import ItemStream
 from sse.transports.life import STALLED_AFTER
 
 if TYPE_CHECKING:
+    from sse.transports.items import ItemStream
     from sse.transports.poll import Poll
     from sse.transports.stream import Stream
 
@@ -80,7 +80,7 @@ class Responder:
             response.force_close()
         write: Callable[[Any, socket.socket, Any], None]
         is_ours = body is environ.get("sse.body", self)
-        if is_ours and isinstance(body, ItemStream):
+        if is_ours and body.keeps_greenlet:
             write = self._write_items
         elif is_ours and "sse.can_hand_off" in environ and is_read(response.req):
             write = self._hand_off_stream if body.is_stream else self._hand_off_poll

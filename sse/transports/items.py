@@ -29,7 +29,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Final
+from typing import ClassVar, Final
 
 from sse.errors import Unavailable
 from sse.event import EndReason, Event, Piece, plain_str
@@ -60,6 +60,9 @@ class ItemStream:
     :param breaker: None where a thread that waits cannot be interrupted.
     :param gone: returns whether the client has gone.
     """
+
+    keeps_greenlet: ClassVar[bool] = True
+    """True, because our worker sends it from the greenlet of its request, see `Body`."""
 
     def __init__(
         self,
