@@ -10,10 +10,11 @@ monkey.patch_all()
 import secrets  # noqa: E402
 import sys  # noqa: E402
 import time  # noqa: E402
-from importlib import resources  # noqa: E402
 
 import gevent  # noqa: E402
 import redis  # noqa: E402
+
+from sse.stores.scripts import Script  # noqa: E402
 
 PAYLOAD = '{"type":"message","data":"' + "x" * 128 + '"}'
 
@@ -21,7 +22,7 @@ PAYLOAD = '{"type":"message","data":"' + "x" * 128 + '"}'
 def main(url: str, greenlets: int, seconds: float) -> None:
     """Print how many round trips there were each second."""
     client = redis.Redis.from_url(url)
-    sha = client.script_load(resources.files("sse.stores").joinpath("publish.lua").read_text())
+    sha = client.script_load(Script("publish.lua", stores=True).text)
     counts = [0] * greenlets
     end = time.monotonic() + seconds
 

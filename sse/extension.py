@@ -28,9 +28,12 @@ from sse.service import Service, SourceRules
 from sse.stores import Publication
 from sse.unheard import unheard
 from sse.web import own_views
+from sse.web.admission import Identify
 from sse.web.channel_rules import ChannelRules, HTTPNotFound, variables_of
 from sse.web.own_views import OwnView
 from sse.web.views import Views, make_blueprint
+from sse.work.calls import check_function
+from sse.work.presence import Happening
 from sse.work.source import Source, check_source
 from sse.work.sources import Match
 from sse.work.writer import Writer
@@ -73,6 +76,8 @@ class SSE:
 
     def __init__(self, app: Flask | None = None) -> None:
         self._authorize: Authorize | None = None
+        self._identify: Identify | None = None
+        self._happenings: dict[Happening, ChannelRules] = {"joined": ChannelRules(), "left": ChannelRules()}
         self._rules = ChannelRules()
         self._services: weakref.WeakSet[Service] = weakref.WeakSet()  # an app that nobody else holds goes
         if app is not None:
@@ -105,6 +110,9 @@ class SSE:
             warn("%s in the environment: not settings of Throughline, so they are ignored", ", ".join(names))
         service = Service(Config.load(environ, app.config))
         service.at_first_use = partial(_tell_late, service.config, environ, app.config)
+        for rules in self._happenings.values():
+            rules.know(app.url_map.converters)
+        service.find_call = partial(_find_call, self._happenings, weakref.ref(app))
         self._rules.know(app.url_map.converters)
         service.source_rules = SourceRules(
             match=cast("Match", self._rules.match),
@@ -115,7 +123,7 @@ class SSE:
             service.use_sources()
         app.extensions["sse"] = service
         self._services.add(service)
-        app.register_blueprint(make_blueprint(service, lambda: self._authorize, blueprint))
+        app.register_blueprint(make_blueprint(service, lambda: self._authorize, lambda: self._identify, blueprint))
 
     def register(self, app: Flask, options: Mapping[str, object]) -> NoReturn:  # noqa: ARG002 - as of a blueprint
         """Say what to do instead of `app.register_blueprint(sse)`, which calls this.
@@ -408,6 +416,138 @@ class SSE:
         _check_process(service)
         return service.stop(channel)
 
+    def count(self, channel: str) -> int:
+        """Return the number of connections to a channel, over all workers.
+
+        These are the open streams and waiting polls. The connections of one client, a page that names itself by the
+        parameter `client`, count as one, and it counts until 10 s after the answer to a poll. What has changed within
+        the last second may be missing. The connections of a worker that was killed count for up to 20 s more. Any
+        thread may call this, in an app context.
+
+        :param channel: a channel that SSE_PRESENCE matches.
+        :raises InvalidEvent: if the channel is not valid.
+        :raises NotFound: if SSE_PRESENCE does not match the channel.
+        :raises StoreUnavailable: if Redis does not answer within some times SSE_REDIS_TIMEOUT.
+        :raises Unavailable: if several processes serve the app with the memory store, which is for one process.
+
+        >>> from sse import SSE
+        >>> app = Flask(__name__)
+        >>> app.config.update(SSE_PUBLIC="room/*", SSE_PRESENCE="room/*")
+        >>> sse = SSE(app)
+        >>> stream = app.test_client().get("/sse/stream?channel=room/7")
+        >>> opening = next(stream.response)
+        >>> with app.app_context():
+        ...     sse.count("room/7")
+        1
+        >>> stream.close()
+        >>> with app.app_context():
+        ...     sse.count("room/7")
+        0
+        """
+        service = get_service()
+        _check_readers(service)
+        return service.count(channel)
+
+    def members(self, channel: str) -> list[dict[str, Any]]:
+        """Return who is connected to a channel, over all workers: each subject, and the number of its connections.
+
+        The subject is that of the token or ticket, the `sub` of `subscribe`, or what the function under `identify`
+        returns. Connections without a subject are in `count` only. Delays are those of `count`.
+
+        :param channel: a channel that SSE_PRESENCE matches.
+        :raises InvalidEvent: if the channel is not valid.
+        :raises NotFound: if SSE_PRESENCE does not match the channel.
+        :raises StoreUnavailable: if Redis does not answer within some times SSE_REDIS_TIMEOUT.
+        :raises Unavailable: if several processes serve the app with the memory store, which is for one process.
+
+        >>> from flask import request
+        >>> from sse import SSE
+        >>> app = Flask(__name__)
+        >>> app.config.update(SSE_PUBLIC="room/*", SSE_PRESENCE="room/*")
+        >>> sse = SSE(app)
+        >>> @sse.identify
+        ... def name():
+        ...     return request.headers.get("X-Name")
+        >>> client = app.test_client()
+        >>> streams = [client.get("/sse/stream?channel=room/7", headers={"X-Name": name}) for name in ("ann", "ann")]
+        >>> openings = [next(stream.response) for stream in streams]
+        >>> with app.app_context():
+        ...     sse.members("room/7")
+        [{'sub': 'ann', 'connections': 2}]
+        """
+        service = get_service()
+        _check_readers(service)
+        connections = service.attendance(channel).connections
+        return [{"sub": sub, "connections": number} for sub, number in sorted(connections.items())]
+
+    def identify(self, function: Callable[[], str | None]) -> Callable[[], str | None]:
+        """Decorate the function that names the reader of the current request, for presence, and return the function.
+
+        The function is called once for each stream or poll of a channel that SSE_PRESENCE matches, after it has been
+        allowed, and only if neither a token or ticket nor `subscribe` names its subject. It returns a string of up to
+        256 characters, or None for an anonymous reader. The log names any other answer, and the reader is anonymous
+        then. If the function calls `abort`, that is the answer to the request. If it raises another error, nothing
+        opens: a poll gets 503, and a stream `sse.close` `busy`. There is one such function: a later one takes the place
+        of an earlier one.
+
+        :param function: a function without arguments. It runs in the request's context.
+        :raises TypeError: if the function cannot be called, or is async or a generator.
+
+        >>> from flask import session
+        >>> @sse.identify
+        ... def reader():
+        ...     return session.get("user")
+        """
+        check_function("@sse.identify", function)
+        self._identify = function
+        return function
+
+    def joined(self, rule: str) -> Callable[[F], F]:
+        """Return a decorator for the function to call when a subject gets its first connection to a channel.
+
+        The function is called with the values of the rule's variables and with `sub`, as keyword arguments. It runs in
+        an app context, in a thread or greenlet of its own, and such functions run one after another. Each arrival is
+        told at most once over all workers, some tenths of a second after it, and to the function of the most specific
+        rule alone. If a worker dies in that moment, it is not told at all: `members` is the truth.
+
+        :param rule: channels in the syntax of Flask's routes, without the slash at the start. SSE_PRESENCE has to match
+            them, too.
+        :raises ValueError: if the rule is malformed, has a variable `sub`, or equals an earlier rule.
+        :raises TypeError: if the function does not take these arguments, or is async or a generator.
+
+        >>> @sse.joined("room/<id>")
+        ... def welcome(id, sub):
+        ...     sse.publish(f"room/{id}", f"{sub} is here", type="joined")
+        """
+        return self._when("joined", rule)
+
+    def left(self, rule: str) -> Callable[[F], F]:
+        """Return a decorator for the function to call when a subject has had no connection to a channel for 30 s.
+
+        A page that reloads, or reconnects as streams do every 15 minutes, has not left. Everything else is as for
+        `joined`. The function may be called up to 10 s late.
+
+        :param rule: as for `joined`.
+        :raises ValueError: as for `joined`.
+        :raises TypeError: as for `joined`.
+
+        >>> @sse.left("room/<id>")
+        ... def goodbye(id, sub):
+        ...     sse.publish(f"room/{id}", f"{sub} has left", type="left")
+        """
+        return self._when("left", rule)
+
+    def _when(self, happening: Happening, rule: str) -> Callable[[F], F]:
+        def decorate(function: F) -> F:
+            variables = variables_of(rule) if isinstance(rule, str) else []
+            if "sub" in variables:
+                raise ValueError(f"the rule {rule!r} has a variable sub, which is the subject's: give it another name")
+            check_function(f"@sse.{happening}", function, [*variables, "sub"])
+            self._happenings[happening].add(rule, function)
+            return function
+
+        return decorate
+
     def source(
         self,
         rule: str,
@@ -652,6 +792,35 @@ def _check_process(service: Service) -> None:
         service.check_workers(request.is_multiprocess)
     if not service.shared:
         unheard.note_write(cast("Flask", current_app._get_current_object()))  # type: ignore[attr-defined]
+
+
+def _check_readers(service: Service) -> None:
+    """Refuse to tell who reads where other processes have readers that this one cannot see.
+
+    :raises Unavailable: if several processes serve the app with the memory store.
+    """
+    if has_request_context():
+        service.check_workers(request.is_multiprocess)
+
+
+def _find_call(
+    happenings: Mapping[Happening, ChannelRules],
+    app: weakref.ref[Flask],
+    happening: Happening,
+    channel: str,
+    sub: str,
+) -> Callable[[], object] | None:
+    """Return a call of the app's function for a subject that has joined or left; None if the app has none."""
+    found = happenings[happening].match(channel)
+    if found is None:
+        return None
+
+    def call() -> None:
+        if living := app():
+            with living.app_context():
+                cast("Callable[..., object]", found.value)(**found.arguments, sub=sub)
+
+    return call
 
 
 def get_service() -> Service:

@@ -109,6 +109,22 @@ class Publisher:
         """
         return self._service.stop(channel)
 
+    def count(self, channel: str) -> int:
+        """Return how many streams and polls listen to a channel, in all serving processes, as `SSE.count` does.
+
+        :param channel: a channel that SSE_PRESENCE matches, here as in the serving processes.
+        :raises InvalidEvent: if the channel is not valid.
+        :raises NotFound: if SSE_PRESENCE does not match the channel.
+        :raises StoreUnavailable: if Redis does not answer.
+
+        >>> try:
+        ...     Publisher(redis_url="redis://127.0.0.1:1", presence="room/*").count("room/7")
+        ... except StoreUnavailable as error:
+        ...     print(error.code)
+        store_unavailable
+        """
+        return self._service.count(channel)
+
     def close(self) -> None:
         """End this publisher's threads and connections, and its runs as `interrupted`. The next use makes new ones.
 

@@ -22,6 +22,8 @@ from sse.event import DEFAULT_TYPE, Event, Position, check_channel
 from sse.hub.hub import Hub
 from sse.owner import OwnerThread
 from sse.stores import Publication, Receipt, Store, connect
+from sse.stores.presence import Attendance
+from sse.work.presence import FindCall, Presence
 from sse.work.run import Breaker, Runs
 from sse.work.sources import Match, Sources
 from sse.work.writer import MakeEvent, Writer
@@ -63,6 +65,8 @@ class Service:
         """Called before events are stored, to wait while the server is late in sending earlier events."""
         self.breaker: Breaker | None = None
         """Set by a server whose threads can be interrupted while they wait, see `work.run`."""
+        self.find_call: FindCall | None = None
+        """Finds the app's function to call when somebody has joined or left a channel. It must not hold the app."""
         self.source_rules: SourceRules | None = None
         """Set by the extension: the sources of the app."""
         self._has_sources = False
@@ -89,6 +93,10 @@ class Service:
     @property
     def runs(self) -> Runs:
         return self._parts().runs
+
+    @property
+    def presence(self) -> Presence:
+        return self._parts().presence
 
     @property
     def sources(self) -> Sources:
@@ -225,6 +233,23 @@ class Service:
             return self._run_in_owner(self.config.redis_timeout + _EXTRA_SECONDS, self.stop, channel)
         return self.runs.stop(check_channel(channel))
 
+    def count(self, channel: str) -> int:
+        """Return the number of connections to a channel, see `SSE.count`. Any thread may call this."""
+        if self._owner.is_other_thread:
+            return self._run_in_owner(3 * self.config.redis_timeout + _EXTRA_SECONDS, self.count, channel)
+        return self.presence.count(check_channel(channel))
+
+    def attendance(self, channel: str) -> Attendance:
+        """Return who is connected to a channel, see `SSE.members`. Any thread may call this."""
+        if self._owner.is_other_thread:
+            return self._run_in_owner(3 * self.config.redis_timeout + _EXTRA_SECONDS, self.attendance, channel)
+        return self.presence.read(check_channel(channel))
+
+    def leave(self) -> None:
+        """Tell the other processes that all connections of this one have gone. This makes no store."""
+        if made := self._made:
+            made.presence.close()
+
     def finish(self, seconds: float) -> None:
         """Give the runs of this process so many seconds, and end the rest as `interrupted`; end its sources at once.
 
@@ -307,7 +332,14 @@ class Service:
             answering_since=lambda: hub.answering_since,
         )
         hub.orphaned = runs.orphaned
-        ours = _Made(store, hub, Revocations(store, self.config.token_lifetime), runs, self._make_sources(store, hub))
+        presence = Presence(
+            store.presence,
+            self.config.presence,
+            self.find_call,
+            most_lingering=self._max_subscribers,
+        )
+        revocations = Revocations(store, self.config.token_lifetime)
+        ours = _Made(store, hub, revocations, runs, self._make_sources(store, hub), presence)
         with self._lock:
             if self._made is None:
                 self._made = ours
@@ -395,6 +427,7 @@ class _Made(NamedTuple):
     revocations: Revocations
     runs: Runs
     sources: Sources
+    presence: Presence
 
 
 def _close(made: _Made | None, others: Sequence[Callable[[], None]]) -> None:
@@ -403,6 +436,7 @@ def _close(made: _Made | None, others: Sequence[Callable[[], None]]) -> None:
         made.runs.close()
         made.hub.close()
         made.revocations.close()
+        made.presence.close()
         made.store.close()
     for close in others:
         close()

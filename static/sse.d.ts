@@ -79,6 +79,12 @@ declare namespace SSE {
     readonly reason: "done" | "stopped" | "failed" | "lost" | "interrupted";
   }
 
+  /** Whether what fills a channel while someone listens works now. */
+  interface Source {
+    readonly channel: string;
+    readonly state: "up" | "down";
+  }
+
   interface Expiry {
     /** The seconds that the token is still good for. */
     readonly expires: number;
@@ -90,6 +96,7 @@ declare namespace SSE {
     "sse.state": StateChange;
     "sse.reset": Reset;
     "sse.end": End;
+    "sse.source": Source;
     "sse.auth": Expiry;
   }
 
@@ -147,6 +154,7 @@ declare global {
     "sse-state": CustomEvent<SSE.StateChange>;
     "sse-reset": CustomEvent<SSE.Reset>;
     "sse-end": CustomEvent<SSE.End>;
+    "sse-source": CustomEvent<SSE.Source>;
     "sse-auth": CustomEvent<SSE.Expiry>;
     [event: `sse:${string}`]: CustomEvent<SSE.Event>;
   }

@@ -27,8 +27,8 @@
  *
  *   On the tag's element, and once on `document` if several tags have the channel: "sse:TYPE" for each event, detail
  *   {channel, id, type, data, json}; "sse-reset", detail {channel, reason, missed, id}; "sse-end", detail {channel,
- *   reason, id}. For each tag, on both:
- *   "sse-state", detail {state, reason, transport, shared, tabs, channels}; "sse-auth", detail {expires}, in seconds.
+ *   reason, id}. For each tag, on both: "sse-state", detail {state, reason, transport, shared, tabs, channels};
+ *   "sse-source", detail {channel, state}; "sse-auth", detail {expires}, in seconds.
  *
  * By hand:
  *
@@ -36,7 +36,7 @@
  *   var feed = SSE({view: "/inbox/events"});                       // the view chooses the channels
  *   token may be function (use) { … use(token); }: called for a new one, when data-token-url would be requested
  *   feed.on("created", function (event) { show(event.json); });    // also off(type, fn), close()
- *   feed.on("sse.event" | "sse.state" | "sse.reset" | "sse.end" | "sse.auth", …);      // each event; our own notices
+ *   feed.on("sse.event" | "sse.state" | "sse.reset" | "sse.end" | "sse.source" | "sse.auth", …);
  *   feed.text(channel)                                             // its pieces so far; a reset empties it
  *   feed.state       connecting | live | polling | waiting | closed; beside it reason, transport, shared, tabs, lastEventId
  *   new SSE.EventSource(url, {withCredentials})                    // the standard interface
@@ -78,7 +78,9 @@
   var FINAL = { 400: 1, 401: 1, 403: 1, 406: 1 }; // statuses that close a feed, if the service itself answers so
   var CODE = /^(script|style|template)$/i; // elements whose text is not for readers
   var PIECE = "text"; // the type of the pieces of a text
-  var OWN_TYPES = ["sse.open", "sse.heartbeat", "sse.event", "sse.reset", "sse.end", "sse.auth", "sse.close"];
+  var OWN_TYPES = [
+    "sse.open", "sse.heartbeat", "sse.event", "sse.reset", "sse.end", "sse.source", "sse.auth", "sse.close"
+  ];
 
   /* Small things */
 
@@ -581,6 +583,7 @@
       return step.from !== step.to || step.items.length;
     });
     if (service.view) list.channels = Object.keys(steps);
+    list.sources = answer.source;
     return list;
   }
 
@@ -612,8 +615,8 @@
   /*
    * A line keeps one connection going, over the transport that works. It calls its listener `heard`: steps(list),
    * beat() for each sign of life from the service, state(state, reason, transport), refused(fault) if the service
-   * refuses it, channels(names) if its view has others. A channel that has ended leaves it, and the connection goes on.
-   * Without a channel, the line rests until one is added.
+   * refuses it, channels(names) if its view has others, sources(states) of channels that have sources. A channel that
+   * has ended leaves it, and the connection goes on. Without a channel, the line rests until one is added.
    *
    *   connecting  A stream is opened, and its first message makes it live. If the stream is silent for 3 s or refused,
    *               a poll is sent beside it. If the poll answers first → polling. But the first refusal → waiting, and
@@ -689,6 +692,7 @@
     function move(steps) {
       var taken;
       if (steps.channels) choose(steps.channels);
+      if (steps.sources) heard.sources(steps.sources);
       taken = steps.filter(function (step) {
         var channel = step.channel, last = step.items[step.items.length - 1];
         if (positionOf(channel) !== step.from) return false; // it has left, or has come back elsewhere
@@ -737,6 +741,7 @@
         else if (type === "sse.close") leave(parse(data) || {});
         else if (type === "sse.heartbeat") heard.beat();
         else if (type === "sse.auth") expire(parse(data));
+        else if (type === "sse.source") tellSource(parse(data));
         else if (OWN_TYPES.indexOf(type) >= 0) receive(type, data, id);
       }
 
@@ -770,8 +775,14 @@
       return wanted < Infinity ? wanted : 0;
     }
 
+    function tellSource(told) {
+      var states = map();
+      states[told.channel] = told.state;
+      heard.sources(states);
+    }
+
     function begin(told, transport) {
-      var channels = told.channels || {};
+      var channels = told.channels || {}, states = map(), over = [];
       live = proven = true;
       refusals = 0;
       period = told.heartbeat || period;
@@ -779,12 +790,14 @@
       memory.stream();
       if (service.view) choose(Object.keys(channels));
       heard.state("live", "the stream delivers", transport);
-      move(Object.keys(channels).filter(function (channel) {
-        return channels[channel].ended && stands[channel];
-      }).map(function (channel) {
-        var at = stands[channel];
-        return { channel: channel, from: at, to: at, items: [toEnd(channel, channels[channel].ended, at)] };
-      }));
+      Object.keys(channels).forEach(function (channel) {
+        var told = channels[channel], at = stands[channel];
+        if (told.source) states[channel] = told.source;
+        if (!told.ended || !at) return;
+        over.push({ channel: channel, from: at, to: at, items: [toEnd(channel, told.ended, at)] });
+      });
+      heard.sources(states);
+      move(over);
     }
 
     function receive(type, data, id) {
@@ -1037,6 +1050,10 @@
           feed.choose(names);
           tell(); // before the steps of the new ones
         },
+        sources: function (states) {
+          post("sources", { states: states });
+          feed.hear(states);
+        },
         auth: function (told) {
           post("auth", { told: told });
           feed.auth(told);
@@ -1219,6 +1236,7 @@
       } else if (kind === "knock") standBack(message.by);
       else if (kind === "lead") follow(message);
       else if (kind === "auth") feed.auth(message.told);
+      else if (kind === "sources") feed.hear(message.states);
       else if (kind === "steps") {
         message.steps.forEach(function (step) {
           if (step.channel in feed.places) told[step.channel] = step.to;
@@ -1285,7 +1303,7 @@
       host: link.host,
       memory: Memory(link.host)
     };
-    var places = map(), ends = map(), texts = map(), listeners = map();
+    var places = map(), ends = map(), texts = map(), sources = map(), listeners = map();
     var backoff = Backoff(), share = options.share !== false;
     var keeper = null, asking = null, timer = 0, settled = false, closed = false, tickedAt = now(), shown = "";
     var face = { on: on, off: off, close: close, text: getText, lastEventId: "" };
@@ -1295,6 +1313,7 @@
       getPlaces: getPlaces,
       take: take,
       choose: choose,
+      hear: hear,
       show: show,
       finish: finish,
       alone: alone,
@@ -1349,6 +1368,7 @@
     // Takes only the steps that begin at this feed's position.
     function take(steps) {
       if (steps.channels) choose(steps.channels);
+      hear(steps.sources);
       steps.forEach(function (step) {
         var channel = step.channel;
         if ((view && channel in ends ? ends : places)[channel] !== step.from) return;
@@ -1368,6 +1388,15 @@
       });
       face.lastEventId = formatId(both(places, ends));
       if (!closed && isEmpty(places) && !isEmpty(ends)) end();
+    }
+
+    // Tells the page of sources that have changed.
+    function hear(states) {
+      Object.keys(states || {}).forEach(function (channel) {
+        if (closed || !(channel in places) || sources[channel] === states[channel]) return;
+        sources[channel] = states[channel];
+        emit("sse.source", { channel: channel, state: states[channel] });
+      });
     }
 
     function keepPiece(channel, piece) {
@@ -1435,6 +1464,7 @@
       return Line(service, map(places), map(ends), Crowd(link.host, most), {
         steps: take,
         channels: choose,
+        sources: hear,
         beat: noop,
         auth: auth,
         refused: finish,
@@ -1747,14 +1777,18 @@
 
     // Appends what is new of the channel's text. A screen reader waits for the end of a text that is written.
     function write(event, target) {
-      var channel = event.channel || written, text = tag.sse.text(channel), same = channel === written && last;
+      var channel = event.channel || written, text = tag.sse.text(channel), same = channel === written && last, more;
       if (event.type !== PIECE && !same) return;
       if (!same || last.parentNode !== target || text.length < length || event.type === "sse.reset") {
         empty(target);
         length = 0;
         last = null;
       }
-      if (text.length > length) last = target.appendChild(document.createTextNode(text.slice(length)));
+      more = text.length - length;
+      if (more) { // a slice of a long text costs more than the piece
+        last = document.createTextNode(event.data && event.data.length === more ? event.data : text.slice(length));
+        target.appendChild(last);
+      }
       written = channel;
       length = text.length;
       if (event.type === "sse.end") target.removeAttribute("aria-busy");
@@ -1851,7 +1885,7 @@
     feed.on("sse.event", function (event) {
       tell("sse:" + event.type, event, event.id);
     }).on("sse.event", display);
-    ["reset", "end", "state", "auth"].forEach(function (kind) {
+    ["reset", "end", "source", "state", "auth"].forEach(function (kind) {
       feed.on("sse." + kind, function (told) {
         tell("sse-" + kind, told, told.id && kind + " " + told.id);
         if (told.id) display(told);

@@ -24,6 +24,7 @@ from tests.tokens import KEY, RSA, SECRET, TICKET_SECRET, by_key, claims, part, 
 COUNT = int(os.environ.get("FUZZ", "20000"))  # of inputs
 MODULUS = RSA.public_key().public_numbers().n.to_bytes(256)
 EVIL = "https://evil.example"
+ENDED = ("own/done", "own/failed")  # channels of runs that have ended for these reasons
 OWN: dict[str, Any] = {"subscribe": ["own/*"], "publish": ["own/*"]}
 
 PARTS = ("token", "ticket", "channel", "id", "headers", "body")
@@ -372,8 +373,9 @@ class Fuzzer:
         """Return channel names, and their form in an address."""
         third = f"own/{self.random.randrange(COUNT)}" if self.one_in(4) else "own/c"
         names: list[str] = self.pick(
-            ["own/a"], ["own/a"], ["own/b"], ["own/a", "own/b"], ["own/b", third], ["own/a", third]
-        )
+            ["own/a"], ["own/a"], ["own/b"], ["own/a", "own/b"], ["own/b", third], ["own/a", third],
+            [self.pick(*ENDED)], self.pick(["own/a", self.pick(*ENDED)], [*ENDED]),
+        )  # fmt: skip
         if spoiled:
             names = [self.pick(*NAMES, *["private", self.mutated("own/a"), self.mutated("private")] * 5)]
             names += self.pick([], ["own/a"], ["private"])

@@ -33,6 +33,7 @@ from tests.conftest import MakeApp
 from tests.publishing import publish_in_app
 from tests.servers import ROOT, Gunicorn, HttpServer, RedisServer, free_port, wait_until
 from tests.tokens import KEY, SECRET, claims, signed
+from tests.writing import Run
 
 DURABLE = {"appendonly": "yes", "appendfsync": "always"}
 
@@ -553,6 +554,48 @@ def test_a_reset_is_told_on_standard_error(
     assert result.stderr.split()[-1].startswith("log=2-")
 
 
+def test_tail_ends_when_all_of_its_channels_have_ended(
+    app: Flask, make_app: MakeApp, redis_url: str, place: tuple[str, ...]
+) -> None:
+    other = make_app(SSE_REDIS_URL=redis_url)
+    store = other.extensions["sse"].store
+    first, second = Run(store, "news/1"), Run(store, "news/2")
+    first.write("one")
+    first.end()
+    second.write("two")
+
+    def work() -> None:
+        wait_until(lambda: hasattr(sys.stdout.buffer, "getvalue"))
+        wait_until(lambda: b"two" in sys.stdout.buffer.getvalue())  # type: ignore[attr-defined]
+        second.end("failed")
+
+    with meanwhile(work):
+        result = run(app, "tail", "news/1", "news/2", *place)
+    assert result.exit_code == 0, result.output
+    assert sorted(result.stdout.split()) == ["one", "two"]
+    assert 'end: {"channel":"news/1","reason":"done"}\n' in result.stderr
+    assert 'end: {"channel":"news/2","reason":"failed"}\n' in result.stderr
+    last = result.stderr.split()[-1].strip("'")
+    again = run(app, "tail", "news/1", "news/2", "--last-event-id", last, *place)
+    assert (again.exit_code, again.stdout) == (0, "")
+
+
+def test_publishing_on_a_channel_that_has_ended_says_so(
+    app: Flask, service: Gunicorn, shared_redis: RedisServer
+) -> None:
+    Run(app.extensions["sse"].store, "news/1").end()
+    for arguments in ((), (*over(service), "--key", KEY)):
+        result = run(app, "publish", "news/1", "late", *arguments)
+        assert result.exit_code == 1
+        assert result.stderr == (
+            "Error: channel news/1 has ended: publish on another channel, or begin a new run on this one\n"
+        )
+        lines = run(app, "publish", "news/1", "--lines", *arguments, input="a\nb\n")
+        assert lines.exit_code == 1
+        assert lines.stderr.startswith("lines: 0 published, 2 refused\n")
+        assert "channel news/1 has ended" in lines.stderr
+
+
 def test_tail_goes_on_after_redis_was_killed(make_app: MakeApp, tmp_path: Path) -> None:
     with RedisServer(tmp_path, **DURABLE) as redis:
         app, other = make_app(SSE_REDIS_URL=redis.url), make_app(SSE_REDIS_URL=redis.url)
@@ -789,11 +832,20 @@ def test_a_token_that_is_printed_is_taken(make_app: MakeApp) -> None:
     assert statuses == [201, 403]
 
 
+@pytest.mark.parametrize("path", ["sse/poll", "sse/presence/a/b", "sse/presence/b"])
+def test_a_token_may_be_for_presence_alone(make_app: MakeApp, path: str) -> None:
+    app = make_app(SSE_SECRET=SECRET, SSE_PUBLIC="", SSE_PRESENCE="*")
+    result = run(app, "token", "--sub", "ann", "--presence", "a/*")
+    headers = {"Authorization": f"Bearer {result.stdout.strip()}"}
+    status = app.test_client().get(f"/{path}?timeout=0&channel=a/b", headers=headers).status_code
+    assert status == (200 if path == "sse/presence/a/b" else 403)
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
         (("--sub", "a", "--subscribe", "a", "--lifetime", "3601"), "SSE_TOKEN_LIFETIME"),
-        (("--sub", "a"), "--subscribe or --publish"),
+        (("--sub", "a"), "--subscribe, --publish or --presence"),
         (("--sub", "a", "--subscribe", "a*"), "a*"),
         ((), "--sub"),
     ],

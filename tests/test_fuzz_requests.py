@@ -23,8 +23,9 @@ from flask import Flask
 from sse import SSE
 from tests.client import Parser
 from tests.conftest import MakeApp
-from tests.fuzzed_requests import COUNT, PARTS, WAYS, Fuzzer, Input
+from tests.fuzzed_requests import COUNT, ENDED, PARTS, WAYS, Fuzzer, Input
 from tests.tokens import KEY, SECRET, jwk_set
+from tests.writing import Run
 
 NEWS = "the private news"
 OURS = re.compile(r"own(/(?!\.\.?(/|\Z))[A-Za-z0-9_.:@-]+)+")
@@ -32,7 +33,7 @@ OURS = re.compile(r"own(/(?!\.\.?(/|\Z))[A-Za-z0-9_.:@-]+)+")
 CODES = """bad_batch bad_json bad_request forbidden idempotency_conflict invalid_channel invalid_data invalid_event
     invalid_idempotency_key invalid_type method_not_allowed not_found token_audience token_claims token_early
     token_expired token_in_query token_invalid token_lifetime token_revoked too_large unauthorized unsupported_media
-    trimmed unknown diverged invalid missing gone""".split()
+    trimmed unknown diverged invalid missing gone ended""".split()
 
 TypeAndData = tuple[str, str]
 
@@ -87,6 +88,10 @@ def as_lines(data: Any) -> str:
     return re.sub("\r\n?", "\n", text)
 
 
+def reason_of(channel: str) -> Any:
+    return channel.removeprefix("own/")
+
+
 class Judge:
     """Sends a fuzzer's requests, checks the answers, and records what was published and received."""
 
@@ -96,6 +101,10 @@ class Judge:
         self.fuzzer = Fuzzer(seed, self.private)
         self.stored = self.fuzzer.stored
         self.texts: dict[str, TypeAndData | None] = {}  # by id
+        for channel in ENDED:
+            run = Run(app.extensions["sse"].store, channel)
+            self.stored[channel] = [*map(str, run.write("the text")), str(run.end(reason_of(channel)))]
+            self.texts[f"{channel}={self.stored[channel][0]}"] = ("text", "the text")
         self.met: Counter[object] = Counter()
 
     def check(self, given: Input) -> None:
@@ -134,7 +143,7 @@ class Judge:
     def judge(self, given: Input, answer: Answer) -> None:
         environ, credential = given.environ, given.credential
         status, headers, body = answer
-        assert status in (200, 201, 304) or 400 <= status < 500
+        assert status in (200, 201, 204, 304) or 400 <= status < 500
         if (status, headers.get("content-type")) == (400, "text/html; charset=utf-8"):
             assert "HTTP_HOST" in environ  # which Flask checks first
             return
@@ -154,6 +163,11 @@ class Judge:
             assert credential.good, "one was told of a ring who may not read it"
             assert is_bare(environ)
             self.judge_gone(asked(environ), body)
+        elif status in (204, 409):
+            assert credential.good, "one was told of an end who may not read it"
+            assert (status == 204) == (given.way == "stream")
+            assert {*ENDED} & {*asked(environ), environ["PATH_INFO"].removeprefix("/sse/publish/")} or given.body
+            self.met["ended", status] += 1
         elif given.sound:
             assert (status == WAYS[given.way or ""][2]) if credential.good else (status in (401, 403)), "the wrong one"
         for item in given.spoiled or {"nothing"}:
@@ -191,6 +205,8 @@ class Judge:
             assert "max_bytes=1024" not in query or len(body) <= 1024 or len(answer["events"]) <= 1
             told = [(event["id"], event["type"], event["data"]) for event in answer["events"]]
             resets = answer["resets"]
+            ends = {channel: reason_of(channel) for channel in ENDED if places.get(channel) == self.stored[channel][-1]}
+            assert answer.get("ended", {}) == ends
         else:
             for block in Parser(bare=body.startswith(b": ")).feed(body):
                 assert {entry.partition("=")[0] for entry in block.id.split("~")} <= {*asked}
@@ -198,6 +214,8 @@ class Judge:
                     assert list(block.json()["channels"]) == asked
                 elif block.event == "sse.reset":
                     resets.append(block.json())
+                elif block.event == "sse.end":
+                    assert block.json()["reason"] == reason_of(block.json()["channel"])
                 elif block.event != "sse.heartbeat":
                     type, data = block.event, block.data or ""
                     if type == "sse.event":
@@ -221,6 +239,10 @@ class Judge:
         answer = json.loads(body)
         places = dict(entry.split("=") for entry in answer["last_event_id"].split("~"))
         assert list(places) == asked
+        if answer["error"]["code"] == "ended":
+            assert answer["ended"] == {channel: reason_of(channel) for channel in asked}
+            assert "own/failed" in asked, "else it is 204"
+            return
         reset = {item["channel"]: item["reason"] for item in answer["resets"]}
         assert reset
         assert reset.keys() <= {*asked}
@@ -282,6 +304,7 @@ def test_nobody_gets_in_and_nothing_falls_over(fuzzed: Flask, request: pytest.Fi
     assert min(met[part, through] for part in PARTS for through in (True, False)) > COUNT / 200, met
     assert min(met[way, status] for way, (_, _, status) in WAYS.items()) > COUNT / 50, met
     assert met["event"] > COUNT / 10, met
+    assert min(met["ended", status] for status in (204, 409)) > COUNT / 2000, met
 
 
 def test_what_is_published_is_one_frame_whatever_it_holds(fuzzed: Flask) -> None:

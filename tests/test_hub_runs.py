@@ -344,6 +344,20 @@ def test_an_anchor_that_the_store_has_no_more_is_reset_once_and_the_stream_goes_
     hub.detach(subscriber)
 
 
+def test_a_client_from_before_a_loss_hears_of_the_loss_on_the_run_s_channel(world: World) -> None:
+    hub = world.hub()
+    slow = attach(hub)
+    world.store.publish([Publication("a", Event("lost"))])
+    world.step()
+    world.store._rings.pop("a")
+    world.check()
+    assert channel_of(hub).generation == 1
+    world.run("text")
+    world.step()
+    assert take(slow) == ["reset unknown", "text", "end done"]
+    hub.detach(slow)
+
+
 # The end
 
 

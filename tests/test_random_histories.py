@@ -13,7 +13,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import pytest
 import redis
@@ -29,25 +29,30 @@ from hypothesis.stateful import (
 )
 
 from sse.config import Config
-from sse.errors import IdempotencyConflict
-from sse.event import Event
+from sse.errors import Ended, IdempotencyConflict
+from sse.event import EndReason, Event, Piece
 from sse.hub.hub import Hub
 from sse.hub.subscriber import Start
 from sse.service import Service
 from sse.stores import MemoryStore, Publication, Store, connect
+from sse.stores.base import Standing
 from sse.wire import BARE_HEARTBEAT, HEARTBEAT
 from tests.client import Parser
-from tests.judging_clients import LOST, BareClient, Client, Refused, Request, Rings, Site, entries
+from tests.judging_clients import LOST, BareClient, Client, Over, Refused, Request, Rings, Site, entries
+from tests.writing import Run
 
 CHANNELS = ("a", "b", "c")
+RUN = "r"  # a channel of runs
 ALARM = "alarm"  # a channel that every hub listens to, to be woken by
 RING = 3
 RING_TTL = 60
+RUN_TTL = 60
 QUIET = 0.002
 FORMS: dict[str, dict[str, str]] = {"": {}, "delta": {"ids": "delta"}, "bare": {"form": "bare"}, "cut": {"end": "cut"}}
 PATIENCE = 15.0  # well above the 5 s after which a hub looks for what no announcement told of
 
 channels = st.sampled_from(CHANNELS)
+all_channels = st.sampled_from([*CHANNELS, RUN, RUN])
 data = st.one_of(
     st.text("a\n\r: \0\ufeffé🎈", max_size=6),
     st.binary(max_size=3),
@@ -114,6 +119,9 @@ class Lives(Rings):
         self.events: dict[tuple[str, str], tuple[str, str, str]] = {}
         self.alive: dict[str, list[str]] = {}
         self.touched: dict[str, float] = {}
+        self.reasons: dict[tuple[str, str], str] = {}
+        self.textless = False  # the run has ended, and its ring is gone
+        self.was_textless = False
 
     def born(self, channel: str, anchor: str) -> None:
         self.alive[channel] = [anchor]
@@ -128,6 +136,22 @@ class Lives(Rings):
 
     def die(self, channel: str) -> None:
         self.alive.pop(channel, None)
+        if channel == RUN:
+            self.textless = False
+
+    def lose_text(self) -> None:
+        """Leave nothing of the run's channel but its end."""
+        self.textless = self.was_textless = True
+
+    def reason(self, channel: str, position: str) -> str | None:
+        return self.reasons.get((channel, position))
+
+    def loses_texts(self, channel: str) -> bool:
+        return channel == RUN and self.was_textless
+
+    @property
+    def may_be_behind(self) -> bool:
+        return True
 
     def top(self, channel: str) -> str | None:
         return self.alive[channel][-1] if channel in self.alive else None
@@ -144,15 +168,24 @@ class Lives(Rings):
         return self.top(channel) == position
 
     def keeps(self, channel: str, position: str) -> bool:
-        return position in self.alive.get(channel, [])[-RING - 1 :]
+        life = self.alive.get(channel, [])
+        if channel == RUN:
+            return position in (life[-2:] if self.textless else life)
+        return position in life[-RING - 1 :]
 
     def knows(self, channel: str, position: str) -> bool:
+        life, index = self.positions.get((channel, position), ([], 0))
+        if channel == RUN and life and life is self.alive.get(RUN):
+            # A text has no middle. A hub may not know yet that the text is gone.
+            return index == 0 or (self.textless and index == len(life) - 2)
         # A ring that a hub has ensured shows up in the store before this model looks there again.
         return (channel, position) in self.positions or position.startswith("0-")
 
     def starts(self, channel: str, position: str, replay: int) -> bool:
         # A hub may be behind the store, so it may put a client further back than asked, never further on.
         life, index = self.positions.get((channel, position), ([], 0))
+        if channel == RUN:
+            return self.knows(channel, position)
         return self.knows(channel, position) and (
             life is not self.alive.get(channel) or len(life) - 1 - index >= min(replay, RING, len(life) - 1)
         )
@@ -191,7 +224,9 @@ class Visitor:
 
     def connect(self, site: Site, worker: int, request: Request, form: str = "") -> None:
         self.worker, self.delta, self.bare = worker, form == "delta", form == "bare"
-        self._parser = self.client.connect(request) if self.bare else Client.connect(self.client, request)
+        self._parser = self.client.connect(request)
+        if not self.bare:
+            self._parser = Client.connect(self.client, request)
         self._chunks = self._taken_in(site, request)
 
     def read(self) -> None:
@@ -211,6 +246,11 @@ class Visitor:
         except Refused as refused:
             assert self.bare
             self.client.take_refusal(refused.answer, request)
+        except Over as over:
+            if self.bare:
+                self.client.take_over(over)
+            for place in self.client.places.values():
+                assert self.client.rings.reason(RUN, str(place)), "there is more to come"
 
     def cut(self, count: int) -> None:
         """Read one more chunk, and only some bytes of it; then the connection is gone."""
@@ -229,6 +269,7 @@ class Visitor:
             timeout = 0  # nothing would come, so it would wait to no end
         answer = site.poll(request, timeout)
         if not lost:
+            self.client.connect(request)
             self.client.take_answer(answer, request)
 
     def _feed(self, chunk: bytes) -> None:
@@ -252,10 +293,13 @@ class Machine(RuleBasedStateMachine):
         self.rings = Lives()
         self.keys: dict[str, tuple[str, Any, str, str, float]] = {}
         self.visitors: list[Visitor] = []
+        self.run: Run | None = None  # the live one
         config = Config.load({"SSE_PUBLIC": "*", "SSE_REDIS_URL": self.redis_url})
         self.config = dataclasses.replace(config, heartbeat=QUIET, poll_timeout=1, ring=RING)
         self.store = (
-            self.make_store() if self.redis_url else MemoryStore(ring=RING, ring_ttl=RING_TTL, clock=self.clock)
+            self.make_store()
+            if self.redis_url
+            else MemoryStore(ring=RING, ring_ttl=RING_TTL, run_ttl=RUN_TTL, clock=self.clock)
         )
         if self.redis_url:
             self.redis = redis.Redis.from_url(self.redis_url)
@@ -263,13 +307,13 @@ class Machine(RuleBasedStateMachine):
         self.workers = [self.make_worker(), self.make_worker()]
         self.sites = [self.make_site(which) for which in range(2)]
         self.publish("a", "first", "message", 0)
-        for who, names in enumerate(("abc", "bc")):
+        for who, names in enumerate(("abc", "bc", "r", "rb")):
             self.come(list(names))
             self.connect(who, who, by_header=True, form="", replay=who)
             self.read(who)
 
     def make_store(self) -> Store:
-        return connect(self.redis_url, ring=RING, ring_ttl=RING_TTL)
+        return connect(self.redis_url, ring=RING, ring_ttl=RING_TTL, run_ttl=RUN_TTL)
 
     def make_site(self, which: int) -> Site:
         """Return a worker's routes. At the second worker, a view of the app answers in their place."""
@@ -313,6 +357,50 @@ class Machine(RuleBasedStateMachine):
             with pytest.raises(IdempotencyConflict):
                 self.workers[worker % 2].publish([Publication(channel, event, key)])
 
+    # Runs
+
+    @rule(restart=st.booleans())
+    def start_run(self, restart: bool) -> None:
+        (standing,) = self.store.standing([RUN])
+        assert isinstance(standing, Standing)
+        if standing.run and not restart:
+            assert self.store.leases.start(RUN, "another") == "exists"
+            return
+        self.run = Run(self.store, RUN, restart=restart)
+        (newest,) = self.store.newest([RUN])
+        if [str(newest)] != self.rings.alive.get(RUN):
+            self.rings.die(RUN)
+            self.rings.born(RUN, str(newest))
+
+    def live_run(self) -> Run:
+        """Return the live run. If there is none, begin one."""
+        # Whether a run has been begun may depend on how fast a hub is. So no precondition of a rule asks for it.
+        if self.run is None:
+            self.start_run(restart=True)
+        assert self.run
+        return self.run
+
+    @rule(items=st.lists(st.text("ab\n: é", min_size=1, max_size=6) | st.just({"n": 1}), min_size=1, max_size=5))
+    def write(self, items: list[str | dict[str, int]]) -> None:
+        for item in items:
+            event = Piece(item) if isinstance(item, str) else Event(item)
+            (position,) = self.live_run().write(event)
+            self.rings.grow(RUN, str(position), event.type, event.data)
+
+    @rule(data=data, worker=number)
+    def publish_amid_a_run(self, data: Any, worker: int) -> None:
+        self.live_run()
+        self.publish(RUN, data, "message", worker)
+
+    @rule(reason=st.sampled_from(get_args(EndReason)), worker=number)
+    def end_run(self, reason: EndReason, worker: int) -> None:
+        position = str(self.live_run().end(reason))
+        self.run = None
+        self.rings.grow(RUN, position, "sse.end", reason)
+        self.rings.reasons[RUN, position] = reason
+        with pytest.raises(Ended):
+            self.workers[worker % 2].publish([Publication(RUN, Event("too late"))])
+
     def note(self, channel: str, position: str, type: str, data: Any) -> None:
         if position.startswith("1-"):
             anchor = str(self.store.before([(channel, 1000)])[0])
@@ -326,7 +414,7 @@ class Machine(RuleBasedStateMachine):
     # Listening
 
     @precondition(lambda self: len(self.visitors) < 5)
-    @rule(names=st.lists(channels, min_size=1, unique=True))
+    @rule(names=st.lists(all_channels, min_size=1, unique=True))
     def come(self, names: list[str]) -> None:
         self.visitors.append(Visitor(self.rings, names))
 
@@ -431,12 +519,22 @@ class Machine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.redis_url)
     @rule()
+    def lose_text(self) -> None:
+        (standing,) = self.store.standing([RUN])
+        assert isinstance(standing, Standing)
+        if standing.run and standing.run.end and standing.newest:
+            self.redis.delete(f"sse:{{{RUN}}}")
+            self.rings.lose_text()
+
+    @precondition(lambda self: self.redis_url)
+    @rule()
     def lose_everything(self) -> None:
         self.look()
         self.redis.flushall()
         self.keys.clear()
-        for channel in CHANNELS:
+        for channel in (*CHANNELS, RUN):
             self.rings.die(channel)
+        self.run = None
 
     @precondition(lambda self: self.redis_url)
     @rule(channel=channels, count=st.integers(0, RING + 2))
@@ -450,10 +548,19 @@ class Machine(RuleBasedStateMachine):
         """Check that the store has the rings of the model, and those that hubs have ensured."""
         if not hasattr(self, "store"):
             return
-        for channel, newest in zip(CHANNELS, self.store.newest(CHANNELS), strict=True):
+        names = (*CHANNELS, RUN)
+        for channel, (newest, run) in zip(names, self.store.standing(names), strict=True):  # type: ignore[misc]
+            if run and run.end and newest is None:
+                if not self.rings.textless:
+                    assert may_expire, "the text went by itself"
+                    self.rings.lose_text()
+                continue
+            if channel == RUN and self.run and run is None:
+                assert may_expire, "the run went by itself"
+                self.run = None
             if channel in self.rings.alive and str(newest) != self.rings.top(channel):
-                assert may_expire, f"the ring of {channel} went by itself"
-                assert self.clock() >= self.rings.touched.get(channel, 0) + RING_TTL
+                assert may_expire or self.rings.textless, f"the ring of {channel} went by itself"
+                assert channel == RUN or self.clock() >= self.rings.touched.get(channel, 0) + RING_TTL
                 self.rings.die(channel)
             if channel not in self.rings.alive and newest is not None:
                 assert newest.offset == 0
@@ -468,6 +575,10 @@ class Machine(RuleBasedStateMachine):
             visitor.read()
         for channel in CHANNELS:
             self.publish(channel, "is that all?", "message", 0)
+        if self.run:
+            self.write(["is ", "that ", "all?"])
+        elif RUN not in self.rings.alive:
+            self.start_run(restart=False)
         deadline = time.monotonic() + PATIENCE
         waiting = list(self.visitors)
         while waiting:

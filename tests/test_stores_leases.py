@@ -436,6 +436,33 @@ def test_hubs_hear_of_a_start_each_event_and_the_end(world: LeaseWorld) -> None:
         assert set(states) == {Notice("a", state_changed=True)}
 
 
+def test_a_start_an_end_and_a_new_start_are_each_told_as_a_change(world: LeaseWorld) -> None:
+    world.ensure()
+    with contextlib.closing(world.store.feed()) as feed:
+        feed.subscribe(["a"])
+        assert notices(feed, 1) == [Notice("a")]
+        for change in (
+            lambda: world.leases.start("a", "t"),
+            lambda: world.leases.end("a", "stopped"),
+            lambda: world.leases.start("a", "u", restart=True),
+        ):
+            change()
+            heard = [notice for notice in notices(feed, 1) + feed.read(0.2) if not notice.entry]
+            assert heard == [Notice("a", state_changed=True)]
+            assert world.leases.start("a", "v") == "exists"
+            assert feed.read(0.1) == []
+
+
+def test_an_event_of_another_publisher_does_not_change_the_life_of_a_run(world: LeaseWorld) -> None:
+    begun(world).write("x")
+    world.advance(10)
+    world.publish("y")
+    world.advance(TTL + 1)
+    assert world.text() == ["x", "y"]
+    world.advance(RUN_TTL)
+    assert world.standing() == Standing(None)
+
+
 def test_of_two_writers_that_race_over_restarts_no_text_has_a_hole_or_both(world: LeaseWorld) -> None:
     """Each writer takes the channel, writes numbers in order, and is thrown out by the next one."""
     tokens = itertools.count()
@@ -549,6 +576,20 @@ def test_each_attempt_waits_twice_as_long_over_all_workers(world: LeaseWorld) ->
         world.advance(max(LEASE_SECONDS, wait) - 0.5)
         assert not ask(world, "other", "other").is_held
         world.advance(0.6)
+
+
+def test_a_runner_that_has_written_and_dies_is_replaced_as_soon_as_its_lease_is_free(world: LeaseWorld) -> None:
+    for attempt in range(1, 9):
+        answer = ask(world, "w", f"t{attempt}")
+        assert (answer.is_held, answer.attempts) == (True, attempt)
+        world.leases.write("s", f"t{attempt}", Event("x"), key=f"k{attempt}")
+        assert not ask(world, "other", "other").is_held
+        world.advance(LATE)
+    world.leases.release("s", "t8", wait=30)
+    assert ask(world, "w", "t9").is_held
+    world.leases.write("s", "t9", Event("x"), key="k9")
+    world.leases.release("s", "t9", wait=30)
+    assert not ask(world, "w", "t10").is_held
 
 
 def test_attempts_count_anew_when_a_runner_was_up_for_a_while(world: LeaseWorld) -> None:
@@ -671,6 +712,35 @@ def test_a_batch_that_races_with_an_end_is_stored_whole_or_not_at_all(world: Lea
         newest = world.newest("b")
         assert newest is not None
         assert newest.offset - anchor.offset == count
+
+
+@pytest.mark.parametrize("look", ["none", "ensure", "publish", "both"])
+def test_a_ring_that_is_lost_alone_fails_the_run(world: LeaseWorld, look: str) -> None:
+    writer = begun(world)
+    writer.write("x")
+    if world.client:
+        world.client.delete("sse:{a}")
+    else:
+        del world.store._rings["a"]  # type: ignore[attr-defined]
+    standing = world.standing()
+    assert standing.newest is None
+    assert standing.run
+    assert standing.run.end is None
+    if look in ("ensure", "both"):
+        world.ensure()
+    if look in ("publish", "both"):
+        world.publish("of another")
+    with pytest.raises(RunFailed):
+        writer.write("y")
+    end = world.leases.end("a", "failed", token="mine")
+    assert end == world.newest()
+    before_end = world.run().before_end
+    assert before_end is not None
+    assert said(world.read(before_end)) == [End("a", "failed").data]
+    world.advance(RUN_TTL - 1)
+    assert world.newest() == end
+    world.advance(2)
+    assert world.newest() is None
 
 
 # Redis alone
@@ -833,35 +903,6 @@ def restore(world: LeaseWorld, copy: dict[str, tuple[bytes, int]]) -> None:
             raw.restore(key, ttl, value)
 
 
-def test_a_ring_that_is_lost_alone_fails_the_run(redis_world: LeaseWorld) -> None:
-    client, leases = redis_world.client, redis_world.leases
-    for number, look in enumerate(
-        (
-            lambda channel: None,
-            lambda channel: redis_world.ensure(channel),
-            lambda channel: redis_world.publish("of another", channel),
-            lambda channel: (redis_world.ensure(channel), redis_world.publish("of another", channel)),
-        )
-    ):
-        channel = f"run{number}"
-        writer = begun(redis_world, channel=channel)
-        writer.write("x")
-        client.delete(f"sse:{{{channel}}}")
-        standing = redis_world.standing(channel)
-        assert standing.newest is None
-        assert standing.run and standing.run.end is None
-        look(channel)
-        assert client.ttl(f"sse:{{{channel}}}") != -1
-        with pytest.raises(RunFailed):
-            writer.write("y")
-        end = leases.end(channel, "failed", token="mine")
-        assert end == redis_world.newest(channel)
-        before_end = redis_world.run(channel).before_end
-        assert before_end is not None
-        assert said(redis_world.read(before_end, channel=channel)) == [End(channel, "failed").data]
-        assert 0 < client.ttl(f"sse:{{{channel}}}") <= RUN_TTL
-
-
 @pytest.mark.parametrize("cut", ["xtrim", "xdel", "emptied"])
 def test_a_ring_that_was_cut_by_hand_fails_the_run(redis_world: LeaseWorld, cut: str) -> None:
     client = redis_world.client
@@ -979,3 +1020,26 @@ def test_redis_lets_a_lease_run_out(redis_world: LeaseWorld) -> None:
     time.sleep(0.05)
     assert not redis_world.run().is_held
     assert redis_world.leases.end("a", "lost") is not None
+
+
+def test_a_clock_of_redis_that_is_set_back_stops_no_source_and_keeps_no_listener(redis_world: LeaseWorld) -> None:
+    ask(redis_world, "dead", "t")
+    ask(redis_world, "w")
+    redis_world.leases.release("s", "t", wait=30)
+    for worker in ("dead", "w"):
+        redis_world.client.zincrby("sse:{s}:workers", 3_600_000, worker)
+    redis_world.client.hincrby("sse:{s}:source", "due", 3_600_000)
+    answer = ask(redis_world, "w", "u")
+    assert (answer.is_held, answer.listeners) == (True, 1)
+
+
+def test_guessed_names_leave_nothing_behind_for_long(world: LeaseWorld) -> None:
+    world.leases.ask([Ask(f"guess/{number}", "w", True) for number in range(50)])
+    world.advance(2 * LEASE_SECONDS + 1)
+    if world.client:
+        assert [key for key in world.client.keys() if "guess" in key] == []
+    else:
+        world.advance(60)
+        for _ in range(3):
+            ask(world, "w")
+        assert list(world.leases._sources) == ["s"]  # type: ignore[attr-defined]

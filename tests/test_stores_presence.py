@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -23,7 +24,7 @@ from sse.stores.presence import (
     is_client,
     sub_of,
 )
-from tests.servers import RedisServer, wait_until
+from tests.servers import ROOT, RedisServer, wait_until
 
 
 class World:
@@ -319,6 +320,32 @@ def test_a_lost_record_of_thousands_is_removed_in_small_steps(redis_world: tuple
     assert client.zcard("sse:{a}:present:leaving") == 2000
 
 
+@pytest.mark.parametrize("way", ["lost", "replaced"])
+def test_a_record_of_which_a_part_is_removed_is_not_known_any_more(redis_world: tuple[World, Any], way: str) -> None:
+    world, client = redis_world
+    for number in range(8):
+        world.report("a", "w.1", number + 1, {connection_key(f"u{number}-{index}"): 1 for index in range(250)})
+    if way == "lost":
+        world.report("a", "v.1", 1, {ANN: 1})
+        world.advance(RECORD_SECONDS + 1)
+        assert world.report("a", "v.1", 2, {}).has_more
+    else:
+        assert world.report("a", "w.2", 1, {ANN: 1}).has_more
+    assert client.hlen("sse:{a}:present:at:w.1") > 1000
+    assert not world.report("a", "w.1", 9, {BOB: 1}).is_known
+    assert not world.report("a", "w.1", 1, {BOB: 1}).is_known
+    assert world.presence.read("a") == Attendance(1, {"ann": 1})
+
+
+def test_the_last_report_of_a_record_of_thousands_is_the_last(redis_world: tuple[World, Any]) -> None:
+    world, _ = redis_world
+    for number in range(4):
+        world.report("a", "w.1", number + 1, {connection_key(f"u{number}-{index}"): 1 for index in range(250)})
+    assert world.report("a", "w.1", 5, {}, is_last=True).is_known
+    assert not world.report("a", "w.1", 6, {ANN: 1}).is_known
+    assert world.presence.count("a") == 0
+
+
 def test_all_keys_end_by_themselves(redis_world: tuple[World, Any]) -> None:
     world, client = redis_world
     world.report("a", "w.1", 1, {ANN: 1, BOB: 1})
@@ -340,3 +367,43 @@ def test_a_key_of_another_kind_is_a_fault_of_its_channel_alone(redis_world: tupl
         with pytest.raises(StoreUnavailable, match="presence of channel a"):
             call("a")
     assert wait_until(lambda: world.presence.count("b") == 1)
+
+
+PAGE_OF_RIGHTS = (ROOT / "docs" / "operating.md").read_text()
+RIGHTS = re.findall(r"[~&+]\S+", PAGE_OF_RIGHTS.partition("An ACL user needs")[2].split("`")[1])
+OF_PRESENCE = re.findall(r"\+\w+", " ".join(PAGE_OF_RIGHTS.partition("SSE_PRESENCE needs")[2].split("`")[1:4:2]))
+
+
+def use_all(presence: PresenceStore, client: Any) -> list[Outcome | StoreUnavailable]:
+    """Take every way through the script."""
+    found = presence.report([Report("a", "w.1", 1, {ANN: 1, PAGE: 1, NOBODY: 2}), Report("a", "v.1", 1, {PAGE: 1})])
+    client.zadd("sse:{a}:present:records", {"w.1": 0})
+    found += presence.report([Report("a", "v.1", 2, {BOB: 1}), Report("a", "v.2", 1, {PAGE: 1, BOB: 1})])
+    for item in client.zrange("sse:{a}:present:leaving", 0, -1):
+        client.zadd("sse:{a}:present:leaving", {item: 0})
+    found += presence.report([Report("a", "v.2", 2, {BOB: 0}), Report("a", "v.2", 3, {}, is_last=True)])
+    presence.read("a")
+    return found
+
+
+def test_the_rights_of_the_docs_are_those_that_presence_needs(redis_url: str, shared_redis: RedisServer) -> None:
+    assert {"+hrandfield", "+time", "+zscore"} <= {*OF_PRESENCE}
+    with shared_redis.client() as client:
+        client.execute_command("ACL", "SETUSER", "present", "on", ">secret", "-@all", *RIGHTS, *OF_PRESENCE)
+        store = connect(redis_url.replace("redis://", "redis://present:secret@"), ring=5, ring_ttl=60)
+        try:
+            assert all(isinstance(outcome, Outcome) for outcome in use_all(store.presence, client))
+            assert store.presence.count("a") == 0
+            for right in OF_PRESENCE:
+                client.flushall()
+                client.execute_command("ACL", "SETUSER", "present", f"-{right[1:]}")
+                with pytest.raises(
+                    StoreUnavailable,
+                    match=r"presence of channel a: .*(can't run this|no permissions).*docs/operating.md",
+                ):
+                    faults = [one for one in use_all(store.presence, client) if isinstance(one, StoreUnavailable)]
+                    raise faults[0]
+                client.execute_command("ACL", "SETUSER", "present", right)
+        finally:
+            store.close()
+            client.execute_command("ACL", "DELUSER", "present")

@@ -7,10 +7,12 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
 
+from sse import Publisher
 from sse.errors import NotFound, StoreUnavailable
 from sse.stores import Store, connect
 from sse.stores.memory import MemoryStore
@@ -239,7 +241,7 @@ def test_an_app_s_function_that_fails_is_logged_and_the_next_one_is_called(
             raise RuntimeError("no")
         told.append(happening)
 
-    presence = Presence(world.store, ["*"], tell, clock=world.clock)
+    presence = Presence(world.store, ["*"], lambda *happening: partial(tell, *happening), clock=world.clock)
     presence.enter([A], "ann")
     presence.turn()
     presence.enter([A], "bob")
@@ -247,6 +249,33 @@ def test_an_app_s_function_that_fails_is_logged_and_the_next_one_is_called(
     wait_until(lambda: told == [("joined", A, "bob")])
     assert "@sse.joined and @sse.left: a function failed" in caplog.text
     presence.close()
+
+
+def test_a_search_for_the_app_s_function_that_fails_loses_no_connection(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: str) -> None:
+        raise RuntimeError("a converter of the app")
+
+    presence = Presence(world.store, ["*"], fail, clock=world.clock)
+    stay = presence.enter([A], "ann")
+    presence.turn()
+    assert presence.count(A) == 1
+    assert "a converter of the app" in caplog.text
+    stay()
+    presence.turn()
+    assert presence.count(A) == 0
+
+
+def test_a_turn_that_is_broken_off_is_told_again_in_whole(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    presence = world.process()
+    presence.enter([A], "ann")
+    with monkeypatch.context() as broken, pytest.raises(ZeroDivisionError):
+        broken.setattr(world.store, "report", lambda reports: 1 / 0)
+        presence.turn()
+    presence.enter([A], "bob")
+    presence.turn()
+    assert presence.read(A) == Attendance(2, {"ann": 1, "bob": 1})
 
 
 def test_a_backlog_of_calls_is_bounded(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -461,6 +490,44 @@ def test_two_processes_on_one_redis_see_each_other(make_process: MakePresence, s
     two.close()
     assert make_process().count(A) == 0
     assert len(told) == 500
+
+
+def test_a_process_that_only_publishes_may_ask_how_many_are_there(redis_url: str, make_process: MakePresence) -> None:
+    serving = make_process()
+    stays = [serving.enter([A], "ann") for _ in range(3)]
+    with Publisher(redis_url=redis_url, presence="room/*") as publisher:
+        wait_until(lambda: publisher.count(A) == 3)
+        stays[0]()
+        wait_until(lambda: publisher.count(A) == 2)
+        with pytest.raises(NotFound):
+            publisher.count("news")
+    assert serving.count(A) == 2
+
+
+def test_a_redis_that_goes_back_to_an_older_file_is_told_everything_again(tmp_path: Any) -> None:
+    with RedisServer(tmp_path) as redis:
+        stores = [connect(redis.url, ring=5, ring_ttl=60, timeout=1) for _ in range(2)]
+        one, two = (Presence(store.presence, ["room/*"]) for store in stores)
+        stays = [presence.enter([A], f"user{number}") for number in range(300) for presence in (one, two)]
+        wait_until(lambda: one.count(A) == 600)
+        redis.snapshot()
+        for stay in stays[:100]:
+            stay()
+        late = [one.enter([A], "late", f"client-{number}") for number in range(50)]
+        wait_until(lambda: one.count(A) == 550)
+        redis.restart(lost_writes=True)
+
+        def read() -> Attendance:
+            try:
+                return one.read(A)
+            except StoreUnavailable:
+                return Attendance(-1, {})
+
+        connections = {f"user{number}": 2 for number in range(50, 300)} | {"late": len(late)}
+        wait_until(lambda: read() == Attendance(550, connections), 15)
+        for presence, store in zip((one, two), stores, strict=True):
+            presence.close()
+            store.close()
 
 
 def test_a_redis_that_is_away_is_told_everything_when_it_is_back(tmp_path: Any) -> None:

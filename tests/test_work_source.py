@@ -14,7 +14,7 @@ from sse.errors import InvalidEvent, StoreUnavailable
 from sse.event import Event
 from sse.stores import MemoryStore, Publication
 from sse.stores.leases import LEASE_SECONDS, Answer, Ask, State
-from sse.work.source import UNKNOWN_SECONDS, Source
+from sse.work.source import UNKNOWN_SECONDS, Runner, Source
 from sse.work.sources import Sources
 from tests.servers import wait_until
 
@@ -228,7 +228,7 @@ def test_it_ends_after_linger_when_nobody_listens_on_any_worker(world: World, up
     world.advance(5)
     assert runs.running == 1
     world.advance(5 + 8)
-    reaches(lambda: runs.running, 0)
+    reaches(lambda: (runs.turn(), runs.running)[1], 0)
     calls = len(upstream.log)
     world.advance(30)
     assert len(upstream.log) == calls
@@ -246,7 +246,7 @@ def test_a_worker_that_dies_ceases_to_count_as_a_listening_one(world: World, ups
     world.advance(4)
     world.advance(5 + 8, awake=[runs])
     world.advance(0.5, awake=[runs])
-    reaches(lambda: runs.running, 0)
+    reaches(lambda: (runs.turn(), runs.running)[1], 0)
 
 
 def test_a_subscriber_that_comes_back_within_linger_finds_the_same_run(world: World, upstream: Upstream) -> None:
@@ -284,7 +284,7 @@ def test_an_idle_source_that_waits_is_closed_at_its_next_yield(world: World, ups
     upstream.permit()
     reaches(lambda: upstream.log, ["begin", "step", "finally"])
     world.advance(3)
-    assert worker.running == 0
+    reaches(lambda: (worker.turn(), worker.running)[1], 0)
 
 
 def test_a_dead_worker_is_replaced_within_ten_seconds(world: World, upstream: Upstream) -> None:
@@ -342,6 +342,21 @@ def test_a_frozen_runner_that_wakes_does_not_go_on_though_the_lease_is_free_agai
     assert world.ring() == ["1", "1"]
     for upstream in (between, last):
         upstream.hang_up()
+
+
+def test_a_frozen_worker_that_wakes_first_hears_who_has_left(world: World, upstream: Upstream) -> None:
+    world.sources["prices"] = Source(upstream.function, interval=60)
+    frozen, other = world.worker(), world.worker()
+    other.join()
+    frozen.join()
+    reaches(lambda: len(upstream.log), 1)
+    other.leave()
+    world.advance(20, awake=[other])
+    assert not other.running
+    assert frozen.turn() == 0.5  # its clients' goodbyes are not read yet
+    frozen.leave()
+    world.advance(10)
+    assert len(upstream.log) == 1
 
 
 def test_a_runner_looks_at_the_age_of_its_lease_before_each_step(world: World, upstream: Upstream) -> None:
@@ -520,7 +535,7 @@ def test_a_drain_frees_the_lease_at_once_and_begins_nothing_more(world: World, u
     other.finish()
     world.advance(5)
     assert drains.hub.states == {"prices": "up"}
-    assert drains.running == 0
+    reaches(lambda: (drains.turn(), drains.running)[1], 0)
 
 
 def test_closing_ends_the_generators_and_tells_that_nobody_listens(world: World, upstream: Upstream) -> None:
@@ -565,7 +580,7 @@ def test_a_waiting_step_that_can_be_reached_is_cut(world: World) -> None:
     assert throws
     assert ended.wait(5)
     world.advance(3)
-    assert worker.running == 0
+    reaches(lambda: (worker.turn(), worker.running)[1], 0)
     assert world.store.leases.states(["prices"]) == ["up"]
 
 
@@ -699,3 +714,79 @@ def test_a_source_that_blocks_the_loop_is_named(world: World, caplog: pytest.Log
     worker._due = threading.Event()
     assert "prices" in caplog.text
     assert "blocked" in caplog.text
+
+
+def test_a_source_that_cannot_have_a_thread_now_is_tried_again(
+    world: World, upstream: Upstream, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.sources["prices"] = Source(upstream.function, interval=60)
+    worker = world.worker()
+
+    def refuse(_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Runner, "start", refuse)
+        worker.join()
+        world.advance(3)
+        assert not worker.running
+        assert "cannot start" in caplog.text
+    world.advance(10)
+    reaches(lambda: len(upstream.log), 1)
+
+
+def test_an_asking_thread_that_cannot_start_starts_with_the_next_subscriber(
+    world: World, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.sources["prices"] = Source(upstream.function, interval=60)
+    worker = world.worker()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", lambda _: (_ for _ in ()).throw(RuntimeError("can't start")))
+        Sources._start(worker)
+        assert worker._thread is None
+    Sources._start(worker)
+    assert worker._thread is not None
+    worker._thread.join(0.01)
+    assert worker._thread.is_alive()
+
+
+def test_an_asking_thread_goes_on_after_a_fault(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    def rules(channel: str) -> Any:
+        raise LookupError("a rule of the app has failed")
+
+    worker = world.worker()
+    worker._arrived.append("prices")
+    world.rules = rules  # type: ignore[method-assign]
+    Sources._start(worker)
+    wait_until(lambda: "in trouble" in caplog.text, 5)
+    assert worker._thread is not None
+    assert worker._thread.is_alive()
+
+
+def test_while_the_store_is_away_nothing_is_fresh_and_a_drain_does_not_fail(
+    world: World, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.sources["prices"] = Source(upstream.function, interval=60)
+    runs, other = world.worker(), world.worker()
+    runs.join()
+    other.join()
+    reaches(lambda: len(upstream.log), 1)
+
+    def away(*_: Any, **__: Any) -> Any:
+        raise StoreUnavailable("away")
+
+    with monkeypatch.context() as patch:
+        for name in ("ages", "release", "ask", "note"):
+            patch.setattr(world.store.leases, name, away)
+        assert other.fresh(["prices"]) == set()
+        runs.finish()
+        runs.close()
+    assert runs.runner().is_over
+
+
+def test_the_memory_of_fresh_channels_is_bounded(world: World) -> None:
+    world.sources["prices"] = Source(lambda: 7, interval=60)
+    worker = world.worker(most=2)
+    for number in range(1000):
+        worker._remember([f"prices/{number}"], world.clock.now)
+    assert len(worker._known_fresh) < 200

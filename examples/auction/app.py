@@ -28,7 +28,7 @@ def who() -> str | None:
 
 @sse.joined("auction/<lot>")
 @sse.left("auction/<lot>")
-def tell_who_is_there(_sub: str, lot: str) -> None:
+def tell_who_is_there(lot: str, sub: str) -> None:  # noqa: ARG001 - its coming or going is told by the list
     sse.publish(f"auction/{lot}", sorted(member["sub"] for member in sse.members(f"auction/{lot}")), type="people")
 
 

@@ -179,6 +179,34 @@ class Access:
         if publisher.grant and self._revocations().refuses(publisher.grant, channels):
             raise _revoked()
 
+    def subject(self, credentials: Credentials) -> str:
+        """Return the subject of a reader's valid token or ticket; empty if there is none.
+
+        :raises Unauthorized: for a token in the header or query that is not valid. An invalid cookie is ignored.
+        """
+        grant, _ = self._read_grant(credentials)
+        return grant.sub if grant else ""
+
+    def watch(self, channel: str, authorization: str) -> None:
+        """Check that the bearer of the Authorization header may know who listens on a channel.
+
+        A publishing key may if it may publish there, and a token if its claim `presence` has the channel.
+
+        :raises NotFound: if neither keys nor tokens are configured.
+        :raises Unauthorized: if the header has no valid key or token, or a token that was revoked for the channel.
+        :raises Forbidden: if the key or token has not the channel.
+        """
+        publisher = self.publisher(authorization)
+        grant = publisher.grant
+        if not _matched(channel, grant.presence if grant else publisher.patterns):
+            raise Forbidden(
+                f"not allowed to know who listens on: {channel}",
+                "a token needs the channel in its claim presence, and a publishing key the right to publish there",
+                channels=(channel,),
+            )
+        if grant and self._revocations().refuses(grant, [channel]):
+            raise _revoked()
+
     def _read_grant(self, credentials: Credentials) -> tuple[Grant | None, SSEError | None]:
         """Return the grant of a reader's credentials, and the error in its cookie.
 

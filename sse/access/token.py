@@ -62,6 +62,7 @@ class Grant:
     ends_at: float = math.inf
     is_ticket: bool = False
     issuer: str = ""
+    presence: tuple[str, ...] = ()
 
     @property
     def scope(self) -> str:
@@ -100,7 +101,14 @@ class Tokens:
         """True if there are secrets or key sets, so that a token can be valid."""
         return bool(self._secrets or self._jwks)
 
-    def make(self, sub: str, subscribe: Sequence[str], publish: Sequence[str], lifetime: int) -> str:
+    def make(
+        self,
+        sub: str,
+        subscribe: Sequence[str],
+        publish: Sequence[str],
+        lifetime: int,
+        presence: Sequence[str] = (),
+    ) -> str:
         """Return a token, signed by SSE_SECRET, that is good for `lifetime` seconds.
 
         :raises InvalidEvent: for a bad pattern.
@@ -112,6 +120,7 @@ class Tokens:
             "exp": int(self._clock()) + lifetime,
             "subscribe": [check_pattern(pattern) for pattern in subscribe],
             "publish": [check_pattern(pattern) for pattern in publish],
+            **({"presence": [check_pattern(pattern) for pattern in presence]} if presence else {}),
             **({"iss": self._config.issuer[0]} if self._config.issuer else {}),
         }
         return self._sign(claims, self._secrets)
@@ -241,6 +250,7 @@ class Tokens:
             ends_at,
             is_ticket,
             str(claims.get("iss", "")),
+            () if is_ticket else _patterns(claims, "presence"),
         )
 
 

@@ -172,8 +172,9 @@ def tail(
 ) -> None:
     """Print the data of each event on these channels as it comes, and reconnect after each interruption.
 
-    Resets, after which events may be missing, are printed on standard error. At the end (Ctrl-C), the last event id is
-    printed there too, so that the next run can continue from it.
+    Resets, after which events may be missing, are printed on standard error, as are the ends of channels. The command
+    ends when all channels have ended, or with Ctrl-C. Then the last event id is printed there too, so that the next run
+    can continue from it.
     """
     channels = list(dict.fromkeys(channels))
     with contextlib.ExitStack() as stack:
@@ -237,11 +238,18 @@ def embed(channels: list[str], url: str | None) -> None:
     callback=_checked(check_pattern),
     help="Channels to publish on; once for each.",
 )
+@click.option(
+    "--presence",
+    multiple=True,
+    metavar="PATTERN",
+    callback=_checked(check_pattern),
+    help="Channels to ask who listens on; once for each.",
+)
 @click.option("--lifetime", metavar="S", type=click.IntRange(1), default=3600, show_default=True, help="Seconds.")
-def token(sub: str, subscribe: list[str], to_publish: list[str], lifetime: int) -> None:
+def token(sub: str, subscribe: list[str], to_publish: list[str], presence: list[str], lifetime: int) -> None:
     """Print a token, signed with SSE_SECRET. Keep the token secret."""
-    if not (subscribe or to_publish):
-        raise click.UsageError("the token would allow nothing: give --subscribe or --publish")
+    if not (subscribe or to_publish or presence):
+        raise click.UsageError("the token would allow nothing: give --subscribe, --publish or --presence")
     service = _app_service()
     if not service.config.secret:
         raise click.UsageError("SSE_SECRET is not set here: set it to the service's value")
@@ -249,7 +257,7 @@ def token(sub: str, subscribe: list[str], to_publish: list[str], lifetime: int) 
         raise click.UsageError(
             f"--lifetime is {lifetime}, but SSE_TOKEN_LIFETIME is {service.config.token_lifetime}: give a shorter one"
         )
-    click.echo(service.tokens.make(sub, subscribe, to_publish, lifetime))
+    click.echo(service.tokens.make(sub, subscribe, to_publish, lifetime, presence))
 
 
 @cli.command(with_appcontext=False)

@@ -13,7 +13,7 @@ from sse.errors import StoreUnavailable
 from sse.event import UNBORN, End, EndReason, Entry, Position, ResetReason
 from sse.hub.channel import as_kept
 from sse.hub.pieces import PIECE_REST, PIECES, joined
-from sse.hub.subscriber import Delivery, Form, Reset, Start, Subscriber, in_blocks, reset_at, reset_size
+from sse.hub.subscriber import Delivery, Form, Reset, Start, Subscriber, in_blocks, reason_of, reset_at, reset_size
 from sse.stores import PAGE, PAGE_BYTES, Page, Store
 from sse.stores.base import Standing
 
@@ -274,7 +274,7 @@ class _LookUnderWay:
         if too_much or any(item.channel == name for item in self._taken):
             return False  # the events before the reset come first, and the next look meets it again
         position = self.positions[name]
-        self._reset(reset_at(name, reason, position, self._restart(name, position), run))
+        self._reset(reset_at(name, reason_of(reason, run), position, self._restart(name, position), run))
         return True
 
     def _reset(self, reset: Reset) -> None:

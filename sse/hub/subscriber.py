@@ -386,7 +386,7 @@ class Subscriber:
             if any(item.channel == name for item in taken):
                 self.notify()
                 return []
-            reason = page.reason
+            reason = reason_of(page.reason, run)
         taken.append(reset_at(name, reason, position, restart, run))
         self._note_generation(name, generation)
         self.positions[index] = restart
@@ -433,9 +433,9 @@ class Subscriber:
         """Set the position in a channel by a reset, because the store cannot continue `position`."""
         channel = self.channels[index]
         with self._hub.lock:
-            reason = "unknown" if channel.was_unknown and channel.run is None else reason
-            restart = channel.restart(position)
-            self.go_on_from(index, restart, reset_at(channel.name, reason, position, restart, channel.run))
+            run, restart = channel.run, channel.restart(position)
+            reason = "unknown" if channel.was_unknown and run is None else reason_of(reason, run)
+            self.go_on_from(index, restart, reset_at(channel.name, reason, position, restart, run))
 
     def go_on_from(self, index: int, position: Position, reset: Reset | None = None) -> None:
         """Set the position in a channel from which the subscriber goes on."""
@@ -448,16 +448,19 @@ class Subscriber:
 
 
 def reset_at(channel: str, reason: ResetReason, position: Position, restart: Position, run: Run | None = None) -> Reset:
-    """Return the notice that a channel cannot be continued after `position`, and goes on from `restart`.
-
-    On a run's channel, the text begins anew. If that has ended and the store has its text no more, the text is trimmed.
-    """
-    if run is not None:
-        is_gone = reason == "unknown" and run.end is not None
-        return Reset(channel, "trimmed" if is_gone else reason, None, restart)
-    # Entries count as missed up to the position where the subscriber goes on. Later ones in the store still come.
-    missed = max(restart.offset - position.offset, 0) if reason == "trimmed" else None
+    """Return the notice that a channel cannot be continued after `position`, and goes on from `restart`."""
+    # Entries count as missed up to the position where the subscriber goes on. Later ones in the store still come. On a
+    # run's channel nothing counts as missed, because the text begins anew.
+    missed = max(restart.offset - position.offset, 0) if reason == "trimmed" and run is None else None
     return Reset(channel, reason, missed, restart)
+
+
+def reason_of(page_reason: ResetReason, run: Run | None) -> ResetReason:
+    """Return the reason why a position cannot be continued, if the store gives this one.
+
+    If it has no ring and the run has ended, the text has been there and is gone.
+    """
+    return "trimmed" if page_reason == "unknown" and run is not None and run.end else page_reason
 
 
 def reset_size(channel: str) -> int:

@@ -71,8 +71,6 @@ class Upkeep:
                 elif previous == channel.ring.newest:
                     self._channels.account(channel.append(entry))
                     moved.add(channel)
-                    if channel.traits.end is not None:
-                        self.changed[name] = None
                 elif entry.position not in channel.ring:
                     self.dirty[name] = None
             wake(moved)
@@ -138,7 +136,9 @@ class Upkeep:
                 if isinstance(standing, StoreUnavailable):
                     self.dirty[channel.name] = None
                     continue
-                newest, run = standing = as_kept(standing)
+                if standing == (channel.ring.newest, None) and channel.is_known_as_runless:
+                    continue  # as almost all are
+                newest, run = as_kept(standing)
                 was_unsure, was_textless = channel.is_unsure, channel.is_textless
                 if newest != channel.ring.newest:
                     self.dirty[channel.name] = None

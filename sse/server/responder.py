@@ -19,7 +19,7 @@ from sse.server.rows import Rows, send
 from sse.server.sockets import has_hung_up
 from sse.transports.life import STALLED_AFTER
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # the library is not patched yet, so the transports, which need the stores, may not be imported
     from sse.transports.items import ItemStream
     from sse.transports.poll import Poll
     from sse.transports.stream import Stream

@@ -355,6 +355,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
             gevent.get_hub().loop.run_callback(self._heads.give_up_all)
             gevent.sleep(PAUSE)
             self._greenlets.kill(timeout=_AHEAD / 2)
+        gevent.joinall([gevent.spawn(service.leave) for service in services], _AHEAD / 2)
 
     @property
     def _is_idle(self) -> bool:

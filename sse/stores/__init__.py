@@ -1,15 +1,26 @@
 """The stores: each keeps the newest events of every channel in a ring, and announces new ones to the hubs.
 
-`base` is the contract, in prose: positions, order, trimming, what may be lost, and who closes what. Two stores keep it.
-`memory` holds the rings in this process, for one worker. `redis` holds each in a stream of Redis, which all workers
-share. From the bottom up, `redis` is made of:
+`base` is the contract, in prose: positions, order, trimming, what may be lost, and who closes what. `leases` is its
+part for sources and runs, and `presence` the part for who is connected. `refusals` has the errors by which every store
+refuses an event. Two stores keep the contract.
+
+`memory` holds all in this process, for one worker. `memory_rings` has its rings and feeds, `memory_leases` its leases
+and markers.
+
+`redis` holds each ring in a stream of Redis, which all workers share. From the bottom up, it is made of:
 
 - `faults`, which says in words what is wrong with Redis, and what an operator can do;
 - `fitness`, which tells whether a Redis can keep the service's promises, and `peers`, which finds processes with other
   settings on the same rings;
 - `pool`, the connections, on which every wait ends at a deadline;
-- the scripts: `publish.lua` stores and announces an event, `read.lua` returns the events after a position, `before.lua`
-  finds the position before the newest events, and `ensure.lua` creates a ring. Redis runs a script as one step.
+- the scripts, which Redis runs as one step each, and `scripts`, which loads them. `publish.lua` stores and announces an
+  event, and `publish_batch.lua` several. `read.lua` returns the events after a position, `before.lua` finds the
+  position before the newest events, and `ensure.lua` creates a ring. The scripts of runs and sources end in `_run.lua`
+  and `_source.lua`. `append.lua` has the functions of those that store;
+- `redis_leases`, the leases and markers, and its list of the keys beside a ring.
+
+`presence` is the contract for who is connected to each channel, which `memory_presence` and `redis_presence` (with
+`presence.lua`) keep.
 """
 
 from __future__ import annotations

@@ -74,7 +74,8 @@ class Run(NamedTuple):
 class Standing(NamedTuple):
     """The newest position of a channel, None if it has no ring; and the marker of its run, None if it has none.
 
-    A channel with a marker and without a ring has ended, and its text is gone.
+    If a channel has a marker and no ring, its text is gone: it has ended some time ago, or somebody deleted the ring of
+    a live run, which fails at its next write.
     """
 
     newest: Position | None
@@ -181,6 +182,10 @@ class Store(ABC):
     long as nothing was dropped. A ring is deleted SSE_RING_TTL seconds after its last event, or after `newest` last
     prolonged it. For a ring that never had an event these are UNBORN_TTL seconds, from its creation.
 
+    **Runs.** The ring of a run keeps all its entries, within SSE_RUN_BYTES. As long as the run is live, its ring and
+    its marker live SSE_RUN_TTL plus SSE_RING_TTL seconds after the last `Leases.renew`. After the end, the ring lives
+    SSE_RUN_TTL seconds, and the marker SSE_RING_TTL seconds longer. Subscribers prolong neither.
+
     **Loss.** A ring may be lost or rewound, as when Redis is emptied or restarts from an older file. The `reason` of a
     page that is read shows that. An event may be stored although `publish` raises StoreUnavailable, because the reply
     was lost. A publisher that repeats it with the same key has it stored once.
@@ -212,24 +217,23 @@ class Store(ABC):
 
         If an entry cannot be announced, it is stored all the same, and hubs find it when they ask for the newest
         position. A ring is created for a channel that has none. A publication that is repeated with its key within
-        ONCE_TTL seconds is stored once. If one of the keys was used for another event, nothing of the call is stored,
-        unless another publisher uses that key at the very same moment: then other events of the call may be stored.
+        ONCE_TTL seconds is stored once. If one of the keys was used for another event, nothing of the call is stored.
 
         The ring of a run's channel is not trimmed. An event that would take it beyond SSE_RUN_BYTES is refused by a
-        TooLarge as its value. So is, by an Ended, an event for a channel that has ended. All channels of a call are
-        checked for an end before anything is stored. If one ends in that very moment, its events alone are refused. An
-        event that is repeated with its key is stored already, so it has its receipt even then.
+        TooLarge as its value. If a channel has ended, nothing of the call is stored. An event that is repeated with its
+        key is stored already, so it has its receipt even then. A store that cannot look at all channels in one step
+        with storing may refuse, by an Ended as the value, the events alone of a channel that ends in that very moment.
 
         :raises IdempotencyConflict: if a key was used for another event.
-        :raises Ended: if a channel has ended, and nothing of the call is stored.
+        :raises Ended: if a channel has ended; nothing of the call is stored.
         """
 
     @abstractmethod
     def standing(self, channels: Sequence[str], *, prolong: bool = False) -> list[Standing | StoreUnavailable]:
         """Return the newest position of each channel, and the marker of its run.
 
-        :param prolong: begin the rings' time to live anew, because they have subscribers. That of a run's channel which
-            has ended stays as it is.
+        :param prolong: begin the rings' time to live anew, because they have subscribers. Those of runs stay as they
+            are.
         """
 
     def newest(self, channels: Sequence[str], *, prolong: bool = False) -> list[Position | StoreUnavailable | None]:

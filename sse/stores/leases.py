@@ -32,6 +32,9 @@ STEADY_SECONDS: Final = 5.0
 SOURCE_TTL: Final = 300
 """Seconds for which a store remembers a source that nobody asks about, or SSE_RING_TTL if that is longer."""
 
+MAX_WAIT: Final = 300.0
+"""The most seconds that `release` may have a source wait."""
+
 Start = Literal["started", "exists", "refused"]
 """What `start` did: the run is new; a run is or was there; the channel has ordinary events."""
 
@@ -125,13 +128,15 @@ class Leases(ABC):
 
         A channel that has a run's marker has no source: its lease is not taken.
         To take a lease counts as an attempt. After the attempt number n, the lease can be taken again only when
-        `backoff(n)` seconds have passed, so that a source that kills its worker does not kill all of them in turn. This
-        uses a connection of its own, and gives up after 1.5 s.
+        `backoff(n)` seconds have passed, so that a source that kills its worker does not kill all of them in turn. Once
+        its holder has written an event, it can be taken as soon as it is free, so that workers which die for other
+        reasons are replaced. This uses a connection of its own, and gives up after 1.5 s.
         """
 
     @abstractmethod
     def release(self, channel: str, token: str, *, wait: float = 0.0) -> None:
-        """Give up the lease of a source if it holds `token`. It can be taken again after `wait` seconds.
+        """Give up the lease of a source if it holds `token`. It can be taken again after `wait` seconds, at
+        most MAX_WAIT.
 
         Without a wait, as in a drain, the attempt does not count.
         """

@@ -10,6 +10,7 @@ from sse.event import End, EndReason, Event, Position
 from sse.stores.base import Run
 from sse.stores.leases import (
     LEASE_SECONDS,
+    MAX_WAIT,
     SOURCE_TTL,
     STEADY_SECONDS,
     Answer,
@@ -137,7 +138,7 @@ class MemoryLeases(Leases):
                 return
             del self._leases[channel]
             source = self._source(channel)
-            source.due = self._clock() + wait
+            source.due = self._clock() + min(wait, MAX_WAIT)
             if not wait:
                 source.attempts = max(source.attempts - 1, 0)
 
@@ -222,6 +223,7 @@ class MemoryLeases(Leases):
         ring = self._rings.ensure(channel)
         source.stored_at = self._rings.append(channel, ring, event).position
         source.writer, source.key, source.written = token, key, self._clock()
+        source.due = min(source.due, self._clock())
         self._rings.prolong(ring)
         return source.stored_at
 
@@ -247,6 +249,8 @@ class MemoryLeases(Leases):
         source.workers = {name: expiry for name, expiry in source.workers.items() if expiry > now}
         is_held = token is not None and self._take(channel, token, source)
         is_taken = self._holder(channel) is not None
+        if not source.due:  # nobody has ever taken it, so there is nothing to remember
+            source.expires = now + LEASE_SECONDS
         return Answer(is_held, len(source.workers), source.attempts, source.state, is_taken)
 
     def _age(self, channel: str) -> float | None:

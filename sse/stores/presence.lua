@@ -4,7 +4,7 @@
 -- KEYS: 1 the sums: a hash with the connections of each subject under '=SUBJECT', of all under '#count', and '#origin';
 --   2 the records: a sorted set, each with the time when it ends; 3 the subjects that have no connection any more: a
 --   sorted set, each with the time when it has left. The key of a record is that of the sums, ':at:' and its name: a
---   hash of numbers by connection, and '#' with the number of its last report.
+--   hash of numbers by connection, and '#' with the number of its last report, or -1 once it is being removed.
 -- ARGV: 1 name of the record, empty to ask for the count alone; 2 number of the report; 3 origin that the worker knows;
 --   4 a new origin; 5 and 6 milliseconds that a record lasts, and after which a subject has left; 7 seconds that the
 --   keys live; 8 connections of lost records to remove at once; 9 '1' to remove the record; then connection, number, …
@@ -46,8 +46,12 @@ local function set(name, connection, value)
   if client == '' or not is_elsewhere(name, connection) then add(subject, value - before) end
 end
 
+-- Takes no further report for a record, of which a part may be removed already.
+local function shut(name) redis.call('HSET', key_of(name), '#', -1) end
+
 -- Removes some connections of a record, and the record once it has none. Returns how many it has removed.
 local function remove(name, most)
+  shut(name)
   local found = redis.call('HRANDFIELD', key_of(name), most)
   for _, connection in ipairs(found) do
     if connection ~= '#' then set(name, connection, 0) end
@@ -82,11 +86,14 @@ local done = origin and tonumber(redis.call('HGET', key_of(record), '#') or 0)
 local worker, count = string.match(record, '^(.*)%.(%d+)$')
 if number > 1 and done ~= number and done ~= number - 1 then return {0, origin or ''} end
 if number == 1 and origin then
-  if done > 1 then return {0, origin} end
+  if done ~= 0 and done ~= 1 then return {0, origin} end
   for index = 1, #names, 2 do
     local other, version = string.match(names[index], '^(.*)%.(%d+)$')
     if other == worker and tonumber(version) > tonumber(count) then return {0, origin} end   -- this one comes too late
-    if other == worker and version ~= count then redis.call('ZADD', records, 'XX', 0, names[index]) end
+    if other == worker and version ~= count then
+      redis.call('ZADD', records, 0, names[index])
+      shut(names[index])
+    end
   end
 end
 if not origin then
@@ -106,7 +113,7 @@ for index = 10, #ARGV, 2 do
   if ARGV[index + 1] == '0' then set(record, ARGV[index], 0) end
 end
 if ARGV[9] == '1' then
-  local removed = remove(record, tonumber(ARGV[8]))
+  remove(record, tonumber(ARGV[8]))
   if redis.call('ZSCORE', records, record) then redis.call('ZADD', records, 0, record) end   -- the rest is swept
   record = ''
 end

@@ -25,6 +25,7 @@ from sse.stores import faults
 from sse.stores.base import Run, Standing, nonce
 from sse.stores.leases import (
     LEASE_SECONDS,
+    MAX_WAIT,
     SOURCE_TTL,
     STEADY_SECONDS,
     Answer,
@@ -41,6 +42,7 @@ from sse.wire import encode_payload
 _log = logging.getLogger("sse")
 
 _LEASE_MS: Final = int(LEASE_SECONDS * 1000)
+_WAIT_MS: Final = int(MAX_WAIT * 1000)
 _STEADY_MS: Final = int(STEADY_SECONDS * 1000)
 
 RunScript = Callable[[Script, Sequence[tuple[Any, ...]]], list[Any]]
@@ -159,12 +161,13 @@ class RedisLeases(Leases):
         for channel, worker, listens, token in questions:
             key = self._key(channel)
             keys = (4, f"{key}:source", f"{key}:workers", f"{key}:lease", f"{key}:run")
-            calls.append((*keys, worker, int(listens), token or "", _LEASE_MS, self._source_ttl, _STEADY_MS))
+            times = (_LEASE_MS, self._source_ttl, _STEADY_MS, _WAIT_MS)
+            calls.append((*keys, worker, int(listens), token or "", *times))
         replies = self._run_soon(self._ask_script, calls)
         return [_answer(reply, question.channel) for question, reply in zip(questions, replies, strict=True)]
 
     def release(self, channel: str, token: str, *, wait: float = 0.0) -> None:
-        call = (*self._keys_of_source(channel), token, round(wait * 1000), self._source_ttl)
+        call = (*self._keys_of_source(channel), token, round(min(wait, MAX_WAIT) * 1000), self._source_ttl)
         self._ask(self._release_script, call, channel)
 
     def note(self, channel: str, token: str, state: State) -> None:

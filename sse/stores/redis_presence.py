@@ -100,4 +100,8 @@ def _outcome(reply: Any, channel: str) -> Outcome | StoreUnavailable:
 
 
 def _refusal(reply: object, channel: str) -> StoreUnavailable:
-    return faults.refusal(reply, f"the presence of channel {channel}")
+    return faults.refusal(
+        reply,
+        f"the presence of channel {channel}",
+        "give its user the rights that docs/operating.md lists for SSE_PRESENCE, or see the keys in redis-cli",
+    )

@@ -20,6 +20,8 @@ class Body:
     __slots__ = ("_attached", "closing", "deadline", "hub", "permit", "subscriber")
     is_stream: ClassVar[bool]
     """True for a stream, False for a poll."""
+    keeps_greenlet: ClassVar[bool] = False
+    """True for a body that our worker sends in the request's greenlet. All others are handed off."""
     _attached: bool
     closing: Sequence[Callable[[], object]]
     """The functions to call at the end."""

@@ -62,7 +62,7 @@ class ItemStream:
     """
 
     keeps_greenlet: ClassVar[bool] = True
-    """True, because our worker sends it from the greenlet of its request, see `Body`."""
+    """As of `Body`: it is for one client alone, so no row can send it."""
 
     def __init__(
         self,

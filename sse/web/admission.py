@@ -15,13 +15,14 @@ from werkzeug.exceptions import HTTPException
 from sse.access import decision
 from sse.access.limits import Limits
 from sse.access.permit import Permit
-from sse.errors import SSEError, StoreUnavailable, Unavailable
-from sse.event import Event, LastEventId
+from sse.errors import NotFound, SSEError, StoreUnavailable, Unavailable
+from sse.event import Event, LastEventId, plain_str
 from sse.hub.hub import Charge
 from sse.hub.subscriber import Start, starting_points
 from sse.log import warn
 from sse.service import Service
 from sse.stores import Publication
+from sse.stores.presence import Attendance
 from sse.web.request import (
     Request,
     Subscription,
@@ -30,10 +31,14 @@ from sse.web.request import (
     read_credential,
     read_idempotency_key,
     read_ticket,
+    read_watch,
 )
 from sse.wire import stored_size
 
 _log = logging.getLogger("sse")
+
+Identify = Callable[[], "str | None"]
+"""The app's function that names the subject of the current request, for presence."""
 
 _MAX_WRONG_ANSWERS: Final = 100
 
@@ -117,6 +122,37 @@ class Admission:
             subscription.channels, last, from_header=subscription.from_header, replay=subscription.replay
         )
         return Admitted(starts, permit, self._charge(permit, address))
+
+    def subject(self, request: Request, subscription: Subscription, identify: Identify | None) -> str:
+        """Return the subject of an admitted stream or poll, for presence; empty if it is anonymous.
+
+        It is that of the token or ticket, or else what the app's function says. A view of the app lets its readers in
+        by itself, so a token in its requests may be another service's, and is not read.
+
+        :raises Unavailable: if that function fails.
+        """
+        if self._service.tokens.configured and "sse.own" not in request.environ:
+            credentials = read_credential(request, subscription.token, self._config)
+            if sub := self._access.subject(credentials):
+                return sub
+        return "" if identify is None else _identified(identify)
+
+    def watch(self, request: Request, channel: str) -> Attendance:
+        """Return who is connected to a channel.
+
+        :raises SSEError: for a fault in the channel's name, the limit, the right or the store, looked at in this order.
+        """
+        if not self._config.presence:
+            raise NotFound("there is nothing at this address", "set SSE_PRESENCE to know who listens")
+        channel = read_watch(channel)
+        self._limits.subscribe(read_address(request, self._config.proxies))
+        self._access.watch(channel, request.header("HTTP_AUTHORIZATION"))
+        self._service.check_workers(request.is_multiprocess)
+        try:
+            return self._service.attendance(channel)
+        except StoreUnavailable as error:
+            warn("a request for presence is answered with 503: %s", error)
+            raise StoreUnavailable("the store does not answer", "ask again") from error
 
     def ticket(self, request: Request) -> str:
         """Return a ticket for the channels that the request names.
@@ -209,6 +245,28 @@ def _ask(authorize: decision.Authorize, wrong_answers: WrongAnswers, channel: st
     if answer is not False and answer is not None:
         wrong_answers.log(decision.name_of(authorize), type(answer))
     return False
+
+
+def _identified(identify: Identify) -> str:
+    """Return the subject that the app's function names for the current request; empty if it names none.
+
+    An error in the function is treated as one in the app's rule, see `_ask`. An answer other than a string or None is
+    logged, and the connection is anonymous.
+
+    :raises Unavailable: if the function fails.
+    """
+    try:
+        answer: object = identify()
+        if isinstance(answer, Coroutine):
+            answer.close()
+    except Exception as error:
+        if _status(error) < 500 and _status(error) != 429:
+            raise
+        warn("@sse.identify failed", exc_info=True)
+        raise Unavailable("the reader could not be identified", "see the log", code="identify") from error
+    if answer is not None and not isinstance(answer, str):
+        warn("@sse.identify returned %s, so the connection is anonymous: return a str, or None", type(answer).__name__)
+    return plain_str(answer) if isinstance(answer, str) else ""
 
 
 def _status(error: Exception) -> int:

@@ -251,7 +251,8 @@ class WaitingResponse(CompleteResponse):
         if self.response is not body or environ["REQUEST_METHOD"] == "HEAD":
             self.call_on_close(body.close)
             return Response.get_app_iter(self, environ)
-        body.closing = self._on_close  # the functions that the app wants called at the end
+        # The functions that the app wants called at the end, after those that the body has of its own.
+        body.closing = [*body.closing, *self._on_close] if body.closing else self._on_close
         environ["sse.body"] = body  # tells our worker that it can hand this body off
         return body
 

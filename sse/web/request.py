@@ -40,8 +40,10 @@ _MAX_POLL: Final = 60  # seconds
 _ANSWER_BYTES: Final = (1024, 1 << 20)  # the range of a poll's parameter max_bytes
 _MIN_HEARTBEAT: Final = 3  # seconds
 # Parameters that a request may have once only.
-_OF_STREAMS: Final = ("last_event_id", "lastEventId", "ids", "types", "form", "end", "replay", "heartbeat", "token")
-_OF_POLLS: Final = ("last_event_id", "lastEventId", "replay", "timeout", "max_bytes", "token")
+_OF_BOTH: Final = ("last_event_id", "lastEventId", "replay", "client", "token")
+_OF_STREAMS: Final = (*_OF_BOTH, "ids", "types", "form", "end", "heartbeat")
+_OF_POLLS: Final = (*_OF_BOTH, "timeout", "max_bytes")
+_CLIENT: Final = re.compile(r"[A-Za-z0-9_-]{8,64}")
 _TEXT_TYPES: Final = ("application/json", "application/x-www-form-urlencoded")
 
 Query = dict[str, list[str]]
@@ -151,6 +153,8 @@ class Subscription(NamedTuple):
     """True if the request has the parameter `replay`. Then `sse.open` tells the number that is used."""
     token: str
     """The token or ticket in the query, empty if there is none."""
+    client: str = ""
+    """The id by which a client is known across its connections; empty if it gives none."""
 
 
 class StreamRequest(NamedTuple):
@@ -297,7 +301,31 @@ def _subscription(request: Request, query: Query, config: Config, takes_token: b
     if "token" in query and not takes_token:
         raise RequestError("token is not taken here", "leave it out: no @sse.authorize function reads it")
     token = query.get("token", [""])[0]
-    return Subscription(channels, text, from_header, 0 if text else replay, "replay" in query, token)
+    return Subscription(channels, text, from_header, 0 if text else replay, "replay" in query, token, _client(query))
+
+
+def _client(query: Query) -> str:
+    """Return the client's id, empty if it gives none.
+
+    :raises RequestError: if it is malformed.
+    """
+    if "client" not in query:
+        return ""
+    client = query["client"][0]
+    if not _CLIENT.fullmatch(client):
+        raise RequestError(f"client is {client[:60]!a}", "give 8 to 64 of A-Z a-z 0-9 _ -, or leave it out")
+    return client
+
+
+def read_watch(channel: str) -> str:
+    """Return the channel whose presence is asked for.
+
+    :raises RequestError: if it is not valid.
+    """
+    try:
+        return check_channel(channel)
+    except InvalidEvent as error:
+        raise RequestError(error.message, error.hint, code=error.code) from None
 
 
 def _query(request: Request, *single: str) -> Query:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Final
 
 import flask
 from flask import Blueprint, Response, current_app, request
@@ -17,16 +17,18 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.routing import PathConverter, Rule
 
 from sse.access.decision import Authorize
+from sse.access.permit import Permit
 from sse.access.token import TICKET_LIFE
 from sse.config import Config
 from sse.errors import KeyUnknown, NotFound, SSEError, StoreUnavailable, TooMany, Unavailable, WrongMethod
 from sse.event import format_last_event_id
 from sse.log import warn
 from sse.service import Service
+from sse.stores.presence import Attendance
 from sse.transports import dialect
 from sse.transports.poll import Poll
 from sse.version import __version__
-from sse.web.admission import Admission, Admitted
+from sse.web.admission import Admission, Admitted, Identify
 from sse.web.answers import (
     CORS_DECIDED,
     STREAM_HEADERS,
@@ -50,12 +52,14 @@ from sse.web.hooks import (
     make_hook,
     waiting_class,
 )
+from sse.web.present import Enter, PresentPoll, PresentStream
 from sse.web.request import (
     Options,
     PollRequest,
     Query,
     Request,
     StreamRequest,
+    Subscription,
     read_poll,
     read_publish,
     read_raw,
@@ -65,6 +69,9 @@ from sse.web.server_check import warn_of_server
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
+
+
+_MAX_MEMBERS: Final = 1000  # in the answer to a request for presence
 
 
 class _Rest(PathConverter):
@@ -123,14 +130,20 @@ class AppRequest(Request):
 View = Callable[..., Response]
 
 
-def make_blueprint(service: Service, authorize: Callable[[], Authorize | None], name: str = "sse") -> Blueprint:
+def make_blueprint(
+    service: Service,
+    authorize: Callable[[], Authorize | None],
+    identify: Callable[[], Identify | None] = lambda: None,
+    name: str = "sse",
+) -> Blueprint:
     """Return the routes of one app, all under SSE_PREFIX.
 
     :param authorize: returns the app's rule for reading, or None.
+    :param identify: returns the app's function that names the reader, or None.
     :param name: of the blueprint.
     """
     blueprint = Blueprint(name, __name__)
-    views = Views(service, authorize, name)
+    views = Views(service, authorize, identify, name)
     blueprint.url_value_preprocessor(partial(_hide_form, f"{name}.publish_raw"))
     blueprint.after_request(views.finish)
     blueprint.after_app_request(views.keep_working)
@@ -157,8 +170,15 @@ def _close_unsent(_: BaseException | None) -> None:
 class Views:
     """The view functions. Each has the name of its endpoint. `own_views` uses them for the views of the app."""
 
-    def __init__(self, service: Service, authorize: Callable[[], Authorize | None], blueprint: str) -> None:
+    def __init__(
+        self,
+        service: Service,
+        authorize: Callable[[], Authorize | None],
+        identify: Callable[[], Identify | None],
+        blueprint: str,
+    ) -> None:
         self._service = service
+        self._identify = identify
         self.config: Config = service.config
         self.admission = Admission(service, authorize)
         self._waiting: Callable[[Any], type[Response]] = lru_cache(maxsize=4)(waiting_class)
@@ -210,12 +230,14 @@ class Views:
     ) -> Response:
         try:
             starts, permit, charge = admit()
+            enter = self._enter(incoming, parsed.subscription, permit)
         except (Unavailable, KeyUnknown) as error:  # also for KeyUnknown: its 401 would end an EventSource for good
             return self.busy(error, error.retry_after, parsed)
         if incoming.method != "HEAD":
             warn_of_server(incoming.environ)
         subscription = parsed.subscription
-        body = HookedStream(
+        make = HookedStream if enter is None else partial(PresentStream, enter)
+        body = make(
             self._service.hub,
             starts,
             heartbeat=parsed.heartbeat,
@@ -280,7 +302,9 @@ class Views:
         starts, permit, charge = admit()
         if incoming.method == "HEAD":
             return Response(iter(()), content_type="application/json")
-        body = HookedPoll(
+        enter = self._enter(incoming, parsed.subscription, permit) if parsed.timeout else None
+        make = HookedPoll if enter is None else partial(PresentPoll, enter)
+        body = make(
             self._service.hub,
             starts,
             timeout=parsed.timeout,
@@ -296,6 +320,20 @@ class Views:
             # The fault of the store is for the log, not for clients.
             warn("a poll is answered with 503, to be repeated: %s", error)
             raise StoreUnavailable("the store does not answer", "ask again with the same last event id") from error
+
+    def _enter(self, incoming: Request, subscription: Subscription, permit: Permit | None) -> Enter | None:
+        """Return the function that notes an admitted stream or poll as a connection; None without SSE_PRESENCE.
+
+        :raises Unavailable: if the app's own function cannot name the reader.
+        """
+        if not self.config.presence:
+            return None
+        presence = self._service.presence
+        if not (channels := presence.watched(subscription.channels)):
+            return None
+        sub = permit.grant.sub if permit and permit.grant else ""
+        sub = sub or self.admission.subject(incoming, subscription, self._identify())
+        return partial(presence.enter, channels, sub, subscription.client)
 
     def _open(self, environ: WSGIEnvironment, body: HookedPoll) -> Response:
         """Return the response to a poll.
@@ -322,6 +360,9 @@ class Views:
         publisher = self.admission.publisher(incoming)
         ids = self.admission.publish(incoming, publisher, read_raw(incoming, channel))
         return _respond(json({"ids": ids}, 201))
+
+    def presence(self, incoming: Request, channel: str) -> Response:
+        return _respond(json(_shown(self.admission.watch(incoming, channel))))
 
     def ticket(self, incoming: Request) -> Response:
         return _respond(json({"ticket": self.admission.ticket(incoming), "expires": TICKET_LIFE}, 201))
@@ -354,6 +395,7 @@ def _add_rules(app: App, views: Views, prefix: str, blueprint: str) -> None:
         ("/poll", views.poll, ("GET", "HEAD", "OPTIONS")),
         ("/sse.<any(js, mjs):suffix>", views.script, ("GET", "HEAD", "OPTIONS")),
         ("/sse.<version>.<any(js, mjs):suffix>", views.script_of, ("GET", "HEAD", "OPTIONS")),
+        ("/presence/<sse_rest:channel>", views.presence, ("GET", "HEAD", "OPTIONS")),
         ("/ticket", views.ticket, ("POST", "OPTIONS")),
         ("/publish", views.publish, ("POST", "OPTIONS")),
         ("/publish/<sse_rest:channel>", views.publish_raw, ("POST", "OPTIONS")),
@@ -391,6 +433,13 @@ def _respond(answer: Answer) -> Response:
     if answer.headers:
         response.headers.extend(answer.headers)
     return response
+
+
+def _shown(attendance: Attendance) -> dict[str, object]:
+    """Return who is there as the answer tells it: the count of all, and and the first subjects by name."""
+    members = sorted(attendance.connections.items())
+    shown = [{"sub": sub, "connections": count} for sub, count in members[:_MAX_MEMBERS]]
+    return {"count": attendance.total, "members": shown, "more": len(members) > _MAX_MEMBERS}
 
 
 def _script(incoming: Request, suffix: str, cache_control: str) -> Response:

@@ -1,11 +1,13 @@
-"""Functions of the app that are called one after another, in a thread of their own, because they may wait."""
+"""Functions of the app: a check of what it decorates, and calls in a thread of their own, because they may wait."""
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from sse.log import warn
@@ -14,6 +16,31 @@ _log = logging.getLogger("sse")
 
 _MOST: Final = 10_000
 """Calls that may wait."""
+
+
+def check_function(decorator: str, function: Callable[..., object], arguments: Iterable[str] = ()) -> None:
+    """Refuse a function that could never work.
+
+    :param decorator: its name, for the error.
+    :param arguments: the names of the keyword arguments that the function is called with.
+    :raises TypeError: if it cannot be called, is async or a generator function, or does not take these arguments.
+    """
+    name = getattr(function, "__qualname__", repr(function))
+    if not callable(function):
+        raise TypeError(f"{decorator} got {name:.60}, which cannot be called: decorate a function")
+    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+        raise TypeError(
+            f"{decorator}: {name} is async; give a plain function, which may use asgiref.sync.async_to_sync"
+        )
+    if inspect.isgeneratorfunction(function):
+        raise TypeError(f"{decorator}: {name} has a yield, so a call of it does nothing; leave the yield out")
+    with contextlib.suppress(ValueError):  # a builtin may have no signature
+        given = dict.fromkeys(arguments)
+        try:
+            inspect.signature(function).bind(**given)
+        except TypeError as error:
+            names = ", ".join(given) or "no argument"
+            raise TypeError(f"{decorator}: {name} is called with {names}, but: {error}") from None
 
 
 class Calls:

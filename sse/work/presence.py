@@ -20,7 +20,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Final, Literal
 
 from sse.config import matches
@@ -54,8 +53,8 @@ _TAKEN_AT_ONCE: Final = 500  # connections that come or go, between two pauses
 _MOST_TRIPS: Final = 1000  # round trips in one turn
 
 Happening = Literal["joined", "left"]
-Tell = Callable[[Happening, str, str], object]
-"""A function of what has happened, the channel and the subject. It may wait."""
+FindCall = Callable[[Happening, str, str], Callable[[], object] | None]
+"""Returns the function to call when a subject has joined or left a channel; None if the app has none."""
 
 
 class Stay:
@@ -150,8 +149,8 @@ class Presence:
     """Who listens on the channels of SSE_PRESENCE. Its threads begin with the first connection.
 
     :param patterns: of SSE_PRESENCE.
-    :param tell: called, in a thread of its own, with each subject that has joined or left by the store's answer to this
-        process. None if nobody wants to know.
+    :param find_call: finds the function to call when somebody has joined or left, if the store tells this process. The
+        functions are called one after another, in a thread of their own, so they may wait.
     :param most_lingering: clients that may count on after the answer to a poll.
     """
 
@@ -159,14 +158,14 @@ class Presence:
         self,
         store: PresenceStore,
         patterns: Sequence[str],
-        tell: Tell | None = None,
+        find_call: FindCall | None = None,
         *,
         most_lingering: int = 10_000,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
         self._patterns = patterns
-        self._tell = tell
+        self._find_call = find_call
         self._most_lingering = most_lingering
         self._clock = clock
         self._queue: deque[Stay] = deque()
@@ -325,6 +324,11 @@ class Presence:
                     self._fail(report.channel, error)
                 self._away_until = self._retry_at
                 break
+            except BaseException:
+                for report in reports:  # it is not known what the store has taken
+                    self._rooms[report.channel].begin(self._new_record())
+                    self._due[report.channel] = None
+                raise
             for report, outcome in zip(reports, outcomes, strict=True):
                 self._note(report, outcome)
             if self._due:
@@ -358,16 +362,15 @@ class Presence:
             room.begin(self._new_record())
         else:
             room.note(report, outcome)
-            self._pass_on("joined", channel, outcome.joined)
-            self._pass_on("left", channel, outcome.left)
-            if report.is_last and room.is_over:
-                return
-            if report.is_last:
+            if report.is_last and not room.is_over:
                 room.begin(self._new_record())
-        room.reported_at = now
-        self._rooms[channel] = room  # at the end of the order
-        if room.dirty or room.has_more:
-            self._due[channel] = None
+        if not (outcome.is_known and report.is_last and room.is_over):
+            room.reported_at = now
+            self._rooms[channel] = room  # at the end of the order
+            if room.dirty or room.has_more:
+                self._due[channel] = None
+        self._pass_on("joined", channel, outcome.joined)
+        self._pass_on("left", channel, outcome.left)
 
     def _fail(self, channel: str, error: StoreUnavailable) -> None:
         """Have a channel told again in whole, because it is not known what the store has taken."""
@@ -380,9 +383,14 @@ class Presence:
         self._retry_at = room.reported_at + _AGAIN
 
     def _pass_on(self, happening: Happening, channel: str, subs: Sequence[str]) -> None:
-        if self._tell:
-            for sub in subs:
-                self._calls.put(partial(self._tell, happening, channel, sub))
+        for sub in subs:
+            try:
+                call = self._find_call(happening, channel, sub) if self._find_call else None
+            except Exception:  # noqa: BLE001 - logged; a converter of the app failed
+                warn("@sse.%s: the function for channel %s was not found", happening, channel, exc_info=True)
+            else:
+                if call:
+                    self._calls.put(call)
 
 
 def _is_text(text: str) -> bool:

@@ -26,9 +26,11 @@ import inspect
 import math
 import random
 import threading
+import time
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, Literal, NamedTuple, cast
 
 from sse.errors import LeaseLost, StoreUnavailable
@@ -46,6 +48,15 @@ _system_random: Final = random.SystemRandom()  # leaves the sequence of an app's
 
 Ending = Literal["idle", "lost", "closing"]
 """Why a runner ends although its source goes on: nobody listens; another may have the lease; the process ends."""
+
+
+lease_clock: Final[Callable[[], float]] = (
+    partial(time.clock_gettime, time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic
+)
+"""Returns seconds of the monotonic clock by which leases age.
+
+It goes on while the machine is suspended. On Linux, `time.monotonic` does not (clock_gettime(2)).
+"""
 
 
 @dataclass(frozen=True, slots=True)

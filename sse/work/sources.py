@@ -8,6 +8,7 @@ states of a source.
 from __future__ import annotations
 
 import _thread
+import contextlib
 import math
 import random
 import threading
@@ -24,12 +25,13 @@ from sse.spread import PAUSE
 from sse.stores.base import Store, nonce
 from sse.stores.leases import LEASE_SECONDS, RENEW_SECONDS, Answer, Ask, State, backoff
 from sse.work.run import Breaker
-from sse.work.source import Runner, Source, Tools
+from sse.work.source import Runner, Source, Tools, lease_clock
 
 _AT_ONCE: Final = 100  # channels that the store is asked about in one call
 _KNOWN_SECONDS: Final = 1.0  # for which a value counts as fresh without asking the store again
 _JOIN_SECONDS: Final = 5.0  # that `close` waits for the threads
 _BLOCKED_SECONDS: Final = 1.0  # that a step may block gevent's loop before the log names it
+_BREATH: Final = 0.5  # seconds in which a process that was frozen takes in what has happened, before it takes a lease
 _TICK: Final = 0.25  # seconds between two looks whether the loop is blocked
 _system_random: Final = random.SystemRandom()  # leaves the sequence of an app's seeded `random` as it is
 
@@ -91,7 +93,7 @@ class Sources:
         event_of: Callable[[object], Event],
         most: int,
         breaker: Callable[[], Breaker | None],
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = lease_clock,
     ) -> None:
         self._store = store
         self._hub = hub
@@ -104,6 +106,7 @@ class Sources:
         self._arrived: deque[str] = deque()
         self._known_fresh: dict[str, float] = {}  # by channel: until when
         self._round_at = -math.inf  # when all channels are asked about again
+        self._turned_at = self._resumes_at = -math.inf
         self._is_finishing = self._is_closed = False
         self._due = threading.Event()
         self._thread: threading.Thread | None = None
@@ -245,8 +248,13 @@ class Sources:
 
     def turn(self) -> float | None:
         """Do all that is due; return the seconds until something else is, None if nothing will be."""
-        asked = self._arrivals() + self._ended()
         now = self._clock()
+        if self._watches and now - self._turned_at > 2 * RENEW_SECONDS:
+            self._resumes_at = now + _BREATH  # this process was frozen, and has yet to hear who has left meanwhile
+        self._turned_at = now
+        if now < self._resumes_at:
+            return self._resumes_at - now
+        asked = self._arrivals() + self._ended()
         if now >= self._round_at:
             self._round_at = now + RENEW_SECONDS * _system_random.uniform(0.85, 1.0)
             asked = list(self._watches.values())
@@ -317,8 +325,8 @@ class Sources:
         elif answer.is_held:
             self._begin(watch, answer, held_until)
         if question.listens:
-            has_no_seat = not (question.token or answer.is_taken or self._is_finishing)
-            self._tell(watch, "down" if has_no_seat else answer.state or "up")
+            is_left_out = watch.runner is None and not (question.token or answer.is_taken or self._is_finishing)
+            self._tell(watch, "down" if is_left_out else answer.state or "up")
         elif watch.runner is None:
             del self._watches[watch.channel]
 
@@ -342,7 +350,8 @@ class Sources:
                 warn("the source of channel %s cannot start: %s", watch.channel, error)
                 wait = backoff(answer.attempts)
         watch.runner, watch.token = None, nonce()
-        self._store.leases.release(runner.channel, runner.token, wait=wait)
+        with contextlib.suppress(StoreUnavailable):  # else the lease runs out by itself
+            self._store.leases.release(runner.channel, runner.token, wait=wait)
 
 
 def _parts(watches: Sequence[_Watch]) -> list[Sequence[_Watch]]:

@@ -184,6 +184,8 @@ def test_progress_comes_from_another_process_and_the_page_stops_it(
     wait_until(lambda: page.text("#state") == "The job has ended: done.", 20)
     assert page.text("#log") == "".join(f"step {step} is done\n" for step in range(1, 21))
     assert page.driver.execute_script("return document.getElementById('bar').value") == 1
+    page.driver.get("about:blank")
+    page = Page(drivers[0], service.url)
     page.click("#start")
     wait_until(lambda: "step 2 is done" in page.text("#log"), 20)
     page.click("#stop")

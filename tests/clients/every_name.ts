@@ -18,6 +18,7 @@ feed
   .on("sse.event", (event: SSE.Event) => show(event.channel + event.id + event.type + event.data))
   .on("sse.reset", (reset) => show(reset.channel + reset.id + reset.reason + (reset.missed ?? 0)))
   .on("sse.end", (end) => show(end.channel + end.id + (end.reason === "done")))
+  .on("sse.source", (source) => show(source.channel + (source.state === "down")))
   .on("sse.auth", (told) => show(told.expires))
   .on("sse.state", (told) => show(told.channels[0] + told.state));
 const listener = (event: SSE.Event) => show(event.data);
@@ -46,6 +47,7 @@ tag?.addEventListener("click", (event) => show(event.clientX));
 document.addEventListener("sse:paid", (event) => show(event.detail.json.number));
 document.addEventListener("sse-state", (event) => show(event.detail.state));
 document.addEventListener("sse-reset", (event) => show(event.detail.missed));
+document.addEventListener("sse-source", (event) => show(event.detail.state));
 document.addEventListener("sse-end", (event) => show(event.detail.reason));
 document.addEventListener("sse-auth", (event) => show(event.detail.expires));
 document.addEventListener("click", (event) => show(event.clientX));

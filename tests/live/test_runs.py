@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -59,13 +59,19 @@ class Service:
 
 
 @contextlib.contextmanager
-def serving(tmp_path: Path, workers: int = 2, durable: bool = False, **settings: object) -> Iterator[Service]:
+def serving(
+    tmp_path: Path, workers: int = 2, durable: bool = False, arguments: Sequence[str] = (), **settings: object
+) -> Iterator[Service]:
     env = {"SSE_PUBLIC": "*", "SSE_PUBLISH_KEYS": KEY, "SSE_HEARTBEAT": "3", "SSE_RETRY": "100"}
     env |= {name: str(value) for name, value in settings.items()}
     with (
         RedisServer(tmp_path, appendonly="yes" if durable else "no", appendfsync="always") as redis,
         Gunicorn(
-            tmp_path, APP, env | {"SSE_REDIS_URL": redis.url, "NOTES": str(tmp_path / "notes")}, workers=workers
+            tmp_path,
+            APP,
+            env | {"SSE_REDIS_URL": redis.url, "NOTES": str(tmp_path / "notes")},
+            workers=workers,
+            arguments=arguments,
         ) as server,
         Service(tmp_path, server, redis) as service,
     ):
@@ -255,3 +261,17 @@ def test_a_run_begun_anew_is_read_from_its_beginning(tmp_path: Path) -> None:
         all_ended(readers, "done", 10)
         assert {reader.text for reader in readers} == {words(50)}
         assert all(reader.resets for reader in readers)
+
+
+@pytest.mark.parametrize(("count", "reason"), [(60, "done"), (1_000_000, "interrupted")])
+def test_gunicorn_s_own_worker_gives_its_runs_time_too(tmp_path: Path, count: int, reason: str) -> None:
+    threads = ("-k", "gthread", "--threads", "16")
+    with serving(tmp_path, arguments=threads, SSE_RUN_GRACE=5) as service:
+        pid = service.run("a", count=count)
+        readers = service.readers("a", each=1)
+        wait_until(lambda: all(reader.text for reader in readers))
+        os.kill(pid, signal.SIGTERM)
+        stopped = time.monotonic()
+        all_ended(readers, reason, 10)
+        wait_until(lambda: pid not in service.server.worker_pids(), 5)
+        assert time.monotonic() - stopped < (5 if reason == "done" else 8)

@@ -28,7 +28,7 @@ APP = "tests.live.apps.sources:application"
 LINGER = 2.0  # seconds, of the app's source
 LATEST = LINGER + 8.0  # seconds after the last subscriber has gone, for the last call
 REPLACED = 10.0  # seconds from the death of a worker to the first call of another
-NOISE = 1.0  # seconds by which this machine may be late
+NOISE = 2.0  # seconds by which this machine may be late
 CHANNEL = "prices/acme"
 REQUEST = f"GET /sse/stream?channel={CHANNEL} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
 
