@@ -15,8 +15,6 @@ from sse.transports.life import ClientPart
 class Body:
     """A subscriber as the body of an answer."""
 
-    keeps_greenlet: ClassVar[bool] = False
-    """True for a body that our worker sends from the greenlet of its request, and does not hand off."""
     __slots__ = ("_attached", "closing", "deadline", "hub", "permit", "subscriber")
     is_stream: ClassVar[bool]
     """True for a stream, False for a poll."""
