@@ -490,6 +490,43 @@ def test_two_apps_of_one_sse_answer_each_with_its_own_settings(make_app: MakeApp
             assert blocks(stream, 1)[0].json()["heartbeat"] == heartbeat
 
 
+# Runs and presence
+
+
+def test_a_view_may_begin_a_run_and_answer_with_it_as_often_as_it_is_asked(make_app: MakeApp) -> None:
+    sse = SSE()
+    app = make_app(sse, SSE_PUBLIC="")
+
+    def ask() -> Response:
+        sse.run("answers/7", iter(["It ", "rains."]))
+        return sse.subscribe("answers/7", form="bare", headers={"x-vercel-ai-ui-message-stream": "v1"})
+
+    app.add_url_rule("/ask", view_func=ask, methods=["POST"])
+    client = app.test_client()
+    for _ in range(2):
+        parser = wire.Parser(bare=True)
+        with closing(client.post("/ask", data="The weather?")) as answer:
+            events = parser.feed(answer.data)
+        assert "".join(event.data or "" for event in events) == "It rains."
+        assert answer.headers["x-vercel-ai-ui-message-stream"] == "v1"
+    assert client.post("/ask", headers={"Last-Event-ID": events[-1].id}).status_code == 204
+    told = client.post("/ask", headers=JSON).json
+    assert (told["ended"], "".join(event["data"] for event in told["events"])) == ({"answers/7": "done"}, "It rains.")
+
+
+@pytest.mark.parametrize("public", ["", "a"])
+def test_presence_knows_a_reader_by_the_name_that_the_view_gives(make_view: MakeView, public: str) -> None:
+    app = make_view("a", sub="ann", settings={"SSE_PRESENCE": "a", "SSE_PUBLIC": public})
+    with closing(app.test_client().get("/own")) as stream:
+        next(stream.iter_encoded())
+
+        def members() -> object:
+            with app.app_context():
+                return SSE().members("a")
+
+        wait_until(lambda: members() == [{"sub": "ann", "connections": 1}], 5)
+
+
 # Any input
 
 

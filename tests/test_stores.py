@@ -22,6 +22,7 @@ from sse.errors import IdempotencyConflict, StoreUnavailable
 from sse.event import UNBORN, Event, Position
 from sse.stores import Feed, MemoryStore, Notice, Page, Publication, Receipt, RedisStore, Revocation, Store, connect
 from sse.stores.base import nonce
+from sse.stores.leases import Ask
 from tests.publishing import publish_to_store
 from tests.servers import RedisServer, free_port, make_certificate, wait_until
 
@@ -1102,6 +1103,20 @@ def test_a_user_with_just_these_rights_can_do_everything(
         assert [notice.entry and notice.entry.position for notice in notices(feed, 1)] == [position]
     assert store.newest(["a"], prolong=True) == store.ensure(["a"]) == store.before([("a", 0)]) == [position]
     assert first(store.read([("a", Position(1, 1))])).reason == "diverged"
+    assert store.leases.start("run", "t") == "started"
+    assert store.leases.write("run", "t", Event("x"), key="k", written=0).offset == 1
+    assert store.leases.renew([("run", "t")]) == [True]
+    batch = [Publication("run", Event("y")), Publication("b", Event("y"))]
+    assert [receipt.position.offset for receipt in store.publish(batch)] == [2, 1]  # type: ignore[union-attr]
+    end = store.leases.end("run", "done", token="t")
+    assert end == store.ensure(["run"])[0]
+    assert first(store.standing(["run"])).run.ended_at == end
+    assert first(store.leases.ask([Ask("source", "w", True, "t")])).is_held
+    store.leases.note("source", "t", "up")
+    assert store.leases.write("source", "t", Event("x"), key="k").offset == 1
+    assert (store.leases.states(["source"]), store.leases.ages(["source"])) == (["up"], [0.0])
+    assert not first(store.leases.ask([Ask("source", "w", False, None)])).listeners
+    store.leases.release("source", "t")
 
 
 @pytest.mark.parametrize(

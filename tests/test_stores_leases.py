@@ -459,6 +459,7 @@ def test_an_event_of_another_publisher_does_not_change_the_life_of_a_run(world: 
     world.publish("y")
     world.advance(TTL + 1)
     assert world.text() == ["x", "y"]
+    world.publish("z")
     world.advance(RUN_TTL)
     assert world.standing() == Standing(None)
 

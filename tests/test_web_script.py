@@ -109,7 +109,7 @@ def test_it_is_small_and_the_same_in_every_process() -> None:
     script = load()
     assert gzip.decompress(script.gzipped.body) == script.plain.body
     assert script.gzipped.body[4:8] == bytes(4), "the time of compression is in it"
-    assert len(script.gzipped.body) <= 12_000
+    assert len(script.gzipped.body) <= 14_000
     assert script.gzipped.etag != script.plain.etag
 
 

@@ -173,8 +173,9 @@ class RedisStore(Store):
             _receipt(reply, publication.channel, call)
             for reply, publication, call in zip(replies, publications, calls, strict=True)
         ]
-        if all(isinstance(receipt, Ended) for receipt in receipts):
-            raise cast("Ended", receipts[0])
+        first = receipts[0]
+        if isinstance(first, Ended) and all(isinstance(receipt, Ended) for receipt in receipts):
+            raise first
         return receipts
 
     def standing(self, channels: Sequence[str], *, prolong: bool = False) -> list[Standing | StoreUnavailable]:

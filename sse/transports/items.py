@@ -227,7 +227,7 @@ class ItemStream:
             if text.endswith("\r"):
                 text, self._cr = text[:-1], "\r"
             text = text.replace("\r\n", "\n").replace("\r", "\n")  # before it is split between the two
-        size = self._max_bytes if len(text) * 4 <= self._max_bytes else self._max_bytes // 4  # characters
+        size = self._max_bytes if len(text) * 4 <= self._max_bytes else max(self._max_bytes // 4, 1)  # characters
         for start in range(0, len(text), size):
             yield Piece(text[start : start + size])
         if not isinstance(value, str):

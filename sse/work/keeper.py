@@ -12,6 +12,7 @@ A process that renews too late finds the run ended at its next step, and writes 
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -69,13 +70,14 @@ class Keeper:
 
     def orphaned(self, channel: str) -> None:
         """Have the end `lost` stored for a run without a lease, unless somebody takes it soon. This does not wait."""
-        if self._clock() - self._answering_since() < LEASE_SECONDS:
-            return
+        due = max(self._clock() + _LOST_AFTER, self._answering_since() + LEASE_SECONDS)
+        if due == math.inf:
+            return  # the store is away
         with self._changed:
             is_ours = any(writer.channel == channel for writer in self._writers.values())
             if is_ours or channel in self._orphaned or len(self._orphaned) >= _MAX_ORPHANED:
                 return
-            self._orphaned[channel] = self._clock() + _LOST_AFTER
+            self._orphaned[channel] = due
             thread = self._wake()
         if thread:
             thread.start()

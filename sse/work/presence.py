@@ -231,7 +231,6 @@ class Presence:
         self._closed.set()
         if self._thread and self._thread is not threading.current_thread():
             self._thread.join(5)
-        self._calls.close()
         with self._turn:
             rooms, self._rooms = self._rooms, {}
             last = [
@@ -244,6 +243,7 @@ class Presence:
                     self._store.report(last[start : start + _REPORTS_AT_ONCE])
             except StoreUnavailable as error:
                 warn("presence: this process's connections count for some seconds more: %s", error)
+        self._calls.close()
 
     def _prepare(self, channel: str) -> None:
         if not self.watched([channel]):

@@ -610,7 +610,7 @@ def test_a_view_chooses_its_channels_and_has_one_address_for_both_transports(
     service.write(run, "a ")
     tabs = browser.tabs(2, service.url)
     for tab in tabs:
-        view = f"{VIEW}?folder=a%20b&client=mine"
+        view = f"{VIEW}?folder=a%20b&client=mine-0001"
         tab.run(
             "window.SSE = (function (make) { return function (url, o) { return make(o.view ? o : url, o); }; }(SSE))"
         )
@@ -624,7 +624,7 @@ def test_a_view_chooses_its_channels_and_has_one_address_for_both_transports(
     for target, accept in views:
         query = parse_qs(urlsplit(target).query)
         assert urlsplit(target).path == VIEW
-        assert (query["folder"], query["client"]) == (["a b"], ["mine"])
+        assert (query["folder"], query["client"]) == (["a b"], ["mine-0001"])
         assert "channel" not in query
         assert ("timeout" in query) == (accept == "application/json")
 

@@ -17,18 +17,19 @@ from tests import client
 from tests.client import Parser, Stream
 from tests.live.load import GREENLETS, KEY
 from tests.publishing import Publisher, publish
-from tests.servers import Gunicorn, RedisServer
+from tests.servers import Gunicorn, RedisServer, wait_until
 from tests.tokens import SECRET
 
 APP = "tests.live.apps.threaded:application"
 ENV = {
-    "SSE_PUBLIC": "news,news/*,other",
+    "SSE_PUBLIC": "news,news/*,other,room/*",
     "SSE_PUBLISH_KEYS": KEY,
     "SSE_SECRET": SECRET,
     "SSE_QUERY_TOKENS": "1",
     "SSE_HEARTBEAT": "3",
     "SSE_REDIS_TIMEOUT": "1",
     "SSE_RING": "10000",
+    "SSE_PRESENCE": "room/*",
 }
 
 
@@ -138,6 +139,15 @@ def test_a_thread_writes_begins_and_stops_runs(server: Gunicorn, kind: str) -> N
         assert "".join(
             event.data or "" for event in Parser().feed(stream.received) if event.event == "text"
         ) == "".join(f"{count} " for count in range(100))
+
+
+@pytest.mark.parametrize("kind", ["raw", "pool", "green"])
+def test_a_thread_counts_those_who_listen(server: Gunicorn, kind: str) -> None:
+    channel = f"room/{kind}"
+    with Stream(server.url, {"channel": channel}) as stream, bystander(server):
+        stream.until("sse.open")
+        wait_until(lambda: get(server, f"/in/{kind}/count", channel=channel, threads=5) == [[1, []]] * 5, 5)
+    wait_until(lambda: get(server, f"/in/{kind}/count", channel=channel) == [[0, []]], 10)
 
 
 def test_a_thread_that_would_listen_is_refused_alone(server: Gunicorn) -> None:

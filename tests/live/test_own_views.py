@@ -18,7 +18,7 @@ from tests.client import Stream
 from tests.live.app_servers import FlaskRun, Waitress
 from tests.live.load import HEARTBEAT, RESET_ON_CLOSE, Crowd
 from tests.publishing import publish
-from tests.servers import Gunicorn, wait_until
+from tests.servers import Gunicorn, RedisServer, make_certificate, wait_until
 from tests.tokens import KEY
 
 APP = "tests.live.apps.own:application"
@@ -212,3 +212,39 @@ def test_a_client_that_reads_nothing_is_given_up(tmp_path: Path) -> None:
         stream = Stream(server.url, {"name": "stalled"}, path="/pages/items/0")
         wait_until(lambda: "stalled" in state(server)["ended"], 40, 0.5)
         stream.close()
+
+
+def test_an_iterable_is_sent_over_tls_and_over_http_1_0(tmp_path: Path) -> None:
+    certificate, key = tmp_path / "certificate", tmp_path / "key"
+    make_certificate(certificate, key)
+    secure = Gunicorn(tmp_path, APP, ENV, arguments=("--certfile", str(certificate), "--keyfile", str(key)))
+    secure.url = f"https://{secure.bind}"
+    with secure as server:
+        with items(server, "ends") as stream:
+            assert list(stream.events())[-1].json()["reason"] == "done"
+            assert stream.complete
+        stream = items(server, "waits")
+        stream.until("text")
+        stream.close()
+        wait_until(lambda: "waits" in state(server)["ended"], 2 * HEARTBEAT)
+    with Gunicorn(tmp_path, APP, ENV) as server, client.connect(server.url) as sock:
+        sock.sendall(b"GET /pages/items/ends HTTP/1.0\r\n\r\n")
+        head, _, body = client.read_all(sock).partition(b"\r\n\r\n")
+        assert b"chunked" not in head.lower()
+        assert client.Parser().feed(body)[-1].json()["reason"] == "done"
+
+
+def test_a_reader_is_revoked_on_every_worker(tmp_path: Path, redis_server: RedisServer) -> None:
+    with (
+        Gunicorn(tmp_path, APP, ENV | {"SSE_REDIS_URL": redis_server.url}, workers=4) as server,
+        contextlib.ExitStack() as stack,
+    ):
+        streams = [stack.enter_context(Stream(server.url, path="/pages/channels")) for _ in range(24)]
+        for stream in streams:
+            stream.until("sse.heartbeat")
+        [id] = publish(server, "a", "to all")
+        assert {stream.take(1)[0].id.split("~")[0] for stream in streams} == {id}
+        begun = time.monotonic()
+        client.request(server.url, "POST", "/revoke", body=b"")
+        assert {stream.until("sse.close", 3).json()["reason"] for stream in streams} == {"expired"}
+        assert time.monotonic() - begun < 2.5

@@ -24,6 +24,20 @@ def healthz() -> dict[str, object]:
     return {"seats": app.extensions["sse"].hub.subscribers, "ended": ended, "running": running}
 
 
+@app.get("/page")
+def page() -> str:
+    """Return a page that keeps what it hears of a view's channels, and of an iterable."""
+    return """<!doctype html><script src="/sse/sse.js"></script><script>
+      const heard = [], items = [];
+      const feed = SSE({ view: "/pages/channels" });
+      feed.on("sse.event", (event) => heard.push(`${event.channel} ${event.data}`));
+      const source = new EventSource("/pages/items/ends");
+      for (const type of ["text", "facts", "sse.end"]) {
+        source.addEventListener(type, (event) => items.push(event.data));
+      }
+    </script>"""
+
+
 @pages.route("/channels", methods=["GET", "POST"])
 def channels() -> Response:
     request.get_data()

@@ -67,6 +67,10 @@ def write(number: int, given: Mapping[str, str]) -> list[object]:
     return ["not stopped"]
 
 
+def count(number: int, given: Mapping[str, str]) -> list[object]:
+    return [sse.count(given["channel"]), sse.members(given["channel"])]
+
+
 def listen(number: int, given: Mapping[str, str]) -> int:
     return application.test_client().get("/sse/poll?channel=news&timeout=0").status_code
 
@@ -76,7 +80,7 @@ def close(number: int, given: Mapping[str, str]) -> None:
 
 
 WORK: dict[str, Callable[[int, Mapping[str, str]], Any]] = {
-    work.__name__: work for work in (publish, publish_for_ever, revoke, ticket, write, listen, close)
+    work.__name__: work for work in (publish, publish_for_ever, revoke, ticket, write, count, listen, close)
 }
 
 
