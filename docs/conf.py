@@ -30,7 +30,10 @@ html_theme = "furo"
 html_title = f"{project} {release}"
 html_copy_source = html_show_copyright = False
 nitpicky = True  # a docstring that names an error or a class which is not in the reference is refused
-nitpick_ignore_regex = [("py:.*", r"(flask|collections)\..*|[A-Z][A-Za-z]*Error|Exception|object|gunicorn\..*")]
+nitpick_ignore_regex = [
+    ("py:.*", r"(flask|collections|contextlib|gunicorn)\..*|[A-Z][A-Za-z]*Error|Exception|object"),
+    ("py:class", r"sse\.extension\.F|sse\.work\.writer\.Writer"),  # a type variable; `SSE.writing` describes the writer
+]
 myst_heading_anchors = 4
 highlight_language = "none"
 suppress_warnings = ["misc.highlighting_failure"]  # Pygments does not know HTML attributes that have a dot
