@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import subprocess
 import sys
@@ -299,6 +300,26 @@ def test_a_run_that_ends_in_time_is_done_and_others_are_interrupted(app: Flask, 
     slow.go.set()
     assert slow.closed.wait(5)
     assert len(events(app, "b")) == 2
+
+
+def test_runs_that_are_interrupted_end_although_the_store_is_slow_and_none_of_them_is_logged(
+    app: Flask, sse: SSE, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leases = service_of(app).store.leases
+    real = leases.end
+
+    def slow(*arguments: Any, **options: Any) -> object:
+        time.sleep(0.8)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(leases, "end", slow)
+    with app.app_context():
+        for number in range(10):
+            sse.run(f"a/{number}", (time.sleep(0.01) or "x" for _ in itertools.count()))
+    service_of(app).finish(0.1)
+    for number in range(10):
+        assert events(app, f"a/{number}")[-1] == End(f"a/{number}", "interrupted")
+    assert not caplog.records
 
 
 def test_without_runs_the_end_takes_no_time_and_makes_no_store(make_app: MakeApp) -> None:

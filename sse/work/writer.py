@@ -102,8 +102,8 @@ class Writer:
 
     @property
     def is_over(self) -> bool:
-        """True in the states `broken` and `gone`: nothing more can be written."""
-        return self._fault is not None
+        """True in all states but `open`: nothing more can be written."""
+        return self._fault is not None or self._is_ending
 
     def write(self, text: str) -> int:
         """Append a text to the run's; return its number of characters, as files do.
@@ -276,14 +276,16 @@ class Writer:
 
     def _store_until(self, number: int) -> None:
         """Store the queue's events in order, up to this number. One thread at a time stores, and others wait for it."""
-        while self._take_turn(number):
-            key, event = self._queue[0]
+        while (turn := self._take_turn(number)) is not None:
+            key, event = turn
             try:
                 position = self._insist(partial(self._write, key, event))
             except SSEError as error:
                 self._fail(error)
             else:
                 with self._changed:
+                    if self._fault:  # the run is over since, so the queue is empty
+                        continue
                     self._queue.popleft()
                     self._stored += 1
                     self._written += weight(event)
@@ -295,17 +297,17 @@ class Writer:
                     self._is_storing = False
                     self._changed.notify_all()
 
-    def _take_turn(self, number: int) -> bool:
-        """Return whether this thread is to store the queue's first event; False when all up to `number` are stored."""
+    def _take_turn(self, number: int) -> tuple[str, Event] | None:
+        """Return the queue's first event, if this thread is to store it; None when all up to `number` are stored."""
         with self._changed:
             while True:
                 if self._stored >= number:
-                    return False
+                    return None
                 if self._fault:
                     self._require_open()
                 if not self._is_storing:
                     self._is_storing = True
-                    return True
+                    return self._queue[0]
                 self._changed.wait()
 
     def _write(self, key: str, event: Event) -> Position:
