@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from flask import Flask, current_app
 
+import sse as sse_package
 from sse import SSE, InvalidEvent, RunRefused, Stopped, Unavailable
 from sse.errors import StoreUnavailable
 from sse.event import End, Event, Piece
@@ -274,6 +275,13 @@ def test_writing_where_a_run_was_needs_restart(app: Flask, sse: SSE) -> None:
         with sse.writing("a", restart=True) as out:
             out.write("two")
     assert events(app) == [Piece("two"), End("a", "done")]
+
+
+def test_a_value_that_is_an_event_keeps_its_type(app: Flask, sse: SSE) -> None:
+    with app.app_context():
+        sse.run("a", iter(["one ", sse_package.Event({"percent": 10}, "progress"), 7]))
+    wait_until(lambda: not service_of(app).is_working)
+    assert events(app) == [Piece("one "), Event({"percent": 10}, "progress"), Event(7), End("a", "done")]
 
 
 # Ends of the process

@@ -26,9 +26,11 @@ A text or an event raises `Stopped` in the states `ending` and `gone`, and `RunF
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -52,6 +54,7 @@ MakeEvent = Callable[[object, str], Event]
 """A function that returns an event with this data and type, if it is valid and small enough."""
 
 _system_random: Final = random.SystemRandom()
+_writers: Final[weakref.WeakSet[Writer]] = weakref.WeakSet()
 
 
 class Writer:
@@ -99,6 +102,7 @@ class Writer:
         self._fault: SSEError | None = None  # set in the states `broken` and `gone`
         self._is_ending = False
         self._abandoned = threading.Event()
+        _writers.add(self)
 
     @property
     def is_over(self) -> bool:
@@ -220,6 +224,12 @@ class Writer:
         """Give up what is not stored, because the process ends. Calls that wait for the store raise."""
         self._abandoned.set()
         self._fail(Stopped(f"the run of channel {self.channel} is cut off, because this process ends", "write no more"))
+
+    def forget(self) -> None:
+        """Leave the run to the process that began it. A forked process calls this."""
+        self._changed = threading.Condition(threading.Lock())  # another thread may have held the old one
+        self._fault = Stopped(f"the run of channel {self.channel} is another process's", "begin one in this process")
+        self._queue.clear()
 
     # All of these are called under the lock.
 
@@ -401,3 +411,11 @@ def split(text: str, max_bytes: int) -> list[str]:
         parts.append(data[start:end].decode())
         start = end
     return parts
+
+
+def _forget() -> None:
+    for writer in _writers:
+        writer.forget()
+
+
+os.register_at_fork(after_in_child=_forget)
