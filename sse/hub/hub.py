@@ -350,7 +350,7 @@ class Hub:
             noted = {
                 channel.name: Start(channel.ring.newest)
                 for channel in subscriber.channels
-                if channel.source and channel.ring and starts[channel.name] == Start()
+                if channel.source and channel.ring and channel.run is None and starts[channel.name] == Start()
             }
         fresh = is_fresh(list(noted)) if noted else ()
         return {**starts, **noted, **{name: Start(replay=1) for name in fresh if name in noted}}
