@@ -784,6 +784,39 @@ def test_while_the_store_is_away_nothing_is_fresh_and_a_drain_does_not_fail(
     assert runs.runner().is_over
 
 
+def test_while_the_store_is_away_channels_that_nobody_listens_to_are_forgotten(
+    world: World, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.sources["prices"] = Source(upstream.function, interval=60)
+    worker = world.worker()
+
+    def away(*_: Any) -> Any:
+        raise StoreUnavailable("away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(world.store.leases, "ask", away)
+        for number in range(100):
+            worker.join(f"prices/{number}")
+            worker.leave(f"prices/{number}")
+        worker.join("prices/kept")
+        world.advance(3)
+        assert list(worker._watches) == ["prices/kept"]
+    world.advance(3)
+    reaches(lambda: len(upstream.log), 1)
+
+
+def test_a_rule_that_fails_refuses_no_subscriber(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """The hub calls this in the middle of an attach, so an error would cost a seat."""
+
+    def rules(channel: str) -> Any:
+        raise LookupError("a converter of the app")
+
+    worker = world.worker()
+    world.rules = rules  # type: ignore[method-assign]
+    assert worker.began("prices") is None
+    assert "a converter of the app" in caplog.text
+
+
 def test_the_memory_of_fresh_channels_is_bounded(world: World) -> None:
     world.sources["prices"] = Source(lambda: 7, interval=60)
     worker = world.worker(most=2)

@@ -64,10 +64,15 @@ class Calls:
             warn("%s: %d calls wait, so further ones are dropped; make these functions faster", self._what, _MOST)
             return
         self._waiting.append(call)
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-            self._thread.start()
         self._filled.set()
+        if self._thread is None:
+            thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:  # the process cannot start another thread now; the next call tries again
+                warn("%s: %d calls wait for a thread: %s", self._what, len(self._waiting), error)
+            else:
+                self._thread = thread
 
     def close(self) -> None:
         """End the thread after the call that is running. Those that wait are dropped."""
@@ -84,5 +89,5 @@ class Calls:
                 call = self._waiting.popleft()
                 try:
                     call()
-                except Exception:  # noqa: BLE001 - logged; the next call is another one's
+                except BaseException:  # noqa: BLE001 - logged, a gevent.Timeout too; the next call is another one's
                     _log.exception("%s: a function failed", self._what)
