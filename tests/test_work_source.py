@@ -453,6 +453,14 @@ def test_an_unknown_channel_stays_down_for_a_minute(world: World, caplog: pytest
     assert "Traceback" not in caplog.text
 
 
+def test_a_function_that_returns_a_value_needs_an_interval(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """Else each key of a dict, or letter of a string, would be an event."""
+    world.sources["prices"] = Source(lambda: {"acme": 7})
+    world.worker().join()
+    wait_until(lambda: "gives a dict: have it yield its values, or add interval=" in caplog.text)
+    assert world.ring() == []
+
+
 def test_a_value_that_is_no_event_is_a_failure(world: World, caplog: pytest.LogCaptureFixture) -> None:
     world.sources["prices"] = Source(lambda: {1, 2}, interval=1)
     worker = world.worker()

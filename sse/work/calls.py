@@ -18,11 +18,14 @@ _MOST: Final = 10_000
 """Calls that may wait."""
 
 
-def check_function(decorator: str, function: Callable[..., object], arguments: Iterable[str] = ()) -> None:
+def check_function(
+    decorator: str, function: Callable[..., object], arguments: Iterable[str] = (), *, may_yield: bool = False
+) -> None:
     """Refuse a function that could never work.
 
     :param decorator: its name, for the error.
     :param arguments: the names of the keyword arguments that the function is called with.
+    :param may_yield: whether it may be a generator function.
     :raises TypeError: if it cannot be called, is async or a generator function, or does not take these arguments.
     """
     name = getattr(function, "__qualname__", repr(function))
@@ -32,7 +35,7 @@ def check_function(decorator: str, function: Callable[..., object], arguments: I
         raise TypeError(
             f"{decorator}: {name} is async; give a plain function, which may use asgiref.sync.async_to_sync"
         )
-    if inspect.isgeneratorfunction(function):
+    if inspect.isgeneratorfunction(function) and not may_yield:
         raise TypeError(f"{decorator}: {name} has a yield, so a call of it does nothing; leave the yield out")
     with contextlib.suppress(ValueError):  # a builtin may have no signature
         given = dict.fromkeys(arguments)
