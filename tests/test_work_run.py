@@ -381,6 +381,24 @@ def test_close_interrupts_runs(app: Flask, sse: SSE, redis_url: str) -> None:
             pass
 
 
+def test_a_run_that_begins_while_the_service_closes_does_not_go_on(
+    app: Flask, sse: SSE, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = service_of(app)
+    runs, leases = service.runs, service.store.leases
+    start = leases.start
+
+    def start_and_close(*args: Any, **options: Any) -> Any:
+        started = start(*args, **options)
+        runs.close()
+        return started
+
+    monkeypatch.setattr(leases, "start", start_and_close)
+    with app.app_context(), pytest.raises(Unavailable, match="is ending"):
+        sse.run("a", Steps())
+    assert not runs.is_busy
+
+
 def test_a_script_waits_for_its_runs_and_for_no_others() -> None:
     script = """
 import time
