@@ -436,7 +436,7 @@ def _respond(answer: Answer) -> Response:
 
 
 def _shown(attendance: Attendance) -> dict[str, object]:
-    """Return who is there as the answer tells it: the count of all, and and the first subjects by name."""
+    """Return who is there as the answer tells it: the count of all, and the first subjects by name."""
     members = sorted(attendance.connections.items())
     shown = [{"sub": sub, "connections": count} for sub, count in members[:_MAX_MEMBERS]]
     return {"count": attendance.total, "members": shown, "more": len(members) > _MAX_MEMBERS}
