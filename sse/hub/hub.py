@@ -321,11 +321,14 @@ class Hub:
 
     def _wait_for_rings(self, subscriber: Subscriber, deadline: float, timeout: float) -> list[Channel]:
         """Wait for the ring of each channel; return the channels that have none in the store, and none wanted yet."""
-        channels = subscriber.channels
         while True:
             subscriber.clear_signal()
             self._check_open()
             with self.lock:
+                # An ordinary channel has its ring, and no fault.
+                channels = [channel for channel in subscriber.channels if not channel.traits.is_ordinary]
+                if not channels:
+                    return []
                 fault = next((channel.fault for channel in channels if channel.fault), None)
                 ringless = [channel for channel in channels if channel.ring is None]
                 unborn = [channel for channel in ringless if channel.unborn and not channel.wanted]

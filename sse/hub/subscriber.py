@@ -171,7 +171,7 @@ class Subscriber:
         return {
             channel.name: end.event.reason
             for channel, position in zip(self.channels, self.positions, strict=False)
-            if (end := channel.end) is not None and end.position == position and isinstance(end.event, End)
+            if (end := channel.traits.end) is not None and end.position == position and isinstance(end.event, End)
         }
 
     @property
@@ -186,10 +186,10 @@ class Subscriber:
     @property
     def sources(self) -> dict[str, State]:
         """The states in `told`, by channel."""
+        if self.told is None:
+            return {}
         return {
-            channel.name: state
-            for channel, state in zip(self.channels, self.told or (), strict=False)
-            if state is not None
+            channel.name: state for channel, state in zip(self.channels, self.told, strict=False) if state is not None
         }
 
     @property
@@ -312,7 +312,7 @@ class Subscriber:
             assert channel.ring is not None
             run = channel.traits.run
             entries = channel.ring.after(self.positions[index], PAGE if run is None else PIECES)
-            if entries is not None:
+            if entries is not None and (channel.generation or self._generations):
                 self._note_generation(channel.name, channel.generation)
         if run is None or not entries or len(entries) == 1:
             return entries
@@ -370,7 +370,8 @@ class Subscriber:
             if entries is None:
                 restart, reason = channel.restart(position), channel.traits.reset_reason
         if entries is not None:
-            self._note_generation(name, generation)
+            if generation or self._generations:
+                self._note_generation(name, generation)
             return entries
         if not max_bytes:
             self.notify()
@@ -393,9 +394,8 @@ class Subscriber:
         return [] if run is None else self._next_entries(index, taken, max_bytes)  # its text begins anew
 
     def _note_generation(self, name: str, generation: int) -> None:
+        # A channel is seldom reset. So most subscribers need no dict, and callers do not call this.
         if self._generations is None:
-            if not generation:
-                return  # a channel is seldom reset, so most subscribers need no dict
             self._generations = {}
         self._generations[name] = generation
 
@@ -414,11 +414,11 @@ class Subscriber:
                 restart = channel.restart()
                 self.go_on_from(index, restart, Reset(channel.name, start.fault, None, restart))
                 return True
-            if start.position is None and channel.run is not None:
+            if start.position is None and (run := channel.traits.run) is not None:
                 if channel.is_textless:
                     self.go_on_from(index, channel.restart(), Reset(channel.name, "trimmed", None, channel.restart()))
                 else:
-                    self.go_on_from(index, channel.run.anchor)
+                    self.go_on_from(index, run.anchor)
                 return True
             if start.position is None:
                 position = ring.before(start.replay)

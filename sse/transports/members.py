@@ -27,10 +27,10 @@ def ended_at(
     """
     reasons: dict[str, EndReason] = {}
     for channel, position in zip(channels, positions, strict=False):  # an ended subscriber has no channels
-        end, ring = channel.end, channel.ring
-        if end is None or ring is None or not isinstance(end.event, End):
+        end = channel.traits.end
+        if end is None or channel.ring is None or not isinstance(end.event, End):
             continue
-        if position == end.position or (is_bare and position == ring.before(1)):
+        if position == end.position or (is_bare and position == channel.ring.before(1)):
             reasons[channel.name] = end.event.reason
     return reasons
 
@@ -49,16 +49,13 @@ def ends_among(taken: Iterable[Item]) -> dict[str, EndReason]:
 
 def of_opening(subscriber: Subscriber) -> dict[str, dict[str, object]]:
     """Return the further members of each channel in the opening of a subscriber's stream."""
-    ended, sources = subscriber.ended, subscriber.sources
-    members: dict[str, dict[str, object]] = {}
-    for name, position in subscriber.positions_by_name.items():
-        told: dict[str, object] = {"whole": True} if is_anchor(position) else {}
-        if name in ended:
-            told["ended"] = ended[name]
-        if name in sources:
-            told["source"] = sources[name]
-        if told:
-            members[name] = told
+    members: dict[str, dict[str, object]] = {
+        name: {"whole": True} for name, position in subscriber.positions_by_name.items() if is_anchor(position)
+    }
+    for name, reason in subscriber.ended.items():
+        members.setdefault(name, {})["ended"] = reason
+    for name, state in subscriber.sources.items():
+        members.setdefault(name, {})["source"] = state
     return members
 
 

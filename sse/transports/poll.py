@@ -263,11 +263,12 @@ def _encode(
         for index, item in enumerate(taken)
         if isinstance(item, Delivery) and item.entry.body and index > resets.get(item.channel, -1)
     ]
+    if len(told) < len(taken):  # there are resets or ends
+        began = {**began, **{item.channel: item.position for item in taken if isinstance(item, Reset)}}
+        ended = {**ended, **ends_among(taken)}
     events = [item.entry.body for item in told]
-    with_events = {item.channel for item in told}
-    began = {**began, **{item.channel: item.position for item in taken if isinstance(item, Reset)}}
-    whole = [name for name in positions if name in with_events and is_anchor(began[name])]
-    members = {"ended": {**ended, **ends_among(taken)}, "whole": whole, "source": sources}
+    whole = [name for name in positions if is_anchor(began[name]) and any(item.channel == name for item in told)]
+    members = {"ended": ended, "whole": whole, "source": sources}
     rest = {
         "resets": [
             item.json for index, item in enumerate(taken) if isinstance(item, Reset) and index == resets[item.channel]
