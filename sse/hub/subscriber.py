@@ -114,6 +114,7 @@ class SourceState(NamedTuple):
 Item = Delivery | Reset | SourceState
 """Something that a subscriber takes. A source's state has no position."""
 
+_ONE: Final = (0,)
 _LARGEST_RESET: Final = 192  # bytes, see reset_size
 
 Form = Callable[[str, Entry], Delivery]
@@ -295,6 +296,8 @@ class Subscriber:
     def order(self) -> Sequence[int]:
         """Return the indices of its channels, beginning with the channel that has its turn, so that none starves."""
         count = len(self.positions)
+        if count == 1:
+            return _ONE
         start = (self._turn + 1) % count
         return [*range(start, count), *range(start)] if start else range(count)
 

@@ -49,13 +49,19 @@ def ends_among(taken: Iterable[Item]) -> dict[str, EndReason]:
 
 def of_opening(subscriber: Subscriber) -> dict[str, dict[str, object]]:
     """Return the further members of each channel in the opening of a subscriber's stream."""
-    members: dict[str, dict[str, object]] = {
-        name: {"whole": True} for name, position in subscriber.positions_by_name.items() if is_anchor(position)
-    }
-    for name, reason in subscriber.ended.items():
-        members.setdefault(name, {})["ended"] = reason
-    for name, state in subscriber.sources.items():
-        members.setdefault(name, {})["source"] = state
+    sources = subscriber.sources
+    members: dict[str, dict[str, object]] = {}
+    for channel, position in zip(subscriber.channels, subscriber.positions, strict=False):
+        end = channel.traits.end
+        if position.offset and end is None and not sources:
+            continue  # as in almost all streams
+        told: dict[str, object] = {"whole": True} if is_anchor(position) else {}
+        if end is not None and end.position == position and isinstance(end.event, End):
+            told["ended"] = end.event.reason
+        if channel.name in sources:
+            told["source"] = sources[channel.name]
+        if told:
+            members[channel.name] = told
     return members
 
 

@@ -274,7 +274,7 @@ class Views:
 
     def _instead(self, body: HookedStream) -> Response | None:
         resets, reasons = body.subscriber.resets, body.ends
-        if body.is_bare and resets:
+        if resets and body.is_bare:
             return _respond(gone(resets, format_last_event_id(body.subscriber.positions_by_name)))
         if not reasons:
             return None
