@@ -296,8 +296,8 @@ class MemoryLeases(Leases):
 
     def _sweep(self) -> None:
         """Delete some of what has expired."""
-        self._rings.sweep()
         now = self._clock()
+        self._rings.sweep(now)
         for channel in self._sweeping.names(now, self._leases, self._markers, self._sources):
             if channel in self._leases and self._leases[channel][1] <= now:
                 del self._leases[channel]
