@@ -181,6 +181,33 @@ def test_stop_ends_the_channel_at_once_and_closes_the_generator_at_its_next_yiel
     wait_until(lambda: not service_of(app).is_working)
 
 
+def test_a_run_that_begins_while_another_is_stopped_goes_on(
+    app: Flask, sse: SSE, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leases = service_of(app).store.leases
+    real = leases.end
+
+    def then_another(*arguments: Any, **options: Any) -> object:
+        monkeypatch.undo()
+        position = real(*arguments, **options)
+        assert sse.run("a", iter(other), restart=True)  # before the reply is there
+        return position
+
+    one, other = Steps(), Steps()
+    with app.app_context():
+        sse.run("a", iter(one))
+        wait_until(lambda: len(events(app)) == 1)
+        monkeypatch.setattr(leases, "end", then_another)
+        assert sse.stop("a") is True
+    one.go.set()
+    assert one.closed.wait(5)
+    other.go.set()
+    wait_until(lambda: other.taken > 10)
+    with app.app_context():
+        assert sse.stop("a") is True
+    assert other.closed.wait(5)
+
+
 def test_stop_from_another_process_closes_the_generator_soon(make_app: MakeApp, redis_url: str) -> None:
     """The other process is another service over the same Redis."""
     sses = SSE(), SSE()

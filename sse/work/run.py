@@ -151,11 +151,12 @@ class Runs:
 
         :raises StoreUnavailable: if it may not have been stored.
         """
+        # A run that begins while the store is asked may come after this end.
+        ours = [writer for writer in self._keeper.writers if writer.channel == channel]
         ended = self._store.leases.end(channel, "stopped") is not None
         if ended:
-            for writer in self._keeper.writers:
-                if writer.channel == channel:
-                    writer.lose()
+            for writer in ours:
+                writer.lose()
         return ended
 
     def orphaned(self, channel: str) -> None:
