@@ -20,7 +20,7 @@ from sse.errors import StoreUnavailable
 from sse.event import End, Event, Piece
 from sse.service import Service
 from sse.stores import Standing
-from sse.stores.leases import Leases
+from sse.stores.leases import LEASE_SECONDS, Leases
 from sse.work.keeper import Keeper
 from sse.work.writer import Writer
 from tests.conftest import MakeApp
@@ -490,6 +490,31 @@ def test_a_run_is_lost_only_after_the_store_has_answered_for_six_seconds() -> No
     since[0] = time.monotonic()  # it was away for a moment
     wait_until(lambda: keeper._thread is None, 4)
     assert len(store.leases.ended) == 2
+
+
+def test_leases_are_renewed_in_time_although_many_runs_are_lost() -> None:
+    """As when another worker had very many runs, and has been killed, while the store is slow."""
+    store: Any = StandIn()
+    ended: list[str] = []
+
+    def end(channel: str, *_: object) -> None:
+        time.sleep(0.05)
+        ended.append(channel)
+
+    store.leases.end = end
+    keeper = Keeper(store, lambda: 0.0)
+    writer = writer_of(store, "a")
+    keeper.add(writer)
+    for number in range(150):
+        keeper.orphaned(f"lost/{number}")
+    longest = 0.0
+    writer.renewed_at = time.monotonic()
+    while len(ended) < 150:
+        longest = max(longest, time.monotonic() - writer.renewed_at)
+        time.sleep(0.02)
+    keeper.remove(writer)
+    assert longest < LEASE_SECONDS / 1.5
+    assert sorted(ended) == sorted(f"lost/{number}" for number in range(150))
 
 
 def test_a_run_of_this_process_is_never_lost_by_it() -> None:
