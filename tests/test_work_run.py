@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -355,6 +355,38 @@ def test_runs_that_are_interrupted_end_although_the_store_is_slow_and_none_of_th
     for number in range(10):
         assert events(app, f"a/{number}")[-1] == End(f"a/{number}", "interrupted")
     assert not caplog.records
+
+
+def test_a_generator_that_waits_is_cut_once_and_not_in_its_finally(app: Flask, sse: SSE) -> None:
+    """A breaker, as our worker has one, raises GeneratorExit in the wait; here an event stands for gevent."""
+    throws: list[Callable[[], bool]] = []
+    thrown, cleaned, closed = threading.Event(), threading.Event(), threading.Event()
+
+    def text() -> Iterator[object]:
+        try:
+            yield "x"
+            thrown.wait(5)
+            raise GeneratorExit
+        finally:
+            cleaned.wait(5)
+            closed.set()
+
+    def throw(is_waiting: Callable[[], bool]) -> None:
+        throws.append(is_waiting)
+        if is_waiting():
+            thrown.set()
+
+    service_of(app).breaker = lambda: throw
+    with app.app_context():
+        sse.run("a", text())
+        wait_until(lambda: len(events(app)) == 1)
+        time.sleep(0.1)
+        assert sse.stop("a") is True
+    assert thrown.wait(2)
+    assert not any(is_waiting() for is_waiting in throws)
+    cleaned.set()
+    assert closed.wait(5)
+    assert ended(app) == "stopped"
 
 
 def test_without_runs_the_end_takes_no_time_and_makes_no_store(make_app: MakeApp) -> None:
