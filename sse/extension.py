@@ -327,9 +327,10 @@ class SSE:
 
         The call returns at once, and the run survives the request. The iterable, such as a generator, runs in a thread
         or greenlet of this process, in an app context. It is no part of a request. A string is a piece: readers append
-        it to the text so far. Any other value is an event, as for `publish`. The end of the iterable ends the channel
-        as `done`. If it raises, the log names the error, and the channel ends as `failed`. `stop` closes a generator
-        at its next `yield`. Under our worker, it also does so while the generator waits for its next value.
+        it to the text so far. Any other value is an event, as for `publish`, or an `Event`, which has a type. The end
+        of the iterable ends the channel as `done`. If it raises, the log names the error, and the channel ends as
+        `failed`. `stop` closes a generator at its next `yield`. Under our worker, it also does so while the generator
+        waits for its next value.
 
         A worker that is stopped gives its runs SSE_RUN_GRACE seconds, and ends the rest as `interrupted`. If a process
         dies, its runs end as `lost`. While Redis is away, a run waits. A script ends when its runs have ended.
@@ -357,7 +358,7 @@ class SSE:
         return service.run(
             channel,
             iterable,
-            partial(_event_of, service),
+            lambda value, _: _item_of(service, value),
             restart=restart,
             context=cast("Flask", current_app._get_current_object()).app_context,  # type: ignore[attr-defined]
             daemon=has_request_context(),  # a script, which has no request, is to wait for its runs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 from flask import Flask, current_app
 
+import sse as sse_package
 from sse import SSE, InvalidEvent, RunRefused, Stopped, Unavailable
 from sse.errors import StoreUnavailable
 from sse.event import End, Event, Piece
@@ -335,6 +337,13 @@ def test_writing_where_a_run_was_needs_restart(app: Flask, sse: SSE) -> None:
     assert events(app) == [Piece("two"), End("a", "done")]
 
 
+def test_a_value_that_is_an_event_keeps_its_type(app: Flask, sse: SSE) -> None:
+    with app.app_context():
+        sse.run("a", iter(["one ", sse_package.Event({"percent": 10}, "progress"), 7]))
+    wait_until(lambda: not service_of(app).is_working)
+    assert events(app) == [Piece("one "), Event({"percent": 10}, "progress"), Event(7), End("a", "done")]
+
+
 # Ends of the process
 
 
@@ -359,6 +368,26 @@ def test_a_run_that_ends_in_time_is_done_and_others_are_interrupted(app: Flask, 
     slow.go.set()
     assert slow.closed.wait(5)
     assert len(events(app, "b")) == 2
+
+
+def test_runs_that_are_interrupted_end_although_the_store_is_slow_and_none_of_them_is_logged(
+    app: Flask, sse: SSE, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leases = service_of(app).store.leases
+    real = leases.end
+
+    def slow(*arguments: Any, **options: Any) -> object:
+        time.sleep(0.8)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(leases, "end", slow)
+    with app.app_context():
+        for number in range(10):
+            sse.run(f"a/{number}", (time.sleep(0.01) or "x" for _ in itertools.count()))
+    service_of(app).finish(0.1)
+    for number in range(10):
+        assert events(app, f"a/{number}")[-1] == End(f"a/{number}", "interrupted")
+    assert not caplog.records
 
 
 def test_without_runs_the_end_takes_no_time_and_makes_no_store(make_app: MakeApp) -> None:

@@ -274,13 +274,12 @@ class Views:
 
     def _instead(self, body: HookedStream) -> Response | None:
         resets, reasons = body.subscriber.resets, body.ends
-        last_event_id = format_last_event_id(body.subscriber.positions_by_name)
         if resets and body.is_bare:
-            return _respond(gone(resets, last_event_id))
+            return _respond(gone(resets, format_last_event_id(body.subscriber.positions_by_name)))
         if not reasons:
             return None
         if body.is_bare and {*reasons.values()} != {"done"}:
-            return _respond(ended(reasons, last_event_id))
+            return _respond(ended(reasons, format_last_event_id(body.subscriber.positions_by_name)))
         return self.nothing_more()
 
     def busy(self, error: SSEError, after: int, parsed: StreamRequest | None = None) -> Response:

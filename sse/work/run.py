@@ -44,7 +44,7 @@ from sse.work.keeper import Keeper
 from sse.work.writer import MakeEvent, Writer
 
 _log = logging.getLogger("sse")
-_CLOSING_SECONDS: Final = 0.5  # for which `finish` waits for runs to end that it has interrupted
+_CLOSING_SECONDS: Final = 1.2  # for which `finish` waits for runs to end that it has interrupted; of 1.5 s that it has
 _NOTHING: Final = object()
 
 Throw = Callable[[Callable[[], bool]], object]
@@ -174,9 +174,12 @@ class Runs:
         if not left:
             return
         enders = [threading.Thread(target=_interrupt, args=(writer,), name="sse-end", daemon=True) for writer in left]
+        end = time.monotonic() + _CLOSING_SECONDS
         for ender in enders:
             ender.start()
-        self._keeper.wait_until_idle(_CLOSING_SECONDS)
+        for ender in enders:
+            ender.join(max(end - time.monotonic(), 0))
+        self._keeper.wait_until_idle(min(end - time.monotonic(), _CLOSING_SECONDS / 3))
         for writer in self._keeper.writers:
             writer.abandon()  # if its end is not stored by now, the store is away: others will find it `lost`
             self._keeper.remove(writer)
