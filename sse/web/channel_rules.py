@@ -64,8 +64,7 @@ class ChannelRules:
         :raises ValueError: if the rule is malformed, could match no channel, or equals another one but for the names
             of its variables.
         """
-        if not isinstance(rule, str):
-            raise ValueError(f"the rule is {rule!r}: give a string such as 'prices/<symbol>'")
+        variables_of(rule)  # refuses what is no string
         try:
             check_channel(_VARIABLE.sub("x", rule))
         except InvalidEvent as error:
@@ -103,7 +102,12 @@ class ChannelRules:
 
 
 def variables_of(rule: str) -> list[str]:
-    """Return the names of a rule's variables."""
+    """Return the names of a rule's variables.
+
+    :raises ValueError: if the rule is no string.
+    """
+    if not isinstance(rule, str):
+        raise ValueError(f"the rule is {rule!r}: give a string such as 'prices/<symbol>'")
     return [variable["name"] for variable in _VARIABLE.finditer(rule)]
 
 

@@ -90,12 +90,16 @@ def check_source(
     if inspect.isgeneratorfunction(function) and interval is not None:
         raise TypeError(f"{name} is a generator, which decides itself when its next value comes: leave out interval=")
     for option, value, is_good in (
-        ("interval", interval, interval is None or 0 < interval < math.inf),
-        ("linger", linger, 0 <= linger < math.inf),
-        ("fresh", fresh, 0 <= fresh < math.inf),
+        ("interval", interval, interval is None or (_is_seconds(interval) and interval > 0)),
+        ("linger", linger, _is_seconds(linger)),
+        ("fresh", fresh, _is_seconds(fresh)),
     ):
         if not is_good:
-            raise ValueError(f"{option} of {name} is {value}: give a number of seconds, such as 5")
+            raise ValueError(f"{option} of {name} is {value!r}: give a number of seconds, such as 5")
+
+
+def _is_seconds(value: object) -> bool:
+    return isinstance(value, int | float) and 0 <= value < math.inf
 
 
 class Tools(NamedTuple):
