@@ -327,9 +327,10 @@ class SSE:
 
         The call returns at once, and the run survives the request. The iterable, such as a generator, runs in a thread
         or greenlet of this process, in an app context. It is no part of a request. A string is a piece: readers append
-        it to the text so far. Any other value is an event, as for `publish`. The end of the iterable ends the channel
-        as `done`. If it raises, the log names the error, and the channel ends as `failed`. `stop` closes a generator
-        at its next `yield`. Under our worker, it also does so while the generator waits for its next value.
+        it to the text so far. An `Event` has a type, and any other value is an event as for `publish`. The end of the
+        iterable ends the channel as `done`. If it raises, the log names the error, and the channel ends as `failed`.
+        `stop` closes a generator at its next `yield`. Under our worker, it also does so while the generator waits for
+        its next value.
 
         A worker that is stopped gives its runs SSE_RUN_GRACE seconds, and ends the rest as `interrupted`. If a process
         dies, its runs end as `lost`. While Redis is away, a run waits. A script ends when its runs have ended.
@@ -338,7 +339,7 @@ class SSE:
         :param iterable: gives strings and other values. If the run does not begin, it is closed unused.
         :param restart: begin again where a run is or was there. That run, if it is live, is stopped.
         :returns: True if the run has begun; False if a run is or was there, so that a repeated request is harmless.
-        :raises TypeError: if the iterable is none, such as an async generator.
+        :raises TypeError: if the iterable is none, such as an async generator, or is a string.
         :raises InvalidEvent: if the channel is not valid.
         :raises RunRefused: if the channel has events that were published on it before.
         :raises StoreUnavailable: if the run may not have begun: call this again.
@@ -354,10 +355,12 @@ class SSE:
         """
         service = get_service()
         _check_process(service)
+        if isinstance(iterable, str | bytes):
+            raise TypeError(f"the iterable is {iterable!a:.60}: give a generator, or a list of strings")
         return service.run(
             channel,
             iterable,
-            partial(_event_of, service),
+            partial(_item_of, service),
             restart=restart,
             context=cast("Flask", current_app._get_current_object()).app_context,  # type: ignore[attr-defined]
             daemon=has_request_context(),  # a script, which has no request, is to wait for its runs
@@ -765,8 +768,8 @@ def _value_of(service: weakref.ref[Service], value: object) -> StoredEvent:
     return living.check(event) if living else event
 
 
-def _item_of(service: Service, value: object) -> StoredEvent:
-    return service.check(value) if isinstance(value, StoredEvent) else _event_of(service, value, DEFAULT_TYPE)
+def _item_of(service: Service, value: object, type: str = DEFAULT_TYPE) -> StoredEvent:
+    return service.check(value) if isinstance(value, StoredEvent) else _event_of(service, value, type)
 
 
 def _event_of(service: Service, data: object, type: str) -> StoredEvent:

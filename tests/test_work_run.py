@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from flask import Flask, current_app
 
+import sse as sse_package
 from sse import SSE, InvalidEvent, RunRefused, Stopped, Unavailable
 from sse.errors import StoreUnavailable
 from sse.event import End, Event, Piece
@@ -93,6 +94,18 @@ def test_a_run_writes_pieces_and_events_and_its_end(app: Flask, sse: SSE) -> Non
     assert ended(app) == "done"
     assert events(app) == [Piece("It "), Piece("rains"), Event({"name": "tests"}), Piece("."), End("a", "done")]
     wait_until(lambda: not service_of(app).is_working)
+
+
+def test_a_run_gives_events_with_types_of_their_own(app: Flask, sse: SSE) -> None:
+    with app.app_context():
+        assert sse.run("a", ["one ", sse_package.Event({"percent": 50}, "progress"), sse_package.Event("[DONE]")])
+    assert ended(app) == "done"
+    assert events(app) == [Piece("one "), Event({"percent": 50}, "progress"), Event("[DONE]"), End("a", "done")]
+
+
+def test_a_string_is_not_taken_for_a_run_of_its_characters(app: Flask, sse: SSE) -> None:
+    with app.app_context(), pytest.raises(TypeError, match="'hello': give a generator, or a list of strings"):
+        sse.run("chat/7", "hello")
 
 
 def test_a_run_begins_once_and_the_other_iterable_is_closed_unused(app: Flask, sse: SSE) -> None:
