@@ -27,6 +27,7 @@ from app import create_app
 from sse import __version__
 from sse.cli import cli
 from sse.cli.ending import StopSignals
+from sse.event import Event
 from sse.web.script import load
 from tests import client
 from tests.conftest import MakeApp
@@ -578,6 +579,57 @@ def test_tail_ends_when_all_of_its_channels_have_ended(
     last = result.stderr.split()[-1].strip("'")
     again = run(app, "tail", "news/1", "news/2", "--last-event-id", last, *place)
     assert (again.exit_code, again.stdout) == (0, "")
+
+
+def test_tail_prints_the_pieces_of_a_text_as_the_text(
+    app: Flask, make_app: MakeApp, redis_url: str, place: tuple[str, ...]
+) -> None:
+    """The command stops to read while it prints, so pieces come one by one and joined."""
+    other = make_app(SSE_REDIS_URL=redis_url)
+    run_of = Run(other.extensions["sse"].store, "news/7")
+    run_of.write("grü", "ße,\n", "two", " words", Event("an event"), Event("", "tool"), "three ", "\n", Event("x"), "e")
+
+    def work() -> None:
+        wait_until(lambda: hasattr(sys.stdout.buffer, "getvalue"))
+        wait_until(lambda: sys.stdout.buffer.getvalue().endswith(b"e"))  # type: ignore[attr-defined]
+        run_of.write("n", "d")
+        run_of.end()
+
+    with meanwhile(work):
+        result = run(app, "tail", "news/7", *place)
+    assert result.exit_code == 0, result.output
+    assert result.stdout == "grüße,\ntwo words\nan event\n\nthree \nx\nend"
+    assert result.stderr.startswith('end: {"channel":"news/7","reason":"done"}\n')
+
+    as_json = run(app, "tail", "news/7", "--json", *place)
+    items = [json.loads(line) for line in as_json.stdout.splitlines()]
+    assert as_json.stdout.count("\n") == len(items)
+    assert {item["channel"] for item in items} == {"news/7"}
+    assert "".join(item["data"] for item in items if item["type"] == "text") == "grüße,\ntwo wordsthree \nend"
+    assert [item["data"] for item in items if item["type"] != "text"] == ["an event", "", "x"]
+
+
+def test_tail_does_not_mix_texts_in_a_line(
+    app: Flask, make_app: MakeApp, redis_url: str, place: tuple[str, ...]
+) -> None:
+    store = make_app(SSE_REDIS_URL=redis_url).extensions["sse"].store
+    first, second = Run(store, "news/a"), Run(store, "news/b")
+
+    def work(printed: Callable[[], str]) -> None:
+        for write, expected in [
+            (lambda: first.write("one"), "one"),
+            (lambda: second.write("two"), "one\ntwo"),
+            (lambda: second.write(" more\n"), "one\ntwo more\n"),
+            (lambda: first.write("three"), "one\ntwo more\nthree"),
+            (lambda: Run(store, "news/a", restart=True).write("four"), "one\ntwo more\nthree\nfour"),
+        ]:
+            write()
+            second.renew()
+            wait_until(lambda expected=expected: printed() == expected, what=expected)
+
+    result = tail_until(app, "news/a", "news/b", *place, work=work)
+    assert result.stdout == "one\ntwo more\nthree\nfour"
+    assert 'reset: {"channel":"news/a"' in result.stderr
 
 
 def test_publishing_on_a_channel_that_has_ended_says_so(

@@ -22,7 +22,7 @@ from sse.cli.lines import Lines
 from sse.cli.local import Local
 from sse.cli.piping import pipe
 from sse.cli.remote import Remote, check_url
-from sse.cli.tail import follow, show
+from sse.cli.tail import Output, follow
 from sse.config import check_pattern
 from sse.errors import InvalidEvent, RunRefused, SSEError
 from sse.event import DEFAULT_TYPE, Event, check_channel, check_type
@@ -176,20 +176,22 @@ def tail(
 ) -> None:
     """Print the data of each event on these channels as it comes, and reconnect after each interruption.
 
-    Resets, after which events may be missing, are printed on standard error, as are the ends of channels. The command
-    ends when all channels have ended, or with Ctrl-C. Then the last event id is printed there too, so that the next run
-    can continue from it.
+    The pieces of a text (events of the type "text") are printed as one text, any other event as a line. Resets, after
+    which events may be missing, are printed on standard error, as are the ends of channels. The command ends when all
+    channels have ended, or with Ctrl-C. Then the last event id is printed there too, so that the next run can continue
+    from it.
     """
     channels = list(dict.fromkeys(channels))
     with contextlib.ExitStack() as stack:
         service = stack.enter_context(_reached(url, token))
         connect = partial(service.stream, channels, last_event_id, replay)
         last = last_event_id
+        output = Output(as_json)
         try:
             signals = stack.enter_context(StopSignals())
             for block in stack.enter_context(contextlib.closing(follow(connect))):
                 with signals.held():
-                    show(block, as_json)
+                    output.show(block)
                     last = block.last_event_id
         except KeyboardInterrupt:
             pass
@@ -199,7 +201,7 @@ def tail(
             last = ""
         finally:
             if last:
-                click.echo(f"to go on from here: --last-event-id {shlex.quote(last)}", err=True)
+                output.tell(f"to go on from here: --last-event-id {shlex.quote(last)}")
 
 
 @cli.command(with_appcontext=False)

@@ -11,11 +11,14 @@ import shutil
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from sse.config import Config
+from flask import Flask, Response, request
+from werkzeug.test import TestResponse
+
+from sse import SSE
 from sse.errors import StoreUnavailable, Unavailable
 from sse.event import UNBORN, Event, LastEventId, Position
 from sse.hub.hub import Hub
@@ -169,7 +172,7 @@ class Client(threading.Thread):
     """A browser. Over all its connections it keeps nothing but the last event id.
 
     With a `rng` it is restless: it goes from worker to worker and from stream to poll, is cut within a block, loses
-    answers, and reads slowly.
+    answers, and reads slowly. With `apps`, one for each hub, it asks a view of these apps, which chooses the channels.
     """
 
     def __init__(
@@ -181,9 +184,11 @@ class Client(threading.Thread):
         transport: str = "stream",
         heartbeat: float = 1.0,
         rng: random.Random | None = None,
+        apps: Sequence[Flask] = (),
     ) -> None:
-        super().__init__(name=f"client on {','.join(channels)}", daemon=True)
+        super().__init__(name=f"client {'of a view ' if apps else ''}on {','.join(channels)}", daemon=True)
         self.ledger, self.hubs, self.channels = ledger, hubs, channels
+        self.apps = dict(zip(hubs, apps, strict=True)) if apps else {}
         self.transport, self.heartbeat, self.rng = transport, heartbeat, rng
         self.runs: dict[str, Run] = {}
         self.resets: list[tuple[str, str, Position]] = []  # channel, reason, the place that was lost
@@ -227,8 +232,11 @@ class Client(threading.Thread):
 
     def _stream(self, hub: Hub) -> None:
         parser = wire.Parser(self.last_event_id)
-        stream = Stream(hub, self._starts(), heartbeat=self.heartbeat, lifetime=600, retry=20)
-        body = driven(stream, self.rng) if self.rng and self.rng.random() < 0.7 else iter(stream)
+        if self.apps:
+            body = self._own_stream(self.apps[hub])
+        else:
+            stream = Stream(hub, self._starts(), heartbeat=self.heartbeat, lifetime=600, retry=20)
+            body = driven(stream, self.rng) if self.rng and self.rng.random() < 0.7 else iter(stream)
         rng = None if self._calm else self.rng
         chunks = rng.randint(1, 40) if rng else None
         try:
@@ -244,6 +252,18 @@ class Client(threading.Thread):
                     time.sleep(rng.uniform(0, 0.3))
         finally:
             body.close()  # type: ignore[union-attr]
+
+    def _own_stream(self, app: Flask) -> Generator[bytes]:
+        with contextlib.closing(self._ask_view(app, "text/event-stream")) as answer:
+            yield from answer.iter_encoded()
+
+    def _ask_view(self, app: Flask, accept: str, **query: object) -> TestResponse:
+        headers = {"Accept": accept, "Last-Event-ID": self.last_event_id}
+        answer = app.test_client().get("/own", query_string={"name": self.channels, **query}, headers=headers)
+        if answer.status_code == 503:
+            raise Unavailable("the store is away", "come back")
+        assert answer.status_code == 200, answer.text
+        return answer
 
     def _hear(self, event: wire.Event) -> None:
         if event.event == "sse.open":
@@ -262,7 +282,10 @@ class Client(threading.Thread):
     def _poll(self, hub: Hub) -> None:
         rng = None if self._calm else self.rng
         timeout = rng.choice((0, 0.1, 0.5)) if rng else 0.5
-        answer = poll(hub, self._starts(), timeout=timeout, retry=20)
+        if self.apps:
+            answer = self._ask_view(self.apps[hub], "application/json", timeout=round(timeout)).json
+        else:
+            answer = poll(hub, self._starts(), timeout=timeout, retry=20)
         if rng and rng.random() < 0.2:
             return  # lost on the way
         for reset in answer["resets"]:
@@ -308,6 +331,19 @@ class Client(threading.Thread):
         run.place = position
 
 
+def _app(**config: Any) -> Flask:
+    """Return an app whose own view answers with the channels that the query names."""
+    app = Flask("chaos")
+    app.config.from_mapping({"SSE_HEARTBEAT": 3, **config})
+    sse = SSE(app)
+
+    @app.get("/own")
+    def own() -> Response:
+        return sse.subscribe(*request.args.getlist("name"))
+
+    return app
+
+
 class Cluster:
     """Two workers over one Redis, with their clients."""
 
@@ -315,9 +351,8 @@ class Cluster:
         self.redis = redis
         self.ledger = Ledger()
         self.clients: list[Client] = []
-        self.services = [
-            Service(Config.load({"SSE_REDIS_URL": url or redis.url, "SSE_RING": ring})) for _ in range(workers)
-        ]
+        self.apps = [_app(SSE_REDIS_URL=url or redis.url, SSE_RING=ring) for _ in range(workers)]
+        self.services: list[Service] = [app.extensions["sse"] for app in self.apps]
         for service in self.services:
             self.ledger.watch(service.store)
         self._numbers = itertools.count(1)

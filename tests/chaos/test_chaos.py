@@ -157,6 +157,9 @@ def test_whatever_happens_nothing_is_lost_in_silence(
         for _ in range(5):
             channels = rng.sample(CHANNELS, rng.randint(1, 3))
             cluster.client(*channels, worker=None, rng=random.Random(rng.random()), heartbeat=rng.uniform(0.2, 0.6))
+        for _ in range(2):
+            channels = rng.sample(CHANNELS, rng.randint(1, 3))
+            cluster.client(*channels, worker=None, rng=random.Random(rng.random()), apps=cluster.apps)
         cluster.client(*CHANNELS, worker=0, heartbeat=0.5)
         cluster.client(*CHANNELS, worker=1, transport="poll")
         publishers = [Publisher(cluster, random.Random(rng.random())) for _ in range(3)]
