@@ -97,13 +97,6 @@ def test_a_run_writes_pieces_and_events_and_its_end(app: Flask, sse: SSE) -> Non
     wait_until(lambda: not service_of(app).is_working)
 
 
-def test_a_run_gives_events_with_types_of_their_own(app: Flask, sse: SSE) -> None:
-    with app.app_context():
-        assert sse.run("a", ["one ", sse_package.Event({"percent": 50}, "progress"), sse_package.Event("[DONE]")])
-    assert ended(app) == "done"
-    assert events(app) == [Piece("one "), Event({"percent": 50}, "progress"), Event("[DONE]"), End("a", "done")]
-
-
 def test_a_string_is_not_taken_for_a_run_of_its_characters(app: Flask, sse: SSE) -> None:
     with app.app_context(), pytest.raises(TypeError, match="'hello': give a generator, or a list of strings"):
         sse.run("chat/7", "hello")
