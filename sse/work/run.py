@@ -191,9 +191,7 @@ class Runs:
 
     def _open(self, channel: str, make_event: MakeEvent, restart: bool) -> Writer | None:
         """Begin a run in the store; return its writer, or None if a run is or was there."""
-        ending = Unavailable("this process is ending, so no run can begin in it", "try again elsewhere")
-        if self._is_closed:
-            raise ending
+        self._check_open()
         token = secrets.token_hex(16)
         asked_at = time.monotonic()
         started = self._start(channel, token, restart)
@@ -218,11 +216,17 @@ class Runs:
         except RuntimeError:
             writer.end("failed")
             raise
-        if self._is_closed:  # meanwhile, so nobody would end this run
+        try:
+            self._check_open()
+        except Unavailable:  # it was closed meanwhile, so nobody would end this run
             self._keeper.remove(writer)
             writer.abandon()
-            raise ending
+            raise
         return writer
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise Unavailable("this process is ending, so no run can begin in it", "try again elsewhere")
 
     def _start(self, channel: str, token: str, restart: bool) -> Start:
         try:
