@@ -97,6 +97,11 @@ def test_a_run_writes_pieces_and_events_and_its_end(app: Flask, sse: SSE) -> Non
     wait_until(lambda: not service_of(app).is_working)
 
 
+def test_a_string_is_not_taken_for_a_run_of_its_characters(app: Flask, sse: SSE) -> None:
+    with app.app_context(), pytest.raises(TypeError, match="'hello': give a generator, or a list of strings"):
+        sse.run("chat/7", "hello")
+
+
 def test_a_run_begins_once_and_the_other_iterable_is_closed_unused(app: Flask, sse: SSE) -> None:
     steps = Steps()
     first = iter(steps)
