@@ -21,6 +21,7 @@ from typing import Any
 
 from tests.client import Parser
 
+AT_ONCE = 100  # streams that wait for their first piece
 END = re.compile(rb"\nretry: (\d+)\nid: (\S+)\nevent: sse.end\ndata: [^\n]*\n\n\Z")
 
 
@@ -30,6 +31,7 @@ class Connections:
     def __init__(self, host: str, channel: str) -> None:
         self.host, self.path = host, f"/sse/stream?channel={channel}"
         self.selector = selectors.EpollSelector()
+        self.with_text: set[int] = set()  # descriptors on which a piece of the text has come
 
     def ask(self, last_event_id: str = "") -> None:
         name, _, port = self.host.partition(":")
@@ -47,6 +49,8 @@ class Connections:
             sock: Any = key.fileobj
             data = sock.recv(65_536)
             key.data.extend(data)
+            if key.fd not in self.with_text and b"\nevent: text\n" in key.data:
+                self.with_text.add(key.fd)
             if not data:
                 self.selector.unregister(sock)
                 sock.close()
@@ -81,12 +85,12 @@ def main(host: str, channel: str, streams: int) -> None:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     open_ones = Connections(host, channel)
-    for number in range(streams):
-        open_ones.ask()
-        if number % 50 == 49:
-            assert not open_ones.read(0), "a stream was ended"
-    while not all(b"\nevent: text\n" in key.data for key in open_ones.selector.get_map().values()):
-        assert not open_ones.read(1), "a stream was ended"
+    asked = 0
+    while len(open_ones.with_text) < streams:
+        while asked < min(streams, len(open_ones.with_text) + AT_ONCE):
+            open_ones.ask()
+            asked += 1
+        assert not (ended := open_ones.read(1)), f"a stream was ended: {ended[0]!r}"
     tell(streams=streams)
 
     texts: list[bytes] = []  # the blocks between the opening and the end
