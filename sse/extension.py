@@ -112,12 +112,12 @@ class SSE:
         service.at_first_use = partial(_tell_late, service.config, environ, app.config)
         for rules in self._happenings.values():
             rules.know(app.url_map.converters)
-        service.find_call = partial(_find_call, self._happenings, weakref.ref(app))
+        service.find_call = partial(_find_call, self._happenings, app)
         self._rules.know(app.url_map.converters)
         service.source_rules = SourceRules(
             match=cast("Match", self._rules.match),
-            context=partial(_context_of, weakref.ref(app)),
-            event_of=partial(_value_of, weakref.ref(service)),
+            context=app.app_context,
+            event_of=partial(_item_of, service),
         )
         if self._rules:
             service.use_sources()
@@ -327,9 +327,10 @@ class SSE:
 
         The call returns at once, and the run survives the request. The iterable, such as a generator, runs in a thread
         or greenlet of this process, in an app context. It is no part of a request. A string is a piece: readers append
-        it to the text so far. Any other value is an event, as for `publish`. The end of the iterable ends the channel
-        as `done`. If it raises, the log names the error, and the channel ends as `failed`. `stop` closes a generator
-        at its next `yield`. Under our worker, it also does so while the generator waits for its next value.
+        it to the text so far. Any other value is an event, as for `publish`, or an `Event`, which has a type. The end
+        of the iterable ends the channel as `done`. If it raises, the log names the error, and the channel ends as
+        `failed`. `stop` closes a generator at its next `yield`. Under our worker, it also does so while the generator
+        waits for its next value.
 
         A worker that is stopped gives its runs SSE_RUN_GRACE seconds, and ends the rest as `interrupted`. If a process
         dies, its runs end as `lost`. While Redis is away, a run waits. A script ends when its runs have ended.
@@ -357,7 +358,7 @@ class SSE:
         return service.run(
             channel,
             iterable,
-            partial(_event_of, service),
+            lambda value, _: _item_of(service, value),
             restart=restart,
             context=cast("Flask", current_app._get_current_object()).app_context,  # type: ignore[attr-defined]
             daemon=has_request_context(),  # a script, which has no request, is to wait for its runs
@@ -747,25 +748,8 @@ def _write_json(value: object) -> object:
     return current_app.json.dumps(value) if current_app else json.dumps(value, sort_keys=True)
 
 
-def _context_of(app: weakref.ref[Flask]) -> AbstractContextManager[object]:
-    """Return a new context of an app, for a function of the app that no request calls.
-
-    :raises RuntimeError: if the app has been garbage-collected.
-    """
-    living = app()
-    if living is None:
-        raise RuntimeError("the app is gone")
-    return living.app_context()
-
-
-def _value_of(service: weakref.ref[Service], value: object) -> StoredEvent:
-    """Return a value of a source as an event."""
-    event = value if isinstance(value, StoredEvent) else StoredEvent(value, DEFAULT_TYPE, _write_json)
-    living = service()
-    return living.check(event) if living else event
-
-
 def _item_of(service: Service, value: object) -> StoredEvent:
+    """Return a value of an iterable or a source as an event."""
     return service.check(value) if isinstance(value, StoredEvent) else _event_of(service, value, DEFAULT_TYPE)
 
 
@@ -805,7 +789,7 @@ def _check_readers(service: Service) -> None:
 
 def _find_call(
     happenings: Mapping[Happening, ChannelRules],
-    app: weakref.ref[Flask],
+    app: Flask,
     happening: Happening,
     channel: str,
     sub: str,
@@ -816,9 +800,8 @@ def _find_call(
         return None
 
     def call() -> None:
-        if living := app():
-            with living.app_context():
-                cast("Callable[..., object]", found.value)(**found.arguments, sub=sub)
+        with app.app_context():
+            cast("Callable[..., object]", found.value)(**found.arguments, sub=sub)
 
     return call
 

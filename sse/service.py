@@ -23,7 +23,7 @@ from sse.hub.hub import Hub
 from sse.owner import OwnerThread
 from sse.stores import Publication, Receipt, Store, connect
 from sse.stores.presence import Attendance
-from sse.work.presence import FindCall, Presence
+from sse.work.presence import FindCall, Happening, Presence
 from sse.work.run import Breaker, Runs
 from sse.work.sources import Match, Sources
 from sse.work.writer import MakeEvent, Writer
@@ -66,7 +66,7 @@ class Service:
         self.breaker: Breaker | None = None
         """Set by a server whose threads can be interrupted while they wait, see `work.run`."""
         self.find_call: FindCall | None = None
-        """Finds the app's function to call when somebody has joined or left a channel. It must not hold the app."""
+        """Finds the app's function to call when somebody has joined or left a channel."""
         self.source_rules: SourceRules | None = None
         """Set by the extension: the sources of the app."""
         self._has_sources = False
@@ -335,7 +335,7 @@ class Service:
         presence = Presence(
             store.presence,
             self.config.presence,
-            self.find_call,
+            partial(_find_call, weakref.ref(self)),
             most_lingering=self._max_subscribers,
         )
         revocations = Revocations(store, self.config.token_lifetime)
@@ -349,13 +349,17 @@ class Service:
 
     def _make_sources(self, store: Store, hub: Hub) -> Sources:
         this = weakref.ref(self)
-        rules = self.source_rules or _NO_SOURCES
+
+        def rules() -> SourceRules:
+            service = this()
+            return service.source_rules if service and service.source_rules else _NO_SOURCES
+
         sources = Sources(
             store,
             hub,
-            match=rules.match,
-            context=rules.context,
-            event_of=rules.event_of,
+            match=lambda channel: rules().match(channel),
+            context=lambda: rules().context(),
+            event_of=lambda value: rules().event_of(value),
             most=self.config.max_sources,
             breaker=lambda: service.breaker if (service := this()) else None,
         )
@@ -365,7 +369,7 @@ class Service:
 
 
 class SourceRules(NamedTuple):
-    """The sources of an app. None of the three refers to the app or the service, which would never be collected.
+    """The sources of an app.
 
     :param match: finds the source of a channel.
     :param context: makes a context of the app.
@@ -401,6 +405,13 @@ class _WriterElsewhere:
         self._in_owner(self._writer.confirm)
 
 
+def _find_call(
+    service: weakref.ref[Service], happening: Happening, channel: str, sub: str
+) -> Callable[[], object] | None:
+    living = service()
+    return living.find_call(happening, channel, sub) if living and living.find_call else None
+
+
 def _refusal(publications: Sequence[Publication], receipts: Sequence[Receipt | SSEError]) -> SSEError:
     """Return the error to raise for a call of which some events were refused.
 
@@ -420,7 +431,10 @@ def _refusal(publications: Sequence[Publication], receipts: Sequence[Receipt | S
 
 
 class _Made(NamedTuple):
-    """The parts of a service in one process. They do not refer to the service, which would then never be collected."""
+    """The parts of a service in one process.
+
+    They refer neither to the service nor to functions of the app, which may hold the app: it would never be collected.
+    """
 
     store: Store
     hub: Hub

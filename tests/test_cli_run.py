@@ -161,7 +161,7 @@ def test_a_second_run_on_the_channel_is_refused_unless_it_restarts(store: Store,
     assert finished(redis_url, "--", "echo", "one")[0] == 0
     status, told = finished(redis_url, "--", "echo", "two")
     assert status == 1
-    assert "channel job has or had a run" in told
+    assert "channel job has or had a run: give another channel, or --restart" in told
     assert text(store) == "one\n"
     assert finished(redis_url, "--restart", "--", "echo", "two")[0] == 0
     assert text(store) == "two\n"

@@ -960,6 +960,25 @@ def test_a_newcomer_gets_a_source_s_newest_value_if_it_is_fresh_and_misses_none_
         hub.detach(subscriber)
 
 
+def test_a_run_s_text_is_heard_from_its_beginning_although_a_source_s_rule_matches_its_channel(world: World) -> None:
+    hub = world.hub()
+    hub.began = states({"a": "up"})
+    hub.is_fresh = lambda names: ()
+    waiting = hub.attach({"a": Start()}, 5)
+    world.run("one ", Event("x"), "two")
+    world.step()
+    late = hub.attach({"a": Start()}, 5)
+    assert take(waiting) == take(late) == ["one ", "x", "two", "end done"]
+    hub.detach(late)
+    hub.detach(waiting)
+    world.lose_text()
+    other = world.hub()
+    other.began, other.is_fresh = hub.began, hub.is_fresh
+    later = other.attach({"a": Start()}, 5)
+    assert take(later) == ["reset trimmed", "end done"]
+    other.detach(later)
+
+
 def test_almost_all_channels_share_their_traits() -> None:
     channel = Channel("a")
     other = Channel("b")

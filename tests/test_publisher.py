@@ -161,6 +161,26 @@ def test_a_publisher_that_was_used_before_a_fork_works_in_both_processes(redis_u
     assert events(redis_url, "parent") == [Piece("one "), Piece("two"), End("parent", "done")]
 
 
+def test_a_run_stays_with_the_process_that_began_it(redis_url: str) -> None:
+    with Publisher(redis_url=redis_url) as publisher, publisher.writing("a") as out:
+        out.write("one ")
+        child = os.fork()
+        if not child:
+            status = 1
+            try:
+                for call in (lambda: out.write("from a child"), out.flush, lambda: out.publish(1)):
+                    with pytest.raises(Stopped, match="is another process's"):
+                        call()
+                status = 0
+            finally:
+                os._exit(status)
+        _, status = os.waitpid(child, 0)
+        out.write("two")
+    assert status == 0
+    assert "".join(event.data for event in events(redis_url, "a") if isinstance(event, Piece)) == "one two"
+    assert events(redis_url, "a")[-1] == End("a", "done")
+
+
 def test_a_closed_publisher_begins_anew(redis_url: str) -> None:
     publisher = Publisher(redis_url=redis_url)
     publisher.publish("a", "one")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from sse.config import Config
+from tests import client as wire
 from tests.servers import RedisServer
 
 README = Path(__file__).parent.parent.joinpath("README.md").read_text()
@@ -28,10 +29,10 @@ def test_it_opens_with_one_sentence_and_the_two_commands() -> None:
 
 
 def test_its_ten_lines_of_server_run_as_they_stand(tmp_path: Path) -> None:
-    example, sent, logout = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    example, sent, logout, work = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert len([line for line in example.splitlines() if line]) == 10
     file = tmp_path / "example.py"
-    file.write_text(f"{example}\n{sent}\n{logout}")
+    file.write_text(f"{example}\n{sent}\n{logout}\n{work}")
     app = runpy.run_path(str(file), run_name="example")["app"]
     app.secret_key = "a-key-of-the-tests"
     client = app.test_client()
@@ -52,6 +53,10 @@ def test_its_ten_lines_of_server_run_as_they_stand(tmp_path: Path) -> None:
         assert client.get("/sse/poll?channel=user/ann&timeout=0").status_code == 403
         assert client.post("/logout").status_code == 200
         assert client.post("/sse/publish/orders", data="x").status_code == 404
+        assert [client.post("/answers/7", data={"question": "Why?"}).json["begun"] for _ in range(2)] == [True, False]
+        blocks = wire.Parser().feed(client.get("/answers/7").data)
+        assert "".join(block.data for block in blocks if block.event == "text") == "You asked: Why?"
+        assert blocks[-1].json() == {"channel": "answers/7", "reason": "done"}
     finally:
         app.extensions["sse"].close()
 

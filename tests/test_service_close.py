@@ -82,6 +82,33 @@ def test_sixty_apps_that_are_dropped_leave_nothing_behind(store_url: str | None,
     assert not [app for app in apps if app() is not None]
 
 
+def factory(url: str | None) -> Flask:
+    """Return an app whose functions are closures that hold it."""
+    app, sse = make(url, SSE_PRESENCE="room/*")
+
+    @sse.joined("room/<id>")
+    def tell(id: str, sub: str) -> None:
+        app.logger.info("%s %s", id, sub)
+
+    @sse.source("prices/<symbol>", interval=60)
+    def price(symbol: str) -> str:
+        return f"{app.name} {symbol}"
+
+    return app
+
+
+def test_an_app_whose_functions_hold_it_leaves_nothing_behind(store_url: str | None, nothing_left: None) -> None:
+    app = factory(store_url)
+    client = app.test_client()
+    with client.get("/sse/stream?channel=prices/acme") as stream:
+        assert any(b"tests acme" in part for part in stream.response)
+    with client.get("/sse/stream?channel=room/7") as stream:
+        assert b"sse.open" in next(iter(stream.response))
+    gone = weakref.ref(app)
+    del app, client, stream
+    wait_until(lambda: gc.collect() < 0 or gone() is None, 20, what="no app")
+
+
 def test_sixty_apps_that_are_closed_leave_nothing_behind(
     store_url: str | None, shared_redis: RedisServer, nothing_left: None
 ) -> None:

@@ -18,7 +18,17 @@ from sse.errors import Ended, IdempotencyConflict, LeaseLost, RunFailed, Stopped
 from sse.event import End, Event, Piece, Position
 from sse.stores import Notice, Publication, RedisStore, Run, Standing, Store
 from sse.stores.base import UNBORN_TTL
-from sse.stores.leases import ENTRY_BYTES, LEASE_SECONDS, STEADY_SECONDS, Ask, Leases, backoff, weight
+from sse.stores.leases import (
+    DELIVERED,
+    ENTRY_BYTES,
+    LEASE_SECONDS,
+    RENEW_SECONDS,
+    STEADY_SECONDS,
+    Ask,
+    Leases,
+    backoff,
+    weight,
+)
 from tests.servers import RedisServer
 from tests.test_stores import RING, TTL, World, good, notices, said
 
@@ -579,18 +589,44 @@ def test_each_attempt_waits_twice_as_long_over_all_workers(world: LeaseWorld) ->
         world.advance(0.6)
 
 
-def test_a_runner_that_has_written_and_dies_is_replaced_as_soon_as_its_lease_is_free(world: LeaseWorld) -> None:
-    for attempt in range(1, 9):
-        answer = ask(world, "w", f"t{attempt}")
-        assert (answer.is_held, answer.attempts) == (True, attempt)
-        world.leases.write("s", f"t{attempt}", Event("x"), key=f"k{attempt}")
+def take_and_write(world: LeaseWorld, attempt: int) -> None:
+    answer = ask(world, f"w{attempt}", f"t{attempt}")
+    assert (answer.is_held, answer.attempts) == (True, attempt)
+    for number in range(2):
+        world.leases.write("s", f"t{attempt}", Event("x"), key=f"k{attempt}.{number}")
+
+
+def test_a_runner_that_has_written_and_dies_is_replaced_soon(world: LeaseWorld) -> None:
+    """So workers that die for other reasons are replaced within 10 s, a round of questions included."""
+    for attempt in range(1, 10):
+        take_and_write(world, attempt)
         assert not ask(world, "other", "other").is_held
-        world.advance(LATE)
-    world.leases.release("s", "t8", wait=30)
-    assert ask(world, "w", "t9").is_held
-    world.leases.write("s", "t9", Event("x"), key="k9")
-    world.leases.release("s", "t9", wait=30)
-    assert not ask(world, "w", "t10").is_held
+        world.advance(10 - RENEW_SECONDS + 0.1)
+
+
+def test_a_source_that_writes_and_kills_its_worker_does_not_go_on_killing(world: LeaseWorld) -> None:
+    for attempt in range(1, 15):
+        take_and_write(world, attempt)
+        world.advance(max(LEASE_SECONDS, backoff(attempt - DELIVERED)) - 1.5)  # the write is by whole seconds
+        assert not ask(world, "other", "other").is_held
+        world.advance(1.6)
+    assert backoff(attempt - DELIVERED) == 60
+    assert ask(world, "w", "t").is_held
+    world.leases.write("s", "t", Event("x"), key="k")
+    world.leases.note("s", "t", "up")
+    world.advance(STEADY_SECONDS)
+    assert ask(world, "w", "t").attempts == 0
+    world.advance(LATE)
+    assert ask(world, "v", "u").is_held, "one that was up for a while is not replaced soon"
+
+
+def test_a_source_that_fails_after_a_value_waits_as_long_as_it_says(world: LeaseWorld) -> None:
+    take_and_write(world, 1)
+    world.leases.release("s", "t1", wait=30)
+    world.advance(29)
+    assert not ask(world, "w", "t").is_held
+    world.advance(1.1)
+    assert ask(world, "w", "t").is_held
 
 
 def test_attempts_count_anew_when_a_runner_was_up_for_a_while(world: LeaseWorld) -> None:

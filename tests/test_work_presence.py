@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 import threading
 import time
 from collections import Counter
@@ -16,6 +17,7 @@ from sse import Publisher
 from sse.errors import NotFound, StoreUnavailable
 from sse.stores import Store, connect
 from sse.stores.memory import MemoryStore
+from sse.stores.memory_presence import MemoryPresence
 from sse.stores.presence import Attendance, Outcome, PresenceStore, Report
 from sse.work.calls import Calls
 from sse.work.presence import LINGER, Presence, Stay
@@ -289,6 +291,30 @@ def test_a_backlog_of_calls_is_bounded(monkeypatch: pytest.MonkeyPatch, caplog: 
     go.set()
     wait_until(lambda: done == [0, 1, 2])
     calls.close()
+
+
+def test_calls_wait_for_a_thread_and_outlive_an_exit(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    calls, done = Calls("sse-calls", "functions"), []
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", lambda _: (_ for _ in ()).throw(RuntimeError("can't start")))
+        calls.put(sys.exit)
+    assert "functions: 1 calls wait for a thread: can't start" in caplog.text
+    calls.put(lambda: done.append(1))
+    wait_until(lambda: done == [1])
+    assert "functions: a function failed" in caplog.text
+    calls.close()
+
+
+def test_a_connection_is_let_in_though_no_thread_can_report_it_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    presence = Presence(MemoryPresence(), ["*"])
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", lambda _: (_ for _ in ()).throw(RuntimeError("can't start")))
+        presence.enter([A], "ann")
+    presence.enter([A], "bob")
+    wait_until(lambda: presence.count(A) == 2)
+    presence.close()
 
 
 def test_a_store_that_is_away_is_asked_once_a_second_and_hears_everything_when_it_is_back(

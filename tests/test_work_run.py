@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 from flask import Flask, current_app
 
+import sse as sse_package
 from sse import SSE, InvalidEvent, RunRefused, Stopped, Unavailable
 from sse.errors import StoreUnavailable
 from sse.event import End, Event, Piece
@@ -179,6 +181,66 @@ def test_stop_ends_the_channel_at_once_and_closes_the_generator_at_its_next_yiel
     wait_until(lambda: not service_of(app).is_working)
 
 
+def test_stop_leaves_a_run_alone_that_begins_in_the_same_moment(
+    app: Flask, sse: SSE, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leases = service_of(app).store.leases
+    end, first, later = leases.end, Steps(), threading.Event()
+
+    def answer() -> Iterator[str]:
+        later.wait(20)
+        yield "still here"
+
+    def end_and_begin(*args: Any, **options: Any) -> Any:
+        position = end(*args, **options)
+        monkeypatch.undo()
+        assert sse.run("a", answer(), restart=True)
+        return position
+
+    with app.app_context():
+        assert sse.run("a", first)
+        monkeypatch.setattr(leases, "end", end_and_begin)
+        assert sse.stop("a")
+    first.go.set()
+    later.set()
+    assert ended(app) == "done"
+    assert [event.data for event in events(app)][:1] == ["still here"]
+
+
+@pytest.mark.parametrize("name", ["sse-keeper", "sse-run"])
+def test_a_run_that_cannot_have_a_thread_has_failed_and_the_next_one_begins(
+    app: Flask, sse: SSE, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name == name:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    closed = threading.Event()
+
+    class Values:
+        def __iter__(self) -> Iterator[str]:
+            return self
+
+        def __next__(self) -> str:
+            return "never"
+
+        def close(self) -> None:
+            closed.set()
+
+    with app.app_context():
+        with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="new thread"):
+            patch.setattr(threading.Thread, "start", refuse)
+            sse.run("a", Values())
+        assert ended(app) == "failed"
+        assert closed.is_set()
+        assert not service_of(app).is_working
+        assert sse.run("b", ["x"])
+    assert ended(app, "b") == "done"
+
+
 def test_stop_from_another_process_closes_the_generator_soon(make_app: MakeApp, redis_url: str) -> None:
     """The other process is another service over the same Redis."""
     sses = SSE(), SSE()
@@ -275,6 +337,13 @@ def test_writing_where_a_run_was_needs_restart(app: Flask, sse: SSE) -> None:
     assert events(app) == [Piece("two"), End("a", "done")]
 
 
+def test_a_value_that_is_an_event_keeps_its_type(app: Flask, sse: SSE) -> None:
+    with app.app_context():
+        sse.run("a", iter(["one ", sse_package.Event({"percent": 10}, "progress"), 7]))
+    wait_until(lambda: not service_of(app).is_working)
+    assert events(app) == [Piece("one "), Event({"percent": 10}, "progress"), Event(7), End("a", "done")]
+
+
 # Ends of the process
 
 
@@ -301,6 +370,26 @@ def test_a_run_that_ends_in_time_is_done_and_others_are_interrupted(app: Flask, 
     assert len(events(app, "b")) == 2
 
 
+def test_runs_that_are_interrupted_end_although_the_store_is_slow_and_none_of_them_is_logged(
+    app: Flask, sse: SSE, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leases = service_of(app).store.leases
+    real = leases.end
+
+    def slow(*arguments: Any, **options: Any) -> object:
+        time.sleep(0.8)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(leases, "end", slow)
+    with app.app_context():
+        for number in range(10):
+            sse.run(f"a/{number}", (time.sleep(0.01) or "x" for _ in itertools.count()))
+    service_of(app).finish(0.1)
+    for number in range(10):
+        assert events(app, f"a/{number}")[-1] == End(f"a/{number}", "interrupted")
+    assert not caplog.records
+
+
 def test_without_runs_the_end_takes_no_time_and_makes_no_store(make_app: MakeApp) -> None:
     service = service_of(make_app())
     begun = time.monotonic()
@@ -319,6 +408,24 @@ def test_close_interrupts_runs(app: Flask, sse: SSE, redis_url: str) -> None:
             out.write("y")
         with pytest.raises(Unavailable, match="this process is ending"), runs.writing("b", Event, restart=False):
             pass
+
+
+def test_a_run_that_begins_while_the_service_closes_does_not_go_on(
+    app: Flask, sse: SSE, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = service_of(app)
+    runs, leases = service.runs, service.store.leases
+    start = leases.start
+
+    def start_and_close(*args: Any, **options: Any) -> Any:
+        started = start(*args, **options)
+        runs.close()
+        return started
+
+    monkeypatch.setattr(leases, "start", start_and_close)
+    with app.app_context(), pytest.raises(Unavailable, match="is ending"):
+        sse.run("a", Steps())
+    assert not runs.is_busy
 
 
 def test_a_script_waits_for_its_runs_and_for_no_others() -> None:
@@ -445,6 +552,29 @@ def test_a_run_of_this_process_is_never_lost_by_it() -> None:
     time.sleep(2)
     keeper.remove(writer)
     assert store.leases.ended == []
+
+
+def test_a_writer_that_is_over_is_renewed_no_more_though_its_iterable_goes_on() -> None:
+    store: Any = StandIn()
+    keeper = Keeper(store, lambda: 0.0)
+    writers = [writer_of(store, channel) for channel in "ab"]
+    for writer in writers:
+        keeper.add(writer)
+    writers[0].abandon()
+    wait_until(lambda: store.leases.renewed, 5)
+    assert store.leases.renewed == [[("b", "b-token")]]
+    for writer in writers:
+        keeper.remove(writer)
+
+
+def test_the_end_of_a_lost_run_waits_for_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    store: Any = StandIn()
+    keeper = Keeper(store, lambda: 0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", lambda _: (_ for _ in ()).throw(RuntimeError("can't start")))
+        keeper.orphaned("a")
+    keeper.orphaned("a")
+    wait_until(lambda: store.leases.ended == [("a", "lost")], 5)
 
 
 def test_the_stand_in_has_methods_that_leases_have() -> None:

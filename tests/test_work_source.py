@@ -453,6 +453,14 @@ def test_an_unknown_channel_stays_down_for_a_minute(world: World, caplog: pytest
     assert "Traceback" not in caplog.text
 
 
+def test_a_function_that_returns_a_value_needs_an_interval(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """Else each key of a dict, or letter of a string, would be an event."""
+    world.sources["prices"] = Source(lambda: {"acme": 7})
+    world.worker().join()
+    wait_until(lambda: "gives a dict: have it yield its values, or add interval=" in caplog.text)
+    assert world.ring() == []
+
+
 def test_a_value_that_is_no_event_is_a_failure(world: World, caplog: pytest.LogCaptureFixture) -> None:
     world.sources["prices"] = Source(lambda: {1, 2}, interval=1)
     worker = world.worker()
@@ -782,6 +790,39 @@ def test_while_the_store_is_away_nothing_is_fresh_and_a_drain_does_not_fail(
         runs.finish()
         runs.close()
     assert runs.runner().is_over
+
+
+def test_while_the_store_is_away_channels_that_nobody_listens_to_are_forgotten(
+    world: World, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.sources["prices"] = Source(upstream.function, interval=60)
+    worker = world.worker()
+
+    def away(*_: Any) -> Any:
+        raise StoreUnavailable("away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(world.store.leases, "ask", away)
+        for number in range(100):
+            worker.join(f"prices/{number}")
+            worker.leave(f"prices/{number}")
+        worker.join("prices/kept")
+        world.advance(3)
+        assert list(worker._watches) == ["prices/kept"]
+    world.advance(3)
+    reaches(lambda: len(upstream.log), 1)
+
+
+def test_a_rule_that_fails_refuses_no_subscriber(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """The hub calls this in the middle of an attach, so an error would cost a seat."""
+
+    def rules(channel: str) -> Any:
+        raise LookupError("a converter of the app")
+
+    worker = world.worker()
+    world.rules = rules  # type: ignore[method-assign]
+    assert worker.began("prices") is None
+    assert "a converter of the app" in caplog.text
 
 
 def test_the_memory_of_fresh_channels_is_bounded(world: World) -> None:

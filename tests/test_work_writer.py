@@ -246,6 +246,21 @@ def test_an_abandoned_writer_stops_waiting(world: World) -> None:
     assert len(raised) == 1
 
 
+def test_a_run_that_is_over_while_a_write_waits_for_its_reply_is_stopped(world: World) -> None:
+    writer = world.writer()
+    real = world.store.leases.write
+
+    def slow(*args: Any, **options: Any) -> Position:
+        position = real(*args, **options)
+        writer.abandon()  # by another thread, before the reply is there
+        return position
+
+    world.leases.write = slow  # type: ignore[attr-defined]
+    with pytest.raises(Stopped):
+        writer.write("one ")
+    assert world.events == [Piece("one ")]
+
+
 def test_an_end_whose_reply_was_lost_is_an_end(world: World) -> None:
     writer = world.writer()
     writer.write("x")

@@ -49,7 +49,7 @@ def bid(lot: str) -> tuple[dict[str, object], int]:
     price, bidder = int(request.form["price"]), session.get("name", "somebody")
     higher = "INSERT INTO bid VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET price = ?2, bidder = ?3 WHERE price < ?2"
     if lot not in LOTS or not database().execute(higher, (lot, price, bidder)).rowcount:
-        return {"error": "somebody has bid more"}, 409
+        return {"error": "somebody has bid as much, or more"}, 409
     return {"id": sse.publish(f"auction/{lot}", {"price": price, "bidder": bidder}, type="price")}, 201
 
 

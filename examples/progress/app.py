@@ -20,9 +20,8 @@ def page() -> Response:
 @app.post("/jobs")
 def start() -> dict[str, str]:
     job = secrets.token_urlsafe(16)
-    subprocess.Popen(
-        [sys.executable, "-m", "examples.progress.job", f"job/{job}"]
-    )  # a task of Celery or RQ does the same
+    command = [sys.executable, "-m", "examples.progress.job", f"job/{job}"]
+    subprocess.Popen(command)  # stands for a task of Celery or RQ, which does the same
     return {"job": job}
 
 

@@ -24,7 +24,7 @@ from sse.cli.piping import pipe
 from sse.cli.remote import Remote, check_url
 from sse.cli.tail import Output, follow
 from sse.config import check_pattern
-from sse.errors import InvalidEvent, SSEError
+from sse.errors import InvalidEvent, RunRefused, SSEError
 from sse.event import DEFAULT_TYPE, Event, check_channel, check_type
 from sse.log import plain
 from sse.service import Service
@@ -150,7 +150,11 @@ def run(channel: str, command: tuple[str, ...], restart: bool, with_errors: bool
     """
     with _service("") as service:
         writing = service.writing(channel, Event, restart=restart)
-        status = pipe(writing, command, with_errors=with_errors)
+        try:
+            status = pipe(writing, command, with_errors=with_errors)
+        except RunRefused as error:
+            hint = "give another channel, or --restart" if error.code == "run_exists" else error.hint
+            raise RunRefused(error.message, hint, code=error.code) from None
     raise click.exceptions.Exit(status)
 
 

@@ -321,22 +321,28 @@ class Hub:
 
     def _wait_for_rings(self, subscriber: Subscriber, deadline: float, timeout: float) -> list[Channel]:
         """Wait for the ring of each channel; return the channels that have none in the store, and none wanted yet."""
-        channels = subscriber.channels
         while True:
             subscriber.clear_signal()
             self._check_open()
+            unborn: list[Channel] = []
+            is_asking = has_unsure = False
             with self.lock:
-                fault = next((channel.fault for channel in channels if channel.fault), None)
-                ringless = [channel for channel in channels if channel.ring is None]
-                unborn = [channel for channel in ringless if channel.unborn and not channel.wanted]
-                unsure = [channel for channel in channels if channel.is_unsure]
-                for channel in unsure:
-                    self._follower.arrivals.add(channel)
-            if fault:
-                raise type(fault)(fault.message, fault.hint)  # each waiting thread raises its own, with its traceback
-            if len(unborn) == len(ringless) and not unsure:
+                for channel in subscriber.channels:
+                    if channel.traits.is_ordinary:
+                        continue  # it has its ring, and no fault
+                    if fault := channel.fault:
+                        raise type(fault)(fault.message, fault.hint)  # each waiting thread raises its own
+                    if channel.ring is None:
+                        if channel.unborn and not channel.wanted:
+                            unborn.append(channel)
+                        else:
+                            is_asking = True
+                    elif channel.is_unsure:
+                        self._follower.arrivals.add(channel)
+                        has_unsure = True
+            if not (is_asking or has_unsure):
                 return unborn
-            if unsure:
+            if has_unsure:
                 self._follower.wake()
             if not subscriber.wait(max(deadline - self._clock(), 0)):
                 raise StoreUnavailable(f"the store has not answered for {timeout:g} s", "try again")
@@ -350,7 +356,7 @@ class Hub:
             noted = {
                 channel.name: Start(channel.ring.newest)
                 for channel in subscriber.channels
-                if channel.source and channel.ring and starts[channel.name] == Start()
+                if channel.source and channel.ring and channel.run is None and starts[channel.name] == Start()
             }
         fresh = is_fresh(list(noted)) if noted else ()
         return {**starts, **noted, **{name: Start(replay=1) for name in fresh if name in noted}}

@@ -122,8 +122,9 @@ class StoreReader:
         standings = dict(zip(starts, map(_value, self._store.standing(list(starts))), strict=True))
         look = _LookUnderWay(starts, standings, max_events, max_bytes, self._max_piece, form)
         replays = [(name, starts[name].replay) for name in look.replaying]
-        for (name, _), position in zip(replays, map(_value, self._store.before(replays)), strict=True):
-            look.go_on_from(name, position or UNBORN)
+        if replays:
+            for (name, _), position in zip(replays, map(_value, self._store.before(replays)), strict=True):
+                look.go_on_from(name, position or UNBORN)
         more = self._fill(look)
         for name, (_, run) in standings.items():
             if run and not (run.end or run.is_held):

@@ -114,6 +114,7 @@ class SourceState(NamedTuple):
 Item = Delivery | Reset | SourceState
 """Something that a subscriber takes. A source's state has no position."""
 
+_ONE: Final = (0,)
 _LARGEST_RESET: Final = 192  # bytes, see reset_size
 
 Form = Callable[[str, Entry], Delivery]
@@ -171,7 +172,7 @@ class Subscriber:
         return {
             channel.name: end.event.reason
             for channel, position in zip(self.channels, self.positions, strict=False)
-            if (end := channel.end) is not None and end.position == position and isinstance(end.event, End)
+            if (end := channel.traits.end) is not None and end.position == position and isinstance(end.event, End)
         }
 
     @property
@@ -186,10 +187,10 @@ class Subscriber:
     @property
     def sources(self) -> dict[str, State]:
         """The states in `told`, by channel."""
+        if self.told is None:
+            return {}
         return {
-            channel.name: state
-            for channel, state in zip(self.channels, self.told or (), strict=False)
-            if state is not None
+            channel.name: state for channel, state in zip(self.channels, self.told, strict=False) if state is not None
         }
 
     @property
@@ -295,6 +296,8 @@ class Subscriber:
     def order(self) -> Sequence[int]:
         """Return the indices of its channels, beginning with the channel that has its turn, so that none starves."""
         count = len(self.positions)
+        if count == 1:
+            return _ONE
         start = (self._turn + 1) % count
         return [*range(start, count), *range(start)] if start else range(count)
 
@@ -312,7 +315,7 @@ class Subscriber:
             assert channel.ring is not None
             run = channel.traits.run
             entries = channel.ring.after(self.positions[index], PAGE if run is None else PIECES)
-            if entries is not None:
+            if entries is not None and (channel.generation or self._generations):
                 self._note_generation(channel.name, channel.generation)
         if run is None or not entries or len(entries) == 1:
             return entries
@@ -370,7 +373,8 @@ class Subscriber:
             if entries is None:
                 restart, reason = channel.restart(position), channel.traits.reset_reason
         if entries is not None:
-            self._note_generation(name, generation)
+            if generation or self._generations:
+                self._note_generation(name, generation)
             return entries
         if not max_bytes:
             self.notify()
@@ -393,9 +397,8 @@ class Subscriber:
         return [] if run is None else self._next_entries(index, taken, max_bytes)  # its text begins anew
 
     def _note_generation(self, name: str, generation: int) -> None:
+        # A channel is seldom reset. So most subscribers need no dict, and callers do not call this.
         if self._generations is None:
-            if not generation:
-                return  # a channel is seldom reset, so most subscribers need no dict
             self._generations = {}
         self._generations[name] = generation
 
@@ -414,11 +417,11 @@ class Subscriber:
                 restart = channel.restart()
                 self.go_on_from(index, restart, Reset(channel.name, start.fault, None, restart))
                 return True
-            if start.position is None and channel.run is not None:
+            if start.position is None and (run := channel.traits.run) is not None:
                 if channel.is_textless:
                     self.go_on_from(index, channel.restart(), Reset(channel.name, "trimmed", None, channel.restart()))
                 else:
-                    self.go_on_from(index, channel.run.anchor)
+                    self.go_on_from(index, run.anchor)
                 return True
             if start.position is None:
                 position = ring.before(start.replay)

@@ -24,7 +24,7 @@ if ARGV[3] ~= '' and not redis.call('HMGET', KEYS[4], 'token')[1] then
   if holder == ARGV[3] then
     if attempts > 0 and source[4] == 'up' and now - tonumber(source[3] or now) >= tonumber(ARGV[6]) then
       attempts = 0
-      redis.call('HSET', KEYS[1], 'attempts', '0')
+      redis.call('HSET', KEYS[1], 'attempts', '0', 'due', '0')
     end
     redis.call('SET', KEYS[3], ARGV[3], 'PX', ARGV[4])
   elseif not holder and (wait <= 0 or wait > tonumber(ARGV[7])) then

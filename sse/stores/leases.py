@@ -29,6 +29,9 @@ ENTRY_BYTES: Final = 64
 STEADY_SECONDS: Final = 5.0
 """Seconds for which a runner of a source has to hold the lease and be `up` before its attempts count from 0 again."""
 
+DELIVERED: Final = 5
+"""Attempts that do not count for the wait after a runner that has stored an event and dies, see `Leases.ask`."""
+
 SOURCE_TTL: Final = 300
 """Seconds for which a store remembers a source that nobody asks about, or SSE_RING_TTL if that is longer."""
 
@@ -129,8 +132,10 @@ class Leases(ABC):
         A channel that has a run's marker has no source: its lease is not taken.
         To take a lease counts as an attempt. After the attempt number n, the lease can be taken again only when
         `backoff(n)` seconds have passed, so that a source that kills its worker does not kill all of them in turn. Once
-        its holder has written an event, it can be taken as soon as it is free, so that workers which die for other
-        reasons are replaced. This uses a connection of its own, and gives up after 1.5 s.
+        its holder has written an event, `backoff(n - DELIVERED)` is enough: of workers that die for other reasons, nine
+        in a row are replaced within 10 s, and only then does it look as if the source kills them. After STEADY_SECONDS
+        of a runner, the lease can be taken as soon as it is free. This uses a connection of its own, and gives up
+        after 1.5 s.
         """
 
     @abstractmethod

@@ -163,8 +163,10 @@ class MemoryStore(Store):
 
     def _sweep(self) -> None:
         """Delete some of the rings and keys that have expired; to delete all in one call would take long."""
-        self._rings.sweep()
         now = self._clock()
+        self._rings.sweep(now)
+        if not self._once:
+            return
         for key in [key for key, (_, expiry) in islice(self._once.items(), _SWEPT_AT_ONCE) if expiry <= now]:
             del self._once[key]
 

@@ -9,6 +9,7 @@ from sse.errors import StoreUnavailable, TooLarge
 from sse.event import End, EndReason, Event, Position
 from sse.stores.base import Run
 from sse.stores.leases import (
+    DELIVERED,
     LEASE_SECONDS,
     MAX_WAIT,
     SOURCE_TTL,
@@ -222,8 +223,9 @@ class MemoryLeases(Leases):
             raise lease_lost(channel)
         ring = self._rings.ensure(channel)
         source.stored_at = self._rings.append(channel, ring, event).position
+        if source.writer != token:
+            source.due = self._clock() + backoff(source.attempts - DELIVERED)
         source.writer, source.key, source.written = token, key, self._clock()
-        source.due = min(source.due, self._clock())
         self._rings.prolong(ring)
         return source.stored_at
 
@@ -271,7 +273,7 @@ class MemoryLeases(Leases):
             source.due = now + backoff(source.attempts)
             source.since = now
         elif source.state == "up" and now - source.since >= STEADY_SECONDS:
-            source.attempts = 0
+            source.attempts, source.due = 0, now
         self._leases[channel] = (token, now + LEASE_SECONDS)
         return True
 
@@ -294,8 +296,8 @@ class MemoryLeases(Leases):
 
     def _sweep(self) -> None:
         """Delete some of what has expired."""
-        self._rings.sweep()
         now = self._clock()
+        self._rings.sweep(now)
         for channel in self._sweeping.names(now, self._leases, self._markers, self._sources):
             if channel in self._leases and self._leases[channel][1] <= now:
                 del self._leases[channel]

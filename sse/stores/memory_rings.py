@@ -33,6 +33,8 @@ class Sweep:
         if now >= self._next:
             self._next = now + _SWEEP_SECONDS
             self._unswept = [name for names in dicts for name in names]
+        elif not self._unswept:
+            return []
         found = self._unswept[-_SWEPT_AT_ONCE:]
         del self._unswept[-_SWEPT_AT_ONCE:]
         return found
@@ -107,9 +109,8 @@ class MemoryRings(dict[str, ExpiringRing]):
         lifetime = self._ttl if ring.newest.offset else UNBORN_TTL
         ring.expires = max(self.clock() + lifetime, ring.expires)
 
-    def sweep(self) -> None:
-        """Delete some of the rings that have expired."""
-        now = self.clock()
+    def sweep(self, now: float) -> None:
+        """Delete some of the rings that have expired by now."""
         for channel in self._sweep.names(now, self):
             ring = self.get(channel)
             if ring is not None and ring.expires <= now:

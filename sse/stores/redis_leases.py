@@ -24,6 +24,7 @@ from sse.event import END_REASONS, End, EndReason, Event, Position
 from sse.stores import faults
 from sse.stores.base import Run, Standing, nonce
 from sse.stores.leases import (
+    DELIVERED,
     LEASE_SECONDS,
     MAX_WAIT,
     SOURCE_TTL,
@@ -207,6 +208,7 @@ class RedisLeases(Leases):
             self._ring_ttl,
             self._source_ttl,
             *self._sending(channel),
+            DELIVERED,
         )
         id, outcome, fault = self._ask(self._write_source_script, call, channel)
         if outcome == b"lost":

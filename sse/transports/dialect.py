@@ -199,8 +199,9 @@ class Dialect(NamedTuple):
         return end if self.bare else with_retry(round(random.uniform(0.1, 1) * self.retry), end)
 
     def _event(self, channel: str, entry: Entry) -> SplitBlock:
-        is_typed = self.typed and not isinstance(entry.event, End)
-        body = type_in_data(entry.body) if is_typed else entry.body
+        body = entry.body
+        if self.typed and not isinstance(entry.event, End):
+            body = type_in_data(body)
         return around_id(f"{channel}={entry.position}", body, self.id_last)
 
     def _end(self, channel: str, entry: Entry) -> Segment:

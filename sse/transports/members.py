@@ -27,10 +27,10 @@ def ended_at(
     """
     reasons: dict[str, EndReason] = {}
     for channel, position in zip(channels, positions, strict=False):  # an ended subscriber has no channels
-        end, ring = channel.end, channel.ring
-        if end is None or ring is None or not isinstance(end.event, End):
+        end = channel.traits.end
+        if end is None or channel.ring is None or not isinstance(end.event, End):
             continue
-        if position == end.position or (is_bare and position == ring.before(1)):
+        if position == end.position or (is_bare and position == channel.ring.before(1)):
             reasons[channel.name] = end.event.reason
     return reasons
 
@@ -49,16 +49,19 @@ def ends_among(taken: Iterable[Item]) -> dict[str, EndReason]:
 
 def of_opening(subscriber: Subscriber) -> dict[str, dict[str, object]]:
     """Return the further members of each channel in the opening of a subscriber's stream."""
-    ended, sources = subscriber.ended, subscriber.sources
+    sources = subscriber.sources
     members: dict[str, dict[str, object]] = {}
-    for name, position in subscriber.positions_by_name.items():
+    for channel, position in zip(subscriber.channels, subscriber.positions, strict=False):
+        end = channel.traits.end
+        if position.offset and end is None and not sources:
+            continue  # as in almost all streams
         told: dict[str, object] = {"whole": True} if is_anchor(position) else {}
-        if name in ended:
-            told["ended"] = ended[name]
-        if name in sources:
-            told["source"] = sources[name]
+        if end is not None and end.position == position and isinstance(end.event, End):
+            told["ended"] = end.event.reason
+        if channel.name in sources:
+            told["source"] = sources[channel.name]
         if told:
-            members[name] = told
+            members[channel.name] = told
     return members
 
 

@@ -215,10 +215,10 @@ class Poll(Body):
             return 0
         return zlib.crc32(repr(sorted(positions.items())).encode()) % len(positions)
 
-    def _question(self, positions: Mapping[str, Position | None]) -> Hashable:
+    def _question(self, positions: Mapping[str, Position | None]) -> object:
         # A position commits to all entries before it, so the entries between two positions are always the same.
         places = frozenset(positions.items()), self.hub.newest(positions)
-        return self._retry, self._max_bytes, places, frozenset(self.hub.sources(positions).items())
+        return self._retry, self._max_bytes, places, self.hub.sources(positions)
 
     def _last_answer(self, positions: Mapping[str, Position | None]) -> bytes | None:
         """Return the hub's last answer if it fits: very many polls come back from the same positions at once."""
@@ -263,16 +263,16 @@ def _encode(
         for index, item in enumerate(taken)
         if isinstance(item, Delivery) and item.entry.body and index > resets.get(item.channel, -1)
     ]
+    if len(told) < len(taken):  # there are resets or ends
+        began = {**began, **{item.channel: item.position for item in taken if isinstance(item, Reset)}}
+        ended = {**ended, **ends_among(taken)}
     events = [item.entry.body for item in told]
-    with_events = {item.channel for item in told}
-    began = {**began, **{item.channel: item.position for item in taken if isinstance(item, Reset)}}
-    whole = [name for name in positions if name in with_events and is_anchor(began[name])]
-    members = {"ended": {**ended, **ends_among(taken)}, "whole": whole, "source": sources}
+    whole = [name for name in positions if is_anchor(began[name]) and any(item.channel == name for item in told)]
     rest = {
         "resets": [
             item.json for index, item in enumerate(taken) if isinstance(item, Reset) and index == resets[item.channel]
         ],
-        **{name: member for name, member in members.items() if member},
+        **{name: member for name, member in (("ended", ended), ("whole", whole), ("source", sources)) if member},
         "more": more,
         "retry": retry,
     }

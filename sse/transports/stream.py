@@ -205,7 +205,7 @@ class Stream(Body):
             self._claims = claims
         members = of_opening(self.subscriber)
         opening = dialect.opening(starts, resets, claims, round(self.deadline), told, members)
-        self.finished = self.subscriber.has_ended
+        self.finished = bool(members) and self.subscriber.has_ended
         now = self._clock()
         self.deadline += now
         self.mark_written(now)
@@ -271,11 +271,11 @@ class Stream(Body):
                     return None
                 subscriber.notify()
                 break
-            if segment.whole:
+            if whole := segment.whole:
                 blocks = (
                     dialect.segment_blocks(segment, key[0], subscriber.positions_by_name)
                     if len(channels) > 1
-                    else segment.whole
+                    else whole
                 )
                 positions[index] = segment.position
                 if segment.is_end and subscriber.has_ended:
@@ -285,7 +285,7 @@ class Stream(Body):
                     subscriber.notify()
                     break
                 parts.append(blocks)
-                size += len(segment.whole)
+                size += len(whole)
                 if segment.more or size > _CHUNK:
                     subscriber.notify()
                     break

@@ -274,13 +274,12 @@ class Views:
 
     def _instead(self, body: HookedStream) -> Response | None:
         resets, reasons = body.subscriber.resets, body.ends
-        last_event_id = format_last_event_id(body.subscriber.positions_by_name)
         if resets and body.is_bare:
-            return _respond(gone(resets, last_event_id))
+            return _respond(gone(resets, format_last_event_id(body.subscriber.positions_by_name)))
         if not reasons:
             return None
         if body.is_bare and {*reasons.values()} != {"done"}:
-            return _respond(ended(reasons, last_event_id))
+            return _respond(ended(reasons, format_last_event_id(body.subscriber.positions_by_name)))
         return self.nothing_more()
 
     def busy(self, error: SSEError, after: int, parsed: StreamRequest | None = None) -> Response:
@@ -436,7 +435,7 @@ def _respond(answer: Answer) -> Response:
 
 
 def _shown(attendance: Attendance) -> dict[str, object]:
-    """Return who is there as the answer tells it: the count of all, and and the first subjects by name."""
+    """Return who is there as the answer tells it: the count of all, and the first subjects by name."""
     members = sorted(attendance.connections.items())
     shown = [{"sub": sub, "connections": count} for sub, count in members[:_MAX_MEMBERS]]
     return {"count": attendance.total, "members": shown, "more": len(members) > _MAX_MEMBERS}

@@ -18,11 +18,14 @@ _MOST: Final = 10_000
 """Calls that may wait."""
 
 
-def check_function(decorator: str, function: Callable[..., object], arguments: Iterable[str] = ()) -> None:
+def check_function(
+    decorator: str, function: Callable[..., object], arguments: Iterable[str] = (), *, may_yield: bool = False
+) -> None:
     """Refuse a function that could never work.
 
     :param decorator: its name, for the error.
     :param arguments: the names of the keyword arguments that the function is called with.
+    :param may_yield: whether it may be a generator function.
     :raises TypeError: if it cannot be called, is async or a generator function, or does not take these arguments.
     """
     name = getattr(function, "__qualname__", repr(function))
@@ -32,7 +35,7 @@ def check_function(decorator: str, function: Callable[..., object], arguments: I
         raise TypeError(
             f"{decorator}: {name} is async; give a plain function, which may use asgiref.sync.async_to_sync"
         )
-    if inspect.isgeneratorfunction(function):
+    if inspect.isgeneratorfunction(function) and not may_yield:
         raise TypeError(f"{decorator}: {name} has a yield, so a call of it does nothing; leave the yield out")
     with contextlib.suppress(ValueError):  # a builtin may have no signature
         given = dict.fromkeys(arguments)
@@ -64,10 +67,15 @@ class Calls:
             warn("%s: %d calls wait, so further ones are dropped; make these functions faster", self._what, _MOST)
             return
         self._waiting.append(call)
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-            self._thread.start()
         self._filled.set()
+        if self._thread is None:
+            thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:  # the process cannot start another thread now; the next call tries again
+                warn("%s: %d calls wait for a thread: %s", self._what, len(self._waiting), error)
+            else:
+                self._thread = thread
 
     def close(self) -> None:
         """End the thread after the call that is running. Those that wait are dropped."""
@@ -84,5 +92,5 @@ class Calls:
                 call = self._waiting.popleft()
                 try:
                     call()
-                except Exception:  # noqa: BLE001 - logged; the next call is another one's
+                except BaseException:  # noqa: BLE001 - logged, a gevent.Timeout too; the next call is another one's
                     _log.exception("%s: a function failed", self._what)

@@ -55,12 +55,18 @@ class Keeper:
             return list(self._writers.values())
 
     def add(self, writer: Writer) -> None:
-        """Renew the lease of a writer from now on."""
+        """Renew the lease of a writer from now on.
+
+        :raises RuntimeError: if the process cannot start a thread now. Then the lease is not renewed.
+        """
         with self._changed:
             self._writers[writer.token] = writer
             thread = self._wake()
-        if thread:
-            thread.start()
+        try:
+            self._start(thread)
+        except RuntimeError:
+            self.remove(writer)
+            raise
 
     def remove(self, writer: Writer) -> None:
         """Renew the lease of a writer no more. A second call does nothing."""
@@ -79,8 +85,12 @@ class Keeper:
                 return
             self._orphaned[channel] = due
             thread = self._wake()
-        if thread:
-            thread.start()
+        try:
+            self._start(thread)
+        except RuntimeError as error:
+            warn("the end of channel %s has to wait: %s", channel, error)
+            with self._changed:
+                del self._orphaned[channel]  # the hub names it again
 
     def wait_until_idle(self, seconds: float) -> bool:
         """Return True as soon as no writer is left; False if one is after so many seconds."""
@@ -96,6 +106,17 @@ class Keeper:
         self._thread = threading.Thread(target=self._run, name="sse-keeper", daemon=True)
         return self._thread
 
+    def _start(self, thread: threading.Thread | None) -> None:
+        """Start the thread that `_wake` has returned. To be called without the lock, since this waits for it."""
+        if thread is None:
+            return
+        try:
+            thread.start()
+        except RuntimeError:  # the process cannot start another thread now; the next call tries again
+            with self._changed:
+                self._thread = None
+            raise
+
     def _run(self) -> None:
         while self._wait():
             try:
@@ -104,7 +125,7 @@ class Keeper:
                         warn("the run of channel %s is lost: its process has died or does not reach Redis", channel)
                 if self._clock() >= self._next_at:
                     self._next_at = self._clock() + RENEW_SECONDS
-                    self._renew(self.writers)
+                    self._renew([writer for writer in self.writers if not writer.is_over])
             except StoreUnavailable as error:
                 self._next_at = self._clock() + _AGAIN
                 warn("the leases of runs are not renewed: %s", error)

@@ -261,9 +261,9 @@ class Presence:
             self._thread = thread
         try:
             thread.start()
-        except RuntimeError:  # no thread can be had now
+        except RuntimeError as error:  # the process cannot start another thread now; the next connection tries again
             self._thread = None
-            raise
+            warn("presence: no connection of this process is reported: %s", error)
 
     def _run(self) -> None:
         while not self._closed.wait(_TURN):

@@ -44,7 +44,7 @@ from sse.work.keeper import Keeper
 from sse.work.writer import MakeEvent, Writer
 
 _log = logging.getLogger("sse")
-_CLOSING_SECONDS: Final = 0.5  # for which `finish` waits for runs to end that it has interrupted
+_CLOSING_SECONDS: Final = 1.2  # for which `finish` waits for runs to end that it has interrupted; of 1.5 s that it has
 _NOTHING: Final = object()
 
 Throw = Callable[[Callable[[], bool]], object]
@@ -99,11 +99,12 @@ class Runs:
         :param daemon: the process does not wait for the run when it exits.
         :raises RunRefused: if the channel has ordinary events.
         :raises StoreUnavailable: if the run may not have begun.
+        :raises RuntimeError: if the process cannot start a thread now. The run has ended as `failed`.
         """
         iterator = iter(iterable)
         try:
             writer = self._open(channel, make_event, restart)
-        except RunRefused:
+        except (RunRefused, RuntimeError):
             _close(iterator, channel)
             raise
         if writer is None:
@@ -112,9 +113,10 @@ class Runs:
         run = _Run(writer, iterator, context, breaker, partial(self._keeper.remove, writer))
         try:
             threading.Thread(target=run.work, name="sse-run", daemon=daemon).start()
-        except RuntimeError:  # the process cannot start another thread now
+        except RuntimeError:
             self._keeper.remove(writer)
             writer.end("failed")
+            _close(iterator, channel)
             raise
         return True
 
@@ -151,11 +153,11 @@ class Runs:
 
         :raises StoreUnavailable: if it may not have been stored.
         """
+        writers = [writer for writer in self._keeper.writers if writer.channel == channel]  # not one that begins later
         ended = self._store.leases.end(channel, "stopped") is not None
         if ended:
-            for writer in self._keeper.writers:
-                if writer.channel == channel:
-                    writer.lose()
+            for writer in writers:
+                writer.lose()
         return ended
 
     def orphaned(self, channel: str) -> None:
@@ -172,9 +174,12 @@ class Runs:
         if not left:
             return
         enders = [threading.Thread(target=_interrupt, args=(writer,), name="sse-end", daemon=True) for writer in left]
+        end = time.monotonic() + _CLOSING_SECONDS
         for ender in enders:
             ender.start()
-        self._keeper.wait_until_idle(_CLOSING_SECONDS)
+        for ender in enders:
+            ender.join(max(end - time.monotonic(), 0))
+        self._keeper.wait_until_idle(min(end - time.monotonic(), _CLOSING_SECONDS / 3))
         for writer in self._keeper.writers:
             writer.abandon()  # if its end is not stored by now, the store is away: others will find it `lost`
             self._keeper.remove(writer)
@@ -186,8 +191,7 @@ class Runs:
 
     def _open(self, channel: str, make_event: MakeEvent, restart: bool) -> Writer | None:
         """Begin a run in the store; return its writer, or None if a run is or was there."""
-        if self._is_closed:
-            raise Unavailable("this process is ending, so no run can begin in it", "try again elsewhere")
+        self._check_open()
         token = secrets.token_hex(16)
         asked_at = time.monotonic()
         started = self._start(channel, token, restart)
@@ -207,8 +211,22 @@ class Runs:
             make_event=make_event,
             renewed_at=asked_at,
         )
-        self._keeper.add(writer)
+        try:
+            self._keeper.add(writer)
+        except RuntimeError:
+            writer.end("failed")
+            raise
+        try:
+            self._check_open()
+        except Unavailable:  # it was closed meanwhile, so nobody would end this run
+            self._keeper.remove(writer)
+            writer.abandon()
+            raise
         return writer
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise Unavailable("this process is ending, so no run can begin in it", "try again elsewhere")
 
     def _start(self, channel: str, token: str, restart: bool) -> Start:
         try:

@@ -27,17 +27,18 @@ import math
 import random
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, Literal, NamedTuple, cast
+from typing import Final, Literal, NamedTuple
 
 from sse.errors import LeaseLost, StoreUnavailable
 from sse.event import Event
 from sse.log import warn
 from sse.stores.base import Store, nonce
 from sse.stores.leases import Answer, backoff
+from sse.work.calls import check_function
 from sse.work.run import Breaker, Throw
 
 UNKNOWN_SECONDS: Final = 60.0
@@ -84,20 +85,10 @@ def check_source(
     :raises TypeError: if the function is async, lacks an argument, or is a generator function with an interval.
     :raises ValueError: if a number is out of range.
     """
+    check_function("@sse.source", function, variables, may_yield=True)
     name = getattr(function, "__qualname__", repr(function))
-    if not callable(function):
-        raise TypeError(f"{name} cannot be called: decorate a function")
-    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
-        raise TypeError(f"{name} is async: give a generator, or a function and interval=")
     if inspect.isgeneratorfunction(function) and interval is not None:
         raise TypeError(f"{name} is a generator, which decides itself when its next value comes: leave out interval=")
-    with contextlib.suppress(ValueError):  # a builtin may have no signature
-        arguments = dict.fromkeys(variables)
-        try:
-            inspect.signature(function).bind(**arguments)
-        except TypeError as error:
-            names = ", ".join(arguments) or "no argument"
-            raise TypeError(f"{name} is called with {names} by its rule, but: {error}") from None
     for option, value, is_good in (
         ("interval", interval, interval is None or 0 < interval < math.inf),
         ("linger", linger, 0 <= linger < math.inf),
@@ -237,7 +228,11 @@ class Runner:
     def _values(self) -> Generator[Event | None, None, None]:
         """Make the event of each value that the generator yields; None for a None."""
         with self._tools.context():
-            values = iter(cast("Iterable[object]", self.source.produce(**self._arguments)))
+            values = self.source.produce(**self._arguments)
+            if not isinstance(values, Iterator):
+                raise TypeError(
+                    f"the source gives a {type(values).__name__}: have it yield its values, or add interval="
+                )
             try:
                 for value in values:
                     yield self._event_of(value)

@@ -117,15 +117,19 @@ class Sources:
     def began(self, channel: str) -> State | None:
         """Note that a channel has its first subscriber here; return the state of its source, None if it has none.
 
-        The hub calls this under its lock, so it does not wait.
+        The hub calls this under its lock, so it neither waits nor raises.
         """
-        if self._match(channel) is None or self._is_closed:
+        try:
+            if self._is_closed or self._match(channel) is None:
+                return None
+            self._arrived.append(channel)
+            self._due.set()
+            if not self._is_started:
+                _thread.start_new_thread(self._start, ())  # because to start a `threading.Thread` waits
+                self._is_started = True
+        except Exception:  # noqa: BLE001 - logged; a converter of the app failed, or no thread can be had now
+            warn("the source of channel %s could not be begun", channel, exc_info=True)
             return None
-        self._arrived.append(channel)
-        self._due.set()
-        if not self._is_started:
-            self._is_started = True
-            _thread.start_new_thread(self._start, ())  # because to start a `threading.Thread` waits
         watch = self._watches.get(channel)
         return watch.state if watch else "up"
 
@@ -308,6 +312,7 @@ class Sources:
                 answers = self._store.leases.ask(questions)
             except StoreUnavailable as error:
                 warn("sources wait: %s", error)
+                self._forget_left()
                 return
             for watch, question, answer in zip(part, questions, answers, strict=True):
                 if isinstance(answer, Answer):
@@ -329,6 +334,15 @@ class Sources:
             self._tell(watch, "down" if is_left_out else answer.state or "up")
         elif watch.runner is None:
             del self._watches[watch.channel]
+
+    def _forget_left(self) -> None:
+        """Forget the channels that nobody listens to here, without telling the store, which is away.
+
+        Clients may ask for very many channels meanwhile.
+        """
+        for watch in list(self._watches.values()):
+            if watch.runner is None and not self._hub.listens(watch.channel):
+                del self._watches[watch.channel]
 
     def _tell(self, watch: _Watch, state: State) -> None:
         watch.state = state

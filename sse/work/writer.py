@@ -26,9 +26,11 @@ A text or an event raises `Stopped` in the states `ending` and `gone`, and `RunF
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -52,6 +54,7 @@ MakeEvent = Callable[[object, str], Event]
 """A function that returns an event with this data and type, if it is valid and small enough."""
 
 _system_random: Final = random.SystemRandom()
+_writers: Final[weakref.WeakSet[Writer]] = weakref.WeakSet()
 
 
 class Writer:
@@ -99,11 +102,12 @@ class Writer:
         self._fault: SSEError | None = None  # set in the states `broken` and `gone`
         self._is_ending = False
         self._abandoned = threading.Event()
+        _writers.add(self)
 
     @property
     def is_over(self) -> bool:
-        """True in the states `broken` and `gone`: nothing more can be written."""
-        return self._fault is not None
+        """True in all states but `open`: nothing more can be written."""
+        return self._fault is not None or self._is_ending
 
     def write(self, text: str) -> int:
         """Append a text to the run's; return its number of characters, as files do.
@@ -221,6 +225,12 @@ class Writer:
         self._abandoned.set()
         self._fail(Stopped(f"the run of channel {self.channel} is cut off, because this process ends", "write no more"))
 
+    def forget(self) -> None:
+        """Leave the run to the process that began it. A forked process calls this."""
+        self._changed = threading.Condition(threading.Lock())  # another thread may have held the old one
+        self._fault = Stopped(f"the run of channel {self.channel} is another process's", "begin one in this process")
+        self._queue.clear()
+
     # All of these are called under the lock.
 
     def _require_open(self) -> None:
@@ -276,14 +286,16 @@ class Writer:
 
     def _store_until(self, number: int) -> None:
         """Store the queue's events in order, up to this number. One thread at a time stores, and others wait for it."""
-        while self._take_turn(number):
-            key, event = self._queue[0]
+        while (turn := self._take_turn(number)) is not None:
+            key, event = turn
             try:
                 position = self._insist(partial(self._write, key, event))
             except SSEError as error:
                 self._fail(error)
             else:
                 with self._changed:
+                    if self._fault:  # the run is over since, so the queue is empty
+                        continue
                     self._queue.popleft()
                     self._stored += 1
                     self._written += weight(event)
@@ -295,17 +307,17 @@ class Writer:
                     self._is_storing = False
                     self._changed.notify_all()
 
-    def _take_turn(self, number: int) -> bool:
-        """Return whether this thread is to store the queue's first event; False when all up to `number` are stored."""
+    def _take_turn(self, number: int) -> tuple[str, Event] | None:
+        """Return the queue's first event, if this thread is to store it; None when all up to `number` are stored."""
         with self._changed:
             while True:
                 if self._stored >= number:
-                    return False
+                    return None
                 if self._fault:
                     self._require_open()
                 if not self._is_storing:
                     self._is_storing = True
-                    return True
+                    return self._queue[0]
                 self._changed.wait()
 
     def _write(self, key: str, event: Event) -> Position:
@@ -399,3 +411,11 @@ def split(text: str, max_bytes: int) -> list[str]:
         parts.append(data[start:end].decode())
         start = end
     return parts
+
+
+def _forget() -> None:
+    for writer in _writers:
+        writer.forget()
+
+
+os.register_at_fork(after_in_child=_forget)

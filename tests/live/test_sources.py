@@ -113,6 +113,9 @@ def test_the_reloaders_parent_runs_no_source(tmp_path: Path) -> None:
         def command(self) -> list[str]:
             return [*super().command(), "--debug"]
 
+        def stop(self, *_: object) -> None:
+            self.kill()  # with the child, which would outlive its parent
+
     env = {"SSE_PUBLIC": "*", "UPSTREAM_LOG": str(tmp_path / "upstream")}
     with Reloading(tmp_path, APP, env) as server, Stream(server.url, {"channel": "slow/acme"}) as stream:
         next_value(stream)

@@ -25,8 +25,13 @@ function show(part, price, bidder) {
 
 async function bid(event, lot, error) {
   event.preventDefault();
-  const answer = await fetch(`/lots/${lot}/bid`, { method: "POST", body: new FormData(event.target) });
+  const form = event.target;
+  const answer = await fetch(`/lots/${lot}/bid`, { method: "POST", body: new FormData(form) });
   error.textContent = answer.ok ? "" : (await answer.json()).error;
+  if (answer.ok) form.reset();
 }
 
+const called = document.getElementById("name");
+called.value = localStorage.getItem("name") || "";
+called.form.addEventListener("submit", () => localStorage.setItem("name", called.value));
 open();
