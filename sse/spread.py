@@ -1,4 +1,4 @@
-"""One loop that does something to many items, spread evenly over some time."""
+"""Loops that leave time to others: one over many items, spread evenly over some time, and pauses for any other."""
 
 from __future__ import annotations
 
@@ -14,7 +14,21 @@ Under gevent this sets a timer, so its loop also takes in input meanwhile. A sle
 
 _PER_PAUSE: Final = 128  # late items between two pauses in which others run
 
+_WITHOUT_PAUSE: Final = 0.01  # seconds
+
 T = TypeVar("T")
+
+
+class Pauses:
+    """Pauses of a loop whose steps may never wait: a call at each step lets others run, every 10 ms."""
+
+    def __init__(self) -> None:
+        self._due = 0.0
+
+    def __call__(self) -> None:
+        if time.monotonic() >= self._due:
+            time.sleep(PAUSE)
+            self._due = time.monotonic() + _WITHOUT_PAUSE
 
 
 def spread(

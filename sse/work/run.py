@@ -38,6 +38,7 @@ from typing import Final
 from sse.errors import RunFailed, RunRefused, SSEError, Stopped, StoreUnavailable, Unavailable
 from sse.event import DEFAULT_TYPE, EndReason
 from sse.log import warn
+from sse.spread import Pauses
 from sse.stores import Store
 from sse.stores.leases import Start
 from sse.work.keeper import Keeper
@@ -288,9 +289,10 @@ class _Run:
         :raises Stopped: if the run is over before the iterable has come to its end.
         :raises RunFailed: if the store has ended the run as failed.
         """
-        writer = self._writer
+        writer, pause = self._writer, Pauses()
         try:
             while True:
+                pause()
                 writer.confirm()
                 value = self._next()
                 if value is _NOTHING:

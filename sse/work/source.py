@@ -36,6 +36,7 @@ from typing import Final, Literal, NamedTuple
 from sse.errors import LeaseLost, StoreUnavailable
 from sse.event import Event
 from sse.log import warn
+from sse.spread import Pauses
 from sse.stores.base import Store, nonce
 from sse.stores.leases import Answer, backoff
 from sse.work.calls import check_function
@@ -221,7 +222,7 @@ class Runner:
     def _produce(self) -> None:
         if self.source.changes_only:
             self._read_newest()
-        due = self._tools.clock()
+        due, pause = self._tools.clock(), Pauses()
         with contextlib.closing(self._values() if self.source.interval is None else self._calls()) as events:
             while self._wait_until(due):
                 due = self._tools.clock() + (self.source.interval or 0.0)
@@ -236,6 +237,7 @@ class Runner:
                 if event is not None and not self._store(event):
                     return
                 self._note_up()
+                pause()
 
     def _values(self) -> Generator[Event | None, None, None]:
         """Make the event of each value that the generator yields; None for a None."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.client import Event, Stream
+from tests.client import Event, Stream, request
 from tests.live.app_servers import FlaskRun, Waitress
 from tests.live.test_source_storm import APP, LATEST, LINGER, NOISE, calls
 from tests.servers import Gunicorn, RedisServer, wait_until
@@ -106,6 +106,23 @@ def test_a_source_that_blocks_the_loop_is_named_in_the_log(tmp_path: Path) -> No
         wait_until(lambda: "loop was blocked" in server.logs(), 5)
         line = next(line for line in server.logs().splitlines() if "loop was blocked" in line)
         assert "blocking/acme" in line
+
+
+def test_a_source_or_run_that_never_waits_leaves_time_to_others(tmp_path: Path) -> None:
+    """With the memory store, not even to store a value waits."""
+    with (
+        make("handed off", tmp_path) as server,
+        Stream(server.url, {"channel": "eager/nothing"}) as nothing,
+        Stream(server.url, {"channel": "eager/value"}) as value,
+    ):
+        opened(nothing)
+        next_value(value)
+        assert request(server.url, "GET", "/eager", timeout=5).status == 200
+        for _ in range(5):
+            time.sleep(0.2)
+            assert (
+                request(server.url, "GET", "/sse/poll", {"channel": "other", "timeout": "0"}, timeout=5).status == 200
+            )
 
 
 def test_the_reloaders_parent_runs_no_source(tmp_path: Path) -> None:

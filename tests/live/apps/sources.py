@@ -5,6 +5,7 @@ A line is `seconds pid runner what channel`. Each answer names its worker.
 
 from __future__ import annotations
 
+import itertools
 import os
 import secrets
 import time
@@ -55,6 +56,17 @@ def blocking(symbol: str) -> object:
     while time.monotonic() < end:  # as a library that does not wait cooperatively
         pass
     return symbol
+
+
+@sse.source("eager/<path:value>")
+def eager(value: str) -> Iterator[object]:
+    while True:  # as over a queue that is empty, without a wait
+        yield None if value == "nothing" else value
+
+
+@application.get("/eager")
+def run_eagerly() -> dict[str, bool]:
+    return {"began": sse.run("text", itertools.repeat(""))}
 
 
 @application.after_request
