@@ -292,7 +292,6 @@ class _Run:
         writer, pause = self._writer, Pauses()
         try:
             while True:
-                pause()
                 writer.confirm()
                 value = self._next()
                 if value is _NOTHING:
@@ -301,6 +300,7 @@ class _Run:
                     writer.write(value)
                 else:
                     writer.publish(value, DEFAULT_TYPE)
+                pause()
         except (Stopped, RunFailed, StoreUnavailable):
             if not writer.is_over:
                 _log.exception("the run of channel %s has failed", writer.channel)
