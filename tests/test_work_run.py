@@ -543,6 +543,21 @@ def test_a_run_is_lost_only_after_the_store_has_answered_for_six_seconds() -> No
     assert len(store.leases.ended) == 2
 
 
+def test_leases_are_renewed_while_very_many_runs_are_lost() -> None:
+    store: Any = StandIn()
+    end = store.leases.end
+    store.leases.end = lambda *args: (time.sleep(0.1), end(*args))  # a Redis that is slow
+    keeper = Keeper(store, lambda: 0.0)
+    writer = writer_of(store, "a")
+    keeper.add(writer)
+    for number in range(40):
+        keeper.orphaned(f"orphan/{number}")
+    wait_until(lambda: len(store.leases.renewed) == 2, 5)
+    assert 10 < len(store.leases.ended) < 35, "some are lost already, and others later"
+    keeper.remove(writer)
+    wait_until(lambda: len(store.leases.ended) == 40)
+
+
 def test_a_run_of_this_process_is_never_lost_by_it() -> None:
     store: Any = StandIn()
     keeper = Keeper(store, lambda: 0.0)

@@ -120,17 +120,17 @@ class Keeper:
     def _run(self) -> None:
         while self._wait():
             try:
-                for channel in self._take_lost():
-                    if self._store.leases.end(channel, "lost"):
-                        warn("the run of channel %s is lost: its process has died or does not reach Redis", channel)
                 if self._clock() >= self._next_at:
                     self._next_at = self._clock() + RENEW_SECONDS
                     self._renew([writer for writer in self.writers if not writer.is_over])
+                lost = self._take_lost()
+                if lost and self._store.leases.end(lost, "lost"):
+                    warn("the run of channel %s is lost: its process has died or does not reach Redis", lost)
             except StoreUnavailable as error:
-                self._next_at = self._clock() + _AGAIN
+                self._next_at = min(self._next_at, self._clock() + _AGAIN)
                 warn("the leases of runs are not renewed: %s", error)
             except Exception:  # noqa: BLE001 - logged; without this thread, all runs of this process would be lost
-                self._next_at = self._clock() + _AGAIN
+                self._next_at = min(self._next_at, self._clock() + _AGAIN)
                 warn("the keeper of runs could not go on; trying again", exc_info=True)
 
     def _wait(self) -> bool:
@@ -144,14 +144,17 @@ class Keeper:
             self._thread = None
             return False
 
-    def _take_lost(self) -> list[str]:
-        """Return the orphaned runs whose time is over, if the store has not been away meanwhile."""
+    def _take_lost(self) -> str | None:
+        """Return one of the orphaned runs whose time is over, if the store has not been away meanwhile.
+
+        After the death of a process there may be very many, and renewals have to come between them.
+        """
         now = self._clock()
         with self._changed:
-            lost = [channel for channel, due in self._orphaned.items() if due <= now]
-            for channel in lost:
-                del self._orphaned[channel]
-        return lost if now - self._answering_since() >= LEASE_SECONDS else []
+            lost = next((channel for channel, due in self._orphaned.items() if due <= now), None)
+            if lost:
+                del self._orphaned[lost]
+        return lost if now - self._answering_since() >= LEASE_SECONDS else None
 
     def _renew(self, writers: Sequence[Writer]) -> None:
         asked_at = self._clock()
