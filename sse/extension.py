@@ -339,7 +339,7 @@ class SSE:
         :param iterable: gives strings and other values. If the run does not begin, it is closed unused.
         :param restart: begin again where a run is or was there. That run, if it is live, is stopped.
         :returns: True if the run has begun; False if a run is or was there, so that a repeated request is harmless.
-        :raises TypeError: if the iterable is none, such as an async generator.
+        :raises TypeError: if the iterable is none, such as an async generator, or is a string.
         :raises InvalidEvent: if the channel is not valid.
         :raises RunRefused: if the channel has events that were published on it before.
         :raises StoreUnavailable: if the run may not have begun: call this again.
@@ -355,6 +355,8 @@ class SSE:
         """
         service = get_service()
         _check_process(service)
+        if isinstance(iterable, str | bytes):
+            raise TypeError(f"the iterable is {iterable!a:.60}: give a generator, or a list of strings")
         return service.run(
             channel,
             iterable,

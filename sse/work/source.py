@@ -150,6 +150,7 @@ class Runner:
         self.held_until = held_until
         self._tools = tools
         self._throw: Throw | None = None
+        self._is_cut = False
         self._newest: Event | None = None  # in the ring, if only changes are stored
         self._aged_at = -math.inf  # when the newest event is no longer fresh
         self._changed = threading.Event()
@@ -181,7 +182,14 @@ class Runner:
             self.ending = why
         self._changed.set()
         if self._throw:
-            self._throw(lambda: self.in_step and self.ending is not None)
+            self._throw(self._may_be_cut)
+
+    def _may_be_cut(self) -> bool:
+        """Return whether the step is to be cut now: once only, because its `finally` may wait, too."""
+        if self._is_cut or not self.in_step or self.ending is None:
+            return False
+        self._is_cut = True
+        return True
 
     def join(self, timeout: float) -> None:
         """Wait for its end, up to so many seconds."""

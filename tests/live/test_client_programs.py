@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler
 from importlib.metadata import version
@@ -16,11 +17,14 @@ from typing import NamedTuple, Self
 
 import pytest
 
+from sse.event import EndReason, Event
+from sse.stores import connect
 from tests.docs import CLIENTS_ADDRESS, LOAD, code_blocks, section
 from tests.proxies import EventCuttingProxy
 from tests.publishing import publish
 from tests.servers import ROOT, Gunicorn, HttpServer, RedisServer, wait_until
 from tests.tokens import KEY
+from tests.writing import Run
 
 PAGE = (ROOT / "docs" / "clients.md").read_text()
 # As in a browser: the package asks these for the page's visibility and its timers.
@@ -28,20 +32,33 @@ WINDOW = "globalThis.window = globalThis;\nglobalThis.document = new EventTarget
 
 
 class Program(NamedTuple):
-    """A block of the page: its heading, how it is started, and the code that Node needs before it."""
+    """A block of the page.
+
+    Its heading, how it is started, the change that has it print a text, how many requests it makes to follow a run from
+    before its end, and the code that Node needs before it.
+    """
 
     heading: str
     command: str
     suffix: str
+    for_text: tuple[str, str]
+    requests: int
     before: str = ""
 
 
+PYTHON = 'print(json.loads(event.data)["number"], flush=True)', 'print(event.data, end="", flush=True)'
+NODE = (
+    '"paid", (event) => console.log(JSON.parse(event.data).number)',
+    '"text", (event) => process.stdout.write(event.data)',
+)
+FETCH = "console.log(JSON.parse(data).number)", "process.stdout.write(data)"
+SHELL = 'printf %s "$data"', "printf %s \"${data%$'\\n'}\""
 PROGRAMS = {
-    "httpx-sse": Program("Python: httpx and httpx-sse", sys.executable, ".py"),
-    "sseclient-py": Program("Python: requests and sseclient-py", sys.executable, ".py"),
-    "eventsource": Program("Node: eventsource", "node", ".mjs"),
-    "fetch-event-source": Program("Browser: fetch-event-source", "node", ".mjs", WINDOW),
-    "curl": Program("Shell: curl", "bash", ".sh"),
+    "httpx-sse": Program("Python: httpx and httpx-sse", sys.executable, ".py", PYTHON, 3),  # a 410, a stream, the end
+    "sseclient-py": Program("Python: requests and sseclient-py", sys.executable, ".py", PYTHON, 3),
+    "eventsource": Program("Node: eventsource", "node", ".mjs", NODE, 2),
+    "fetch-event-source": Program("Browser: fetch-event-source", "node", ".mjs", FETCH, 1, WINDOW),
+    "curl": Program("Shell: curl", "bash", ".sh", SHELL, 2),
 }
 
 
@@ -74,12 +91,18 @@ def port_of(server: Gunicorn) -> int:
 
 
 class Running:
-    """A program of the page that runs behind its own proxy. `heard` is what it has printed."""
+    """A program of the page, perhaps with changes, that runs behind its own proxy.
 
-    def __init__(self, directory: Path, name: str, upstream: int) -> None:
+    `output` is what it has printed, and `heard` has the numbers in its lines.
+    """
+
+    def __init__(self, directory: Path, name: str, upstream: int, *changes: tuple[str, str]) -> None:
         program = PROGRAMS[name]
         (code,) = blocks(program.heading)
         assert CLIENTS_ADDRESS in code
+        for before, after in changes:
+            assert code.count(before) == 1
+            code = code.replace(before, after)
         self.name = name
         self.proxy = EventCuttingProxy(upstream, NUMBER)
         self.dir = directory / name
@@ -89,6 +112,7 @@ class Running:
         self.file.write_text(program.before + code.replace(CLIENTS_ADDRESS, self.proxy.url))
         self.command = [program.command, str(self.file)]
         self.heard: list[str] = []
+        self.output = ""
 
     def __enter__(self) -> Self:
         self.proxy.__enter__()
@@ -110,6 +134,7 @@ class Running:
         assert self.process.stdout
         with self.process.stdout as lines:
             for line in lines:
+                self.output += line
                 self.heard.append(LOAD if line.startswith(LOAD) else re.sub(r"\D", "", line))
 
     def errors(self) -> str:
@@ -243,6 +268,73 @@ def test_each_event_comes_once_and_in_order_and_a_gap_is_told(ran: tuple[dict[st
     assert programs[name].process.poll() is None
 
 
+@pytest.fixture(scope="module")
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    with RedisServer(tmp_path_factory.mktemp("redis")) as redis:
+        yield redis
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, redis: RedisServer) -> Iterator[Gunicorn]:
+    env = {"SSE_REDIS_URL": redis.url, "SSE_PUBLIC": "orders", "SSE_RETRY": "300"}
+    with Gunicorn(tmp_path_factory.mktemp("ends"), env=env) as server:
+        yield server
+
+
+@pytest.fixture
+def run(redis: RedisServer) -> Iterator[Run]:
+    """A run on the channel of the programs."""
+    with redis.client() as connection:
+        connection.flushall()
+    store = connect(redis.url, ring=1000, ring_ttl=3600)
+    yield Run(store, "orders")
+    store.close()
+
+
+@pytest.mark.parametrize("reason", ["done", "failed"])
+@pytest.mark.parametrize("as_text", [False, True], ids=["events", "text"])
+def test_a_program_stops_by_itself_after_the_end_of_a_run(
+    server: Gunicorn, run: Run, tmp_path: Path, reason: EndReason, as_text: bool
+) -> None:
+    items = [f"{number} é\n\n{number}" if as_text else Event(f'{{"number":{number}}}', "paid") for number in range(300)]
+    run.write(*items[:200])
+    with contextlib.ExitStack() as stack:
+        programs = [
+            stack.enter_context(Running(tmp_path, name, port_of(server), *([program.for_text] if as_text else [])))
+            for name, program in PROGRAMS.items()
+        ]
+
+        def are_on() -> bool:
+            run.renew()
+            return all(one.proxy.streams for one in programs)
+
+        wait_until(are_on, 20, what="streams")
+        run.write(*items[200:])
+        run.end(reason)
+        for one in programs:
+            assert one.process.wait(15) == 0, one.name
+            one.reader.join(10)
+        time.sleep(3)
+        for one in programs:
+            assert one.proxy.asked == PROGRAMS[one.name].requests, one.name
+            assert one.errors() == ""
+            assert one.heard[:1] == [LOAD], "none of them begins with a position"
+            if as_text:
+                assert one.output.removeprefix(f"{LOAD}\n") == "".join(items), one.name
+            else:
+                assert one.heard[1:] == [str(number) for number in range(300)], one.name
+
+
+def test_a_program_that_misses_the_end_of_its_last_stream_stops_at_the_204(
+    server: Gunicorn, run: Run, tmp_path: Path
+) -> None:
+    run.write(Event('{"number":1}', "paid"))
+    at_the_end = ('lastEventId = ""', f'lastEventId = "orders={run.end()}"')
+    with Running(tmp_path, "fetch-event-source", port_of(server), at_the_end) as one:
+        assert one.process.wait(15) == 0
+        assert (one.proxy.asked, one.heard, one.errors()) == (1, [], "")
+
+
 def test_a_program_that_is_refused_ends(tmp_path: Path) -> None:
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(Gunicorn(tmp_path))  # where no channel is public
@@ -252,14 +344,16 @@ def test_a_program_that_is_refused_ends(tmp_path: Path) -> None:
     assert [one.heard for one in programs] == [[]] * len(PROGRAMS)
 
 
-def ask(directory: Path, app: str, *, to_cut: int = 0) -> tuple[subprocess.CompletedProcess[str], EventCuttingProxy]:
+def ask(
+    directory: Path, app: str, *, to_cut: int = 0, transport: str = TRANSPORT
+) -> tuple[subprocess.CompletedProcess[str], EventCuttingProxy]:
     """Run the page's view, or a changed one, and send it a message by the page's transport."""
     (directory / "chat.py").write_text(app)
     (directory / "node_modules").symlink_to(ROOT / "tests" / "node_modules")
     server = Gunicorn(directory, app="chat:app", env={"PYTHONPATH": str(directory)})
     with server, EventCuttingProxy(port_of(server), b'data: {"type":"text-delta"', to_cut) as proxy:
         program = directory / "chat.mjs"
-        program.write_text(TRANSPORT.replace(CLIENTS_ADDRESS, proxy.url) + ASK)
+        program.write_text(transport.replace(CLIENTS_ADDRESS, proxy.url) + ASK)
         return subprocess.run(["node", str(program)], capture_output=True, text=True, timeout=60), proxy
 
 
@@ -269,6 +363,25 @@ def test_an_answer_in_parts_is_whole_though_its_stream_is_cut(tmp_path: Path) ->
     (part,) = json.loads(done.stdout)
     assert part["text"] == f"You said: {' '.join(map(str, range(300)))} "
     assert (proxy.cuts, proxy.streams) == (3, 4)
+
+
+def test_an_answer_that_fails_is_an_error(tmp_path: Path) -> None:
+    part = '    yield {"type": "text-end", "id": "t"}\n'
+    assert part in VIEW
+    done, proxy = ask(tmp_path, VIEW.replace(part, '    raise ValueError("no model")\n'))
+    assert "Error: refused: 410" in done.stderr
+    assert done.returncode == 1
+    assert proxy.asked == 2
+
+
+def test_an_answer_whose_end_is_missed_is_whole(tmp_path: Path) -> None:
+    """The last thing that comes of the first stream is the last event before the end."""
+    assert TRANSPORT.count('/^: end .*"done"/') == 1
+    done, proxy = ask(tmp_path, VIEW, transport=TRANSPORT.replace('/^: end .*"done"/', "/^: never/"))
+    assert done.stderr == ""
+    (part,) = json.loads(done.stdout)
+    assert part["text"] == f"You said: {' '.join(map(str, range(300)))} "
+    assert (proxy.asked, proxy.streams) == (2, 1)
 
 
 def test_an_answer_that_may_not_be_read_is_an_error(tmp_path: Path) -> None:
