@@ -227,8 +227,8 @@ class SSE:
             raise InvalidEvent(f"sub is {sub!a:.60}", "give the reader's name, or None")
         if replay is not None and (not isinstance(replay, int) or replay < 0):
             raise InvalidEvent(f"replay is {replay!a:.60}", "give a number of events, 0 or more")
-        if lifetime is not None and not lifetime > 0:
-            raise InvalidEvent(f"lifetime is {lifetime}", "give seconds, more than 0")
+        if lifetime is not None and not (isinstance(lifetime, int | float) and 0 < lifetime < math.inf):
+            raise InvalidEvent(f"lifetime is {lifetime!a:.60}", "give seconds, more than 0")
         if form not in (None, "bare") or end not in (None, "cut"):
             raise InvalidEvent(f"form is {form!a:.60} and end {end!a:.60}", "give form='bare' or end='cut', or None")
         given = {"channel": [plain_str(channel) for channel in channels]}
@@ -339,7 +339,7 @@ class SSE:
         :param iterable: gives strings and other values. If the run does not begin, it is closed unused.
         :param restart: begin again where a run is or was there. That run, if it is live, is stopped.
         :returns: True if the run has begun; False if a run is or was there, so that a repeated request is harmless.
-        :raises TypeError: if the iterable is none, such as an async generator.
+        :raises TypeError: if the iterable is none, such as an async generator, or is a string.
         :raises InvalidEvent: if the channel is not valid.
         :raises RunRefused: if the channel has events that were published on it before.
         :raises StoreUnavailable: if the run may not have begun: call this again.
@@ -355,6 +355,8 @@ class SSE:
         """
         service = get_service()
         _check_process(service)
+        if isinstance(iterable, str | bytes):
+            raise TypeError(f"the iterable is {iterable!a:.60}: give a generator, or a list of strings")
         return service.run(
             channel,
             iterable,
@@ -539,8 +541,9 @@ class SSE:
         return self._when("left", rule)
 
     def _when(self, happening: Happening, rule: str) -> Callable[[F], F]:
+        variables = variables_of(rule)
+
         def decorate(function: F) -> F:
-            variables = variables_of(rule) if isinstance(rule, str) else []
             if "sub" in variables:
                 raise ValueError(f"the rule {rule!r} has a variable sub, which is the subject's: give it another name")
             check_function(f"@sse.{happening}", function, [*variables, "sub"])
@@ -600,9 +603,10 @@ class SSE:
         ...     any(b'{"game":7,"goals":[1,0]}' in part for part in stream.response)
         True
         """
+        variables = variables_of(rule)
 
         def decorate(function: F) -> F:
-            check_source(function, variables_of(rule), interval=interval, linger=linger, fresh=fresh)
+            check_source(function, variables, interval=interval, linger=linger, fresh=fresh)
             self._rules.add(rule, Source(function, interval, linger, fresh, changes_only, (HTTPNotFound,)))
             for service in self._services:
                 service.use_sources()

@@ -9,7 +9,7 @@ import pytest
 
 from tests.servers import ROOT
 
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "tests/README.md"])
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "tests/README.md", ROOT / "examples/README.md"])
 SETTINGS = ["nginx.conf", "gunicorn.conf.py", "Makefile", "pyproject.toml", "deploy/nginx/throughline.conf"]
 SOURCES = sorted({ROOT / name for name in SETTINGS} | {*ROOT.glob("sse/**/*.py"), *ROOT.glob("demo/*.py"), *PAGES})
 LINK = re.compile(r"\]\(([^)\s]+)\)")

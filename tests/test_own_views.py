@@ -234,6 +234,8 @@ def test_without_a_last_event_id_nothing_is_reset(make_view: MakeView) -> None:
         (("a",), {"replay": -1}, "replay is -1"),
         (("a",), {"replay": "5"}, "replay is '5'"),
         (("a",), {"lifetime": 0}, "lifetime is 0"),
+        (("a",), {"lifetime": "60"}, "lifetime is '60'"),
+        (("a",), {"lifetime": float("inf")}, "lifetime is inf"),
         (("a",), {"form": "plain"}, "form is 'plain'"),
         (("a",), {"end": True}, "end True"),
         (("a",), {"headers": {"content-length": "5"}}, "'content-length', which the service sets"),

@@ -401,6 +401,16 @@ def test_a_rule_or_function_that_could_never_work_is_refused(
             decorate(rule)(function)
 
 
+def test_a_decorator_without_its_rule_is_refused(sse: SSE) -> None:
+    """Else the function would be replaced by a decorator, and never called."""
+    for decorator in (sse.joined, sse.left, sse.source):
+        decorate: Any = decorator
+        with pytest.raises(ValueError, match="give a string such as"):
+
+            @decorate
+            def tell(sub: str) -> None: ...
+
+
 def test_equal_rules_are_refused(sse: SSE) -> None:
     sse.joined("room/<id>")(lambda id, sub: None)
     sse.left("room/<id>")(lambda id, sub: None)

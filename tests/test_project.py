@@ -19,7 +19,7 @@ import yaml
 from tests.servers import ROOT
 
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-FOLDERS = ("bench", "demo", "deploy", "docs", "requirements", "sse", "static", "tests", "tools")
+FOLDERS = ("bench", "demo", "deploy", "docs", "examples", "requirements", "sse", "static", "tests", "tools")
 OTHERS = {"node_modules", "__pycache__", "_build", "build", "vendor"}
 OTHER_PROJECT = re.compile(r"\b(?:pipx? install|uv add)\s(?:[^\n`]*[\s'\"])?throughline(?![\w./-])", re.IGNORECASE)
 

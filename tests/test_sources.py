@@ -302,7 +302,7 @@ def test_a_bad_source_is_refused_at_its_decoration() -> None:
     assert "async" in refusal(lambda: sse.source("x/<symbol>")(wait), TypeError)
     assert "async" in refusal(lambda: sse.source("x/<symbol>")(wait_often), TypeError)
     assert "called" in refusal(lambda: sse.source("x")("scores"), TypeError)  # type: ignore[type-var]
-    for option, value in (("interval", 0), ("interval", -1), ("linger", -1), ("fresh", float("nan"))):
+    for option, value in (("interval", 0), ("interval", -1), ("linger", -1), ("fresh", float("nan")), ("linger", "5")):
         options: dict[str, Any] = {"interval": 5, option: value}
         text = refusal(lambda options=options: sse.source("x/<symbol>", **options)(produce), ValueError)  # type: ignore[misc]
         assert option in text

@@ -80,3 +80,21 @@ def test_an_app_may_have_converters_of_its_own() -> None:
     rules.add("prices/<ticker:symbol>", "value")
     assert rules.match("prices/ACME") == Found("value", {"symbol": "ACME"})
     assert rules.match("prices/acme") is None
+
+
+def test_a_converter_that_fails_is_logged_and_asked_again(caplog: pytest.LogCaptureFixture) -> None:
+    class Upper(BaseConverter):
+        broken = True
+
+        def to_python(self, value: str) -> str:
+            if self.broken:
+                raise KeyError(value)
+            return value.upper()
+
+    rules = ChannelRules()
+    rules.know({"upper": Upper})
+    rules.add("prices/<upper:symbol>", "any")
+    assert rules.match("prices/acme") is None
+    assert "a converter of the app has failed for channel prices/acme" in caplog.text
+    Upper.broken = False
+    assert rules.match("prices/acme") == Found("any", {"symbol": "ACME"})

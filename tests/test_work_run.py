@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -20,7 +20,7 @@ from sse.errors import StoreUnavailable
 from sse.event import End, Event, Piece
 from sse.service import Service
 from sse.stores import Standing
-from sse.stores.leases import Leases
+from sse.stores.leases import LEASE_SECONDS, Leases
 from sse.work.keeper import Keeper
 from sse.work.writer import Writer
 from tests.conftest import MakeApp
@@ -95,6 +95,11 @@ def test_a_run_writes_pieces_and_events_and_its_end(app: Flask, sse: SSE) -> Non
     assert ended(app) == "done"
     assert events(app) == [Piece("It "), Piece("rains"), Event({"name": "tests"}), Piece("."), End("a", "done")]
     wait_until(lambda: not service_of(app).is_working)
+
+
+def test_a_string_is_not_taken_for_a_run_of_its_characters(app: Flask, sse: SSE) -> None:
+    with app.app_context(), pytest.raises(TypeError, match="'hello': give a generator, or a list of strings"):
+        sse.run("chat/7", "hello")
 
 
 def test_a_run_begins_once_and_the_other_iterable_is_closed_unused(app: Flask, sse: SSE) -> None:
@@ -390,6 +395,38 @@ def test_runs_that_are_interrupted_end_although_the_store_is_slow_and_none_of_th
     assert not caplog.records
 
 
+def test_a_generator_that_waits_is_cut_once_and_not_in_its_finally(app: Flask, sse: SSE) -> None:
+    """A breaker, as our worker has one, raises GeneratorExit in the wait; here an event stands for gevent."""
+    throws: list[Callable[[], bool]] = []
+    thrown, cleaned, closed = threading.Event(), threading.Event(), threading.Event()
+
+    def text() -> Iterator[object]:
+        try:
+            yield "x"
+            thrown.wait(5)
+            raise GeneratorExit
+        finally:
+            cleaned.wait(5)
+            closed.set()
+
+    def throw(is_waiting: Callable[[], bool]) -> None:
+        throws.append(is_waiting)
+        if is_waiting():
+            thrown.set()
+
+    service_of(app).breaker = lambda: throw
+    with app.app_context():
+        sse.run("a", text())
+        wait_until(lambda: len(events(app)) == 1)
+        time.sleep(0.1)
+        assert sse.stop("a") is True
+    assert thrown.wait(2)
+    assert not any(is_waiting() for is_waiting in throws)
+    cleaned.set()
+    assert closed.wait(5)
+    assert ended(app) == "stopped"
+
+
 def test_without_runs_the_end_takes_no_time_and_makes_no_store(make_app: MakeApp) -> None:
     service = service_of(make_app())
     begun = time.monotonic()
@@ -541,6 +578,31 @@ def test_a_run_is_lost_only_after_the_store_has_answered_for_six_seconds() -> No
     since[0] = time.monotonic()  # it was away for a moment
     wait_until(lambda: keeper._thread is None, 4)
     assert len(store.leases.ended) == 2
+
+
+def test_leases_are_renewed_in_time_although_many_runs_are_lost() -> None:
+    """As when another worker had very many runs, and has been killed, while the store is slow."""
+    store: Any = StandIn()
+    ended: list[str] = []
+
+    def end(channel: str, *_: object) -> None:
+        time.sleep(0.05)
+        ended.append(channel)
+
+    store.leases.end = end
+    keeper = Keeper(store, lambda: 0.0)
+    writer = writer_of(store, "a")
+    keeper.add(writer)
+    for number in range(150):
+        keeper.orphaned(f"lost/{number}")
+    longest = 0.0
+    writer.renewed_at = time.monotonic()
+    while len(ended) < 150:
+        longest = max(longest, time.monotonic() - writer.renewed_at)
+        time.sleep(0.02)
+    keeper.remove(writer)
+    assert longest < LEASE_SECONDS / 1.5
+    assert sorted(ended) == sorted(f"lost/{number}" for number in range(150))
 
 
 def test_a_run_of_this_process_is_never_lost_by_it() -> None:

@@ -564,7 +564,7 @@ def test_a_waiting_step_that_can_be_reached_is_cut(world: World) -> None:
     """A breaker, as our worker has one, raises GeneratorExit in the step; here a queue stands for gevent."""
     throws: list[Callable[[], bool]] = []
     ended = threading.Event()
-    thrown = threading.Event()
+    thrown, cleaned = threading.Event(), threading.Event()
 
     def generator() -> Iterator[object]:
         try:
@@ -572,6 +572,7 @@ def test_a_waiting_step_that_can_be_reached_is_cut(world: World) -> None:
             thrown.wait(5)
             raise GeneratorExit  # as gevent would raise it in the wait
         finally:
+            cleaned.wait(5)
             ended.set()
 
     def throw(is_waiting: Callable[[], bool]) -> None:
@@ -586,6 +587,11 @@ def test_a_waiting_step_that_can_be_reached_is_cut(world: World) -> None:
     worker.leave()
     world.advance(6)
     assert throws
+    assert thrown.is_set()
+    worker.finish()
+    assert len(throws) > 1
+    assert not any(is_waiting() for is_waiting in throws), "its finally would be cut, too"
+    cleaned.set()
     assert ended.wait(5)
     world.advance(3)
     reaches(lambda: (worker.turn(), worker.running)[1], 0)

@@ -386,8 +386,8 @@ class Worker(GeventWorker):  # type: ignore[misc]
         grace = max((service.config.run_grace for service in services), default=0)
         was_working = self._is_working
         runs = [gevent.spawn(service.finish, grace) for service in services]
-        gevent.joinall(runs, timeout=max(grace - window, 0))
-        if was_working:
+        if was_working:  # else only sources end, and a store that does not answer would hold the goodbyes back
+            gevent.joinall(runs, timeout=max(grace - window, 0))
             gevent.sleep(_LAST_EVENTS)
         hubs = [gevent.spawn(service.hub.drain, window) for service in services]
         gevent.joinall([gevent.spawn(self._rows.drain, window), *hubs, *runs])

@@ -13,6 +13,7 @@ from werkzeug.routing import BaseConverter, Map, Rule
 
 from sse.errors import InvalidEvent
 from sse.event import check_channel
+from sse.log import warn
 
 __all__ = ("ChannelRules", "Found", "HTTPNotFound", "variables_of")
 
@@ -48,7 +49,7 @@ class ChannelRules:
         self._map = Map(strict_slashes=False, merge_slashes=False, redirect_defaults=False)
         self._adapter = self._map.bind("")
         self._rules: dict[str, str] = {}  # each rule by what it matches
-        self.match = lru_cache(maxsize=_REMEMBERED)(self._match)
+        self._remembered = lru_cache(maxsize=_REMEMBERED)(self._match)
 
     def __bool__(self) -> bool:
         return bool(self._rules)
@@ -63,8 +64,7 @@ class ChannelRules:
         :raises ValueError: if the rule is malformed, could match no channel, or equals another one but for the names
             of its variables.
         """
-        if not isinstance(rule, str):
-            raise ValueError(f"the rule is {rule!r}: give a string such as 'prices/<symbol>'")
+        variables_of(rule)  # refuses what is no string
         try:
             check_channel(_VARIABLE.sub("x", rule))
         except InvalidEvent as error:
@@ -80,10 +80,20 @@ class ChannelRules:
             hint = "own converters have to be in app.url_map.converters before SSE(app)"
             raise ValueError(f"the rule {rule!r} is malformed: {error} ({hint})") from error
         self._rules[shape] = rule
-        self.match.cache_clear()
+        self._remembered.cache_clear()
+
+    def match(self, channel: str) -> Found | None:
+        """Return the value of the most specific rule that matches a channel; None if no rule does.
+
+        If a converter of the app raises, which it should not, the log says so, and no rule matches.
+        """
+        try:
+            return self._remembered(channel)
+        except Exception:  # noqa: BLE001 - a subscriber of this channel must not fail by it
+            warn("a converter of the app has failed for channel %s, which so has no rule", channel, exc_info=True)
+            return None
 
     def _match(self, channel: str) -> Found | None:
-        """Return the value of the most specific rule that matches a channel; None if no rule does."""
         try:
             value, arguments = self._adapter.match(f"/{channel}", method="GET")
         except HTTPException:
@@ -92,7 +102,12 @@ class ChannelRules:
 
 
 def variables_of(rule: str) -> list[str]:
-    """Return the names of a rule's variables."""
+    """Return the names of a rule's variables.
+
+    :raises ValueError: if the rule is no string.
+    """
+    if not isinstance(rule, str):
+        raise ValueError(f"the rule is {rule!r}: give a string such as 'prices/<symbol>'")
     return [variable["name"] for variable in _VARIABLE.finditer(rule)]
 
 

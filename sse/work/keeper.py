@@ -27,6 +27,7 @@ from sse.work.writer import Writer
 _LOST_AFTER: Final = 1.5  # seconds between the news that nobody holds a run's lease and its end
 _AGAIN: Final = 0.5  # seconds before the next attempt, if the store has not answered
 _MAX_ORPHANED: Final = 1000  # the hub names further ones again
+_ENDS_AT_ONCE: Final = 10  # runs that are ended as `lost` between two looks whether this process's leases are due
 
 
 class Keeper:
@@ -120,12 +121,12 @@ class Keeper:
     def _run(self) -> None:
         while self._wait():
             try:
-                for channel in self._take_lost():
-                    if self._store.leases.end(channel, "lost"):
-                        warn("the run of channel %s is lost: its process has died or does not reach Redis", channel)
                 if self._clock() >= self._next_at:
                     self._next_at = self._clock() + RENEW_SECONDS
                     self._renew([writer for writer in self.writers if not writer.is_over])
+                for channel in self._take_lost():
+                    if self._store.leases.end(channel, "lost"):
+                        warn("the run of channel %s is lost: its process has died or does not reach Redis", channel)
             except StoreUnavailable as error:
                 self._next_at = self._clock() + _AGAIN
                 warn("the leases of runs are not renewed: %s", error)
@@ -145,10 +146,10 @@ class Keeper:
             return False
 
     def _take_lost(self) -> list[str]:
-        """Return the orphaned runs whose time is over, if the store has not been away meanwhile."""
+        """Take some of the orphaned runs whose time is over; return them if the store has not been away meanwhile."""
         now = self._clock()
         with self._changed:
-            lost = [channel for channel, due in self._orphaned.items() if due <= now]
+            lost = [channel for channel, due in self._orphaned.items() if due <= now][:_ENDS_AT_ONCE]
             for channel in lost:
                 del self._orphaned[channel]
         return lost if now - self._answering_since() >= LEASE_SECONDS else []

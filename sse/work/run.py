@@ -260,7 +260,7 @@ class _Run:
             with self._context():
                 if self._breaker:
                     throw = self._breaker()
-                    writer.when_gone = lambda: throw(lambda: self._awaits_value)
+                    writer.when_gone = lambda: throw(self._may_be_cut)
                 try:
                     reason = self._write_all()
                 finally:
@@ -310,6 +310,13 @@ class _Run:
         except Exception:  # noqa: BLE001 - logged
             _log.exception("the run of channel %s has failed", writer.channel)
             return "failed"
+
+    def _may_be_cut(self) -> bool:
+        """Return whether the wait for a value is to be cut now: once only, because a `finally` may wait, too."""
+        if not self._awaits_value:
+            return False
+        self._awaits_value = False
+        return True
 
     def _next(self) -> object:
         self._awaits_value = True

@@ -90,12 +90,16 @@ def check_source(
     if inspect.isgeneratorfunction(function) and interval is not None:
         raise TypeError(f"{name} is a generator, which decides itself when its next value comes: leave out interval=")
     for option, value, is_good in (
-        ("interval", interval, interval is None or 0 < interval < math.inf),
-        ("linger", linger, 0 <= linger < math.inf),
-        ("fresh", fresh, 0 <= fresh < math.inf),
+        ("interval", interval, interval is None or (_is_seconds(interval) and interval > 0)),
+        ("linger", linger, _is_seconds(linger)),
+        ("fresh", fresh, _is_seconds(fresh)),
     ):
         if not is_good:
-            raise ValueError(f"{option} of {name} is {value}: give a number of seconds, such as 5")
+            raise ValueError(f"{option} of {name} is {value!r}: give a number of seconds, such as 5")
+
+
+def _is_seconds(value: object) -> bool:
+    return isinstance(value, int | float) and 0 <= value < math.inf
 
 
 class Tools(NamedTuple):
@@ -146,6 +150,7 @@ class Runner:
         self.held_until = held_until
         self._tools = tools
         self._throw: Throw | None = None
+        self._is_cut = False
         self._newest: Event | None = None  # in the ring, if only changes are stored
         self._aged_at = -math.inf  # when the newest event is no longer fresh
         self._changed = threading.Event()
@@ -177,7 +182,14 @@ class Runner:
             self.ending = why
         self._changed.set()
         if self._throw:
-            self._throw(lambda: self.in_step and self.ending is not None)
+            self._throw(self._may_be_cut)
+
+    def _may_be_cut(self) -> bool:
+        """Return whether the step is to be cut now: once only, because its `finally` may wait, too."""
+        if self._is_cut or not self.in_step or self.ending is None:
+            return False
+        self._is_cut = True
+        return True
 
     def join(self, timeout: float) -> None:
         """Wait for its end, up to so many seconds."""

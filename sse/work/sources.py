@@ -163,7 +163,9 @@ class Sources:
         return sum(watch.runner is not None for watch in list(self._watches.values()))
 
     def finish(self) -> None:
-        """Give up all leases at once, end the sources that run here, and begin no more."""
+        """Give up all leases at once, end the sources that run here, and begin no more. A second call does nothing."""
+        if self._is_finishing:
+            return
         self._is_finishing = True
         runners = self._runners()
         for runner in runners:

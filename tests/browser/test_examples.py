@@ -133,6 +133,7 @@ def test_chat_works_with_the_use_chat_of_the_ai_sdk(
     status = wait_until(lambda: page.driver.execute_script("return chat.status === 'streaming' ? '' : chat"), 30)
     assert (status["status"], status["error"]) == ("ready", "")
     assert page.text("#chat").endswith("the writing ends. ")
+    assert "has failed" not in service.logs()
 
 
 def test_scoreboard_is_polled_by_one_worker_and_only_while_somebody_looks(

@@ -12,7 +12,7 @@ import pytest
 from tests.client import Event, Stream
 from tests.live.app_servers import FlaskRun, Waitress
 from tests.live.test_source_storm import APP, LATEST, LINGER, NOISE, calls
-from tests.servers import Gunicorn, wait_until
+from tests.servers import Gunicorn, RedisServer, wait_until
 
 AT_ONCE = 1.0  # seconds; the next value of a slow source would come in an hour
 KINDS = ("handed off", "gevent", "gthread", "waitress", "flask run")
@@ -121,3 +121,17 @@ def test_the_reloaders_parent_runs_no_source(tmp_path: Path) -> None:
         next_value(stream)
         (call,) = calls(tmp_path / "upstream")
         assert call.pid == int(stream.headers["X-Worker"]) != server.pid
+
+
+def test_a_redis_that_hangs_does_not_keep_a_worker_from_its_goodbyes(tmp_path: Path) -> None:
+    """The lease of the source cannot be given up then, and the streams do not wait for that."""
+    with RedisServer(tmp_path) as redis, make("handed off", tmp_path, SSE_REDIS_URL=redis.url) as server:
+        with Stream(server.url, {"channel": "slow/acme"}) as stream:
+            next_value(stream)
+            os.kill(redis.pid, signal.SIGSTOP)
+            began = time.monotonic()
+            os.kill(server.pid, signal.SIGTERM)
+            assert stream.until("sse.close").json()["reason"] == "drain"
+            assert time.monotonic() - began < 1 + NOISE
+            wait_until(lambda: not server.worker_pids(), 10)
+            assert time.monotonic() - began < 2 + NOISE
