@@ -180,6 +180,22 @@ def test_an_iterable_that_cannot_be_closed_is_logged(serve: Serve, caplog: pytes
     wait_until(lambda: "it cannot be closed" in caplog.text)
 
 
+def test_an_iterable_that_cannot_be_closed_unused_changes_no_answer(
+    serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Values:
+        def __iter__(self) -> Iterator[object]:
+            return iter(())
+
+        def close(self) -> None:
+            raise RuntimeError("it cannot be closed")
+
+    client = serve(Values).test_client()
+    assert client.get("/items", headers={"Last-Event-ID": "~"}).status_code == 204
+    assert "the iterable of items could not be closed" in caplog.text
+    assert client.get("/items", headers={"Accept": "application/json"}).status_code == 406
+
+
 class Upstream:
     """An endless iterable that notes how far it is, and that it was closed; `go` has it give a value."""
 

@@ -103,8 +103,8 @@ def test_other_channels_cost_nothing(make_app: MakeApp, app: Flask, monkeypatch:
         raise AssertionError("presence was used")
 
     monkeypatch.setattr("sse.work.presence.Presence.enter", fail)
-    monkeypatch.setattr("sse.web.present.PresentStream.__init__", fail)
-    monkeypatch.setattr("sse.web.present.PresentPoll.__init__", fail)
+    monkeypatch.setattr("sse.web.presence.PresentStream.__init__", fail)
+    monkeypatch.setattr("sse.web.presence.PresentPoll.__init__", fail)
     for one in (app, make_app()):
         client = one.test_client()
         assert client.get("/sse/poll?channel=news&timeout=1").status_code == 200

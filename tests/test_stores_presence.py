@@ -386,6 +386,17 @@ def use_all(presence: PresenceStore, client: Any) -> list[Outcome | StoreUnavail
     return found
 
 
+def test_a_record_that_was_deleted_by_hand_comes_back_with_an_end(redis_world: tuple[World, Any]) -> None:
+    """It is shut when its worker begins a new one, and removed only after others."""
+    world, client = redis_world
+    world.report("a", "0.1", 1, {connection_key(f"s{number}"): 1 for number in range(300)})
+    world.report("a", "w.1", 1, {ANN: 1})
+    client.zadd("sse:{a}:present:records", {"0.1": 0})
+    client.delete("sse:{a}:present:at:w.1")
+    assert world.report("a", "w.2", 1, {ANN: 1}).has_more
+    assert all(client.ttl(key) > 0 for key in client.keys("sse:{a}:present*"))
+
+
 def test_the_rights_of_the_docs_are_those_that_presence_needs(redis_url: str, shared_redis: RedisServer) -> None:
     assert {"+hrandfield", "+time", "+zscore"} <= {*OF_PRESENCE}
     with shared_redis.client() as client:

@@ -47,7 +47,10 @@ local function set(name, connection, value)
 end
 
 -- Takes no further report for a record, of which a part may be removed already.
-local function shut(name) redis.call('HSET', key_of(name), '#', -1) end
+local function shut(name)
+  redis.call('HSET', key_of(name), '#', -1)
+  redis.call('EXPIRE', key_of(name), ARGV[7])
+end
 
 -- Removes some connections of a record, and the record once it has none. Returns how many it has removed.
 local function remove(name, most)

@@ -245,13 +245,9 @@ class ItemStream:
         return self._reason is None and not self._left
 
     def _close_iterable(self, iterator: object) -> None:
-        """Close the iterable and its iterator, where they can be closed. Errors are logged."""
+        """Close the iterable and its iterator."""
         for each in (iterator,) if iterator is self._iterable else (iterator, self._iterable):
-            if callable(close := getattr(each, "close", None)):
-                try:
-                    close()
-                except Exception:  # noqa: BLE001 - logged
-                    _log.exception("sse.stream: the iterable of %s could not be closed", self._name)
+            close(each, self._name)
 
     # Both
 
@@ -266,3 +262,16 @@ class ItemStream:
             is_over = self._parties == 0
         if is_over:
             self._hub.dismiss(self)
+
+
+def close(iterable: object, name: str) -> None:
+    """Close an iterable, if it can be closed. An error is logged.
+
+    :param name: of the view, for the log.
+    """
+    if not callable(end := getattr(iterable, "close", None)):
+        return
+    try:
+        end()
+    except Exception:  # noqa: BLE001 - logged
+        _log.exception("sse.stream: the iterable of %s could not be closed", name)

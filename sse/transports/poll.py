@@ -15,8 +15,8 @@ from sse.hub.hub import ATTACH_TIMEOUT, Charge, Hub
 from sse.hub.subscriber import Delivery, Item, Lagging, Reset, Start
 from sse.stores.leases import State
 from sse.transports.body import Body
+from sse.transports.channel_facts import ended_at, ends_among, is_anchor, size_in_answer
 from sse.transports.life import Next, decide
-from sse.transports.members import ended_at, ends_among, is_anchor, size_in_answer
 from sse.wire import encode_json
 
 _MAX_EVENTS: Final = 1000  # in one answer

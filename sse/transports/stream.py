@@ -22,9 +22,9 @@ from sse.hub.subscriber import Delivery, Item, Lagging, Reset, Start, Subscriber
 from sse.log import warn
 from sse.stores import PAGE
 from sse.transports.body import Body
+from sse.transports.channel_facts import ended_at, ends_among, of_opening
 from sse.transports.dialect import NOTHING, Dialect, Segment, Shared, busy, claims_of, dialect_of
 from sse.transports.life import CloseReason, Next, decide
-from sse.transports.members import ended_at, ends_among, of_opening
 
 _CHUNK: Final = 16_384  # bytes of events after which a chunk ends
 _CHUNK_EVENTS: Final = 1000  # events in one chunk

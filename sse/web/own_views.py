@@ -17,6 +17,7 @@ from sse.errors import NotAcceptable, SSEError, Unavailable
 from sse.event import Event
 from sse.service import Service
 from sse.transports.dialect import ITEM_ID
+from sse.transports.items import close
 from sse.web.answers import STREAM_HEADERS
 from sse.web.hooks import HookedItemStream
 from sse.web.request import Query, read_last_event_id, read_poll, read_stream
@@ -98,7 +99,7 @@ def stream_items(
     try:
         response = _items(views, incoming, service, iterable, make_event)
     except SSEError as error:
-        _close(iterable)
+        close(iterable, _name())
         response = views.refuse(error)
     return _finished_later(views, response, headers)
 
@@ -113,12 +114,12 @@ def _items(
     if not incoming.weight("text/event-stream"):
         raise NotAcceptable("this address gives a stream only", "accept text/event-stream")
     if read_last_event_id(incoming) == ITEM_ID:
-        _close(iterable)
+        close(iterable, _name())
         return views.nothing_more()
     try:
         views.admission.subscribe(incoming)
     except Unavailable as error:
-        _close(iterable)
+        close(iterable, _name())
         return views.busy(error, error.retry_after)
     if incoming.method != "HEAD":
         warn_of_server(incoming.environ)
@@ -131,11 +132,16 @@ def _items(
         max_bytes=config.max_event_bytes,
         heartbeat=config.heartbeat,
         retry=config.retry,
-        name=request.endpoint or request.path,
+        name=_name(),
         breaker=service.breaker,
         gone=incoming.environ.get("sse.gone"),
     )
     return views.waiting_response(body, STREAM_HEADERS)
+
+
+def _name() -> str:
+    """Return the name of the view that answers, for the log."""
+    return request.endpoint or request.path
 
 
 def _request_context() -> Callable[[Callable[[], None]], None]:
@@ -152,11 +158,6 @@ def _request_context() -> Callable[[Callable[[], None]], None]:
         work()
 
     return call
-
-
-def _close(iterable: Iterable[object]) -> None:
-    if callable(close := getattr(iterable, "close", None)):
-        close()
 
 
 def _finished_later(views: Views, response: Response, headers: Headers) -> Response:

@@ -52,7 +52,7 @@ from sse.web.hooks import (
     make_hook,
     waiting_class,
 )
-from sse.web.present import Enter, PresentPoll, PresentStream
+from sse.web.presence import Enter, PresentPoll, PresentStream
 from sse.web.request import (
     Options,
     PollRequest,

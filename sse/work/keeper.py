@@ -27,7 +27,6 @@ from sse.work.writer import Writer
 _LOST_AFTER: Final = 1.5  # seconds between the news that nobody holds a run's lease and its end
 _AGAIN: Final = 0.5  # seconds before the next attempt, if the store has not answered
 _MAX_ORPHANED: Final = 1000  # the hub names further ones again
-_ENDS_AT_ONCE: Final = 10  # runs that are ended as `lost` between two looks whether this process's leases are due
 
 
 class Keeper:
@@ -124,14 +123,14 @@ class Keeper:
                 if self._clock() >= self._next_at:
                     self._next_at = self._clock() + RENEW_SECONDS
                     self._renew([writer for writer in self.writers if not writer.is_over])
-                for channel in self._take_lost():
-                    if self._store.leases.end(channel, "lost"):
-                        warn("the run of channel %s is lost: its process has died or does not reach Redis", channel)
+                lost = self._take_lost()
+                if lost and self._store.leases.end(lost, "lost"):
+                    warn("the run of channel %s is lost: its process has died or does not reach Redis", lost)
             except StoreUnavailable as error:
-                self._next_at = self._clock() + _AGAIN
+                self._next_at = min(self._next_at, self._clock() + _AGAIN)
                 warn("the leases of runs are not renewed: %s", error)
             except Exception:  # noqa: BLE001 - logged; without this thread, all runs of this process would be lost
-                self._next_at = self._clock() + _AGAIN
+                self._next_at = min(self._next_at, self._clock() + _AGAIN)
                 warn("the keeper of runs could not go on; trying again", exc_info=True)
 
     def _wait(self) -> bool:
@@ -145,14 +144,17 @@ class Keeper:
             self._thread = None
             return False
 
-    def _take_lost(self) -> list[str]:
-        """Take some of the orphaned runs whose time is over; return them if the store has not been away meanwhile."""
+    def _take_lost(self) -> str | None:
+        """Return one of the orphaned runs whose time is over, if the store has not been away meanwhile.
+
+        After the death of a process there may be very many, and renewals have to come between them.
+        """
         now = self._clock()
         with self._changed:
-            lost = [channel for channel, due in self._orphaned.items() if due <= now][:_ENDS_AT_ONCE]
-            for channel in lost:
-                del self._orphaned[channel]
-        return lost if now - self._answering_since() >= LEASE_SECONDS else []
+            lost = next((channel for channel, due in self._orphaned.items() if due <= now), None)
+            if lost:
+                del self._orphaned[lost]
+        return lost if now - self._answering_since() >= LEASE_SECONDS else None
 
     def _renew(self, writers: Sequence[Writer]) -> None:
         asked_at = self._clock()
