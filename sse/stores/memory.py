@@ -144,7 +144,8 @@ class MemoryStore(Store):
         return Receipt(entry.position, "new")
 
     def _standing(self, channel: str, prolong: bool) -> Standing:
-        ring, run = self._rings.living(channel), self._leases.run(channel)
+        ring = self._rings.living(channel)
+        run = self._leases.run(channel) if self._leases.has_runs else None
         if prolong and ring is not None and run is None:
             self._rings.prolong(ring)
         return Standing(ring.newest if ring is not None else None, run)

@@ -289,10 +289,10 @@ class Stream(Body):
                 if segment.more or size > _CHUNK:
                     subscriber.notify()
                     break
-        if parts:
-            subscriber.turn()
-        elif subscriber.has_ended:
+        if not parts and subscriber.has_ended:
             return self._finish(dialect.beat)
+        if parts and len(channels) > 1:
+            subscriber.turn()
         return self._or_heartbeat(self._with_first_retry(b"".join(parts)))
 
     def end(self, reason: CloseReason) -> bytes:
