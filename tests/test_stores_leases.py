@@ -492,6 +492,7 @@ def test_of_two_writers_that_race_over_restarts_no_text_has_a_hole_or_both(world
         except BaseException as error:
             failures.append(error)
 
+    begun(world)
     threads = [threading.Thread(target=work) for _ in range(3)]
     for thread in threads:
         thread.start()
