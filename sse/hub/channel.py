@@ -138,11 +138,6 @@ class Channel:
         return not traits.is_ordinary and traits.run is None and self.ring is not None and self.ring.newest.offset > 0
 
     @property
-    def is_known_as_runless(self) -> bool:
-        """True if it has no run as far as is known here, and is not unsure."""
-        return self.traits.run is None and not self.is_unsure
-
-    @property
     def is_textless(self) -> bool:
         """True if it has ended, and the store has its ring no more."""
         return self.run is not None and self.run.anchor == UNBORN

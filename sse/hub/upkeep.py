@@ -131,16 +131,20 @@ class Upkeep:
         orphaned = []
         with self._lock:
             for channel, standing in zip(channels, standings, strict=True):
-                if channel.ring is None:
+                ring = channel.ring
+                if ring is None:
                     continue
                 if isinstance(standing, StoreUnavailable):
                     self.dirty[channel.name] = None
                     continue
-                if standing == (channel.ring.newest, None) and channel.is_known_as_runless:
-                    continue  # as almost all are
+                traits = channel.traits
+                if standing == (ring.newest, None) and (
+                    traits.is_ordinary or (traits.run is None and not ring.newest.offset)
+                ):
+                    continue  # as almost all are: an ordinary channel, or a blank one
                 newest, run = as_kept(standing)
                 was_unsure, was_textless = channel.is_unsure, channel.is_textless
-                if newest != channel.ring.newest:
+                if newest != ring.newest:
                     self.dirty[channel.name] = None
                 channel.note_standing(newest, run)
                 if newest and channel.is_textless and not was_textless:
