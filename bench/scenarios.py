@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 import subprocess
@@ -328,5 +329,9 @@ def memory(target: Target) -> int:
 
 def cpu_seconds(target: Target) -> float:
     """Return the CPU seconds of all threads of the server's processes (proc_pid_schedstat, the first field)."""
-    paths = [path for pid in processes(target) for path in Path(f"/proc/{pid}/task").glob("*/schedstat")]
-    return sum(int(path.read_text().split()[0]) for path in paths) / 1e9
+    total = 0
+    for pid in processes(target):
+        for path in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that has ended meanwhile
+                total += int(path.read_text().split()[0])
+    return total / 1e9
