@@ -12,7 +12,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --generate-hashes --universal --python-
 # The programs that the tests with browsers need.
 PARTS := g++ redis-server nginx lighttpd caddy haproxy openssl chromium firefox-esr MiniBrowser Xvfb
 
-.PHONY: help run example test check lint check-browser check-chaos check-docs docs chaos browsers bench bench-more audit wheel format lock clean
+.PHONY: help run example test check lint check-chaos check-docs docs chaos browsers bench bench-more audit wheel format lock clean
 help:
 	@echo 'make run      set up and serve http://127.0.0.1:$(PORT)/ (REDIS=1: with Redis, on all cores)'
 	@echo 'make example  the same with an example: NAME=chat, scoreboard, auction or progress'
@@ -40,8 +40,8 @@ test: .venv/test tests/node_modules/.package-lock.json
 
 check: lint
 	@$(BIN)/coverage erase
-	@$(MAKE) --no-print-directory --jobs=5 --output-sync=target check-browser check-live-a-to-h check-live-i-to-z \
-	  check-here-a-to-h check-here-i-to-z check-chaos check-docs
+	@$(MAKE) --no-print-directory --jobs=6 --output-sync=target check-live-q-to-z check-live-a-to-h \
+	  check-here-i-to-z check-here-a-to-h check-browser-m-to-z check-browser-a-to-l check-live-i-to-p check-chaos check-docs
 	@$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
@@ -58,8 +58,8 @@ check-chaos:
 	$(BIN)/coverage run -m pytest tests/chaos
 check-live-%:
 	$(BIN)/python -m pytest tests/live/test_[$(subst -to-,-,$*)]*.py
-check-browser:
-	$(BIN)/python -m pytest tests/browser
+check-browser-%:
+	$(BIN)/python -m pytest tests/browser/test_[$(subst -to-,-,$*)]*.py
 
 # Every build starts afresh, because Sphinx warns only of the pages that it reads.
 docs: .venv/test check-docs
