@@ -10,6 +10,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -168,16 +169,23 @@ def test_ten_thousand_joins_and_leaves_end_as_the_model_says_and_a_killed_worker
 def test_a_page_that_reconnects_to_other_workers_counts_once_and_never_leaves(server: Gunicorn) -> None:
     crowd = Crowd(server, random.Random(1))
     with contextlib.closing(crowd):
-        workers = set()
+        workers: list[int] = []
         before: socket.socket | None = None
         for _ in range(24):
-            sock = crowd._ask("stream", "1", "ann", "the-page-of-ann")
-            workers.add(client_worker(sock))
+            if workers:
+                os.kill(workers[-1], signal.SIGSTOP)  # so that another worker accepts the next connection
+            try:
+                sock = crowd._ask("stream", "1", "ann", "the-page-of-ann")
+                worker = client_worker(sock)
+            finally:
+                if workers:
+                    os.kill(workers[-1], signal.SIGCONT)
+            workers.append(worker)
             if before:
                 before.close()
             before = sock
             assert presence(server, "1")["count"] in (0, 1)
-        assert len(workers) > 1
+        assert all(one != other for one, other in pairwise(workers))
         wait_until(
             lambda: presence(server, "1") == {"count": 1, "members": [{"sub": "ann", "connections": 1}], "more": False}
         )
