@@ -21,11 +21,10 @@ from sse.access.revocations import one_revoked
 from sse.access.token import Grant
 from sse.config import Config, foreign, of_interest
 from sse.errors import InvalidEvent
-from sse.event import DEFAULT_TYPE, check_channel, check_idempotency_key, plain_int, plain_str
+from sse.event import DEFAULT_TYPE, check_channel, plain_int, plain_str
 from sse.event import Event as StoredEvent
 from sse.log import follow_app, keep_until_exit, warn
 from sse.service import Service, SourceRules
-from sse.stores import Publication
 from sse.unheard import unheard
 from sse.web import own_views
 from sse.web.admission import Identify
@@ -316,11 +315,7 @@ class SSE:
         """
         service = get_service()
         _check_process(service)
-        event = _event_of(service, data, type)
-        key = None if idempotency_key is None else f"app:{check_idempotency_key(idempotency_key)}"
-        channel = check_channel(channel)
-        position = service.publish([Publication(channel, event, key)])[0]
-        return f"{channel}={position}"
+        return service.publish_one(channel, _event_of(service, data, type), idempotency_key)
 
     def run(self, channel: str, iterable: Iterable[object], *, restart: bool = False) -> bool:
         """Write what an iterable gives to a channel, in the background, and end the channel with it.
@@ -423,8 +418,8 @@ class SSE:
         """Return the number of connections to a channel, over all workers.
 
         These are the open streams and waiting polls. The connections of one client, a page that names itself by the
-        parameter `client`, count as one, and it counts until 10 s after the answer to a poll. What has changed within
-        the last second may be missing. The connections of a worker that was killed count for up to 20 s more. Any
+        parameter `client`, count as one, and that one counts until 10 s after the answer to a poll. Changes within the
+        last second may be missing. The connections of a worker that was killed count for up to 20 s more. Any
         thread may call this, in an app context.
 
         :param channel: a channel that SSE_PRESENCE matches.
@@ -577,8 +572,9 @@ class SSE:
         again after a pause of 1 to 60 s. After a `NotFound` of werkzeug, as by `abort(404)`, the pause is 60 s. Each
         worker runs at most SSE_MAX_SOURCES; further channels are `down`.
 
-        A source begins anew if Redis has been away for 6 s, or if its process was frozen: nothing of what it held is
-        stored. At most one runner stores events. One that wakes may make one more step, and stores nothing.
+        A source begins anew if Redis has been away for 6 s, or if its process was frozen: values that were not
+        stored by then are lost. At most one runner stores events. A runner that wakes may make one more step, and
+        stores nothing.
 
         :param rule: which channels, in Flask's route syntax without the leading slash, such as `prices/<symbol>`. The
             variables are the function's arguments. The most specific rule wins.

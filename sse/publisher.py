@@ -8,10 +8,9 @@ from typing import Self
 
 from sse.config import Config, foreign, of_interest
 from sse.errors import ConfigError
-from sse.event import DEFAULT_TYPE, Event, check_channel, check_idempotency_key
+from sse.event import DEFAULT_TYPE, Event
 from sse.log import warn
 from sse.service import Service
-from sse.stores import Publication
 from sse.work.writer import Writer
 
 
@@ -54,7 +53,7 @@ class Publisher:
         :param channel: as for `SSE.publish`.
         :param data: as for `SSE.publish`, but JSON is written by `json.dumps` alone, which refuses a datetime.
         :param type: as for `SSE.publish`.
-        :param idempotency_key: as for `SSE.publish`. A task that may be repeated gives one that stays the same.
+        :param idempotency_key: as for `SSE.publish`. A task that may be repeated gives the same key each time.
         :raises InvalidEvent: as `SSE.publish` does.
         :raises TooLarge: as `SSE.publish` does.
         :raises IdempotencyConflict: as `SSE.publish` does.
@@ -68,11 +67,7 @@ class Publisher:
         ...     print(error.code)
         invalid_channel
         """
-        channel = check_channel(channel)
-        event = self._make_event(data, type)
-        key = None if idempotency_key is None else f"app:{check_idempotency_key(idempotency_key)}"
-        [position] = self._service.publish([Publication(channel, event, key)])
-        return f"{channel}={position}"
+        return self._service.publish_one(channel, self._make_event(data, type), idempotency_key)
 
     def writing(self, channel: str, *, restart: bool = False) -> AbstractContextManager[Writer]:
         """Return a context manager that begins a run, gives a writer for it, and ends it, as `SSE.writing` does.

@@ -18,13 +18,14 @@ from sse.access.revocations import Kind, Revocations
 from sse.access.token import Tokens
 from sse.config import Config
 from sse.errors import Ended, SSEError, StoreUnavailable, TooLarge, Unavailable
-from sse.event import DEFAULT_TYPE, Event, Position, check_channel
+from sse.event import DEFAULT_TYPE, Event, Position, check_channel, check_idempotency_key
 from sse.hub.hub import Hub
 from sse.owner import OwnerThread
 from sse.stores import Publication, Receipt, Store, connect
 from sse.stores.presence import Attendance
+from sse.transports.items import Breaker
 from sse.work.presence import FindCall, Happening, Presence
-from sse.work.run import Breaker, Runs
+from sse.work.run import Runs
 from sse.work.sources import Match, Sources
 from sse.work.writer import MakeEvent, Writer
 
@@ -163,6 +164,13 @@ class Service:
         if len(positions) < len(receipts):
             raise _refusal(publications, receipts)
         return positions
+
+    def publish_one(self, channel: str, event: Event, idempotency_key: str | None) -> str:
+        """Store and announce an event of the app; return its id. For the parameters and errors see `SSE.publish`."""
+        key = None if idempotency_key is None else f"app:{check_idempotency_key(idempotency_key)}"
+        channel = check_channel(channel)
+        [position] = self.publish([Publication(channel, event, key)])
+        return f"{channel}={position}"
 
     def revoke(self, kind: Kind, value: str) -> None:
         """Revoke the rights of a subject, channel or token that were given until now; end their streams and polls.

@@ -280,32 +280,31 @@ def start(
     return kind(world, Request(query, header), places)
 
 
-def record(world: World, client: Client) -> bytes:
-    """Return the body of a first connection: the replay, then two live events on each channel."""
+def record(world: World, client: Client, *happenings: Callable[[], None]) -> bytes:
+    """Return the body of a first connection: what there is, and what comes by each of these happenings."""
     world.opened = {channel: len(known) for channel, known in world.positions.items()}
     parser = client.connect(client.request())
     chunks = world.stream(client.request())
     body = b""
-
-    def read() -> None:
-        nonlocal body
+    for happen in (lambda: None, *happenings):
+        happen()
         for chunk in until_quiet(chunks, lambda: client.has_all):
             body += chunk
             for block in parser.feed(chunk):
                 client.take(block)
-
-    read()
-    for number in range(2):
-        for channel in client.places:
-            world.publish(channel, f"live {number}\n" if number else "", f"{channel}-live")
-    read()
     chunks.close()
     return body
 
 
 def cut_everywhere(world: World, make: Callable[[], Client], resets: dict[str, str]) -> None:
     witness = make()
-    body = record(world, witness)
+
+    def publish_live() -> None:
+        for number in range(2):
+            for channel in witness.places:
+                world.publish(channel, f"live {number}\n" if number else "", f"{channel}-live")
+
+    body = record(world, witness, publish_live)
     assert sorted(witness.resets) == sorted(resets.items())
     # States: nothing heard; opened, if the client hears of that; and one after each reset, each event.
     heard = 1 if isinstance(witness, BareClient) else 2
@@ -333,28 +332,17 @@ def world_with_runs(request: pytest.FixtureRequest, world: World) -> World:
 
 def record_to_the_end(world: World, client: Client) -> bytes:
     """Return the body of a first connection: the texts so far, then pieces and ends that come meanwhile."""
-    world.opened = {channel: len(known) for channel, known in world.positions.items()}
-    parser = client.connect(client.request())
-    chunks = world.stream(client.request())
-    body = b""
 
-    def read() -> None:
-        nonlocal body
-        for chunk in until_quiet(chunks, lambda: client.has_all):
-            body += chunk
-            for block in parser.feed(chunk):
-                client.take(block)
+    def end_one() -> None:
+        world.write("r", "\nlast")
+        world.end("r", "done")
 
-    read()
-    world.write("r", "\nlast")
-    world.end("r", "done")
-    read()
-    world.end("s", "failed")
-    world.write("t", "late", "\n", "er")
-    world.end("t", "done")
-    read()
-    chunks.close()
-    return body
+    def end_the_others() -> None:
+        world.end("s", "failed")
+        world.write("t", "late", "\n", "er")
+        world.end("t", "done")
+
+    return record(world, client, end_one, end_the_others)
 
 
 @pytest.mark.parametrize("form", FORMS)

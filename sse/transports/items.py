@@ -44,8 +44,11 @@ _AHEAD: Final = 4  # blocks in the queue: the iterable is not further ahead of t
 _LOOK: Final = 3.0  # seconds after which a waiting server looks again if its client is there
 _NOTHING: Final = object()
 
-Breaker = Callable[[], Callable[[Callable[[], bool]], object]]
-"""Returns a function that interrupts the current thread later, if the condition that it is given is true then."""
+Throw = Callable[[Callable[[], bool]], object]
+"""A function that raises GeneratorExit in one thread if the condition is true at that moment. It does not wait."""
+
+Breaker = Callable[[], Throw]
+"""A function that returns the `Throw` of the current thread."""
 
 
 class ItemStream:

@@ -41,18 +41,13 @@ from sse.log import warn
 from sse.spread import Pauses
 from sse.stores import Store
 from sse.stores.leases import Start
+from sse.transports.items import Breaker
 from sse.work.keeper import Keeper
 from sse.work.writer import MakeEvent, Writer
 
 _log = logging.getLogger("sse")
 _CLOSING_SECONDS: Final = 1.2  # for which `finish` waits for runs to end that it has interrupted; of 1.5 s that it has
 _NOTHING: Final = object()
-
-Throw = Callable[[Callable[[], bool]], object]
-"""A function that raises GeneratorExit in one thread if the condition is true at that moment. It does not wait."""
-
-Breaker = Callable[[], Throw]
-"""A function that returns the `Throw` of the current thread."""
 
 
 class Runs:

@@ -39,8 +39,8 @@ from sse.log import warn
 from sse.spread import Pauses
 from sse.stores.base import Store, nonce
 from sse.stores.leases import Answer, backoff
+from sse.transports.items import Breaker, Throw
 from sse.work.calls import check_function
-from sse.work.run import Breaker, Throw
 
 UNKNOWN_SECONDS: Final = 60.0
 """Seconds for which a source stays down that does not know its channel."""

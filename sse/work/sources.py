@@ -24,7 +24,7 @@ from sse.log import warn
 from sse.spread import PAUSE
 from sse.stores.base import Store, nonce
 from sse.stores.leases import LEASE_SECONDS, RENEW_SECONDS, Answer, Ask, State, backoff
-from sse.work.run import Breaker
+from sse.transports.items import Breaker
 from sse.work.source import Runner, Source, Tools, lease_clock
 
 _AT_ONCE: Final = 100  # channels that the store is asked about in one call
