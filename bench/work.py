@@ -1,4 +1,4 @@
-"""What runs, sources and `sse.stream` cost: `python -m bench.work`. It starts a Redis and a worker of its own.
+"""Measures the cost of runs, sources and `sse.stream`: `python -m bench.work`. It starts a Redis and a worker.
 
 It prints the bytes of a text in Redis by `MEMORY USAGE`, and the script calls and CPU of Redis for each piece of it.
 Then it prints what a thing that waits costs: memory of the worker, greenlets, kernel threads, and calls and CPU of

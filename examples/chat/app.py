@@ -37,7 +37,7 @@ def page() -> Response:
 
 @app.post("/ask")
 def ask() -> dict[str, str]:
-    answer = secrets.token_urlsafe(16)  # whoever has this may read the answer
+    answer = secrets.token_urlsafe(16)  # to know this is the right to read the answer
     sse.run(f"chat/{answer}", words(request.form["question"]))
     return {"answer": answer}
 

@@ -202,7 +202,7 @@ class LiveRuns(dict[str, None]):
         return bool(self) and now >= self._next
 
     def take(self, now: float, channels: Mapping[str, Channel]) -> list[str]:
-        """Return the channels that have subscribers. Forget those that are not in the register any more."""
+        """Return the channels that have subscribers. Forget the channels that are no longer in the register."""
         self._postpone(now)
         for name in [name for name in self if name not in channels]:
             del self[name]

@@ -250,7 +250,7 @@ class _LookUnderWay:
         return all(self._deliver(name, entry) for entry in entries)
 
     def result(self, *, more: bool) -> Look:
-        """Return what it has taken."""
+        """Return the look, with all resets and deliveries that were taken."""
         ended = {
             name: run.end
             for name, (_, run) in self._standings.items()
