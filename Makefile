@@ -35,7 +35,7 @@ example: .venv/run
 	@tools/serve --redis examples.$(NAME).app:app
 
 test: .venv/test tests/node_modules/.package-lock.json
-	@tools/need $(PARTS) chromedriver curl squid systemd-analyze varnishd
+	@tools/need $(PARTS) chromedriver apache2 curl squid systemd-analyze varnishd
 	@$(MAKE) --no-print-directory check wheel
 
 check: lint

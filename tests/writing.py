@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import secrets
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from sse.event import EndReason, Event, Piece, Position
 from sse.stores import Store
@@ -37,3 +40,21 @@ class Run:
         position = self._leases.write(self.channel, self._token, event, key=secrets.token_hex(8), written=self._written)
         self._written += weight(event)
         return position
+
+
+@contextmanager
+def kept_alive(run: Run) -> Iterator[None]:
+    """Renew the run's lease in a thread."""
+    over = threading.Event()
+
+    def renew() -> None:
+        while not over.wait(1):
+            run.renew()
+
+    thread = threading.Thread(target=renew)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(10)

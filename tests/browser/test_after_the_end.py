@@ -16,7 +16,7 @@ from tests.browser.engines import Chromium, Engine, Firefox
 from tests.live.load import APP, ENV
 from tests.proxies import AnsweringProxy
 from tests.servers import Gunicorn, HttpServer, RedisServer, free_port, wait_until
-from tests.writing import Run
+from tests.writing import Run, kept_alive
 
 ENGINES: tuple[type[Engine], ...] = (Chromium, Firefox)
 QUIET = 10.0  # seconds in which no request may come
@@ -73,19 +73,15 @@ def test_a_native_event_source_gets_204_after_the_end_and_asks_no_more(
         proxies = [stack.enter_context(AnsweringProxy(upstream)) for _ in ENGINES]
         run = Run(store, "answer")
         run.write("Hello")
-        for engine, page, proxy in zip(ENGINES, pages, proxies, strict=True):
-            address = f"{page.url}/#{proxy.url}/sse/stream?channel=answer"
-            stack.enter_context(engine(tmp_path_factory.mktemp("e"), address))
-        wait_until(lambda: renewed(run) and all(page.told["texts"] for page in pages), 60, what="the text")
-        run.write(" world")
+        with kept_alive(run):
+            for engine, page, proxy in zip(ENGINES, pages, proxies, strict=True):
+                address = f"{page.url}/#{proxy.url}/sse/stream?channel=answer"
+                stack.enter_context(engine(tmp_path_factory.mktemp("e"), address))
+            wait_until(lambda: all(page.told["texts"] for page in pages), 60, what="the text")
+            run.write(" world")
         run.end("stopped")
         wait_until(lambda: all(2 in page.told["states"] for page in pages), 20, what="each is closed by the 204")
         time.sleep(QUIET)
         for engine, page, proxy in zip(ENGINES, pages, proxies, strict=True):
             assert page.told == {"texts": ["Hello", " world"], "ends": ["stopped"], "states": [0, 2]}, engine.name
             assert len(proxy.requests) == 2, engine.name
-
-
-def renewed(run: Run) -> bool:
-    run.renew()
-    return True

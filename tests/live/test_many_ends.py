@@ -5,10 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +15,7 @@ from sse.stores import connect
 from tests.live.load import ENV
 from tests.live.test_request_heads import cpu
 from tests.servers import ROOT, Gunicorn, RedisServer
-from tests.writing import Run
-
-
-@contextmanager
-def kept_alive(run: Run) -> Iterator[None]:
-    """Renew the run's lease in a thread."""
-    over = threading.Event()
-
-    def renew() -> None:
-        while not over.wait(1):
-            run.renew()
-
-    thread = threading.Thread(target=renew)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join(10)
+from tests.writing import Run, kept_alive
 
 
 def tenths(values: list[float], low: float, high: float) -> list[int]:
