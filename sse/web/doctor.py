@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sse.access.limits import Counts
 from sse.access.passes import PASS_LIFE, Passes
-from sse.errors import SSEError, StoreUnavailable, TooMany, Unavailable
+from sse.doctor.judge import BadMeasure, judge
+from sse.errors import RequestError, SSEError, StoreUnavailable, TooMany, Unavailable
 from sse.event import Event, Position
 from sse.log import warn, warn_once
 from sse.service import Service
@@ -31,6 +32,7 @@ from sse.web.hooks import HookedProbeStream
 from sse.web.probe_request import (
     kind_of_address,
     read_id,
+    read_measured,
     read_pass,
     read_plan,
     read_status,
@@ -154,6 +156,18 @@ class Doctor:
         if status == 401:
             headers.append(("WWW-Authenticate", "Bearer"))
         return json({"error": error}, status)._replace(headers=headers)
+
+    def judge(self, request: Request) -> Answer:
+        """Return what is wrong by the measurements in the body, worst first.
+
+        :raises RequestError: if they do not have the shape that `sse.doctor.shape` describes.
+        """
+        self._admit(request)
+        measured = read_measured(request)
+        try:
+            return json({"findings": [finding.to_json() for finding in judge(measured)]})
+        except BadMeasure as error:
+            raise RequestError(str(error), "see docs/protocol.md") from None
 
     def _admit(self, request: Request, seconds: float = 0, size: int = 0) -> None:
         """Check that a probe may be answered now.

@@ -22,21 +22,23 @@ class Ticker:
         self._lock = threading.Lock()  # nothing waits while it is held
         self._thread: threading.Thread | None = None
         self._closed = threading.Event()
+        self._count = 0
         self._until = self._since = self._last = self._gap = self._gap_ended = 0.0
 
     def look(self) -> dict[str, float]:
-        """Return the seconds since the ticker began, its longest gap, and the seconds since that gap ended."""
+        """Return how often the ticker looked, the seconds since it began, its longest gap, and those since its end."""
         now = self._clock()
         with self._lock:
             if self._thread is None or not self._thread.is_alive():  # it was never begun, is over, or was not forked
                 self._since = self._last = self._gap_ended = now
-                self._gap = 0.0
+                self._gap, self._count = 0.0, 0
                 self._closed = threading.Event()
                 self._thread = threading.Thread(target=self._run, args=(self._closed,), name="sse-ticker", daemon=True)
                 self._thread.start()
             self._until = now + _FOR
             self._note(now)
             return {
+                "count": self._count,
                 "since": round(now - self._since, 3),
                 "longest_gap": round(self._gap, 3),
                 "ago": round(now - self._gap_ended, 3),
@@ -60,5 +62,6 @@ class Ticker:
     def _note(self, now: float) -> None:
         gap = now - self._last
         self._last = now
+        self._count += 1
         if gap > self._gap:
             self._gap, self._gap_ended = gap, now

@@ -401,6 +401,9 @@ class Views:
     def doctor_status(self, incoming: Request, code: str) -> Response:
         return self._probe(incoming, partial(self.doctor.status, code=code))
 
+    def doctor_judge(self, incoming: Request) -> Response:
+        return self._probe(incoming, self.doctor.judge)
+
     def _probe(self, incoming: Request, ask: Callable[[Request], Answer | ProbeStream]) -> Response:
         """Return the answer of the doctor, if there is one here."""
         if not self.doctor.is_open:
@@ -437,6 +440,7 @@ def _add_rules(app: App, views: Views, prefix: str, blueprint: str) -> None:
         ("/doctor/poll", views.doctor_poll, ("GET", "HEAD", "OPTIONS")),
         ("/doctor/left", views.doctor_left, ("GET", "HEAD", "OPTIONS")),
         ("/doctor/status/<sse_rest:code>", views.doctor_status, ("GET", "HEAD", "OPTIONS")),
+        ("/doctor/judge", views.doctor_judge, ("POST", "OPTIONS")),
         ("/ticket", views.ticket, ("POST", "OPTIONS")),
         ("/publish", views.publish, ("POST", "OPTIONS")),
         ("/publish/<sse_rest:channel>", views.publish_raw, ("POST", "OPTIONS")),
