@@ -205,6 +205,7 @@ class Build:
             parent = self.stages[source]
             subprocess.run(["cp", "-a", parent.root, root], check=True, timeout=120)
             image = Image(root, parent.base, dict(parent.env), parent.folder, parent.user, list(parent.command))
+            image.healthcheck, image.healthcheck_flags = list(parent.healthcheck), dict(parent.healthcheck_flags)
         else:
             self.bases.add(source)
             self.base.make(root)
@@ -293,6 +294,6 @@ class Container(Server):
         if self.env["BIND"].startswith("unix:"):
             return True
         try:
-            return client.request(self.url, "GET", "/healthz", timeout=5).status == 200
+            return client.request(self.url, "GET", "/sse/health", timeout=5).status == 200
         except OSError:
             return False

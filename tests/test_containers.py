@@ -227,8 +227,10 @@ def test_a_pod_has_the_time_that_its_end_takes() -> None:
 
 def test_a_pod_gets_no_requests_until_it_is_ready_and_is_not_killed_for_a_slow_redis() -> None:
     [container] = pod()["containers"]
-    assert container["readinessProbe"]["httpGet"]["path"] == "/readyz"
-    assert container["livenessProbe"]["httpGet"]["path"] == container["startupProbe"]["httpGet"]["path"] == "/healthz"
+    assert container["readinessProbe"]["httpGet"]["path"] == "/sse/ready"
+    assert (
+        container["livenessProbe"]["httpGet"]["path"] == container["startupProbe"]["httpGet"]["path"] == "/sse/health"
+    )
     [port] = container["ports"]
     assert str(port["containerPort"]) == re.findall(r"PORT=(\d+)", DOCKERFILE.read_text())[0]
     assert of_kind("Service")["spec"]["ports"][0]["targetPort"] == port["name"]

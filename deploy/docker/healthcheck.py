@@ -1,6 +1,6 @@
 """Exit with 0 if the service in this container is ready, and with 1 and the reason if it is not.
 
-For HEALTHCHECK in the image, and for anything else that can run a command in the container. It asks PREFIX/readyz, or
+For HEALTHCHECK in the image, and for anything else that can run a command in the container. It asks PREFIX/ready, or
 the path in its argument, where the service listens: BIND, else PORT of this machine.
 """
 
@@ -35,7 +35,7 @@ def connection(bind: str) -> http.client.HTTPConnection:
 def main() -> str | None:
     """Return the reason why the service is not ready."""
     bind = os.environ.get("BIND") or f"127.0.0.1:{os.environ.get('PORT') or 8000}"
-    path = sys.argv[1] if len(sys.argv) > 1 else f"{os.environ.get('SSE_PREFIX') or '/sse'}/readyz"
+    path = sys.argv[1] if len(sys.argv) > 1 else f"{os.environ.get('SSE_PREFIX') or '/sse'}/ready"
     try:
         asked = connection(bind)
         asked.request("GET", path)
