@@ -14,7 +14,7 @@ CODES: Final = {
     "unreachable": "nothing answers at this address",
     "not_ours": "something else answers in place of the service",
     "doctor_closed": "the service is there, but its probes are closed",
-    "one_at_a_time": "the server answers one request at a time",
+    "few_streams": "the server holds few streams at a time",
     "cached": "one answer is given twice",
     "shared": "one stream is given to two clients",
     "buffered": "events arrive late, all at once",

@@ -106,6 +106,11 @@ def _statuses(measured: Measured) -> Iterator[Finding]:
     if changed:
         yield _found(measured, "status_rewritten", "fault", f"{_sentence(changed)}.")
         return
+    if replaced := measured.get("replaced"):
+        summary = "the bodies of errors are replaced on the way"
+        evidence = f"The status arrives, but without the service's JSON: {_sentence(replaced)}."
+        yield _found(measured, "status_rewritten", "warning", evidence, summary)
+        return
     lost = [status for status, is_there in measured.get("retry_after", {}).items() if is_there is False]
     if lost := [status for status in lost if status in _RETRY_STATUSES]:
         summary, evidence = "Retry-After is lost on the way", f"The header is missing from {_sentence(lost)}."
@@ -116,10 +121,11 @@ def _last_event_id(measured: Measured) -> Iterator[Finding]:
     sent = measured.get("sent", {}).get("last_event_id")
     if sent is None or "headers" not in measured.get("echo", {}):
         return
-    got = measured["echo"]["headers"].get("last-event-id")
-    if got != sent:
-        came = "none arrived at the service" if got is None else f"{got[:80]!r} arrived at the service"
-        yield _found(measured, "last_event_id_stripped", "fault", f"Last-Event-ID: {sent} was sent, and {came}.")
+    for headers in (measured.get("stream_headers"), measured["echo"]["headers"]):
+        if headers is not None and (got := headers.get("last-event-id")) != sent:
+            came = "none arrived at the service" if got is None else f"{got[:80]!r} arrived at the service"
+            yield _found(measured, "last_event_id_stripped", "fault", f"Last-Event-ID: {sent} was sent, and {came}.")
+            return
 
 
 def _forwarded(measured: Measured) -> Iterator[Finding]:
@@ -203,12 +209,19 @@ def _values(values: Sequence[str]) -> list[str]:
 # ---- streams
 
 
-def _one_at_a_time(measured: Measured) -> Iterator[Finding]:
+def _few_streams(measured: Measured) -> Iterator[Finding]:
+    holds = measured.get("echo", {}).get("holds")
     if _is_one_at_a_time(measured):
         after = measured["while_streaming"].get("after")
         waited = f" within {_seconds(after)}" if after else ""
-        evidence = f"While a stream was open, another request was not answered{waited}; before, it was."
-        yield _found(measured, "one_at_a_time", "fault", evidence)
+        evidence = f"While streams were open, another request was not answered{waited}; before, it was."
+        yield _found(measured, "few_streams", "fault", evidence)
+    elif holds == "one":
+        evidence = "The server that runs the app answers one request at a time in each process."
+        yield _found(measured, "few_streams", "fault", evidence)
+    elif holds == "threads":
+        evidence = "The server that runs the app has a fixed number of threads, and each open stream holds one."
+        yield _found(measured, "few_streams", "warning", evidence)
 
 
 def _is_one_at_a_time(measured: Measured) -> bool:
@@ -422,7 +435,7 @@ def _unsure(measured: Measured) -> Iterator[Finding]:
 
 
 _CHECKS: Final[Sequence[Callable[[Measured], Iterator[Finding]]]] = (
-    _one_at_a_time, _cached, _shared, _buffered, _compressed, _content_length, _cors, _ages, _poll_cut, _frozen,
+    _few_streams, _cached, _shared, _buffered, _compressed, _content_length, _cors, _ages, _poll_cut, _frozen,
     _stalled, _last_event_id, _statuses, _leaving, _clock, _http1, _forwarded, _unsure,
 )  # fmt: skip
 

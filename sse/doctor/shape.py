@@ -110,7 +110,11 @@ _STREAM: Final = _object(
         "finished": _bool,
         "asked": _number,
         "bytes": _number,
+        "seen_headers": _map(_text, 100),
     }
+)
+_POLL: Final = _object(
+    {"asked": _number, "status": _status, "answered_at": _number, "refused": _text, "headers": _headers}
 )
 _ECHO: Final = _object(
     {
@@ -119,8 +123,9 @@ _ECHO: Final = _object(
         "now": _number,
         "http": _text,
         "scheme": _text,
-        "host": _text,
         "client": _text,
+        "holds": _text,
+        "store": _text,
         "headers": _map(_text, 100),
         "cors": _headers,
         "settings": _map(_number, 20),
@@ -157,11 +162,15 @@ _MEASURED: Final = _object(
         ),
         "statuses": _map(_status, 30),
         "retry_after": _map(_bool, 30),
+        "replaced": _strings,
         "streams": _object(dict.fromkeys(("fast", "small", "silent", "active"), _STREAM)),
+        "stream_headers": _map(_text, 100),
         "shared": _bool,
         "while_streaming": _object({"answered": _bool, "after": _number}),
         "left": _object({"noticed": _bool, "after": _number}),
-        "poll": _object({"asked": _number, "status": _status, "answered_at": _number, "refused": _text}),
+        "poll": _object(
+            {"asked": _number, "status": _status, "answered_at": _number, "refused": _text, "headers": _headers}
+        ),
         "ticks": _object({"quiet": _number, "longest_gap": _number, "same_worker": _bool, "lost": _number}),
         "skipped": _strings,
         "wait": _number,
