@@ -56,6 +56,7 @@ def test_the_defaults_are_those_of_the_documentation() -> None:
             "SSE_WRITE_EVERY": "20",
             "SSE_MAX_SOURCES": "100",
             "SSE_PRESENCE": "-",
+            "SSE_DOCTOR": "0",
             "SSE_PREFIX": "/sse",
         }.items()
     }

@@ -156,6 +156,10 @@ class CommonHeaders:
         else:
             headers["Vary"] = ", ".join([*_VARY, *_others(headers)])
 
+    def cors(self, environ: WSGIEnvironment) -> Fields:
+        """Return the CORS headers of the answer to a request; none without SSE_ORIGINS."""
+        return self._cors.headers(environ) if self._cors else ()
+
 
 def _others(headers: Headers) -> list[str]:
     """Return the names in an answer's Vary that are not in `_VARY`."""

@@ -27,6 +27,7 @@ from sse.service import Service
 from sse.stores.presence import Attendance
 from sse.transports import dialect
 from sse.transports.poll import Poll
+from sse.transports.probe import ProbeStream
 from sse.version import __version__
 from sse.web.admission import Admission, Admitted, Identify
 from sse.web.answers import (
@@ -41,6 +42,7 @@ from sse.web.answers import (
     json,
     refusal,
 )
+from sse.web.doctor import Doctor
 from sse.web.hooks import (
     CompleteResponse,
     Endless,
@@ -53,6 +55,7 @@ from sse.web.hooks import (
     waiting_class,
 )
 from sse.web.presence import Enter, PresentPoll, PresentStream
+from sse.web.probe_request import is_probe
 from sse.web.request import (
     Options,
     PollRequest,
@@ -184,6 +187,7 @@ class Views:
         self._waiting: Callable[[Any], type[Response]] = lru_cache(maxsize=4)(waiting_class)
         self._own_endpoints: set[str] = set()  # of views of the app that have answered with a stream
         self._common = CommonHeaders(service.config)
+        self.doctor = Doctor(service, self.admission, self._common)
         self.keep_working = make_hook(service.config.retry, self._add_headers, blueprint, self._own_endpoints)
         """The hook that keeps streams working whatever hooks of the app do."""
 
@@ -221,6 +225,8 @@ class Views:
         return response
 
     def stream(self, incoming: Request) -> Response:
+        if is_probe(incoming) and self.doctor.is_open:
+            return self._probe(incoming, self.doctor.stream)
         rule = self.admission.rule()
         parsed = read_stream(incoming, self.config, takes_token=self.admission.takes_token(rule))
         return self.answer_stream(incoming, parsed, partial(self.admission.reader, incoming, parsed.subscription, rule))
@@ -293,6 +299,8 @@ class Views:
         return response
 
     def poll(self, incoming: Request) -> Response:
+        if is_probe(incoming) and self.doctor.is_open:
+            return self._probe(incoming, self.doctor.poll)
         rule = self.admission.rule()
         parsed = read_poll(incoming, self.config, takes_token=self.admission.takes_token(rule))
         return self.answer_poll(incoming, parsed, partial(self.admission.reader, incoming, parsed.subscription, rule))
@@ -375,6 +383,37 @@ class Views:
             raise NotFound(f"the script has no version {version[:60]!a} here", f"load it from {address}")
         return _script(incoming, suffix, "public, max-age=31536000, immutable")
 
+    def doctor_pass(self, incoming: Request) -> Response:
+        return self._probe(incoming, self.doctor.make_pass)
+
+    def doctor_echo(self, incoming: Request) -> Response:
+        return self._probe(incoming, self.doctor.echo)
+
+    def doctor_stream(self, incoming: Request) -> Response:
+        return self._probe(incoming, self.doctor.stream)
+
+    def doctor_poll(self, incoming: Request) -> Response:
+        return self._probe(incoming, self.doctor.poll)
+
+    def doctor_left(self, incoming: Request) -> Response:
+        return self._probe(incoming, self.doctor.left)
+
+    def doctor_status(self, incoming: Request, code: str) -> Response:
+        return self._probe(incoming, partial(self.doctor.status, code=code))
+
+    def doctor_judge(self, incoming: Request) -> Response:
+        return self._probe(incoming, self.doctor.judge)
+
+    def _probe(self, incoming: Request, ask: Callable[[Request], Answer | ProbeStream]) -> Response:
+        """Return the answer of the doctor, if there is one here."""
+        if not self.doctor.is_open:
+            return self.nothing_here(incoming)
+        answer = ask(incoming)
+        if isinstance(answer, ProbeStream):
+            incoming.environ["sse.unsent"] = answer
+            return self.waiting_response(answer, STREAM_HEADERS)
+        return self.nothing_more() if answer.status == 204 else _respond(answer)
+
     def nothing_here(self, _: Request, **__: str) -> Response:
         raise NotFound(
             "there is nothing at this address", f"use {self.config.prefix}/stream or {self.config.prefix}/poll"
@@ -395,6 +434,13 @@ def _add_rules(app: App, views: Views, prefix: str, blueprint: str) -> None:
         ("/sse.<any(js, mjs):suffix>", views.script, ("GET", "HEAD", "OPTIONS")),
         ("/sse.<version>.<any(js, mjs):suffix>", views.script_of, ("GET", "HEAD", "OPTIONS")),
         ("/presence/<sse_rest:channel>", views.presence, ("GET", "HEAD", "OPTIONS")),
+        ("/doctor/pass", views.doctor_pass, ("POST", "OPTIONS")),
+        ("/doctor/echo", views.doctor_echo, ("GET", "HEAD", "OPTIONS")),
+        ("/doctor/stream", views.doctor_stream, ("GET", "HEAD", "OPTIONS")),
+        ("/doctor/poll", views.doctor_poll, ("GET", "HEAD", "OPTIONS")),
+        ("/doctor/left", views.doctor_left, ("GET", "HEAD", "OPTIONS")),
+        ("/doctor/status/<sse_rest:code>", views.doctor_status, ("GET", "HEAD", "OPTIONS")),
+        ("/doctor/judge", views.doctor_judge, ("POST", "OPTIONS")),
         ("/ticket", views.ticket, ("POST", "OPTIONS")),
         ("/publish", views.publish, ("POST", "OPTIONS")),
         ("/publish/<sse_rest:channel>", views.publish_raw, ("POST", "OPTIONS")),
