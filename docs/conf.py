@@ -35,6 +35,7 @@ include_patterns = ["docs/*.md", "deploy/*/README.md", "examples/README.md", "CO
 exclude_patterns = ["docs/_build", *(path.name for path in ROOT.iterdir() if path.is_dir() and path.name not in PARTS)]
 root_doc = "docs/index"
 html_theme = "furo"
+html_search_scorer = str(ROOT / "docs" / "scorer.js")
 html_title = f"{project} {release}"
 html_copy_source = html_show_copyright = False
 nitpicky = True  # a docstring that names an error or a class which is not in the reference is refused

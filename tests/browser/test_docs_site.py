@@ -127,7 +127,7 @@ const until = Date.now() + 10000;
 (function look() {
   const links = [...document.querySelectorAll("#search-results li > a")].map((link) => link.getAttribute("href"));
   const told = document.querySelector(".search-summary");
-  if ((told && /[0-9]|did not match/.test(told.textContent)) || Date.now() > until) {
+  if ((told && /finished|did not match/.test(told.textContent)) || Date.now() > until) {
     done(links);
   } else {
     setTimeout(look, 20);
