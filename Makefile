@@ -5,6 +5,7 @@ PYTHON ?= python3
 PORT ?= 8000
 export PYTHON PORT
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+unexport PYTHONDONTWRITEBYTECODE  # each of some 500 servers that the tests start would compile all of sse
 INSTALL := $(BIN)/pip install --quiet --no-input --require-hashes -r
 COMPILE := $(BIN)/uv pip compile --quiet --generate-hashes --universal --python-version 3.11 \
   --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock"

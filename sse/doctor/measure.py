@@ -476,7 +476,7 @@ class _Measuring:
         id = secrets.token_hex(10)
         leaving = _Stream("leaving", every=0.5, count=60, id=id)
         leaving.watch(self._way, time.monotonic(), until=_LEAVING)
-        if leaving.seen.get("status") != 200:
+        if "refused" in leaving.seen or leaving.seen.get("status", 200) != 200:
             self._skip("whether a client's leaving is noticed, because its stream was refused")
             return
         left = time.monotonic()

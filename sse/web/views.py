@@ -408,6 +408,7 @@ class Views:
         """Return the answer of the doctor, if there is one here."""
         if not self.doctor.is_open:
             return self.nothing_here(incoming)
+        incoming.environ["sse.probe"] = True  # at the address of real streams, a refusal stays a refusal
         answer = ask(incoming)
         if isinstance(answer, ProbeStream):
             incoming.environ["sse.unsent"] = answer
