@@ -35,6 +35,8 @@ include_patterns = ["docs/*.md", "deploy/*/README.md", "examples/README.md", "CO
 exclude_patterns = ["docs/_build", *(path.name for path in ROOT.iterdir() if path.is_dir() and path.name not in PARTS)]
 root_doc = "docs/index"
 html_theme = "furo"
+html_static_path = ["site.css"]
+html_css_files = ["site.css"]
 html_search_scorer = str(ROOT / "docs" / "scorer.js")
 html_title = f"{project} {release}"
 html_copy_source = html_show_copyright = False

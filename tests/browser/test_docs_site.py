@@ -153,7 +153,7 @@ def found(browser: webdriver.Chrome, address: str, words: str) -> list[str]:
 
 
 def sections(page: Page) -> dict[str, str]:
-    """Return the fault's name for each anchor of the troubleshooting page: what the search has leads to just above it."""
+    """Return the fault at each anchor of the page of faults. The anchors of the search stand just above a section."""
     names = set(re.findall(r'<a id="(\w+)"', (ROOT / "docs" / "troubleshooting.md").read_text()))
     above, leads = "", {}
     waiting: list[str] = []
