@@ -1,8 +1,8 @@
 """A small reader of Dockerfiles, which follows their steps in a sandbox of bubblewrap where no docker daemon runs.
 
-It follows FROM with stages, ARG, ENV, WORKDIR, USER, RUN, COPY, EXPOSE, HEALTHCHECK and CMD in its JSON form, and refuses
-all else. The base image is stood in for by `Base`: with this machine's /usr and Python, read-only, or with a Debian of
-its own. So it shows that the steps work, as which user and from which files. It does not show the base image itself.
+It follows FROM with stages, ARG, ENV, WORKDIR, USER, RUN, COPY, EXPOSE, HEALTHCHECK and CMD in its JSON form, and
+refuses all else. The base image is stood in for by `Base`: with this machine's /usr and Python, read-only, or with a
+Debian of its own. So it shows that the steps work, as which user and from which files, and not the base image itself.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def read_steps(text: str) -> list[Step]:
 
 
 class Ignored:
-    """The paths that a .dockerignore keeps out of the build. The last pattern that matches a path or a parent decides."""
+    """The paths that a .dockerignore keeps out: the last pattern that matches a path or a parent of it decides."""
 
     def __init__(self, text: str) -> None:
         lines = [line.strip() for line in text.splitlines()]
@@ -158,7 +158,8 @@ class Image:
         return [
             *("bwrap", "--ro-bind" if read_only else "--bind", str(self.root), "/"),
             *self.base.mounts(self.root),
-            *("--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp", "--die-with-parent"),
+            *("--proc", "/proc", "--dev", "/dev", "--perms", "1777", "--tmpfs", "/tmp"),
+            *("--perms", "1777", "--tmpfs", "/dev/shm", "--die-with-parent"),
             *("--unshare-pid", "--unshare-ipc", "--unshare-uts", "--clearenv", *variables, "--chdir", self.folder),
             *options,
             *("--", *to_user, "--", *command),
@@ -204,6 +205,7 @@ class Build:
             parent = self.stages[source]
             subprocess.run(["cp", "-a", parent.root, root], check=True, timeout=120)
             image = Image(root, parent.base, dict(parent.env), parent.folder, parent.user, list(parent.command))
+            image.healthcheck, image.healthcheck_flags = list(parent.healthcheck), dict(parent.healthcheck_flags)
         else:
             self.bases.add(source)
             self.base.make(root)
@@ -222,7 +224,8 @@ class Build:
         self._inside(image, image.folder).mkdir(parents=True, exist_ok=True)
 
     def _user(self, image: Image, step: Step) -> None:
-        names = {line.split(":")[0]: line.split(":")[2:4] for line in self._inside(image, "/etc/passwd").open()}
+        users = self._inside(image, "/etc/passwd").read_text().splitlines()
+        names = {line.split(":")[0]: line.split(":")[2:4] for line in users}
         image.user = ":".join(names[step.rest]) if step.rest in names else step.rest
         assert re.fullmatch(r"\d+(:\d+)?", image.user), f"USER {step.rest}: there is no such user"
 
@@ -291,6 +294,6 @@ class Container(Server):
         if self.env["BIND"].startswith("unix:"):
             return True
         try:
-            return client.request(self.url, "GET", "/healthz", timeout=5).status == 200
+            return client.request(self.url, "GET", "/sse/health", timeout=5).status == 200
         except OSError:
             return False

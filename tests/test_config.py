@@ -50,6 +50,7 @@ def test_the_defaults_are_those_of_the_documentation() -> None:
             "SSE_MAX_SUBSCRIBERS": "10000",
             "SSE_SEND_BUFFER": "16384",
             "SSE_DRAIN": "0",
+            "SSE_DRAIN_DELAY": "0",
             "SSE_RUN_BYTES": "4194304",
             "SSE_RUN_TTL": "3600",
             "SSE_RUN_GRACE": "25",

@@ -1,4 +1,4 @@
-"""The files of deploy/docker, cloudrun, kubernetes and heroku have the right form, and agree with the service's settings.
+"""The files of deploy/docker, cloudrun, kubernetes and heroku have the right form, and agree with the settings.
 
 tests/live/test_containers.py follows the Dockerfile's steps and starts the result.
 """
@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -226,8 +227,10 @@ def test_a_pod_has_the_time_that_its_end_takes() -> None:
 
 def test_a_pod_gets_no_requests_until_it_is_ready_and_is_not_killed_for_a_slow_redis() -> None:
     [container] = pod()["containers"]
-    assert container["readinessProbe"]["httpGet"]["path"] == "/readyz"
-    assert container["livenessProbe"]["httpGet"]["path"] == container["startupProbe"]["httpGet"]["path"] == "/healthz"
+    assert container["readinessProbe"]["httpGet"]["path"] == "/sse/ready"
+    assert (
+        container["livenessProbe"]["httpGet"]["path"] == container["startupProbe"]["httpGet"]["path"] == "/sse/health"
+    )
     [port] = container["ports"]
     assert str(port["containerPort"]) == re.findall(r"PORT=(\d+)", DOCKERFILE.read_text())[0]
     assert of_kind("Service")["spec"]["ports"][0]["targetPort"] == port["name"]
@@ -329,9 +332,9 @@ def faults_of_form(value: Any, form: Any, place: str = "") -> list[str]:
             return [f"{place} is no mapping"]
         unknown = [f"{place}.{name} is unknown" for name in value.keys() - form.keys()]
         parts = [faults_of_form(value[name], form[name], f"{place}.{name}") for name in value.keys() & form.keys()]
-        return sum(parts, unknown)
+        return [*unknown, *chain.from_iterable(parts)]
     if isinstance(form, list):
-        return sum((faults_of_form(entry, form[0], f"{place}[{n}]") for n, entry in enumerate(value)), [])
+        return [fault for n, entry in enumerate(value) for fault in faults_of_form(entry, form[0], f"{place}[{n}]")]
     return [] if type(value) is form else [f"{place} is {value!r}, not of type {form.__name__}"]
 
 
@@ -398,7 +401,8 @@ def test_heroku_s_redis_has_a_certificate_that_nobody_signed(given: str, taken: 
     assignment = line.removeprefix("web: ").split(" gunicorn ")[0]
     shown = subprocess.run(
         ["sh", "-c", f"{assignment} sh -c 'printf %s \"$SSE_REDIS_URL\"'"],
-        **{"env": {"REDIS_URL": given, "PATH": "/usr/bin:/bin"}, "capture_output": True},
+        env={"REDIS_URL": given, "PATH": "/usr/bin:/bin"},
+        capture_output=True,
         check=True,
         text=True,
         timeout=10,

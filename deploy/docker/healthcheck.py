@@ -1,6 +1,6 @@
 """Exit with 0 if the service in this container is ready, and with 1 and the reason if it is not.
 
-For HEALTHCHECK in the image, and for anything else that can run a command in the container. It asks PREFIX/readyz, or
+For HEALTHCHECK in the image, and for anything else that can run a command in the container. It asks PREFIX/ready, or
 the path in its argument, where the service listens: BIND, else PORT of this machine.
 """
 
@@ -29,14 +29,13 @@ def connection(bind: str) -> http.client.HTTPConnection:
     if bind.startswith("unix:"):
         return UnixConnection(bind.removeprefix("unix:"), timeout=SECONDS)
     host, _, port = bind.rpartition(":")
-    everywhere = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "[::]": "::1"}
-    return http.client.HTTPConnection(everywhere.get(host, host.strip("[]")), int(port), timeout=SECONDS)
+    return http.client.HTTPConnection(host.strip("[]"), int(port), timeout=SECONDS)  # 0.0.0.0 and :: are here, too
 
 
 def main() -> str | None:
     """Return the reason why the service is not ready."""
     bind = os.environ.get("BIND") or f"127.0.0.1:{os.environ.get('PORT') or 8000}"
-    path = sys.argv[1] if len(sys.argv) > 1 else f"{os.environ.get('SSE_PREFIX') or '/sse'}/readyz"
+    path = sys.argv[1] if len(sys.argv) > 1 else f"{os.environ.get('SSE_PREFIX') or '/sse'}/ready"
     try:
         asked = connection(bind)
         asked.request("GET", path)

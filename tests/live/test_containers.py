@@ -84,8 +84,8 @@ def test_the_image_runs_with_its_own_settings_as_a_user_that_can_write_nothing(i
     """In a network of its own, so that it may listen on the port that the image names."""
     script = f"""
         {" ".join(image.command)} & pid=$!
-        for _ in $(seq 100); do python healthcheck.py /healthz >/dev/null 2>&1 && break; sleep 0.1; done
-        {" ".join(image.healthcheck)} /healthz && echo healthy
+        for _ in $(seq 100); do python healthcheck.py >/dev/null 2>&1 && break; sleep 0.1; done
+        {" ".join(image.healthcheck)} && echo healthy
         python healthcheck.py /nowhere; echo "exit $?"
         id -u; touch /app/x /opt/venv/x /etc/x 2>&1 | wc -l; ls; pip --version >/dev/null && echo has pip
         kill -TERM $pid; wait $pid; echo "gunicorn $?"
@@ -105,13 +105,13 @@ def test_a_container_ends_its_streams_at_sigterm_and_exits_with_0(
     image: Image, redis_server: RedisServer, tmp_path: Path
 ) -> None:
     env = {**ENV, "SSE_REDIS_URL": redis_server.url, "WEB_CONCURRENCY": "2"}
-    with Container(tmp_path, image, env) as container, Stream(container.url, "news/today") as stream:
-        assert stream.next("sse.open")
+    with Container(tmp_path, image, env) as container, Stream(container.url, {"channel": "news/today"}) as stream:
+        assert stream.until("sse.open")
         publish(container, "news/today", "hello")
-        assert stream.next("message").data == "hello"
+        assert stream.until("message").data == "hello"
         assert container.process is not None
         os.kill(container.first_pid(), signal.SIGTERM)
-        assert '"drain"' in stream.next("sse.close").data
+        assert '"drain"' in str(stream.until("sse.close").data)
         began = time.monotonic()
         assert container.process.wait(10) == 0
         assert time.monotonic() - began < 5
@@ -138,7 +138,7 @@ def test_an_app_of_one_s_own_is_an_image_on_this_one(image: Image, tmp_path: Pat
     context.mkdir()
     (context / "requirements.txt").write_text("")
     example = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[0]
-    (context / "example.py").write_text(f"{example}\n\n@app.get('/healthz')\ndef healthz():\n    return 'ok'\n")
+    (context / "example.py").write_text(example)
     [dockerfile] = [
         code
         for language, code in code_blocks(section((DOCKER / "README.md").read_text(), "Your own app"))
@@ -150,8 +150,9 @@ def test_an_app_of_one_s_own_is_an_image_on_this_one(image: Image, tmp_path: Pat
     assert not build.bases
     with Container(tmp_path, own, {"FLASK_SECRET_KEY": "x"}) as container:
         assert client.request(container.url, "POST", "/orders/7/paid").json()["id"].startswith("orders=")
-        shown = own.run(["flask", "--app", "example", "sse", "config"]).stdout
-        assert "SSE_HEARTBEAT" in shown
+        assert "SSE_HEARTBEAT" in own.run(["flask", "--app", "example", "sse", "config"]).stdout
+        asked = own.run(own.healthcheck, env=container.env)
+        assert (asked.returncode, asked.stderr) == (0, "")
 
 
 def test_nginx_of_compose_serves_the_service_over_its_socket_and_outlives_it(image: Image, tmp_path: Path) -> None:
@@ -170,33 +171,24 @@ def test_nginx_of_compose_serves_the_service_over_its_socket_and_outlives_it(ima
     ask = "curl -sk --max-time 5 --resolve push.test:443:127.0.0.1 https://push.test"
     script = f"""
         sh /throughline/nginx.sh & pid=$!
-        for _ in $(seq 100); do {ask}/healthz | grep -q ok && break; sleep 0.1; done
+        for _ in $(seq 100); do {ask}/sse/health | grep -q ok && break; sleep 0.1; done
         {ask}/sse/publish/news/today -H 'Authorization: Bearer {KEY}' -d hello
         {ask}'/sse/stream?channel=news/today&replay=1' | grep -m1 hello
         touch /told/ready; for _ in $(seq 100); do [ -e /told/down ] && break; sleep 0.1; done
         {ask}'/sse/stream?channel=news/today' | grep busy
         touch /told/asked; for _ in $(seq 100); do [ -e /told/up ] && break; sleep 0.1; done
-        {ask}/healthz
+        {ask}/sse/health
         kill -QUIT $pid
     """
     told = tmp_path / "told"
     told.mkdir()
     sandbox = [
-        *("bwrap", "--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc", "--unshare-pid", "--unshare-net"),
-        *(
-            "--die-with-parent",
-            "--tmpfs",
-            "/run",
-            "--tmpfs",
-            "/var/log",
-            "--tmpfs",
-            "/var/lib/nginx",
-            "--tmpfs",
-            "/tmp",
-        ),
+        *("bwrap", "--ro-bind", "/usr", "/usr", "--ro-bind", "/etc", "/etc", "--dev", "/dev", "--proc", "/proc"),
+        *(word for name in ("bin", "lib", "lib64") for word in ("--symlink", f"usr/{name}", f"/{name}")),
+        *("--unshare-pid", "--unshare-net", "--die-with-parent", "--dir", "/run", "--dir", "/var/lib/nginx"),
         *("--bind", str(etc), "/etc/nginx", "--ro-bind", str(given), "/throughline", "--bind", str(told), "/told"),
         *("--bind", str(run), "/run/throughline", "--setenv", "PATH", f"{os.environ['PATH']}:/usr/sbin"),
-        *("--dir", "/var/log/nginx", "--setenv", "NAME", "push.test", "sh", "-c", script),
+        *("--setenv", "NAME", "push.test", "sh", "-c", script),
     ]
     env = {**ENV, "BIND": "unix:/run/throughline/throughline.sock", "SSE_PROXIES": "1"}
     options = ["--bind", str(run), "/run/throughline"]
@@ -218,7 +210,7 @@ def test_nginx_of_compose_serves_the_service_over_its_socket_and_outlives_it(ima
     assert re.search(r'\{"ids":\["news/today=1-', out), out + err
     assert "data: hello" in out
     assert '"reason":"busy"' in out
-    assert out.rstrip().endswith("ok") or '"GET /healthz HTTP/2.0" 200' in out.splitlines()[-1], out
+    assert out.rstrip().endswith("ok") or '"GET /sse/health HTTP/2.0" 200' in out.splitlines()[-1], out
     assert '"POST /sse/publish/news/today HTTP/2.0" 201' in out, "the access log is on the standard output"
 
 
