@@ -72,7 +72,7 @@ check-browser-%:
 # Every build starts afresh, because Sphinx warns only of the pages that it reads.
 docs: .venv/test check-docs
 check-docs:
-	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --fresh-env --write-all docs docs/_build/html
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --fresh-env --write-all --conf-dir docs . docs/_build/html
 
 chaos: .venv/test
 	@tools/need redis-server
