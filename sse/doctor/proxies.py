@@ -27,7 +27,6 @@ NAMES: Final = {
     "apache": "Apache",
     "nginx": "nginx",
     "lighttpd": "lighttpd",
-    "gunicorn": "gunicorn",
 }
 """The proxies that have remedies of their own, from those that usually stand farthest out."""
 
@@ -72,7 +71,6 @@ _MARKS: Final[Sequence[tuple[str, str, str]]] = (
     ("apache", "via", "apache"),
     ("nginx", "server", "^(nginx|openresty|tengine)"),
     ("lighttpd", "server", "^lighttpd"),
-    ("gunicorn", "server", "^gunicorn"),
 )
 _BODIES: Final = (
     ("haproxy", "your browser sent an invalid request|the server didn't respond in time"),

@@ -40,7 +40,7 @@ def report(measured: Mapping[str, Any], findings: Sequence[Finding]) -> Iterator
 
 
 def _title(measured: Mapping[str, Any]) -> str:
-    proxies = [name_of(proxy) for proxy in on_the_way(measured) if proxy != "gunicorn"]
+    proxies = [name_of(proxy) for proxy in on_the_way(measured)]
     version = measured.get("echo", {}).get("version")
     title = str(measured.get("url", ""))
     title += f"  Throughline {version}" if version else ""
