@@ -81,7 +81,7 @@ def test_every_remedy_is_complete(code: str, proxy: str) -> None:
     assert not re.search(r"<(heartbeat|lifetime|poll|origin|count|prefix)>", text + paste)
     assert "/sse" not in paste or "sse.js" in paste or "flask sse" in paste, "the prefix is the service's own"
     if code in _OF.get(proxy, ()):
-        assert text.startswith("In ")
+        assert text.startswith(f"{NAMES[proxy]}: ")
 
 
 def test_the_values_in_a_remedy_are_below_what_was_measured() -> None:
@@ -96,8 +96,8 @@ def test_the_values_in_a_remedy_are_below_what_was_measured() -> None:
 
 def test_two_proxies_have_a_remedy_each() -> None:
     text, paste = remedy_for("cached", ["cloudflare", "nginx"], FACTS)
-    assert text.startswith("In Cloudflare: ")
-    assert "In nginx: " in text
+    assert text.startswith("Cloudflare: ")
+    assert " nginx: " in text
     assert "# Cloudflare" in paste
     assert paste.endswith("# nginx\nproxy_cache off;")
 
