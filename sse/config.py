@@ -411,9 +411,7 @@ class Config:
     presence: tuple[str, ...] = _setting(
         (), "patterns of channels of which it is known who listens, such as room/*; none by default", _patterns
     )
-    doctor: bool = _setting(
-        False, "1: anybody may use the doctor and its probes; without it, they need a pass", _yes
-    )
+    doctor: bool = _setting(False, "1: anybody may use the doctor and its probes; without it, they need a pass", _yes)
     prefix: str = _setting("/sse", "path under which all routes are served", _path)
 
     @classmethod

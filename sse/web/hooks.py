@@ -164,7 +164,7 @@ def make_hook(retry: int, add_headers: Hook, blueprint: str, own_endpoints: Coll
             ):
                 _put_back(response, stream)
             return response
-        if not _is_for_stream(route, own_endpoints):
+        if not _is_for_stream(route, own_endpoints) or "sse.probe" in request.environ:
             return response
         is_bare = _asks_for("form", "bare")
         if is_bare and status == 503 and is_busy(response):

@@ -104,10 +104,12 @@ def read_measured(request: Request) -> Mapping[str, Any]:
     measured = parse_json(body)
     if not isinstance(measured, dict):
         raise RequestError("the measurements are not an object", "send {…}", code="bad_json")
-    try:
-        json.dumps(measured, allow_nan=False).encode()  # 1e999 is read as infinity, and a lone surrogate is no text
+    try:  # 1e999 is read as infinity, and a lone surrogate is no text
+        json.dumps(measured, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError):
-        raise RequestError("a number is not finite, or too deep", "send finite numbers", code="bad_json") from None
+        raise RequestError(
+            "the measurements have a number that is not finite, or a lone surrogate", "see RFC 8259", code="bad_json"
+        ) from None
     return measured
 
 
