@@ -47,6 +47,7 @@ class World:
         self.has_greenlets = True
         self.finished: list[object] = []
         self.log: list[str] = []
+        self.ended: list[tuple[str, str, float, int, int, str]] = []
         self.wakes = 0
         self.wheel: Wheel[Any] = Wheel(self.now)
         self.rows = Rows(self._effects(), 75)
@@ -75,6 +76,7 @@ class World:
             close_after_round=self._doom,
             call_all=self.finished.extend,
             give_back=self._give_back,
+            ended=lambda *end: self.ended.append(end),
             warn=lambda line, *values: self.log.append(line % values),
             fault=self.log.append,
         )

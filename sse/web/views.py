@@ -64,6 +64,7 @@ from sse.web.request import (
     read_poll,
     read_publish,
     read_raw,
+    read_request_id,
     read_stream,
 )
 from sse.web.server_check import warn_of_server
@@ -253,6 +254,7 @@ class Views:
             permit=permit,
             charge=charge,
         )
+        body.request_id = read_request_id(incoming, self.config.proxies)
         # All others, which are most, are attached only when they are sent.
         if (parsed.bare or subscription.last_event_id) and (instead := self._attach(incoming, parsed, body)):
             return instead
@@ -315,6 +317,7 @@ class Views:
             charge=charge,
             gone=incoming.environ.get("sse.gone"),
         )
+        body.request_id = read_request_id(incoming, self.config.proxies)
         try:
             return self._open(incoming.environ, body)
         except StoreUnavailable as error:
