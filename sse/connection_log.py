@@ -42,12 +42,12 @@ class _Rate:
             self._lines += 1
             return True
 
-    def next_window(self) -> tuple[float, Counter[tuple[str, str]]]:
+    def next_window(self, *, is_last: bool) -> tuple[float, Counter[tuple[str, str]]]:
         """Begin another second if this one is over. Return the seconds since its beginning, and the ends not told."""
         now = time.monotonic()
         with self._lock:
             seconds = now - self._began
-            if seconds < _WINDOW:
+            if seconds < _WINDOW and not is_last:
                 return 0.0, Counter()
             held, self._held = self._held, Counter()
             self._began, self._lines = now, 0
@@ -94,9 +94,12 @@ def ended(transport: Transport, reason: str, seconds: float, events: int, size: 
     log.tell(logging.INFO, text, fields)
 
 
-def flush() -> None:
-    """Log the sum of the ends that had no line of their own, once their second is over."""
-    seconds, held = _rate.next_window()
+def flush(*, is_last: bool = False) -> None:
+    """Log the sum of the ends that had no line of their own, once their second is over.
+
+    :param is_last: do it now, because this process ends.
+    """
+    seconds, held = _rate.next_window(is_last=is_last)
     if held:
         words = ", ".join(f"{count} {transport}s {reason}" for (transport, reason), count in held.most_common())
         fields = {"ended": {f"{transport} {reason}": count for (transport, reason), count in held.most_common()}}

@@ -89,6 +89,13 @@ def test_a_second_has_so_many_lines_and_a_sum_of_the_others(lines: Lines, monkey
     assert len(lines.take()) == 3
     connection_log.flush()
     assert lines.take() == []  # the second is not over
+    end("drain")
+    connection_log.flush(is_last=True)
+    assert lines.take() == ["4 more ended within 0.0 s: 3 streams drain, 1 polls left"]
+    for _ in range(5):
+        end("drain")
+    end("left", "poll")
+    assert len(lines.take()) == 3
     clock.now += 1.5
     connection_log.flush()
     assert lines.fields() == [{"ended": {"stream drain": 2, "poll left": 1}}]

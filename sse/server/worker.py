@@ -366,6 +366,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
             gevent.sleep(PAUSE)
             self._greenlets.kill(timeout=_AHEAD / 2)
         gevent.joinall([gevent.spawn(service.leave) for service in services], _AHEAD / 2)
+        connection_log.flush(is_last=True)
 
     @property
     def _is_idle(self) -> bool:
