@@ -23,6 +23,7 @@ from gunicorn.http.parser import RequestParser  # type: ignore[import-untyped]
 from gunicorn.sock import ssl_context  # type: ignore[import-untyped]
 from gunicorn.workers.ggevent import GeventWorker  # type: ignore[import-untyped]
 
+from sse import connection_log
 from sse.log import follow_gunicorn
 from sse.server.gunicorn_request import HEAD_SECONDS, Request, skip_body
 from sse.server.load_error import until_mended
@@ -365,6 +366,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
             gevent.sleep(PAUSE)
             self._greenlets.kill(timeout=_AHEAD / 2)
         gevent.joinall([gevent.spawn(service.leave) for service in services], _AHEAD / 2)
+        connection_log.flush(is_last=True)
 
     @property
     def _is_idle(self) -> bool:
@@ -378,6 +380,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
 
     def _tick(self, listeners: list[_Listener]) -> None:
         self.notify()
+        connection_log.flush()
         if self.is_busy():
             gevent.get_hub().loop.run_callback(self._heads.give_up, self.is_busy)
         for listener in listeners:
