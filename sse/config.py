@@ -446,7 +446,7 @@ class Config:
                 shown = "" if item.metadata["secret"] or ":/" in str(value) else f" is {value!r}"
                 faults.append(f"{given_as}{shown}: {error}")
         if faults:
-            raise ConfigError("; ".join(faults), "correct the settings; the README lists them all")
+            raise ConfigError("; ".join(faults), "correct the settings; docs/settings.md lists them all")
         return cls(**values)
 
     def late(self, environ: Mapping[str, object], config: Mapping[str, object]) -> list[str]:

@@ -241,7 +241,7 @@ def test_a_bad_value_is_refused_with_its_name_and_the_remedy(name: str, values: 
     for value in values:
         with pytest.raises(ConfigError, match=f"^SSE_{name}.*: .*give|^SSE_{name}.*key 1") as refusal:
             Config.load({f"SSE_{name}": value})
-        assert "README" in refusal.value.hint
+        assert "docs/settings.md" in refusal.value.hint
 
 
 @pytest.mark.parametrize(
