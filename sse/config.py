@@ -393,6 +393,11 @@ class Config:
         "seconds over which a stopping worker closes its streams; read from the environment only",
         _whole(0, 3600, "seconds"),
     )
+    drain_delay: int = _setting(
+        0,
+        "seconds for which a stopping worker goes on, and says at /readyz that it ends; read from the environment only",
+        _whole(0, 3600, "seconds"),
+    )
     run_bytes: int = _setting(
         4_194_304, "most bytes of one run: its data, and 64 for each entry", _whole(65_536, 1_073_741_824, "bytes")
     )
@@ -441,7 +446,7 @@ class Config:
                 shown = "" if item.metadata["secret"] or ":/" in str(value) else f" is {value!r}"
                 faults.append(f"{given_as}{shown}: {error}")
         if faults:
-            raise ConfigError("; ".join(faults), "correct the settings; the README lists them all")
+            raise ConfigError("; ".join(faults), "correct the settings; docs/settings.md lists them all")
         return cls(**values)
 
     def late(self, environ: Mapping[str, object], config: Mapping[str, object]) -> list[str]:

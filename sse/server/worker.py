@@ -27,6 +27,7 @@ from sse.log import follow_gunicorn
 from sse.server.gunicorn_request import HEAD_SECONDS, Request, skip_body
 from sse.server.load_error import until_mended
 from sse.server.loop import Loop
+from sse.server.one_process import check_workers
 from sse.server.responder import AppResponse, Responder
 from sse.server.rows import Rows
 from sse.server.sockets import has_input
@@ -155,6 +156,8 @@ class Worker(GeventWorker):  # type: ignore[misc]
     It is here and not in `sse.worker`, because after a reload the master still has that class from the old version.
     """
     wsgi: Any
+    is_reloaded: Callable[[], bool] = staticmethod(lambda: False)
+    """Returns whether the master has begun a reload since this worker was forked. Set before `run`."""
     request_seconds: float | None = None
     """Seconds that requests have from SIGTERM on if there are no runs; None for graceful_timeout. Set before `run`."""
     _loop: Loop
@@ -179,6 +182,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
         self._responder = Responder(self._rows, self._is_last, self.log, self._uncounted)
         try:
             app = self.app.wsgi()
+            check_workers(self, self._services)
         except (Exception, SystemExit) as error:
             if not self.cfg.reload:
                 raise
@@ -333,15 +337,20 @@ class Worker(GeventWorker):  # type: ignore[misc]
         listeners = [_Listener(self, listener) for listener in self.sockets]
         while self.alive:
             self._tick(listeners)
+        is_stopped = self._is_replaced and not self.is_reloaded()  # else other workers take new clients
+        delay = max((service.config.drain_delay for service in services), default=0) if is_stopped else 0
         self._is_replaced |= self.cfg.workers > 1
-        draining = gevent.spawn(self._drain)
+        for service in services:
+            service.is_ending = True
+        draining = gevent.spawn_later(delay, self._drain)
         now = time.monotonic()
+        leaves_at = now + delay
         end = now + self.cfg.graceful_timeout - _AHEAD  # the master kills this process after that
         end_of_requests = min(end, now + (self.request_seconds or self.cfg.graceful_timeout) - _AHEAD)
         while time.monotonic() < (end if self._is_working else end_of_requests):
             if draining.ready() and self._is_idle and not self._is_working:
                 break
-            if self._is_replaced or draining.ready():
+            if (self._is_replaced and time.monotonic() >= leaves_at) or draining.ready():
                 for listener in listeners:
                     listener.close()  # the master still listens, so no client is refused
             self._tick(listeners)

@@ -57,6 +57,7 @@ from sse.web.hooks import (
 )
 from sse.web.presence import Enter, PresentPoll, PresentStream
 from sse.web.probe_request import is_probe
+from sse.web.readiness import readiness
 from sse.web.request import (
     Options,
     PollRequest,
@@ -75,6 +76,7 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
 
+_NEVER_STORED: Final = {"Cache-Control": "no-store"}
 _MAX_MEMBERS: Final = 1000  # in the answer to a request for presence
 
 
@@ -375,6 +377,13 @@ class Views:
     def ticket(self, incoming: Request) -> Response:
         return _respond(json({"ticket": self.admission.ticket(incoming), "expires": TICKET_LIFE}, 201))
 
+    def ready(self, incoming: Request) -> Response:
+        answer = readiness(self._service, is_multiprocess=incoming.is_multiprocess)
+        return _respond(answer._replace(headers=[*_NEVER_STORED.items()]))
+
+    def health(self, _: Request) -> Response:
+        return Response("ok", mimetype="text/plain", headers=_NEVER_STORED)  # also while the store does not answer
+
     def script(self, incoming: Request, suffix: str) -> Response:
         return _script(incoming, suffix, "public, max-age=300")
 
@@ -453,6 +462,8 @@ def _add_rules(app: App, views: Views, prefix: str, blueprint: str) -> None:
         ("/doctor/left", views.doctor_left, ("GET", "HEAD", "OPTIONS")),
         ("/doctor/status/<sse_rest:code>", views.doctor_status, ("GET", "HEAD", "OPTIONS")),
         ("/doctor/judge", views.doctor_judge, ("POST", "OPTIONS")),
+        ("/ready", views.ready, ("GET", "HEAD", "OPTIONS")),
+        ("/health", views.health, ("GET", "HEAD", "OPTIONS")),
         ("/ticket", views.ticket, ("POST", "OPTIONS")),
         ("/publish", views.publish, ("POST", "OPTIONS")),
         ("/publish/<sse_rest:channel>", views.publish_raw, ("POST", "OPTIONS")),
