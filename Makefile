@@ -13,7 +13,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --generate-hashes --universal --python-
 # The programs that the tests with browsers need.
 PARTS := g++ redis-server nginx lighttpd caddy haproxy openssl chromium firefox-esr MiniBrowser Xvfb
 
-.PHONY: help run example test check lint check-chaos check-docs docs chaos browsers containers bench bench-more audit wheel format lock clean
+.PHONY: help run example test check lint check-chaos check-docs docs chaos browsers containers doctor bench bench-more audit wheel format lock clean
 help:
 	@echo 'make run      set up and serve http://127.0.0.1:$(PORT)/ (REDIS=1: with Redis, on all cores)'
 	@echo 'make example  the same with an example: NAME=chat, scoreboard, auction or progress'
@@ -23,6 +23,7 @@ help:
 	@echo 'make chaos    500 seeds of random faults (CHAOS_SEEDS=N)'
 	@echo 'make browsers every browser through every proxy, and a table of the results'
 	@echo 'make containers  follow the Dockerfile on a Debian of its own, by debootstrap (as root)'
+	@echo 'make doctor   the doctor against real proxies, with the time-outs that people have, and a table of the results'
 	@echo 'make bench    measure this and similar servers, and write docs/benchmarks.md (bench-more: servers in Go too)'
 	@echo 'make audit    look for known vulnerabilities in the pinned packages'
 	@echo 'make format   format the code'
@@ -85,6 +86,10 @@ browsers: .venv/test
 containers: .venv/test
 	@tools/need bwrap curl debootstrap nginx redis-server
 	CONTAINERS=debian $(BIN)/python -m pytest tests/live/test_containers.py
+
+doctor: .venv/test
+	@tools/need $(PARTS) apache2 squid varnishd
+	DOCTOR=all $(BIN)/python -m pytest -s tests/live/test_doctor.py
 
 # Not part of `make test`, because it asks the network, and its result may change from one day to the next.
 audit: .venv/test

@@ -72,4 +72,4 @@ def _lateness(blocks: Blocks) -> list[float]:
 def _most_held(blocks: Blocks, late: Sequence[float]) -> int:
     """Return the most bytes that were under way at any moment when a block was sent."""
     took = [(now, now + more, size) for (_, now, _, size), more in zip(blocks, late, strict=True)]
-    return int(max(sum(size for start, end, size in took if start <= moment < end) for moment, _, _ in took))
+    return int(max(sum(size for start, end, size in took if start <= moment <= end) for moment, _, _ in took))

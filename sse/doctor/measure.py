@@ -399,12 +399,17 @@ class _Measuring:
             if stream is not twin:
                 streams[stream.name] = stream.seen
 
-        def short() -> None:
+        def watch_small() -> None:
             watch(small)
             if held(small.seen.get("blocks", ())) is not None:
                 self._watch_again(small, began)
-            pair = [partial(watch, fast), partial(watch, twin)]
-            self._together(pair if holds != "one" else pair[:1])
+
+        def short() -> None:
+            if holds == "many":
+                self._together([watch_small, partial(watch, fast), partial(watch, twin)])
+            else:
+                watch_small()
+                self._together([partial(watch, fast), *[partial(watch, twin)] * (holds == "threads")])
             if fast.nonce and twin.nonce:
                 self._found["shared"] = fast.nonce == twin.nonce
             with contextlib.suppress(OSError, HTTPException):

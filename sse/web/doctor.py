@@ -27,7 +27,7 @@ from sse.stores import Page, Publication
 from sse.transports.probe import LONGEST, How, ProbeStream, Visit
 from sse.version import __version__
 from sse.web.admission import Admission
-from sse.web.answers import STREAM_HEADERS, Answer, CommonHeaders, json
+from sse.web.answers import STREAM_HEADERS, Answer, CommonHeaders, FileAnswer, json
 from sse.web.hooks import HookedProbeStream
 from sse.web.probe_request import (
     kind_of_address,
@@ -40,6 +40,7 @@ from sse.web.probe_request import (
     shown_headers,
 )
 from sse.web.request import Request
+from sse.web.script import read_static
 from sse.web.server_check import streams_held, warn_of_server
 from sse.web.ticker import Ticker
 from sse.wire import parse_json
@@ -54,6 +55,18 @@ _LONGEST_ALONE: Final = 10.0  # seconds for which a server that answers one requ
 _ENDS: Final = "sse.doctor"  # the channel of the ends of streams; clients cannot name it
 _ENDS_KEPT: Final = 100  # ends that are searched
 _NOT_CACHED: Final = [("Cache-Control", STREAM_HEADERS["Cache-Control"])]
+_TYPES: Final = {
+    "doctor.html": "text/html; charset=utf-8",
+    "doctor.css": "text/css; charset=utf-8",
+    "doctor.js": "text/javascript; charset=utf-8",
+}
+# The page may ask any service, because people look for faults between several origins.
+_PAGE_HEADERS: Final = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src http: https:; base-uri 'none'; "
+        "form-action 'none'; frame-ancestors 'none'"
+    )
+}
 
 
 class Doctor:
@@ -75,6 +88,10 @@ class Doctor:
     def is_open(self) -> bool:
         """True if there are probes here: for all, or for those who have a pass."""
         return self._config.doctor or self._passes.configured
+
+    def page(self, _: Request, name: str = "doctor.html") -> FileAnswer:
+        """Return a part of the page that measures from a browser."""
+        return FileAnswer(read_static(name), 200, {"Content-Type": _TYPES[name], **_PAGE_HEADERS})
 
     def make_pass(self, request: Request) -> Answer:
         """Return a pass for the bearer of a publishing key or token.

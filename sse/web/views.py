@@ -35,6 +35,7 @@ from sse.web.answers import (
     STREAM_HEADERS,
     Answer,
     CommonHeaders,
+    FileAnswer,
     embed_script,
     ended,
     gone,
@@ -392,6 +393,12 @@ class Views:
             raise NotFound(f"the script has no version {version[:60]!a} here", f"load it from {address}")
         return _script(incoming, suffix, "public, max-age=31536000, immutable")
 
+    def doctor_page(self, incoming: Request) -> Response:
+        return self._probe(incoming, self.doctor.page)
+
+    def doctor_file(self, incoming: Request, suffix: str) -> Response:
+        return self._probe(incoming, partial(self.doctor.page, name=f"doctor.{suffix}"))
+
     def doctor_pass(self, incoming: Request) -> Response:
         return self._probe(incoming, self.doctor.make_pass)
 
@@ -413,7 +420,7 @@ class Views:
     def doctor_judge(self, incoming: Request) -> Response:
         return self._probe(incoming, self.doctor.judge)
 
-    def _probe(self, incoming: Request, ask: Callable[[Request], Answer | ProbeStream]) -> Response:
+    def _probe(self, incoming: Request, ask: Callable[[Request], Answer | FileAnswer | ProbeStream]) -> Response:
         """Return the answer of the doctor, if there is one here."""
         if not self.doctor.is_open:
             return self.nothing_here(incoming)
@@ -422,6 +429,8 @@ class Views:
         if isinstance(answer, ProbeStream):
             incoming.environ["sse.unsent"] = answer
             return self.waiting_response(answer, STREAM_HEADERS)
+        if isinstance(answer, FileAnswer):
+            return _file(answer)
         return self.nothing_more() if answer.status == 204 else _respond(answer)
 
     def nothing_here(self, _: Request, **__: str) -> Response:
@@ -444,6 +453,8 @@ def _add_rules(app: App, views: Views, prefix: str, blueprint: str) -> None:
         ("/sse.<any(js, mjs):suffix>", views.script, ("GET", "HEAD", "OPTIONS")),
         ("/sse.<version>.<any(js, mjs):suffix>", views.script_of, ("GET", "HEAD", "OPTIONS")),
         ("/presence/<sse_rest:channel>", views.presence, ("GET", "HEAD", "OPTIONS")),
+        ("/doctor", views.doctor_page, ("GET", "HEAD", "OPTIONS")),
+        ("/doctor/doctor.<any(css, js):suffix>", views.doctor_file, ("GET", "HEAD", "OPTIONS")),
         ("/doctor/pass", views.doctor_pass, ("POST", "OPTIONS")),
         ("/doctor/echo", views.doctor_echo, ("GET", "HEAD", "OPTIONS")),
         ("/doctor/stream", views.doctor_stream, ("GET", "HEAD", "OPTIONS")),
@@ -500,7 +511,10 @@ def _shown(attendance: Attendance) -> dict[str, object]:
 
 
 def _script(incoming: Request, suffix: str, cache_control: str) -> Response:
-    answer = embed_script(incoming, suffix, cache_control)
+    return _file(embed_script(incoming, suffix, cache_control))
+
+
+def _file(answer: FileAnswer) -> Response:
     return Response(answer.body or None, answer.status, answer.headers)
 
 
