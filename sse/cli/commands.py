@@ -47,8 +47,8 @@ class _Group(AppGroup):
 
 cli = _Group(
     "sse",
-    help="Publish events, run commands, follow channels, examine the way to a service, embed the script, make and "
-    "revoke tokens, show the settings.",
+    help="Publish events, run commands, follow channels, examine a service, embed the script, make and revoke "
+    "tokens, show the settings.",
 )
 
 
