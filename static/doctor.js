@@ -596,7 +596,8 @@
   Run.prototype.short = function (then) {
     var run = this, holds = this.found.echo.holds, mark = random();
     var small = { every: 1, count: 5, size: 0 };
-    var first = { mark: mark }, twin = { mark: mark };
+    // Some old browsers give one answer to two equal requests, as a cache would.
+    var isSure = bestWay() === WAYS.fetch, first = { mark: mark }, twin = { mark: isSure ? mark : random() };
     var pair = [
       this.stream("fast", { every: 0.1, count: 40, size: 2048 }, first),
       this.stream("", { every: 0.1, count: 40, size: 2048 }, twin)
@@ -612,7 +613,9 @@
       : [this.stream("small", small, bySource), function (then) {
         this.all(pair, true, then);
       }], holds === "many", function () {
-      if (first.nonce && twin.nonce) {
+      if (!isSure) {
+        run.skip("whether two clients get one stream, because this browser has no fetch");
+      } else if (first.nonce && twin.nonce) {
         run.found.shared = first.nonce === twin.nonce;
       }
       run.again(small, function () {

@@ -125,7 +125,7 @@ _GENERAL: Final[Mapping[str, Remedy]] = {
         "address take all clients for one.",
         "SSE_PROXIES=<count>",
     ),
-    "unsure": Remedy("Run the doctor again, on a machine and at a time with less to do."),
+    "unsure": Remedy("Mend the other faults first. Then run the doctor again, on a machine with little else to do."),
 }
 """The remedy for each code, where the proxy is unknown."""
 
@@ -624,8 +624,8 @@ def remedy_for(code: str, proxies: Sequence[str], facts: Mapping[str, Any]) -> t
     known = [(name_of(proxy), _OF[proxy][code]) for proxy in proxies if code in _OF.get(proxy, ())][:_MOST_PROXIES]
     if not known:
         text, paste = _GENERAL[code]
-        if not proxies and any(code in remedies for remedies in _OF.values()):
-            text += " The proxy was not recognised: with --proxy NAME, the doctor tells its own lines."
+        if not proxies and facts.get("client") == "command" and code in _OF["nginx"] and code != "http1":
+            text += " If you know which proxy it is, --proxy NAME tells the lines for it."
         return _filled(text, values), _filled(paste, values)
     if len(known) == 1:
         [(name, (text, paste))] = known
