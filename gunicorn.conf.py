@@ -7,6 +7,7 @@ load new code.
 import errno
 import gc
 import logging
+import mmap
 import os
 import re
 import resource
@@ -46,8 +47,10 @@ drain = _whole("SSE_DRAIN", 0)
 run_grace = _whole("SSE_RUN_GRACE", 25)
 # Seconds for streams to be closed and for requests to end. The rest is cut, and its clients go on elsewhere.
 _request_seconds = drain + 2
+# Seconds for which a worker that is to end goes on while its successors load the app.
+_loading_seconds = 10
 # Seconds after which gunicorn kills a worker. One whose runs have not ended may take so long.
-graceful_timeout = max(drain, run_grace) + 2
+graceful_timeout = max(drain, run_grace) + 2 + _loading_seconds
 max_requests = 0  # it would cut streams
 control_socket_disable = True
 # No header may replace a part of the request. gunicorn would take SCRIPT_NAME from a local proxy, which passes on what
@@ -80,6 +83,32 @@ def when_ready(server: Any) -> None:
                 listener.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 20_000)
 
 
+def pre_fork(server: Any, worker: Any) -> None:
+    """Note that a worker loads the app, in memory that the master and all workers share.
+
+    The master keeps that memory across reloads, because old workers look there for new ones.
+    """
+    if not hasattr(server, "loading"):
+        server.loading = mmap.mmap(-1, 4096)  # a byte for each worker, by its age
+    worker.loading = server.loading
+    worker.loading[worker.age % len(worker.loading)] = 1
+
+
+def _no_longer_loads(worker: Any) -> None:
+    if hasattr(worker, "loading"):  # else an older version of this file was there when it began
+        worker.loading[worker.age % len(worker.loading)] = 0
+
+
+def worker_exit(_server: Any, worker: Any) -> None:
+    """Note, in a worker that ends, that it does not load the app."""
+    _no_longer_loads(worker)
+
+
+def child_exit(_server: Any, worker: Any) -> None:
+    """Note the same in the master, for a worker that was killed."""
+    _no_longer_loads(worker)
+
+
 def post_fork(_server: Any, _worker: Any) -> None:
     """Filter the log of a worker. In the master's log, this filter would stay for ever, whatever a reload changes."""
     for name in ("gunicorn.error", "sse"):
@@ -96,6 +125,7 @@ def nworkers_changed(server: Any, workers: int, before: int | None) -> None:
 def post_worker_init(worker: Any) -> None:
     """Admit as many subscribers as there are open files for, and keep room for other requests."""
     _spare_the_collector()
+    _no_longer_loads(worker)
     if worker.app.callable is None:
         return  # with --reload, a page says that the app cannot be loaded; the next worker tries again
     from sse.log import follow_gunicorn  # not in the master, which would keep the old code after a reload
@@ -106,6 +136,8 @@ def post_worker_init(worker: Any) -> None:
         follow_gunicorn(worker.log, worker.cfg)
     if worker.cfg.graceful_timeout == graceful_timeout and is_ours:
         worker.request_seconds = _request_seconds
+        worker.loading_seconds = _loading_seconds
+        worker.successors_load = lambda: worker.loading.find(b"\1") >= 0
     elif worker.cfg.graceful_timeout == graceful_timeout:
         worker.cfg.set("graceful_timeout", _request_seconds)  # for requests; runs go on in a thread, see _drain_at_end
     services = living()

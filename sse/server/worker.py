@@ -114,6 +114,18 @@ class _Listener(StreamServer):  # type: ignore[misc]
         self.max_accept = _ACCEPTED
         self.start()
 
+    def finish(self) -> None:
+        """Accept the connections that have come, and listen no more.
+
+        If the master has ended listening, nobody else would accept them, and the kernel would reset them.
+        """
+        with contextlib.suppress(OSError):
+            for _ in range(_ACCEPTED):
+                if self.full() or not (accepted := self.do_read()):
+                    break
+                self.do_handle(*accepted)
+        self.close()
+
     def do_handle(self, client: Any, address: Any) -> None:
         if self.ssl_enabled:
             super().do_handle(client, address)
@@ -156,7 +168,11 @@ class Worker(GeventWorker):  # type: ignore[misc]
     """
     wsgi: Any
     request_seconds: float | None = None
-    """Seconds that requests have from SIGTERM on if there are no runs; None for graceful_timeout. Set before `run`."""
+    """Seconds that requests have in a drain if there are no runs; None for graceful_timeout. Set before `run`."""
+    loading_seconds = 0.0
+    """Seconds of graceful_timeout for which a worker goes on while its successors load the app. Set before `run`."""
+    successors_load: Callable[[], bool] = staticmethod(lambda: False)
+    """Return whether a worker that was forked later has not loaded the app yet. Set before `run`."""
     _loop: Loop
     _rows: Rows
     _responder: Responder
@@ -334,16 +350,23 @@ class Worker(GeventWorker):  # type: ignore[misc]
         while self.alive:
             self._tick(listeners)
         self._is_replaced |= self.cfg.workers > 1
+        # The master ends this process as soon as it has forked its successors. Until they have loaded the app, streams
+        # that end here would wait for them, and come back all at once.
+        end = time.monotonic() + self.loading_seconds
+        while self.successors_load() and time.monotonic() < end:
+            self._tick(listeners)
         draining = gevent.spawn(self._drain)
         now = time.monotonic()
-        end = now + self.cfg.graceful_timeout - _AHEAD  # the master kills this process after that
+        # The master kills this process after that.
+        end = now + self.cfg.graceful_timeout - self.loading_seconds - _AHEAD
         end_of_requests = min(end, now + (self.request_seconds or self.cfg.graceful_timeout) - _AHEAD)
         while time.monotonic() < (end if self._is_working else end_of_requests):
             if draining.ready() and self._is_idle and not self._is_working:
                 break
             if self._is_replaced or draining.ready():
                 for listener in listeners:
-                    listener.close()  # the master still listens, so no client is refused
+                    if not listener.closed:
+                        listener.finish()  # in a reload the master still listens, so no client is refused
             self._tick(listeners)
         for listener in listeners:
             listener.close()
