@@ -370,6 +370,9 @@ class Worker(GeventWorker):  # type: ignore[misc]
             self._tick(listeners)
         for listener in listeners:
             listener.close()
+        if not draining.ready():  # on a machine with too much work, the goodbyes are late
+            self._rows.drain(0)
+            gevent.sleep(_AHEAD / 2)
         for service in services:
             service.finish(0)  # runs that have begun late
         if left := self._serving + self._sending_items + len(self._rows.waiting):

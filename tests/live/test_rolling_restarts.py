@@ -42,6 +42,7 @@ ENV = {
     "SSE_DRAIN": str(DRAIN),
     "SSE_RETRY": str(int(RETRY * 1000)),
     "SSE_MAX_SUBSCRIBERS": "15000",
+    "SSE_REDIS_TIMEOUT": "20",
 }
 
 
@@ -110,7 +111,7 @@ async def restart_under_load(service: Reloaded | Rolled) -> Fleet:
         fleet.publish()
         for _ in range(RESTARTS):
             await asyncio.to_thread(service.restart)
-            await fleet.until(lambda: fleet.open_streams == STREAMS, "all streams are back", RETRY + 10)
+            await fleet.until(lambda: fleet.open_streams == STREAMS, "all streams are back", RETRY + 30)
         await fleet.finish()
     finally:
         await fleet.close()

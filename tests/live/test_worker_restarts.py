@@ -149,6 +149,18 @@ def test_connections_that_wait_to_be_accepted_are_answered_though_nobody_listens
     assert sum(b'event: sse.close\ndata: {"reason":"drain"' in answer for answer in answers) == 100
 
 
+def test_every_stream_has_its_goodbye_though_the_worker_had_no_time_for_the_drain(tmp_path: Path) -> None:
+    with Gunicorn(tmp_path, APP, ENV | {"SSE_DRAIN": "2"}) as server, contextlib.ExitStack() as stack:
+        [worker] = server.worker_pids()
+        streams = [stack.enter_context(client.Stream(server.url, {"channel": "a"})) for _ in range(50)]
+        os.kill(server.pid, signal.SIGTERM)
+        time.sleep(0.5)
+        os.kill(worker, signal.SIGSTOP)
+        time.sleep(4)
+        os.kill(worker, signal.SIGCONT)
+        assert [list(stream.events(10))[-1].event for stream in streams] == ["sse.close"] * 50
+
+
 def test_a_worker_goes_on_until_its_successors_have_loaded_the_app(tmp_path: Path) -> None:
     """Else all who come meanwhile would wait, and be served at once in the end."""
     slow = tmp_path / "slow"
