@@ -5,6 +5,7 @@ PYTHON ?= python3
 PORT ?= 8000
 export PYTHON PORT
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+unexport PYTHONDONTWRITEBYTECODE  # each of some 500 servers that the tests start would compile all of sse
 INSTALL := $(BIN)/pip install --quiet --no-input --require-hashes -r
 COMPILE := $(BIN)/uv pip compile --quiet --generate-hashes --universal --python-version 3.11 \
   --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock"
@@ -12,7 +13,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --generate-hashes --universal --python-
 # The programs that the tests with browsers need.
 PARTS := g++ redis-server nginx lighttpd caddy haproxy openssl chromium firefox-esr MiniBrowser Xvfb
 
-.PHONY: help run example test check lint check-chaos check-docs docs chaos browsers restarts bench bench-more audit wheel format lock clean
+.PHONY: help run example test check lint check-chaos check-docs docs chaos browsers containers doctor restarts bench bench-more audit wheel format lock clean
 help:
 	@echo 'make run      set up and serve http://127.0.0.1:$(PORT)/ (REDIS=1: with Redis, on all cores)'
 	@echo 'make example  the same with an example: NAME=chat, scoreboard, auction or progress'
@@ -21,6 +22,8 @@ help:
 	@echo 'make docs     the pages and the API reference as a site, in docs/_build/html'
 	@echo 'make chaos    500 seeds of random faults (CHAOS_SEEDS=N)'
 	@echo 'make browsers every browser through every proxy, and a table of the results'
+	@echo 'make containers  follow the Dockerfile on a Debian of its own, by debootstrap (as root)'
+	@echo 'make doctor   the doctor against real proxies, with the time-outs that people have, and a table of the results'
 	@echo 'make restarts restart five times under 10,000 streams, by reloads and by two instances behind nginx'
 	@echo 'make bench    measure this and similar servers, and write docs/benchmarks.md (bench-more: servers in Go too)'
 	@echo 'make audit    look for known vulnerabilities in the pinned packages'
@@ -36,7 +39,7 @@ example: .venv/run
 	@tools/serve --redis examples.$(NAME).app:app
 
 test: .venv/test tests/node_modules/.package-lock.json
-	@tools/need $(PARTS) chromedriver apache2 curl squid systemd-analyze varnishd
+	@tools/need $(PARTS) chromedriver apache2 bwrap curl squid systemd-analyze varnishd
 	@$(MAKE) --no-print-directory check wheel
 
 check: lint
@@ -70,7 +73,7 @@ check-browser-%:
 # Every build starts afresh, because Sphinx warns only of the pages that it reads.
 docs: .venv/test check-docs
 check-docs:
-	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --fresh-env --write-all docs docs/_build/html
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --fresh-env --write-all --conf-dir docs . docs/_build/html
 
 chaos: .venv/test
 	@tools/need redis-server
@@ -79,6 +82,15 @@ chaos: .venv/test
 browsers: .venv/test
 	@tools/need $(PARTS)
 	BROWSERS=all $(BIN)/python -m pytest -s -m 'browsers or long'
+
+# `make test` follows the Dockerfile's steps too, with this machine's /usr in the place of the base image.
+containers: .venv/test
+	@tools/need bwrap curl debootstrap nginx redis-server
+	CONTAINERS=debian $(BIN)/python -m pytest tests/live/test_containers.py
+
+doctor: .venv/test
+	@tools/need $(PARTS) apache2 squid varnishd
+	DOCTOR=all $(BIN)/python -m pytest -s tests/live/test_doctor.py
 
 restarts: .venv/test
 	@tools/need redis-server nginx

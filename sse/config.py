@@ -393,6 +393,11 @@ class Config:
         "seconds over which a stopping worker closes its streams; read from the environment only",
         _whole(0, 3600, "seconds"),
     )
+    drain_delay: int = _setting(
+        0,
+        "seconds for which a stopping worker goes on, and says at /readyz that it ends; read from the environment only",
+        _whole(0, 3600, "seconds"),
+    )
     run_bytes: int = _setting(
         4_194_304, "most bytes of one run: its data, and 64 for each entry", _whole(65_536, 1_073_741_824, "bytes")
     )
@@ -411,6 +416,7 @@ class Config:
     presence: tuple[str, ...] = _setting(
         (), "patterns of channels of which it is known who listens, such as room/*; none by default", _patterns
     )
+    doctor: bool = _setting(False, "1: anybody may use the doctor and its probes; without it, they need a pass", _yes)
     prefix: str = _setting("/sse", "path under which all routes are served", _path)
 
     @classmethod
@@ -440,7 +446,7 @@ class Config:
                 shown = "" if item.metadata["secret"] or ":/" in str(value) else f" is {value!r}"
                 faults.append(f"{given_as}{shown}: {error}")
         if faults:
-            raise ConfigError("; ".join(faults), "correct the settings; the README lists them all")
+            raise ConfigError("; ".join(faults), "correct the settings; docs/settings.md lists them all")
         return cls(**values)
 
     def late(self, environ: Mapping[str, object], config: Mapping[str, object]) -> list[str]:

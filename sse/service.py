@@ -64,6 +64,8 @@ class Service:
         """Called once, at the first use: before the service makes the store, or refuses a request."""
         self.admit: Callable[[], None] | None = None
         """Called before events are stored, to wait while the server is late in sending earlier events."""
+        self.is_ending = False
+        """Set by the server when this process begins to end: it takes no new clients, and `/readyz` says so."""
         self.breaker: Breaker | None = None
         """Set by a server whose threads can be interrupted while they wait, see `work.run`."""
         self.find_call: FindCall | None = None
@@ -107,6 +109,11 @@ class Service:
     def is_working(self) -> bool:
         """True if runs of this process have not ended. This does not make a store."""
         return bool(self._made and self._made.runs.is_busy)
+
+    @property
+    def is_full(self) -> bool:
+        """True if all seats for subscribers are taken. This does not make a store."""
+        return bool(self._made and self._made.hub.is_full)
 
     @property
     def shared(self) -> bool:

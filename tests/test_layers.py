@@ -30,7 +30,7 @@ ORDER = (
     ("access",),
     ("transports",),
     ("work",),
-    ("service",),
+    ("service", "doctor"),
     ("web", "server"),
     ("extension", "publisher", "cli"),
     ("compat",),
@@ -74,6 +74,7 @@ PURE = {
     "sse.server.handed_off",
     "sse.server.wheel",
     "sse.web.request",
+    *(module for module in MODULES if module.startswith("sse.doctor.") and module != "sse.doctor.measure"),
 }
 OUTSIDE = {"socket", "ssl", "select", "selectors", "subprocess", "os", "io", "redis", "http", "urllib.request"}
 OUTSIDE |= {"gevent", "gunicorn", "flask"}

@@ -27,6 +27,7 @@ from sse.log import follow_gunicorn
 from sse.server.gunicorn_request import HEAD_SECONDS, Request, skip_body
 from sse.server.load_error import until_mended
 from sse.server.loop import Loop
+from sse.server.one_process import check_workers
 from sse.server.responder import AppResponse, Responder
 from sse.server.rows import Rows
 from sse.server.sockets import has_input
@@ -167,6 +168,8 @@ class Worker(GeventWorker):  # type: ignore[misc]
     It is here and not in `sse.worker`, because after a reload the master still has that class from the old version.
     """
     wsgi: Any
+    is_reloaded: Callable[[], bool] = staticmethod(lambda: False)
+    """Returns whether the master has begun a reload since this worker was forked. Set before `run`."""
     request_seconds: float | None = None
     """Seconds that requests have in a drain if there are no runs; None for graceful_timeout. Set before `run`."""
     loading_seconds = 0.0
@@ -195,6 +198,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
         self._responder = Responder(self._rows, self._is_last, self.log, self._uncounted)
         try:
             app = self.app.wsgi()
+            check_workers(self, self._services)
         except (Exception, SystemExit) as error:
             if not self.cfg.reload:
                 raise
@@ -349,21 +353,26 @@ class Worker(GeventWorker):  # type: ignore[misc]
         listeners = [_Listener(self, listener) for listener in self.sockets]
         while self.alive:
             self._tick(listeners)
+        is_stopped = self._is_replaced and not self.is_reloaded()  # else other workers take new clients
+        delay = max((service.config.drain_delay for service in services), default=0) if is_stopped else 0
         self._is_replaced |= self.cfg.workers > 1
         # The master ends this process as soon as it has forked its successors. Until they have loaded the app, streams
         # that end here would wait for them, and come back all at once.
         end = time.monotonic() + self.loading_seconds
-        while self.successors_load() and time.monotonic() < end:
+        while not is_stopped and self.successors_load() and time.monotonic() < end:
             self._tick(listeners)
-        draining = gevent.spawn(self._drain)
+        for service in services:
+            service.is_ending = True
+        draining = gevent.spawn_later(delay, self._drain)
         now = time.monotonic()
+        leaves_at = now + delay
         # The master kills this process after that.
         end = now + self.cfg.graceful_timeout - self.loading_seconds - _AHEAD
         end_of_requests = min(end, now + (self.request_seconds or self.cfg.graceful_timeout) - _AHEAD)
         while time.monotonic() < (end if self._is_working else end_of_requests):
             if draining.ready() and self._is_idle and not self._is_working:
                 break
-            if self._is_replaced or draining.ready():
+            if (self._is_replaced and time.monotonic() >= leaves_at) or draining.ready():
                 for listener in listeners:
                     if not listener.closed:
                         listener.finish()  # in a reload the master still listens, so no client is refused

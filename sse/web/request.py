@@ -194,7 +194,7 @@ def read_stream(request: Request, config: Config, *, takes_token: bool) -> Strea
     :raises TooLarge: if the body, which has no meaning, is over 16 KB.
     """
     _drop_body(request)
-    query = _query(request, *_OF_STREAMS)
+    query = read_query(request, *_OF_STREAMS)
     delta, typed = _flag(query, "ids", "delta"), _flag(query, "types", "data")
     bare, cut = _flag(query, "form", "bare"), _flag(query, "end", "cut")
     if bare and (delta or typed):
@@ -207,7 +207,7 @@ def read_stream(request: Request, config: Config, *, takes_token: bool) -> Strea
 def read_poll(request: Request, config: Config, *, takes_token: bool) -> PollRequest:
     """Return the parameters of a poll; arguments and errors are those of `read_stream`."""
     _drop_body(request)
-    query = _query(request, *_OF_POLLS)
+    query = read_query(request, *_OF_POLLS)
     timeout = _integer(query, "timeout", config.poll_timeout, 0, _MAX_POLL)
     max_bytes = _rounded_down(_integer(query, "max_bytes", 0, *_ANSWER_BYTES))
     return PollRequest(_subscription(request, query, config, takes_token), timeout, max_bytes)
@@ -218,7 +218,7 @@ def read_ticket(request: Request, config: Config) -> list[str]:
 
     :raises RequestError: for a fault in the query.
     """
-    return _channels(_query(request), config)
+    return _channels(read_query(request), config)
 
 
 def read_publish(request: Request, config: Config) -> list[tuple[str, Event]]:
@@ -242,7 +242,7 @@ def read_raw(request: Request, channel: str) -> list[tuple[str, Event]]:
 
     :raises InvalidEvent: for a bad channel, type or media type. The other errors are those of `read_publish`.
     """
-    type = _query(request, "type").get("type", [DEFAULT_TYPE])[0]
+    type = read_query(request, "type").get("type", [DEFAULT_TYPE])[0]
     media_type, options = request.media_type()
     event = Event(_raw_data(_text_body(request, options), media_type), type)
     return [(check_channel(channel), event)]
@@ -253,7 +253,7 @@ def read_last_event_id(request: Request) -> str:
 
     :raises RequestError: if it is given twice, or the query is not UTF-8.
     """
-    return _last_event_id(request, _query(request, "last_event_id", "lastEventId"))[0]
+    return _last_event_id(request, read_query(request, "last_event_id", "lastEventId"))[0]
 
 
 # Credentials
@@ -328,7 +328,7 @@ def read_watch(channel: str) -> str:
         raise RequestError(error.message, error.hint, code=error.code) from None
 
 
-def _query(request: Request, *single: str) -> Query:
+def read_query(request: Request, *single: str) -> Query:
     """Return the request's parameters. A parameter in `single` that is given twice is refused."""
     try:
         query = request.args()
