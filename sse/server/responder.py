@@ -151,8 +151,8 @@ class Responder:
         opening = stream.open()
         response.sent = len(opening)
         cuts = stream.ended and stream.cuts
-        if cuts:
-            response.force_close()
+        if cuts or not stream.ended:
+            response.force_close()  # else a proxy would send its next request on a connection that is just closing
         if response.chunked:
             opening = framed(opening, LAST_CHUNK if stream.ended and not cuts else b"")
         response.headers_sent = True
