@@ -28,7 +28,8 @@ def create_app(config: Mapping[str, object] | None = None) -> Flask:
     sse.init_app(app)  # this reads the settings, so they have to be in app.config by now
     app.cli.add_command(cli)  # flask sse …
     app.after_request(add_page_headers)
-    app.add_url_rule("/healthz", view_func=healthz)
+    app.add_url_rule("/healthz", "healthz", app.view_functions["sse.health"])  # both are under SSE_PREFIX, too
+    app.add_url_rule("/readyz", "readyz", app.view_functions["sse.ready"])
     add_pages(app)
     return app
 
@@ -47,13 +48,6 @@ def add_page_headers(response: Response) -> Response:
     """Keep the app's pages out of frames, and other sites' scripts out of them. The extension sets its own headers."""
     if request.blueprint != "sse":
         response.headers.update(PAGE_HEADERS)
-    return response
-
-
-def healthz() -> Response:
-    """Tell a load balancer that this process answers, even if the store does not."""
-    response = plain("ok")
-    response.headers["Cache-Control"] = "no-store"
     return response
 
 

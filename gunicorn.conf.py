@@ -7,6 +7,7 @@ load new code.
 import errno
 import gc
 import logging
+import mmap
 import os
 import re
 import resource
@@ -15,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from gunicorn.http import message  # type: ignore[import-untyped]
@@ -23,8 +25,7 @@ from gunicorn.http import message  # type: ignore[import-untyped]
 _port = os.environ.get("PORT")
 bind = os.environ.get("BIND") or (f"0.0.0.0:{_port}" if _port else "127.0.0.1:8000")
 worker_class = "sse.worker.Worker"  # gevent's worker that hands off streams; it imports nothing of the app either
-# The memory store is for one process. With several workers on it, gunicorn starts, but the app refuses every stream,
-# poll and publication, and says why.
+# The memory store is for one process. Several workers with it do not start, and the log says why.
 _shared = os.environ.get("SSE_REDIS_URL") or os.environ.get("REDIS_URL")
 workers = int(os.environ.get("WEB_CONCURRENCY") or (_shared and os.cpu_count()) or 1)
 # As long as the kernel allows, net.core.somaxconn: gunicorn's own default is half of Linux' 4,096. A unix socket whose
@@ -43,11 +44,14 @@ def _whole(name: str, default: int) -> int:
 
 send_buffer = _whole("SSE_SEND_BUFFER", 16_384)
 drain = _whole("SSE_DRAIN", 0)
+drain_delay = _whole("SSE_DRAIN_DELAY", 0)
 run_grace = _whole("SSE_RUN_GRACE", 25)
 # Seconds for streams to be closed and for requests to end. The rest is cut, and its clients go on elsewhere.
-_request_seconds = drain + 2
+_request_seconds = drain_delay + drain + 2
+# Seconds for which a worker that a reload ends goes on while its successors load the app.
+_loading_seconds = 10
 # Seconds after which gunicorn kills a worker. One whose runs have not ended may take so long.
-graceful_timeout = max(drain, run_grace) + 2
+graceful_timeout = drain_delay + max(drain, run_grace) + 2 + _loading_seconds
 max_requests = 0  # it would cut streams
 control_socket_disable = True
 # No header may replace a part of the request. gunicorn would take SCRIPT_NAME from a local proxy, which passes on what
@@ -70,6 +74,44 @@ _QUOTED = re.compile(r"(?<=^Invalid request from )([^'\"]*)['\"].*", re.DOTALL)
 _OWN_FILES = 50  # at most: listeners, logs, Redis, the event loop, and what the app has open for a moment
 
 
+def _board(server: Any) -> mmap.mmap:
+    """Return memory that the master and all workers share, over all reloads.
+
+    Its first byte counts the reloads. Each other byte is of a worker, by its age, and is 1 while that loads the app.
+    """
+    if not hasattr(server, "board"):
+        server.board = mmap.mmap(-1, 4096)
+    board: mmap.mmap = server.board
+    return board
+
+
+def on_reload(server: Any) -> None:
+    """Count the reloads where the workers can see it. A worker that ends by a reload has a successor already."""
+    board = _board(server)
+    board[0] = (board[0] + 1) % 256
+
+
+def _note(server: Any, worker: Any, is_loading: int) -> None:
+    board = _board(server)
+    board[1 + worker.age % (len(board) - 1)] = is_loading
+
+
+def pre_fork(server: Any, worker: Any) -> None:
+    """Note that a worker loads the app. A worker that a reload ends waits for that."""
+    _note(server, worker, 1)
+    worker.has_loaded = partial(_note, server, worker, 0)
+
+
+def worker_exit(server: Any, worker: Any) -> None:
+    """Note, in a worker that ends, that it does not load the app."""
+    _note(server, worker, 0)
+
+
+def child_exit(server: Any, worker: Any) -> None:
+    """Note the same in the master, for a worker that was killed."""
+    _note(server, worker, 0)
+
+
 def when_ready(server: Any) -> None:
     """Have the kernel bound the unsent bytes of a peer that does not read, and cut peers that have vanished."""
     for listener in server.LISTENERS:
@@ -80,8 +122,12 @@ def when_ready(server: Any) -> None:
                 listener.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 20_000)
 
 
-def post_fork(_server: Any, _worker: Any) -> None:
-    """Filter the log of a worker. In the master's log, this filter would stay for ever, whatever a reload changes."""
+def post_fork(server: Any, worker: Any) -> None:
+    """Tell a worker of reloads, and filter its log. In the master's log, the filter would stay for ever."""
+    board = _board(server)
+    at_birth = board[0]
+    worker.is_reloaded = lambda: board[0] != at_birth
+    worker.successors_load = lambda: board.find(b"\1", 1) >= 0
     for name in ("gunicorn.error", "sse"):
         logging.getLogger(name).addFilter(_is_news)
 
@@ -96,9 +142,11 @@ def nworkers_changed(server: Any, workers: int, before: int | None) -> None:
 def post_worker_init(worker: Any) -> None:
     """Admit as many subscribers as there are open files for, and keep room for other requests."""
     _spare_the_collector()
+    worker.has_loaded()
     if worker.app.callable is None:
         return  # with --reload, a page says that the app cannot be loaded; the next worker tries again
     from sse.log import follow_gunicorn  # not in the master, which would keep the old code after a reload
+    from sse.server.one_process import check_workers
     from sse.service import living
 
     is_ours = getattr(type(worker), "hands_off", False)
@@ -106,9 +154,12 @@ def post_worker_init(worker: Any) -> None:
         follow_gunicorn(worker.log, worker.cfg)
     if worker.cfg.graceful_timeout == graceful_timeout and is_ours:
         worker.request_seconds = _request_seconds
+        worker.loading_seconds = _loading_seconds
     elif worker.cfg.graceful_timeout == graceful_timeout:
         worker.cfg.set("graceful_timeout", _request_seconds)  # for requests; runs go on in a thread, see _drain_at_end
     services = living()
+    if not is_ours:
+        check_workers(worker, services)
     _share_files(worker, services, is_ours)
     for service in services:
         if service.shared:
@@ -150,11 +201,12 @@ def _share_files(worker: Any, services: Sequence[Any], is_ours: bool) -> None:
 
 
 def _tell_what_counts_elsewhere(worker: Any, services: Sequence[Any]) -> None:
-    known = (send_buffer, drain, run_grace)
+    known = (send_buffer, drain, drain_delay, run_grace)
     configs = [service.config for service in services]
-    if any((config.send_buffer, config.drain, config.run_grace) != known for config in configs):
+    if any((config.send_buffer, config.drain, config.drain_delay, config.run_grace) != known for config in configs):
         worker.log.warning(
-            "SSE_SEND_BUFFER, SSE_DRAIN and SSE_RUN_GRACE count in the environment alone: gunicorn has to know them"
+            "SSE_SEND_BUFFER, SSE_DRAIN, SSE_DRAIN_DELAY and SSE_RUN_GRACE count in the environment alone: "
+            "gunicorn has to know them"
         )
 
 
@@ -180,6 +232,7 @@ def _drain_at_end(worker: Any, service: Any) -> None:
     def watch() -> None:
         while worker.alive and threading.main_thread().is_alive():
             time.sleep(0.1)
+        service.is_ending = True
         threading.Thread(target=service.hub.drain, args=(drain,), name="drain-streams", daemon=True).start()
         service.finish(run_grace)
 

@@ -1,8 +1,12 @@
-"""Sphinx builds the site of these pages, and the reference of the API from the package itself: `make docs`."""
+"""Sphinx builds the site of the pages of this repository, and the reference from the package itself: `make docs`.
+
+The root of Sphinx's source is the repository, so that a link to another page leads there on GitHub and on the site.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 import sys
 import tomllib
@@ -11,7 +15,10 @@ from pathlib import Path
 
 import click
 from docutils import nodes
+from myst_parser.slugs import github_slugify
+from sphinx import addnodes
 from sphinx.application import Sphinx
+from sphinx.transforms import SphinxTransform
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.rst import escape
 
@@ -25,8 +32,14 @@ from sse.config import Config  # noqa: E402
 project = "Throughline"
 release = sse.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
-exclude_patterns = ["_build"]
+PARTS = ("docs", "deploy", "examples")
+include_patterns = ["docs/*.md", "deploy/*/README.md", "examples/README.md", "CONTRIBUTING.md", "SECURITY.md"]
+exclude_patterns = ["docs/_build", *(path.name for path in ROOT.iterdir() if path.is_dir() and path.name not in PARTS)]
+root_doc = "docs/index"
 html_theme = "furo"
+html_static_path = ["site.css"]
+html_css_files = ["site.css"]
+html_search_scorer = str(ROOT / "docs" / "scorer.js")
 html_title = f"{project} {release}"
 html_copy_source = html_show_copyright = False
 nitpicky = True  # a docstring that names an error or a class which is not in the reference is refused
@@ -89,18 +102,63 @@ def directive(text: Callable[[], str]) -> type[SphinxDirective]:
     return Written
 
 
-def resolve(app: Sphinx, docname: str, source: list[str]) -> None:
-    """Put the README in the place of the page `start`, and let links that leave docs/ lead to the repository."""
-    if docname == "start":
-        readme = (ROOT / "README.md").read_text(encoding="utf-8")
-        source[0] = re.sub(r"\]\((?!\w+:|#)(docs/)?", lambda link: "](" if link[1] else "](../", readme)
-    source[0] = source[0].replace("](../README.md", "](start.md")
-    source[0] = source[0].replace("](../", f"]({app.config.source_url}/")
+LINK = re.compile(r"\]\((?!\w+:)([^)\s#]*)(?:#([^)\s]*))?\)")
+ANCHORS = re.compile(r'((?:<a id="\w+"></a>\n)+)\n#+ (.*)')
+
+
+@functools.cache
+def anchors(page: Path) -> dict[str, str]:
+    """Return the heading that each anchor of a page stands at, as the link to it names the heading."""
+    found = ANCHORS.findall(page.read_text(encoding="utf-8"))
+    return {name: github_slugify(heading) for names, heading in found for name in re.findall(r'"(.+)"', names)}
+
+
+def lead(app: Sphinx, docname: str, source: list[str]) -> None:
+    """Let links to files that are no pages lead to the repository, and links to anchors to the heading there."""
+    page = Path(app.env.doc2path(docname))
+
+    def link(found: re.Match[str]) -> str:
+        target = (page.parent / found[1]).resolve() if found[1] else page
+        name = target.relative_to(ROOT)
+        if str(name.with_suffix("")) in app.env.found_docs:
+            return f"]({found[1]}#{anchors(target).get(found[2], found[2])})" if found[2] else found[0]
+        return found[0] if target.suffix in (".png", ".svg") else f"]({app.config.source_url}/{name})"
+
+    source[0] = LINK.sub(link, source[0])
+
+
+class Seen(SphinxTransform):
+    """Let the search find a section by each of the phrases in its paragraph "You may see", and by its heading."""
+
+    default_priority = 500  # before quotes become typographic, and before the index is collected
+
+    def apply(self, **_: object) -> None:
+        for section in self.document.findall(nodes.section):
+            for paragraph in section.children[1:2]:
+                title, text = section.children[0].astext(), " ".join(paragraph.astext().split())
+                if not text.startswith("You may see: "):
+                    continue
+                phrases = [title, *text.removeprefix("You may see: ").rstrip(".").split("; ")]
+                typed = [re.sub(r"[^\w\s/.:-]", "", phrase) for phrase in phrases]
+                entries = [
+                    ("single", phrase, section["ids"][0], "main", None) for phrase in dict.fromkeys(phrases + typed)
+                ]
+                section.insert(1, addnodes.index(entries=entries, inline=False))
+
+
+def begin(app: Sphinx, error: Exception | None) -> None:
+    """Write the page at the site's own address, which leads to the first page."""
+    first = f"{app.config.root_doc}.html"
+    text = f'<!doctype html><meta charset="utf-8"><meta http-equiv="refresh" content="0; url={first}"><title>{project}'
+    if not error:
+        Path(app.outdir, "index.html").write_text(f'{text}</title><a href="{first}">{project}</a>\n', encoding="utf-8")
 
 
 def setup(app: Sphinx) -> None:
     addresses = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]
     app.add_config_value("source_url", addresses["Source"], "env", str)
-    app.connect("source-read", resolve)
+    app.connect("source-read", lead)
+    app.connect("build-finished", begin)
+    app.add_transform(Seen)
     for function in (settings, errors, commands):
         app.add_directive(f"sse-{function.__name__}", directive(function))

@@ -203,6 +203,12 @@ def _yes(value: object) -> bool:
     return yes
 
 
+def _form(value: object) -> str:
+    if isinstance(value, str) and value.strip() in ("text", "json"):
+        return value.strip()
+    raise ValueError("give text or json")
+
+
 def _rate(value: object) -> str | None:
     if value is None or value == "":
         return None
@@ -393,6 +399,11 @@ class Config:
         "seconds over which a stopping worker closes its streams; read from the environment only",
         _whole(0, 3600, "seconds"),
     )
+    drain_delay: int = _setting(
+        0,
+        "seconds for which a stopping worker goes on, and says at /readyz that it ends; read from the environment only",
+        _whole(0, 3600, "seconds"),
+    )
     run_bytes: int = _setting(
         4_194_304, "most bytes of one run: its data, and 64 for each entry", _whole(65_536, 1_073_741_824, "bytes")
     )
@@ -410,6 +421,13 @@ class Config:
     max_sources: int = _setting(100, "most sources that one worker runs", _whole(0, 10_000, "sources"))
     presence: tuple[str, ...] = _setting(
         (), "patterns of channels of which it is known who listens, such as room/*; none by default", _patterns
+    )
+    doctor: bool = _setting(False, "1: anybody may use the doctor and its probes; without it, they need a pass", _yes)
+    log: str = _setting("text", "form of the log: text, or json for an object on each line", _form)
+    log_rate: int = _setting(
+        50,
+        "most lines a second of one worker about streams and held polls that end, the others are summed up; 0: none",
+        _whole(0, 100_000, "lines"),
     )
     prefix: str = _setting("/sse", "path under which all routes are served", _path)
 
@@ -440,7 +458,7 @@ class Config:
                 shown = "" if item.metadata["secret"] or ":/" in str(value) else f" is {value!r}"
                 faults.append(f"{given_as}{shown}: {error}")
         if faults:
-            raise ConfigError("; ".join(faults), "correct the settings; the README lists them all")
+            raise ConfigError("; ".join(faults), "correct the settings; docs/settings.md lists them all")
         return cls(**values)
 
     def late(self, environ: Mapping[str, object], config: Mapping[str, object]) -> list[str]:

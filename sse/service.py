@@ -17,9 +17,11 @@ from sse.access.keys import PublishKeys
 from sse.access.revocations import Kind, Revocations
 from sse.access.token import Tokens
 from sse.config import Config
+from sse.connection_log import set_rate
 from sse.errors import Ended, SSEError, StoreUnavailable, TooLarge, Unavailable
 from sse.event import DEFAULT_TYPE, Event, Position, check_channel, check_idempotency_key
 from sse.hub.hub import Hub
+from sse.log import use_json
 from sse.owner import OwnerThread
 from sse.stores import Publication, Receipt, Store, connect
 from sse.stores.presence import Attendance
@@ -64,6 +66,8 @@ class Service:
         """Called once, at the first use: before the service makes the store, or refuses a request."""
         self.admit: Callable[[], None] | None = None
         """Called before events are stored, to wait while the server is late in sending earlier events."""
+        self.is_ending = False
+        """Set by the server when this process begins to end: it takes no new clients, and `/readyz` says so."""
         self.breaker: Breaker | None = None
         """Set by a server whose threads can be interrupted while they wait, see `work.run`."""
         self.find_call: FindCall | None = None
@@ -78,6 +82,9 @@ class Service:
         self._also_closed: list[Callable[[], None]] = []
         self._lock = RLock()  # never held while waiting
         _services.add(self)
+        if serves:
+            use_json(is_json=config.log == "json")
+            set_rate(config.log_rate)
 
     @property
     def store(self) -> Store:
@@ -107,6 +114,11 @@ class Service:
     def is_working(self) -> bool:
         """True if runs of this process have not ended. This does not make a store."""
         return bool(self._made and self._made.runs.is_busy)
+
+    @property
+    def is_full(self) -> bool:
+        """True if all seats for subscribers are taken. This does not make a store."""
+        return bool(self._made and self._made.hub.is_full)
 
     @property
     def shared(self) -> bool:

@@ -18,5 +18,5 @@ def section(page: str, heading: str) -> str:
 
 
 def code_blocks(text: str) -> list[tuple[str, str]]:
-    """Return the language, which may be empty, and the code of each fenced block."""
-    return re.findall(r"^```(\w*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    """Return the language or directive, which may be empty, and the code of each fenced block."""
+    return re.findall(r"^```(\S*).*?\n(.*?)^```", text, re.DOTALL | re.MULTILINE)

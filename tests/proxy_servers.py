@@ -12,6 +12,8 @@ from typing import ClassVar
 
 from tests.servers import Server, free_port
 
+APACHE = "/usr/lib/apache2/modules"
+
 
 class ProxyServer(Server):
     """A proxy that forwards HTTP from `port` to the port `upstream`, as `CONFIG` says."""
@@ -22,6 +24,10 @@ class ProxyServer(Server):
         super().__init__(directory)
         self.port, self.upstream = free_port(), upstream
         self.config = self.dir / f"{self.name}.conf"
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
 
     def program(self, name: str) -> str:
         found = shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
@@ -123,8 +129,12 @@ http://127.0.0.1:$port {
         return [self.program("caddy"), "run", "--adapter", "caddyfile", "--config", self.configure()]
 
     def environment(self) -> dict[str, str]:
-        folders = {f"XDG_{kind}_HOME": str(self.dir) for kind in ("CACHE", "CONFIG", "DATA")}
-        return super().environment() | folders | {"HOME": str(self.dir)}
+        return super().environment() | caddy_folders(self.dir)
+
+
+def caddy_folders(directory: Path) -> dict[str, str]:
+    """Return the environment that keeps Caddy's files in `directory`."""
+    return {name: str(directory) for name in ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "HOME")}
 
 
 class Haproxy(ProxyServer):
@@ -152,10 +162,6 @@ class Cache(ProxyServer):
     RULES: ClassVar[str] = ""
     KEEPS: ClassVar[Sequence[str]] = ()  # what it gives again to those who had it, though that has `no-store`
     JOINS: ClassVar[bool] = False  # whether equal requests wait for the first one's answer
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
 
     def configure(self) -> str:
         path = super().configure()

@@ -50,12 +50,16 @@ def test_the_defaults_are_those_of_the_documentation() -> None:
             "SSE_MAX_SUBSCRIBERS": "10000",
             "SSE_SEND_BUFFER": "16384",
             "SSE_DRAIN": "0",
+            "SSE_DRAIN_DELAY": "0",
             "SSE_RUN_BYTES": "4194304",
             "SSE_RUN_TTL": "3600",
             "SSE_RUN_GRACE": "25",
             "SSE_WRITE_EVERY": "20",
             "SSE_MAX_SOURCES": "100",
             "SSE_PRESENCE": "-",
+            "SSE_DOCTOR": "0",
+            "SSE_LOG": "text",
+            "SSE_LOG_RATE": "50",
             "SSE_PREFIX": "/sse",
         }.items()
     }
@@ -239,7 +243,7 @@ def test_a_bad_value_is_refused_with_its_name_and_the_remedy(name: str, values: 
     for value in values:
         with pytest.raises(ConfigError, match=f"^SSE_{name}.*: .*give|^SSE_{name}.*key 1") as refusal:
             Config.load({f"SSE_{name}": value})
-        assert "README" in refusal.value.hint
+        assert "docs/settings.md" in refusal.value.hint
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,15 @@ def test_health_is_told_without_a_store_and_never_cached(make_app: MakeApp) -> N
     assert response.headers["Cache-Control"] == "no-store"
 
 
+def test_readiness_is_told_as_by_the_extension(make_app: MakeApp) -> None:
+    away = make_app(SSE_REDIS_URL=f"redis://127.0.0.1:{closed_port()}").test_client().get("/readyz")
+    assert (away.status_code, away.get_json()["ready"]) == (503, False)
+    ready = make_app().test_client().get("/readyz")
+    assert (ready.status_code, ready.get_json()) == (200, {"ready": True, "reasons": []})
+    assert ready.headers["Cache-Control"] == "no-store"
+    assert "frame-ancestors 'none'" in ready.headers["Content-Security-Policy"]
+
+
 def test_the_demo_is_off_by_default(make_app: MakeApp) -> None:
     app = make_app()
     response = app.test_client().get("/")

@@ -76,8 +76,10 @@ def test_it_has_the_files_that_are_no_modules(installed: Path) -> None:
     assert "stores/publish.lua" in scripts
     assert files(installed / "sse", ".lua") == scripts
     assert (installed / "sse" / "py.typed").exists()
-    assert [path.name for path in (installed / "sse" / "static").iterdir()] == ["sse.js"]
-    assert (installed / "sse" / "static" / "sse.js").read_bytes() == (ROOT / "static" / "sse.js").read_bytes()
+    served = {"sse.js", "doctor.html", "doctor.css", "doctor.js"}
+    assert {path.name for path in (installed / "sse" / "static").iterdir()} == served
+    for name in served:
+        assert (installed / "sse" / "static" / name).read_bytes() == (ROOT / "static" / name).read_bytes()
 
 
 def test_each_module_can_be_the_first_that_is_imported(installed: Path, tmp_path: Path) -> None:

@@ -20,7 +20,20 @@ MODULES = {
     for path in sorted(PACKAGE.rglob("*.py"))
 }
 
-GROUND = {"errors", "version", "log", "unheard", "ring", "event", "wire", "config", "spread", "small_set", "owner"}
+GROUND = {
+    "errors",
+    "version",
+    "log",
+    "unheard",
+    "ring",
+    "event",
+    "wire",
+    "config",
+    "spread",
+    "small_set",
+    "owner",
+    "connection_log",
+}
 """Modules at the top of the package that everybody may import. Together they count as one folder."""
 
 ORDER = (
@@ -30,7 +43,7 @@ ORDER = (
     ("access",),
     ("transports",),
     ("work",),
-    ("service",),
+    ("service", "doctor"),
     ("web", "server"),
     ("extension", "publisher", "cli"),
     ("compat",),
@@ -72,8 +85,10 @@ PURE = {
     "sse.server.rounds",
     "sse.server.rows",
     "sse.server.handed_off",
+    "sse.server.tally",
     "sse.server.wheel",
     "sse.web.request",
+    *(module for module in MODULES if module.startswith("sse.doctor.") and module != "sse.doctor.measure"),
 }
 OUTSIDE = {"socket", "ssl", "select", "selectors", "subprocess", "os", "io", "redis", "http", "urllib.request"}
 OUTSIDE |= {"gevent", "gunicorn", "flask"}

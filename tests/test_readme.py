@@ -1,23 +1,13 @@
-"""The README's statements about settings match the code."""
+"""The README opens with the two commands, is short, and its code is that of the first page of the documentation."""
 
 from __future__ import annotations
 
 import re
-import runpy
-from pathlib import Path
 
-import pytest
+from tests.docs import code_blocks
+from tests.servers import ROOT
 
-from sse.config import Config
-from tests import client as wire
-from tests.servers import RedisServer
-
-README = Path(__file__).parent.parent.joinpath("README.md").read_text()
-
-
-def test_the_table_of_settings_is_that_of_the_code() -> None:
-    rows = re.findall(r"^\| `(SSE_\w+)` \| (.*?) \| (.+) \|$", README, re.MULTILINE)
-    assert rows == [(name, "" if default == "-" else default, text) for name, _, default, text in Config().table()]
+README = (ROOT / "README.md").read_text()
 
 
 def test_it_opens_with_one_sentence_and_the_two_commands() -> None:
@@ -28,53 +18,14 @@ def test_it_opens_with_one_sentence_and_the_two_commands() -> None:
     assert commands[:2] == ["run", "test"]
 
 
-def test_its_ten_lines_of_server_run_as_they_stand(tmp_path: Path) -> None:
-    example, sent, logout, work = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len([line for line in example.splitlines() if line]) == 10
-    file = tmp_path / "example.py"
-    file.write_text(f"{example}\n{sent}\n{logout}\n{work}")
-    app = runpy.run_path(str(file), run_name="example")["app"]
-    app.secret_key = "a-key-of-the-tests"
-    client = app.test_client()
-    try:
-        id = client.post("/orders/42/paid").json["id"]
-        (event,) = client.get("/sse/poll?channel=orders&replay=1&timeout=0").json["events"]
-        assert event == {"channel": "orders", "id": id, "type": "paid", "data": '{"number":42}'}
-        for channel in ("None", "invoices", "user/ann", "user/None"):
-            assert client.get(f"/sse/poll?channel={channel}&timeout=0").status_code == 403
-        with client.session_transaction() as session:
-            session["user"] = "ann"
-        assert client.get("/sse/poll?channel=user/bob&timeout=0").status_code == 403
-        with client.get("/sse/stream?channel=orders&channel=user/ann") as stream:
-            blocks = iter(stream.response)
-            assert b"sse.open" in next(blocks)
-            assert client.post("/logout").status_code == 200
-            assert b'"reason":"expired"' in next(blocks)
-        assert client.get("/sse/poll?channel=user/ann&timeout=0").status_code == 403
-        assert client.post("/logout").status_code == 200
-        assert client.post("/sse/publish/orders", data="x").status_code == 404
-        assert [client.post("/answers/7", data={"question": "Why?"}).json["begun"] for _ in range(2)] == [True, False]
-        blocks = wire.Parser().feed(client.get("/answers/7").data)
-        assert "".join(block.data for block in blocks if block.event == "text") == "You asked: Why?"
-        assert blocks[-1].json() == {"channel": "answers/7", "reason": "done"}
-    finally:
-        app.extensions["sse"].close()
+def test_it_is_short() -> None:
+    assert len(README.splitlines()) <= 100
 
 
-@pytest.mark.parametrize("is_away", [False, True])
-def test_its_view_lets_its_own_commit_stand_when_the_event_cannot_be_stored(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, is_away: bool
-) -> None:
-    if is_away:
-        monkeypatch.setenv("SSE_REDIS_URL", RedisServer(tmp_path).url)
-    file = tmp_path / "example.py"
-    file.write_text("\n".join(re.findall(r"```python\n(.*?)```", README, re.DOTALL)[:2]))
-    names = runpy.run_path(str(file), run_name="example")
-    client = names["app"].test_client()
-    assert [client.post("/orders/42/sent").json for _ in range(2)] == [{"number": 42}] * 2
-    assert names["sent"] == {42}
-    if not is_away:
-        (event,) = client.get("/sse/poll?channel=orders&replay=9&timeout=0").json["events"]
-        assert event["data"] == '{"number":42}'
-    assert ("order 42 is sent, but its event may be missing" in caplog.messages) is is_away
-    names["sse"].close()
+def test_its_server_and_its_page_are_those_of_the_first_steps() -> None:
+    start = (ROOT / "docs" / "start.md").read_text()
+    (server,) = [code for language, code in code_blocks(README) if language == "python"]
+    (page,) = [code for language, code in code_blocks(README) if language == "html"]
+    assert server in start
+    start = start.replace(' data-into="#orders" data-template="order {number} is paid"', "")
+    assert set(page.splitlines()) <= {line.strip().removesuffix('"""') for line in start.splitlines()}

@@ -222,15 +222,24 @@ def client_address(remote: str | None, forwarded: str, proxies: int) -> str | No
     return None if local and not proxies else address
 
 
-@lru_cache(maxsize=4096)
-def _network(text: str) -> str | None:
-    """Return an address in the form in which it is counted, an IPv6 address as its /64; None for any other text."""
+def parse_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """Return an address, which may have a port (RFC 7239, 6); None for any other text."""
+    text = text.strip('\t "')[:_MAX_ADDRESS]
     if with_port := _WITH_PORT.fullmatch(text):
         text = with_port[1] or with_port[2]
     try:
         address = ipaddress.ip_address(text)
     except ValueError:
         return None
-    if address.version == 6:
-        address = address.ipv4_mapped or address
-    return str(address) if address.version == 4 else str(ipaddress.ip_network((address, 64), strict=False))
+    return (address.ipv4_mapped or address) if address.version == 6 else address
+
+
+@lru_cache(maxsize=4096)
+def _network(text: str) -> str | None:
+    """Return an address in the form in which it is counted, an IPv6 address as its /64; None for any other text."""
+    address = parse_address(text)
+    if address is None:
+        return None
+    if address.version == 4:
+        return str(address)
+    return str(ipaddress.ip_network((address, 64), strict=False))

@@ -1,4 +1,4 @@
-"""`flask sse publish | run | tail | embed | token | revoke | config`, over the shared store or over HTTP."""
+"""`flask sse publish | run | tail | doctor | embed | token | revoke | config`, over the shared store or over HTTP."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from flask.cli import AppGroup, ScriptInfo
 from sse.access.decision import unreached
 from sse.access.revocations import one_revoked
 from sse.access.token import id_of
+from sse.cli.doctor import check_origin, examine, page_link
 from sse.cli.ending import StopSignals
 from sse.cli.lines import Lines
 from sse.cli.local import Local
@@ -24,6 +25,8 @@ from sse.cli.piping import pipe
 from sse.cli.remote import Remote, check_url
 from sse.cli.tail import Output, follow
 from sse.config import check_pattern
+from sse.doctor.measure import LONGEST_WAIT
+from sse.doctor.proxies import NAMES
 from sse.errors import InvalidEvent, RunRefused, SSEError
 from sse.event import DEFAULT_TYPE, Event, check_channel, check_type
 from sse.log import plain
@@ -44,7 +47,8 @@ class _Group(AppGroup):
 
 cli = _Group(
     "sse",
-    help="Publish events, run commands, follow channels, embed the script, make and revoke tokens, show the settings.",
+    help="Publish events, run commands, follow channels, examine a service, embed the script, make and revoke "
+    "tokens, show the settings.",
 )
 
 
@@ -202,6 +206,52 @@ def tail(
         finally:
             if last:
                 output.tell(f"to go on from here: --last-event-id {shlex.quote(last)}")
+
+
+@cli.command(with_appcontext=False)
+@click.argument("url", callback=_checked(check_url))
+@_secret("key", "A publishing key or a token, unless the service has SSE_DOCTOR=1.")
+@click.option(
+    "--origin",
+    metavar="ORIGIN",
+    callback=_checked(check_origin),
+    help="The origin of the pages that read the service, https://www.example, if it is another one.",
+)
+@click.option("--quick", is_flag=True, help="Leave out all that takes longer than some 15 s.")
+@click.option(
+    "--wait",
+    metavar="S",
+    type=click.FloatRange(5, LONGEST_WAIT),
+    default=LONGEST_WAIT,
+    show_default=True,
+    help="Seconds that streams are watched.",
+)
+@click.option("--proxy", type=click.Choice([*NAMES]), help="The proxy in front, if it is not recognised.")
+@click.option("--json", "as_json", is_flag=True, help='Print {"url", "ok", "findings", "measured"}.')
+@click.option("--link", is_flag=True, help="Print the address of the page that does the same in a browser.")
+def doctor(
+    url: str,
+    key: str | None,
+    origin: str | None,
+    quick: bool,
+    wait: float,
+    proxy: str | None,
+    as_json: bool,
+    link: bool,
+) -> None:
+    """Find out what is broken between here and the service at URL, and how to mend it.
+
+    URL is the service's prefix, such as https://push.example/sse. The command connects as browsers do, for some 100 s,
+    and sends no events to anybody. The exit status is 0 if there is no fault, though there may be warnings, 1 if there
+    is one, and 3 if the service cannot be reached, or does not let the doctor in.
+    """
+    if link:
+        click.echo(page_link(url, key))
+        return
+    status = examine(
+        url, key=key, origin=origin or "", wait=wait, quick=quick, proxy=proxy or "", as_json=as_json
+    )  # fmt: skip
+    raise click.exceptions.Exit(status)
 
 
 @cli.command(with_appcontext=False)

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from sse import connection_log
 from sse.errors import StoreUnavailable
 from sse.hub.channel import Channels
 from sse.hub.schedule import Arrivals
@@ -50,6 +51,8 @@ class Follower:
         """When announcements for many channels began to wait for this thread, by `time.monotonic`; 0 if none wait."""
         self.answering_since = math.inf
         """Since when the store has answered without interruption, by `time.monotonic`; inf while it does not."""
+        self.was_reached = False
+        """True once the store has answered."""
         self.arrivals = Arrivals()
         """Channels that wait for this thread. Call `wake` after adding some."""
         self.upkeep = Upkeep(store, channels, lock, clock, orphaned)
@@ -124,6 +127,7 @@ class Follower:
             try:
                 self._turn(feed)
                 self.answering_since = min(self.answering_since, time.monotonic())
+                self.was_reached = True
                 if failures:
                     _log.warning("the store is back")
                 failures, logged = 0, ""
@@ -141,7 +145,9 @@ class Follower:
 
     def _turn(self, feed: Feed) -> None:
         self._tidy()
-        notices = feed.read(max(self._patience(), 0))
+        connection_log.flush()
+        is_away = self.answering_since == math.inf  # then it is soon known that the store answers, without events too
+        notices = feed.read(0 if is_away else max(self._patience(), 0))
         many = self.upkeep.apply(notices) > _FEW_CHANNELS and len(notices) >= READ_AT_ONCE
         self.late_since = (self.late_since or time.monotonic()) if many else 0.0
         self._listen(feed)

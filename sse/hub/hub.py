@@ -74,8 +74,9 @@ class Hub:
         """
         self.reader = StoreReader(store, max_event_bytes, self._tell_orphaned)
         """Reads the store for subscribers and polls. Equal questions at the same time share a reading."""
-        self.last_answer: tuple[object, bytes] = None, b""
-        """The positions of the poll that was answered last, and its answer. Polls at these positions get it, too."""
+        self.last_answer: tuple[object, bytes, int] = None, b"", 0
+        """The positions of the poll that was answered last, its answer, and the number of events in it. Polls at these
+        positions get it, too."""
         self._clock = clock
         self._channels = Channels()
         self._attached = 0  # subscribers, each of which holds a seat
@@ -108,6 +109,16 @@ class Hub:
     def answering_since(self) -> float:
         """Since when the store has answered without interruption, by `time.monotonic`; inf while it does not."""
         return self._follower.answering_since
+
+    @property
+    def was_reached(self) -> bool:
+        """True once the store has answered."""
+        return self._follower.was_reached
+
+    @property
+    def is_full(self) -> bool:
+        """True if all seats are taken."""
+        return self._seats >= self.max_subscribers
 
     def start(self) -> None:
         """Start the feed before the first subscriber, so that the log soon tells what is wrong with the store.
@@ -286,7 +297,7 @@ class Hub:
         return self._attached + self._shared_seats + len(self._guests)
 
     def _check_seats(self) -> None:
-        if self._seats >= self.max_subscribers:
+        if self.is_full:
             raise Busy(
                 f"all {self.max_subscribers} seats of this worker are taken",
                 "try again, or raise SSE_MAX_SUBSCRIBERS",

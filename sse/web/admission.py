@@ -15,7 +15,7 @@ from werkzeug.exceptions import HTTPException
 from sse.access import decision
 from sse.access.limits import Limits
 from sse.access.permit import Permit
-from sse.errors import NotFound, SSEError, StoreUnavailable, Unavailable
+from sse.errors import Forbidden, NotFound, SSEError, StoreUnavailable, Unavailable
 from sse.event import Event, LastEventId, plain_str
 from sse.hub.hub import Charge
 from sse.hub.subscriber import Start, starting_points
@@ -164,6 +164,21 @@ class Admission:
         text = self._access.ticket(channels, request.header("HTTP_AUTHORIZATION"), self.rule())
         read_body(request)  # the content is not used, but a request whose body breaks off must have no effect
         return text
+
+    def prober(self, request: Request) -> None:
+        """Check that the bearer of the Authorization header may have a pass for the doctor's probes.
+
+        Any publishing key may, and a token that may publish somewhere.
+
+        :raises TooMany: if the client asks too often.
+        :raises Unauthorized: if the header has no valid key or token.
+        :raises Forbidden: for a token that may only read, as every user of a site may have one.
+        """
+        self.subscribe(request)
+        publisher = self.publisher(request)
+        self._access.publish((), publisher)
+        if not publisher.patterns:
+            raise Forbidden("not allowed to have a pass", "the token needs the claim publish, with one channel or more")
 
     def publisher(self, request: Request) -> decision.Publisher:
         """Return the publisher, from the header alone, before the body is read: see `Access.publisher`."""

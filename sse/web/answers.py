@@ -60,8 +60,8 @@ class Answer(NamedTuple):
     headers: Fields = ()
 
 
-class ScriptAnswer(NamedTuple):
-    """An answer to a request for the embed script."""
+class FileAnswer(NamedTuple):
+    """An answer that is a file: the embed script, or a part of the doctor's page."""
 
     body: bytes
     status: int
@@ -107,7 +107,7 @@ def ended(reasons: Mapping[str, EndReason], last_event_id: str) -> Answer:
     return json({"error": error.to_json(), "ended": reasons, "last_event_id": last_event_id}, status)
 
 
-def embed_script(request: Request, suffix: str, cache_control: str) -> ScriptAnswer:
+def embed_script(request: Request, suffix: str, cache_control: str) -> FileAnswer:
     """Return the embed script. Any page may load it and check its hash, because it has no data of any user.
 
     :param suffix: `js`, or `mjs` for the module.
@@ -124,10 +124,10 @@ def embed_script(request: Request, suffix: str, cache_control: str) -> ScriptAns
         "Cross-Origin-Resource-Policy": "cross-origin",
     }
     if request.has(etag):
-        return ScriptAnswer(b"", 304, headers)  # RFC 9110, 15.4.5
+        return FileAnswer(b"", 304, headers)  # RFC 9110, 15.4.5
     if zipped:
         headers["Content-Encoding"] = "gzip"
-    return ScriptAnswer(body, 200, headers)
+    return FileAnswer(body, 200, headers)
 
 
 class CommonHeaders:
@@ -155,6 +155,10 @@ class CommonHeaders:
             headers.add("Vary", ", ".join(_VARY))
         else:
             headers["Vary"] = ", ".join([*_VARY, *_others(headers)])
+
+    def cors(self, environ: WSGIEnvironment) -> Fields:
+        """Return the CORS headers of the answer to a request; none without SSE_ORIGINS."""
+        return self._cors.headers(environ) if self._cors else ()
 
 
 def _others(headers: Headers) -> list[str]:

@@ -33,6 +33,7 @@ from sse.log import warn, warn_once
 from sse.transports.dialect import busy, busy_for
 from sse.transports.items import ItemStream
 from sse.transports.poll import Poll
+from sse.transports.probe import ProbeStream
 from sse.transports.stream import Cut, Stream
 from sse.web.answers import STREAM_HEADERS, refusal
 
@@ -46,7 +47,7 @@ _BUSY: Final = "sse.busy"
 _OF_COMPLETE_BODIES: Final = ("content-length", "etag")
 
 Hook = Callable[[Response], Response]
-Endless = Stream | ItemStream
+Endless = Stream | ItemStream | ProbeStream
 
 
 class HookedStream(Stream):
@@ -66,6 +67,16 @@ class HookedStream(Stream):
 
 class HookedItemStream(ItemStream):
     """The same for a stream that one client has for itself."""
+
+    def __iter__(self) -> Iterator[bytes]:
+        if reader := _reading_function():
+            _give_nothing(self, reader)
+        else:
+            yield from super().__iter__()
+
+
+class HookedProbeStream(ProbeStream):
+    """The same for a probe of the doctor."""
 
     def __iter__(self) -> Iterator[bytes]:
         if reader := _reading_function():
@@ -153,7 +164,7 @@ def make_hook(retry: int, add_headers: Hook, blueprint: str, own_endpoints: Coll
             ):
                 _put_back(response, stream)
             return response
-        if not _is_for_stream(route, own_endpoints):
+        if not _is_for_stream(route, own_endpoints) or "sse.probe" in request.environ:
             return response
         is_bare = _asks_for("form", "bare")
         if is_bare and status == 503 and is_busy(response):

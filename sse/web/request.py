@@ -44,6 +44,7 @@ _OF_BOTH: Final = ("last_event_id", "lastEventId", "replay", "client", "token")
 _OF_STREAMS: Final = (*_OF_BOTH, "ids", "types", "form", "end", "heartbeat")
 _OF_POLLS: Final = (*_OF_BOTH, "timeout", "max_bytes")
 _CLIENT: Final = re.compile(r"[A-Za-z0-9_-]{8,64}")
+_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 _TEXT_TYPES: Final = ("application/json", "application/x-www-form-urlencoded")
 
 Query = dict[str, list[str]]
@@ -194,7 +195,7 @@ def read_stream(request: Request, config: Config, *, takes_token: bool) -> Strea
     :raises TooLarge: if the body, which has no meaning, is over 16 KB.
     """
     _drop_body(request)
-    query = _query(request, *_OF_STREAMS)
+    query = read_query(request, *_OF_STREAMS)
     delta, typed = _flag(query, "ids", "delta"), _flag(query, "types", "data")
     bare, cut = _flag(query, "form", "bare"), _flag(query, "end", "cut")
     if bare and (delta or typed):
@@ -207,7 +208,7 @@ def read_stream(request: Request, config: Config, *, takes_token: bool) -> Strea
 def read_poll(request: Request, config: Config, *, takes_token: bool) -> PollRequest:
     """Return the parameters of a poll; arguments and errors are those of `read_stream`."""
     _drop_body(request)
-    query = _query(request, *_OF_POLLS)
+    query = read_query(request, *_OF_POLLS)
     timeout = _integer(query, "timeout", config.poll_timeout, 0, _MAX_POLL)
     max_bytes = _rounded_down(_integer(query, "max_bytes", 0, *_ANSWER_BYTES))
     return PollRequest(_subscription(request, query, config, takes_token), timeout, max_bytes)
@@ -218,7 +219,7 @@ def read_ticket(request: Request, config: Config) -> list[str]:
 
     :raises RequestError: for a fault in the query.
     """
-    return _channels(_query(request), config)
+    return _channels(read_query(request), config)
 
 
 def read_publish(request: Request, config: Config) -> list[tuple[str, Event]]:
@@ -242,7 +243,7 @@ def read_raw(request: Request, channel: str) -> list[tuple[str, Event]]:
 
     :raises InvalidEvent: for a bad channel, type or media type. The other errors are those of `read_publish`.
     """
-    type = _query(request, "type").get("type", [DEFAULT_TYPE])[0]
+    type = read_query(request, "type").get("type", [DEFAULT_TYPE])[0]
     media_type, options = request.media_type()
     event = Event(_raw_data(_text_body(request, options), media_type), type)
     return [(check_channel(channel), event)]
@@ -253,7 +254,7 @@ def read_last_event_id(request: Request) -> str:
 
     :raises RequestError: if it is given twice, or the query is not UTF-8.
     """
-    return _last_event_id(request, _query(request, "last_event_id", "lastEventId"))[0]
+    return _last_event_id(request, read_query(request, "last_event_id", "lastEventId"))[0]
 
 
 # Credentials
@@ -277,6 +278,15 @@ def read_address(request: Request, proxies: int) -> str | None:
     """Return the client's address as it is counted, None if it is not counted: see `client_address`."""
     forwarded = request.header("HTTP_X_FORWARDED_FOR") if proxies else ""
     return client_address(request.environ.get("REMOTE_ADDR"), forwarded, proxies)
+
+
+def read_request_id(request: Request, proxies: int) -> str:
+    """Return the id that a trusted proxy has given to the request, for the log; empty if it has none that can be shown.
+
+    :param proxies: the number of trusted proxies. Without any, the client itself would have given the id.
+    """
+    given = request.header("HTTP_X_REQUEST_ID") if proxies else ""
+    return given if _REQUEST_ID.fullmatch(given) else ""
 
 
 def read_idempotency_key(request: Request) -> str | None:
@@ -328,7 +338,7 @@ def read_watch(channel: str) -> str:
         raise RequestError(error.message, error.hint, code=error.code) from None
 
 
-def _query(request: Request, *single: str) -> Query:
+def read_query(request: Request, *single: str) -> Query:
     """Return the request's parameters. A parameter in `single` that is given twice is refused."""
     try:
         query = request.args()

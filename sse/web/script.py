@@ -50,7 +50,7 @@ _MODULE = "export default "
 def load(module: bool = False) -> Script:
     """Return the script of this version, or the same as a module. Each is read from disk once."""
     begin = _MODULE if module else ""
-    body = f"/* Throughline {__version__}, MIT licence */\n{begin}{squeeze(_source())}".encode()
+    body = f"/* Throughline {__version__}, MIT licence */\n{begin}{squeeze(read_static('sse.js').decode())}".encode()
     return Script(
         _variant(body),
         _variant(gzip.compress(body, 9, mtime=0)),
@@ -89,10 +89,12 @@ def embed_tag(prefix: str, channels: Sequence[str]) -> str:
     return f"<script {written} defer></script>"
 
 
-def _source() -> str:
+@cache
+def read_static(name: str) -> bytes:
+    """Return a file of static/, which is in the package if that was installed, and beside it in the repository."""
     package = Path(__file__).parent.parent
-    installed = package / "static" / "sse.js"
-    return (installed if installed.exists() else package.parent / "static" / "sse.js").read_text(encoding="utf-8")
+    installed = package / "static" / name
+    return (installed if installed.exists() else package.parent / "static" / name).read_bytes()
 
 
 def _variant(body: bytes) -> Variant:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from sse.log import warn_once
 
+_DEVELOPMENT: Final = "Werkzeug/"
 _WORKER: Final = 'worker_class = "sse.worker.Worker"'
 _ONE_AT_A_TIME: Final = (
     "%s answers one request at a time in each process: while a stream is open, or a poll waits, that process answers "
@@ -19,26 +20,41 @@ _FEW_THREADS: Final = (
 )
 
 
-def warn_of_server(environ: Mapping[str, Any]) -> None:
-    """Warn once in each process if the server that passed this request can hold no streams, or only a few.
+Holds = Literal["many", "threads", "one"]
+"""How many streams a process holds at a time: thousands, as many as it has threads, or one."""
 
-    There is no warning for three cases: a server in which a waiting request holds a greenlet only, such as gunicorn's
-    gevent worker and ours; `flask run`, which has a thread for each request; and a test client, which is no server.
+
+def streams_held(environ: Mapping[str, Any]) -> Holds:
+    """Return how many streams the server that passed this request can hold in each process.
+
+    It holds many in three cases: a server in which a waiting request holds a greenlet only, such as gunicorn's gevent
+    worker and ours; `flask run`, which has a thread for each request; and a test client, which is no server.
     """
     if time.sleep.__module__ != "time":  # gevent or eventlet has replaced all functions that wait
+        return "many"
+    server, is_threaded = _server(environ), environ.get("wsgi.multithread")
+    if not server or (is_threaded and server.startswith(_DEVELOPMENT)):
+        return "many"
+    return "threads" if is_threaded else "one"
+
+
+def warn_of_server(environ: Mapping[str, Any]) -> None:
+    """Warn once in each process if the server that passed this request can hold no streams, or only a few."""
+    held = streams_held(environ)
+    if held == "many":
         return
-    server = environ.get("SERVER_SOFTWARE") or ("uWSGI" if "uwsgi.version" in environ else "")
-    is_threaded = environ.get("wsgi.multithread")
-    is_development = server.startswith("Werkzeug/")
-    if not server or (is_threaded and is_development):
-        return
+    server = _server(environ)
     if server.startswith("gunicorn/"):
         remedy = f"set {_WORKER}"
-    elif is_development:
+    elif server.startswith(_DEVELOPMENT):
         remedy = "leave out --without-threads"
     else:
         remedy = f"use gunicorn with {_WORKER}"
-    if is_threaded:
+    if held == "threads":
         warn_once(_FEW_THREADS, server, f"{remedy}, or have more threads than streams and polls at a time")
     else:
         warn_once(_ONE_AT_A_TIME, server, remedy)
+
+
+def _server(environ: Mapping[str, Any]) -> str:
+    return environ.get("SERVER_SOFTWARE") or ("uWSGI" if "uwsgi.version" in environ else "")

@@ -27,6 +27,7 @@ from sse.service import Service
 from sse.stores.presence import Attendance
 from sse.transports import dialect
 from sse.transports.poll import Poll
+from sse.transports.probe import ProbeStream
 from sse.version import __version__
 from sse.web.admission import Admission, Admitted, Identify
 from sse.web.answers import (
@@ -34,6 +35,7 @@ from sse.web.answers import (
     STREAM_HEADERS,
     Answer,
     CommonHeaders,
+    FileAnswer,
     embed_script,
     ended,
     gone,
@@ -41,6 +43,7 @@ from sse.web.answers import (
     json,
     refusal,
 )
+from sse.web.doctor import Doctor
 from sse.web.hooks import (
     CompleteResponse,
     Endless,
@@ -53,6 +56,8 @@ from sse.web.hooks import (
     waiting_class,
 )
 from sse.web.presence import Enter, PresentPoll, PresentStream
+from sse.web.probe_request import is_probe
+from sse.web.readiness import readiness
 from sse.web.request import (
     Options,
     PollRequest,
@@ -63,6 +68,7 @@ from sse.web.request import (
     read_poll,
     read_publish,
     read_raw,
+    read_request_id,
     read_stream,
 )
 from sse.web.server_check import warn_of_server
@@ -71,6 +77,7 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
 
+_NEVER_STORED: Final = {"Cache-Control": "no-store"}
 _MAX_MEMBERS: Final = 1000  # in the answer to a request for presence
 
 
@@ -184,6 +191,7 @@ class Views:
         self._waiting: Callable[[Any], type[Response]] = lru_cache(maxsize=4)(waiting_class)
         self._own_endpoints: set[str] = set()  # of views of the app that have answered with a stream
         self._common = CommonHeaders(service.config)
+        self.doctor = Doctor(service, self.admission, self._common)
         self.keep_working = make_hook(service.config.retry, self._add_headers, blueprint, self._own_endpoints)
         """The hook that keeps streams working whatever hooks of the app do."""
 
@@ -221,6 +229,8 @@ class Views:
         return response
 
     def stream(self, incoming: Request) -> Response:
+        if is_probe(incoming) and self.doctor.is_open:
+            return self._probe(incoming, self.doctor.stream)
         rule = self.admission.rule()
         parsed = read_stream(incoming, self.config, takes_token=self.admission.takes_token(rule))
         return self.answer_stream(incoming, parsed, partial(self.admission.reader, incoming, parsed.subscription, rule))
@@ -251,6 +261,7 @@ class Views:
             permit=permit,
             charge=charge,
         )
+        body.request_id = read_request_id(incoming, self.config.proxies)
         # All others, which are most, are attached only when they are sent.
         if (parsed.bare or subscription.last_event_id) and (instead := self._attach(incoming, parsed, body)):
             return instead
@@ -293,6 +304,8 @@ class Views:
         return response
 
     def poll(self, incoming: Request) -> Response:
+        if is_probe(incoming) and self.doctor.is_open:
+            return self._probe(incoming, self.doctor.poll)
         rule = self.admission.rule()
         parsed = read_poll(incoming, self.config, takes_token=self.admission.takes_token(rule))
         return self.answer_poll(incoming, parsed, partial(self.admission.reader, incoming, parsed.subscription, rule))
@@ -313,6 +326,7 @@ class Views:
             charge=charge,
             gone=incoming.environ.get("sse.gone"),
         )
+        body.request_id = read_request_id(incoming, self.config.proxies)
         try:
             return self._open(incoming.environ, body)
         except StoreUnavailable as error:
@@ -366,6 +380,13 @@ class Views:
     def ticket(self, incoming: Request) -> Response:
         return _respond(json({"ticket": self.admission.ticket(incoming), "expires": TICKET_LIFE}, 201))
 
+    def ready(self, incoming: Request) -> Response:
+        answer = readiness(self._service, is_multiprocess=incoming.is_multiprocess)
+        return _respond(answer._replace(headers=[*_NEVER_STORED.items()]))
+
+    def health(self, _: Request) -> Response:
+        return Response("ok", mimetype="text/plain", headers=_NEVER_STORED)  # also while the store does not answer
+
     def script(self, incoming: Request, suffix: str) -> Response:
         return _script(incoming, suffix, "public, max-age=300")
 
@@ -374,6 +395,46 @@ class Views:
             address = f"{self.config.prefix}/sse.{__version__}.{suffix}"
             raise NotFound(f"the script has no version {version[:60]!a} here", f"load it from {address}")
         return _script(incoming, suffix, "public, max-age=31536000, immutable")
+
+    def doctor_page(self, incoming: Request) -> Response:
+        return self._probe(incoming, self.doctor.page)
+
+    def doctor_file(self, incoming: Request, suffix: str) -> Response:
+        return self._probe(incoming, partial(self.doctor.page, name=f"doctor.{suffix}"))
+
+    def doctor_pass(self, incoming: Request) -> Response:
+        return self._probe(incoming, self.doctor.make_pass)
+
+    def doctor_echo(self, incoming: Request) -> Response:
+        return self._probe(incoming, self.doctor.echo)
+
+    def doctor_stream(self, incoming: Request) -> Response:
+        return self._probe(incoming, self.doctor.stream)
+
+    def doctor_poll(self, incoming: Request) -> Response:
+        return self._probe(incoming, self.doctor.poll)
+
+    def doctor_left(self, incoming: Request) -> Response:
+        return self._probe(incoming, self.doctor.left)
+
+    def doctor_status(self, incoming: Request, code: str) -> Response:
+        return self._probe(incoming, partial(self.doctor.status, code=code))
+
+    def doctor_judge(self, incoming: Request) -> Response:
+        return self._probe(incoming, self.doctor.judge)
+
+    def _probe(self, incoming: Request, ask: Callable[[Request], Answer | FileAnswer | ProbeStream]) -> Response:
+        """Return the answer of the doctor, if there is one here."""
+        if not self.doctor.is_open:
+            return self.nothing_here(incoming)
+        incoming.environ["sse.probe"] = True  # at the address of real streams, a refusal stays a refusal
+        answer = ask(incoming)
+        if isinstance(answer, ProbeStream):
+            incoming.environ["sse.unsent"] = answer
+            return self.waiting_response(answer, STREAM_HEADERS)
+        if isinstance(answer, FileAnswer):
+            return _file(answer)
+        return self.nothing_more() if answer.status == 204 else _respond(answer)
 
     def nothing_here(self, _: Request, **__: str) -> Response:
         raise NotFound(
@@ -395,6 +456,17 @@ def _add_rules(app: App, views: Views, prefix: str, blueprint: str) -> None:
         ("/sse.<any(js, mjs):suffix>", views.script, ("GET", "HEAD", "OPTIONS")),
         ("/sse.<version>.<any(js, mjs):suffix>", views.script_of, ("GET", "HEAD", "OPTIONS")),
         ("/presence/<sse_rest:channel>", views.presence, ("GET", "HEAD", "OPTIONS")),
+        ("/doctor", views.doctor_page, ("GET", "HEAD", "OPTIONS")),
+        ("/doctor/doctor.<any(css, js):suffix>", views.doctor_file, ("GET", "HEAD", "OPTIONS")),
+        ("/doctor/pass", views.doctor_pass, ("POST", "OPTIONS")),
+        ("/doctor/echo", views.doctor_echo, ("GET", "HEAD", "OPTIONS")),
+        ("/doctor/stream", views.doctor_stream, ("GET", "HEAD", "OPTIONS")),
+        ("/doctor/poll", views.doctor_poll, ("GET", "HEAD", "OPTIONS")),
+        ("/doctor/left", views.doctor_left, ("GET", "HEAD", "OPTIONS")),
+        ("/doctor/status/<sse_rest:code>", views.doctor_status, ("GET", "HEAD", "OPTIONS")),
+        ("/doctor/judge", views.doctor_judge, ("POST", "OPTIONS")),
+        ("/ready", views.ready, ("GET", "HEAD", "OPTIONS")),
+        ("/health", views.health, ("GET", "HEAD", "OPTIONS")),
         ("/ticket", views.ticket, ("POST", "OPTIONS")),
         ("/publish", views.publish, ("POST", "OPTIONS")),
         ("/publish/<sse_rest:channel>", views.publish_raw, ("POST", "OPTIONS")),
@@ -442,7 +514,10 @@ def _shown(attendance: Attendance) -> dict[str, object]:
 
 
 def _script(incoming: Request, suffix: str, cache_control: str) -> Response:
-    answer = embed_script(incoming, suffix, cache_control)
+    return _file(embed_script(incoming, suffix, cache_control))
+
+
+def _file(answer: FileAnswer) -> Response:
     return Response(answer.body or None, answer.status, answer.headers)
 
 

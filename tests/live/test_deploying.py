@@ -1,4 +1,4 @@
-"""The commands of README.md and docs/deploying.md work as printed.
+"""The commands of docs/deploying.md work as printed.
 
 They set up nginx beside other sites, the systemd unit, and an app of the reader's own.
 """
@@ -18,10 +18,10 @@ import pytest
 from tests.docs import code_blocks, section
 from tests.servers import ROOT, NginxBeside
 
-README = (ROOT / "README.md").read_text()
 GUIDE = (ROOT / "docs/deploying.md").read_text()
+START = (ROOT / "docs/start.md").read_text()
 UNIT = ROOT / "deploy/systemd/throughline.service"
-BLOCK = README.partition("\nNAME=push.example\n")[2].partition("```")[0]
+BLOCK = GUIDE.partition("\nNAME=push.example\n")[2].partition("```")[0]
 
 
 def shell(commands: str, cwd: Path = ROOT, **env: str) -> subprocess.CompletedProcess[str]:
@@ -32,7 +32,7 @@ def shell(commands: str, cwd: Path = ROOT, **env: str) -> subprocess.CompletedPr
 
 
 def lines_of_nginx(directory: Path) -> str:
-    """Return the README's commands that install the site, with `directory` in the place of /etc/nginx."""
+    """Return the page's commands that install the site, with `directory` in the place of /etc/nginx."""
     commands = BLOCK.partition("\nopenssl req")[2].partition("nginx -t")[0]
     return f"NAME=push.test; openssl req{commands.replace('/etc/nginx', str(directory))}"
 
@@ -46,7 +46,7 @@ def etc_nginx(tmp_path: Path) -> Path:
     return directory
 
 
-def test_the_readme_installs_one_site_beside_the_others(etc_nginx: Path, tmp_path: Path) -> None:
+def test_the_page_installs_one_site_beside_the_others(etc_nginx: Path, tmp_path: Path) -> None:
     for _ in range(2):  # the second time changes nothing
         result = shell(lines_of_nginx(etc_nginx))
         assert result.returncode == 0, result.stderr
@@ -84,7 +84,6 @@ def test_values_of_an_operator_s_own_stay(etc_nginx: Path) -> None:
 
 
 def test_no_command_replaces_the_configuration_of_nginx_but_the_one_that_says_so() -> None:
-    assert not re.search(r">\s*/etc/nginx/nginx\.conf", README)
     before, _, rest = GUIDE.partition(">/etc/nginx/nginx.conf")
     assert "every other site:" in before.rpartition("\n\n```")[0].rpartition("\n\n")[2]
     assert ">/etc/nginx/nginx.conf" not in rest
@@ -98,8 +97,7 @@ def test_the_key_is_read_from_the_file_and_stands_on_no_command_line(tmp_path: P
     assert "-H @- " in command
     shown = shell(re.sub(r"\| *\n.*", "| cat", command.replace("/etc/throughline.env", str(file)), flags=re.DOTALL))
     assert shown.stdout == "Authorization: Bearer a-key-$HOME\n"
-    for text in (README, GUIDE):
-        assert not re.search(r"^ *(set -a.*)?\. /etc", text, re.MULTILINE)
+    assert not re.search(r"^ *(set -a.*)?\. /etc", GUIDE, re.MULTILINE)
 
 
 def unit() -> dict[str, str]:
@@ -109,7 +107,7 @@ def unit() -> dict[str, str]:
     return dict(parser["Service"])
 
 
-def test_the_unit_runs_as_a_user_of_its_own_that_the_readme_makes() -> None:
+def test_the_unit_runs_as_a_user_of_its_own_that_the_page_makes() -> None:
     service = unit()
     assert f"useradd --system --gid {service['Group']} --shell /usr/sbin/nologin {service['User']}\n" in BLOCK
     assert (service["User"], service["Group"]) == ("throughline", "www-data")
@@ -141,7 +139,7 @@ def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("fault", ["", "this is no Python", "raise RuntimeError('at import')"])
 def test_a_reload_of_an_app_of_one_s_own_is_refused_where_its_code_does_not_import(tmp_path: Path, fault: str) -> None:
-    example = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[0]
+    example = re.findall(r"```python\n(.*?)```", START, re.DOTALL)[0]
     (tmp_path / "example.py").write_text(f"{example}\n{fault}\n")
     [arguments] = re.findall(r"^ExecReload=/opt/shop/.venv/bin/python (\S+/loadable.py .*)$", GUIDE, re.MULTILINE)
     [start] = re.findall(r"^ExecStart=/opt/shop/.venv/bin/(gunicorn .*)$", GUIDE, re.MULTILINE)
@@ -205,7 +203,8 @@ def test_an_upgrade_brings_the_package_that_runs_and_tries_it_before_the_restart
 
 
 def test_only_the_lines_that_say_where_depend_on_where_one_stands() -> None:
-    for block in re.findall(r"^```\n(.*?)^```", GUIDE, re.DOTALL | re.MULTILINE):
+    assert "&& cd /opt/throughline\n" in BLOCK  # which stands there, from then on
+    for block in [code for language, code in code_blocks(GUIDE) if not language and BLOCK not in code]:
         for path in re.findall(r"(?<![\w./*$-])(?:\.venv|deploy|tools|nginx|docs)/\S*", block):
             raise AssertionError(f"{path} in {block}")
         for source in re.findall(r"\bcp (?:-a )?(\S+)", block):

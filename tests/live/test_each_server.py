@@ -190,18 +190,6 @@ def test_streams_end_with_their_lifetime_and_their_clients_lose_nothing(tmp_path
             follower.finish(publisher.count)
 
 
-def test_the_memory_store_refuses_several_workers_and_says_what_to_do(tmp_path: Path) -> None:
-    with Gunicorn(tmp_path, APP, ENV, workers=2) as server:
-        with Stream(server.url, {"channel": "a"}) as stream:
-            assert stream.status == 200
-            assert [event.json()["reason"] for event in stream.events()] == ["busy"]
-        for answer in (client.poll(server.url, ["a"]), client.publish(server.url, "a", "x", key=KEY)):
-            assert answer.status == 503
-            assert answer.json()["error"]["code"] == "memory_store"
-            assert "SSE_REDIS_URL" in answer.json()["error"]["hint"]
-        assert "SSE_REDIS_URL" in server.logs()
-
-
 def test_a_second_worker_on_the_memory_store_is_refused_with_the_remedy(tmp_path: Path) -> None:
     with Gunicorn(tmp_path, APP, ENV) as server:
         [worker] = server.worker_pids()
