@@ -44,8 +44,7 @@ test: .venv/test tests/node_modules/.package-lock.json
 
 check: lint
 	@$(BIN)/coverage erase
-	@$(MAKE) --no-print-directory --jobs=6 --output-sync=target check-live-q-to-z check-live-a-to-h \
-	  check-here-i-to-z check-here-a-to-h check-browser-m-to-z check-browser-a-to-l check-live-i-to-p check-models check-docs
+	@$(MAKE) --no-print-directory --jobs=8 --output-sync=target $(SIDE_BY_SIDE)
 	$(BIN)/python -m pytest $(ALONE)
 	@$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
@@ -65,7 +64,12 @@ ALONE := tests/live/test_arrival_storms.py tests/live/test_rolling_restarts.py t
 MODELS := tests/chaos $(addprefix tests/test_,$(addsuffix .py,cut_everywhere fuzz_requests idle_stream_memory \
   random_histories service_close))
 
-# These run at the same time, because they mostly wait. The letters divide the files into parts that take about as long.
+# Eight of these run at the same time, because they mostly wait: those that take longest first, and among them the two
+# that compute. The letters divide the files of each folder.
+SIDE_BY_SIDE := $(addprefix check-,live-s browser-s-to-t live-r here-i-to-z models browser-e-to-l live-i-to-l \
+  live-b-to-c here-a-to-h browser-m-to-r live-d browser-a-to-d live-m-to-o live-t-to-z live-e-to-h live-p-to-q \
+  live-a browser-u-to-z docs)
+
 check-here-%:
 	$(BIN)/coverage run -m pytest $(MODELS:%=--deselect=%) tests/test_[$(subst -to-,-,$*)]*.py
 check-models:
