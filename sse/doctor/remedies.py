@@ -471,7 +471,7 @@ _OF: Final[Mapping[str, Mapping[str, Remedy]]] = {
             'sub vcl_recv {\n    if (req.url ~ "^<prefix>/") { return (pass); }\n}',
         ),
         "idle_cutoff": Remedy(
-            "Raise between_bytes_timeout of the backend, which is 10 s by default, or let heartbeats come more often.",
+            "Raise between_bytes_timeout of the backend, or let heartbeats come more often.",
             "SSE_HEARTBEAT=<heartbeat>",
         ),
         "poll_cut": Remedy(
