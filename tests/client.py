@@ -6,6 +6,7 @@ import codecs
 import http.client
 import io
 import json
+import re
 import socket
 import ssl
 import time
@@ -37,6 +38,9 @@ class Event:
         return json.loads(self.data)
 
 
+LINE_END = re.compile("\r\n|\r|\n")
+
+
 class Parser:
     """A parser of `text/event-stream` by WHATWG HTML 9.2.6. An unfinished last block is never returned.
 
@@ -63,20 +67,23 @@ class Parser:
         self._own_id: str | None = None
 
     def feed(self, chunk: bytes) -> list[Event]:
+        text = self._decoder.decode(chunk)
+        if text and self._start:
+            self._start = False
+            text = text.removeprefix("\ufeff")
+        if text and self._after_cr:
+            self._after_cr = False
+            text = text.removeprefix("\n")
+        if not text:
+            return []
+        self._after_cr = text.endswith("\r")
+        *lines, rest = LINE_END.split(text)
+        if not lines:
+            self._line += rest
+            return []
+        lines[0], self._line = self._line + lines[0], rest
         events = []
-        for character in self._decoder.decode(chunk):
-            if self._start:
-                self._start = False
-                if character == "\ufeff":
-                    continue
-            if self._after_cr and character == "\n":
-                self._after_cr = False
-                continue
-            self._after_cr = character == "\r"
-            if character not in "\r\n":
-                self._line += character
-                continue
-            line, self._line = self._line, ""
+        for line in lines:
             assert line or not self._bare or self._data is not None, "a blank line that ends no event"
             if line.startswith(": ") and self._comments:
                 events.append(Event(self.last_event_id, "comment", line[2:], None, None))

@@ -12,9 +12,11 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
+from urllib.parse import urlencode
 
 import flask
 from flask import Flask, Response
+from werkzeug.test import create_environ
 
 from sse import SSE
 from sse.service import Service
@@ -80,13 +82,17 @@ class Site:
         self._app.extensions["sse"] = service
         self._app.add_url_rule("/own", view_func=lambda: SSE().subscribe(*flask.request.args.getlist("of")))
         self._browser = self._app.test_client()
+        self._environ = create_environ()
         self._own = own
 
-    def _place(self, request: Request, route: str) -> tuple[str, list[tuple[str, str]]]:
-        """Return the path and the query of a request."""
-        if not self._own:
-            return route, list(request.query)
-        return "/own", [("of" if name == "channel" else name, value) for name, value in request.query]
+    def _asked(self, request: Request, route: str, *more: tuple[str, str], **headers: str) -> dict[str, Any]:
+        """Return the WSGI environment of a request. The test client takes five times as long to make one."""
+        query = [*request.query, *more]
+        if self._own:
+            route, query = "/own", [("of" if name == "channel" else name, value) for name, value in query]
+        if request.header is not None:
+            headers["HTTP_LAST_EVENT_ID"] = request.header
+        return self._environ | {"PATH_INFO": route, "QUERY_STRING": urlencode(query)} | headers
 
     def stream(self, request: Request) -> Iterator[bytes]:
         """Yield the chunks of a stream, which connects at the first chunk. A stream that is cut just ends.
@@ -94,17 +100,16 @@ class Site:
         :raises Refused: in place of the first.
         :raises Over: in place of the first, if all channels have ended.
         """
-        headers = {} if request.header is None else {"Last-Event-ID": request.header}
-        path, query = self._place(request, "/sse/stream")
+        environ = self._asked(request, "/sse/stream")
         if self._rng:
-            with self._app.test_request_context(path, query_string=query, headers=headers):
+            with self._app.request_context(environ):
                 answer = self._app.full_dispatch_request()
             _check_status(answer)
             assert isinstance(answer.response, Stream)
             with contextlib.suppress(Cut):
                 yield from driven(answer.response, self._rng)
             return
-        response = self._browser.get(path, query_string=query, headers=headers)
+        response = self._browser.open(flask.Request(environ))
         _check_status(response)
         try:
             with contextlib.suppress(Cut):
@@ -117,11 +122,9 @@ class Site:
         return b"".join(until_quiet(self.stream(request)))
 
     def poll(self, request: Request, timeout: int = 0) -> dict[str, Any]:
-        headers = {} if request.header is None else {"Last-Event-ID": request.header}
-        headers["Accept"] = "application/json"
-        path, query = self._place(request, "/sse/poll")
-        query = [(name, value) for name, value in query if name != "ids"] + [("timeout", str(timeout))]
-        response = self._browser.get(path, query_string=query, headers=headers)
+        request = request._replace(query=tuple(pair for pair in request.query if pair[0] != "ids"))
+        environ = self._asked(request, "/sse/poll", ("timeout", str(timeout)), HTTP_ACCEPT="application/json")
+        response = self._browser.open(flask.Request(environ))
         assert response.status_code == 200, response.get_data()
         return dict(response.get_json())
 

@@ -223,7 +223,8 @@ def test_the_wheel_has_the_script_and_serves_it(tmp_path: Path) -> None:
     assert built.returncode == 0, built.stdout + built.stderr
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
-        assert [name for name in archive.namelist() if "static" in name] == ["sse/static/sse.js"]
+        served = {f"sse/static/{name}" for name in ("sse.js", "doctor.html", "doctor.css", "doctor.js")}
+        assert {name for name in archive.namelist() if "static" in name} == served
         archive.extractall(installed)
     (tmp_path / "served.py").write_text(
         "import sys, flask, sse\n"

@@ -11,10 +11,9 @@ from urllib.parse import quote, urlsplit
 import click
 
 from sse.doctor.findings import Finding
-from sse.doctor.judge import BadMeasure, judge
+from sse.doctor.judge import judge
 from sse.doctor.measure import get_pass, measure
 from sse.doctor.report import report
-from sse.errors import SSEError
 
 FAULT: Final = 1
 NOT_REACHED: Final = 3
@@ -53,7 +52,7 @@ def page_link(url: str, key: str | None) -> str:
 def examine(url: str, *, key: str | None, origin: str, wait: float, quick: bool, proxy: str, as_json: bool) -> int:
     """Measure, print what is wrong, and return the exit status.
 
-    :raises SSEError: if the service gives no pass for the key, or answers what no version of it answers.
+    :raises SSEError: if the service gives no pass for the key.
     """
     show = _Progress(sys.stderr.isatty() and not as_json)
     try:
@@ -63,10 +62,7 @@ def examine(url: str, *, key: str | None, origin: str, wait: float, quick: bool,
         )  # fmt: skip
     finally:
         show.clear()
-    try:
-        findings = judge(measured)
-    except BadMeasure as error:
-        raise SSEError(f"{url} does not answer as this service does: {error}", "give the service's prefix") from None
+    findings = judge(measured)
     if as_json:
         click.echo(_as_json(url, measured, findings))
     else:

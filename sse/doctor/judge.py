@@ -19,7 +19,7 @@ Measured = Mapping[str, Any]
 
 _SAME_AGE: Final = 1.5  # seconds by which two streams that a timeout cuts may differ in age
 _SAME_MOMENT: Final = 0.7  # seconds between two cuts that have one cause, such as a restart
-_MARGIN: Final = 1.0  # seconds before the time that was asked for, from which on an end counts as regular
+_MARGIN: Final = 0.3  # seconds before the time that was asked for, from which on an end counts as regular
 _SKEW: Final = 5.0  # seconds; a token's iat may lie as far in the future
 _BLOCKED: Final = 2.0  # seconds that a busy process may stand still
 _HEARTBEAT_MISSED: Final = 5.0  # seconds of standing still that clients notice
@@ -43,7 +43,9 @@ def judge(measured: object) -> list[Finding]:
 def _found(measured: Measured, code: str, level: Level, evidence: str, summary: str = "", **facts: Any) -> Finding:
     proxies = on_the_way(measured)
     settings = measured.get("echo", {}).get("settings", {})
-    text, paste = remedy_for(code, proxies, {"url": measured.get("url", ""), **settings, **facts})
+    text, paste = remedy_for(
+        code, proxies, {"url": measured.get("url", ""), "client": measured.get("client"), **settings, **facts}
+    )
     return Finding(code, level, summary or CODES[code], evidence, text, paste)
 
 
@@ -295,13 +297,11 @@ def _ages(measured: Measured) -> Iterator[Finding]:
     """Judge the silent and the active stream together, because each tells whether the other one is sure."""
     if _is_one_at_a_time(measured):
         return
+    if _outage(measured) is not None:
+        return  # `_unsure` tells it
     silent, active = _cut_at(measured, "silent"), _cut_at(measured, "active")
-    if silent is not None and active is not None:
-        apart = _began(measured, "active") + active - _began(measured, "silent") - silent
-        if abs(apart) < _SAME_MOMENT < abs(active - silent):
-            return  # `_unsure` tells it
-        if silent > active - _SAME_AGE:
-            silent = None
+    if silent is not None and active is not None and silent > active - _SAME_AGE:
+        silent = None
     if active is not None:
         yield _request_timeout(measured, active)
     elif finding := _lifetime(measured):
@@ -345,6 +345,16 @@ def _idle_cutoff(measured: Measured, age: float) -> Finding:
     return _found(measured, "idle_cutoff", "note", f"{evidence}: in time.", summary, seconds=age)
 
 
+def _outage(measured: Measured) -> float | None:
+    """Return the moment at which both long streams ended, though they had different ages; None if they did not."""
+    silent, active = _cut_at(measured, "silent"), _cut_at(measured, "active")
+    if silent is None or active is None:
+        return None
+    moment = silent + float(_stream(measured, "silent").get("started_at", 0.0))
+    apart = active + float(_stream(measured, "active").get("started_at", 0.0)) - moment
+    return moment if abs(apart) < _SAME_MOMENT < abs(active - silent) else None
+
+
 def _cut_at(measured: Measured, name: str) -> float | None:
     """Return the age at which a stream was cut, or None if it was not, or if nobody knows."""
     stream = _stream(measured, name)
@@ -352,10 +362,6 @@ def _cut_at(measured: Measured, name: str) -> float | None:
     if age is None or asked is None or stream.get("finished") or "refused" in stream:
         return None
     return float(age) if age < asked - _MARGIN else None
-
-
-def _began(measured: Measured, name: str) -> float:
-    return float(_stream(measured, name).get("started_at", 0.0))
 
 
 def _stream(measured: Measured, name: str) -> Mapping[str, Any]:
@@ -368,7 +374,8 @@ def _poll_cut(measured: Measured) -> Iterator[Finding]:
     if "asked" not in poll or "refused" in poll or _is_one_at_a_time(measured):
         return
     asked, status, age = poll["asked"], poll.get("status"), poll.get("answered_at")
-    if status == 200:
+    outage = _outage(measured)
+    if status == 200 or (age is not None and outage is not None and abs(age - outage) < _SAME_MOMENT):
         return
     how = f"was answered with {status}" if status else "was cut" if age is not None else "was not answered"
     after = "" if age is None else f" after {_seconds(age)}"
@@ -422,11 +429,8 @@ def _unsure(measured: Measured) -> Iterator[Finding]:
         reasons.append(f"this machine itself stood still for {_seconds(gap)}")
     if measured.get("ticks", {}).get("same_worker") is False:
         reasons.append("the two looks at a quiet server met different workers")
-    silent, active = _cut_at(measured, "silent"), _cut_at(measured, "active")
-    if silent is not None and active is not None:
-        apart = _began(measured, "active") + active - _began(measured, "silent") - silent
-        if abs(apart) < _SAME_MOMENT < abs(active - silent):
-            reasons.append("all streams ended at the same moment, as in a restart or an outage")
+    if _outage(measured) is not None:
+        reasons.append("all streams ended at the same moment, as in a restart or an outage")
     refused = [name for name in ("fast", "small", "silent", "active") if "refused" in _stream(measured, name)]
     if refused or "refused" in measured.get("poll", {}):
         reasons.append("the service refused some probes, as it does when the doctor is asked too often")

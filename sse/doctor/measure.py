@@ -23,6 +23,7 @@ from typing import Any, Final, NamedTuple
 from urllib.parse import urlencode, urlsplit
 
 from sse.doctor.arrivals import held
+from sse.doctor.shape import BadMeasure, checked
 from sse.errors import SSEError
 from sse.wire import Block, Parser
 
@@ -47,6 +48,7 @@ _MOST: Final = 65_536  # bytes of a short answer
 _MOST_BLOCKS: Final = 400
 _MOST_OF_STREAM: Final = 4 << 20  # bytes
 _MOST_UNPACKED: Final = 1 << 20  # bytes of one chunk
+_STRANGE: Final = {"title": "JSON in a form that no version of this service has"}
 _TICK: Final = 0.1  # seconds between two looks at our own clock
 
 
@@ -132,10 +134,14 @@ def measure(
         except (OSError, HTTPException) as error:
             found["unreachable"] = f"{way.host} does not answer: {_reason(error)}."
         except (KeyError, TypeError, ValueError):
-            found["not_ours"] = {"title": "JSON in a form that no version of this service has"}
+            found["not_ours"] = _STRANGE
         finally:
             way.close()
     found["client_gap"] = round(pulse.gap, 3)
+    try:
+        checked(found)
+    except BadMeasure:
+        return {name: found[name] for name in ("client", "url")} | {"not_ours": _STRANGE}
     return found
 
 
@@ -412,8 +418,9 @@ class _Measuring:
                 self._together([partial(watch, fast), *[partial(watch, twin)] * (holds == "threads")])
             if fast.nonce and twin.nonce:
                 self._found["shared"] = fast.nonce == twin.nonce
-            with contextlib.suppress(OSError, HTTPException):
-                self._look_at_leaving()
+            if holds != "one":
+                with contextlib.suppress(OSError, HTTPException):
+                    self._look_at_leaving()
 
         long: list[Callable[[], object]] = [partial(watch, silent), partial(watch, active)]
         if holds == "many":
@@ -527,7 +534,7 @@ class _Stream:
         self.seen |= {"started_at": round(began - first_began, 3), "asked": self.asked, "blocks": []}
         query: dict[str, object] = {"probe": 1, "every": _number(self.every), "count": self.count, "size": self.size}
         query |= {"id": self.id} if self.id else {}
-        headers = {"Accept": "text/event-stream", "Last-Event-ID": _LAST_EVENT_ID, "Cache-Control": "no-cache"}
+        headers = {"Accept": "text/event-stream", "Last-Event-ID": _LAST_EVENT_ID}
         # The bytes of gzip can be read here, those of newer codings cannot. The fast stream asks as browsers do.
         headers |= {} if self.name == "fast" else {"Accept-Encoding": "gzip"}
         link: _Link | None = None

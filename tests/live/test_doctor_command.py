@@ -1,0 +1,247 @@
+"""`flask sse doctor` before real servers: what it finds without proxies, what is no fault, and what it prints.
+
+tests/live/test_doctor.py has the proxies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from sse.cli import cli
+from sse.doctor.judge import judge
+from sse.doctor.measure import get_pass, measure
+from sse.errors import SSEError
+from tests import client
+from tests.proxies import TcpProxy
+from tests.servers import Gunicorn, HttpServer, free_port
+from tests.tokens import KEY
+
+ORIGIN = "https://www.example"
+OPEN = {"SSE_DOCTOR": "1"}
+WAIT = 6.0  # seconds
+Codes = dict[str, str]
+
+
+def codes(measured: dict[str, Any]) -> Codes:
+    """Return the level of each code that is found, without what every service of these tests has."""
+    return {found.code: found.level for found in judge(measured) if found.code not in ("http1", "few_streams")}
+
+
+class _Other(BaseHTTPRequestHandler):
+    """Whatever may stand where the service should."""
+
+    ANSWERS = {
+        "/login": (302, {"Location": "https://login.example/?next=%2Fsse"}, b""),
+        "/captive": (200, {"Content-Type": "text/html"}, b"<html><title>Welcome to\n the hotel</title>"),
+        "/missing": (404, {"Content-Type": "text/html"}, b"<html><title>Not Found</title>"),
+        "/password": (401, {"WWW-Authenticate": 'Basic realm="staging"'}, b""),
+        "/lying": (200, {}, json.dumps({"service": "throughline", "now": [], "settings": 7, "worker": {}}).encode()),
+        "/deep": (200, {"Content-Type": "application/json"}, b'{"service":' + b"[" * 60_000),
+    }
+
+    def do_GET(self) -> None:
+        status, headers, body = self.ANSWERS["/" + self.path.split("/")[1]]
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def others() -> Iterator[str]:
+    with HttpServer(("127.0.0.1", 0), _Other) as server:
+        yield f"http://127.0.0.1:{server.server_port}"
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gunicorn]:
+    env = {"SSE_PUBLISH_KEYS": KEY, "SSE_ORIGINS": ORIGIN}
+    with Gunicorn(tmp_path_factory.mktemp("service"), env=env) as server:
+        yield server
+
+
+# ---- who is there
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("/login", "answered with 302 and points to https://login.example/?next=%2Fsse"),
+        ("/captive", 'answered with 200, as text/html, titled "Welcome to the hotel"'),
+        ("/missing", 'answered with 404, as text/html, titled "Not Found"'),
+        ("/password", "answered with 401"),
+        ("/deep", "answered with 200, as application/json"),
+    ],
+)
+def test_something_else_that_answers_is_named(others: str, path: str, words: str) -> None:
+    [found] = judge(measure(others + path))
+    assert found.code == "not_ours"
+    assert words in found.evidence
+
+
+def test_a_service_that_lies_is_not_ours(others: str) -> None:
+    [found] = judge(measure(f"{others}/lying"))
+    assert found.code == "not_ours"
+
+
+def test_a_port_where_nobody_listens_is_unreachable() -> None:
+    [found] = judge(measure(f"http://127.0.0.1:{free_port()}/sse"))
+    assert (found.code, found.level) == ("unreachable", "fault")
+    assert "refused" in found.evidence
+
+
+def test_a_service_whose_probes_are_closed_says_so(service: Gunicorn) -> None:
+    without, wrong = (judge(measure(f"{service.url}/sse", given_pass=given)) for given in ("", "1.00"))
+    assert [found.code for found in [*without, *wrong]] == ["doctor_closed", "doctor_closed"]
+    assert "SSE_DOCTOR=1" in without[0].paste
+    assert "The pass is not valid" in wrong[0].evidence
+
+
+def test_a_pass_needs_a_key_that_may_publish(service: Gunicorn, others: str) -> None:
+    with pytest.raises(SSEError, match="does not accept this key"):
+        get_pass(f"{service.url}/sse", "x" * 30)
+    with pytest.raises(SSEError, match="cannot be reached"):
+        get_pass(f"http://127.0.0.1:{free_port()}/sse", KEY)
+    with pytest.raises(SSEError, match="was answered with 501"):
+        get_pass(f"{others}/login", KEY)
+
+
+# ---- streams
+
+
+class Freezer:
+    """Stops a server's worker for some seconds as soon as the doctor is quiet."""
+
+    def __init__(self, server: Gunicorn, seconds: float) -> None:
+        self._server, self._seconds = server, seconds
+        self._timer: threading.Timer | None = None
+
+    def __call__(self, text: str) -> None:
+        if text.startswith("being quiet"):
+            [pid] = self._server.worker_pids()
+            os.kill(pid, signal.SIGSTOP)
+            self._timer = threading.Timer(self._seconds, os.kill, (pid, signal.SIGCONT))
+            self._timer.start()
+
+
+def _cut_after(proxy: TcpProxy, seconds: float) -> Callable[[str], object]:
+    """Return a listener that cuts all connections some seconds after streams are first watched."""
+    timers: list[threading.Timer] = []
+
+    def tell(text: str) -> None:
+        if text.startswith("watching") and not timers:
+            timers.append(threading.Timer(seconds, proxy.cut))
+            timers[0].start()
+
+    return tell
+
+
+def test_what_is_found_side_by_side(tmp_path: Path, service: Gunicorn) -> None:
+    """Each of these has a worker of its own, because a worker bounds the probes that it answers at a time."""
+    with contextlib.ExitStack() as stack:
+        number = iter(range(100))
+
+        def serve(*arguments: str) -> Gunicorn:
+            directory = tmp_path / str(next(number))
+            directory.mkdir()
+            return stack.enter_context(Gunicorn(directory, env=OPEN, arguments=arguments))
+
+        far, restarted, frozen = serve(), serve(), serve()
+        sync, threaded = serve("-k", "sync"), serve("-k", "gthread", "--threads", "8")
+        slow = stack.enter_context(TcpProxy(int(far.url.rpartition(":")[2])))
+        slow.delay = 0.2
+        cutting = stack.enter_context(TcpProxy(int(restarted.url.rpartition(":")[2])))
+        pool = stack.enter_context(ThreadPoolExecutor(8))
+
+        def run(url: str, **more: Any) -> Future[dict[str, Any]]:
+            return pool.submit(measure, f"{url}/sse", **{"wait": WAIT, "quick": True, **more})
+
+        given = get_pass(f"{service.url}/sse", KEY)
+        runs = {
+            "good": run(service.url, given_pass=given, origin=ORIGIN),
+            "far": run(slow.url),
+            "restarted": run(cutting.url, tell=_cut_after(cutting, 4.5)),
+            "frozen": run(frozen.url, quick=False, tell=Freezer(frozen, 6)),
+            "sync": run(sync.url),
+            "threaded": run(threaded.url),
+        }
+        measured = {name: future.result(120) for name, future in runs.items()}
+
+    assert codes(measured["good"]) == {}
+    assert measured["good"]["left"]["noticed"] is True
+    assert measured["good"]["shared"] is False
+    assert measured["good"]["poll"]["status"] == 200
+    assert abs(measured["good"]["skew"]) < 1
+    assert codes(measured["far"]) == {}, "a delay of 200 ms is no fault"
+    assert measured["far"]["rtt"] > 0.15
+    assert "idle_cutoff" not in codes(measured["restarted"]), "an outage is no limit of a proxy"
+    assert "request_timeout" not in codes(measured["restarted"])
+    assert codes(measured["frozen"])["frozen"] == "fault"
+    found = {name: {one.code: one.level for one in judge(measured[name])} for name in ("sync", "threaded")}
+    assert found["sync"]["few_streams"] == "fault"
+    assert found["threaded"]["few_streams"] == "warning"
+    assert found["sync"].keys() <= {"few_streams", "http1", "unsure"}
+    assert found["threaded"].keys() <= {"few_streams", "http1", "unsure"}
+
+
+# ---- the command
+
+
+def doctor(*arguments: str, key: str = "") -> Result:
+    return CliRunner(env={"THROUGHLINE_KEY": key or None}).invoke(cli, ["doctor", *arguments])
+
+
+def test_the_report_names_the_fault_the_remedy_and_what_works(service: Gunicorn) -> None:
+    result = doctor(f"{service.url}/sse", "--origin", "https://other.example", "--quick", "--wait", "5", key=KEY)
+    assert result.exit_code == 1
+    out = result.output
+    assert "FAULT     the service does not allow this origin  [cors_not_allowed]" in out
+    assert "SSE_ORIGINS=https://other.example" in out
+    assert "docs/troubleshooting.md#cors_not_allowed" in out
+    assert "Events arrive as soon as they are sent." in out
+    assert "none within 5 s" in out
+    assert out.strip().endswith("1 fault, 1 note.")
+    assert KEY not in out
+
+
+def test_json_has_the_findings_and_what_was_measured(others: str) -> None:
+    result = doctor(f"{others}/captive", "--json")
+    told = json.loads(result.output)
+    assert result.exit_code == 3
+    assert told["ok"] is False
+    assert [found["code"] for found in told["findings"]] == ["not_ours"]
+    assert told["measured"]["not_ours"]["title"] == "Welcome to the hotel"
+
+
+def test_the_exit_status_tells_what_was_found(service: Gunicorn) -> None:
+    assert doctor(f"{service.url}/sse").exit_code == 3
+    assert doctor("push.example").exit_code == 2
+    assert doctor(f"{service.url}/sse", "--origin", "www.example").exit_code == 2
+    assert doctor(f"{service.url}/sse", "--wait", "91").exit_code == 2
+    assert doctor(f"{service.url}/sse", key="not-a-key-of-this-service").exit_code == 1
+
+
+def test_a_link_to_the_page_has_a_pass_and_no_key(service: Gunicorn) -> None:
+    link = doctor(f"{service.url}/sse", "--link", key=KEY).output.strip()
+    assert link.startswith(f"{service.url}/sse/doctor#pass=")
+    assert KEY not in link
+    given = link.partition("#pass=")[2]
+    assert client.request(service.url, "GET", f"/sse/doctor/echo?pass={given}").status == 200
+    assert doctor(f"{service.url}/sse", "--link").output.strip() == f"{service.url}/sse/doctor"
