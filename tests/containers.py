@@ -115,21 +115,23 @@ class Base:
                     (root / name).symlink_to(f"usr/{name}")
             for name in ("passwd", "group"):
                 shutil.copy(f"/usr/share/base-passwd/{name}.master", root / "etc" / name)
-            for name in ("login.defs", "nsswitch.conf", "ld.so.cache", "hosts"):
+            shutil.copytree("/etc/ld.so.conf.d", root / "etc/ld.so.conf.d")
+            for name in ("login.defs", "nsswitch.conf", "ld.so.conf", "hosts"):
                 if Path("/etc", name).exists():
                     shutil.copy(Path("/etc", name), root / "etc" / name)
-        for name in ("etc/ssl", "etc/alternatives", sys.base_prefix.lstrip("/")):
+        for name in ("etc/ssl", "etc/alternatives"):
             (root / name).mkdir(parents=True, exist_ok=True)
         (root / "etc/resolv.conf").unlink(missing_ok=True)
         (root / "etc/resolv.conf").write_text(Path("/etc/resolv.conf").read_text())
+        Image(root, self).run(["ldconfig"], read_only=False).check_returncode()  # for Python's own library
 
     def mounts(self, root: Path) -> list[str]:
         """Return bubblewrap's options that add to a `root` what it shares with this machine."""
         shared = ["--ro-bind", "/etc/ssl", "/etc/ssl"]
         if not self.debian:
             shared += ["--ro-bind", "/usr", "/usr", "--ro-bind", "/etc/alternatives", "/etc/alternatives"]
-        if sys.base_prefix != "/usr":  # in the image, Python is in /usr/local; its second place is for its libraries
-            shared += ["--ro-bind", sys.base_prefix, "/usr/local", "--ro-bind", sys.base_prefix, sys.base_prefix]
+        if sys.base_prefix != "/usr":  # in the image, too, Python is in /usr/local
+            shared += ["--ro-bind", sys.base_prefix, "/usr/local"]
         else:
             shared += ["--tmpfs", "/usr/local", "--symlink", "/usr/bin/python3", "/usr/local/bin/python"]
         return shared
