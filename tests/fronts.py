@@ -22,7 +22,7 @@ from tests.proxy_servers import (
     Squid,
     Varnish,
 )
-from tests.servers import Nginx, NginxBeside, Server, make_certificate
+from tests.servers import Gunicorn, Nginx, NginxBeside, Server, free_port, make_certificate
 
 Make = Callable[[Path, int], Any]
 """Makes a server with a `url`, in a directory, in front of a port."""
@@ -150,6 +150,16 @@ def beside(directory: Path, upstream: int) -> Server:
     return NginxBeside(directory, f"127.0.0.1:{upstream}")
 
 
+def service(*arguments: str, **settings: str) -> Make:
+    """Return a service of another kind, which takes the place of the usual one."""
+    env = {"SSE_DOCTOR": "1", "SSE_ORIGINS": "https://a.example", "SSE_PUBLIC": "*"} | settings
+    return lambda directory, _: Gunicorn(directory, env=env, arguments=arguments)
+
+
+def nothing_behind(directory: Path, _: int) -> Server:
+    return PlainNginx(directory, free_port())
+
+
 RIGHT_NGINX = (
     'proxy_http_version 1.1; proxy_set_header Connection ""; proxy_buffering off; proxy_cache off; gzip off; '
     "proxy_read_timeout 1h;"
@@ -240,4 +250,12 @@ def fronts(real: bool) -> list[Front]:
               frozenset({"request_timeout", "poll_cut"}), real=frozenset({"request_timeout"})),
         Front("nginx, a clock of another year", nginx(f"{RIGHT_NGINX} {CLOCK}"), none, frozenset({"clock_skew"})),
     ]  # fmt: skip
-    return [*right, *naive, *hostile]
+    services = [
+        Front("gunicorn's sync worker", service("-k", "sync"), frozenset({"few_streams"})),
+        Front(
+            "gunicorn's gthread worker", service("-k", "gthread", "--threads", "8"), none, frozenset({"few_streams"})
+        ),
+        Front("the probes closed", service(SSE_DOCTOR="0"), frozenset({"doctor_closed"})),
+        Front("nginx, nothing behind it", nothing_behind, frozenset({"not_ours"})),
+    ]
+    return [*right, *naive, *hostile, *services]
