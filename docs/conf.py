@@ -16,7 +16,9 @@ from pathlib import Path
 import click
 from docutils import nodes
 from myst_parser.slugs import github_slugify
+from sphinx import addnodes
 from sphinx.application import Sphinx
+from sphinx.transforms import SphinxTransform
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.rst import escape
 
@@ -101,14 +103,14 @@ def directive(text: Callable[[], str]) -> type[SphinxDirective]:
 
 
 LINK = re.compile(r"\]\((?!\w+:)([^)\s#]*)(?:#([^)\s]*))?\)")
-ANCHORS = re.compile(r'((?:<a id="\w+"></a>\n)+)\n#+ (.*)\n(?:\n\*\*You may see:\*\* ((?:.+\n)+))?')
+ANCHORS = re.compile(r'((?:<a id="\w+"></a>\n)+)\n#+ (.*)')
 
 
 @functools.cache
 def anchors(page: Path) -> dict[str, str]:
     """Return the heading that each anchor of a page stands at, as the link to it names the heading."""
     found = ANCHORS.findall(page.read_text(encoding="utf-8"))
-    return {name: github_slugify(heading) for names, heading, _ in found for name in re.findall(r'"(.+)"', names)}
+    return {name: github_slugify(heading) for names, heading in found for name in re.findall(r'"(.+)"', names)}
 
 
 def lead(app: Sphinx, docname: str, source: list[str]) -> None:
@@ -122,16 +124,26 @@ def lead(app: Sphinx, docname: str, source: list[str]) -> None:
             return f"]({found[1]}#{anchors(target).get(found[2], found[2])})" if found[2] else found[0]
         return found[0] if target.suffix in (".png", ".svg") else f"]({app.config.source_url}/{name})"
 
-    source[0] = ANCHORS.sub(index, LINK.sub(link, source[0]))
+    source[0] = LINK.sub(link, source[0])
 
 
-def index(found: re.Match[str]) -> str:
-    """Return a section's beginning with entries for the search: its heading, and all that a reader may see or type."""
-    seen = " ".join((found[3] or "").split()).rstrip(".")
-    phrases = [phrase for phrase in (found[2], *seen.split("; ")) if phrase]
-    plain = [re.sub(r"[^\w\s/.:-]", "", phrase) for phrase in phrases]  # as people type, beside as browsers print
-    entries = "".join(f"   ! single: {phrase}\n" for phrase in dict.fromkeys(phrases + plain))
-    return f"```{{eval-rst}}\n.. index::\n{entries}```\n\n{found[0]}"
+class Seen(SphinxTransform):
+    """Let the search find a section by each of the phrases in its paragraph "You may see", and by its heading."""
+
+    default_priority = 500  # before quotes become typographic, and before the index is collected
+
+    def apply(self, **_: object) -> None:
+        for section in self.document.findall(nodes.section):
+            for paragraph in section.children[1:2]:
+                title, text = section.children[0].astext(), " ".join(paragraph.astext().split())
+                if not text.startswith("You may see: "):
+                    continue
+                phrases = [title, *text.removeprefix("You may see: ").rstrip(".").split("; ")]
+                typed = [re.sub(r"[^\w\s/.:-]", "", phrase) for phrase in phrases]
+                entries = [
+                    ("single", phrase, section["ids"][0], "main", None) for phrase in dict.fromkeys(phrases + typed)
+                ]
+                section.insert(1, addnodes.index(entries=entries, inline=False))
 
 
 def begin(app: Sphinx, error: Exception | None) -> None:
@@ -147,5 +159,6 @@ def setup(app: Sphinx) -> None:
     app.add_config_value("source_url", addresses["Source"], "env", str)
     app.connect("source-read", lead)
     app.connect("build-finished", begin)
+    app.add_transform(Seen)
     for function in (settings, errors, commands):
         app.add_directive(f"sse-{function.__name__}", directive(function))
