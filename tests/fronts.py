@@ -48,7 +48,7 @@ class Front:
         """The name of the proxy that the doctor must recognise; empty if it leaves no mark."""
         if "not_ours" in self.faults and self.name.startswith("haproxy"):
             return ""  # its redirect has no header of its own
-        found = re.search("nginx|apache|haproxy|caddy|varnish|squid|lighttpd", self.name)
+        found = re.search("nginx|apache|haproxy|caddy|varnish|squid|lighttpd|cloudflare|cloudrun|firebase", self.name)
         return found[0] if found else ""
 
 
@@ -177,6 +177,11 @@ GZIP = """
 sub vcl_backend_fetch { unset bereq.http.Accept-Encoding; }
 sub vcl_backend_response { set beresp.do_gzip = true; }
 """
+FIREBASE = """
+sub vcl_recv { return (pass); }
+sub vcl_backend_response { set beresp.do_stream = false; }
+sub vcl_deliver { set resp.http.Vary = resp.http.Vary + ", x-fh-requested-host"; }
+"""
 DEFLATE = "SetOutputFilter DEFLATE\nDeflateBufferSize 8096\nSetEnv force-gzip 1"
 
 
@@ -258,4 +263,13 @@ def fronts(real: bool) -> list[Front]:
         Front("the probes closed", service(SSE_DOCTOR="0"), frozenset({"doctor_closed"})),
         Front("nginx, nothing behind it", nothing_behind, frozenset({"not_ours"})),
     ]
-    return [*right, *naive, *hostile, *services]
+    # What is known of these platforms, and the marks that they leave, by proxies that run here.
+    imitated = [
+        Front("cloudflare, imitated", haproxy('http-response set-header CF-Ray 8c1f-FRA\n'
+              "http-response set-header server cloudflare", timeout="120s" if real else "1h")),
+        Front("cloudrun, imitated", haproxy('http-response set-header server "Google Frontend"'), none,
+              frozenset({"lifetime"})),
+        Front("firebase, imitated", varnish(FIREBASE), frozenset({"buffered", "content_length"}),
+              frozenset({"leaving_unnoticed", "lifetime"})),
+    ]  # fmt: skip
+    return [*right, *naive, *hostile, *services, *imitated]
