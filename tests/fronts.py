@@ -261,7 +261,7 @@ def fronts(real: bool) -> list[Front]:
             "gunicorn's gthread worker", service("-k", "gthread", "--threads", "8"), none, frozenset({"few_streams"})
         ),
         Front("the probes closed", service(SSE_DOCTOR="0"), frozenset({"doctor_closed"})),
-        Front("nginx, nothing behind it", nothing_behind, frozenset({"not_ours"})),
+        Front("nginx, nothing behind it", nothing_behind, frozenset({"unreachable"})),
     ]
     # What is known of these platforms, and the marks that they leave, by proxies that run here.
     imitated = [
