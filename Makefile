@@ -13,7 +13,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --generate-hashes --universal --python-
 # The programs that the tests with browsers need.
 PARTS := g++ redis-server nginx lighttpd caddy haproxy openssl chromium firefox-esr MiniBrowser Xvfb
 
-.PHONY: help run example test check lint check-chaos check-docs docs chaos browsers containers doctor bench bench-more audit wheel format lock clean
+.PHONY: help run example test check lint check-chaos check-docs docs chaos browsers containers doctor restarts bench bench-more audit wheel format lock clean
 help:
 	@echo 'make run      set up and serve http://127.0.0.1:$(PORT)/ (REDIS=1: with Redis, on all cores)'
 	@echo 'make example  the same with an example: NAME=chat, scoreboard, auction or progress'
@@ -24,6 +24,7 @@ help:
 	@echo 'make browsers every browser through every proxy, and a table of the results'
 	@echo 'make containers  follow the Dockerfile on a Debian of its own, by debootstrap (as root)'
 	@echo 'make doctor   the doctor against real proxies, with the time-outs that people have, and a table of the results'
+	@echo 'make restarts restart five times under 10,000 streams, by reloads and by two instances behind nginx'
 	@echo 'make bench    measure this and similar servers, and write docs/benchmarks.md (bench-more: servers in Go too)'
 	@echo 'make audit    look for known vulnerabilities in the pinned packages'
 	@echo 'make format   format the code'
@@ -57,7 +58,7 @@ lint:
 
 # These run alone, after all others. On a busy machine, thousands of clients that come at once are served too late, and
 # a browser may take a stream that is late for one that does not get through.
-ALONE := tests/live/test_arrival_storms.py tests/browser/test_every_engine.py
+ALONE := tests/live/test_arrival_storms.py tests/live/test_rolling_restarts.py tests/browser/test_every_engine.py
 
 # These run at the same time, because they mostly wait. The letters divide the files into parts that take about as long.
 check-here-%:
@@ -90,6 +91,10 @@ containers: .venv/test
 doctor: .venv/test
 	@tools/need $(PARTS) apache2 squid varnishd
 	DOCTOR=all $(BIN)/python -m pytest -s tests/live/test_doctor.py
+
+restarts: .venv/test
+	@tools/need redis-server nginx
+	STREAMS=10000 $(BIN)/python -m pytest -s tests/live/test_rolling_restarts.py
 
 # Not part of `make test`, because it asks the network, and its result may change from one day to the next.
 audit: .venv/test

@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from gunicorn.http import message  # type: ignore[import-untyped]
@@ -47,8 +48,10 @@ drain_delay = _whole("SSE_DRAIN_DELAY", 0)
 run_grace = _whole("SSE_RUN_GRACE", 25)
 # Seconds for streams to be closed and for requests to end. The rest is cut, and its clients go on elsewhere.
 _request_seconds = drain_delay + drain + 2
+# Seconds for which a worker that a reload ends goes on while its successors load the app.
+_loading_seconds = 10
 # Seconds after which gunicorn kills a worker. One whose runs have not ended may take so long.
-graceful_timeout = drain_delay + max(drain, run_grace) + 2
+graceful_timeout = drain_delay + max(drain, run_grace) + 2 + _loading_seconds
 max_requests = 0  # it would cut streams
 control_socket_disable = True
 # No header may replace a part of the request. gunicorn would take SCRIPT_NAME from a local proxy, which passes on what
@@ -71,15 +74,42 @@ _QUOTED = re.compile(r"(?<=^Invalid request from )([^'\"]*)['\"].*", re.DOTALL)
 _OWN_FILES = 50  # at most: listeners, logs, Redis, the event loop, and what the app has open for a moment
 
 
-def on_starting(server: Any) -> None:
-    """Count the reloads where the workers can see it. A worker that ends by a reload has a successor already."""
-    server.reloads = mmap.mmap(-1, 1)
+def _board(server: Any) -> mmap.mmap:
+    """Return memory that the master and all workers share, over all reloads.
+
+    Its first byte counts the reloads. Each other byte is of a worker, by its age, and is 1 while that loads the app.
+    """
+    if not hasattr(server, "board"):
+        server.board = mmap.mmap(-1, 4096)
+    board: mmap.mmap = server.board
+    return board
 
 
 def on_reload(server: Any) -> None:
-    """Count a reload, before its workers are forked."""
-    if hasattr(server, "reloads"):  # else the master has begun with an older version of this file
-        server.reloads[0] = (server.reloads[0] + 1) % 256
+    """Count the reloads where the workers can see it. A worker that ends by a reload has a successor already."""
+    board = _board(server)
+    board[0] = (board[0] + 1) % 256
+
+
+def _note(server: Any, worker: Any, is_loading: int) -> None:
+    board = _board(server)
+    board[1 + worker.age % (len(board) - 1)] = is_loading
+
+
+def pre_fork(server: Any, worker: Any) -> None:
+    """Note that a worker loads the app. A worker that a reload ends waits for that."""
+    _note(server, worker, 1)
+    worker.has_loaded = partial(_note, server, worker, 0)
+
+
+def worker_exit(server: Any, worker: Any) -> None:
+    """Note, in a worker that ends, that it does not load the app."""
+    _note(server, worker, 0)
+
+
+def child_exit(server: Any, worker: Any) -> None:
+    """Note the same in the master, for a worker that was killed."""
+    _note(server, worker, 0)
 
 
 def when_ready(server: Any) -> None:
@@ -94,9 +124,10 @@ def when_ready(server: Any) -> None:
 
 def post_fork(server: Any, worker: Any) -> None:
     """Tell a worker of reloads, and filter its log. In the master's log, the filter would stay for ever."""
-    if reloads := getattr(server, "reloads", None):
-        at_birth = reloads[0]
-        worker.is_reloaded = lambda: reloads[0] != at_birth
+    board = _board(server)
+    at_birth = board[0]
+    worker.is_reloaded = lambda: board[0] != at_birth
+    worker.successors_load = lambda: board.find(b"\1", 1) >= 0
     for name in ("gunicorn.error", "sse"):
         logging.getLogger(name).addFilter(_is_news)
 
@@ -111,6 +142,7 @@ def nworkers_changed(server: Any, workers: int, before: int | None) -> None:
 def post_worker_init(worker: Any) -> None:
     """Admit as many subscribers as there are open files for, and keep room for other requests."""
     _spare_the_collector()
+    worker.has_loaded()
     if worker.app.callable is None:
         return  # with --reload, a page says that the app cannot be loaded; the next worker tries again
     from sse.log import follow_gunicorn  # not in the master, which would keep the old code after a reload
@@ -122,6 +154,7 @@ def post_worker_init(worker: Any) -> None:
         follow_gunicorn(worker.log, worker.cfg)
     if worker.cfg.graceful_timeout == graceful_timeout and is_ours:
         worker.request_seconds = _request_seconds
+        worker.loading_seconds = _loading_seconds
     elif worker.cfg.graceful_timeout == graceful_timeout:
         worker.cfg.set("graceful_timeout", _request_seconds)  # for requests; runs go on in a thread, see _drain_at_end
     services = living()

@@ -47,7 +47,6 @@ MOST: Final = 40
 """Rounds after which it ends even if a ratio is not known yet."""
 
 FEW: Final = 8  # connections with requests: what is under way at the end of a turn is paid for, but not counted
-IMPORTS: Final = 7
 IMPORT: Final = "import time; began = time.process_time(); from sse import SSE; print(time.process_time() - began)"
 
 Work = Callable[[Session], float]
@@ -236,15 +235,15 @@ def whole(run: Record) -> float:
     return float(run["delivered"])
 
 
-def imports(here: Path, there: Path) -> Figures:
+def imports(here: Path, there: Path, times: int) -> Figures:
     """Give the CPU seconds of importing the package."""
 
     def once(root: Path) -> float:
         words = [sys.executable, "-c", IMPORT]
         return float(subprocess.run(words, cwd=root, capture_output=True, text=True, timeout=60, check=True).stdout)
 
-    times = [(once(here), once(there)) if number % 2 else (once(there), once(here))[::-1] for number in range(IMPORTS)]
-    yield "from sse import SSE, CPU s", (statistics.median(a for a, _ in times), statistics.median(b for _, b in times))
+    pairs = [(once(here), once(there)) if number % 2 else (once(there), once(here))[::-1] for number in range(times)]
+    yield "from sse import SSE, CPU s", (statistics.median(a for a, _ in pairs), statistics.median(b for _, b in pairs))
 
 
 # Rounds
@@ -314,7 +313,7 @@ def compiled(peer: Peer, other: Path, size: Size) -> Iterator[None]:
         try:
             os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
             os.environ["PYTHONPYCACHEPREFIX"] = folder
-            for _ in imports(ROOT, other):
+            for _ in imports(ROOT, other, 1):
                 pass
             for _ in run_group(peer, other, Group(lambda _: iter(())), size, lambda _: False, swapped=False):
                 pass
@@ -329,7 +328,7 @@ def _compare(peers: Sequence[Peer], other: Path, size: Size, most: int, groups: 
     for number in range(most):
         began = time.monotonic()
         left = 0
-        for measure, pair in () if costs.is_known("import") else imports(ROOT, other):
+        for measure, pair in () if costs.is_known("import") else imports(ROOT, other, size.imports):
             left += 1
             costs.add("import", measure, pair)
         for peer in peers:

@@ -35,12 +35,13 @@ class Size:
     turn: float = 0.25  # seconds for which one of two checkouts is loaded before the other has its turn
     turns: int = 13  # of each, the first of which is not counted
     trials: int = 2  # of a rate, once one was too high
+    imports: int = 7  # of each of two checkouts, in each round
     own: int = 5_000  # streams on a channel of their own each
     repeat: bool = False  # what one round would do for, too
     busiest: float = 0.9  # of its core, that the load generator may have had where a figure counts
 
 
-FULL, QUICK = Size(), Size((20, 100), 0.3, 0.2, 2, 1, own=100, busiest=math.inf)
+FULL, QUICK = Size(), Size((20, 100), 0.3, 0.2, 2, 1, imports=1, own=100, busiest=math.inf)
 
 
 @dataclass

@@ -203,6 +203,12 @@ def _yes(value: object) -> bool:
     return yes
 
 
+def _form(value: object) -> str:
+    if isinstance(value, str) and value.strip() in ("text", "json"):
+        return value.strip()
+    raise ValueError("give text or json")
+
+
 def _rate(value: object) -> str | None:
     if value is None or value == "":
         return None
@@ -417,6 +423,12 @@ class Config:
         (), "patterns of channels of which it is known who listens, such as room/*; none by default", _patterns
     )
     doctor: bool = _setting(False, "1: anybody may use the doctor and its probes; without it, they need a pass", _yes)
+    log: str = _setting("text", "form of the log: text, or json for an object on each line", _form)
+    log_rate: int = _setting(
+        50,
+        "most lines a second of one worker about streams and held polls that end, the others are summed up; 0: none",
+        _whole(0, 100_000, "lines"),
+    )
     prefix: str = _setting("/sse", "path under which all routes are served", _path)
 
     @classmethod

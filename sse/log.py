@@ -2,21 +2,26 @@
 
 If the app has configured logging, by handlers of the root logger or of `sse`, these get the lines, as from any library.
 Otherwise the lines go to the server's log, or else to the app's logger, and have the same form as the lines there.
-`warn` and `warn_once` keep many warnings of one kind from filling the log.
+`warn` and `warn_once` keep many warnings of one kind from filling the log. `tell` logs a line with fields for programs.
+
+With SSE_LOG=json the lines are JSON objects where they go to gunicorn's log or to Flask's own handler, and so are all
+lines that gunicorn's worker itself writes. A handler that the app or gunicorn's `--log-config` has configured keeps its
+form. Its formatter finds the fields of `tell` in the record's attribute `connection`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import datetime
+import json
 import logging
 import time
 import weakref
 from _thread import RLock  # never patched by gevent, so that real threads can warn, too
-from collections.abc import Callable, Iterator
-from typing import Any, Final
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final, Protocol
 
 _log = logging.getLogger("sse")
-Write = Callable[[logging.LogRecord], object]
 
 _INTERVAL: Final = 10.0  # seconds between two warnings with the same message
 _MAX_ONCE: Final = 100  # warnings that `warn_once` remembers; further ones are not logged
@@ -52,35 +57,66 @@ def warn_once(message: str, *args: object) -> None:
     _log.warning("%s", text, stacklevel=2)
 
 
+def is_enabled(level: int) -> bool:
+    """Return whether `tell` would write a line of this level."""
+    place = _route.place()
+    return _log.isEnabledFor(level) if place is None else place.is_enabled(level) and not _log.disabled
+
+
+def tell(level: int, message: str, fields: Mapping[str, object]) -> None:
+    """Log a line. Call this only if `is_enabled`.
+
+    The level of the place where the line goes is what counts: gunicorn's, say, and not that of the logger `sse`, which
+    is WARNING unless the app has configured logging.
+
+    :param fields: for programs: with SSE_LOG=json, they are members of the line's object.
+    """
+    _log.handle(_log.makeRecord(_log.name, level, __file__, 0, message, (), None, extra={"connection": fields}))
+
+
+class _Place(Protocol):
+    """The server's log or the app's."""
+
+    def is_enabled(self, level: int) -> bool:
+        """Return whether lines of this level are written."""
+
+    def write(self, record: logging.LogRecord) -> None:
+        """Write a line, if its level is enabled."""
+
+
 class _Route(logging.Filter):
     """Writes a record to the server's log or the app's, unless logging has handlers that are not the server's."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.server: Write | None = None
+        self.server: _Place | None = None
         self.apps: list[weakref.ref[Any]] = []
         self.known: list[logging.Handler] = []  # the server's handlers of the root logger
         self.kept: logging.Handler | None = None
+        self.is_json = False
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Return True if the record is for the handlers; otherwise write it, and return False."""
-        if _log.handlers or any(handler not in self.known for handler in logging.root.handlers):
+        place = self.place()
+        if place is None:
             return True
-        write = self.server or self._to_newest_app()
-        if write is None:
-            return True
-        write(record)
+        place.write(record)
         return False
 
-    def _to_newest_app(self) -> Write | None:
+    def place(self) -> _Place | None:
+        """Return where lines go; None for the handlers."""
+        if _log.handlers or any(handler not in self.known for handler in logging.root.handlers):
+            return None
+        return self.server or self._of_newest_app()
+
+    def _of_newest_app(self) -> _Place | None:
         app = next((app for ref in reversed(self.apps) if (app := ref())), None)
         if app is None:
             return None
         gunicorn = logging.getLogger("gunicorn.error")  # has handlers only in gunicorn's processes: for preload_app
-        return _to_logger(gunicorn if gunicorn.handlers else app.logger)
-
-
-_route = _Route()
+        if gunicorn.handlers:
+            return _ToLogger(gunicorn, gunicorn.handlers)
+        return _ToLogger(app.logger, [self.kept] if self.kept and self.kept in app.logger.handlers else [])
 
 
 def follow_gunicorn(log: Any, cfg: Any) -> None:
@@ -90,9 +126,20 @@ def follow_gunicorn(log: Any, cfg: Any) -> None:
     `--log-config`. Further handlers are the app's. If there are any, the handlers get the lines instead.
     """
     target = getattr(log, "error_log", None)
-    _route.known = list(logging.root.handlers) if cfg.logconfig or cfg.logconfig_dict or cfg.logconfig_json else []
-    _route.server = _to_logger(target) if isinstance(target, logging.Logger) else _to_methods(log)
+    is_configured = cfg.logconfig or cfg.logconfig_dict or cfg.logconfig_json
+    _route.known = list(logging.root.handlers) if is_configured else []
+    if isinstance(target, logging.Logger):
+        _route.server = _ToLogger(target, () if is_configured else target.handlers)
+    else:
+        _route.server = _ToMethods(log)
     _log.addFilter(_route)
+
+
+def use_json(*, is_json: bool) -> None:
+    """Write JSON objects from now on, or text as at first."""
+    _route.is_json = is_json
+    if isinstance(_route.server, _ToLogger):
+        _route.server.take_form()
 
 
 def keep_until_exit(handler: logging.Handler) -> None:
@@ -120,27 +167,95 @@ def follow_app(app: weakref.ref[Any]) -> None:
 @contextlib.contextmanager
 def plain() -> Iterator[None]:
     """Write the service's lines to standard error in this block, without time and level, for commands."""
-    before, _route.server = _route.server, _to_stderr
+    before, _route.server = _route.server, _ToStderr()
     try:
         yield
     finally:
         _route.server = before
 
 
-def _to_logger(logger: logging.Logger) -> Write:
-    def write(record: logging.LogRecord) -> None:
-        if logger.isEnabledFor(record.levelno):
-            logger.handle(record)
+class _ToLogger:
+    """A logger of the server or the app.
 
-    return write
+    :param own: the handlers that have the server's or Flask's own form, and get ours with SSE_LOG=json.
+    """
+
+    def __init__(self, logger: logging.Logger, own: Sequence[logging.Handler]) -> None:
+        self._logger = logger
+        self._own = own
+        self.take_form()
+
+    def take_form(self) -> None:
+        """Have the handlers write JSON, if that is the form now."""
+        for handler in self._own if _route.is_json else ():
+            if not isinstance(handler.formatter, _Json):
+                handler.setFormatter(_Json(handler.formatter))
+
+    def is_enabled(self, level: int) -> bool:
+        return self._logger.isEnabledFor(level)
+
+    def write(self, record: logging.LogRecord) -> None:
+        if self.is_enabled(record.levelno):
+            self._logger.handle(record)
 
 
-def _to_methods(log: Any) -> Write:
-    """Return a function that writes to a log of gunicorn's which has a logger's methods, but is none."""
-    whole = logging.Formatter()  # appends the traceback, as the filter of secrets has left it
-    return lambda record: log.log(record.levelno, "%s", whole.format(record))
+class _ToMethods:
+    """A log of gunicorn's which has a logger's methods, but is none."""
+
+    def __init__(self, log: Any) -> None:
+        self._log = log
+        self._whole = logging.Formatter()  # appends the traceback, as the filter of secrets has left it
+        self._json = _Json(None)
+
+    def is_enabled(self, level: int) -> bool:
+        return level >= logging.INFO
+
+    def write(self, record: logging.LogRecord) -> None:
+        form = self._json if _route.is_json else self._whole
+        self._log.log(record.levelno, "%s", form.format(record))
 
 
-def _to_stderr(record: logging.LogRecord) -> None:
-    if logging.lastResort and record.levelno >= logging.lastResort.level:
-        logging.lastResort.handle(record)
+class _ToStderr:
+    """Standard error, as without any configuration."""
+
+    def is_enabled(self, level: int) -> bool:
+        return logging.lastResort is not None and level >= logging.lastResort.level
+
+    def write(self, record: logging.LogRecord) -> None:
+        if logging.lastResort and self.is_enabled(record.levelno):
+            logging.lastResort.handle(record)
+
+
+class _Json(logging.Formatter):
+    """Writes the lines of this service and of gunicorn as JSON objects, each on one line; others as before.
+
+    The names of the first members are those that Google's Cloud Logging reads:
+    https://cloud.google.com/logging/docs/structured-logging#special-payload-fields
+
+    :param other: the former formatter of the handler, for the lines of other loggers.
+    """
+
+    def __init__(self, other: logging.Formatter | None) -> None:
+        super().__init__()
+        self._other = other or logging.Formatter()
+
+    def format(self, record: logging.LogRecord) -> str:
+        if not _route.is_json or record.name not in ("sse", "gunicorn.error"):
+            return self._other.format(record)
+        moment = datetime.datetime.fromtimestamp(record.created, datetime.UTC)
+        line = {
+            "time": moment.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "severity": record.levelname,
+            "message": record.getMessage(),
+            "logger": record.name,
+            "pid": record.process,
+            **getattr(record, "connection", {}),
+        }
+        if record.exc_info and not record.exc_text:
+            record.exc_text = self.formatException(record.exc_info)
+        if record.exc_text:
+            line["exception"] = record.exc_text
+        return json.dumps(line)  # ASCII alone, so that no character ends the line
+
+
+_route = _Route()

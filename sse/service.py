@@ -17,9 +17,11 @@ from sse.access.keys import PublishKeys
 from sse.access.revocations import Kind, Revocations
 from sse.access.token import Tokens
 from sse.config import Config
+from sse.connection_log import set_rate
 from sse.errors import Ended, SSEError, StoreUnavailable, TooLarge, Unavailable
 from sse.event import DEFAULT_TYPE, Event, Position, check_channel, check_idempotency_key
 from sse.hub.hub import Hub
+from sse.log import use_json
 from sse.owner import OwnerThread
 from sse.stores import Publication, Receipt, Store, connect
 from sse.stores.presence import Attendance
@@ -80,6 +82,9 @@ class Service:
         self._also_closed: list[Callable[[], None]] = []
         self._lock = RLock()  # never held while waiting
         _services.add(self)
+        if serves:
+            use_json(is_json=config.log == "json")
+            set_rate(config.log_rate)
 
     @property
     def store(self) -> Store:

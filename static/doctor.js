@@ -64,9 +64,25 @@
     return error && typeof error === "object" && "hint" in error ? String(error.code) : "";
   }
 
+  /* Return an answer's headers that this page may read, in the form of "name: value" lines, by their names. */
+  function headersOf(lines) {
+    var headers = {};
+    lines.split(/\r?\n/).slice(0, 100).forEach(function (line) {
+      var at = line.indexOf(":"), name = line.slice(0, at).toLowerCase();
+      if (at > 0 && name.length < 100) {
+        headers[name] = (headers[name] || []).concat(line.slice(at + 1).replace(/^\s+|\s+$/g, "").slice(0, 1000));
+      }
+    });
+    return headers;
+  }
+
   function origin(address) {
     var parts = /^(https?:\/\/[^/?#]+)/i.exec(address);
     return parts ? parts[1].toLowerCase() : "";
+  }
+
+  function ownOrigin() {
+    return window.location.origin || origin(window.location.href);
   }
 
   // ---- One run
@@ -76,7 +92,7 @@
     this.pass = pass;
     this.wait = wait;
     this.shown = shown;
-    this.own = window.location.origin || origin(window.location.href);
+    this.own = ownOrigin();
     this.isOther = origin(url) !== this.own;
     this.began = seconds();
     this.open = []; // functions that end what is open
@@ -116,6 +132,7 @@
           text: status ? request.responseText || "" : "",
           took: seconds() - began,
           url: request.responseURL || "",
+          headers: status ? headersOf(request.getAllResponseHeaders() || "") : {},
           address: address,
           header: function (name) {
             return status ? request.getResponseHeader(name) || "" : "";
@@ -220,6 +237,7 @@
           return run.meetOthers(second, then);
         }
         run.found.same_nonce = first.told.nonce === second.told.nonce;
+        run.found.echo_headers = second.headers;
         run.noteEcho(second);
         if (run.isOther) {
           // The browser has shown the answer, so its headers allow this origin.
@@ -291,6 +309,7 @@
         run.found.closed = { status: 404, code: code };
         return then(false);
       }
+      run.found.error_headers = answer.headers;
       run.found.not_ours = { status: answer.status, type: answer.header("Content-Type").slice(0, 200) };
       title = /<title[^>]*>([^<]{1,200})/i.exec(answer.text);
       if (title) {
@@ -381,7 +400,7 @@
   // ---- Streams
 
   /* Read a stream of the doctor. `then` gets {seen, nonce} once it has ended, or `until` seconds have passed. */
-  Run.prototype.watch = function (name, query, options, then) {
+  Run.prototype.watch = function (query, options, then) {
     var run = this, began = seconds(), text = "", nonce = "", isDone = false, timer;
     var asked = query.every * query.count, most = options.until || asked + PATIENCE;
     var seen = { started_at: rounded(began - this.streamsBegan), asked: asked, blocks: [] };
@@ -426,18 +445,12 @@
     query.probe = 1;
     address = this.address("/stream", query, options.mark);
     var reader = {
-      head: function (status, encoding, length) {
+      head: function (status, lines) {
         seen.status = status;
-        seen.headers = {};
-        if (encoding) {
-          seen.headers["content-encoding"] = [encoding];
-        }
-        if (length) {
-          seen.headers["content-length"] = [length];
-        }
+        seen.headers = headersOf(lines);
       },
       text: function (more) {
-        var parts, index, lines;
+        var parts, index, type, data;
         if (isDone) {
           return;
         }
@@ -448,8 +461,9 @@
         parts = text.split("\n\n");
         text = parts.pop();
         for (index = 0; index < parts.length; index += 1) {
-          lines = /(?:^|\n)event: ?(.*)/.exec(parts[index]);
-          block(lines ? lines[1] : "", (/(?:^|\n)data: ?(.*)/.exec(parts[index]) || ["", ""])[1], parts[index].length + 2);
+          type = /(?:^|\n)event: ?(.*)/.exec(parts[index]);
+          data = /(?:^|\n)data: ?(.*)/.exec(parts[index]);
+          block(type ? type[1] : "", data ? data[1] : "", parts[index].length + 2);
         }
       },
       refused: function (body) {
@@ -468,7 +482,6 @@
     }, 1000 * most);
     this.open.push(end);
     stop = options.way(address, reader);
-    return end;
   };
 
   /* Each way to read a stream calls the reader's functions, and returns a function that leaves the stream. */
@@ -481,8 +494,11 @@
         headers: { Accept: "text/event-stream" },
         signal: control.signal
       }).then(function (answer) {
-        var source = answer.body.getReader(), decoder = new TextDecoder();
-        reader.head(answer.status, answer.headers.get("Content-Encoding"), answer.headers.get("Content-Length"));
+        var source = answer.body.getReader(), decoder = new TextDecoder(), lines = [];
+        answer.headers.forEach(function (value, name) {
+          lines.push(name + ": " + value);
+        });
+        reader.head(answer.status, lines.join("\n"));
         return source.read().then(function more(part) {
           var text = part.value ? decoder.decode(part.value, { stream: true }) : "";
           if (answer.status === 200) {
@@ -518,7 +534,7 @@
       request.setRequestHeader("Accept", "text/event-stream");
       request.onreadystatechange = function () {
         if (request.readyState === 2) {
-          reader.head(request.status, request.getResponseHeader("Content-Encoding"), "");
+          reader.head(request.status, request.getAllResponseHeaders() || "");
         } else if (request.readyState === 3) {
           take();
         }
@@ -572,7 +588,7 @@
     return function (then) {
       var run = this;
       this.later(options.delay || 0, function () {
-        run.watch(name, query, options, function (result) {
+        run.watch(query, options, function (result) {
           if (name) {
             run.found.streams[name] = result.seen;
           }
@@ -692,8 +708,8 @@
 
   /* Leave a stream, and ask the service until it has noticed that. */
   Run.prototype.leave = function (then) {
-    var run = this, id = random();
-    this.watch("leaving", { every: 0.5, count: 60, size: 0, id: id }, { way: bestWay(), until: LEAVING }, function (result) {
+    var run = this, id = random(), options = { way: bestWay(), until: LEAVING };
+    this.watch({ every: 0.5, count: 60, size: 0, id: id }, options, function (result) {
       var left = seconds();
       if (!result.seen.blocks.length) {
         run.skip("whether the service notices that a client leaves, because the stream for it did not come");
@@ -781,7 +797,7 @@
   // ---- The page
 
   function ownPrefix() {
-    return (window.location.origin || origin(window.location.href)) + window.location.pathname.replace(/\/doctor\/?$/, "");
+    return ownOrigin() + window.location.pathname.replace(/\/doctor\/?$/, "");
   }
 
   function element(name, className, text) {
@@ -920,7 +936,7 @@
       parts.push(count(of.note, "note"));
     }
     byId("summary").textContent = (of.fault ? "" : "Streams and polls get through to this browser. ") +
-      (parts.length ? parts.join(" and ") + (of.fault ? " beside." : ".") : "");
+      (parts.length ? "Beside, " + parts.join(" and ") + "." : "");
     // A person who cannot be helped by the judge still has what was measured.
     showResult();
   }
@@ -995,7 +1011,9 @@
     byId("url").value = given.url || ownPrefix();
     byId("pass").value = given.pass || "";
     isOther = origin(byId("url").value) !== origin(ownPrefix());
-    byId("where").textContent = isOther ? "This link asks another site than the one of this page. Press Start if you mean it." : "";
+    byId("where").textContent = isOther
+      ? "This link asks another site than the one of this page. Press Start if you mean it."
+      : "";
   }
 
   byId("form").addEventListener("submit", function (event) {

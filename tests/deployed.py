@@ -52,11 +52,11 @@ class DeployedCaddy(Deployed):
     FILE = "caddy/Caddyfile"
 
     def places(self) -> dict[str, str]:
-        options = f"admin off\n\tauto_https disable_redirects\n\tstorage file_system {self.dir}/storage"
-        site = f"bind 127.0.0.1\n\ttls {self.dir}/throughline.crt {self.dir}/throughline.key"
+        options = f"admin off\n    auto_https disable_redirects\n    storage file_system {self.dir}/storage"
+        site = f"bind 127.0.0.1\n    tls {self.dir}/throughline.crt {self.dir}/throughline.key"
         return super().places() | {
-            "\n{\n\t#": f"\n{{\n\t{options}\n\t#",
-            "\npush.example {\n": f"\nhttps://localhost:{self.port} {{\n\t{site}\n",
+            "\n{\n    #": f"\n{{\n    {options}\n    #",
+            "\npush.example {\n": f"\nhttps://localhost:{self.port} {{\n    {site}\n",
         }
 
     def command(self) -> Sequence[str]:

@@ -47,6 +47,8 @@ class World:
         self.has_greenlets = True
         self.finished: list[object] = []
         self.log: list[str] = []
+        self.openings: dict[int, bytes] = {}
+        self.ended: list[tuple[str, str, float, int, int, str]] = []
         self.wakes = 0
         self.wheel: Wheel[Any] = Wheel(self.now)
         self.rows = Rows(self._effects(), 75)
@@ -75,6 +77,7 @@ class World:
             close_after_round=self._doom,
             call_all=self.finished.extend,
             give_back=self._give_back,
+            ended=lambda *end: self.ended.append(end),
             warn=lambda line, *values: self.log.append(line % values),
             fault=self.log.append,
         )
@@ -116,11 +119,14 @@ class World:
 
     # Called by the tests
 
-    def stream(self, channel: str = "a", *, chunked: bool = False, position: Any = None, **options: Any) -> int:
+    def stream(
+        self, channel: str = "a", *, chunked: bool = False, position: Any = None, request_id: str = "", **options: Any
+    ) -> int:
         fd = next(self._numbers)
         given = {"heartbeat": 15.0, "lifetime": 600.0, "retry": 1000, "clock": lambda: self.now, **options}
         stream = Stream(self.hub, {channel: Start(position)}, **given)
-        stream.open()
+        stream.request_id = request_id
+        self.openings[fd] = stream.open()
         self.rows.take_over_stream(fd, stream, chunked=chunked)
         return fd
 
@@ -131,10 +137,19 @@ class World:
         (row,) = {self.rows.row_of[fd] for fd in fds}
         return list(row.fds)
 
-    def poll(self, channel: str = "a", *, head: bytes = KEPT, read_ahead: bytes = b"", **options: Any) -> int:
+    def poll(
+        self,
+        channel: str = "a",
+        *,
+        head: bytes = KEPT,
+        read_ahead: bytes = b"",
+        request_id: str = "",
+        **options: Any,
+    ) -> int:
         fd = next(self._numbers)
         given = {"timeout": 20.0, "retry": 1000, "clock": lambda: self.now, **options}
         poll = Poll(self.hub, {channel: Start(self.position(channel))}, **given)
+        poll.request_id = request_id
         assert poll.open() is None
         self.rows.take_over_poll(fd, poll, head, read_ahead)
         return fd

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,14 @@ class Front:
     warnings: frozenset[str] = frozenset()
     real: frozenset[str] | None = None
     origin: str = "https://a.example"
+
+    @property
+    def proxy(self) -> str:
+        """The name of the proxy that the doctor must recognise; empty if it leaves no mark."""
+        if "not_ours" in self.faults and self.name.startswith("haproxy"):
+            return ""  # its redirect has no header of its own
+        found = re.search("nginx|apache|haproxy|caddy|varnish|squid|lighttpd", self.name)
+        return found[0] if found else ""
 
 
 # ---- nginx

@@ -215,7 +215,8 @@ class Platform:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         try:
-            with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+            # A task that is cancelled is one that the end of the platform has cancelled.
+            with contextlib.suppress(OSError, EOFError, asyncio.LimitOverrunError, asyncio.CancelledError):
                 head = await reader.readuntil(b"\r\n\r\n")
                 self.requests += 1
                 async with self._at_work():
@@ -238,11 +239,16 @@ class Platform:
             far.write(_with_headers(head, {"Connection": "close", "X-Forwarded-For": "192.0.2.7"}))
             up = asyncio.ensure_future(_pump(reader, far))
             down = asyncio.ensure_future(self._return(far_reader, answer))
-            done, _ = await asyncio.wait((up, down), return_when=asyncio.FIRST_COMPLETED)
-            for other in {up, down} - done:
-                other.cancel()  # `up` is over if the client has gone
-            for task in done:
-                task.result()
+            try:
+                await asyncio.wait(
+                    (up, down), return_when=asyncio.FIRST_COMPLETED
+                )  # `up` ends when the client has gone
+            finally:
+                for task in (up, down):
+                    task.cancel()
+                results = await asyncio.gather(up, down, return_exceptions=True)
+            if late := [result for result in results if isinstance(result, _TooLate)]:
+                raise late[0]
         finally:
             far.transport.abort()
 

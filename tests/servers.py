@@ -92,7 +92,7 @@ class Server:
         raise NotImplementedError
 
     def logs(self) -> str:
-        return self.log.read_text(errors="replace")[-8000:] if self.log.exists() else ""
+        return self.log.read_text(errors="replace")[-64_000:] if self.log.exists() else ""
 
     @property
     def pid(self) -> int:

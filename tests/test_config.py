@@ -58,6 +58,8 @@ def test_the_defaults_are_those_of_the_documentation() -> None:
             "SSE_MAX_SOURCES": "100",
             "SSE_PRESENCE": "-",
             "SSE_DOCTOR": "0",
+            "SSE_LOG": "text",
+            "SSE_LOG_RATE": "50",
             "SSE_PREFIX": "/sse",
         }.items()
     }

@@ -20,7 +20,20 @@ MODULES = {
     for path in sorted(PACKAGE.rglob("*.py"))
 }
 
-GROUND = {"errors", "version", "log", "unheard", "ring", "event", "wire", "config", "spread", "small_set", "owner"}
+GROUND = {
+    "errors",
+    "version",
+    "log",
+    "unheard",
+    "ring",
+    "event",
+    "wire",
+    "config",
+    "spread",
+    "small_set",
+    "owner",
+    "connection_log",
+}
 """Modules at the top of the package that everybody may import. Together they count as one folder."""
 
 ORDER = (
@@ -72,6 +85,7 @@ PURE = {
     "sse.server.rounds",
     "sse.server.rows",
     "sse.server.handed_off",
+    "sse.server.tally",
     "sse.server.wheel",
     "sse.web.request",
     *(module for module in MODULES if module.startswith("sse.doctor.") and module != "sse.doctor.measure"),

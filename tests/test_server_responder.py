@@ -177,6 +177,7 @@ def test_a_stream_is_handed_off_behind_its_opening(world: World, exchange: Excha
     assert not exchange.write(body, ("Content-Type", "text/event-stream"))
     head, _, rest = exchange.came().partition(b"\r\n\r\n")
     assert b"\r\nTransfer-Encoding: chunked\r\n" in head
+    assert b"\r\nConnection: close\r\n" in head  # else a proxy would keep the connection for its next request
     assert b"event: sse.open\n" in rest
     assert exchange.ours.fileno() < 0
     assert world.row(exchange.fd).chunked

@@ -106,7 +106,7 @@ def test_an_app_whose_functions_hold_it_leaves_nothing_behind(store_url: str | N
         assert b"sse.open" in next(iter(stream.response))
     gone = weakref.ref(app)
     del app, client, stream
-    wait_until(lambda: gc.collect() < 0 or gone() is None, 20, what="no app")
+    wait_until(lambda: gc.collect() < 0 or gone() is None, 20, 0.5, what="no app")
 
 
 def test_sixty_apps_that_are_closed_leave_nothing_behind(

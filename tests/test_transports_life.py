@@ -15,7 +15,6 @@ from sse.transports.life import STALLED_AFTER, Next, Pending, decide
 NOW = 1000.0
 LATER = NOW + 500
 PENDING: tuple[Pending, ...] = ("nothing", "events", "answer", "unsent")
-CUT = Next(NOW, is_cut=True)
 STALLED: dict[str, Any] = {"last_progress": NOW - STALLED_AFTER}
 OVER: dict[str, Any] = {"ends_in": 0.0}
 REVOKED: dict[str, Any] = {"ends_in": -inf}
@@ -27,11 +26,15 @@ def close(reason: life.CloseReason) -> Next:
     return Next(NOW, reason)
 
 
+def cut(reason: life.CloseReason) -> Next:
+    return Next(NOW, reason, is_cut=True)
+
+
 CASES: list[tuple[str, float, dict[str, Any], tuple[Next, Next, Next, Next]]] = [
-    ("it takes nothing for 20 s", LATER, STALLED, (*[close("slow")] * 3, CUT)),
-    ("its permit is over", LATER, OVER, (*[close("expired")] * 3, CUT)),
-    ("its permit is revoked", LATER, REVOKED, (*[close("expired")] * 3, CUT)),
-    ("it is drained", LATER, DRAINED, (*[close("drain")] * 3, CUT)),
+    ("it takes nothing for 20 s", LATER, STALLED, (*[close("slow")] * 3, cut("slow"))),
+    ("its permit is over", LATER, OVER, (*[close("expired")] * 3, cut("expired"))),
+    ("its permit is revoked", LATER, REVOKED, (*[close("expired")] * 3, cut("expired"))),
+    ("it is drained", LATER, DRAINED, (*[close("drain")] * 3, cut("drain"))),
     ("its deadline has come", NOW, {}, (*[close("lifetime")] * 2, *[Next(NOW + 1)] * 2)),
     ("its permit's notice is due", LATER, DUE, (Next(LATER, tells_notice=True), *[Next(NOW + 0.1)] * 3)),
     ("none of these", LATER, {}, (*[Next(LATER)] * 4,)),
@@ -68,7 +71,8 @@ def test_of_two_states_the_first_of_the_table_counts(number: int, pending: Pendi
 @pytest.mark.parametrize("pending", PENDING)
 def test_one_that_has_to_wait_with_its_deadline_still_ends_by_the_lines_above(pending: Pending) -> None:
     for state, reason in ((STALLED, "slow"), (OVER, "expired"), (DRAINED, "drain")):
-        assert decide(NOW, NOW - 5, pending=pending, **state) == (CUT if pending == "unsent" else Next(NOW, reason))
+        wanted = Next(NOW, reason, is_cut=pending == "unsent")
+        assert decide(NOW, NOW - 5, pending=pending, **state) == wanted
 
 
 MOMENTS = {"deadline": 300.0, "ends_in": 200.0, "notice_in": 140.0, "last_progress": 15.0 - STALLED_AFTER}

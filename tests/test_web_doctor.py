@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from flask import Flask
+from flask import Flask, Response
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
@@ -584,3 +584,10 @@ def test_the_ticker_looks_by_itself() -> None:
     assert told["count"] >= 3
     assert told["longest_gap"] < 0.6
     looking.close()
+
+
+def test_a_hook_of_the_app_that_reads_bodies_does_not_keep_a_probe(app: Flask) -> None:
+    app.after_request(lambda response: Response(response.get_data()))
+    answer = app.test_client().get("/sse/stream?probe=1&every=0.05&count=2", buffered=True)
+    assert [block.event for block in blocks(answer)] == ["doctor.open", "doctor.tick", "doctor.tick", "doctor.end"]
+    assert answer.content_length is None

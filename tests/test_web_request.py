@@ -33,6 +33,7 @@ from sse.web.request import (
     read_poll,
     read_publish,
     read_raw,
+    read_request_id,
     read_stream,
     read_ticket,
 )
@@ -464,3 +465,20 @@ def test_a_body_that_a_hook_of_the_app_has_read_is_published(app: Flask) -> None
         "/sse/publish", json={"channel": "a", "data": "x"}, headers={"Authorization": f"Bearer {KEY}"}
     )
     assert answer.status_code == 201
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ("8f3a0c6e-0a3b-4c1d-9a76-0c4bb2b6a2f1", True),
+        ("a" * 128, True),
+        ("Root=1-67/a+b:c@d.e_f", True),
+        ("", False),
+        ("a" * 129, False),
+        *[(text, False) for text in ("a b", "a\tb", "\xe4", "a,b", '"', "{}", "a%0Ab", "a\n", "a\x1b[31m")],
+    ],
+)
+def test_an_id_of_a_request_is_shown_if_a_trusted_proxy_gave_it_and_it_is_plain(given: str, shown: bool) -> None:
+    request = Request({"HTTP_X_REQUEST_ID": given}, "GET", b"")
+    assert read_request_id(request, 1) == (given if shown else "")
+    assert read_request_id(request, 0) == ""

@@ -1,6 +1,7 @@
 vcl 4.1;
-# Throughline behind Varnish 7.1 or newer. README.md beside this file has the commands, with the parameters that
-# varnishd needs (-p), and says what each line is for. Varnish speaks no TLS: put hitch, HAProxy or nginx before it.
+# Throughline behind Varnish 7.1 or newer. README.md beside this file has the commands, with
+# the parameters that varnishd needs (-p), and says what each line is for. Varnish speaks no
+# TLS: put hitch, HAProxy or nginx before it.
 
 backend throughline {
     .host = "127.0.0.1";
@@ -14,17 +15,20 @@ backend throughline {
 sub vcl_recv {
     # If SSE_PREFIX is not /sse, change this line and the one below.
     if (req.url ~ "^/sse/stream[?]?") {
-        # A pipe: every event goes through at once, nothing is shared or compressed, and the service learns at once that
-        # a client has gone. Add each view of your app that answers with a stream.
+        # A pipe: every event goes through at once, nothing is shared or compressed, and the
+        # service learns at once that a client has gone. Add each view of your app that
+        # answers with a stream.
         return (pipe);
     }
     if (req.url ~ "^/sse/") {
-        # Nothing else of the service is looked up or kept, and no request waits for the answer to an equal one.
+        # Nothing else of the service is looked up or kept, and no request waits for the
+        # answer to an equal one.
         return (pass);
     }
 }
 
 sub vcl_pipe {
-    # One request on each connection. Otherwise a second request would go into the pipe, past these rules.
+    # One request on each connection. Otherwise a second request would go into the pipe,
+    # past these rules.
     set bereq.http.Connection = "close";
 }

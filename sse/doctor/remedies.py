@@ -481,18 +481,21 @@ _OF: Final[Mapping[str, Mapping[str, Remedy]]] = {
     },
     "firebase": {
         "buffered": Remedy(
-            "Firebase Hosting gathers each response, and no setting changes that. Let pages go to the service's own "
+            "Each response is gathered to its end, and no setting changes that. Let pages go to the service's own "
             "address, and allow the site's origin there by SSE_ORIGINS.",
             _OWN_ORIGIN,
         ),
         "request_timeout": Remedy(
-            "Firebase Hosting ends each request after 60 s. Let pages go to the service's own address.", _OWN_ORIGIN
+            "Each request ends after 60 s, and no setting changes that. Let pages go to the service's own address.",
+            _OWN_ORIGIN,
         ),
         "lifetime": Remedy(
-            "Firebase Hosting ends each request after 60 s. Let pages go to the service's own address.", _OWN_ORIGIN
+            "Each request ends after 60 s, and no setting changes that. Let pages go to the service's own address.",
+            _OWN_ORIGIN,
         ),
         "idle_cutoff": Remedy(
-            "Firebase Hosting ends each request after 60 s. Let pages go to the service's own address.", _OWN_ORIGIN
+            "Each request ends after 60 s, and no setting changes that. Let pages go to the service's own address.",
+            _OWN_ORIGIN,
         ),
         "content_length": Remedy("Let pages go to the service's own address.", _OWN_ORIGIN),
         "cached": Remedy("Let pages go to the service's own address.", _OWN_ORIGIN),
@@ -544,12 +547,11 @@ _OF: Final[Mapping[str, Mapping[str, Remedy]]] = {
     },
     "heroku": {
         "idle_cutoff": Remedy(
-            "Heroku's router cuts what is quiet for 55 s, and no setting changes that. Heartbeats have to come more "
-            "often.",
+            "The router cuts what is quiet for 55 s, and no setting changes that. Heartbeats have to come more often.",
             "heroku config:set SSE_HEARTBEAT=<heartbeat>",
         ),
         "poll_cut": Remedy(
-            "Heroku's router wants the first byte within 30 s, and no setting changes that. Polls have to wait less.",
+            "The router wants the first byte within 30 s, and no setting changes that. Polls have to wait less.",
             "heroku config:set SSE_POLL_TIMEOUT=25",
         ),
         "frozen": Remedy("Eco dynos sleep. Take a dyno type that does not.", "heroku ps:type web=basic"),
@@ -557,14 +559,14 @@ _OF: Final[Mapping[str, Mapping[str, Remedy]]] = {
     "vercel": {
         "buffered": Remedy("Let pages go to the service's own address, past Vercel's rewrites.", _OWN_ORIGIN),
         "request_timeout": Remedy(
-            "Vercel limits the time of external rewrites. Let pages go to the service's own address.", _OWN_ORIGIN
+            "The time of external rewrites is limited. Let pages go to the service's own address.", _OWN_ORIGIN
         ),
         "idle_cutoff": Remedy("Let pages go to the service's own address, past Vercel's rewrites.", _OWN_ORIGIN),
     },
     "netlify": {
         "buffered": Remedy("Let pages go to the service's own address, past Netlify's redirects.", _OWN_ORIGIN),
         "request_timeout": Remedy(
-            "Netlify limits the time of proxied requests. Let pages go to the service's own address.", _OWN_ORIGIN
+            "The time of proxied requests is limited. Let pages go to the service's own address.", _OWN_ORIGIN
         ),
         "idle_cutoff": Remedy("Let pages go to the service's own address, past Netlify's redirects.", _OWN_ORIGIN),
         "not_ours": Remedy(
@@ -621,6 +623,8 @@ def remedy_for(code: str, proxies: Sequence[str], facts: Mapping[str, Any]) -> t
     :param facts: what the remedy has to name, such as `seconds` and `origin`, and the service's settings.
     """
     values = _values(facts)
+    if code == "not_ours" and facts.get("location"):
+        return "Give the address that it points to if the service is there. Otherwise let its paths through.", ""
     known = [(name_of(proxy), _OF[proxy][code]) for proxy in proxies if code in _OF.get(proxy, ())][:_MOST_PROXIES]
     if not known:
         text, paste = _GENERAL[code]
@@ -629,14 +633,10 @@ def remedy_for(code: str, proxies: Sequence[str], facts: Mapping[str, Any]) -> t
         return _filled(text, values), _filled(paste, values)
     if len(known) == 1:
         [(name, (text, paste))] = known
-        return _filled(f"{_beginning(name)}: {text}", values), _filled(paste, values)
-    text = " ".join(f"{_beginning(name)}: {remedy.text}" for name, remedy in known)
+        return _filled(f"{name}: {text}", values), _filled(paste, values)
+    text = " ".join(f"{name}: {remedy.text}" for name, remedy in known)
     paste = "\n\n".join(f"# {name}\n{remedy.paste}" for name, remedy in known if remedy.paste)
     return _filled(text, values), _filled(paste, values)
-
-
-def _beginning(name: str) -> str:
-    return f"In {name}"
 
 
 def _values(facts: Mapping[str, Any]) -> dict[str, str]:

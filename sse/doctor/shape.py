@@ -1,7 +1,39 @@
 """The shape of what a client of the doctor has measured, as JSON.
 
-Every member may be missing, or null, if it was not measured. Unknown members are left out. docs/protocol.md describes
-the members.
+Every member may be missing, or null, if it was not measured. Unknown members are left out. Times are in seconds.
+
+| member | |
+|---|---|
+| `client`, `url`, `origin` | `command` or `page`; the service's prefix; the origin of the pages that read it |
+| `unreachable` | a sentence that says why nothing answers; then nothing else was measured |
+| `closed` | `status` and `code` of the service's refusal, if its probes are closed |
+| `not_ours` | `status`, `location`, `type` and `title` of the answer of something else |
+| `echo`, `echo_headers` | the newest echo; the headers of its answer, each a list of values |
+| `error_headers`, `error_page` | the headers of a proxy's own answer; its `status`, `headers` and first `body` |
+| `proxy` | the name of a proxy that the user has given, as in `sse.doctor.proxies` |
+| `http`, `tls` | `2` if the server offers HTTP/2, else `1.1`; whether the address begins with https |
+| `same_nonce` | whether two echoes, asked for with one address, were the same |
+| `sent` | what was sent: `last_event_id` |
+| `skew`, `rtt` | the service's clock minus ours, at the fastest echo; the time that this echo took |
+| `client_gap` | the longest time for which the client itself stood still |
+| `cors` | header values as they arrived: `allow_origin`, `allow_credentials`, `preflight_status`, |
+| | `preflight_allow_headers`; `blocked` if the browser got an answer that the page may not see |
+| `statuses`, `retry_after` | each status that was asked for, and the one that came; whether Retry-After came with it |
+| `replaced` | the statuses that came without the service's own body |
+| `streams` | `fast` (2 KB every 0.1 s), `small` (every 1 s), `silent` and `active` (every 1 s, for the whole wait) |
+| `stream_headers` | the request headers of a stream, as the service saw them |
+| `shared` | whether two streams that were open at once had the same nonce |
+| `while_streaming` | whether an echo was `answered` while streams were open, and `after` which time |
+| `left` | whether the service `noticed` that the client of a stream went, and `after` which time |
+| `poll` | the seconds `asked` for, `status`, `answered_at` (missing: no answer), `refused`, `headers` |
+| `ticks` | the `quiet` time, the `longest_gap` between two ticks in it, `same_worker`, and `lost`, the part of |
+| | the quiet time for which the server's clock did not run |
+| `skipped`, `wait` | sentences about what was not measured; the longest time for which streams were watched |
+
+A stream has `status`, `headers`, `started_at` (after the first stream), `first_byte`, `blocks` (as in
+`sse.doctor.arrivals`), `bytes`, `ended_at` (missing: still open), `clean` (the end of the body was proper), `finished`
+(`doctor.end` came), `refused` (the code of the service's refusal, or why it ended early), `asked` (how long it should
+have been open) and `seen_headers`. All of its times count from its own request.
 """
 
 from __future__ import annotations

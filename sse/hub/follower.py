@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from sse import connection_log
 from sse.errors import StoreUnavailable
 from sse.hub.channel import Channels
 from sse.hub.schedule import Arrivals
@@ -144,6 +145,7 @@ class Follower:
 
     def _turn(self, feed: Feed) -> None:
         self._tidy()
+        connection_log.flush()
         is_away = self.answering_since == math.inf  # then it is soon known that the store answers, without events too
         notices = feed.read(0 if is_away else max(self._patience(), 0))
         many = self.upkeep.apply(notices) > _FEW_CHANNELS and len(notices) >= READ_AT_ONCE

@@ -74,8 +74,9 @@ class Hub:
         """
         self.reader = StoreReader(store, max_event_bytes, self._tell_orphaned)
         """Reads the store for subscribers and polls. Equal questions at the same time share a reading."""
-        self.last_answer: tuple[object, bytes] = None, b""
-        """The positions of the poll that was answered last, and its answer. Polls at these positions get it, too."""
+        self.last_answer: tuple[object, bytes, int] = None, b"", 0
+        """The positions of the poll that was answered last, its answer, and the number of events in it. Polls at these
+        positions get it, too."""
         self._clock = clock
         self._channels = Channels()
         self._attached = 0  # subscribers, each of which holds a seat

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
+from sse.connection_log import Transport
+
 Call = Callable[[], object]
 EndFunctions = Sequence[Call]
 Interest = Literal["end", "input", "room", "input or room"]
@@ -54,6 +56,8 @@ class Effects(NamedTuple):
     """Have the app's own functions called, each in a greenlet, where it may wait."""
     give_back: Callable[[int], bool]
     """Give a connection to a greenlet. Return False if none is free."""
+    ended: Callable[[Transport, str, float, int, int, str], None]
+    """Log the end of a stream or held poll, as `connection_log.ended`."""
     warn: Callable[..., None]
     """Log a line, as `Logger.warning` does."""
     fault: Callable[[str], None]

@@ -18,6 +18,7 @@ from gevent.monkey import get_original
 from gevent.pool import Group
 from gevent.queue import SimpleQueue
 
+from sse.connection_log import ended
 from sse.server.backpressure import Backpressure
 from sse.server.effects import Effects, EndFunctions, Interest
 from sse.server.rounds import Rounds
@@ -89,6 +90,7 @@ class Loop:
             close_after_round=self._close_soon,
             call_all=self._call_all,
             give_back=give_back,
+            ended=ended,
             warn=self.log.warning,
             fault=self.log.exception,
         )

@@ -151,15 +151,21 @@ class Responder:
         opening = stream.open()
         response.sent = len(opening)
         cuts = stream.ended and stream.cuts
-        if cuts:
-            response.force_close()
+        if cuts or not stream.ended:
+            response.force_close()  # else a proxy would send its next request on a connection that is just closing
         if response.chunked:
             opening = framed(opening, LAST_CHUNK if stream.ended and not cuts else b"")
         response.headers_sent = True
-        connection.sendall(b"%bDate: %b\r\n\r\n%b" % (_head(response), date(), opening))
-        if not stream.ended:
-            self._rows.take_over_stream(connection.fileno(), stream, chunked=response.chunked)
-            connection.detach()
+        is_taken_over = False
+        try:
+            connection.sendall(b"%bDate: %b\r\n\r\n%b" % (_head(response), date(), opening))
+            if not stream.ended:
+                self._rows.take_over_stream(connection.fileno(), stream, chunked=response.chunked)
+                is_taken_over = True
+                connection.detach()
+        finally:
+            if not is_taken_over:
+                stream.log_end()
 
     def _hand_off_poll(self, poll: Poll, connection: socket.socket, response: Any) -> None:
         response.chunked, response.response_length = False, 0  # the row adds the length once the answer is there

@@ -61,7 +61,7 @@ class Rounds:
             row.check(fd)
         except Exception:  # noqa: BLE001 - logged; the others go on
             self._rows.effects.fault("a connection is cut after a fault")
-            self._rows.end(fd)
+            self._rows.end(fd, "fault")
 
     def _serve(self, row: Row) -> None:
         try:
@@ -69,4 +69,4 @@ class Rounds:
                 row.serve()
         except Exception:  # noqa: BLE001 - logged; the others go on
             self._rows.effects.fault("streams are cut after a fault")
-            row.end_all()
+            row.end_all("fault")

@@ -92,6 +92,7 @@ from sse.server.agenda import Agenda
 from sse.server.effects import Effects, EndFunctions, Interest
 from sse.server.framing import LAST_CHUNK, date, framed
 from sse.server.handed_off import HandedOff
+from sse.server.tally import Tally
 from sse.server.wheel import slot_of
 from sse.small_set import SmallSet, added, removed
 from sse.spread import PAUSE, spread
@@ -162,7 +163,7 @@ class Row:
 
     def on_hang_up(self, fd: int) -> None:
         """Handle the end of what a peer sends. This must not wait."""
-        self.rows.end(fd)
+        self.rows.end(fd, "left")
 
     def next_for(self, fd: int) -> Next:
         """Return what is to happen to a connection now, by the table in `life`."""
@@ -192,10 +193,16 @@ class Row:
     def detach(self) -> None:
         """Detach from the hub, with the seat of the last connection."""
 
-    def end_all(self) -> None:
-        """End all connections of this row without a goodbye."""
+    def end_all(self, reason: str) -> None:
+        """End all connections of this row without a goodbye.
+
+        :param reason: for the log.
+        """
         for fd in list(self.fds):
-            self.rows.end(fd)
+            self.rows.end(fd, reason)
+
+    def log_end(self, fd: int, reason: str) -> None:
+        """Log the end of a connection, if this row has streams or polls."""
 
 
 class Streams(Row):
@@ -212,7 +219,7 @@ class Streams(Row):
         # The bytes of the last write that the kernel has not taken. A row with unsent bytes has one connection.
         self.unsent = _NOTHING
         self.last_progress = 0.0
-        self.closes = False  # the connection closes once the unsent bytes are out
+        self.closes = ""  # the reason why the connection closes once the unsent bytes are out; empty if it goes on
         self.slot = 0  # of the wheel, when this row is looked at next
 
     @property
@@ -234,7 +241,7 @@ class Streams(Row):
     def serve(self) -> None:
         if self.unsent:
             if decide(self.rows.effects.clock(), math.inf, last_progress=self.last_progress, pending="unsent").is_cut:
-                self.end_all()
+                self.end_all("slow")
             return  # the wheel looks at this row again in any case
         if self.is_asking or (self.chunk is None and self.rows.merge(self)):
             return
@@ -260,7 +267,7 @@ class Streams(Row):
             if self.fds:
                 self.chunk = self.stream.next_bytes()
         except BaseException:
-            self.end_all()
+            self.end_all("fault")
             raise
         finally:
             self.asking_done()
@@ -271,7 +278,7 @@ class Streams(Row):
 
     def on_ready(self, fd: int) -> None:
         if not self._is_peer_there(fd):
-            self.rows.end(fd)
+            self.rows.end(fd, "left")
         elif self.unsent:
             self._send_unsent(fd)
 
@@ -286,7 +293,7 @@ class Streams(Row):
             return  # a part of its goodbye is out, and `serve` cuts it after 20 s without progress
         decided = self.next_for(fd)
         if decided.is_cut:
-            self.rows.end(fd)
+            self.rows.end(fd, decided.reason)
         elif decided.reason:
             self._say_goodbye(fd, decided.reason)
         else:
@@ -301,9 +308,15 @@ class Streams(Row):
     def detach(self) -> None:
         self.stream.detach()
 
+    def log_end(self, fd: int, reason: str) -> None:
+        rows, stream = self.rows, self.stream
+        seconds, events, size, request_id = rows.tally.end(fd, rows.effects.clock(), stream.events, stream.size)
+        rows.effects.ended("stream", reason, seconds, events, max(size - len(self.unsent), 0), request_id)
+
     def _send_all(self, chunk: bytes) -> None:
         if not chunk:
             return
+        self.stream.begin_write(len(chunk))  # a connection that stalls takes a copy of the stream along
         self._push(framed(chunk) if self.chunked else chunk)
         self.stream.mark_written(self.rows.effects.clock())
         if self.stream.may_change_key and self.merge_key != self.joinable_as:
@@ -323,7 +336,7 @@ class Streams(Row):
                 except BlockingIOError:
                     sent = 0
                 except OSError:
-                    self.rows.end(fd)
+                    self.rows.end(fd, "left")
                     continue
                 if sent != size and fd in self.fds:
                     self._stall(fd, memoryview(data)[sent:])
@@ -341,21 +354,25 @@ class Streams(Row):
                 if stream.reason and not stream.lost:
                     self._say_goodbye(fd, stream.reason)
                 else:
-                    self._send_to(fd, stream.farewell(chunk), last=True)
+                    self._send_to(fd, stream.farewell(chunk), last=stream.end_reason)
             if number % _TURN == 0:
                 pause()
 
     def _say_goodbye(self, fd: int, reason: CloseReason) -> None:
-        self._send_to(fd, self.stream.goodbye(reason, self.rows.handed_off.permit(fd)), last=True)
+        self._send_to(fd, self.stream.goodbye(reason, self.rows.handed_off.permit(fd)), last=reason)
 
-    def _send_to(self, fd: int, data: bytes, *, last: bool = False) -> None:
+    def _send_to(self, fd: int, data: bytes, *, last: str = "") -> None:
+        """Send something to one connection.
+
+        :param last: the reason for the log why the connection closes after it; empty if it goes on.
+        """
         if self.chunked and data:  # an empty chunk would end the body
             data = framed(data, LAST_CHUNK if last and not self.stream.cuts else b"")
         sent = send(self.rows.effects.write, fd, data)
         if 0 <= sent < len(data):
             self._stall(fd, memoryview(data)[sent:]).closes = last
         elif sent < 0 or last:
-            self.rows.end(fd)
+            self.rows.end(fd, "left" if sent < 0 else last)
 
     def _stall(self, fd: int, unsent: memoryview) -> Streams:
         """Have a connection that takes no more be alone in a row with its unsent bytes. Return that row."""
@@ -375,7 +392,7 @@ class Streams(Row):
         if sent > 0:
             self.unsent, self.last_progress = self.unsent[sent:], self.rows.effects.clock()
         if sent < 0 or (self.closes and not self.unsent):
-            self.rows.end(fd)
+            self.rows.end(fd, "left" if sent < 0 else self.closes)
         elif not self.unsent:
             self.unsent = _NOTHING
             self.rows.effects.modify(fd, self.interest)
@@ -417,13 +434,13 @@ class Polls(Row):
         except OSError:
             data = b""
         if not data:
-            self.rows.end(fd)
+            self.rows.end(fd, "left")
             return
         read_ahead = self.rows.read_ahead[fd] = self.rows.read_ahead.get(fd, b"") + data
         if len(read_ahead) > MAX_READ_AHEAD:
             self.rows.effects.modify(fd, "end")
             if not self.is_asking or self.next_for(fd).is_end:  # else the answer is on its way
-                self._reply_nothing(fd)
+                self._reply_nothing(fd, "answered")
 
     def next_for(self, fd: int) -> Next:
         return self.rows.next_of(fd, "answer" if self.is_asking else "nothing")
@@ -431,7 +448,7 @@ class Polls(Row):
     def check(self, fd: int) -> None:
         decided = self.next_for(fd)
         if decided.is_end:
-            self._reply_nothing(fd)
+            self._reply_nothing(fd, "timeout" if decided.reason == "lifetime" else str(decided.reason))
         else:
             self.rows.set_end(fd, decided.until)
 
@@ -443,35 +460,44 @@ class Polls(Row):
 
     def answer(self) -> None:
         """Answer all connections. This runs in a greenlet, and may wait for the store."""
+        reason = "answered"
+        self.poll.events = 0
         try:
             answer = self.poll.answer() if self.fds else None
         except Exception as error:  # noqa: BLE001 - logged; the client asks again
             self.rows.effects.warn("polls are to ask again: %s", error)
-            answer = self.poll.nothing
+            answer, reason = self.poll.nothing, "fault"
         self.rows.joinable.remove(self)  # a poll that comes now waits for the next answer
         try:
             if answer is not None:
-                self._reply_all(answer)
+                self._reply_all(answer, reason)
         finally:
             self.asking_done()
 
-    def _reply_all(self, answer: bytes) -> None:
-        rows = self.rows
+    def _reply_all(self, answer: bytes, reason: str) -> None:
+        rows, events = self.rows, self.poll.events
         draining, data = rows.draining, self._whole(answer)
         for number, fd in enumerate(list(self.fds), 1):
             if draining is not rows.draining:
                 draining, data = rows.draining, self._whole(answer)
             if fd in self.fds:
                 if rows.handed_off.is_over(fd):  # neither its deadline nor a drain keeps it from this answer
-                    self._reply_nothing(fd)
+                    self._reply_nothing(fd, "expired")
                 else:
+                    self.log_end(fd, reason, events, len(answer))
                     self._reply(fd, data)
             if number % _TURN == 0:
                 rows.effects.sleep(PAUSE)
 
-    def _reply_nothing(self, fd: int) -> None:
+    def _reply_nothing(self, fd: int, reason: str) -> None:
         # This answer has the positions where the poll began. A client that asks again from there misses nothing.
-        self._reply(fd, self._whole(self.poll.nothing))
+        answer = self.poll.nothing
+        self.log_end(fd, reason, 0, len(answer))
+        self._reply(fd, self._whole(answer))
+
+    def log_end(self, fd: int, reason: str, events: int = 0, size: int = 0) -> None:
+        seconds, _, _, request_id = self.rows.tally.end(fd, self.rows.effects.clock(), 0, 0)
+        self.rows.effects.ended("poll", reason, seconds, events, size, request_id)
 
     def _whole(self, body: bytes) -> bytes:
         head = self.head
@@ -664,6 +690,7 @@ class Rows:
         self.effects = effects
         self.agenda: Agenda[Row] = Agenda(effects.clock, effects.wake)
         self.handed_off = HandedOff()
+        self.tally = Tally()
         self.draining = False
         self.max_connections: float = math.inf
         """The number of connections that may be here."""
@@ -706,6 +733,7 @@ class Rows:
         """Take over a connection with a stream that has been opened."""
         self.effects.register(fd, Streams.interest)  # if this fails, the greenlet still has to close the stream
         row = Streams(self, stream, chunked=chunked)
+        self.tally.begin(fd, self.effects.clock(), stream.request_id)
         self._admit(fd, row, stream.hand_off())
         stream.subscriber.wake_by(row)  # this wakes the row at once
 
@@ -722,6 +750,7 @@ class Rows:
         if row is None:
             row = Polls(self, poll, head)
             self.joinable.add(row, key)
+        self.tally.begin(fd, self.effects.clock(), poll.request_id)
         self._admit(fd, row, poll.hand_off())
         if row.poll is poll:
             poll.subscriber.wake_by(row)
@@ -764,7 +793,9 @@ class Rows:
         other = self.joinable.merge_streams(row) if row.joinable_as is None else None
         if other is None:
             return False
+        events, size = other.stream.events - row.stream.events, other.stream.size - row.stream.size
         for fd in list(row.fds):
+            self.tally.move(fd, events, size)
             self.move(fd, row, other)
         other.set_timer()  # it may be due sooner now
         return True
@@ -814,9 +845,14 @@ class Rows:
         self._remove(fd)
         self.effects.close(fd)
 
-    def end(self, fd: int) -> None:
-        """Close a connection after the round. If its number were free earlier, another client could get its bytes."""
+    def end(self, fd: int, reason: str | None = None) -> None:
+        """Close a connection after the round. If its number were free earlier, another client could get its bytes.
+
+        :param reason: for the log; None if its end was logged before, or is not to be logged.
+        """
         if fd in self.row_of:
+            if reason:
+                self.row_of[fd].log_end(fd, reason)
             at_end = self._remove(fd)
             self.read_ahead.pop(fd, None)
             self.effects.close_after_round(fd, at_end)

@@ -23,6 +23,7 @@ from gunicorn.http.parser import RequestParser  # type: ignore[import-untyped]
 from gunicorn.sock import ssl_context  # type: ignore[import-untyped]
 from gunicorn.workers.ggevent import GeventWorker  # type: ignore[import-untyped]
 
+from sse import connection_log
 from sse.log import follow_gunicorn
 from sse.server.gunicorn_request import HEAD_SECONDS, Request, skip_body
 from sse.server.load_error import until_mended
@@ -115,6 +116,18 @@ class _Listener(StreamServer):  # type: ignore[misc]
         self.max_accept = _ACCEPTED
         self.start()
 
+    def finish(self) -> None:
+        """Accept the connections that have come, and listen no more.
+
+        If the master has ended listening, nobody else would accept them, and the kernel would reset them.
+        """
+        with contextlib.suppress(OSError):
+            for _ in range(_ACCEPTED):
+                if self.full() or not (accepted := self.do_read()):
+                    break
+                self.do_handle(*accepted)
+        self.close()
+
     def do_handle(self, client: Any, address: Any) -> None:
         if self.ssl_enabled:
             super().do_handle(client, address)
@@ -159,7 +172,11 @@ class Worker(GeventWorker):  # type: ignore[misc]
     is_reloaded: Callable[[], bool] = staticmethod(lambda: False)
     """Returns whether the master has begun a reload since this worker was forked. Set before `run`."""
     request_seconds: float | None = None
-    """Seconds that requests have from SIGTERM on if there are no runs; None for graceful_timeout. Set before `run`."""
+    """Seconds that requests have in a drain if there are no runs; None for graceful_timeout. Set before `run`."""
+    loading_seconds = 0.0
+    """Seconds of graceful_timeout for which a worker goes on while its successors load the app. Set before `run`."""
+    successors_load: Callable[[], bool] = staticmethod(lambda: False)
+    """Return whether a worker that was forked later has not loaded the app yet. Set before `run`."""
     _loop: Loop
     _rows: Rows
     _responder: Responder
@@ -340,22 +357,32 @@ class Worker(GeventWorker):  # type: ignore[misc]
         is_stopped = self._is_replaced and not self.is_reloaded()  # else other workers take new clients
         delay = max((service.config.drain_delay for service in services), default=0) if is_stopped else 0
         self._is_replaced |= self.cfg.workers > 1
+        # The master ends this process as soon as it has forked its successors. Until they have loaded the app, streams
+        # that end here would wait for them, and come back all at once.
+        end = time.monotonic() + self.loading_seconds
+        while not is_stopped and self.successors_load() and time.monotonic() < end:
+            self._tick(listeners)
         for service in services:
             service.is_ending = True
         draining = gevent.spawn_later(delay, self._drain)
         now = time.monotonic()
         leaves_at = now + delay
-        end = now + self.cfg.graceful_timeout - _AHEAD  # the master kills this process after that
+        # The master kills this process after that.
+        end = now + self.cfg.graceful_timeout - self.loading_seconds - _AHEAD
         end_of_requests = min(end, now + (self.request_seconds or self.cfg.graceful_timeout) - _AHEAD)
         while time.monotonic() < (end if self._is_working else end_of_requests):
             if draining.ready() and self._is_idle and not self._is_working:
                 break
             if (self._is_replaced and time.monotonic() >= leaves_at) or draining.ready():
                 for listener in listeners:
-                    listener.close()  # the master still listens, so no client is refused
+                    if not listener.closed:
+                        listener.finish()  # in a reload the master still listens, so no client is refused
             self._tick(listeners)
         for listener in listeners:
             listener.close()
+        if not draining.ready():  # on a machine with too much work, the goodbyes are late
+            self._rows.drain(0)
+            gevent.sleep(_AHEAD / 2)
         for service in services:
             service.finish(0)  # runs that have begun late
         if left := self._serving + self._sending_items + len(self._rows.waiting):
@@ -365,6 +392,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
             gevent.sleep(PAUSE)
             self._greenlets.kill(timeout=_AHEAD / 2)
         gevent.joinall([gevent.spawn(service.leave) for service in services], _AHEAD / 2)
+        connection_log.flush(is_last=True)
 
     @property
     def _is_idle(self) -> bool:
@@ -378,6 +406,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
 
     def _tick(self, listeners: list[_Listener]) -> None:
         self.notify()
+        connection_log.flush()
         if self.is_busy():
             gevent.get_hub().loop.run_callback(self._heads.give_up, self.is_busy)
         for listener in listeners:

@@ -15,7 +15,7 @@ from sse.transports.life import ClientPart
 class Body:
     """A subscriber as the body of an answer."""
 
-    __slots__ = ("_attached", "closing", "deadline", "hub", "permit", "subscriber")
+    __slots__ = ("_attached", "closing", "deadline", "hub", "permit", "request_id", "subscriber")
     is_stream: ClassVar[bool]
     """True for a stream, False for a poll."""
     keeps_greenlet: ClassVar[bool] = False
@@ -28,6 +28,8 @@ class Body:
     hub: Hub
     permit: Permit | None
     """The right to read; None if all channels are public, and once it is handed off."""
+    request_id: str
+    """The id by which the log names its request; empty if it has none. The row has it once it is handed off."""
     subscriber: Subscriber
 
     def release(self) -> None:
@@ -43,7 +45,7 @@ class Body:
     def hand_off(self) -> ClientPart:
         """Return the part that concerns one client, and give it up. A row decides now when its connection ends."""
         part = ClientPart(self.deadline, self.permit, self.closing)
-        self.deadline, self.permit, self.closing = inf, None, ()
+        self.deadline, self.permit, self.closing, self.request_id = inf, None, (), ""
         return part
 
     def close(self) -> None:

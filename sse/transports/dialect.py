@@ -41,7 +41,8 @@ class Segment(NamedTuple):
 
     `whole` has the blocks with ids of this channel only. `split_blocks` has each block as two parts, for ids that name
     other channels too; it is empty if the blocks have no id. `position` is that of the last block. `more` is True if
-    the hub may have more at hand after it. `is_end` is True if the one block is the channel's end.
+    the hub may have more at hand after it. `is_end` is True if the one block is the channel's end. `events` counts the
+    blocks that are events.
     """
 
     whole: bytes
@@ -49,6 +50,7 @@ class Segment(NamedTuple):
     position: Position
     more: bool
     is_end: bool = False
+    events: int = 0
 
 
 NOTHING: Final = Segment(b"", (), UNBORN, more=False)
@@ -165,7 +167,8 @@ class Dialect(NamedTuple):
                 break
             split_blocks.append(self._event(channel, entry))
         position = entries[len(split_blocks) - 1].position
-        return Segment(b"".join([part for block in split_blocks for part in block]), split_blocks, position, more)
+        whole = b"".join([part for block in split_blocks for part in block])
+        return Segment(whole, split_blocks, position, more, events=len(split_blocks))
 
     def segment_blocks(self, segment: Segment, channel: str, claims: Claims) -> bytes:
         """Return the blocks of a channel's segment, with the ids of a stream that has these claims."""

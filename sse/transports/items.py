@@ -31,6 +31,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import ClassVar, Final
 
+from sse.connection_log import ended, opened
 from sse.errors import Unavailable
 from sse.event import EndReason, Event, Piece, plain_str
 from sse.hub.hub import Hub
@@ -93,6 +94,12 @@ class ItemStream:
         self._retry = retry
         self._name = name
         self._breaker = breaker
+        self.request_id = ""
+        """The id by which the log names its request; empty if it has none."""
+        self._sent = 0  # events that were given to the server
+        self._size = 0  # bytes that were given to the server
+        self._opened_at: float | None = None
+        self._has_all = False  # the end has been given to the server
         self._gone = gone
         self._clock = clock
         self._changed = threading.Condition()  # guards what follows; nothing else is waited for while it is held
@@ -116,13 +123,19 @@ class ItemStream:
                 warn("a stream is told that this service is busy: %s", error)
                 yield busy(self._retry)
                 return
-            yield item_opening(self._heartbeat, self._retry)
+            self._opened_at = self._clock()
+            opened("stream", self.request_id)
+            opening = item_opening(self._heartbeat, self._retry)
+            self._size = len(opening)
+            yield opening
             self._begin()
             while not self._left:
                 chunk, is_last = self._take(self._clock() + self._heartbeat)
                 if chunk:
+                    self._size += len(chunk)
                     yield chunk
                 if is_last:
+                    self._has_all = self._reason is not None
                     return
         finally:
             self.close()
@@ -140,6 +153,9 @@ class ItemStream:
             self._left = True
             self._changed.notify_all()
             interrupt = self._interrupt
+        if self._opened_at is not None:
+            reason = self._reason if self._has_all and self._reason else "left"
+            ended("stream", reason, self._clock() - self._opened_at, self._sent, self._size, self.request_id)
         if not self._has_begun:
             self._close_iterable(())
         if interrupt:
@@ -178,6 +194,7 @@ class ItemStream:
                 if not self._changed.wait(min(left, _LOOK)) and self._gone and self._gone():
                     return b"", True
             chunk = b"".join(self._queue)
+            self._sent += len(self._queue)
             self._queue.clear()
             self._changed.notify_all()
             if self._reason is None:

@@ -54,7 +54,7 @@ class Next(NamedTuple):
     """The thing to do with a connection now.
 
     :param until: the time of the next check at the latest, by the clock of `now`.
-    :param reason: the reason for a goodbye; None if the connection gets none. A poll gets an empty answer as goodbye.
+    :param reason: the reason why the connection ends; None if it goes on. A poll gets an empty answer as goodbye.
     :param is_cut: True if the connection closes without a goodbye.
     :param tells_notice: True if its permit's notice is due and may be sent now.
     """
@@ -67,7 +67,7 @@ class Next(NamedTuple):
     @property
     def is_end(self) -> bool:
         """True if the connection ends, with a goodbye or without."""
-        return self.is_cut or self.reason is not None
+        return self.reason is not None
 
 
 class ClientPart(NamedTuple):
@@ -103,7 +103,7 @@ def decide(
     reason = _reason(now, deadline, ends_in, last_progress, draining=draining, pending=pending)
     tells_notice = notice_in <= 0 and pending == "nothing" and reason not in ("slow", "expired")
     if reason:
-        return Next(now, is_cut=True) if pending == "unsent" else Next(now, reason, tells_notice=tells_notice)
+        return Next(now, reason, is_cut=pending == "unsent", tells_notice=tells_notice)
     ends_at = deadline if deadline > now else now + _AGAIN
     notice_at = now + notice_in if notice_in > 0 else inf if tells_notice else now + _SOON
     return Next(min(ends_at, now + ends_in, last_progress + STALLED_AFTER, notice_at), tells_notice=tells_notice)

@@ -9,6 +9,7 @@ from math import inf
 from typing import ClassVar, Final
 
 from sse.access.permit import Permit
+from sse.connection_log import ended, opened
 from sse.errors import Busy, StoreUnavailable
 from sse.event import End, EndReason, Entry, Event, Position, format_last_event_id, id_size
 from sse.hub.hub import ATTACH_TIMEOUT, Charge, Hub
@@ -16,7 +17,7 @@ from sse.hub.subscriber import Delivery, Item, Lagging, Reset, Start
 from sse.stores.leases import State
 from sse.transports.body import Body
 from sse.transports.channel_facts import ended_at, ends_among, is_anchor, size_in_answer
-from sse.transports.life import Next, decide
+from sse.transports.life import CloseReason, Next, decide
 from sse.wire import encode_json
 
 _MAX_EVENTS: Final = 1000  # in one answer
@@ -41,7 +42,10 @@ class Poll(Body):
     :param gone: returns whether the client has gone. `wait` calls it every few seconds, and ends if it has.
     """
 
-    __slots__ = (*("_began", "_charge", "_clock", "_gone", "_max_bytes", "_retry", "_starts", "_timeout"),)
+    __slots__ = (
+        *("_began", "_charge", "_clock", "_gone", "_max_bytes", "_retry", "_starts", "_timeout"),
+        "events",
+    )
     is_stream: ClassVar[bool] = False
     """True for a stream, False for a poll."""
     GATHER: Final = 0.01
@@ -64,6 +68,9 @@ class Poll(Body):
     ) -> None:
         self.closing = ()
         self.permit = permit
+        self.request_id = ""
+        self.events = 0
+        """The number of events in its answer."""
         self.hub = hub
         self._starts = starts
         self._timeout = timeout
@@ -133,6 +140,8 @@ class Poll(Body):
             raise
         if answer is not None:
             self.close()
+        else:
+            opened("poll", self.request_id)
         return answer
 
     def answer(self) -> bytes | None:
@@ -156,8 +165,9 @@ class Poll(Body):
             return self.nothing if subscriber.draining or subscriber.has_ended else None
         positions, more = subscriber.positions_by_name, subscriber.is_behind()
         answer = _encode(taken, began, positions, self._retry, subscriber.ended, subscriber.sources, more=more)
+        self.events = sum(isinstance(item, Delivery) and bool(item.entry.body) for item in taken)
         if all(isinstance(item, Delivery) for item in taken):
-            self.hub.last_answer = question, answer
+            self.hub.last_answer = question, answer, self.events
         return answer
 
     def merge(self, other: Poll) -> bool:
@@ -169,30 +179,44 @@ class Poll(Body):
 
         :raises Unavailable: as `answer` does.
         """
+        began, reason, answer = self._clock(), "fault", b""
         try:
-            if self.permit:
-                self.permit.begin(self.subscriber.notify)
-            answer = None
-            while answer is None and not self.subscriber.draining and self._is_woken():
-                time.sleep(self.GATHER)
-                answer = self.answer()
-                if self.permit and self._next(self._clock()).reason == "expired":  # while the store was asked
-                    return self.nothing
-            return answer or self.nothing
+            answer, reason = self._wait()
+            return answer
         finally:
+            events = self.events if reason == "answered" else 0
+            ended("poll", reason, self._clock() - began, events, len(answer), self.request_id)
             self.close()
 
-    def _is_woken(self) -> bool:
-        """Wait until an event may have come. Return False if the poll ends without one, or its client has gone."""
+    def _wait(self) -> tuple[bytes, str]:
+        """Return the answer, and the reason why it comes now."""
+        if self.permit:
+            self.permit.begin(self.subscriber.notify)
+        answer = None
+        while answer is None:
+            if self.subscriber.draining:
+                return self.nothing, "drain"
+            if reason := self._end_of_wait():
+                return self.nothing, reason
+            time.sleep(self.GATHER)
+            answer = self.answer()
+            if self.permit and self._next(self._clock()).reason == "expired":  # while the store was asked
+                return self.nothing, "expired"
+        return answer, "answered"
+
+    def _end_of_wait(self) -> str:
+        """Wait until an event may have come. Return the reason if the poll ends without one; else nothing."""
         now = self._clock()
         while not (outcome := self._next(now)).is_end:
             left = outcome.until - now
             if self.subscriber.wait(min(left, self.LOOK) if self._gone else left):
-                return True
+                return ""
             if self._gone and self._gone():
-                return False
+                return "left"
             now = self._clock()
-        return outcome.reason != "expired" and self.subscriber.wait(0)
+        if outcome.reason != "expired" and self.subscriber.wait(0):
+            return ""
+        return timeout_of(outcome.reason)
 
     def _next(self, now: float) -> Next:
         ends_in = self.permit.ends_in if self.permit else inf
@@ -222,8 +246,11 @@ class Poll(Body):
 
     def _last_answer(self, positions: Mapping[str, Position | None]) -> bytes | None:
         """Return the hub's last answer if it fits: very many polls come back from the same positions at once."""
-        question, answer = self.hub.last_answer
-        return answer if question is not None and question == self._question(positions) else None
+        question, answer, events = self.hub.last_answer
+        if question is None or question != self._question(positions):
+            return None
+        self.events = events
+        return answer
 
     def __iter__(self) -> Iterator[bytes]:
         # This poll was opened and has to wait. After an empty answer, its client asks again.
@@ -231,6 +258,11 @@ class Poll(Body):
             yield self.wait()
         except (Busy, StoreUnavailable):
             yield self.nothing
+
+
+def timeout_of(reason: CloseReason | None) -> str:
+    """Return the word of the log for the reason why a poll gets an empty answer: its lifetime is its timeout."""
+    return "timeout" if reason == "lifetime" else reason or "answered"
 
 
 def _in_json(channel: str, entry: Entry) -> Delivery:

@@ -15,6 +15,7 @@ from typing import ClassVar, Final, NamedTuple
 
 from sse.access.permit import Permit
 from sse.access.revocations import TAKEN_AFTER
+from sse.connection_log import ended, opened
 from sse.errors import StoreUnavailable, TooMany, Unavailable
 from sse.event import End, EndReason, Position
 from sse.hub.hub import ATTACH_TIMEOUT, Charge, Hub
@@ -74,7 +75,7 @@ class Stream(Body):
     # A stream without events has to be small, because there are very many.
     __slots__ = (
         *("_retry_store_at", "_claims", "_clock", "_opening", "_tells_retry"),
-        *("_written", "dialect", "finished", "lost", "reason"),
+        *("_taken", "_written", "dialect", "events", "finished", "lost", "reason", "size"),
     )
     is_stream: ClassVar[bool] = True
     """True for a stream, False for a poll."""
@@ -106,6 +107,12 @@ class Stream(Body):
         self.deadline = lifetime * random.uniform(0.8, 1.2)
         """Before the opening, the lifetime in seconds; then the end by the clock. Infinity once it is handed off."""
         self.permit = permit
+        self.request_id = ""
+        self.events = 0
+        """The number of events that have been written, for each of its clients since it came."""
+        self.size = 0
+        """The number of bytes that have been written in the same way."""
+        self._taken = 0  # events of the bytes that were returned last, until they are written
         self.hub = hub
         self._opening: _Opening | None = _Opening(starts, told or {}, charge)
         self._attached = False
@@ -120,6 +127,11 @@ class Stream(Body):
     def ended(self) -> bool:
         """True if the bytes that it returned last are the end of the body."""
         return self.reason is not None or self.lost or self.finished
+
+    @property
+    def end_reason(self) -> str:
+        """The word of the log for the reason of its end: `left` if its client has ended it."""
+        return self.reason or ("reset" if self.lost else "ended" if self.finished else "left")
 
     @property
     def cuts(self) -> bool:
@@ -209,6 +221,8 @@ class Stream(Body):
         now = self._clock()
         self.deadline += now
         self.mark_written(now)
+        self.begin_write(len(opening))
+        opened("stream", self.request_id)
         return opening
 
     def next_bytes(self) -> bytes:
@@ -244,6 +258,7 @@ class Stream(Body):
             return self._finish(self.dialect.beat)
         else:
             blocks = self.dialect.blocks(taken, claims)
+        self._taken = sum(isinstance(item, Delivery) and type(item.entry.event) is not End for item in taken)
         return self._or_heartbeat(self._with_first_retry(blocks))
 
     def next_bytes_at_hand(self, shared: Shared) -> bytes | None:
@@ -258,7 +273,7 @@ class Stream(Body):
             return None
         channels, positions = subscriber.channels, subscriber.positions
         parts: list[bytes] = []
-        size = 0
+        size = events = 0
         for index in subscriber.order():
             position = positions[index]
             key = (channels[index].name, position, dialect.kind)
@@ -286,6 +301,7 @@ class Stream(Body):
                     break
                 parts.append(blocks)
                 size += len(whole)
+                events += segment.events
                 if segment.more or size > _CHUNK:
                     subscriber.notify()
                     break
@@ -293,6 +309,7 @@ class Stream(Body):
             return self._finish(dialect.beat)
         if parts and len(channels) > 1:
             subscriber.turn()
+        self._taken = events
         return self._or_heartbeat(self._with_first_retry(b"".join(parts)))
 
     def end(self, reason: CloseReason) -> bytes:
@@ -337,17 +354,25 @@ class Stream(Body):
         stream.subscriber = self.hub.split(self.subscriber)
         return stream
 
+    def begin_write(self, size: int) -> None:
+        """Count the bytes that were returned last, and their events, because they are being written."""
+        self.size += size
+        self.events += self._taken
+        self._taken = 0
+
     def mark_written(self, now: float) -> None:
         """Note that all bytes have gone out by now. The time until the next heartbeat begins."""
         self._written = now
 
     def __iter__(self) -> Iterator[bytes]:
+        opened_at = self._clock()
         try:
             yield self.open()
             while not self.ended:
                 chunk = self.next_bytes()
                 if chunk:
                     began = self._clock()
+                    self.begin_write(len(chunk))
                     yield self.farewell(chunk) if self.ended else chunk
                     now = self._clock()
                     self.mark_written(now)
@@ -358,7 +383,18 @@ class Stream(Body):
             if self.cuts:
                 raise Cut
         finally:
+            self.log_end(opened_at)
             self.close()
+
+    def log_end(self, opened_at: float | None = None) -> None:
+        """Log the end of a stream that was not handed off.
+
+        :param opened_at: by the clock; None for now.
+        """
+        if self.reason == "busy":
+            return  # it was refused, of which there is a warning
+        seconds = 0.0 if opened_at is None else self._clock() - opened_at
+        ended("stream", self.end_reason, seconds, self.events, self.size, self.request_id)
 
     def _or_heartbeat(self, chunk: bytes) -> bytes:
         """Return the chunk, with a notice or a goodbye that is due now. An empty chunk may become a heartbeat."""

@@ -20,7 +20,7 @@ from sse.transports.dialect import ITEM_ID
 from sse.transports.items import close
 from sse.web.answers import STREAM_HEADERS
 from sse.web.hooks import HookedItemStream
-from sse.web.request import Query, read_last_event_id, read_poll, read_stream
+from sse.web.request import Query, read_last_event_id, read_poll, read_request_id, read_stream
 from sse.web.server_check import warn_of_server
 from sse.web.views import AppRequest, Views, flask_request
 
@@ -136,6 +136,7 @@ def _items(
         breaker=service.breaker,
         gone=incoming.environ.get("sse.gone"),
     )
+    body.request_id = read_request_id(incoming, config.proxies)
     return views.waiting_response(body, STREAM_HEADERS)
 
 

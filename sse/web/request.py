@@ -44,6 +44,7 @@ _OF_BOTH: Final = ("last_event_id", "lastEventId", "replay", "client", "token")
 _OF_STREAMS: Final = (*_OF_BOTH, "ids", "types", "form", "end", "heartbeat")
 _OF_POLLS: Final = (*_OF_BOTH, "timeout", "max_bytes")
 _CLIENT: Final = re.compile(r"[A-Za-z0-9_-]{8,64}")
+_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 _TEXT_TYPES: Final = ("application/json", "application/x-www-form-urlencoded")
 
 Query = dict[str, list[str]]
@@ -277,6 +278,15 @@ def read_address(request: Request, proxies: int) -> str | None:
     """Return the client's address as it is counted, None if it is not counted: see `client_address`."""
     forwarded = request.header("HTTP_X_FORWARDED_FOR") if proxies else ""
     return client_address(request.environ.get("REMOTE_ADDR"), forwarded, proxies)
+
+
+def read_request_id(request: Request, proxies: int) -> str:
+    """Return the id that a trusted proxy has given to the request, for the log; empty if it has none that can be shown.
+
+    :param proxies: the number of trusted proxies. Without any, the client itself would have given the id.
+    """
+    given = request.header("HTTP_X_REQUEST_ID") if proxies else ""
+    return given if _REQUEST_ID.fullmatch(given) else ""
 
 
 def read_idempotency_key(request: Request) -> str | None:

@@ -68,6 +68,7 @@ from sse.web.request import (
     read_poll,
     read_publish,
     read_raw,
+    read_request_id,
     read_stream,
 )
 from sse.web.server_check import warn_of_server
@@ -260,6 +261,7 @@ class Views:
             permit=permit,
             charge=charge,
         )
+        body.request_id = read_request_id(incoming, self.config.proxies)
         # All others, which are most, are attached only when they are sent.
         if (parsed.bare or subscription.last_event_id) and (instead := self._attach(incoming, parsed, body)):
             return instead
@@ -324,6 +326,7 @@ class Views:
             charge=charge,
             gone=incoming.environ.get("sse.gone"),
         )
+        body.request_id = read_request_id(incoming, self.config.proxies)
         try:
             return self._open(incoming.environ, body)
         except StoreUnavailable as error:

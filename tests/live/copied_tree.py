@@ -13,7 +13,7 @@ from tests.servers import ROOT, Gunicorn, wait_until
 
 
 def copy_tree(folder: Path) -> None:
-    ignore = shutil.ignore_patterns("__pycache__")
+    ignore = shutil.ignore_patterns("*.pyc.*")  # another process is writing it
     for name in ("sse", "static", "demo", "tools"):
         shutil.copytree(ROOT / name, folder / name, ignore=ignore)
     for name in ("app.py", "wsgi.py", "gunicorn.conf.py"):
@@ -37,7 +37,8 @@ class Copy(Gunicorn):
         copy_tree(self.folder)
 
     def environment(self) -> dict[str, str]:
-        # Python takes a file that was edited within the same second, and is as long as before, for the compiled one.
+        # Compiled modules come from the repository. Python would take one that is written here for the next edit of its
+        # file, if that came within the same second and left the length.
         return super().environment() | {"PYTHONDONTWRITEBYTECODE": "1"}
 
     def edit(self, file: str, old: str, new: str) -> None:

@@ -155,7 +155,7 @@ def checkout(tmp_path: Path) -> Path:
     other = tmp_path / "other"
     other.mkdir()
     for name in ("sse", "static", "demo"):
-        shutil.copytree(ROOT / name, other / name)
+        shutil.copytree(ROOT / name, other / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("app.py", "wsgi.py", "gunicorn.conf.py"):
         shutil.copy(ROOT / name, other / name)
     return other

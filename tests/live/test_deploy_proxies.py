@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -44,7 +46,13 @@ def only(*kinds: type[Deployed]) -> pytest.MarkDecorator:
 @pytest.fixture(scope="module", params=DEPLOYED, ids=name_of)
 def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     directory = tmp_path_factory.mktemp(request.param.name)
-    environment = {"SSE_PUBLIC": "*", "SSE_ORIGINS": ORIGIN, "SSE_PUBLISH_KEYS": KEY, "SSE_PROXIES": "1"}
+    environment = {
+        "SSE_PUBLIC": "*",
+        "SSE_ORIGINS": ORIGIN,
+        "SSE_PUBLISH_KEYS": KEY,
+        "SSE_PROXIES": "1",
+        "SSE_DOCTOR": "1",
+    }
     with (
         Gunicorn(directory / "app", env=environment) as gunicorn,
         request.param(directory / "proxy", int(gunicorn.bind.rpartition(":")[2])) as proxy,
@@ -65,13 +73,23 @@ def test_each_event_arrives_on_a_stream_before_the_next_is_published(site: Site)
 
 
 @only(DeployedCaddy, DeployedApache, DeployedHaproxy)  # Varnish has no TLS, and browsers speak HTTP/2 over TLS only
-def test_the_browser_may_speak_http_2(site: Site) -> None:
-    publish(site.gunicorn, "two", "first")
-    command = ["curl", "-sSkN", "--http2", "--max-time", "1", "-w", "%{stderr}%{http_version}"]
-    address = f"{site.url}/sse/stream?channel=two&replay=1"
-    result = subprocess.run([*command, address], check=False, capture_output=True, text=True, timeout=15)
-    assert "data: first\n" in result.stdout
-    assert "2" in result.stderr.splitlines()[-1], result.stderr
+def test_one_connection_of_http_2_carries_many_streams(site: Site, tmp_path: Path) -> None:
+    command = ["curl", "-ksSNZ", "--http2", "--max-time", "2", "-w", "%{http_version}\n"]
+    for number in range(20):
+        command += ["-o", str(tmp_path / f"{number}"), f"{site.url}/sse/stream?channel=two&number={number}"]
+    result = subprocess.run(command, check=False, capture_output=True, text=True, timeout=15)
+    assert set(result.stdout.split()) <= {"2", "0"}, result.stdout  # 0: it got no answer
+    opened = sum("event: sse.open" in file.read_text() for file in tmp_path.iterdir())
+    # Apache begins with six at a time on each connection, as its README says.
+    assert opened >= 6 if isinstance(site.proxy, DeployedApache) else opened == 20
+
+
+@only(DeployedApache)
+def test_more_streams_are_open_than_debian_has_threads_for(site: Site) -> None:
+    with contextlib.ExitStack() as stack:
+        for _ in range(200):
+            stream = stack.enter_context(Stream(site.url, {"channel": "crowd"}))
+            stream.until("sse.open")
 
 
 def test_each_event_arrives_on_a_poll_before_the_next_is_published(site: Site) -> None:
@@ -129,6 +147,14 @@ def test_a_last_event_id_reaches_the_app_in_a_header_and_in_a_long_query(site: S
     answer = client.poll(site.url, ["long"], "long=1-2~" + "%" * 7900, timeout=0)  # three bytes each, encoded
     assert answer.headers["Content-Type"] == "application/json"
     assert answer.status in (200, 400), answer
+
+
+def test_the_service_learns_the_address_and_the_scheme_and_believes_no_client(site: Site) -> None:
+    forged = {"X-Forwarded-For": "203.0.113.9", "Forwarded": "for=203.0.113.9"}
+    echo = client.request(site.url, "GET", "/sse/doctor/echo", headers=forged).json()
+    assert echo["client"] == "loopback"
+    assert echo["headers"]["x-forwarded-for"].rpartition(", ")[2] == "loopback"
+    assert echo["scheme"] == site.url.partition(":")[0]
 
 
 def test_the_script_comes_gzipped_once(site: Site) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -28,7 +29,7 @@ from tests.servers import Gunicorn
 REAL = os.environ.get("DOCTOR") == "all"
 ORIGIN = "https://a.example"
 WAIT = 90 if REAL else 8
-LANES = 23 if REAL else 14
+LANES = 23 if REAL else 15
 FRONTS = fronts(REAL)
 SETTINGS = {"SSE_DOCTOR": "1", "SSE_ORIGINS": ORIGIN, "SSE_PROXIES": "1", "SSE_PUBLIC": "*"}
 STARTING = threading.Semaphore(2)  # services that start at the same time
@@ -93,7 +94,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Resu
     directory = tmp_path_factory.mktemp("doctor")
     todo: queue.Queue[Front] = queue.Queue()
     found: dict[str, Result] = {}
-    for front in FRONTS:
+    for front in reversed(FRONTS):  # the hostile ones first, because some take longer
         todo.put(front)
     lanes = [threading.Thread(target=work, args=(directory / f"{n}", todo, found)) for n in range(LANES)]
     with trusted(directory):
@@ -129,3 +130,35 @@ def test_the_doctor_names_the_true_faults_and_no_others(results: dict[str, Resul
     assert result.error is None, result.story()
     faults = front.faults if not REAL or front.real is None else front.real
     assert (result.codes("fault"), result.codes("warning")) == (faults, front.warnings), result.story()
+
+
+@pytest.mark.parametrize("front", FRONTS, ids=lambda front: front.name)
+def test_the_proxy_is_recognised_and_each_finding_has_a_remedy_and_a_page(
+    results: dict[str, Result], front: Front
+) -> None:
+    result = results[front.name]
+    if front.proxy:
+        assert front.proxy in on_the_way(result.measured), result.story()
+    for finding in result.findings:
+        assert finding.remedy, finding
+        assert finding.page == f"docs/troubleshooting.md#{finding.code}"
+
+
+@pytest.mark.parametrize(
+    ("code", "pattern"),
+    [
+        ("idle_cutoff", r"cut after (4\.[5-9]|5\.\d|6\.\d) s" if not REAL else r"cut after (49|5\d|6[0-5]) s"),
+        ("request_timeout", r"age of (4\.[5-9]|5\.\d|6\.\d) s" if not REAL else r"age of 7[4-7] s"),
+        ("buffered", r"until the response ends|[1-9]\d* (KB|bytes)|no event within|Nothing came"),
+        ("not_ours", r"login\.example|guest network|answered with 401"),
+        ("cors_doubled", r"https://a\.example, \*"),
+        ("last_event_id_stripped", "doctor="),
+    ],
+)
+def test_the_evidence_has_the_seconds_the_bytes_and_the_words(
+    results: dict[str, Result], code: str, pattern: str
+) -> None:
+    found = [finding for result in results.values() for finding in result.findings if finding.code == code]
+    assert found
+    for finding in found:
+        assert re.search(pattern, finding.evidence), finding.evidence

@@ -200,9 +200,9 @@ def as_gunicorn_knows(tmp_path: Path, environment: Mapping[str, str]) -> dict[st
 
 
 def test_a_worker_that_stops_may_take_as_long_as_its_streams_or_its_runs(tmp_path: Path) -> None:
-    assert as_gunicorn_knows(tmp_path, {})["graceful_timeout"] == "27"
-    assert as_gunicorn_knows(tmp_path, {"SSE_DRAIN": "30"})["graceful_timeout"] == "32"
-    assert as_gunicorn_knows(tmp_path, {"SSE_DRAIN": "30", "SSE_RUN_GRACE": "40"})["graceful_timeout"] == "42"
+    assert as_gunicorn_knows(tmp_path, {})["graceful_timeout"] == "37"
+    assert as_gunicorn_knows(tmp_path, {"SSE_DRAIN": "30"})["graceful_timeout"] == "42"
+    assert as_gunicorn_knows(tmp_path, {"SSE_DRAIN": "30", "SSE_RUN_GRACE": "40"})["graceful_timeout"] == "52"
 
 
 def test_a_worker_that_stops_spreads_the_ends_of_its_streams_and_is_let(tmp_path: Path) -> None:

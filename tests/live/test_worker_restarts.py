@@ -130,6 +130,72 @@ def test_no_request_is_lost_at_a_reload(tmp_path: Path, proxied: bool) -> None:
         assert "Traceback" not in server.logs()
 
 
+def test_connections_that_wait_to_be_accepted_are_answered_though_nobody_listens_after_the_worker(
+    tmp_path: Path,
+) -> None:
+    """In a stop, the master no longer listens, and the kernel would reset them when the worker ceases to listen."""
+    with Gunicorn(tmp_path, APP, ENV) as server, contextlib.ExitStack() as stack:
+        [worker] = server.worker_pids()
+        os.kill(worker, signal.SIGSTOP)
+        socks = [stack.enter_context(connect(address(server.url))) for _ in range(200)]
+        for number, sock in enumerate(socks):
+            target = "/healthz" if number % 2 else "/sse/stream?channel=a"
+            sock.sendall(f"GET {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+        os.kill(server.pid, signal.SIGTERM)
+        time.sleep(0.3)  # the master closes its listener, and passes the signal on
+        os.kill(worker, signal.SIGCONT)
+        answers = [client.read_all(sock) for sock in socks]
+    assert all(answer.startswith(b"HTTP/1.1 200 OK\r\n") for answer in answers)
+    assert sum(b'event: sse.close\ndata: {"reason":"drain"' in answer for answer in answers) == 100
+
+
+def test_every_stream_has_its_goodbye_though_the_worker_had_no_time_for_the_drain(tmp_path: Path) -> None:
+    with Gunicorn(tmp_path, APP, ENV | {"SSE_DRAIN": "2"}) as server, contextlib.ExitStack() as stack:
+        [worker] = server.worker_pids()
+        streams = [stack.enter_context(client.Stream(server.url, {"channel": "a"})) for _ in range(50)]
+        os.kill(server.pid, signal.SIGTERM)
+        time.sleep(0.5)
+        os.kill(worker, signal.SIGSTOP)
+        time.sleep(4)
+        os.kill(worker, signal.SIGCONT)
+        assert [list(stream.events(10))[-1].event for stream in streams] == ["sse.close"] * 50
+
+
+def test_a_worker_goes_on_until_its_successors_have_loaded_the_app(tmp_path: Path) -> None:
+    """Else all who come meanwhile would wait, and be served at once in the end."""
+    slow = tmp_path / "slow"
+    with Gunicorn(tmp_path, "tests.live.apps.loads_slowly:application", ENV | {"SLOW": str(slow)}) as server:
+        [old] = server.worker_pids()
+        slow.write_text("2.5")
+        with client.Stream(server.url, {"channel": "a"}) as stream:
+            began = time.monotonic()
+            os.kill(server.pid, signal.SIGHUP)
+            wait_until(lambda: len(server.worker_pids()) == 2)
+            while time.monotonic() < began + 2:
+                assert client.request(server.url, "GET", "/healthz", timeout=1).headers["X-Worker"] == str(old)
+                time.sleep(0.1)
+            ends = [(event.event, time.monotonic() - began) for event in stream.events(10)]
+        assert ends[-1][0] == "sse.close"
+        assert ends[-1][1] > 2.5
+        wait_until(lambda: old not in server.worker_pids(), 5)
+        assert client.request(server.url, "GET", "/healthz").headers["X-Worker"] != str(old)
+
+
+def test_a_worker_whose_successor_dies_while_it_loads_goes_on_no_longer(tmp_path: Path) -> None:
+    slow = tmp_path / "slow"
+    with Gunicorn(tmp_path, "tests.live.apps.loads_slowly:application", ENV | {"SLOW": str(slow)}) as server:
+        [old] = server.worker_pids()
+        slow.write_text("60")
+        began = time.monotonic()
+        os.kill(server.pid, signal.SIGHUP)
+        [new] = set(wait_until(lambda: [pid for pid in server.worker_pids() if pid != old]))
+        slow.write_text("0")  # for the next one, which replaces it
+        time.sleep(0.5)
+        os.kill(new, signal.SIGKILL)
+        wait_until(lambda: old not in server.worker_pids(), 15)
+        assert time.monotonic() - began < 8
+
+
 def test_no_request_is_lost_at_max_requests(tmp_path: Path) -> None:
     with Gunicorn(tmp_path, APP, ENV, arguments=["--max-requests", "300"]) as server:
         pids: set[int] = set()
