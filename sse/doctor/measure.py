@@ -43,6 +43,7 @@ _NOTICED: Final = 6.0  # seconds that the service has to notice it
 _WHILE: Final = 8.0  # seconds for the answer to a short request while streams are open
 _LAST_EVENT_ID: Final = "doctor=58-2893"
 _ENCODINGS: Final = "gzip, deflate, br, zstd"  # as browsers send it over https
+_NOTHING_BEHIND: Final = (502, 503, 504, *range(520, 527), 530)  # from 520 on, those of Cloudflare
 _STATUSES: Final = (204, 400, 401, 403, 404, 409, 410, 413, 429, 503)
 _MOST: Final = 65_536  # bytes of a short answer
 _MOST_BLOCKS: Final = 400
@@ -322,8 +323,15 @@ class _Measuring:
                 other["location"] = location[:1_000]
             if title := re.search(rb"<title[^>]*>([^<]{1,200})", answer.body, re.IGNORECASE):
                 other["title"] = " ".join(title[1].decode(errors="replace").split())
-            self._found["not_ours"] = other
             self._found["error_headers"] = answer.headers
+            if answer.status in _NOTHING_BEHIND:
+                self._found["unreachable"] = f"A proxy answers {answer.status}: it does not reach the service."
+                self._found["error_page"] = {
+                    "status": answer.status,
+                    "body": answer.body.decode(errors="replace")[:1_000],
+                }
+            else:
+                self._found["not_ours"] = other
         return False
 
     def _look_at_cors(self) -> None:

@@ -29,7 +29,7 @@ from tests.servers import Gunicorn
 REAL = os.environ.get("DOCTOR") == "all"
 ORIGIN = "https://a.example"
 WAIT = 90 if REAL else 8
-LANES = 23 if REAL else 15
+LANES = 23 if REAL else 18
 FRONTS = fronts(REAL)
 SETTINGS = {"SSE_DOCTOR": "1", "SSE_ORIGINS": ORIGIN, "SSE_PROXIES": "1", "SSE_PUBLIC": "*"}
 STARTING = threading.Semaphore(2)  # services that start at the same time
