@@ -170,7 +170,10 @@ def test_what_is_found_side_by_side(tmp_path: Path, service: Gunicorn) -> None:
         def serve(*arguments: str) -> Gunicorn:
             directory = tmp_path / str(next(number))
             directory.mkdir()
-            return stack.enter_context(Gunicorn(directory, env=OPEN, arguments=arguments))
+            server = Gunicorn(directory, env=OPEN, arguments=arguments)
+            server.start(60)
+            stack.callback(server.stop)
+            return server
 
         far, restarted, frozen = serve(), serve(), serve()
         sync, threaded = serve("-k", "sync"), serve("-k", "gthread", "--threads", "8")
