@@ -323,8 +323,8 @@
   };
 
   /*
-   * An answer that may not be shown looks like none: one of another origin, or a redirection to one, as to a login. Only
-   * a fetch that wants to see nothing of it tells them apart.
+   * An answer that may not be shown looks like none: one of another origin, or a redirection to one, as to a login.
+   * Only a fetch that wants to see nothing of it tells them apart.
    */
   Run.prototype.meetNobody = function (then) {
     var run = this, address = this.address("/doctor/echo"), host = origin(this.url).replace(/^.*\/\//, "");
