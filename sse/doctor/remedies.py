@@ -28,7 +28,8 @@ class Remedy(NamedTuple):
 
 _GENERAL: Final[Mapping[str, Remedy]] = {
     "unreachable": Remedy(
-        "Check the name, the port and the certificate, that the service runs, and that a firewall lets this machine in."
+        "Check the name, the port and the certificate, that the service runs, that a firewall lets this machine in, "
+        "and that each proxy points to the address on which the service listens."
     ),
     "not_ours": Remedy(
         "Give the service's prefix, such as https://push.example/sse. If a login or another page stands before it, let "
@@ -225,7 +226,11 @@ _OF: Final[Mapping[str, Mapping[str, Remedy]]] = {
             "Take out Header set, add and append Access-Control-Allow-Origin where requests go to the service, also in "
             ".htaccess."
         ),
-        "http1": Remedy("Switch on HTTP/2, with mpm_event and mod_http2.", "Protocols h2 http/1.1"),
+        "http1": Remedy(
+            "Switch on HTTP/2, with mpm_event and mod_http2. Even so, Apache works on six requests of a connection at "
+            "a time at first, and open streams are among them.",
+            "Protocols h2 http/1.1",
+        ),
         "leaving_unnoticed": Remedy(
             "Apache learns of a client that has left when it writes to it. Flush each packet, so that it does so at "
             "the second heartbeat.",
@@ -471,7 +476,7 @@ _OF: Final[Mapping[str, Mapping[str, Remedy]]] = {
             'sub vcl_recv {\n    if (req.url ~ "^<prefix>/") { return (pass); }\n}',
         ),
         "idle_cutoff": Remedy(
-            "Raise between_bytes_timeout of the backend, which is 10 s by default, or let heartbeats come more often.",
+            "Raise between_bytes_timeout of the backend, or let heartbeats come more often.",
             "SSE_HEARTBEAT=<heartbeat>",
         ),
         "poll_cut": Remedy(
