@@ -39,12 +39,17 @@ def free_port() -> int:
 
 
 def wait_until(check: Callable[[], T], timeout: float = 10, interval: float = 0.02, what: str = "") -> T:
-    """Return the first true result of `check`. AssertionError after `timeout` seconds."""
-    deadline = time.monotonic() + timeout
+    """Return the first true result of `check`. AssertionError after `timeout` seconds.
+
+    `interval` is the shortest time between two looks. The time grows with the wait, up to 0.1 s, because a look may be
+    a question to a browser, which costs more than all that the test waits for.
+    """
+    began = time.monotonic()
     while not (result := check()):
-        if time.monotonic() > deadline:
+        waited = time.monotonic() - began
+        if waited > timeout:
             raise AssertionError(f"not within {timeout} s: {what or check}")
-        time.sleep(interval)
+        time.sleep(max(interval, min(waited / 10, 0.1)))
     return result
 
 

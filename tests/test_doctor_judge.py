@@ -107,6 +107,9 @@ CASES = [
     ("unsure", "note", streams(small={"refused": "doctor_busy", "blocks": [], "status": 429}), {}),
     ("unreachable", "fault", {"unreachable": "push.example does not answer: timed out."}, {}),
     ("not_ours", "fault", {"not_ours": {"status": 302, "location": "https://login.example/"}}, {}),
+    ("not_ours", "fault", streams(small={"status": 403, "blocks": []}),
+     streams(small={"status": 429, "refused": "doctor_busy", "blocks": []})),
+    ("not_ours", "fault", {"poll": {"status": 403, "answered_at": 0.1}}, {"poll": {"status": 504, "answered_at": 5.0}}),
     ("doctor_closed", "fault", {"closed": {"status": 401, "code": "pass_missing"}}, {}),
 ]  # fmt: skip
 
@@ -168,6 +171,12 @@ def test_a_server_of_one_request_at_a_time_has_no_other_fault() -> None:
     late = streams(small={"blocks": [], **OPEN}, active=cut(30.0, 3.0))
     change = {"while_streaming": {"answered": False}, "poll": {"status": None}, "left": {"noticed": False}, **late}
     assert found(change) == {"few_streams": "fault"}
+
+
+def test_a_stream_that_a_proxy_refuses_is_not_cut_at_an_age() -> None:
+    refused = {"status": 403, "blocks": [], "finished": None, "ended_at": 0.01}
+    change = streams(small=refused, fast=refused, silent=refused, active=refused)
+    assert found(change) == {"not_ours": "fault"}
 
 
 def test_where_something_else_answers_nothing_more_is_told() -> None:

@@ -20,6 +20,7 @@ Measured = Mapping[str, Any]
 _SAME_AGE: Final = 1.5  # seconds by which two streams that a timeout cuts may differ in age
 _SAME_MOMENT: Final = 0.7  # seconds between two cuts that have one cause, such as a restart
 _MARGIN: Final = 0.3  # seconds before the time that was asked for, from which on an end counts as regular
+_SOON: Final = 2.0  # seconds in which no time limit strikes
 _SKEW: Final = 5.0  # seconds; a token's iat may lie as far in the future
 _BLOCKED: Final = 2.0  # seconds that a busy process may stand still
 _HEARTBEAT_MISSED: Final = 5.0  # seconds of standing still that clients notice
@@ -272,6 +273,29 @@ def _is_silent(stream: Mapping[str, Any]) -> bool:
     return bool(stream) and is_answered and "blocks" in stream and not stream["blocks"] and "asked" in stream
 
 
+def _answered_by_others(measured: Measured) -> Iterator[Finding]:
+    """Judge statuses that neither the service has sent nor a time limit has caused."""
+    poll = measured.get("poll", {})
+    statuses = {"stream": _strange_status(_stream(measured, "small"))}
+    if _is_early(poll):
+        statuses["poll"] = _strange_status(poll)
+    told = [f"PREFIX/{name} was answered with {status}" for name, status in statuses.items() if status]
+    if told:
+        evidence = f"{' and '.join(told)} by something else, while PREFIX/doctor/echo came through."
+        yield _found(measured, "not_ours", "fault", evidence)
+
+
+def _strange_status(answer: Mapping[str, Any]) -> int:
+    """Return the status of an answer that is not the service's, or 0 if it is."""
+    status: int = answer.get("status", 200)
+    return 0 if status == 200 or "refused" in answer else status
+
+
+def _is_early(poll: Mapping[str, Any]) -> bool:
+    """Return True if a poll was answered before any time limit could have struck."""
+    return bool(poll.get("answered_at", _SOON) < min(_SOON, poll.get("asked", 0.0)))
+
+
 def _compressed(measured: Measured) -> Iterator[Finding]:
     for name in ("fast", "small"):
         headers = _stream(measured, name).get("headers", {})
@@ -297,8 +321,8 @@ def _ages(measured: Measured) -> Iterator[Finding]:
     """Judge the silent and the active stream together, because each tells whether the other one is sure."""
     if _is_one_at_a_time(measured):
         return
-    if _outage(measured) is not None:
-        return  # `_unsure` tells it
+    if _outage(measured) is not None or _strange_status(_stream(measured, "small")):
+        return  # other checks tell it
     silent, active = _cut_at(measured, "silent"), _cut_at(measured, "active")
     if silent is not None and active is not None and silent > active - _SAME_AGE:
         silent = None
@@ -375,6 +399,8 @@ def _poll_cut(measured: Measured) -> Iterator[Finding]:
         return
     asked, status, age = poll["asked"], poll.get("status"), poll.get("answered_at")
     outage = _outage(measured)
+    if _is_early(poll) and _strange_status(poll):
+        return  # `_answered_by_others` tells it
     if status == 200 or (age is not None and outage is not None and abs(age - outage) < _SAME_MOMENT):
         return
     how = f"was answered with {status}" if status else "was cut" if age is not None else "was not answered"
@@ -439,8 +465,8 @@ def _unsure(measured: Measured) -> Iterator[Finding]:
 
 
 _CHECKS: Final[Sequence[Callable[[Measured], Iterator[Finding]]]] = (
-    _few_streams, _cached, _shared, _buffered, _compressed, _content_length, _cors, _ages, _poll_cut, _frozen,
-    _stalled, _last_event_id, _statuses, _leaving, _clock, _http1, _forwarded, _unsure,
+    _few_streams, _answered_by_others, _cached, _shared, _buffered, _compressed, _content_length, _cors, _ages,
+    _poll_cut, _frozen, _stalled, _last_event_id, _statuses, _leaving, _clock, _http1, _forwarded, _unsure,
 )  # fmt: skip
 
 

@@ -121,11 +121,18 @@ class _Measuring:
             return
         with contextlib.suppress(OSError, HTTPException):
             self._found["error_page"] = self._way.error_page()
-        self._look_at_cors()
-        self._look_at_statuses()
+        self._try(self._look_at_cors, "CORS")
+        self._try(self._look_at_statuses, "statuses")
         if not quick:
-            self._look_at_quiet()
+            self._try(self._look_at_quiet, "whether the server stands still between requests")
         self._look_at_streams(wait)
+
+    def _try(self, look: Callable[[], object], what: str) -> None:
+        """Look at something. If the service does not answer any more, go on without it."""
+        try:
+            look()
+        except (OSError, HTTPException) as error:
+            self._skip(f"{what}, because a request failed: {_reason(error)}")
 
     # -- short requests
 
@@ -286,8 +293,7 @@ class _Measuring:
             if fast.nonce and twin.nonce:
                 self._found["shared"] = fast.nonce == twin.nonce
             if holds != "one":
-                with contextlib.suppress(OSError, HTTPException):
-                    self._look_at_leaving()
+                self._try(self._look_at_leaving, "whether a client's leaving is noticed")
 
         long: list[Callable[[], object]] = [partial(watch, silent), partial(watch, active)]
         if holds == "many":
