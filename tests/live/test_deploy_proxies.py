@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 import threading
 import time
@@ -19,7 +20,7 @@ from tests import client
 from tests.client import Stream
 from tests.deployed import DEPLOYED, Deployed, DeployedApache, DeployedCaddy, DeployedHaproxy, DeployedVarnish
 from tests.publishing import publish
-from tests.servers import Gunicorn, wait_until
+from tests.servers import ROOT, Gunicorn, wait_until
 from tests.tokens import KEY
 
 ORIGIN = "https://a.example"
@@ -192,3 +193,19 @@ def test_a_stream_during_a_restart_waits_or_is_told_to_come_back_and_no_log_has_
     texts = [path.read_bytes() for path in site.proxy.dir.iterdir() if path.suffix == ".log"]
     assert texts
     assert not [text for text in texts if b"a-secret" in text]
+
+
+@pytest.mark.parametrize("name", ["caddy", "apache"])
+def test_the_readme_s_command_puts_the_name_into_the_file(name: str, tmp_path: Path) -> None:
+    commands = [line for line in (ROOT / f"deploy/{name}/README.md").read_text().split("\n") if line.startswith("sed ")]
+    assert len(commands) == 1
+    command, _, target = commands[0].partition(" >")
+    assert target.startswith("/etc/")
+    command = command.replace("/opt/throughline", str(ROOT))
+    result = subprocess.run(
+        ["bash", "-euc", command], cwd=ROOT / f"deploy/{name}", env={**os.environ, "NAME": "push.test"},
+        check=True, capture_output=True, text=True, timeout=10,
+    )  # fmt: skip
+    lines = [line for line in result.stdout.split("\n") if not line.startswith("#")]
+    assert any("push.test" in line for line in lines)
+    assert not [line for line in lines if "push.example" in line]
