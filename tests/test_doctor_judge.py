@@ -204,6 +204,8 @@ def test_findings_come_worst_first() -> None:
         (streams(small={"blocks": [], **OPEN}), "The headers came, but no event within 5.0 s"),
         (streams(silent=cut(5.04)), "cut after 5.0 s, and the service's heartbeat comes every 15 s: too late"),
         (streams(active=cut(60.0, 3)), "cut at the age of 60 s; SSE_STREAM_LIFETIME is 900"),
+        ({"statuses": {"410": 0}}, "410 became an answer that the browser may not show"),
+        ({"cors": {"preflight_status": 0}}, "OPTIONS, which browsers ask before they send a Last-Event-ID, failed."),
         ({"statuses": {"410": 200, "429": 503}}, "410 became 200, 429 became 503"),
         ({"skew": -40.0}, "The service's clock is 40 s behind this one's"),
         ({"ticks": {"longest_gap": 7.9}}, "In 8.0 s without a request, the process stood still for 7.9 s"),
@@ -212,6 +214,16 @@ def test_findings_come_worst_first() -> None:
 )  # fmt: skip
 def test_evidence_has_the_numbers(change: Change, words: str) -> None:
     assert any(words in finding.evidence for finding in judge(changed(change))), judge(changed(change))
+
+
+def test_a_page_that_may_see_nothing_is_told_of_the_setting_first() -> None:
+    [finding] = judge(changed({"client": "page", "cors": {"blocked": True}}))
+    assert finding.paste == f"SSE_ORIGINS={ORIGIN}"
+
+
+def test_a_redirection_is_to_be_followed_by_people() -> None:
+    [finding] = judge({"not_ours": {"status": 301, "location": "https://push.example/sse/doctor/echo"}})
+    assert finding.remedy.startswith("Give the address that it points to")
 
 
 def test_a_finding_is_an_object_of_seven_strings_and_links_to_its_section() -> None:

@@ -79,7 +79,7 @@ def _not_ours(measured: Measured) -> Iterator[Finding]:
         evidence += f", as {type[:80]}"
     if title := other.get("title"):
         evidence += f', titled "{title[:120]}"'
-    yield _found(measured, "not_ours", "fault", f"{evidence}.", location=location, status=status)
+    yield _found(measured, "not_ours", "fault", f"{evidence}.", case="moved" if location else "")
 
 
 _FATAL: Final[Sequence[Callable[[Measured], Iterator[Finding]]]] = (_unreachable, _closed, _not_ours)
@@ -105,7 +105,11 @@ def _shared(measured: Measured) -> Iterator[Finding]:
 
 def _statuses(measured: Measured) -> Iterator[Finding]:
     statuses = measured.get("statuses", {})
-    changed = [f"{sent} became {got}" for sent, got in statuses.items() if str(got) != sent]
+    changed = [
+        f"{sent} became {got or 'an answer that the browser may not show'}"
+        for sent, got in statuses.items()
+        if str(got) != sent
+    ]
     if changed:
         yield _found(measured, "status_rewritten", "fault", f"{_sentence(changed)}.")
         return
@@ -174,7 +178,8 @@ def _cors(measured: Measured) -> Iterator[Finding]:
         yield _found(measured, "cors_doubled", "fault", evidence, origin=origin)
     elif cors.get("blocked"):
         evidence = f"The browser got an answer, and may not show it to a page of {origin}."
-        yield _found(measured, "cors_missing", "fault", evidence, origin=origin)
+        summary = "the browser may not show the answers to this page (CORS)"
+        yield _found(measured, "cors_missing", "fault", evidence, summary, origin=origin, case="blocked")
     elif not got and not ours and "cors" in measured.get("echo", {}):
         evidence = f"The service allows no page of {origin} to read it."
         yield _found(measured, "cors_not_allowed", "fault", evidence, origin=origin)
@@ -197,7 +202,8 @@ def _preflight(measured: Measured, origin: str, cors: Mapping[str, Any]) -> Iter
     if status is None:
         return
     if not 200 <= status <= 299:
-        evidence = f"OPTIONS, which browsers ask before they send a Last-Event-ID, was answered with {status}."
+        how = f"was answered with {status}" if status else "failed"
+        evidence = f"OPTIONS, which browsers ask before they send a Last-Event-ID, {how}."
     elif not allowed & {"last-event-id", "*"}:
         evidence = "The answer to OPTIONS does not allow the header Last-Event-ID."
     else:

@@ -365,7 +365,7 @@ class _Measuring:
             self._skip("whether a client's leaving is noticed, because its stream was refused")
             return
         left = time.monotonic()
-        while (waited := time.monotonic() - left) < _NOTICED:
+        while time.monotonic() - left < _NOTICED:
             try:
                 answer = self._way.ask("/doctor/left", {"id": id})
             except (OSError, HTTPException):
@@ -375,7 +375,7 @@ class _Measuring:
                 self._skip(f"whether a client's leaving is noticed ({answer.error_code or answer.status})")
                 return
             if told["ended"]:
-                self._found["left"] = {"noticed": True, "after": round(waited, 2)}
+                self._found["left"] = {"noticed": True, "after": round(time.monotonic() - left, 2)}
                 return
             time.sleep(0.5)
         self._found["left"] = {"noticed": False, "after": _NOTICED}

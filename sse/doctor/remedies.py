@@ -130,6 +130,16 @@ _GENERAL: Final[Mapping[str, Remedy]] = {
 }
 """The remedy for each code, where the proxy is unknown."""
 
+_CASES: Final[Mapping[str, Remedy]] = {
+    "moved": Remedy("Give the address that it points to if the service is there. Otherwise let its paths through."),
+    "blocked": Remedy(
+        "Allow the page's origin in the service's settings, with commas between all origins. If it is there already, a "
+        "proxy removes or adds Access-Control headers: `flask sse doctor URL --origin <origin>` tells which.",
+        "SSE_ORIGINS=<origin>",
+    ),
+}
+"""The remedies for cases in which a code has another cause than usual."""
+
 _NGINX_STREAM: Final = """\
 location <prefix>/ {
     proxy_pass http://127.0.0.1:8000;
@@ -625,11 +635,12 @@ def remedy_for(code: str, proxies: Sequence[str], facts: Mapping[str, Any]) -> t
     """Return sentences that tell the remedy, and the lines to paste, which may be empty.
 
     :param proxies: the proxies on the way, as `sse.doctor.proxies` names them.
-    :param facts: what the remedy has to name, such as `seconds` and `origin`, and the service's settings.
+    :param facts: what the remedy has to name, such as `seconds` and `origin`, the service's settings, and the `case`
+        if the cause is not the usual one.
     """
     values = _values(facts)
-    if code == "not_ours" and facts.get("location"):
-        return "Give the address that it points to if the service is there. Otherwise let its paths through.", ""
+    if special := _CASES.get(facts.get("case", "")):
+        return _filled(special.text, values), _filled(special.paste, values)
     known = [(name_of(proxy), _OF[proxy][code]) for proxy in proxies if code in _OF.get(proxy, ())][:_MOST_PROXIES]
     if not known:
         text, paste = _GENERAL[code]

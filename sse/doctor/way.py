@@ -154,10 +154,15 @@ class Way:
 
 
 def headers_of(response: HTTPResponse) -> Headers:
-    """Return the headers of an answer by their names in small letters, each with all of its values."""
+    """Return the headers of an answer by their names in small letters, each with all of its values.
+
+    The values of cookies are left out, because people show the doctor's JSON to others.
+    """
     headers: Headers = {}
     for name, value in response.headers.items():
-        headers.setdefault(name.lower()[:100], []).append(value[:1_000])
+        lower = name.lower()
+        shown = f"{value.partition('=')[0]}=…" if lower == "set-cookie" else value
+        headers.setdefault(lower[:100], []).append(shown[:1_000])
     return headers
 
 

@@ -67,7 +67,9 @@ def test_the_lines_heal_the_fault(tmp_path: Path) -> None:
             directory = tmp_path / kind.name
             directory.mkdir()
             env = {"SSE_DOCTOR": "1", "SSE_PROXIES": "1"}
-            service = stack.enter_context(Gunicorn(directory, env=env))
+            service = Gunicorn(directory, env=env)
+            service.start(60)  # five of them start at a time
+            stack.callback(service.stop)
             proxy = stack.enter_context(kind(directory, int(service.url.rpartition(":")[2])))
             return measure(f"http://127.0.0.1:{proxy.port}/sse", wait=7, quick=True)
 
