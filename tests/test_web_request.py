@@ -475,7 +475,8 @@ def test_a_body_that_a_hook_of_the_app_has_read_is_published(app: Flask) -> None
         ("Root=1-67/a+b:c@d.e_f", True),
         ("", False),
         ("a" * 129, False),
-        *[(text, False) for text in ("eyJhbGciOi.x.y", "id=eyJhbGciOi.x.y", "a b", "a\tb", "\xe4", "a,b", '"', "{}", "a%0Ab", "a\n", "a\x1b[31m")],
+        *[(text, False) for text in ("eyJhbGciOi.x.y", "id=eyJhbGciOi.x.y")],
+        *[(text, False) for text in ("a b", "a\tb", "\xe4", "a,b", '"', "{}", "a%0Ab", "a\n", "a\x1b[31m")],
     ],
 )
 def test_an_id_of_a_request_is_shown_if_a_trusted_proxy_gave_it_and_it_is_plain(given: str, shown: bool) -> None:
