@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import math
 import os
+import resource
 import signal
 import statistics
 import time
@@ -80,7 +81,10 @@ class Rolled:
         self.nginx = Nginx(
             directory,
             upstream,
-            {"return 308 https://$server_name$request_uri;": "", "worker_processes 1;": "worker_processes 2;"},
+            {
+                "return 308 https://$server_name$request_uri;": "",
+                "worker_processes 1;": f"worker_processes {2 * WORKERS};",
+            },
         )
         self.address = "127.0.0.1", self.nginx.http_port
         self.drains: list[float] = []
@@ -153,6 +157,10 @@ def check(way: type[Reloaded | Rolled], directory: Path, redis: RedisServer) -> 
 
 
 def test_restarts_lose_nothing_and_spread_the_ends_and_the_returns(tmp_path: Path, redis_server: RedisServer) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert hard > STREAMS + 1000, f"{hard} open files are too few: raise `ulimit -Hn`"
+    if soft < STREAMS + 1000:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     with ThreadPoolExecutor(1 if IS_ALONE else 2) as threads:
         both = [threads.submit(check, way, tmp_path / way.__name__, redis_server) for way in (Reloaded, Rolled)]
     for one in both:
