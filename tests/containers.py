@@ -91,6 +91,12 @@ def context(folder: Path) -> Iterator[str]:
         yield from (path for name in files if (path := str(inside / name)) not in ignored)
 
 
+def link(origin: Path, place: Path) -> None:
+    """Copy a folder by hard links, which is quick: the steps of these Dockerfiles replace files, and change none."""
+    place.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["cp", "-al", f"{origin}/.", str(place)], check=True, timeout=120)
+
+
 class Base:
     """The stand-in for a base image python:…-slim: what its root has, and how a sandbox is made of it."""
 
@@ -109,21 +115,23 @@ class Base:
                     (root / name).symlink_to(f"usr/{name}")
             for name in ("passwd", "group"):
                 shutil.copy(f"/usr/share/base-passwd/{name}.master", root / "etc" / name)
-            for name in ("login.defs", "nsswitch.conf", "ld.so.cache", "hosts"):
+            shutil.copytree("/etc/ld.so.conf.d", root / "etc/ld.so.conf.d")
+            for name in ("login.defs", "nsswitch.conf", "ld.so.conf", "hosts"):
                 if Path("/etc", name).exists():
                     shutil.copy(Path("/etc", name), root / "etc" / name)
-        for name in ("etc/ssl", "etc/alternatives", sys.base_prefix.lstrip("/")):
+        for name in ("etc/ssl", "etc/alternatives"):
             (root / name).mkdir(parents=True, exist_ok=True)
         (root / "etc/resolv.conf").unlink(missing_ok=True)
         (root / "etc/resolv.conf").write_text(Path("/etc/resolv.conf").read_text())
+        Image(root, self).run(["ldconfig"], read_only=False).check_returncode()  # for Python's own library
 
     def mounts(self, root: Path) -> list[str]:
         """Return bubblewrap's options that add to a `root` what it shares with this machine."""
         shared = ["--ro-bind", "/etc/ssl", "/etc/ssl"]
         if not self.debian:
             shared += ["--ro-bind", "/usr", "/usr", "--ro-bind", "/etc/alternatives", "/etc/alternatives"]
-        if sys.base_prefix != "/usr":  # in the image, Python is in /usr/local; its second place is for its libraries
-            shared += ["--ro-bind", sys.base_prefix, "/usr/local", "--ro-bind", sys.base_prefix, sys.base_prefix]
+        if sys.base_prefix != "/usr":  # in the image, too, Python is in /usr/local
+            shared += ["--ro-bind", sys.base_prefix, "/usr/local"]
         else:
             shared += ["--tmpfs", "/usr/local", "--symlink", "/usr/bin/python3", "/usr/local/bin/python"]
         return shared
@@ -203,7 +211,7 @@ class Build:
         root = self.directory / f"stage-{number}"
         if source in self.stages:
             parent = self.stages[source]
-            subprocess.run(["cp", "-a", parent.root, root], check=True, timeout=120)
+            link(parent.root, root)
             image = Image(root, parent.base, dict(parent.env), parent.folder, parent.user, list(parent.command))
             image.healthcheck, image.healthcheck_flags = list(parent.healthcheck), dict(parent.healthcheck_flags)
         else:
@@ -244,7 +252,7 @@ class Build:
             if "from" in step.flags:
                 origin = self._inside(self.stages[step.flags["from"]], source)
                 assert origin.is_dir(), f"COPY --from of a single file is not followed here: {source}"
-                shutil.copytree(origin, place, symlinks=True, dirs_exist_ok=True)
+                link(origin, place)
                 continue
             inside = [path for path in sent if path == source or path.startswith(f"{source}/")]
             assert inside, f"COPY {source}: the build context has no such file (see .dockerignore)"

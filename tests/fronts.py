@@ -22,7 +22,7 @@ from tests.proxy_servers import (
     Squid,
     Varnish,
 )
-from tests.servers import Nginx, NginxBeside, Server, make_certificate
+from tests.servers import Gunicorn, Nginx, NginxBeside, Server, free_port, make_certificate
 
 Make = Callable[[Path, int], Any]
 """Makes a server with a `url`, in a directory, in front of a port."""
@@ -48,7 +48,7 @@ class Front:
         """The name of the proxy that the doctor must recognise; empty if it leaves no mark."""
         if "not_ours" in self.faults and self.name.startswith("haproxy"):
             return ""  # its redirect has no header of its own
-        found = re.search("nginx|apache|haproxy|caddy|varnish|squid|lighttpd", self.name)
+        found = re.search("nginx|apache|haproxy|caddy|varnish|squid|lighttpd|cloudflare|cloudrun|firebase", self.name)
         return found[0] if found else ""
 
 
@@ -150,6 +150,16 @@ def beside(directory: Path, upstream: int) -> Server:
     return NginxBeside(directory, f"127.0.0.1:{upstream}")
 
 
+def service(*arguments: str, **settings: str) -> Make:
+    """Return a service of another kind, which takes the place of the usual one."""
+    env = {"SSE_DOCTOR": "1", "SSE_ORIGINS": "https://a.example", "SSE_PUBLIC": "*"} | settings
+    return lambda directory, _: Gunicorn(directory, env=env, arguments=arguments)
+
+
+def nothing_behind(directory: Path, _: int) -> Server:
+    return PlainNginx(directory, free_port())
+
+
 RIGHT_NGINX = (
     'proxy_http_version 1.1; proxy_set_header Connection ""; proxy_buffering off; proxy_cache off; gzip off; '
     "proxy_read_timeout 1h;"
@@ -166,6 +176,11 @@ CLOCK = """proxy_set_header Accept-Encoding ''; sub_filter_types application/jso
 GZIP = """
 sub vcl_backend_fetch { unset bereq.http.Accept-Encoding; }
 sub vcl_backend_response { set beresp.do_gzip = true; }
+"""
+FIREBASE = """
+sub vcl_recv { return (pass); }
+sub vcl_backend_response { set beresp.do_stream = false; }
+sub vcl_deliver { set resp.http.Vary = resp.http.Vary + ", x-fh-requested-host"; }
 """
 DEFLATE = "SetOutputFilter DEFLATE\nDeflateBufferSize 8096\nSetEnv force-gzip 1"
 
@@ -240,4 +255,21 @@ def fronts(real: bool) -> list[Front]:
               frozenset({"request_timeout", "poll_cut"}), real=frozenset({"request_timeout"})),
         Front("nginx, a clock of another year", nginx(f"{RIGHT_NGINX} {CLOCK}"), none, frozenset({"clock_skew"})),
     ]  # fmt: skip
-    return [*right, *naive, *hostile]
+    services = [
+        Front("gunicorn's sync worker", service("-k", "sync"), frozenset({"few_streams"})),
+        Front(
+            "gunicorn's gthread worker", service("-k", "gthread", "--threads", "8"), none, frozenset({"few_streams"})
+        ),
+        Front("the probes closed", service(SSE_DOCTOR="0"), frozenset({"doctor_closed"})),
+        Front("nginx, nothing behind it", nothing_behind, frozenset({"unreachable"})),
+    ]
+    # What is known of these platforms, and the marks that they leave, by proxies that run here.
+    imitated = [
+        Front("cloudflare, imitated", haproxy('http-response set-header CF-Ray 8c1f-FRA\n'
+              "http-response set-header server cloudflare", timeout="120s" if real else "1h")),
+        Front("cloudrun, imitated", haproxy('http-response set-header server "Google Frontend"'), none,
+              frozenset({"lifetime"})),
+        Front("firebase, imitated", varnish(FIREBASE), frozenset({"buffered", "content_length"}),
+              frozenset({"leaving_unnoticed", "lifetime"})),
+    ]  # fmt: skip
+    return [*right, *naive, *hostile, *services, *imitated]

@@ -18,6 +18,7 @@ import yaml
 
 from sse.config import Config
 from tests.containers import Ignored, context, read_steps
+from tests.docs import code_blocks, section
 from tests.servers import ROOT
 
 DEPLOY = ROOT / "deploy"
@@ -25,6 +26,7 @@ DOCKERFILE = DEPLOY / "docker/Dockerfile"
 COMPOSE: dict[str, Any] = yaml.safe_load((DEPLOY / "docker/compose.yaml").read_text())
 CLOUD_RUN_TEXT = (DEPLOY / "cloudrun/service.yaml").read_text()
 CLOUD_RUN: dict[str, Any] = yaml.safe_load(CLOUD_RUN_TEXT.replace("PROJECT", "my-project"))
+CLOUD_RUN_PAGE = (DEPLOY / "cloudrun/README.md").read_text()
 PROGRAMS = Path(sys.executable).parent
 REST = 2  # seconds that gunicorn.conf.py adds to the longer of SSE_DRAIN and SSE_RUN_GRACE
 
@@ -195,6 +197,40 @@ def test_redis_evicts_nothing_and_keeps_what_it_has(place: str) -> None:
     assert options["--appendonly"] == "yes"
 
 
+def test_the_readme_makes_the_secrets_and_the_certificate_that_compose_reads(tmp_path: Path) -> None:
+    blocks = code_blocks(section((DEPLOY / "docker/README.md").read_text(), "Begin"))
+    [commands] = [code for _, code in blocks if "throughline.env" in code]
+    (tmp_path / "deploy/docker").mkdir(parents=True)
+    run_with_stubs(commands, tmp_path, "docker")
+    file = tmp_path / "deploy/docker" / COMPOSE["services"]["throughline"]["env_file"]
+    assert file.stat().st_mode & 0o777 == 0o600
+    config = Config.load(dict(line.split("=", 1) for line in file.read_text().splitlines()))
+    assert config.publish_keys
+    assert config.secret
+    names = sorted(path.name for path in (tmp_path / "deploy/docker/tls").iterdir())
+    assert names == ["throughline.crt", "throughline.key"]
+    assert "docker compose -f deploy/docker/compose.yaml up" in (tmp_path / "calls").read_text()
+
+
+def test_what_the_pages_have_the_reader_make_gets_into_no_commit() -> None:
+    """Nor does it into a cloud build, to which `gcloud builds submit` sends what .gitignore does not name."""
+    ignored = (ROOT / ".gitignore").read_text().splitlines()
+    assert {"deploy/docker/throughline.env", "deploy/docker/tls/", "/service.yaml"} <= set(ignored)
+
+
+def run_with_stubs(commands: str, folder: Path, *programs: str) -> None:
+    """Run the commands of a page in `folder`. The programs only note how they were called, and print an address."""
+    stubs = folder / "stubs"
+    stubs.mkdir()
+    for name in programs:
+        (stubs / name).write_text(f'#!/bin/sh\necho "{name} $*" >>"$CALLS"\necho 10.1.2.3\n')
+        (stubs / name).chmod(0o755)
+    env = {"PATH": f"{stubs}:/usr/bin:/bin", "CALLS": str(folder / "calls"), "HOME": str(folder)}
+    command = ["bash", "-euc", commands]
+    result = subprocess.run(command, cwd=folder, env=env, check=False, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+
+
 # Kubernetes
 
 
@@ -358,6 +394,22 @@ def test_a_wrong_form_is_found(old: str, new: str, fault: str) -> None:
     assert old in CLOUD_RUN_TEXT
     wrong = yaml.safe_load(CLOUD_RUN_TEXT.replace(old, new))
     assert any(fault in found for found in faults_of_form(wrong, SERVICE_FORM))
+
+
+def test_the_commands_for_cloud_run_write_the_service_with_the_reader_s_own_names(tmp_path: Path) -> None:
+    [commands] = [code for _, code in code_blocks(section(CLOUD_RUN_PAGE, "Begin"))]
+    (tmp_path / "deploy").symlink_to(DEPLOY)
+    run_with_stubs(commands, tmp_path, "gcloud")
+    text = re.sub("#.*", "", (tmp_path / "service.yaml").read_text())
+    assert "REGION" not in text
+    assert "PROJECT" not in text
+    assert "redis://10.1.2.3:6379/0" in text  # as the stub says
+    calls = (tmp_path / "calls").read_text()
+    image = yaml.safe_load(text)["spec"]["template"]["spec"]["containers"][0]["image"]
+    assert f"_IMAGE={image}" in calls
+    for name in re.findall(r"secretKeyRef:\s+name: (\S+)", text):
+        assert f"gcloud secrets create {name} " in calls
+    assert "maxmemory-policy=noeviction" in calls
 
 
 def test_cloud_run_lets_the_cpu_run_and_keeps_an_instance() -> None:

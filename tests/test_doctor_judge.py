@@ -107,6 +107,9 @@ CASES = [
     ("unsure", "note", streams(small={"refused": "doctor_busy", "blocks": [], "status": 429}), {}),
     ("unreachable", "fault", {"unreachable": "push.example does not answer: timed out."}, {}),
     ("not_ours", "fault", {"not_ours": {"status": 302, "location": "https://login.example/"}}, {}),
+    ("not_ours", "fault", streams(small={"status": 403, "blocks": []}),
+     streams(small={"status": 429, "refused": "doctor_busy", "blocks": []})),
+    ("not_ours", "fault", {"poll": {"status": 403, "answered_at": 0.1}}, {"poll": {"status": 504, "answered_at": 5.0}}),
     ("doctor_closed", "fault", {"closed": {"status": 401, "code": "pass_missing"}}, {}),
 ]  # fmt: skip
 
@@ -170,6 +173,12 @@ def test_a_server_of_one_request_at_a_time_has_no_other_fault() -> None:
     assert found(change) == {"few_streams": "fault"}
 
 
+def test_a_stream_that_a_proxy_refuses_is_not_cut_at_an_age() -> None:
+    refused = {"status": 403, "blocks": [], "finished": None, "ended_at": 0.01}
+    change = streams(small=refused, fast=refused, silent=refused, active=refused)
+    assert found(change) == {"not_ours": "fault"}
+
+
 def test_where_something_else_answers_nothing_more_is_told() -> None:
     other = {"not_ours": {"status": 200, "type": "text/html", "title": "Sign in"}, "http": "1.1"}
     [finding] = judge(changed(other))
@@ -195,6 +204,8 @@ def test_findings_come_worst_first() -> None:
         (streams(small={"blocks": [], **OPEN}), "The headers came, but no event within 5.0 s"),
         (streams(silent=cut(5.04)), "cut after 5.0 s, and the service's heartbeat comes every 15 s: too late"),
         (streams(active=cut(60.0, 3)), "cut at the age of 60 s; SSE_STREAM_LIFETIME is 900"),
+        ({"statuses": {"410": 0}}, "410 became an answer that the browser may not show"),
+        ({"cors": {"preflight_status": 0}}, "OPTIONS, which browsers ask before they send a Last-Event-ID, failed."),
         ({"statuses": {"410": 200, "429": 503}}, "410 became 200, 429 became 503"),
         ({"skew": -40.0}, "The service's clock is 40 s behind this one's"),
         ({"ticks": {"longest_gap": 7.9}}, "In 8.0 s without a request, the process stood still for 7.9 s"),
@@ -203,6 +214,16 @@ def test_findings_come_worst_first() -> None:
 )  # fmt: skip
 def test_evidence_has_the_numbers(change: Change, words: str) -> None:
     assert any(words in finding.evidence for finding in judge(changed(change))), judge(changed(change))
+
+
+def test_a_page_that_may_see_nothing_is_told_of_the_setting_first() -> None:
+    [finding] = judge(changed({"client": "page", "cors": {"blocked": True}}))
+    assert finding.paste == f"SSE_ORIGINS={ORIGIN}"
+
+
+def test_a_redirection_is_to_be_followed_by_people() -> None:
+    [finding] = judge({"not_ours": {"status": 301, "location": "https://push.example/sse/doctor/echo"}})
+    assert finding.remedy.startswith("Give the address that it points to")
 
 
 def test_a_finding_is_an_object_of_seven_strings_and_links_to_its_section() -> None:

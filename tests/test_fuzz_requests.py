@@ -165,7 +165,7 @@ class Judge:
             self.judge_gone(asked(environ), body)
         elif status in (204, 409):
             assert credential.good, "one was told of an end who may not read it"
-            assert (status == 204) == (given.way == "stream")
+            assert (status == 204) == (environ["PATH_INFO"] == "/sse/stream")
             assert {*ENDED} & {*asked(environ), environ["PATH_INFO"].removeprefix("/sse/publish/")} or given.body
             self.met["ended", status] += 1
         elif given.sound:

@@ -88,7 +88,7 @@ PURE = {
     "sse.server.tally",
     "sse.server.wheel",
     "sse.web.request",
-    *(module for module in MODULES if module.startswith("sse.doctor.") and module != "sse.doctor.measure"),
+    *(f"sse.doctor.{name}" for name in ("arrivals", "findings", "judge", "proxies", "remedies", "report", "shape")),
 }
 OUTSIDE = {"socket", "ssl", "select", "selectors", "subprocess", "os", "io", "redis", "http", "urllib.request"}
 OUTSIDE |= {"gevent", "gunicorn", "flask"}

@@ -20,6 +20,7 @@ Measured = Mapping[str, Any]
 _SAME_AGE: Final = 1.5  # seconds by which two streams that a timeout cuts may differ in age
 _SAME_MOMENT: Final = 0.7  # seconds between two cuts that have one cause, such as a restart
 _MARGIN: Final = 0.3  # seconds before the time that was asked for, from which on an end counts as regular
+_SOON: Final = 2.0  # seconds in which no time limit strikes
 _SKEW: Final = 5.0  # seconds; a token's iat may lie as far in the future
 _BLOCKED: Final = 2.0  # seconds that a busy process may stand still
 _HEARTBEAT_MISSED: Final = 5.0  # seconds of standing still that clients notice
@@ -78,7 +79,7 @@ def _not_ours(measured: Measured) -> Iterator[Finding]:
         evidence += f", as {type[:80]}"
     if title := other.get("title"):
         evidence += f', titled "{title[:120]}"'
-    yield _found(measured, "not_ours", "fault", f"{evidence}.", location=location, status=status)
+    yield _found(measured, "not_ours", "fault", f"{evidence}.", case="moved" if location else "")
 
 
 _FATAL: Final[Sequence[Callable[[Measured], Iterator[Finding]]]] = (_unreachable, _closed, _not_ours)
@@ -104,7 +105,11 @@ def _shared(measured: Measured) -> Iterator[Finding]:
 
 def _statuses(measured: Measured) -> Iterator[Finding]:
     statuses = measured.get("statuses", {})
-    changed = [f"{sent} became {got}" for sent, got in statuses.items() if str(got) != sent]
+    changed = [
+        f"{sent} became {got or 'an answer that the browser may not show'}"
+        for sent, got in statuses.items()
+        if str(got) != sent
+    ]
     if changed:
         yield _found(measured, "status_rewritten", "fault", f"{_sentence(changed)}.")
         return
@@ -173,7 +178,8 @@ def _cors(measured: Measured) -> Iterator[Finding]:
         yield _found(measured, "cors_doubled", "fault", evidence, origin=origin)
     elif cors.get("blocked"):
         evidence = f"The browser got an answer, and may not show it to a page of {origin}."
-        yield _found(measured, "cors_missing", "fault", evidence, origin=origin)
+        summary = "the browser may not show the answers to this page (CORS)"
+        yield _found(measured, "cors_missing", "fault", evidence, summary, origin=origin, case="blocked")
     elif not got and not ours and "cors" in measured.get("echo", {}):
         evidence = f"The service allows no page of {origin} to read it."
         yield _found(measured, "cors_not_allowed", "fault", evidence, origin=origin)
@@ -196,7 +202,8 @@ def _preflight(measured: Measured, origin: str, cors: Mapping[str, Any]) -> Iter
     if status is None:
         return
     if not 200 <= status <= 299:
-        evidence = f"OPTIONS, which browsers ask before they send a Last-Event-ID, was answered with {status}."
+        how = f"was answered with {status}" if status else "failed"
+        evidence = f"OPTIONS, which browsers ask before they send a Last-Event-ID, {how}."
     elif not allowed & {"last-event-id", "*"}:
         evidence = "The answer to OPTIONS does not allow the header Last-Event-ID."
     else:
@@ -272,6 +279,29 @@ def _is_silent(stream: Mapping[str, Any]) -> bool:
     return bool(stream) and is_answered and "blocks" in stream and not stream["blocks"] and "asked" in stream
 
 
+def _answered_by_others(measured: Measured) -> Iterator[Finding]:
+    """Judge statuses that neither the service has sent nor a time limit has caused."""
+    poll = measured.get("poll", {})
+    statuses = {"stream": _strange_status(_stream(measured, "small"))}
+    if _is_early(poll):
+        statuses["poll"] = _strange_status(poll)
+    told = [f"PREFIX/{name} was answered with {status}" for name, status in statuses.items() if status]
+    if told:
+        evidence = f"{' and '.join(told)} by something else, while PREFIX/doctor/echo came through."
+        yield _found(measured, "not_ours", "fault", evidence)
+
+
+def _strange_status(answer: Mapping[str, Any]) -> int:
+    """Return the status of an answer that is not the service's, or 0 if it is."""
+    status: int = answer.get("status", 200)
+    return 0 if status == 200 or "refused" in answer else status
+
+
+def _is_early(poll: Mapping[str, Any]) -> bool:
+    """Return True if a poll was answered before any time limit could have struck."""
+    return bool(poll.get("answered_at", _SOON) < min(_SOON, poll.get("asked", 0.0)))
+
+
 def _compressed(measured: Measured) -> Iterator[Finding]:
     for name in ("fast", "small"):
         headers = _stream(measured, name).get("headers", {})
@@ -297,8 +327,8 @@ def _ages(measured: Measured) -> Iterator[Finding]:
     """Judge the silent and the active stream together, because each tells whether the other one is sure."""
     if _is_one_at_a_time(measured):
         return
-    if _outage(measured) is not None:
-        return  # `_unsure` tells it
+    if _outage(measured) is not None or _strange_status(_stream(measured, "small")):
+        return  # other checks tell it
     silent, active = _cut_at(measured, "silent"), _cut_at(measured, "active")
     if silent is not None and active is not None and silent > active - _SAME_AGE:
         silent = None
@@ -375,6 +405,8 @@ def _poll_cut(measured: Measured) -> Iterator[Finding]:
         return
     asked, status, age = poll["asked"], poll.get("status"), poll.get("answered_at")
     outage = _outage(measured)
+    if _is_early(poll) and _strange_status(poll):
+        return  # `_answered_by_others` tells it
     if status == 200 or (age is not None and outage is not None and abs(age - outage) < _SAME_MOMENT):
         return
     how = f"was answered with {status}" if status else "was cut" if age is not None else "was not answered"
@@ -439,8 +471,8 @@ def _unsure(measured: Measured) -> Iterator[Finding]:
 
 
 _CHECKS: Final[Sequence[Callable[[Measured], Iterator[Finding]]]] = (
-    _few_streams, _cached, _shared, _buffered, _compressed, _content_length, _cors, _ages, _poll_cut, _frozen,
-    _stalled, _last_event_id, _statuses, _leaving, _clock, _http1, _forwarded, _unsure,
+    _few_streams, _answered_by_others, _cached, _shared, _buffered, _compressed, _content_length, _cors, _ages,
+    _poll_cut, _frozen, _stalled, _last_event_id, _statuses, _leaving, _clock, _http1, _forwarded, _unsure,
 )  # fmt: skip
 
 

@@ -7,77 +7,37 @@ Then streams and a poll are open side by side, until each has ended or the time 
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import secrets
-import socket
 import ssl
 import threading
 import time
-import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
-from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
-from typing import Any, Final, NamedTuple
-from urllib.parse import urlencode, urlsplit
+from http.client import HTTPException
+from typing import Any, Final
 
 from sse.doctor.arrivals import held
 from sse.doctor.shape import BadMeasure, checked
+from sse.doctor.watched_stream import LAST_EVENT_ID, PATIENCE, WatchedStream
+from sse.doctor.way import ANSWER, Answer, Link, Way, number
 from sse.errors import SSEError
-from sse.wire import Block, Parser
 
-Headers = dict[str, list[str]]
 Tell = Callable[[str], object]
 
 LONGEST_WAIT: Final = 90.0
 """Seconds that a stream is watched at most."""
 
 _QUICK: Final = 12.0  # seconds, with --quick
-_ANSWER: Final = 10.0  # seconds for the answer to a short request
-_PATIENCE: Final = 5.0  # seconds beyond the time that an answer should take
 _QUIET: Final = 8.0  # seconds without a request
 _LATER: Final = 3.0  # seconds after the silent stream at which the active one starts
 _LEAVING: Final = 2.0  # seconds of a stream before its client leaves
 _NOTICED: Final = 6.0  # seconds that the service has to notice it
 _WHILE: Final = 8.0  # seconds for the answer to a short request while streams are open
-_LAST_EVENT_ID: Final = "doctor=58-2893"
-_ENCODINGS: Final = "gzip, deflate, br, zstd"  # as browsers send it over https
+_NOTHING_BEHIND: Final = (502, 503, 504, *range(520, 527), 530)  # from 520 on, those of Cloudflare
 _STATUSES: Final = (204, 400, 401, 403, 404, 409, 410, 413, 429, 503)
-_MOST: Final = 65_536  # bytes of a short answer
-_MOST_BLOCKS: Final = 400
-_MOST_OF_STREAM: Final = 4 << 20  # bytes
-_MOST_UNPACKED: Final = 1 << 20  # bytes of one chunk
 _STRANGE: Final = {"title": "JSON in a form that no version of this service has"}
 _TICK: Final = 0.1  # seconds between two looks at our own clock
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A short answer, whose body is complete."""
-
-    status: int
-    headers: Headers
-    body: bytes
-    took: float
-
-    def json(self) -> dict[str, Any]:
-        """Return the body as an object of JSON, or an empty object."""
-        with contextlib.suppress(ValueError, RecursionError):
-            value = json.loads(self.body)
-            if isinstance(value, dict):
-                return value
-        return {}
-
-    @property
-    def error_code(self) -> str:
-        """The code of an error in the form of this service, or an empty string."""
-        error = self.json().get("error")
-        return str(error.get("code", "")) if isinstance(error, dict) and "hint" in error else ""
-
-    def first(self, name: str) -> str:
-        """Return the first value of a header, or an empty string."""
-        return self.headers.get(name, [""])[0]
 
 
 def get_pass(url: str, key: str) -> str:
@@ -86,7 +46,7 @@ def get_pass(url: str, key: str) -> str:
     :param key: a publishing key, or a token that may publish.
     :raises SSEError: if the service gives none, or cannot be reached.
     """
-    way = _Way(url)
+    way = Way(url)
     try:
         answer = way.ask("/doctor/pass", method="POST", headers={"Authorization": f"Bearer {key}"})
     except (OSError, HTTPException) as error:
@@ -125,7 +85,7 @@ def measure(
     found: dict[str, Any] = {"client": "command", "url": url, "wait": wait, "skipped": []}
     found |= {"origin": origin} if origin else {}
     found |= {"proxy": proxy} if proxy else {}
-    way = _Way(url, given_pass, origin)
+    way = Way(url, given_pass, origin)
     with _Pulse() as pulse:
         try:
             _Measuring(way, found, tell).run(wait, quick)
@@ -145,110 +105,10 @@ def measure(
     return found
 
 
-class _Link(NamedTuple):
-    """A connection, and its socket, which the connection forgets if it ends with its answer."""
-
-    http: HTTPConnection
-    sock: socket.socket
-
-
-class _Way:
-    """The way to a service: makes connections and sends requests."""
-
-    def __init__(self, url: str, given_pass: str = "", origin: str = "") -> None:
-        parts = urlsplit(url)
-        self.host = parts.netloc
-        self.prefix = parts.path.rstrip("/")
-        self.is_tls = parts.scheme == "https"
-        self._name, self._port = parts.hostname or "", parts.port
-        self._tls = ssl.create_default_context() if self.is_tls else None
-        self._query = {"pass": given_pass} if given_pass else {}
-        self._headers = {"Accept-Encoding": _ENCODINGS, "User-Agent": "throughline-doctor"}
-        self._headers |= {"Origin": origin} if origin else {}
-        self._open: set[socket.socket] = set()
-
-    def connect(self, timeout: float) -> _Link:
-        """Return an open connection."""
-        if self._tls:
-            connection: HTTPConnection = HTTPSConnection(self._name, self._port, timeout=timeout, context=self._tls)
-        else:
-            connection = HTTPConnection(self._name, self._port, timeout=timeout)
-        connection.connect()
-        self._open.add(connection.sock)
-        return _Link(connection, connection.sock)
-
-    def target(self, path: str, query: Mapping[str, object] | None = None, mark: str = "") -> str:
-        """Return the target of a request. `mark` makes it differ from all others; by default it is random."""
-        return f"{self.prefix}{path}?{urlencode({**(query or {}), **self._query, '_': mark or secrets.token_hex(6)})}"
-
-    def start(self, link: _Link, target: str, headers: Mapping[str, str], method: str = "GET") -> HTTPResponse:
-        """Send a request and return its answer, as soon as the head is there."""
-        link.http.request(method, target, headers={**self._headers, **headers})
-        return link.http.getresponse()
-
-    def ask(
-        self,
-        path: str,
-        query: Mapping[str, object] | None = None,
-        headers: Mapping[str, str] | None = None,
-        *,
-        mark: str = "",
-        method: str = "GET",
-        timeout: float = _ANSWER,
-        link: _Link | None = None,
-    ) -> Answer:
-        """Return the complete answer to a request, on a new connection unless one is given."""
-        used = link or self.connect(timeout)
-        try:
-            began = time.monotonic()
-            accept = {"Accept": "application/json", **(headers or {})}
-            response = self.start(used, self.target(path, query, mark), accept, method)
-            took = time.monotonic() - began
-            return Answer(response.status, headers_of(response), _unpacked(response), took)
-        finally:
-            if link is None:
-                self.drop(used)
-
-    def drop(self, link: _Link) -> None:
-        """Close a connection at once."""
-        self._open.discard(link.sock)
-        _shut(link.sock)
-        link.http.close()
-        link.sock.close()
-
-    def close(self) -> None:
-        """Close all connections that are still open."""
-        for sock in [*self._open]:
-            _shut(sock)
-
-    def speaks_h2(self) -> bool:
-        """Return whether the server offers HTTP/2 (RFC 9113, 3.2)."""
-        context = ssl.create_default_context()
-        context.set_alpn_protocols(["h2", "http/1.1"])
-        with (
-            socket.create_connection((self._name, self._port or 443), _ANSWER) as plain,
-            context.wrap_socket(plain, server_hostname=self._name) as sock,
-        ):
-            return sock.selected_alpn_protocol() == "h2"
-
-    def error_page(self) -> dict[str, Any]:
-        """Return the answer of the outermost server to a request that is no HTTP. Its error page names that server."""
-        head = f"GET {self.prefix}/doctor/echo HTTP/1.1\r\nHost: {self.host}\r\nthis is no header\r\n\r\n"
-        link = self.connect(3)
-        try:
-            link.sock.sendall(head.encode())
-            response = HTTPResponse(link.sock)
-            response.begin()
-            body = response.read(2_048).decode(errors="replace")
-            return {"status": response.status, "headers": headers_of(response), "body": body[:1_000]}
-        finally:
-            self.drop(link)
-
-
 class _Measuring:
     """One run of the doctor: writes what it finds into `found`."""
 
-    def __init__(self, way: _Way, found: dict[str, Any], tell: Tell) -> None:
+    def __init__(self, way: Way, found: dict[str, Any], tell: Tell) -> None:
         self._way = way
         self._found = found
         self._tell = tell
@@ -261,11 +121,18 @@ class _Measuring:
             return
         with contextlib.suppress(OSError, HTTPException):
             self._found["error_page"] = self._way.error_page()
-        self._look_at_cors()
-        self._look_at_statuses()
+        self._try(self._look_at_cors, "CORS")
+        self._try(self._look_at_statuses, "statuses")
         if not quick:
-            self._look_at_quiet()
+            self._try(self._look_at_quiet, "whether the server stands still between requests")
         self._look_at_streams(wait)
+
+    def _try(self, look: Callable[[], object], what: str) -> None:
+        """Look at something. If the service does not answer any more, go on without it."""
+        try:
+            look()
+        except (OSError, HTTPException) as error:
+            self._skip(f"{what}, because a request failed: {_reason(error)}")
 
     # -- short requests
 
@@ -280,10 +147,10 @@ class _Measuring:
             answers.append(answer)
         first, second = answers
         self._found["same_nonce"] = first.json().get("nonce") == second.json().get("nonce")
-        self._found["sent"] = {"last_event_id": _LAST_EVENT_ID}
+        self._found["sent"] = {"last_event_id": LAST_EVENT_ID}
         self._found["echo_headers"] = second.headers
         best: Answer | None = None
-        link = self._way.connect(_ANSWER)
+        link = self._way.connect(ANSWER)
         try:
             for _ in range(3):
                 ours = time.time()
@@ -303,8 +170,8 @@ class _Measuring:
         self._found.setdefault("echo", _known_echo(second.json()))
         return True
 
-    def _echo(self, mark: str = "", link: _Link | None = None, timeout: float = _ANSWER) -> Answer:
-        sent = {"Last-Event-ID": _LAST_EVENT_ID}
+    def _echo(self, mark: str = "", link: Link | None = None, timeout: float = ANSWER) -> Answer:
+        sent = {"Last-Event-ID": LAST_EVENT_ID}
         return self._way.ask("/doctor/echo", headers=sent, mark=mark, link=link, timeout=timeout)
 
     def _meet_others(self, answer: Answer) -> bool:
@@ -322,8 +189,15 @@ class _Measuring:
                 other["location"] = location[:1_000]
             if title := re.search(rb"<title[^>]*>([^<]{1,200})", answer.body, re.IGNORECASE):
                 other["title"] = " ".join(title[1].decode(errors="replace").split())
-            self._found["not_ours"] = other
             self._found["error_headers"] = answer.headers
+            if answer.status in _NOTHING_BEHIND:
+                self._found["unreachable"] = f"A proxy answers {answer.status}: it does not reach the service."
+                self._found["error_page"] = {
+                    "status": answer.status,
+                    "body": answer.body.decode(errors="replace")[:1_000],
+                }
+            else:
+                self._found["not_ours"] = other
         return False
 
     def _look_at_cors(self) -> None:
@@ -391,16 +265,16 @@ class _Measuring:
         holds = self._found["echo"].get("holds", "many")
         settings = self._found["echo"].get("settings", {})
         began = time.monotonic()
-        silent = _Stream("silent", every=wait, count=1)
-        active = _Stream("active", every=1, count=int(wait), delay=_LATER)
-        small = _Stream("small", every=1, count=5)
-        fast = _Stream("fast", every=0.1, count=40, size=2_048, mark=secrets.token_hex(6))
-        twin = _Stream("fast", every=0.1, count=40, size=2_048, mark=fast.mark)
+        silent = WatchedStream("silent", every=wait, count=1)
+        active = WatchedStream("active", every=1, count=int(wait), delay=_LATER)
+        small = WatchedStream("small", every=1, count=5)
+        fast = WatchedStream("fast", every=0.1, count=40, size=2_048, mark=secrets.token_hex(6))
+        twin = WatchedStream("fast", every=0.1, count=40, size=2_048, mark=fast.mark)
         poll = min(float(settings.get("poll_timeout", 25)), wait)
         streams: dict[str, Any] = {}
         self._found["streams"] = streams
 
-        def watch(stream: _Stream) -> None:
+        def watch(stream: WatchedStream) -> None:
             stream.watch(self._way, began)
             if stream is not twin:
                 streams[stream.name] = stream.seen
@@ -419,8 +293,7 @@ class _Measuring:
             if fast.nonce and twin.nonce:
                 self._found["shared"] = fast.nonce == twin.nonce
             if holds != "one":
-                with contextlib.suppress(OSError, HTTPException):
-                    self._look_at_leaving()
+                self._try(self._look_at_leaving, "whether a client's leaving is noticed")
 
         long: list[Callable[[], object]] = [partial(watch, silent), partial(watch, active)]
         if holds == "many":
@@ -436,9 +309,9 @@ class _Measuring:
         if seen := small.seen.get("seen_headers"):
             self._found["stream_headers"] = seen
 
-    def _watch_again(self, small: _Stream, began: float) -> None:
+    def _watch_again(self, small: WatchedStream, began: float) -> None:
         """Watch the small stream a second time, and keep the better one: a network may have stalled."""
-        again = _Stream("small", every=small.every, count=small.count)
+        again = WatchedStream("small", every=small.every, count=small.count)
         again.watch(self._way, began)
         if again.seen.get("blocks") and held(again.seen["blocks"]) is None:
             self._found["streams"]["small"] = again.seen
@@ -472,7 +345,7 @@ class _Measuring:
         poll: dict[str, Any] = {"asked": asked}
         began = time.monotonic()
         try:
-            answer = self._way.ask("/poll", {"probe": 1, "wait": _number(asked)}, timeout=asked + _PATIENCE)
+            answer = self._way.ask("/poll", {"probe": 1, "wait": number(asked)}, timeout=asked + PATIENCE)
             poll["status"] = answer.status
             poll["headers"] = answer.headers
             if code := answer.error_code:
@@ -486,13 +359,13 @@ class _Measuring:
 
     def _look_at_leaving(self) -> None:
         id = secrets.token_hex(10)
-        leaving = _Stream("leaving", every=0.5, count=60, id=id)
+        leaving = WatchedStream("leaving", every=0.5, count=60, id=id)
         leaving.watch(self._way, time.monotonic(), until=_LEAVING)
         if "refused" in leaving.seen or leaving.seen.get("status", 200) != 200:
             self._skip("whether a client's leaving is noticed, because its stream was refused")
             return
         left = time.monotonic()
-        while (waited := time.monotonic() - left) < _NOTICED:
+        while time.monotonic() - left < _NOTICED:
             try:
                 answer = self._way.ask("/doctor/left", {"id": id})
             except (OSError, HTTPException):
@@ -502,109 +375,10 @@ class _Measuring:
                 self._skip(f"whether a client's leaving is noticed ({answer.error_code or answer.status})")
                 return
             if told["ended"]:
-                self._found["left"] = {"noticed": True, "after": round(waited, 2)}
+                self._found["left"] = {"noticed": True, "after": round(time.monotonic() - left, 2)}
                 return
             time.sleep(0.5)
         self._found["left"] = {"noticed": False, "after": _NOTICED}
-
-
-@dataclass(slots=True)
-class _Stream:
-    """A stream of the doctor, and what was seen of it."""
-
-    name: str
-    every: float
-    count: int
-    size: int = 0
-    delay: float = 0
-    mark: str = ""
-    id: str = ""
-    nonce: str = ""
-    seen: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def asked(self) -> float:
-        return self.every * self.count
-
-    def watch(self, way: _Way, first_began: float, until: float | None = None) -> None:
-        """Read the stream to its end, and at most until `until` seconds have passed."""
-        time.sleep(max(first_began + self.delay - time.monotonic(), 0))
-        patience = self.asked + _PATIENCE if until is None else until
-        began = time.monotonic()
-        self.seen |= {"started_at": round(began - first_began, 3), "asked": self.asked, "blocks": []}
-        query: dict[str, object] = {"probe": 1, "every": _number(self.every), "count": self.count, "size": self.size}
-        query |= {"id": self.id} if self.id else {}
-        headers = {"Accept": "text/event-stream", "Last-Event-ID": _LAST_EVENT_ID}
-        # The bytes of gzip can be read here, those of newer codings cannot. The fast stream asks as browsers do.
-        headers |= {} if self.name == "fast" else {"Accept-Encoding": "gzip"}
-        link: _Link | None = None
-        try:
-            link = way.connect(patience)
-            response = way.start(link, way.target("/stream", query, self.mark), headers)
-            self.seen |= {"status": response.status, "headers": headers_of(response)}
-            if response.status != 200:
-                self._note_refusal(response)
-            else:
-                self._read(response, link.sock, began, patience)
-            self.seen["ended_at"] = round(time.monotonic() - began, 2)
-        except TimeoutError:
-            pass  # it is still open
-        except (OSError, HTTPException, zlib.error):
-            self.seen["ended_at"] = round(time.monotonic() - began, 2)
-            self.seen["clean"] = False
-        finally:
-            if link is not None:
-                way.drop(link)
-
-    def _note_refusal(self, response: HTTPResponse) -> None:
-        answer = Answer(response.status, {}, _unpacked(response), 0)
-        if answer.error_code:
-            self.seen["refused"] = answer.error_code
-
-    def _read(self, response: HTTPResponse, sock: socket.socket, began: float, patience: float) -> None:
-        parser = Parser()
-        unpack = _unpacker(response)
-        if unpack is None:
-            del self.seen["blocks"]
-        count = 0
-        while True:
-            left = began + patience - time.monotonic()
-            if left <= 0:
-                raise TimeoutError
-            sock.settimeout(left)
-            chunk = response.read1(_MOST)
-            at = time.monotonic() - began
-            if not chunk:
-                self.seen["clean"] = True
-                return
-            self.seen.setdefault("first_byte", round(at, 4))
-            count += len(chunk)
-            if count > _MOST_OF_STREAM:
-                raise HTTPException("the stream has no end")
-            self.seen["bytes"] = count
-            for block in parser.feed(unpack(chunk)) if unpack else ():
-                self._note(block, at)
-
-    def _note(self, block: Block, at: float) -> None:
-        told: dict[str, Any] = {}
-        with contextlib.suppress(ValueError, RecursionError):
-            told = json.loads(block.data)
-        if not block.type.startswith("doctor.") or not isinstance(told, dict):
-            return
-        if block.type == "doctor.open":
-            self.nonce = str(told.get("nonce", ""))
-            headers = told.get("headers")
-            if isinstance(headers, dict):
-                self.seen["seen_headers"] = {str(name): str(value) for name, value in headers.items()}
-        if block.type == "doctor.end":
-            if told.get("reason", "done") == "done":
-                self.seen["finished"] = True
-            else:
-                self.seen["refused"] = str(told["reason"])
-        elif len(self.seen["blocks"]) < _MOST_BLOCKS:
-            with contextlib.suppress(KeyError, TypeError, ValueError):
-                now = float(told["now"])
-                self.seen["blocks"].append([int(told.get("n", 0)), now, round(at, 4), len(block.data) + 40])
 
 
 class _Pulse:
@@ -631,44 +405,8 @@ class _Pulse:
             last = now
 
 
-def headers_of(response: HTTPResponse) -> Headers:
-    """Return the headers of an answer by their names in small letters, each with all of its values."""
-    headers: Headers = {}
-    for name, value in response.headers.items():
-        headers.setdefault(name.lower()[:100], []).append(value[:1_000])
-    return headers
-
-
 def _known_echo(told: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in told.items() if name not in ("service", "nonce", "ticks", "method")}
-
-
-def _unpacker(response: HTTPResponse) -> Callable[[bytes], bytes] | None:
-    """Return the function that decompresses a body bit by bit, or None if there is none here (RFC 9110, 8.4.1)."""
-    coding = response.headers.get("Content-Encoding", "identity").strip().lower()
-    if coding in ("", "identity"):
-        return bytes
-    if coding in ("gzip", "x-gzip", "deflate"):
-        unpacker = zlib.decompressobj(zlib.MAX_WBITS | 32)  # finds out which of the two it is
-        return lambda chunk: unpacker.decompress(chunk, _MOST_UNPACKED)
-    return None
-
-
-def _unpacked(response: HTTPResponse) -> bytes:
-    body = response.read(_MOST)
-    unpack = _unpacker(response)
-    with contextlib.suppress(zlib.error):
-        return unpack(body) if unpack else b""
-    return b""
-
-
-def _shut(sock: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        sock.shutdown(socket.SHUT_RDWR)
-
-
-def _number(value: float) -> str:
-    return f"{value:g}"
 
 
 def _reason(error: BaseException) -> str:

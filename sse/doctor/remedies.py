@@ -28,7 +28,8 @@ class Remedy(NamedTuple):
 
 _GENERAL: Final[Mapping[str, Remedy]] = {
     "unreachable": Remedy(
-        "Check the name, the port and the certificate, that the service runs, and that a firewall lets this machine in."
+        "Check the name, the port and the certificate, that the service runs, that a firewall lets this machine in, "
+        "and that each proxy points to the address on which the service listens."
     ),
     "not_ours": Remedy(
         "Give the service's prefix, such as https://push.example/sse. If a login or another page stands before it, let "
@@ -129,6 +130,16 @@ _GENERAL: Final[Mapping[str, Remedy]] = {
 }
 """The remedy for each code, where the proxy is unknown."""
 
+_CASES: Final[Mapping[str, Remedy]] = {
+    "moved": Remedy("Give the address that it points to if the service is there. Otherwise let its paths through."),
+    "blocked": Remedy(
+        "Allow the page's origin in the service's settings, with commas between all origins. If it is there already, a "
+        "proxy removes or adds Access-Control headers: `flask sse doctor URL --origin <origin>` tells which.",
+        "SSE_ORIGINS=<origin>",
+    ),
+}
+"""The remedies for cases in which a code has another cause than usual."""
+
 _NGINX_STREAM: Final = """\
 location <prefix>/ {
     proxy_pass http://127.0.0.1:8000;
@@ -225,7 +236,11 @@ _OF: Final[Mapping[str, Mapping[str, Remedy]]] = {
             "Take out Header set, add and append Access-Control-Allow-Origin where requests go to the service, also in "
             ".htaccess."
         ),
-        "http1": Remedy("Switch on HTTP/2, with mpm_event and mod_http2.", "Protocols h2 http/1.1"),
+        "http1": Remedy(
+            "Switch on HTTP/2, with mpm_event and mod_http2. Even so, Apache works on six requests of a connection at "
+            "a time at first, and open streams are among them.",
+            "Protocols h2 http/1.1",
+        ),
         "leaving_unnoticed": Remedy(
             "Apache learns of a client that has left when it writes to it. Flush each packet, so that it does so at "
             "the second heartbeat.",
@@ -471,7 +486,7 @@ _OF: Final[Mapping[str, Mapping[str, Remedy]]] = {
             'sub vcl_recv {\n    if (req.url ~ "^<prefix>/") { return (pass); }\n}',
         ),
         "idle_cutoff": Remedy(
-            "Raise between_bytes_timeout of the backend, which is 10 s by default, or let heartbeats come more often.",
+            "Raise between_bytes_timeout of the backend, or let heartbeats come more often.",
             "SSE_HEARTBEAT=<heartbeat>",
         ),
         "poll_cut": Remedy(
@@ -620,11 +635,12 @@ def remedy_for(code: str, proxies: Sequence[str], facts: Mapping[str, Any]) -> t
     """Return sentences that tell the remedy, and the lines to paste, which may be empty.
 
     :param proxies: the proxies on the way, as `sse.doctor.proxies` names them.
-    :param facts: what the remedy has to name, such as `seconds` and `origin`, and the service's settings.
+    :param facts: what the remedy has to name, such as `seconds` and `origin`, the service's settings, and the `case`
+        if the cause is not the usual one.
     """
     values = _values(facts)
-    if code == "not_ours" and facts.get("location"):
-        return "Give the address that it points to if the service is there. Otherwise let its paths through.", ""
+    if special := _CASES.get(facts.get("case", "")):
+        return _filled(special.text, values), _filled(special.paste, values)
     known = [(name_of(proxy), _OF[proxy][code]) for proxy in proxies if code in _OF.get(proxy, ())][:_MOST_PROXIES]
     if not known:
         text, paste = _GENERAL[code]

@@ -25,7 +25,12 @@ class Line(NamedTuple):
 
 
 def report(measured: Mapping[str, Any], findings: Sequence[Finding]) -> Iterator[Line]:
-    """Yield the lines of the report."""
+    """Yield the lines of the report. Control characters, which a server may send, do not reach a terminal."""
+    for text, style in _lines(measured, findings):
+        yield Line("".join(character if character.isprintable() else "\ufffd" for character in text), style)
+
+
+def _lines(measured: Mapping[str, Any], findings: Sequence[Finding]) -> Iterator[Line]:
     yield Line(_title(measured), "title")
     for finding in findings:
         yield Line("")

@@ -3,9 +3,10 @@
 Along the way of a request: `gunicorn_request` reads it within bounds, with `head` for its first part. `worker` answers
 each request in a greenlet. Its `responder` calls the app, writes small answers in one write (`framing`), and hands off
 a stream or a waiting poll. From then on the connection has no greenlet: it is a number in one of the `rows`, which
-decide what each connection gets next, and `handed_off` keeps its permit and its end.
+decide what each connection gets next, `handed_off` keeps its permit and its end, and `tally` what it got so far.
 
 Rows know no gevent and no sockets. They act through `effects`, which the `loop` provides with epoll (`sockets`), a
 timer `wheel` and greenlets. The loop runs `rounds`, each of which does the work on the `agenda`. While it is late,
-`backpressure` has publishers wait. `load_error` is the page of `--reload` while the app cannot be loaded.
+`backpressure` has publishers wait. `load_error` is the page of `--reload` while the app cannot be loaded, and
+`one_process` refuses several workers with the memory store.
 """

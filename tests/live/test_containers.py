@@ -13,6 +13,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +25,7 @@ from tests.client import Stream
 from tests.containers import Base, Build, Container, Image
 from tests.docs import code_blocks, section
 from tests.publishing import publish
-from tests.servers import ROOT, RedisServer, make_certificate, wait_until
+from tests.servers import ROOT, Gunicorn, RedisServer, make_certificate, wait_until
 from tests.tokens import KEY
 
 DOCKER = ROOT / "deploy/docker"
@@ -77,7 +78,7 @@ def image(base: Base, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Imag
         raise
     assert build.bases == {"python:3.13-slim-bookworm"}
     yield built
-    shutil.rmtree(directory)
+    subprocess.run(["rm", "-rf", directory], check=True, timeout=120)
 
 
 def test_the_image_runs_with_its_own_settings_as_a_user_that_can_write_nothing(image: Image) -> None:
@@ -197,6 +198,8 @@ def test_nginx_of_compose_serves_the_service_over_its_socket_and_outlives_it(ima
     with container, subprocess.Popen(sandbox, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as nginx:
         try:
             wait_until(lambda: (told / "ready").exists(), 20, what="nginx serves")
+            asked = image.sandbox(image.healthcheck, container.env, options, read_only=True)
+            assert subprocess.run(asked, check=False, timeout=20).returncode == 0, "compose waits for this"
             os.kill(container.first_pid(), signal.SIGTERM)
             container.stop(10)
             (told / "down").touch()
@@ -212,6 +215,31 @@ def test_nginx_of_compose_serves_the_service_over_its_socket_and_outlives_it(ima
     assert '"reason":"busy"' in out
     assert out.rstrip().endswith("ok") or '"GET /sse/health HTTP/2.0" 200' in out.splitlines()[-1], out
     assert '"POST /sse/publish/news/today HTTP/2.0" 201' in out, "the access log is on the standard output"
+
+
+class Dyno(Gunicorn):
+    """The line of deploy/heroku/Procfile, as Heroku runs it, but for the address."""
+
+    name = "dyno"
+
+    def command(self) -> list[str]:
+        [line] = (ROOT / "deploy/heroku/Procfile").read_text().splitlines()
+        return ["bash", "-c", line.removeprefix("web: ")]
+
+    def environment(self) -> dict[str, str]:
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        return {**super().environment(), "PATH": path, "DYNO": "web.1"}
+
+
+def test_a_dyno_of_heroku_ends_its_streams_though_every_process_gets_the_signal(tmp_path: Path) -> None:
+    dyno = Dyno(tmp_path, env={**ENV, "SSE_DRAIN": "1"})
+    with dyno, Stream(dyno.url, {"channel": "news/today"}) as stream:
+        assert stream.until("sse.open")
+        assert dyno.process is not None
+        for pid in [*dyno.worker_pids(), dyno.pid]:
+            os.kill(pid, signal.SIGTERM)
+        assert '"drain"' in str(stream.until("sse.close").data)
+        assert dyno.process.wait(10) == 0
 
 
 def accepts(sock: Path) -> bool:

@@ -29,7 +29,7 @@ from tests.servers import Gunicorn
 REAL = os.environ.get("DOCTOR") == "all"
 ORIGIN = "https://a.example"
 WAIT = 90 if REAL else 8
-LANES = 23 if REAL else 15
+LANES = 26 if REAL else 18
 FRONTS = fronts(REAL)
 SETTINGS = {"SSE_DOCTOR": "1", "SSE_ORIGINS": ORIGIN, "SSE_PROXIES": "1", "SSE_PUBLIC": "*"}
 STARTING = threading.Semaphore(2)  # services that start at the same time
@@ -64,7 +64,9 @@ def examine(front: Front, directory: Path, upstream: int) -> Result:
                     url = url.replace("127.0.0.1", "localhost")
                     with Path(os.environ["SSL_CERT_FILE"]).open("a") as trusted:
                         trusted.write((directory / "throughline.crt").read_text())
-            result.measured = measure(f"{url}/sse", origin=front.origin, wait=WAIT)
+            # The quick form leaves out the quiet seconds, which tell of a server that is frozen.
+            quick = not REAL and bool(front.faults or front.warnings)
+            result.measured = measure(f"{url}/sse", origin=front.origin, wait=WAIT, quick=quick)
         result.findings = judge(result.measured)
     except BaseException as error:
         result.error = error
@@ -86,7 +88,11 @@ def work(directory: Path, todo: queue.Queue[Front], results: dict[str, Result]) 
             except queue.Empty:
                 return
             name = "".join(letter if letter.isalnum() else "-" for letter in front.name)
-            results[front.name] = examine(front, directory / name, upstream)
+            # A busy machine lets a service stand still for seconds. No front does, so the doctor is asked again.
+            for attempt in range(3):
+                results[front.name] = examine(front, directory / f"{name}-{attempt}", upstream)
+                if "stalled" not in results[front.name].codes("fault") | results[front.name].codes("warning"):
+                    break
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ from click.testing import CliRunner, Result
 from sse.cli import cli
 from sse.doctor.judge import judge
 from sse.doctor.measure import get_pass, measure
+from sse.doctor.proxies import on_the_way
 from sse.errors import SSEError
 from tests import client
 from tests.proxies import TcpProxy
@@ -45,9 +46,14 @@ class _Other(BaseHTTPRequestHandler):
     ANSWERS = {
         "/login": (302, {"Location": "https://login.example/?next=%2Fsse"}, b""),
         "/captive": (200, {"Content-Type": "text/html"}, b"<html><title>Welcome to\n the hotel</title>"),
-        "/missing": (404, {"Content-Type": "text/html"}, b"<html><title>Not Found</title>"),
+        "/missing": (
+            404,
+            {"Content-Type": "text/html", "Set-Cookie": "AWSALB=S3CR3T; Path=/"},
+            b"<html><title>Not Found</title>",
+        ),
         "/password": (401, {"WWW-Authenticate": 'Basic realm="staging"'}, b""),
         "/lying": (200, {}, json.dumps({"service": "throughline", "now": [], "settings": 7, "worker": {}}).encode()),
+        "/behind": (502, {"Server": "nginx/1.22.1"}, b"<html><title>502 Bad Gateway</title>"),
         "/deep": (200, {"Content-Type": "application/json"}, b'{"service":' + b"[" * 60_000),
     }
 
@@ -94,6 +100,19 @@ def test_something_else_that_answers_is_named(others: str, path: str, words: str
     [found] = judge(measure(others + path))
     assert found.code == "not_ours"
     assert words in found.evidence
+
+
+def test_a_proxy_that_reaches_nothing_is_named(others: str) -> None:
+    measured = measure(f"{others}/behind")
+    [found] = judge(measured)
+    assert (found.code, found.evidence) == ("unreachable", "A proxy answers 502: it does not reach the service.")
+    assert on_the_way(measured) == ["nginx"]
+
+
+def test_cookies_are_known_by_name_only(others: str) -> None:
+    measured = measure(f"{others}/missing")
+    assert on_the_way(measured) == ["alb"]
+    assert "S3CR3T" not in json.dumps(measured)
 
 
 def test_a_service_that_lies_is_not_ours(others: str) -> None:
@@ -161,7 +180,10 @@ def test_what_is_found_side_by_side(tmp_path: Path, service: Gunicorn) -> None:
         def serve(*arguments: str) -> Gunicorn:
             directory = tmp_path / str(next(number))
             directory.mkdir()
-            return stack.enter_context(Gunicorn(directory, env=OPEN, arguments=arguments))
+            server = Gunicorn(directory, env=OPEN, arguments=arguments)
+            server.start(60)
+            stack.callback(server.stop)
+            return server
 
         far, restarted, frozen = serve(), serve(), serve()
         sync, threaded = serve("-k", "sync"), serve("-k", "gthread", "--threads", "8")
