@@ -23,6 +23,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
 
+import pytest
+
 from tests.live.fleet import Fleet
 from tests.live.load import address
 from tests.servers import Gunicorn, Nginx, RedisServer, wait_until
@@ -156,12 +158,18 @@ def check(way: type[Reloaded | Rolled], directory: Path, redis: RedisServer) -> 
         assert (max if IS_ALONE else statistics.median)(multiples) <= 1.5, shown
 
 
-def test_restarts_lose_nothing_and_spread_the_ends_and_the_returns(tmp_path: Path, redis_server: RedisServer) -> None:
+WAYS = [(Reloaded,), (Rolled,)] if IS_ALONE else [(Reloaded, Rolled)]
+
+
+@pytest.mark.parametrize("ways", WAYS, ids=lambda ways: " and ".join(way.__name__.lower() for way in ways))
+def test_restarts_lose_nothing_and_spread_the_ends_and_the_returns(
+    tmp_path: Path, redis_server: RedisServer, ways: Sequence[type[Reloaded | Rolled]]
+) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     assert hard > STREAMS + 1000, f"{hard} open files are too few: raise `ulimit -Hn`"
     if soft < STREAMS + 1000:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    with ThreadPoolExecutor(1 if IS_ALONE else 2) as threads:
-        both = [threads.submit(check, way, tmp_path / way.__name__, redis_server) for way in (Reloaded, Rolled)]
-    for one in both:
+    with ThreadPoolExecutor(len(ways)) as threads:
+        all_ways = [threads.submit(check, way, tmp_path / way.__name__, redis_server) for way in ways]
+    for one in all_ways:
         one.result()
