@@ -103,7 +103,7 @@ doctor: .venv/test
 
 restarts: .venv/test
 	@tools/need redis-server nginx
-	STREAMS=10000 $(BIN)/python -m pytest -s tests/live/test_rolling_restarts.py
+	STREAMS=10000 $(BIN)/python -m pytest -s -o faulthandler_timeout=1200 tests/live/test_rolling_restarts.py
 
 # Not part of `make test`, because it asks the network, and its result may change from one day to the next.
 audit: .venv/test
