@@ -322,20 +322,33 @@
     });
   };
 
-  /* An answer that may not be shown looks like none. Only a fetch that wants to see nothing tells them apart. */
+  /*
+   * An answer that may not be shown looks like none: one of another origin, or a redirection to one, as to a login.
+   * Only a fetch that wants to see nothing of it tells them apart.
+   */
   Run.prototype.meetNobody = function (then) {
-    var run = this, host = origin(this.url).replace(/^.*\/\//, "");
+    var run = this, address = this.address("/doctor/echo"), host = origin(this.url).replace(/^.*\/\//, "");
     function nobody() {
       run.found.unreachable = run.found.tls || window.location.protocol !== "https:"
         ? host + " does not answer, or this browser does not trust its certificate."
         : "A page of https:// may not ask " + host + " by http://.";
       then(false);
     }
-    if (!this.isOther || !window.fetch) {
+    if (!window.fetch) {
       return nobody();
     }
-    window.fetch(this.address("/doctor/echo"), { mode: "no-cors", credentials: "omit" }).then(function () {
-      run.found.cors = { blocked: true };
+    if (this.isOther) {
+      window.fetch(address, { mode: "no-cors", credentials: "omit" }).then(function () {
+        run.found.cors = { blocked: true };
+        then(false);
+      }, nobody);
+      return;
+    }
+    window.fetch(address, { redirect: "manual", credentials: "same-origin" }).then(function (answer) {
+      if (answer.type !== "opaqueredirect") {
+        return nobody();
+      }
+      run.found.not_ours = { location: "another site" };
       then(false);
     }, nobody);
   };

@@ -18,7 +18,7 @@ from sse.doctor.measure import get_pass
 from tests.browser.driver import start_chromium
 from tests.browser.engines import PhantomJS
 from tests.browser.test_demo_page import AUDIT, faults, look
-from tests.proxy_servers import BufferingNginx
+from tests.proxy_servers import BufferingNginx, PlainNginx
 from tests.servers import Gunicorn, HttpServer, free_port, wait_until
 from tests.tokens import KEY
 
@@ -167,6 +167,23 @@ def test_another_origin_that_allows_the_page_is_measured_as_the_own_one(
         start(browser)
         assert verdict(browser) == "No fault found"
         assert measured(browser)["echo"]["headers"]["last-event-id"] == "doctor=58-2893"
+
+
+class LoginNginx(PlainNginx):
+    """nginx that sends those who are not logged in to another site."""
+
+    name = "nginx-login"
+    EXTRA = "location = /sse/doctor/echo { return 302 https://login.example/; }"
+
+
+def test_a_redirection_to_a_login_is_told_from_a_service_that_is_not_there(
+    browser: webdriver.Chrome, service: Gunicorn, given: str, tmp_path: Path
+) -> None:
+    with LoginNginx(tmp_path, int(service.url.rpartition(":")[2])) as proxy:
+        open_page(browser, f"http://127.0.0.1:{proxy.port}", **{"pass": given})
+        start(browser)
+        assert verdict(browser) == "1 fault found"
+    assert "another site" in found(browser)["not_ours"]
 
 
 class Hostile(BaseHTTPRequestHandler):

