@@ -212,6 +212,12 @@ def test_the_readme_makes_the_secrets_and_the_certificate_that_compose_reads(tmp
     assert "docker compose -f deploy/docker/compose.yaml up" in (tmp_path / "calls").read_text()
 
 
+def test_what_the_pages_have_the_reader_make_gets_into_no_commit() -> None:
+    """Nor does it into a cloud build, to which `gcloud builds submit` sends what .gitignore does not name."""
+    ignored = (ROOT / ".gitignore").read_text().splitlines()
+    assert {"deploy/docker/throughline.env", "deploy/docker/tls/", "/service.yaml"} <= set(ignored)
+
+
 def run_with_stubs(commands: str, folder: Path, *programs: str) -> None:
     """Run the commands of a page in `folder`. The programs only note how they were called, and print an address."""
     stubs = folder / "stubs"

@@ -164,3 +164,13 @@ def test_a_commit_is_held_to_what_make_test_lints() -> None:
     lint = recipe("lint")
     assert [re.sub(r"^\S+/", "", line) for line in lint] == ["ruff check .", "ruff format --check .", "mypy"]
     assert recipe("check")[: len(lint)] == lint
+
+
+@pytest.mark.parametrize("folder", ["here", "live", "browser"])
+def test_make_check_runs_the_files_of_each_letter_once(folder: str) -> None:
+    (targets,) = re.findall(r"^SIDE_BY_SIDE := ((?:.*\\\n)*.*)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    ranges = re.findall(rf"\b{folder}-(\w)(?:-to-(\w))?\b", targets)
+    letters = [chr(code) for first, last in ranges for code in range(ord(first), ord(last or first) + 1)]
+    files = (ROOT / "tests" / folder.replace("here", ".")).glob("test_*.py")
+    assert {file.name[len("test_")] for file in files} <= set(letters)
+    assert len(letters) == len(set(letters))

@@ -16,7 +16,9 @@ from tests.platforms import CASES, SCOREBOARD, Case, Faults, Instance, Platform
 from tests.servers import ROOT, HttpServer, wait_until
 
 STATIC = ROOT / "examples/scoreboard/static"
-ONE_ORIGIN = [name for name, case in CASES.items() if not case.origin]
+ASLEEP = ("cloud run, with its own CPU", "cloud run, without an instance at rest")
+CUT = "cloud run, with its own request timeout"
+HELD = "firebase hosting in front"
 EVENTS = 6
 
 
@@ -76,11 +78,11 @@ class Tab:
 
 @pytest.fixture
 def platforms(tmp_path: Path, redis_url: str) -> Iterator[dict[str, Platform]]:
-    """The platforms of all cases with one origin, each with an instance of its own, and one for a page elsewhere."""
+    """A platform with each fault that a page meets, each with an instance of its own, and one for a page elsewhere."""
     with ExitStack() as stack:
         host = stack.enter_context(StaticHost())
         elsewhere = Case(Faults(), settings={"SSE_ORIGINS": host.url})
-        cases = {name: CASES[name] for name in ONE_ORIGIN} | {host.url: elsewhere}
+        cases = {name: CASES[name] for name in (*ASLEEP, CUT, HELD)} | {host.url: elsewhere}
 
         def begin(name: str) -> Platform:
             space = f"n{abs(hash(name))}"
@@ -113,19 +115,13 @@ def test_the_scoreboard_shows_the_scores_on_every_platform(
     }
     for name, tab in tabs.items():
         wait_until(lambda: tab.rows() == 5 and tab.heard() >= EVENTS, 40, 0.2, what=f"events: {name}")  # noqa: B023 - at once
-    asleep = ["cloud run, with its own CPU", "cloud run, without an instance at rest"]
-    for name in asleep:
+    for name in ASLEEP:
         tabs[name].run("location.href = 'about:blank'")
-    wait_until(lambda: platforms[asleep[0]].is_frozen and not platforms[asleep[1]].is_up, 20, what="both are at rest")
-    for name in asleep:
+    wait_until(lambda: platforms[ASLEEP[0]].is_frozen and not platforms[ASLEEP[1]].is_up, 20, what="both are at rest")
+    for name in ASLEEP:
         tabs[name].open(f"{platforms[name].url}/")
         wait_until(lambda: tabs[name].rows() == 5 and tabs[name].heard() >= EVENTS, 40, 0.2, what=name)  # noqa: B023
-    assert platforms["cloud run, with its own request timeout"].cuts
-
-    def comes_by(name: str, transport: str) -> bool:
-        return tabs[name].run("return feed.transport") == transport
-
-    held = "firebase hosting in front"
-    for name in [*platforms]:
-        if name in ("heroku, as in its recipe", held) or name.startswith("http"):
-            wait_until(lambda: comes_by(name, "poll" if name == held else "eventsource"), 20, what=name)  # noqa: B023
+    assert platforms[CUT].cuts
+    elsewhere = next(name for name in tabs if name.startswith("http"))
+    for name, transport in ((HELD, "poll"), (elsewhere, "eventsource")):
+        wait_until(lambda: tabs[name].run("return feed.transport") == transport, 30, what=f"{transport}: {name}")  # noqa: B023

@@ -26,7 +26,7 @@ from tests.servers import RedisServer, wait_until
 
 CHANNELS = ["scores/north", "scores/numbers"]  # a source's, and one on which the tests publish numbers
 VIEWED = 9.0  # seconds
-WAIT = 8.0  # seconds that a doctor watches streams
+WAIT = 10.0  # seconds that a doctor watches streams
 
 
 @dataclass
@@ -102,7 +102,7 @@ class Numbers:
         self.last = 0
 
     def _run(self) -> None:
-        while not self._stop.wait(0.1):
+        while not self._stop.wait(0.2):
             self._publisher.publish("scores/numbers", self.last + 1, type="number")
             self.last += 1
 
@@ -175,7 +175,7 @@ def test_the_scoreboard_works_on_a_platform(name: str, outcomes: dict[str, Outco
     assert seen.numbers == list(range(seen.numbers[0], seen.numbers[-1] + 1)), (
         "nothing is lost, and nothing comes twice"
     )
-    assert seen.numbers[-1] >= outcome.last - 30, "and nothing is late"
+    assert seen.numbers[-1] >= outcome.last - 15, "and nothing is late"
     assert seen.resets == []
     assert seen.polls or not case.by_polls
     assert seen.streams < 20, "no stream is refused at once, again and again"
