@@ -77,7 +77,8 @@ _OWN_FILES = 50  # at most: listeners, logs, Redis, the event loop, and what the
 def _board(server: Any) -> mmap.mmap:
     """Return memory that the master and all workers share, over all reloads.
 
-    Its first byte counts the reloads. Each other byte is of a worker, by its age, and is 1 while that loads the app.
+    Its first byte counts the reloads. Each other byte belongs to a worker, by its age, and is 1 while the worker loads
+    the app.
     """
     if not hasattr(server, "board"):
         server.board = mmap.mmap(-1, 4096)

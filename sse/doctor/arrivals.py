@@ -15,9 +15,7 @@ from typing import Final
 
 Blocks = Sequence[Sequence[float]]
 
-_TOGETHER: Final = (
-    0.25  # of the time between two blocks at the server: if less lies between them here, they are bunched
-)
+_TOGETHER: Final = 0.25  # of the time between two blocks at the server: those that come closer here are bunched
 _BUNCHED: Final = 0.4  # of all blocks: a network that stalls once bunches fewer of them
 _LATE: Final = 0.4  # seconds that a proxy which holds nothing may add to a block, beyond what it adds to all
 _FEWEST: Final = 4  # blocks that can tell anything
