@@ -97,6 +97,8 @@ CASES = [
     ("forwarded_untrusted", "note", {"echo": {"headers": {"x-forwarded-for": "public"}}},
      {"echo": {"headers": {"x-forwarded-for": "public"}, "settings": {"proxies": 1}}}),
     ("cors_not_allowed", "fault", {"echo": NO_CORS, "cors": {"allow_origin": []}}, {"echo": NO_CORS, "origin": None}),
+    ("cors_not_allowed", "fault", {"echo": NO_CORS, "cors": {"allow_origin": ["*"], "preflight_allow_headers": []}},
+     {"echo": NO_CORS, "cors": {"allow_origin": ["*"], "preflight_allow_headers": ["*"]}}),
     ("cors_missing", "fault", {"cors": {"allow_origin": []}}, {"cors": None}),
     ("cors_missing", "fault", {"cors": {"allow_origin": ["*"]}},
      {"cors": {"allow_origin": ["*"]}, "echo": {"cors": {"access-control-allow-origin": "*"}}}),
