@@ -67,7 +67,7 @@ class Service:
         self.admit: Callable[[], None] | None = None
         """Called before events are stored, to wait while the server is late in sending earlier events."""
         self.is_ending = False
-        """Set by the server when this process begins to end: it takes no new clients, and `/readyz` says so."""
+        """Set by the server when this process begins to end. `/readyz` says so, and new clients are to go elsewhere."""
         self.breaker: Breaker | None = None
         """Set by a server whose threads can be interrupted while they wait, see `work.run`."""
         self.find_call: FindCall | None = None
