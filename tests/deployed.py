@@ -80,6 +80,7 @@ class DeployedApache(Deployed):
             "ServerName push.example": "ServerName localhost",
             "https://push.example/": f"https://localhost:{self.port}/",
             "/etc/apache2/throughline.": f"{self.dir}/throughline.",
+            "/etc/apache2/throughline-later.asis": f"{ROOT}/deploy/apache/throughline-later.asis",
             "MaxRequestWorkers 4096": "MaxRequestWorkers 4096\n    StartServers 1",
         }
 

@@ -38,18 +38,18 @@ def free_port() -> int:
     raise RuntimeError("no free port in 12000-32000")
 
 
-def wait_until(check: Callable[[], T], timeout: float = 10, interval: float = 0.02, what: str = "") -> T:
+def wait_until(check: Callable[[], T], timeout: float = 10, interval: float | None = None, what: str = "") -> T:
     """Return the first true result of `check`. AssertionError after `timeout` seconds.
 
-    `interval` is the shortest time between two looks. The time grows with the wait, up to 0.1 s, because a look may be
-    a question to a browser, which costs more than all that the test waits for.
+    `interval` is the time between two looks. Where it is not given, it grows with the wait from 0.02 to 0.1 s, because
+    a look may be a question to a browser, which costs more than all that the test waits for.
     """
     began = time.monotonic()
     while not (result := check()):
         waited = time.monotonic() - began
         if waited > timeout:
             raise AssertionError(f"not within {timeout} s: {what or check}")
-        time.sleep(max(interval, min(waited / 10, 0.1)))
+        time.sleep(min(max(waited / 10, 0.02), 0.1) if interval is None else interval)
     return result
 
 

@@ -1285,6 +1285,23 @@ def test_a_store_that_is_away_refuses_newcomers_in_time_and_leaves_nothing(make_
     assert hub.subscribers == 0
 
 
+def test_a_newcomer_waits_longer_for_a_store_that_answers_than_for_one_that_does_not(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.start()
+    wait_until(lambda: hub.was_reached, 5)
+    upkeep = hub._follower.upkeep
+    begin = upkeep._begin
+
+    def begin_late(channels: list[Channel], feed: Feed) -> None:
+        time.sleep(0.5)  # as if very many others were served first
+        begin(channels, feed)
+
+    monkeypatch.setattr(upkeep, "_begin", begin_late)
+    hub.detach(attach(hub, timeout=0.1))
+    assert hub.subscribers == 0
+
+
 def test_a_hub_that_is_started_tells_what_ails_the_store_once_for_each_fault(
     make_hub: MakeHub, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -13,11 +13,11 @@ backend throughline {
 }
 
 sub vcl_recv {
-    # If SSE_PREFIX is not /sse, change this line and the one below.
-    if (req.url ~ "^/sse/stream[?]?") {
+    # If SSE_PREFIX is not /sse, change this line and the one below. A view of the app may answer
+    # with a stream at any address: an EventSource asks for one with this header.
+    if (req.url ~ "^/sse/stream([?]|$)" || req.http.Accept ~ "text/event-stream") {
         # A pipe: every event goes through at once, nothing is shared or compressed, and the
-        # service learns at once that a client has gone. Add each view of your app that
-        # answers with a stream.
+        # service learns at once that a client has gone.
         return (pipe);
     }
     if (req.url ~ "^/sse/") {

@@ -193,10 +193,11 @@ def _cors(measured: Measured) -> Iterator[Finding]:
         evidence = f"The service sends {ours[0][:100]}, and * arrives, with which browsers send no cookies."
         yield _found(measured, "cors_missing", "fault", evidence, origin=origin)
     else:
-        yield from _preflight(measured, origin, cors)
+        foreign = not ours and "cors" in measured.get("echo", {})
+        yield from _preflight(measured, origin, cors, foreign)
 
 
-def _preflight(measured: Measured, origin: str, cors: Mapping[str, Any]) -> Iterator[Finding]:
+def _preflight(measured: Measured, origin: str, cors: Mapping[str, Any], foreign: bool) -> Iterator[Finding]:
     status = cors.get("preflight_status")
     allowed = {name.lower() for name in _values(cors.get("preflight_allow_headers", ()))}
     if status is None:
@@ -207,6 +208,10 @@ def _preflight(measured: Measured, origin: str, cors: Mapping[str, Any]) -> Iter
     elif not allowed & {"last-event-id", "*"}:
         evidence = "The answer to OPTIONS does not allow the header Last-Event-ID."
     else:
+        return
+    if foreign:  # the service allows no page of this origin, and a proxy does
+        evidence += f" The service allows no page of {origin}; the Access-Control-Allow-Origin comes from a proxy."
+        yield _found(measured, "cors_not_allowed", "fault", evidence, origin=origin, case="foreign")
         return
     yield _found(measured, "cors_missing", "fault", evidence, "CORS preflights fail", origin=origin)
 

@@ -17,6 +17,7 @@ from functools import partial
 from http.client import HTTPException
 from typing import Any, Final
 
+from sse.doctor import LONGEST_WAIT
 from sse.doctor.arrivals import held
 from sse.doctor.shape import BadMeasure, checked
 from sse.doctor.watched_stream import LAST_EVENT_ID, PATIENCE, WatchedStream
@@ -24,9 +25,6 @@ from sse.doctor.way import ANSWER, Answer, Link, Way, number
 from sse.errors import SSEError
 
 Tell = Callable[[str], object]
-
-LONGEST_WAIT: Final = 90.0
-"""Seconds that a stream is watched at most."""
 
 _QUICK: Final = 12.0  # seconds, with --quick
 _QUIET: Final = 8.0  # seconds without a request

@@ -137,6 +137,11 @@ _CASES: Final[Mapping[str, Remedy]] = {
         "proxy removes or adds Access-Control headers: `flask sse doctor URL --origin <origin>` tells which.",
         "SSE_ORIGINS=<origin>",
     ),
+    "foreign": Remedy(
+        "Allow the origin in the service's settings, and take the Access-Control headers out of the proxy: the service "
+        "sends its own. Give all origins with commas between.",
+        "SSE_ORIGINS=<origin>",
+    ),
 }
 """The remedies for cases in which a code has another cause than usual."""
 

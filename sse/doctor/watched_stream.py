@@ -41,6 +41,7 @@ class WatchedStream:
 
     @property
     def asked(self) -> float:
+        """Seconds for which it should be open."""
         return self.every * self.count
 
     def watch(self, way: Way, first_began: float, until: float | None = None) -> None:

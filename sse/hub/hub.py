@@ -6,6 +6,7 @@ An event comes from the store through the feed. The hub's thread, the `Follower`
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -25,6 +26,9 @@ from sse.stores.leases import State
 
 ATTACH_TIMEOUT: Final = 5.0
 """Seconds that a new subscriber waits for a store that does not answer."""
+
+_LATE_STEP: Final = 0.5  # seconds that a new subscriber waits longer for a store that still answers
+_LATE_STEPS: Final = 20  # the most of these steps
 
 Charge = Callable[[int], None]
 """A function, called with a number of channels before their rings are ensured. It refuses by raising an error."""
@@ -331,7 +335,13 @@ class Hub:
         return channel
 
     def _wait_for_rings(self, subscriber: Subscriber, deadline: float, timeout: float) -> list[Channel]:
-        """Wait for the ring of each channel; return the channels that have none in the store, and none wanted yet."""
+        """Wait for the ring of each channel; return the channels that have none in the store, and none wanted yet.
+
+        While the store answers, but this process is late because very many clients have come at once, it waits for some
+        seconds more than `timeout`. A client that is told `busy` would only come back, and cost another request.
+        """
+        is_over, late_steps = False, _LATE_STEPS
+        left = max(deadline - self._clock(), 0)
         while True:
             subscriber.clear_signal()
             self._check_open()
@@ -353,10 +363,16 @@ class Hub:
                         has_unsure = True
             if not (is_asking or has_unsure):
                 return unborn
+            if is_over:
+                raise StoreUnavailable(f"the store has not answered for {timeout:g} s", "try again")
             if has_unsure:
                 self._follower.wake()
-            if not subscriber.wait(max(deadline - self._clock(), 0)):
-                raise StoreUnavailable(f"the store has not answered for {timeout:g} s", "try again")
+            if subscriber.wait(left):
+                left = max(deadline - self._clock(), 0)
+            elif late_steps and self.answering_since < math.inf:
+                late_steps, left = late_steps - 1, _LATE_STEP
+            else:
+                is_over = True  # but the ring may be there by now
 
     def _with_fresh_values(
         self, subscriber: Subscriber, starts: Mapping[str, Start], is_fresh: Callable[[Sequence[str]], Collection[str]]

@@ -42,6 +42,8 @@ _MOMENT: Final = 0.25  # seconds that a greenlet waits for the next request befo
 _TICK: Final = 0.1  # seconds between two checks of the listeners, and of heads that come too slowly
 _AHEAD: Final = 0.5  # seconds before the end of graceful_timeout, when the remaining requests are cut
 _LAST_EVENTS: Final = 0.25  # seconds in which the end of a run reaches the streams here
+_STORE_SECONDS: Final = 1.0  # that a new worker waits for its store before it takes clients
+_LOOK: Final = 0.005  # seconds between two looks whether the store was reached
 _HEAD_AT_LEAST: Final = 1.0  # seconds that every head has, even while other connections wait for a greenlet
 
 
@@ -175,6 +177,8 @@ class Worker(GeventWorker):  # type: ignore[misc]
     """Seconds that requests have in a drain if there are no runs; None for graceful_timeout. Set before `run`."""
     loading_seconds = 0.0
     """Seconds of graceful_timeout for which a worker goes on while its successors load the app. Set before `run`."""
+    has_loaded: Callable[[], object] = staticmethod(lambda: None)
+    """Tells the workers that were forked before that this one takes clients. Set before `run`."""
     successors_load: Callable[[], bool] = staticmethod(lambda: False)
     """Return whether a worker that was forked later has not loaded the app yet. Set before `run`."""
     _loop: Loop
@@ -351,7 +355,9 @@ class Worker(GeventWorker):  # type: ignore[misc]
             filter(None, (service.hub.late_since for service in services)), default=0.0
         )
         self._rows.max_connections = self.worker_connections + sum(service.hub.max_subscribers for service in services)
+        self._await_stores(services)
         listeners = [_Listener(self, listener) for listener in self.sockets]
+        self.has_loaded()
         while self.alive:
             self._tick(listeners)
         is_stopped = self._is_replaced and not self.is_reloaded()  # else other workers take new clients
@@ -393,6 +399,20 @@ class Worker(GeventWorker):  # type: ignore[misc]
             self._greenlets.kill(timeout=_AHEAD / 2)
         gevent.joinall([gevent.spawn(service.leave) for service in services], _AHEAD / 2)
         connection_log.flush(is_last=True)
+
+    def _await_stores(self, services: list[Service]) -> None:
+        """Give the hubs a moment to reach their stores before the first client comes.
+
+        To connect to Redis and check it takes several replies. If thousands of clients came first, each reply would
+        wait for the many requests that are begun at the same time.
+        """
+        hubs = [service.hub for service in services if service.shared]
+        for hub in hubs:
+            hub.start()
+        end = time.monotonic() + _STORE_SECONDS
+        while self.alive and time.monotonic() < end and not all(hub.was_reached for hub in hubs):
+            self.notify()
+            gevent.sleep(_LOOK)
 
     @property
     def _is_idle(self) -> bool:

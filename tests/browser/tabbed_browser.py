@@ -107,7 +107,7 @@ class Tab:
             return all(self.get(member, name) == value for member, value in wanted.items())
 
         try:
-            wait_until(there, timeout, 0.05, what=f"{wanted}")
+            wait_until(there, timeout, what=f"{wanted}")
         except AssertionError as error:
             error.add_note(f"its states: {self.log('states', name)}")
             raise

@@ -59,7 +59,7 @@ def stalling(site: Site) -> Iterator[StallingProxy]:
 
 def assert_complete(tab: Tab, numbers: Publisher, name: str = "feed", timeout: float = 5) -> None:
     """Check that the tab has each event once and in order, from the first to the last, without a reset or error."""
-    wait_until(lambda: tab.numbers(A, name)[-1:] == [numbers.count - 1], timeout, 0.05, what="the last event")
+    wait_until(lambda: tab.numbers(A, name)[-1:] == [numbers.count - 1], timeout, what="the last event")
     assert tab.numbers(A, name) == list(range(numbers.count)), tab.log("states", name)
     assert tab.log("resets", name) == []
     assert tab.run("return errors") == []

@@ -66,7 +66,7 @@ def without(tabs: list[Tab], *gone: Tab) -> list[Tab]:
 
 def assert_complete(tab: Tab, numbers: Publisher, since: int, channel: str = A, timeout: float = 5) -> None:
     """Check that the tab has each event once and in order, from `since` or earlier to the last, without error."""
-    wait_until(lambda: tab.numbers(channel)[-1:] == [numbers.count - 1], timeout, 0.05, what="the last event")
+    wait_until(lambda: tab.numbers(channel)[-1:] == [numbers.count - 1], timeout, what="the last event")
     got = tab.numbers(channel)
     assert got == list(range(got[0], numbers.count)), f"{got}\n{tab.log('states')}"
     assert got[0] <= since

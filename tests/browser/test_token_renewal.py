@@ -72,7 +72,7 @@ def browser(tabbed: Browser) -> Iterator[Browser]:
 
 
 def assert_complete(tab: Tab, count: int, name: str = "feed") -> None:
-    wait_until(lambda: tab.numbers(MINE, name)[-1:] == [count - 1], 8, 0.05, what="the last event")
+    wait_until(lambda: tab.numbers(MINE, name)[-1:] == [count - 1], 8, what="the last event")
     assert tab.numbers(MINE, name) == list(range(count)), tab.log("states", name)
     assert tab.log("resets", name) == []
     assert tab.run("return errors") == []
@@ -81,7 +81,7 @@ def assert_complete(tab: Tab, count: int, name: str = "feed") -> None:
 def wait_for(tab: Tab, state: str, reason: str, name: str = "feed") -> None:
     """Wait until the tab has been in this state, however shortly."""
     told = [state, reason]
-    wait_until(lambda: told in [log[1:3] for log in tab.log("states", name)], 15, 0.05, what=f"{told}")
+    wait_until(lambda: told in [log[1:3] for log in tab.log("states", name)], 15, what=f"{told}")
 
 
 @pytest.mark.parametrize("share", [True, False])
@@ -220,7 +220,7 @@ def test_a_token_that_comes_after_the_feed_was_closed_is_not_used(
         start("feed", "/sse", {channels: ["user/ann"], token: function (use) { late = use; }});
         late = null;
     """)
-    wait_until(lambda: tab.run("return late !== null"), 5, 0.05, what="a token is asked for")
+    wait_until(lambda: tab.run("return late !== null"), 5, what="a token is asked for")
     tab.run("feeds.feed.close(); late('late');")
     time.sleep(0.5)
     assert tab.get("reason") == "closed by the page"
@@ -247,10 +247,10 @@ def test_a_page_that_is_warned_keeps_its_stream_until_it_has_a_new_token(site: T
         for _ in range(2):  # so that its token is not of just now, while it hears of the stream all the time
             before = tab.count()
             tab.run("later(16000)")
-            wait_until(lambda: tab.count() > before, 5, 0.05, what="an event")  # noqa: B023
-        wait_until(lambda: tab.run("return asked.length"), 10, 0.05, what="a token is asked for")
+            wait_until(lambda: tab.count() > before, 5, what="an event")  # noqa: B023
+        wait_until(lambda: tab.run("return asked.length"), 10, what="a token is asked for")
         before = tab.count()
-        wait_until(lambda: tab.count() > before + 5, 5, 0.05, what="events by the old one")
+        wait_until(lambda: tab.count() > before + 5, 5, what="events by the old one")
         assert tab.get("state") == "live"
         tab.run("answer()")
         wait_for(tab, "connecting", "a new token")

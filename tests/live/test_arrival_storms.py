@@ -22,9 +22,9 @@ MANY = 2_500  # over gunicorn's own default for the queue of a listener
 
 
 @pytest.fixture(params=[1, 2], ids=["one worker", "two workers"])
-def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Gunicorn]:
+def server(request: pytest.FixtureRequest, tmp_path: Path, redis_url: str) -> Iterator[Gunicorn]:
     """A server on a Unix socket. There, a client is refused at once if the queue is full, while TCP tries again."""
-    env = {name: value for name, value in ENV.items() if name != "SSE_HEARTBEAT"}
+    env = {name: value for name, value in ENV.items() if name != "SSE_HEARTBEAT"} | {"SSE_REDIS_URL": redis_url}
     with Gunicorn(tmp_path, "tests.live.apps.busy_view:app", env, request.param, f"unix:{tmp_path}/sock") as server:
         yield server
 

@@ -21,6 +21,8 @@ from tests.servers import ROOT, NginxBeside
 GUIDE = (ROOT / "docs/deploying.md").read_text()
 START = (ROOT / "docs/start.md").read_text()
 UNIT = ROOT / "deploy/systemd/throughline.service"
+INSTANCE = ROOT / "deploy/systemd/throughline@.service"
+SYSTEMD = (ROOT / "deploy/systemd/README.md").read_text()
 BLOCK = GUIDE.partition("\nNAME=push.example\n")[2].partition("```")[0]
 
 
@@ -100,10 +102,10 @@ def test_the_key_is_read_from_the_file_and_stands_on_no_command_line(tmp_path: P
     assert not re.search(r"^ *(set -a.*)?\. /etc", GUIDE, re.MULTILINE)
 
 
-def unit() -> dict[str, str]:
+def unit(file: Path = UNIT) -> dict[str, str]:
     parser = configparser.ConfigParser(strict=False, interpolation=None)
     parser.optionxform = str  # type: ignore[assignment,method-assign]
-    parser.read(UNIT)
+    parser.read(file)
     return dict(parser["Service"])
 
 
@@ -125,16 +127,55 @@ def test_a_service_that_cannot_start_is_tried_again_for_good_but_not_all_the_tim
     assert int(service["RestartSec"]) >= 2  # five starts within 10 s, and systemd would refuse the operator's own
 
 
-def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
-    analyze = shutil.which("systemd-analyze")
-    assert analyze, "systemd-analyze is not installed"
-    file = tmp_path / UNIT.name
-    file.write_text(re.sub(r"/opt/throughline/\.venv/bin/\w+", sys.executable, UNIT.read_text()))
-    result = subprocess.run([analyze, "verify", str(file)], check=False, capture_output=True, text=True, timeout=60)
+def analyze(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    program = shutil.which("systemd-analyze")
+    assert program, "systemd-analyze is not installed"
+    return subprocess.run([program, *arguments], check=False, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize("unit", [UNIT, INSTANCE], ids=["one", "instance"])
+def test_systemd_accepts_the_unit(tmp_path: Path, unit: Path) -> None:
+    file = tmp_path / unit.name.replace("@", "@8001")
+    file.write_text(re.sub(r"/opt/throughline/\.venv/bin/\w+", sys.executable, unit.read_text()))
+    result = analyze("verify", file)
     assert (result.returncode, result.stderr) == (0, "")
     file.write_text(file.read_text().replace("Type=notify", "Type=nonsense"))
-    result = subprocess.run([analyze, "verify", str(file)], check=False, capture_output=True, text=True, timeout=60)
-    assert "nonsense" in result.stderr
+    assert "nonsense" in analyze("verify", file).stderr
+
+
+def test_the_unit_forbids_what_the_service_does_not_need() -> None:
+    result = analyze("security", "--offline=yes", "--threshold=20", UNIT)
+    assert result.returncode == 0, result.stdout  # an exposure of 2.0 at most; of 8.5 without these lines
+
+
+def test_an_instance_differs_from_the_unit_in_its_address_alone() -> None:
+    one, instance = unit(), unit(INSTANCE)
+    for name in ("RuntimeDirectory", "RuntimeDirectoryMode"):  # for a unix socket
+        del one[name]
+    for name in ("ExecStart", "ExecReload"):
+        instance[name] = instance[name].replace(" -b 127.0.0.1:%i", "")
+    assert instance == one
+    starts = re.findall(r"^Exec\w+=.*gunicorn.conf.py.*$", INSTANCE.read_text(), re.MULTILINE)
+    assert len(starts) == 2
+    assert all(" -c gunicorn.conf.py -b 127.0.0.1:%i wsgi:application" in line for line in starts)
+
+
+def test_two_instances_take_the_place_of_the_server_in_the_site(tmp_path: Path) -> None:
+    setup, roll = [code for language, code in code_blocks(section(SYSTEMD, "Restart without a gap")) if not language]
+    site = tmp_path / "throughline.conf"
+    site.write_text((ROOT / "deploy/nginx/throughline.conf").read_text())
+    edit = "sed -i" + setup.partition("sed -i")[2].partition("nginx -t")[0]
+    assert shell(edit.replace("/etc/nginx/sites-available", str(tmp_path))).returncode == 0
+    servers = re.findall(
+        r"^ *server (127\S+) max_fails=0; server (127\S+) max_fails=0;$", site.read_text(), re.MULTILINE
+    )
+    assert servers == [("127.0.0.1:8001", "127.0.0.1:8002")]
+    assert "server 127.0.0.1:8000;" not in site.read_text()
+
+    fakes = 'systemctl() { echo "$@"; }\ncurl() { case "$*" in *800$BAD/sse/ready) return 22;; esac; }\n'
+    for bad, restarted in (("9", ["8001", "8002"]), ("1", ["8001"])):  # the second stays if the first does not come up
+        result = shell(f"BAD={bad}\n{fakes}{roll}")
+        assert result.stdout.split() == [word for port in restarted for word in ("restart", f"throughline@{port}")]
 
 
 @pytest.mark.parametrize("fault", ["", "this is no Python", "raise RuntimeError('at import')"])

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from flask import Flask, request
 
-from app import healthz
 from sse import SSE
 
 application = Flask(__name__)
 sse = SSE(application)
-application.add_url_rule("/healthz", "healthz", healthz)
+application.add_url_rule("/healthz", "healthz", application.view_functions["sse.health"])
 asked: list[tuple[str, str, str]] = []  # the method, the path, and what a preflight asks to be allowed
 
 

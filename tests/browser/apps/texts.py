@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 from flask import Flask, Response, request, send_from_directory
 
-from app import healthz
 from sse import SSE
 from tests.browser.origin import PAGES
 
@@ -15,7 +14,7 @@ HEAD = '<!doctype html><meta charset="utf-8"><link rel="icon" href="data:,">'
 
 application = Flask(__name__)
 sse = SSE(application)
-application.add_url_rule("/healthz", "healthz", healthz)
+application.add_url_rule("/healthz", "healthz", application.view_functions["sse.health"])
 written: dict[str, str] = {}
 chosen: list[str] = []
 

@@ -7,13 +7,12 @@ import time
 
 from flask import Flask, Response, request, send_from_directory
 
-from app import healthz
 from sse import SSE
 from tests.browser.origin import PAGES
 
 application = Flask(__name__)
 sse = SSE(application)
-application.add_url_rule("/healthz", "healthz", healthz)
+application.add_url_rule("/healthz", "healthz", application.view_functions["sse.health"])
 given: list[float] = []  # when a ticket was given
 bare: list[str] = []  # requests for streams and polls that came without a ticket
 
