@@ -61,6 +61,7 @@ class Link(NamedTuple):
     http: HTTPConnection
     sock: socket.socket
     cutter: threading.Timer
+    is_cut: threading.Event
 
 
 class Way:
@@ -90,10 +91,16 @@ class Way:
         connection.connect()
         sock = connection.sock
         self._open.add(sock)
-        cutter = threading.Timer(timeout + _SPARE, _shut, (sock,))
+        is_cut = threading.Event()
+
+        def cut() -> None:
+            is_cut.set()
+            _shut(sock)
+
+        cutter = threading.Timer(timeout + _SPARE, cut)
         cutter.daemon = True
         cutter.start()
-        return Link(connection, sock, cutter)
+        return Link(connection, sock, cutter, is_cut)
 
     def target(self, path: str, query: Mapping[str, object] | None = None, mark: str = "") -> str:
         """Return the target of a request. `mark` makes it differ from all others; by default it is random."""
@@ -127,11 +134,11 @@ class Way:
             took = time.monotonic() - began
             answer = Answer(response.status, headers_of(response), unpacked(response), took)
         except (OSError, HTTPException):
-            if used.cutter.finished.is_set():
+            if used.is_cut.is_set():
                 raise TimeoutError from None
             raise
         else:
-            if used.cutter.finished.is_set():
+            if used.is_cut.is_set():
                 raise TimeoutError
             return answer
         finally:
