@@ -176,7 +176,7 @@ class Way:
             link.sock.sendall(head.encode())
             response = HTTPResponse(link.sock)
             response.begin()
-            body = response.read(2_048).decode(errors="replace")
+            body = _body(response, 2_048).decode(errors="replace")
             return {"status": response.status, "headers": headers_of(response), "body": body[:1_000]}
         finally:
             self.drop(link)
@@ -208,11 +208,22 @@ def unpacker(response: HTTPResponse) -> Callable[[bytes], bytes] | None:
 
 def unpacked(response: HTTPResponse) -> bytes:
     """Return the decompressed body of a short answer; what stands beyond its bound is left out."""
-    body = response.read(_MOST)
+    body = _body(response, _MOST)
     unpack = unpacker(response)
     with contextlib.suppress(zlib.error):
         return unpack(body) if unpack else b""
     return b""
+
+
+def _body(response: HTTPResponse, most: int) -> bytes:
+    """Return the first bytes of a body."""
+    if not response.chunked:
+        return response.read(most)
+    body = b""
+    # `read` would take a chunk whose length is negative for one that ends with the connection, however long it is.
+    while len(body) < most and (chunk := response.read1(most)):
+        body += chunk
+    return body[:most]
 
 
 def number(value: float) -> str:
