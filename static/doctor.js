@@ -949,7 +949,7 @@
       parts.push(count(of.note, "note"));
     }
     byId("summary").textContent = (of.fault ? "" : "Streams and polls get through to this browser. ") +
-      (parts.length ? "Beside, " + parts.join(" and ") + "." : "");
+      (parts.length ? "Also " + parts.join(" and ") + "." : "");
     // A person who cannot be helped by the judge still has what was measured.
     showResult();
   }
