@@ -268,7 +268,9 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 def _on_one_line(record: logging.LogRecord) -> bool:
     """Escape the control characters of a request in the access log, as nginx does."""
-    record.msg, record.args = _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", record.getMessage()), ()
+    text = record.getMessage()
+    if _CONTROL.search(text):  # else the record stays whole, because the app's own formatter may read its arguments
+        record.msg, record.args = _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text), ()
     return True
 
 
