@@ -44,7 +44,7 @@ test: .venv/test tests/node_modules/.package-lock.json
 
 check: lint
 	@$(BIN)/coverage erase
-	@$(MAKE) --no-print-directory --jobs=8 --output-sync=target $(SIDE_BY_SIDE)
+	@$(MAKE) --no-print-directory --jobs=8 --output-sync=target $(SIDE_BY_SIDE:%='check-%')
 	$(BIN)/python -m pytest $(ALONE)
 	@$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
@@ -65,19 +65,19 @@ MODELS := tests/chaos $(addprefix tests/test_,$(addsuffix .py,cut_everywhere fuz
   random_histories service_close))
 
 # Eight of these run at the same time, because they mostly wait: those that take longest first, and among them the two
-# that compute. The letters divide the files of each folder.
-SIDE_BY_SIDE := $(addprefix check-,live-s browser-s-to-t live-r here-i-to-z models browser-e-to-l live-i-to-l \
-  live-b-to-c here-a-to-h browser-m-to-r live-d browser-a-to-d live-m-to-o live-t-to-z live-e-to-h live-p-to-q \
-  live-a browser-u-to-z docs)
+# that compute. Each names the beginnings of its files.
+SIDE_BY_SIDE := live-s[a-h] browser-[s-t] here-[i-z] models live-[b-c] browser-[e-l] live-s[i-z] live-[i-l] here-[a-h] \
+  live-d browser-[m-r] live-[m-o] live-r[f-z] browser-[a-d] live-[p-q] live-r[a-e] live-[t-z] live-[e-h] live-a \
+  browser-[u-z] docs
 
 check-here-%:
-	$(BIN)/coverage run -m pytest $(MODELS:%=--deselect=%) tests/test_[$(subst -to-,-,$*)]*.py
+	$(BIN)/coverage run -m pytest $(MODELS:%=--deselect=%) tests/test_$**.py
 check-models:
 	$(BIN)/python -m pytest $(MODELS)
 check-live-%:
-	$(BIN)/python -m pytest $(ALONE:%=--deselect=%) tests/live/test_[$(subst -to-,-,$*)]*.py
+	$(BIN)/python -m pytest $(ALONE:%=--deselect=%) tests/live/test_$**.py
 check-browser-%:
-	$(BIN)/python -m pytest $(ALONE:%=--deselect=%) tests/browser/test_[$(subst -to-,-,$*)]*.py
+	$(BIN)/python -m pytest $(ALONE:%=--deselect=%) tests/browser/test_$**.py
 
 # Every build starts afresh, because Sphinx warns only of the pages that it reads.
 docs: .venv/test check-docs
@@ -103,7 +103,7 @@ doctor: .venv/test
 
 restarts: .venv/test
 	@tools/need redis-server nginx
-	STREAMS=10000 $(BIN)/python -m pytest -s tests/live/test_rolling_restarts.py
+	STREAMS=10000 $(BIN)/python -m pytest -s -o faulthandler_timeout=1200 tests/live/test_rolling_restarts.py
 
 # Not part of `make test`, because it asks the network, and its result may change from one day to the next.
 audit: .venv/test

@@ -77,7 +77,8 @@ _OWN_FILES = 50  # at most: listeners, logs, Redis, the event loop, and what the
 def _board(server: Any) -> mmap.mmap:
     """Return memory that the master and all workers share, over all reloads.
 
-    Its first byte counts the reloads. Each other byte is of a worker, by its age, and is 1 while that loads the app.
+    Its first byte counts the reloads. Each other byte belongs to a worker, by its age, and is 1 while the worker loads
+    the app.
     """
     if not hasattr(server, "board"):
         server.board = mmap.mmap(-1, 4096)
@@ -142,14 +143,15 @@ def nworkers_changed(server: Any, workers: int, before: int | None) -> None:
 def post_worker_init(worker: Any) -> None:
     """Admit as many subscribers as there are open files for, and keep room for other requests."""
     _spare_the_collector()
-    worker.has_loaded()
+    is_ours = getattr(type(worker), "hands_off", False)
+    if not is_ours:  # our worker says so itself, when it takes clients
+        worker.has_loaded()
     if worker.app.callable is None:
         return  # with --reload, a page says that the app cannot be loaded; the next worker tries again
     from sse.log import follow_gunicorn  # not in the master, which would keep the old code after a reload
     from sse.server.one_process import check_workers
     from sse.service import living
 
-    is_ours = getattr(type(worker), "hands_off", False)
     if not is_ours:  # our worker has done it before it loaded the app
         follow_gunicorn(worker.log, worker.cfg)
     if worker.cfg.graceful_timeout == graceful_timeout and is_ours:

@@ -9,7 +9,8 @@ From the bottom up:
 4. `access` decides who may read and publish, until when, and how often.
 5. `transports` writes what a subscriber gets: a stream of blocks, or the JSON of a poll.
 6. `work` runs the app's own work in the background, such as runs, whose channels end with them.
-7. `service` has the store, the hub, the revocations and the work of one app in this process.
+7. `service` has the store, the hub, the revocations and the work of one app in this process. `doctor` finds out what is
+   broken on the way to it.
 8. `web` answers requests, under any WSGI server. `server` is gunicorn's worker: its loop writes to all streams, so that
    none holds a greenlet.
 9. `extension` is the front for Flask apps, `publisher` the front for processes without Flask, `cli` has the commands

@@ -20,7 +20,7 @@
   var MOST_BLOCKS = 400;
   var LAST_EVENT_ID = "doctor=58-2893";
   var STATUSES = [204, 400, 401, 403, 404, 409, 410, 413, 429, 503];
-  var DOCS = "https://git.example/throughline/docs/troubleshooting.html#";
+  var DOCS = "https://git.example/throughline/docs/troubleshooting.md#";
   var STEPS = [
     ["meet", "Ask the service who is there"],
     ["statuses", "Ask for each status"],

@@ -32,6 +32,11 @@ PAIRS = [0, 0] + [1, 0] * 4  # every second block waits for the next one
 AT_THE_END = [5.0 - n for n in range(6)]
 FAST_PAIRS = blocks([0.1 * (n % 2 == 0) for n in range(41)], every=0.1, size=2100)
 FAST_BURSTS = blocks([0.1 * (9 - n % 10) for n in range(40)], every=0.1, size=2100)
+# HAProxy without `option http-no-delay`, which hands over every 200 ms, on a machine that was busy for a moment.
+HICCUP = blocks(
+    [0.21, 0.11, 0.21, 0.12, 0, 0.21, 0.12, 0.02, 0.21, 0.11, 0.01, 0.24, 0.15, 0.22, 0.16, 0.02, 0.34, 0.22, 0.28,
+     0.13, 0.02, 0.22, 0.12, 0.21, 0.09, 0.03, 0.22, 0.11, 0.01, 0.22, 0.58, 0.58, 0.54, 0.44, 0.16, 0.16, 0.16, 0.16,
+     0.16, 0.08, 0], every=0.1, size=2130)  # fmt: skip
 STALL = [0, 0, 1.5, 0.5, 0, 0]  # once, the network held two blocks back
 NO_CORS = {"cors": {"access-control-allow-origin": None}}
 OPEN = {"finished": None, "ended_at": None}
@@ -46,6 +51,7 @@ CASES = [
     ("buffered", "fault", streams(small={"blocks": blocks(AT_THE_END)}), streams(small={"blocks": blocks([3.0] * 6)})),
     ("buffered", "fault", streams(small={"blocks": blocks(PAIRS)}), streams(small={"blocks": blocks(STALL)})),
     ("buffered", "fault", streams(fast={"blocks": FAST_BURSTS}), streams(fast={"blocks": FAST_PAIRS})),
+    ("buffered", "fault", streams(fast={"blocks": FAST_BURSTS}), streams(fast={"blocks": HICCUP})),
     ("buffered", "fault", streams(small={"blocks": [], **OPEN}), streams(small={"blocks": None, **OPEN})),
     # the link is slow, or this machine stood still
     ("buffered", "fault", streams(small={"blocks": blocks(AT_THE_END)}),

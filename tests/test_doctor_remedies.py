@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -50,6 +51,18 @@ MARKS = [
 @pytest.mark.parametrize(("name", "headers", "body"), MARKS, ids=[mark[0] for mark in MARKS])
 def test_a_proxy_is_recognised_by_its_marks(name: str, headers: dict[str, list[str]], body: str) -> None:
     assert recognise(headers, body) == [name]
+
+
+def test_squid_is_recognised_by_its_error_page() -> None:
+    assert recognise({}, "<p>Generated Sat, 28 Nov 2026 12:00:00 GMT by vm.example (squid/5.7)</p>") == ["squid"]
+
+
+def test_no_error_page_takes_long_to_read() -> None:
+    """Anybody may send one to the judge, whose process serves streams meanwhile."""
+    pages = ("generated " * 205 + " by " * 500, "by x " * 800, "<title>400 bad request</title></head><body>" * 95)
+    began = time.process_time()
+    assert [recognise({}, page[:4_096]) for page in pages] == [[], [], []]
+    assert time.process_time() - began < 0.02
 
 
 def test_a_service_alone_is_no_proxy() -> None:

@@ -90,10 +90,13 @@ PURE = {
     "sse.web.request",
     *(f"sse.doctor.{name}" for name in ("arrivals", "findings", "judge", "proxies", "remedies", "report", "shape")),
 }
+LIGHT = {"sse.doctor", "sse.doctor.proxies"}
+"""The modules of the doctor that each app imports."""
+
 OUTSIDE = {"socket", "ssl", "select", "selectors", "subprocess", "os", "io", "redis", "http", "urllib.request"}
 OUTSIDE |= {"gevent", "gunicorn", "flask"}
 RE_EXPORTING = {"sse", "sse.stores", "sse.cli"}
-IMPORTING_BY_NAME = {"sse", "sse.worker"}  # both have reasons of their own, in their docstrings
+IMPORTING_BY_NAME = {"sse", "sse.worker", "sse.cli.commands", "sse.web.doctor"}  # each has its reason in a docstring
 
 
 def imports(tree: ast.AST) -> set[str]:
@@ -226,7 +229,7 @@ def test_no_import_hides_in_a_function(module: str) -> None:
             assert not hidden, f"{module}:{node.lineno}"
 
 
-def test_modules_are_imported_by_their_name_in_two_places() -> None:
+def test_modules_are_imported_by_their_name_in_few_places() -> None:
     found = {module for module in MODULES for node in ast.walk(tree_of(module)) if is_import_by_name(node)}
     assert found == IMPORTING_BY_NAME
 
@@ -246,6 +249,14 @@ def test_a_folder_says_what_lives_there_and_only_public_ones_re_export(module: s
     tree = tree_of(module)
     assert len(ast.get_docstring(tree) or "") > 20
     assert module in RE_EXPORTING or not imports(tree)
+
+
+def test_the_doctor_is_imported_only_when_it_is_asked() -> None:
+    code = "import wsgi, sys; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, check=True)
+    imported = set(done.stdout.split())
+    assert "sse.web.doctor" in imported
+    assert {name for name in imported if name.startswith(("sse.doctor", "sse.cli.doctor"))} <= LIGHT
 
 
 def test_the_worker_s_modules_leave_the_library_to_be_patched_first() -> None:

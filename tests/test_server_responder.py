@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import socket
 import ssl
+import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -204,6 +206,35 @@ def test_a_poll_is_handed_off_with_its_head(world: World, exchange: Exchange) ->
     assert head.startswith(b"HTTP/1.1 200 OK\r\n")
     assert b"Content-Length" not in head
     assert b"chunked" not in head
+
+
+class Blocks(Body):
+    """A body that keeps its greenlet, as a probe of the doctor does."""
+
+    keeps_greenlet = True
+    longest = 0.3
+
+
+def test_a_client_that_takes_a_few_bytes_at_a_time_holds_no_greenlet_for_long(exchange: Exchange) -> None:
+    """Each part that it takes would begin the time anew after which a client has stalled."""
+    exchange.ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_096)
+    exchange.environ["sse.body"] = body = Blocks([bytes(2_000_000)])
+    is_over = threading.Event()
+
+    def drink() -> None:
+        while not is_over.wait(0.05):
+            exchange.peer.recv(4_096)
+
+    client = threading.Thread(target=drink)
+    client.start()
+    try:
+        began = time.monotonic()
+        assert not exchange.write(body)
+        assert 0.3 <= time.monotonic() - began < 2
+    finally:
+        is_over.set()
+        client.join()
+    assert body.closed == 1
 
 
 def test_tls_and_a_body_that_the_app_has_wrapped_keep_their_greenlet(world: World, exchange: Exchange) -> None:

@@ -475,6 +475,7 @@ def test_a_body_that_a_hook_of_the_app_has_read_is_published(app: Flask) -> None
         ("Root=1-67/a+b:c@d.e_f", True),
         ("", False),
         ("a" * 129, False),
+        *[(text, False) for text in ("eyJhbGciOi.x.y", "id=eyJhbGciOi.x.y")],
         *[(text, False) for text in ("a b", "a\tb", "\xe4", "a,b", '"', "{}", "a%0Ab", "a\n", "a\x1b[31m")],
     ],
 )

@@ -5,5 +5,6 @@ From the bottom up: `reload` reads a file, and reads it again when it changes. `
 which lists the patterns of its channels. `revocations` knows the subjects, channels and tokens that any process has
 revoked. `decision` asks all of these, and is the one place where a request is let through or refused. A stream or poll
 that is let through gets a `permit`, which says when its right to read expires, and wakes it if the right is revoked
-before that. `limits` counts requests and events, and refuses them when they come too often.
+before that. `limits` counts requests and events, and refuses them when they come too often. `passes` makes and checks
+the passes that open the doctor's probes.
 """

@@ -1,4 +1,7 @@
-"""`flask sse publish | run | tail | doctor | embed | token | revoke | config`, over the shared store or over HTTP."""
+"""`flask sse publish | run | tail | doctor | embed | token | revoke | config`, over the shared store or over HTTP.
+
+The app imports this module whenever it starts, so the doctor's modules are imported only by its command.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib import import_module
 from typing import Any, TypeVar
 
 import click
@@ -17,15 +21,14 @@ from flask.cli import AppGroup, ScriptInfo
 from sse.access.decision import unreached
 from sse.access.revocations import one_revoked
 from sse.access.token import id_of
-from sse.cli.doctor import check_origin, examine, page_link
 from sse.cli.ending import StopSignals
 from sse.cli.lines import Lines
 from sse.cli.local import Local
 from sse.cli.piping import pipe
-from sse.cli.remote import Remote, check_url
+from sse.cli.remote import Remote, check_origin, check_url
 from sse.cli.tail import Output, follow
 from sse.config import check_pattern
-from sse.doctor.measure import LONGEST_WAIT
+from sse.doctor import LONGEST_WAIT
 from sse.doctor.proxies import NAMES
 from sse.errors import InvalidEvent, RunRefused, SSEError
 from sse.event import DEFAULT_TYPE, Event, check_channel, check_type
@@ -245,12 +248,13 @@ def doctor(
     and sends no events to anybody. The exit status is 0 if there is no fault, though there may be warnings, 1 if there
     is one, and 3 if the service cannot be reached, or does not let the doctor in.
     """
+    of_doctor = import_module("sse.cli.doctor")
     if link:
-        click.echo(page_link(url, key))
+        click.echo(of_doctor.page_link(url, key))
         return
-    status = examine(
+    status = of_doctor.examine(
         url, key=key, origin=origin or "", wait=wait, quick=quick, proxy=proxy or "", as_json=as_json
-    )  # fmt: skip
+    )
     raise click.exceptions.Exit(status)
 
 

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import click
 
@@ -30,17 +30,6 @@ _STYLES: Final[Mapping[str, Mapping[str, Any]]] = {
     "quiet": {"dim": True},
     "": {},
 }
-
-
-def check_origin(origin: str) -> str:
-    """Return an origin: scheme, host and port of the pages that read the service.
-
-    :raises ValueError: if it is anything else.
-    """
-    parts = urlsplit(origin)
-    if parts.scheme not in ("http", "https") or origin != f"{parts.scheme}://{parts.netloc}" or not parts.hostname:
-        raise ValueError("give scheme://host[:port], such as https://www.example")
-    return origin
 
 
 def page_link(url: str, key: str | None) -> str:

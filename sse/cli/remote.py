@@ -34,6 +34,17 @@ def check_url(url: str) -> str:
     return url.rstrip("/")
 
 
+def check_origin(origin: str) -> str:
+    """Return an origin: scheme, host and port of the pages that read the service.
+
+    :raises ValueError: if it is anything else.
+    """
+    parts = urlsplit(origin)
+    if parts.scheme not in ("http", "https") or origin != f"{parts.scheme}://{parts.netloc}" or not parts.hostname:
+        raise ValueError("give scheme://host[:port], such as https://www.example")
+    return origin
+
+
 class Remote:
     """The service at a URL. Redirections are not followed, because the key is for this address alone."""
 

@@ -7,3 +7,6 @@ each `watched_stream` in a thread. The page of the doctor writes the same JSON i
 `proxies` recognises the proxies, and `remedies` knows what to set in each. `report` writes findings for people. These
 modules are pure.
 """
+
+LONGEST_WAIT = 90.0
+"""Seconds for which the command watches a stream at most."""

@@ -10,14 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import Final
 
 Blocks = Sequence[Sequence[float]]
 
-_TOGETHER: Final = (
-    0.25  # of the time between two blocks at the server: if less lies between them here, they are bunched
-)
+_TOGETHER: Final = 0.25  # of the time between two blocks at the server: those that come closer here are bunched
 _BUNCHED: Final = 0.4  # of all blocks: a network that stalls once bunches fewer of them
 _LATE: Final = 0.4  # seconds that a proxy which holds nothing may add to a block, beyond what it adds to all
 _FEWEST: Final = 4  # blocks that can tell anything
@@ -50,9 +48,18 @@ def held(blocks: Blocks, slack: float = 0) -> Held | None:
     if not gaps or max(late) < _LATE + slack:
         return None
     together = [ours < _TOGETHER * theirs for ours, theirs in gaps]
-    if sum(together) < _BUNCHED * len(together):
+    if sum(together) < _BUNCHED * len(together) or not _is_more_than_once(late, _LATE + slack):
         return None
     return Held(max(late), _most_held(blocks, late), arrived[-1] - arrived[0] < _TOGETHER * sent[-1])
+
+
+def _is_more_than_once(late: Sequence[float], limit: float) -> bool:
+    """Return True if blocks came late again and again, or a large part of them did.
+
+    A proxy may hand blocks over in pairs, and add little to each. Then one hiccup of a machine is no buffer.
+    """
+    runs = [len([*run]) for is_late, run in groupby(late, lambda each: each >= limit) if is_late]
+    return len(runs) > 1 or max(runs, default=0) >= _BUNCHED * len(late)
 
 
 def longest_pause(blocks: Blocks) -> float:

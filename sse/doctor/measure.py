@@ -17,6 +17,7 @@ from functools import partial
 from http.client import HTTPException
 from typing import Any, Final
 
+from sse.doctor import LONGEST_WAIT
 from sse.doctor.arrivals import held
 from sse.doctor.shape import BadMeasure, checked
 from sse.doctor.watched_stream import LAST_EVENT_ID, PATIENCE, WatchedStream
@@ -24,9 +25,6 @@ from sse.doctor.way import ANSWER, Answer, Link, Way, number
 from sse.errors import SSEError
 
 Tell = Callable[[str], object]
-
-LONGEST_WAIT: Final = 90.0
-"""Seconds that a stream is watched at most."""
 
 _QUICK: Final = 12.0  # seconds, with --quick
 _QUIET: Final = 8.0  # seconds without a request
@@ -93,11 +91,13 @@ def measure(
             found["unreachable"] = f"The certificate is not valid: {error.verify_message}."
         except (OSError, HTTPException) as error:
             found["unreachable"] = f"{way.host} does not answer: {_reason(error)}."
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
             found["not_ours"] = _STRANGE
         finally:
             way.close()
     found["client_gap"] = round(pulse.gap, 3)
+    if given_pass:  # an answer, such as a redirection to a login, may show the address that was asked for
+        found = _without(found, given_pass)
     try:
         checked(found)
     except BadMeasure:
@@ -150,7 +150,7 @@ class _Measuring:
         self._found["sent"] = {"last_event_id": LAST_EVENT_ID}
         self._found["echo_headers"] = second.headers
         best: Answer | None = None
-        link = self._way.connect(ANSWER)
+        link = self._way.connect(3 * ANSWER)
         try:
             for _ in range(3):
                 ours = time.time()
@@ -158,10 +158,10 @@ class _Measuring:
                 told = answer.json()
                 if told.get("service") != "throughline":
                     break
-                self._found["echo"] = _known_echo(told)
+                echo = self._found["echo"] = _known_echo(told)
                 if best is None or answer.took < best.took:
                     best = answer
-                    self._found["skew"] = round(float(told["now"]) - ours - answer.took / 2, 3)
+                    self._found["skew"] = round(float(echo["now"]) - ours - answer.took / 2, 3)
                     self._found["rtt"] = round(answer.took, 4)
                 if answer.first("connection").lower() == "close":
                     break
@@ -270,7 +270,7 @@ class _Measuring:
         small = WatchedStream("small", every=1, count=5)
         fast = WatchedStream("fast", every=0.1, count=40, size=2_048, mark=secrets.token_hex(6))
         twin = WatchedStream("fast", every=0.1, count=40, size=2_048, mark=fast.mark)
-        poll = min(float(settings.get("poll_timeout", 25)), wait)
+        poll = min(max(float(settings.get("poll_timeout", 25)), 0), wait)
         streams: dict[str, Any] = {}
         self._found["streams"] = streams
 
@@ -317,9 +317,17 @@ class _Measuring:
             self._found["streams"]["small"] = again.seen
 
     def _together(self, tasks: Sequence[Callable[[], object]], wait: float = 0) -> None:
-        """Call functions side by side, and return when all have returned."""
+        """Call functions side by side, and return when all have returned. The first error of one is raised."""
         began = time.monotonic()
-        threads = [threading.Thread(target=task, daemon=True) for task in tasks]
+        errors: list[Exception] = []
+
+        def call(task: Callable[[], object]) -> None:
+            try:
+                task()
+            except Exception as error:  # noqa: BLE001 - it is raised below
+                errors.append(error)
+
+        threads = [threading.Thread(target=call, args=(task,), daemon=True) for task in tasks]
         for thread in threads:
             thread.start()
         try:
@@ -331,6 +339,8 @@ class _Measuring:
         except BaseException:
             self._way.close()  # which ends the threads
             raise
+        if errors:
+            raise errors[0]
 
     def _ask_meanwhile(self, began: float) -> None:
         """Look whether the service answers others while streams are open."""
@@ -406,10 +416,28 @@ class _Pulse:
 
 
 def _known_echo(told: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in told.items() if name not in ("service", "nonce", "ticks", "method")}
+    """Return the members of an echo that are measurements.
+
+    :raises BadMeasure: if one has a form that no version of this service sends.
+    """
+    known: dict[str, Any] = checked({"echo": told})["echo"]
+    return known
 
 
 def _reason(error: BaseException) -> str:
     if isinstance(error, TimeoutError):
         return "no answer in time"
-    return str(getattr(error, "strerror", None) or error) or type(error).__name__
+    text = str(getattr(error, "strerror", None) or error)[:200]
+    # It may have a line that a server has sent, which is not to reach a terminal as it is.
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in text) or type(error).__name__
+
+
+def _without(value: Any, secret: str) -> Any:
+    """Return measurements without a secret, because people show them to others."""
+    if isinstance(value, str):
+        return value.replace(secret, "…")
+    if isinstance(value, Mapping):
+        return {_without(name, secret): _without(item, secret) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_without(item, secret) for item in value]
+    return value

@@ -76,7 +76,7 @@ _BODIES: Final = (
     ("haproxy", "your browser sent an invalid request|the server didn't respond in time"),
     ("nginx", "<center>(nginx|openresty)"),
     ("apache", "<title>400 bad request</title>[^<]*</head><body>[^<]*<h1>bad request</h1>|<address>apache"),
-    ("squid", r"generated .* by .*\(squid"),
+    ("squid", r"\bby [^\s<]{1,100} \(squid"),
     ("varnish", "varnish cache server"),
 )
 

@@ -200,9 +200,7 @@ _MEASURED: Final = _object(
         "shared": _bool,
         "while_streaming": _object({"answered": _bool, "after": _number}),
         "left": _object({"noticed": _bool, "after": _number}),
-        "poll": _object(
-            {"asked": _number, "status": _status, "answered_at": _number, "refused": _text, "headers": _headers}
-        ),
+        "poll": _POLL,
         "ticks": _object({"quiet": _number, "longest_gap": _number, "same_worker": _bool, "lost": _number}),
         "skipped": _strings,
         "wait": _number,

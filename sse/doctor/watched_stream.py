@@ -41,6 +41,7 @@ class WatchedStream:
 
     @property
     def asked(self) -> float:
+        """Seconds for which it should be open."""
         return self.every * self.count
 
     def watch(self, way: Way, first_began: float, until: float | None = None) -> None:
@@ -67,6 +68,8 @@ class WatchedStream:
         except TimeoutError:
             pass  # it is still open
         except (OSError, HTTPException, zlib.error):
+            if link is not None and link.cutter.finished.is_set():
+                return  # the same, before a byte of the answer
             self.seen["ended_at"] = round(time.monotonic() - began, 2)
             self.seen["clean"] = False
         finally:
@@ -83,7 +86,7 @@ class WatchedStream:
         unpack = unpacker(response)
         if unpack is None:
             del self.seen["blocks"]
-        count = 0
+        count = unpacked_count = 0
         while True:
             left = began + patience - time.monotonic()
             if left <= 0:
@@ -91,21 +94,25 @@ class WatchedStream:
             sock.settimeout(left)
             chunk = response.read1(_MOST)
             at = time.monotonic() - began
+            if not chunk and at > patience:
+                raise TimeoutError  # we have cut it
             if not chunk:
                 self.seen["clean"] = True
                 return
             self.seen.setdefault("first_byte", round(at, 4))
             count += len(chunk)
-            if count > _MOST_OF_STREAM:
+            text = unpack(chunk) if unpack else b""
+            unpacked_count += len(text)
+            if max(count, unpacked_count) > _MOST_OF_STREAM:
                 raise HTTPException("the stream has no end")
             self.seen["bytes"] = count
-            for block in parser.feed(unpack(chunk)) if unpack else ():
-                self._note(block, at)
+            for block in parser.feed(text):
+                with contextlib.suppress(KeyError, TypeError, ValueError, OverflowError, RecursionError):
+                    self._note(block, at)
 
     def _note(self, block: Block, at: float) -> None:
-        told: dict[str, Any] = {}
-        with contextlib.suppress(ValueError, RecursionError):
-            told = json.loads(block.data)
+        """Note a block, which may have any error that a strange server's JSON leads to."""
+        told = json.loads(block.data)
         if not block.type.startswith("doctor.") or not isinstance(told, dict):
             return
         if block.type == "doctor.open":
@@ -119,6 +126,5 @@ class WatchedStream:
             else:
                 self.seen["refused"] = str(told["reason"])
         elif len(self.seen["blocks"]) < _MOST_BLOCKS:
-            with contextlib.suppress(KeyError, TypeError, ValueError):
-                now = float(told["now"])
-                self.seen["blocks"].append([int(told.get("n", 0)), now, round(at, 4), len(block.data) + 40])
+            number, now = int(told.get("n", 0)), float(told["now"])
+            self.seen["blocks"].append([number, now, round(at, 4), len(block.data) + 40])

@@ -7,11 +7,12 @@ import json
 import secrets
 import socket
 import ssl
+import threading
 import time
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from http.client import HTTPConnection, HTTPResponse, HTTPSConnection
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlencode, urlsplit
 
@@ -21,6 +22,7 @@ ANSWER: Final = 10.0
 """Seconds that an answer to a short request may take."""
 
 _ENCODINGS: Final = "gzip, deflate, br, zstd"  # as browsers send it over https
+_SPARE: Final = 0.5  # seconds after which a connection is cut that should have timed out
 _MOST: Final = 65_536  # bytes of a short answer
 _MOST_UNPACKED: Final = 1 << 20  # bytes of one chunk
 
@@ -58,6 +60,7 @@ class Link(NamedTuple):
 
     http: HTTPConnection
     sock: socket.socket
+    cutter: threading.Timer
 
 
 class Way:
@@ -76,14 +79,21 @@ class Way:
         self._open: set[socket.socket] = set()
 
     def connect(self, timeout: float) -> Link:
-        """Return an open connection."""
+        """Return an open connection, which is cut when it is that old.
+
+        The timeout of a socket is for each of its reads, and a server may send a byte just before each ends.
+        """
         if self._tls:
             connection: HTTPConnection = HTTPSConnection(self._name, self._port, timeout=timeout, context=self._tls)
         else:
             connection = HTTPConnection(self._name, self._port, timeout=timeout)
         connection.connect()
-        self._open.add(connection.sock)
-        return Link(connection, connection.sock)
+        sock = connection.sock
+        self._open.add(sock)
+        cutter = threading.Timer(timeout + _SPARE, _shut, (sock,))
+        cutter.daemon = True
+        cutter.start()
+        return Link(connection, sock, cutter)
 
     def target(self, path: str, query: Mapping[str, object] | None = None, mark: str = "") -> str:
         """Return the target of a request. `mark` makes it differ from all others; by default it is random."""
@@ -105,14 +115,25 @@ class Way:
         timeout: float = ANSWER,
         link: Link | None = None,
     ) -> Answer:
-        """Return the complete answer to a request, on a new connection unless one is given."""
+        """Return the complete answer to a request, on a new connection unless one is given.
+
+        :raises TimeoutError: if it is not complete in time.
+        """
         used = link or self.connect(timeout)
         try:
             began = time.monotonic()
             accept = {"Accept": "application/json", **(headers or {})}
             response = self.start(used, self.target(path, query, mark), accept, method)
             took = time.monotonic() - began
-            return Answer(response.status, headers_of(response), unpacked(response), took)
+            answer = Answer(response.status, headers_of(response), unpacked(response), took)
+        except (OSError, HTTPException):
+            if used.cutter.finished.is_set():
+                raise TimeoutError from None
+            raise
+        else:
+            if used.cutter.finished.is_set():
+                raise TimeoutError
+            return answer
         finally:
             if link is None:
                 self.drop(used)
@@ -120,6 +141,7 @@ class Way:
     def drop(self, link: Link) -> None:
         """Close a connection at once."""
         self._open.discard(link.sock)
+        link.cutter.cancel()
         _shut(link.sock)
         link.http.close()
         link.sock.close()

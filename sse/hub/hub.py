@@ -338,7 +338,7 @@ class Hub:
         """Wait for the ring of each channel; return the channels that have none in the store, and none wanted yet.
 
         While the store answers, but this process is late because very many clients have come at once, it waits for some
-        seconds more than `timeout`. A client that were told `busy` would only come back, and cost another request.
+        seconds more than `timeout`. A client that is told `busy` would only come back, and cost another request.
         """
         is_over, late_steps = False, _LATE_STEPS
         left = max(deadline - self._clock(), 0)

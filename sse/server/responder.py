@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import ssl
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
@@ -22,6 +23,7 @@ from sse.transports.life import STALLED_AFTER
 if TYPE_CHECKING:  # the library is not patched yet, so the transports, which need the stores, may not be imported
     from sse.transports.items import ItemStream
     from sse.transports.poll import Poll
+    from sse.transports.probe import ProbeStream
     from sse.transports.stream import Stream
 
 _SMALL: Final = 65_536  # bytes of an answer that goes out in one write
@@ -130,19 +132,20 @@ class Responder:
             self._rows.send_unsent(connection.fileno(), unsent, closes=response.should_close(), read_ahead=read_ahead)
             connection.detach()
 
-    def _write_items(self, items: ItemStream, connection: socket.socket, response: Any) -> None:
+    def _write_items(self, items: ItemStream | ProbeStream, connection: socket.socket, response: Any) -> None:
         """Send a stream that one client has for itself. It keeps its greenlet, which does not count as busy."""
         response.force_close()
         response.headers_sent = True
         unsent = b"%bDate: %b\r\n\r\n" % (_head(response), date())
+        ends_at = time.monotonic() + items.longest
         with self._uncounted():
             connection.settimeout(STALLED_AFTER)  # for each part that the client takes
             try:
                 for chunk in items:
                     response.sent += len(chunk)
-                    _send_all(connection, unsent + (framed(chunk) if response.chunked else chunk))
+                    _send_all(connection, unsent + (framed(chunk) if response.chunked else chunk), ends_at)
                     unsent = b""
-                _send_all(connection, LAST_CHUNK if response.chunked else b"")
+                _send_all(connection, LAST_CHUNK if response.chunked else b"", ends_at)
             except TimeoutError:
                 pass  # the client has stalled, or has vanished
 
@@ -174,14 +177,17 @@ class Responder:
         connection.detach()
 
 
-def _send_all(connection: socket.socket, data: bytes) -> None:
+def _send_all(connection: socket.socket, data: bytes, ends_at: float) -> None:
     """Send all data, however slowly the client takes it.
 
-    :raises TimeoutError: if the client takes nothing for as long as the connection's timeout says.
+    :raises TimeoutError: if the client takes nothing for as long as the connection's timeout says, or is not done by
+        `ends_at`.
     """
     left = memoryview(data)
     while left:
         left = left[connection.send(left) :]
+        if left and time.monotonic() >= ends_at:
+            raise TimeoutError
 
 
 def _is_small(response: Any, most: int) -> bool:

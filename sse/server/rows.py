@@ -448,7 +448,7 @@ class Polls(Row):
     def check(self, fd: int) -> None:
         decided = self.next_for(fd)
         if decided.is_end:
-            self._reply_nothing(fd, "timeout" if decided.reason == "lifetime" else str(decided.reason))
+            self._reply_nothing(fd, decided.reason_of_poll)
         else:
             self.rows.set_end(fd, decided.until)
 

@@ -177,6 +177,8 @@ class Worker(GeventWorker):  # type: ignore[misc]
     """Seconds that requests have in a drain if there are no runs; None for graceful_timeout. Set before `run`."""
     loading_seconds = 0.0
     """Seconds of graceful_timeout for which a worker goes on while its successors load the app. Set before `run`."""
+    has_loaded: Callable[[], object] = staticmethod(lambda: None)
+    """Tells the workers that were forked before that this one takes clients. Set before `run`."""
     successors_load: Callable[[], bool] = staticmethod(lambda: False)
     """Return whether a worker that was forked later has not loaded the app yet. Set before `run`."""
     _loop: Loop
@@ -355,6 +357,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
         self._rows.max_connections = self.worker_connections + sum(service.hub.max_subscribers for service in services)
         self._await_stores(services)
         listeners = [_Listener(self, listener) for listener in self.sockets]
+        self.has_loaded()
         while self.alive:
             self._tick(listeners)
         is_stopped = self._is_replaced and not self.is_reloaded()  # else other workers take new clients

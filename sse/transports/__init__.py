@@ -9,5 +9,6 @@ for clients that cannot keep a stream.
 Both are plain iterators for any WSGI server. Our own worker does not iterate over them: it opens them and hands them
 off to `sse.server.rows`, where one stream or poll may serve many connections (`merge`, `split`, `release`).
 
-`items` is no transport of a subscriber: it is an iterable of the app as a stream for one client.
+`items` and `probe` are no transports of a subscriber. `items` is an iterable of the app as a stream for one client, and
+`probe` is a stream of the doctor, with blocks at set times.
 """

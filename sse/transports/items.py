@@ -25,6 +25,7 @@ queue. The *server* iterates over the body: it empties the queue, and gets a hea
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -67,6 +68,8 @@ class ItemStream:
 
     keeps_greenlet: ClassVar[bool] = True
     """As of `Body`: it is for one client alone, so no row can send it."""
+    longest: ClassVar[float] = math.inf
+    """Seconds that its client may take for it."""
 
     def __init__(
         self,

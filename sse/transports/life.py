@@ -69,6 +69,11 @@ class Next(NamedTuple):
         """True if the connection ends, with a goodbye or without."""
         return self.reason is not None
 
+    @property
+    def reason_of_poll(self) -> str:
+        """The word of the log for the end of a poll, whose lifetime is its timeout; empty if it goes on."""
+        return "timeout" if self.reason == "lifetime" else self.reason or ""
+
 
 class ClientPart(NamedTuple):
     """The part of a stream or poll that concerns one connection. Its row has this part after the hand-off.

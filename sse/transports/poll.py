@@ -17,7 +17,7 @@ from sse.hub.subscriber import Delivery, Item, Lagging, Reset, Start
 from sse.stores.leases import State
 from sse.transports.body import Body
 from sse.transports.channel_facts import ended_at, ends_among, is_anchor, size_in_answer
-from sse.transports.life import CloseReason, Next, decide
+from sse.transports.life import Next, decide
 from sse.wire import encode_json
 
 _MAX_EVENTS: Final = 1000  # in one answer
@@ -216,7 +216,7 @@ class Poll(Body):
             now = self._clock()
         if outcome.reason != "expired" and self.subscriber.wait(0):
             return ""
-        return timeout_of(outcome.reason)
+        return outcome.reason_of_poll
 
     def _next(self, now: float) -> Next:
         ends_in = self.permit.ends_in if self.permit else inf
@@ -258,11 +258,6 @@ class Poll(Body):
             yield self.wait()
         except (Busy, StoreUnavailable):
             yield self.nothing
-
-
-def timeout_of(reason: CloseReason | None) -> str:
-    """Return the word of the log for the reason why a poll gets an empty answer: its lifetime is its timeout."""
-    return "timeout" if reason == "lifetime" else reason or "answered"
 
 
 def _in_json(channel: str, entry: Entry) -> Delivery:

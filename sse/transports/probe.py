@@ -106,6 +106,8 @@ class ProbeStream:
 
     keeps_greenlet: ClassVar[bool] = True
     """As of `Body`: it is for one client alone, so no row can send it."""
+    longest: ClassVar[float] = LONGEST + _LATE
+    """As of `ItemStream`: a client may take a few bytes at a time, and would hold its seat for hours."""
 
     def __init__(
         self,

@@ -5,6 +5,7 @@ parsed request through the limits, the right to read or publish, and the positio
 as plain values, and adds the headers that every answer has. `views` connects these to Flask's routes and responses.
 `own_views` answers requests to the app's own views with the same means. `hooks` has the responses and the hook that
 keep streams and polls working whatever the app's own hooks do. `script` is the embed script as it is served, and
-`server_check` warns of a WSGI server that cannot hold streams. `doctor` has the probes of the doctor, `probe_request`
-reads requests for them, and `ticker` finds out if this process stands still.
+`server_check` warns of a WSGI server that cannot hold streams. `readiness` says whether new clients should come here.
+`doctor` has the probes of the doctor, `probe_request` reads requests for them, and `ticker` finds out if this process
+stands still.
 """

@@ -2,7 +2,8 @@
 
 The probes exist if SSE_DOCTOR=1 opens them, or if there is a secret or key to sign passes with. The checks of a probe
 have this order: its parameters (400), the client's limit (429), its pass (401), the limits of all probes (429), a seat
-(503). A probe reads and tells nothing of any channel.
+(503). A probe reads and tells nothing of any channel. The judge is imported when it is first asked, because most
+services never need it.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ import time
 from collections.abc import Mapping
 from contextlib import closing
 from functools import cache, partial
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 from sse.access.limits import Counts
 from sse.access.passes import PASS_LIFE, Passes
-from sse.doctor.judge import BadMeasure, judge
 from sse.errors import RequestError, SSEError, StoreUnavailable, TooMany, Unavailable
 from sse.event import Event, Position
 from sse.log import warn, warn_once
@@ -181,9 +182,10 @@ class Doctor:
         """
         self._admit(request)
         measured = read_measured(request)
+        judging = import_module("sse.doctor.judge")
         try:
-            return json({"findings": [finding.to_json() for finding in judge(measured)]})
-        except BadMeasure as error:
+            return json({"findings": [finding.to_json() for finding in judging.judge(measured)]})
+        except judging.BadMeasure as error:
             raise RequestError(str(error), "see docs/protocol.md") from None
 
     def _admit(self, request: Request, seconds: float = 0, size: int = 0) -> None:

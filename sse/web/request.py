@@ -44,7 +44,7 @@ _OF_BOTH: Final = ("last_event_id", "lastEventId", "replay", "client", "token")
 _OF_STREAMS: Final = (*_OF_BOTH, "ids", "types", "form", "end", "heartbeat")
 _OF_POLLS: Final = (*_OF_BOTH, "timeout", "max_bytes")
 _CLIENT: Final = re.compile(r"[A-Za-z0-9_-]{8,64}")
-_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+_REQUEST_ID: Final = re.compile(r"(?!.*eyJ)[A-Za-z0-9._:/+=@-]{1,128}")  # no token: it begins with eyJ
 _TEXT_TYPES: Final = ("application/json", "application/x-www-form-urlencoded")
 
 Query = dict[str, list[str]]

@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import signal
+import socket
 import threading
+import time
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler
@@ -23,6 +27,8 @@ from sse.cli import cli
 from sse.doctor.judge import judge
 from sse.doctor.measure import get_pass, measure
 from sse.doctor.proxies import on_the_way
+from sse.doctor.watched_stream import WatchedStream
+from sse.doctor.way import Way
 from sse.errors import SSEError
 from tests import client
 from tests.proxies import TcpProxy
@@ -140,6 +146,155 @@ def test_a_pass_needs_a_key_that_may_publish(service: Gunicorn, others: str) -> 
         get_pass(f"http://127.0.0.1:{free_port()}/sse", KEY)
     with pytest.raises(SSEError, match="was answered with 501"):
         get_pass(f"{others}/login", KEY)
+
+
+# ---- hostile servers
+
+ECHO = {"service": "throughline", "nonce": "", "worker": "1", "now": 1e9, "settings": {"poll_timeout": 1}}
+
+
+class _Hostile:
+    """A server that answers each request by a function, on a socket of its own."""
+
+    def __init__(self, answer: Callable[[socket.socket, bytes], None]) -> None:
+        self._answer = answer
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}/sse"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def __enter__(self) -> str:
+        return self.url
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self._listener.accept()
+                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError):
+            connection.settimeout(20)
+            if head := connection.recv(65_536):
+                self._answer(connection, head)
+
+
+def _drip(connection: socket.socket, head: bytes, drop: bytes) -> None:
+    connection.sendall(head)
+    for _ in range(200):
+        connection.sendall(drop)
+        time.sleep(0.1)
+
+
+def _whole(body: bytes, status: str = "200 OK", type: str = "application/json") -> bytes:
+    return f"HTTP/1.1 {status}\r\nContent-Type: {type}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+@pytest.mark.parametrize(
+    ("head", "drop"),
+    [
+        pytest.param(b"", b"H", id="status line"),
+        pytest.param(b"HTTP/1.1 200 OK\r\n", b"X: y\r\n", id="header"),
+        pytest.param(b"HTTP/1.1 200 OK\r\nContent-Length: 60000\r\n\r\n", b"x", id="body"),
+        pytest.param(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"0", id="length of a chunk"),
+        pytest.param(b"", b"HTTP/1.1 100 Continue\r\n\r\n", id="continue"),
+    ],
+)
+def test_no_answer_may_take_longer_than_it_has(head: bytes, drop: bytes) -> None:
+    """A byte now and then begins a socket's timeout anew."""
+    with _Hostile(lambda connection, _: _drip(connection, head, drop)) as url:
+        began = time.monotonic()
+        with pytest.raises(TimeoutError):
+            Way(url).ask("/doctor/echo", timeout=0.5)
+        stream = WatchedStream("small", every=0.1, count=1)
+        stream.watch(Way(url), began, until=0.5)
+        assert time.monotonic() - began < 5
+        assert "clean" not in stream.seen
+        assert "ended_at" not in stream.seen
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {"settings": [1]},
+        {"settings": {"poll_timeout": math.nan}},
+        {"settings": {"poll_timeout": -1_000}},
+        {"headers": None},
+        {"now": 10**400},  # more than a float
+        {"ticks": "since"},
+        {"worker": [[]]},
+    ],
+    ids=lambda lie: next(iter(lie)),
+)
+def test_no_lie_of_a_server_is_an_error_of_the_command(lie: dict[str, Any]) -> None:
+    body = _whole(json.dumps({**ECHO, **lie}).encode())
+    with _Hostile(lambda connection, _: connection.sendall(body)) as url:
+        result = doctor(url, "--quick", "--wait", "5", "--json")
+    assert result.exit_code in (1, 3), result.exception
+    assert "Traceback" not in result.output
+    told = json.loads(result.output)
+    assert told["findings"]
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("data", [b'{"n": Infinity, "now": 1}', b'{"n": 1, "now": NaN}', b"[" * 9_000, b'{"now": {}}'])
+def test_no_block_of_a_strange_stream_is_an_error(data: bytes) -> None:
+    body = _whole(b"event: doctor.open\ndata: " + data + b"\n\n", type="text/event-stream")
+    with _Hostile(lambda connection, _: connection.sendall(body)) as url:
+        stream = WatchedStream("small", every=0.1, count=1)
+        stream.watch(Way(url), time.monotonic())
+    assert stream.seen["clean"] is True
+
+
+def test_a_compressed_stream_does_not_unfold_without_bound() -> None:
+    packed = zlib.compress(b"data: " + b"0" * (8 << 20), 9)
+    head = b"HTTP/1.1 200 OK\r\nContent-Encoding: deflate\r\n\r\n"
+
+    def answer(connection: socket.socket, _: bytes) -> None:
+        connection.sendall(head)
+        for at in range(0, len(packed), 512):
+            connection.sendall(packed[at : at + 512])
+            time.sleep(0.002)
+
+    with _Hostile(answer) as url:
+        stream = WatchedStream("small", every=0.1, count=1)
+        stream.watch(Way(url), time.monotonic())
+    assert stream.seen["clean"] is False
+    assert stream.seen["bytes"] < len(packed)
+
+
+def test_no_escape_sequence_of_a_server_reaches_the_terminal() -> None:
+    with _Hostile(lambda connection, _: connection.sendall(b"\x1b]0;owned\x07\x1b[31m\r\n\r\n")) as url:
+        results = [doctor(url), doctor(url, key=KEY), doctor(url, "--link", key=KEY)]
+    assert all("owned" in result.output for result in results)
+    assert not any("\x1b" in result.output or "\x07" in result.output for result in results)
+
+
+def test_a_pass_that_an_answer_shows_is_not_in_the_report() -> None:
+    """A login sends its clients back to the address that they have asked for, with its query."""
+    seen: list[bytes] = []
+
+    def answer(connection: socket.socket, head: bytes) -> None:
+        target = head.split()[1]
+        seen.append(head)
+        if b"/doctor/pass" in target:
+            connection.sendall(_whole(b'{"pass": "1700000000.5ec7e7"}'))
+        else:
+            page = b"<title>" + target + b"</title>"
+            location = b"HTTP/1.1 302 Found\r\nLocation: https://login.example/?next=" + target
+            connection.sendall(location + b"\r\nContent-Length: %d\r\n\r\n" % len(page) + page)
+
+    with _Hostile(answer) as url:
+        results = [doctor(url, *more, key=KEY) for more in ([], ["--json"])]
+    assert [result.exit_code for result in results] == [3, 3]
+    assert all("login.example" in result.output for result in results)
+    assert not any("5ec7e7" in result.output or KEY in result.output for result in results)
+    # The key goes to one address alone, and to none that an answer names.
+    assert all((KEY.encode() in head) == (b"/doctor/pass" in head) for head in seen)
 
 
 # ---- streams

@@ -155,9 +155,11 @@ def test_gunicorn_s_plain_worker_cuts_too(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["handed off", "greenlets"])
 def test_what_is_busy_before_it_is_a_stream_is_cut_too(tmp_path: Path, kind: str) -> None:
-    """The memory store refuses streams in several processes."""
+    """A client has made too many requests."""
     arguments = GREENLETS if kind == "greenlets" else ()
-    with Gunicorn(tmp_path, APP, ENV, workers=2, arguments=arguments) as server:
+    env = ENV | {"SSE_LIMIT_SUBSCRIBE": "1/hour", "SSE_PROXIES": "1"}
+    with Gunicorn(tmp_path, APP, env, arguments=arguments) as server:
+        client.poll(server.url, ["a"], timeout=0)
         head, body = read(server.url, {"end": "cut"})
         assert b"transfer-encoding: chunked" in head.lower()
         assert b"content-length" not in head.lower()
