@@ -71,6 +71,8 @@ limit_request_field_size = 32_768
 # Queries, tokens, tickets and keys; and the part of a request that gunicorn quotes when it cannot read it.
 _SECRETS = re.compile(r"\?(?!\W*(?:\s|$))\S*|\beyJ[\w.-]+|\bbearer\s.*", re.IGNORECASE)
 _QUOTED = re.compile(r"(?<=^Invalid request from )([^'\"]*)['\"].*", re.DOTALL)
+# What would begin another line of a log, or be an order to the terminal that shows it. %(U)s has the path decoded.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _OWN_FILES = 50  # at most: listeners, logs, Redis, the event loop, and what the app has open for a moment
 
 
@@ -131,6 +133,7 @@ def post_fork(server: Any, worker: Any) -> None:
     worker.successors_load = lambda: board.find(b"\1", 1) >= 0
     for name in ("gunicorn.error", "sse"):
         logging.getLogger(name).addFilter(_is_news)
+    logging.getLogger("gunicorn.access").addFilter(_on_one_line)
 
 
 def nworkers_changed(server: Any, workers: int, before: int | None) -> None:
@@ -260,6 +263,12 @@ def _is_news(record: logging.LogRecord) -> bool:
     record.msg, record.args = _SECRETS.sub("[…]", _QUOTED.sub(r"\1[…]", record.getMessage())), ()
     if record.exc_info:
         record.exc_text = _SECRETS.sub("[…]", logging.Formatter().formatException(record.exc_info))
+    return True
+
+
+def _on_one_line(record: logging.LogRecord) -> bool:
+    """Escape the control characters of a request in the access log, as nginx does."""
+    record.msg, record.args = _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", record.getMessage()), ()
     return True
 
 

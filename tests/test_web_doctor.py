@@ -399,6 +399,14 @@ def test_a_server_of_one_request_at_a_time_is_not_held_for_long(client: FlaskCli
     assert client.get("/sse/stream?probe=1&count=0", environ_overrides=sync, buffered=True).status_code == 200
 
 
+def test_a_server_of_one_request_at_a_time_is_held_for_half_of_its_time_at_most(client: FlaskClient) -> None:
+    sync = {"SERVER_SOFTWARE": "gunicorn/27.0.1"}
+    answers = [client.head("/sse/poll?probe=1&wait=10", environ_overrides=sync) for _ in range(4)]
+    assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
+    assert client.get("/sse/doctor/echo", environ_overrides=sync).status_code == 200
+    assert client.head("/sse/poll?probe=1&wait=10").status_code == 200, "others hold greenlets only"
+
+
 def test_a_server_of_threads_gives_two_of_them(client: FlaskClient) -> None:
     threads = {"SERVER_SOFTWARE": "gunicorn/27.0.1", "wsgi.multithread": True}
     assert client.get("/sse/doctor/echo", environ_overrides=threads).get_json()["holds"] == "threads"

@@ -10,3 +10,6 @@ modules are pure.
 
 LONGEST_WAIT = 90.0
 """Seconds for which the command watches a stream at most."""
+
+STATUSES = (204, 400, 401, 403, 404, 409, 410, 413, 429, 503)
+"""The statuses that the service's own answers have, each of which the doctor asks for."""

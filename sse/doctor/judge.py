@@ -193,11 +193,11 @@ def _cors(measured: Measured) -> Iterator[Finding]:
         evidence = f"The service sends {ours[0][:100]}, and * arrives, with which browsers send no cookies."
         yield _found(measured, "cors_missing", "fault", evidence, origin=origin)
     else:
-        foreign = not ours and "cors" in measured.get("echo", {})
-        yield from _preflight(measured, origin, cors, foreign)
+        is_foreign = not ours and "cors" in measured.get("echo", {})
+        yield from _preflight(measured, origin, cors, is_foreign=is_foreign)
 
 
-def _preflight(measured: Measured, origin: str, cors: Mapping[str, Any], foreign: bool) -> Iterator[Finding]:
+def _preflight(measured: Measured, origin: str, cors: Mapping[str, Any], *, is_foreign: bool) -> Iterator[Finding]:
     status = cors.get("preflight_status")
     allowed = {name.lower() for name in _values(cors.get("preflight_allow_headers", ()))}
     if status is None:
@@ -209,7 +209,7 @@ def _preflight(measured: Measured, origin: str, cors: Mapping[str, Any], foreign
         evidence = "The answer to OPTIONS does not allow the header Last-Event-ID."
     else:
         return
-    if foreign:  # the service allows no page of this origin, and a proxy does
+    if is_foreign:  # the service allows no page of this origin, and a proxy does
         evidence += f" The service allows no page of {origin}; the Access-Control-Allow-Origin comes from a proxy."
         yield _found(measured, "cors_not_allowed", "fault", evidence, origin=origin, case="foreign")
         return

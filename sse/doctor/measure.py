@@ -17,8 +17,9 @@ from functools import partial
 from http.client import HTTPException
 from typing import Any, Final
 
-from sse.doctor import LONGEST_WAIT
+from sse.doctor import LONGEST_WAIT, STATUSES
 from sse.doctor.arrivals import held
+from sse.doctor.report import printable
 from sse.doctor.shape import BadMeasure, checked
 from sse.doctor.watched_stream import LAST_EVENT_ID, PATIENCE, WatchedStream
 from sse.doctor.way import ANSWER, Answer, Link, Way, number
@@ -33,7 +34,6 @@ _LEAVING: Final = 2.0  # seconds of a stream before its client leaves
 _NOTICED: Final = 6.0  # seconds that the service has to notice it
 _WHILE: Final = 8.0  # seconds for the answer to a short request while streams are open
 _NOTHING_BEHIND: Final = (502, 503, 504, *range(520, 527), 530)  # from 520 on, those of Cloudflare
-_STATUSES: Final = (204, 400, 401, 403, 404, 409, 410, 413, 429, 503)
 _STRANGE: Final = {"title": "JSON in a form that no version of this service has"}
 _TICK: Final = 0.1  # seconds between two looks at our own clock
 
@@ -217,7 +217,7 @@ class _Measuring:
     def _look_at_statuses(self) -> None:
         self._tell("asking for each status")
         statuses, after, replaced = {}, {}, []
-        for status in _STATUSES:
+        for status in STATUSES:
             answer = self._way.ask(f"/doctor/status/{status}")
             code = answer.error_code
             if code and code != "doctor":
@@ -428,8 +428,7 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, TimeoutError):
         return "no answer in time"
     text = str(getattr(error, "strerror", None) or error)[:200]
-    # It may have a line that a server has sent, which is not to reach a terminal as it is.
-    return "".join(letter if letter.isprintable() else "\ufffd" for letter in text) or type(error).__name__
+    return printable(text) or type(error).__name__  # it may have a line that a server has sent
 
 
 def _without(value: Any, secret: str) -> Any:

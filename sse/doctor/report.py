@@ -27,7 +27,12 @@ class Line(NamedTuple):
 def report(measured: Mapping[str, Any], findings: Sequence[Finding]) -> Iterator[Line]:
     """Yield the lines of the report. Control characters, which a server may send, do not reach a terminal."""
     for text, style in _lines(measured, findings):
-        yield Line("".join(character if character.isprintable() else "\ufffd" for character in text), style)
+        yield Line(printable(text), style)
+
+
+def printable(text: str) -> str:
+    """Return a text with a mark in the place of each character that could steer a terminal."""
+    return "".join(character if character.isprintable() else "\ufffd" for character in text)
 
 
 def _lines(measured: Mapping[str, Any], findings: Sequence[Finding]) -> Iterator[Line]:

@@ -68,7 +68,7 @@ class WatchedStream:
         except TimeoutError:
             pass  # it is still open
         except (OSError, HTTPException, zlib.error):
-            if link is not None and link.cutter.finished.is_set():
+            if link is not None and link.is_cut.is_set():
                 return  # the same, before a byte of the answer
             self.seen["ended_at"] = round(time.monotonic() - began, 2)
             self.seen["clean"] = False

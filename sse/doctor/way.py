@@ -61,6 +61,7 @@ class Link(NamedTuple):
     http: HTTPConnection
     sock: socket.socket
     cutter: threading.Timer
+    is_cut: threading.Event
 
 
 class Way:
@@ -90,10 +91,16 @@ class Way:
         connection.connect()
         sock = connection.sock
         self._open.add(sock)
-        cutter = threading.Timer(timeout + _SPARE, _shut, (sock,))
+        is_cut = threading.Event()
+
+        def cut() -> None:
+            is_cut.set()
+            _shut(sock)
+
+        cutter = threading.Timer(timeout + _SPARE, cut)
         cutter.daemon = True
         cutter.start()
-        return Link(connection, sock, cutter)
+        return Link(connection, sock, cutter, is_cut)
 
     def target(self, path: str, query: Mapping[str, object] | None = None, mark: str = "") -> str:
         """Return the target of a request. `mark` makes it differ from all others; by default it is random."""
@@ -127,11 +134,11 @@ class Way:
             took = time.monotonic() - began
             answer = Answer(response.status, headers_of(response), unpacked(response), took)
         except (OSError, HTTPException):
-            if used.cutter.finished.is_set():
+            if used.is_cut.is_set():
                 raise TimeoutError from None
             raise
         else:
-            if used.cutter.finished.is_set():
+            if used.is_cut.is_set():
                 raise TimeoutError
             return answer
         finally:
@@ -169,7 +176,7 @@ class Way:
             link.sock.sendall(head.encode())
             response = HTTPResponse(link.sock)
             response.begin()
-            body = response.read(2_048).decode(errors="replace")
+            body = _body(response, 2_048).decode(errors="replace")
             return {"status": response.status, "headers": headers_of(response), "body": body[:1_000]}
         finally:
             self.drop(link)
@@ -201,11 +208,22 @@ def unpacker(response: HTTPResponse) -> Callable[[bytes], bytes] | None:
 
 def unpacked(response: HTTPResponse) -> bytes:
     """Return the decompressed body of a short answer; what stands beyond its bound is left out."""
-    body = response.read(_MOST)
+    body = _body(response, _MOST)
     unpack = unpacker(response)
     with contextlib.suppress(zlib.error):
         return unpack(body) if unpack else b""
     return b""
+
+
+def _body(response: HTTPResponse, most: int) -> bytes:
+    """Return the first bytes of a body."""
+    if not response.chunked:
+        return response.read(most)
+    body = b""
+    # `read` would take a chunk whose length is negative for one that ends with the connection, however long it is.
+    while len(body) < most and (chunk := response.read1(most)):
+        body += chunk
+    return body[:most]
 
 
 def number(value: float) -> str:

@@ -57,7 +57,7 @@ class Effects(NamedTuple):
     give_back: Callable[[int], bool]
     """Give a connection to a greenlet. Return False if none is free."""
     ended: Callable[[Transport, str, float, int, int, str], None]
-    """Log the end of a stream or held poll, as `connection_log.ended`."""
+    """Note the end of a stream or held poll for the log, as `connection_log.ended`. This must not wait."""
     warn: Callable[..., None]
     """Log a line, as `Logger.warning` does."""
     fault: Callable[[str], None]

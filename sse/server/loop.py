@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections import deque
 from collections.abc import Callable
 from select import EPOLLIN, EPOLLOUT, EPOLLRDHUP
 from typing import Any, Final
@@ -35,6 +36,7 @@ _EVENTS: Final[dict[Interest, int]] = {
 }
 _MAX_EVENTS: Final = 1024  # events of connections that are handled before other greenlets run
 _CALLERS: Final = 32  # greenlets that ask the store for rows
+_MAX_ENDS: Final = 20_000  # of streams and polls that wait for the log; the oldest are dropped
 _LEAP: Final = 0.5  # seconds by which the wall clock may leap before all permits are checked again
 
 _epoll = get_original("select", "epoll")
@@ -52,6 +54,7 @@ class Loop:
         self.log = log
         self._wake = Event()
         self._to_close: list[tuple[int, EndFunctions]] = []
+        self._ends: deque[tuple[Any, ...]] = deque(maxlen=_MAX_ENDS)  # of connections, which are not in the log yet
         self._finishing = Group()  # greenlets that run the app's functions at the end of a connection
         self._calls: SimpleQueue = SimpleQueue()
         self._wall_clock_lead = time.time() - time.monotonic()
@@ -63,7 +66,7 @@ class Loop:
         self._watcher = gevent.get_hub().loop.io(self._poller.fileno(), 1)
         self._watcher.start(self._take_up_events)
         self.backpressure.wait_for(self.rows, gevent.spawn(self._repeat, self._round))
-        for step in (self._tick, *[self._make_call] * _CALLERS):
+        for step in (self._tick, self._tell_ends_soon, *[self._make_call] * _CALLERS):
             gevent.spawn(self._repeat, step)
 
     @property
@@ -90,10 +93,19 @@ class Loop:
             close_after_round=self._close_soon,
             call_all=self._call_all,
             give_back=give_back,
-            ended=ended,
+            ended=self._note_end,
             warn=self.log.warning,
             fault=self.log.exception,
         )
+
+    def _note_end(self, *end: Any) -> None:
+        """Note the end of a stream or held poll. The event loop may call this, and a handler of the log may wait."""
+        self._ends.append(end)
+
+    def tell_ends(self) -> None:
+        """Log the ends that were noted."""
+        while self._ends:
+            ended(*self._ends.popleft())
 
     # The greenlets
 
@@ -123,6 +135,10 @@ class Loop:
 
     def _make_call(self) -> None:
         self._calls.get()()
+
+    def _tell_ends_soon(self) -> None:
+        gevent.sleep(TICK)
+        self.tell_ends()
 
     def _tick(self) -> None:
         gevent.sleep(TICK)

@@ -398,6 +398,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
             gevent.sleep(PAUSE)
             self._greenlets.kill(timeout=_AHEAD / 2)
         gevent.joinall([gevent.spawn(service.leave) for service in services], _AHEAD / 2)
+        self._loop.tell_ends()
         connection_log.flush(is_last=True)
 
     def _await_stores(self, services: list[Service]) -> None:

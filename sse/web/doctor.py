@@ -8,6 +8,7 @@ services never need it.
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
 import threading
@@ -52,7 +53,8 @@ if TYPE_CHECKING:
 _AT_ONCE: Final = {"many": 8, "threads": 2, "one": 1}  # streams and polls of the doctor in each worker
 _PER_MINUTE: Final = 240  # probes in each worker
 _BYTES_PER_MINUTE: Final = 8 << 20
-_LONGEST_ALONE: Final = 10.0  # seconds for which a server that answers one request at a time may be held
+_LONGEST_ALONE: Final = 10.0  # seconds for which a server that answers one request at a time may be held at once
+_MOST_ALONE: Final = 30  # seconds of each minute for which it may
 _ENDS: Final = "sse.doctor"  # the channel of the ends of streams; clients cannot name it
 _ENDS_KEPT: Final = 100  # ends that are searched
 _NOT_CACHED: Final = [("Cache-Control", STREAM_HEADERS["Cache-Control"])]
@@ -202,11 +204,14 @@ class Doctor:
             warn_once("SSE_DOCTOR=1: anybody may use the doctor's probes; take it away once the fault is found")
         else:
             self._passes.check(read_pass(request))
-        for name, cost, most in (("probes", 1, _PER_MINUTE), ("bytes", size, _BYTES_PER_MINUTE)):
+        is_alone = streams_held(request.environ) == "one"
+        alone = math.ceil(seconds) if is_alone and seconds <= _LONGEST_ALONE else 0
+        bounds = (("probes", 1, _PER_MINUTE), ("bytes", size, _BYTES_PER_MINUTE), ("seconds", alone, _MOST_ALONE))
+        for name, cost, most in bounds:
             if cost and self._counts.incr(name, 60, cost) > most:
                 wait = max(round(self._counts.get_expiry(name) - time.time()), 1)
                 raise _too_many(f"the doctor may use {most} {name} a minute", wait)
-        if seconds > _LONGEST_ALONE and streams_held(request.environ) == "one":
+        if is_alone and seconds > _LONGEST_ALONE:
             raise Unavailable(
                 "this server answers one request at a time, and this probe would hold it",
                 'set worker_class = "sse.worker.Worker", see docs/operating.md',

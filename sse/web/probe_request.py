@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from sse.access.limits import parse_address
+from sse.doctor import STATUSES
 from sse.errors import RequestError, TooLarge
 from sse.transports.probe import LONGEST, Plan
 from sse.web.request import Query, Request, read_body, read_query
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
 
 MAX_BYTES: Final = 524_288
 """Bytes that one probe may send beside its blocks' own."""
-
-STATUSES: Final = (204, 400, 401, 403, 404, 409, 410, 413, 429, 503)
-"""The statuses that the service's own answers have."""
 
 _SHORTEST: Final = 0.05  # seconds between two ticks
 _MOST_TICKS: Final = 1000

@@ -180,3 +180,14 @@ def test_the_lines_can_be_switched_off(tmp_path: Path, arguments: Sequence[str])
         wait_until(lambda: client.request(server.url, "GET", "/healthz").json()["seats"] == 0)
         server.stop(by=signal.SIGTERM)
         assert "ended" not in text_of(server)
+
+
+def test_a_log_whose_handler_waits_leaves_the_event_loop_alone(tmp_path: Path) -> None:
+    with Gunicorn(tmp_path, "tests.live.apps.logs_slowly:application", ENV) as server:
+        for _ in range(3):
+            with ExitStack() as stack:
+                for stream in [stack.enter_context(Stream(server.url, {"channel": "a"})) for _ in range(2)]:
+                    stream.until("sse.open")
+        wait_until(lambda: text_of(server).count("stream ended: left") == 6)
+        server.stop(by=signal.SIGTERM)
+        assert "Traceback" not in text_of(server)

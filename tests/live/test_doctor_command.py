@@ -267,6 +267,22 @@ def test_a_compressed_stream_does_not_unfold_without_bound() -> None:
     assert stream.seen["bytes"] < len(packed)
 
 
+def test_a_chunk_of_negative_length_is_not_read_without_bound() -> None:
+    sent = 0
+
+    def answer(connection: socket.socket, _: bytes) -> None:
+        nonlocal sent
+        connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\n")
+        for _ in range(100):
+            connection.sendall(bytes(1_000_000))
+            sent += 1_000_000
+
+    with _Hostile(answer) as url:
+        assert len(Way(url).ask("/doctor/echo", timeout=5).body) == 65_536
+        assert Way(url).error_page()["status"] == 200
+    assert sent < 50_000_000, "of two answers"
+
+
 def test_no_escape_sequence_of_a_server_reaches_the_terminal() -> None:
     with _Hostile(lambda connection, _: connection.sendall(b"\x1b]0;owned\x07\x1b[31m\r\n\r\n")) as url:
         results = [doctor(url), doctor(url, key=KEY), doctor(url, "--link", key=KEY)]

@@ -1,4 +1,7 @@
-"""No token, ticket or key is logged, neither in access logs nor in gunicorn's lines about faulty requests."""
+"""No token, ticket or key is logged, neither in access logs nor in gunicorn's lines about faulty requests.
+
+Nor can a request write lines of its own there.
+"""
 
 from __future__ import annotations
 
@@ -94,3 +97,12 @@ def test_the_access_log_has_requests_without_their_queries(server: Gunicorn) -> 
     answer = client.request(server.url, "GET", "/sse/poll", {"channel": "a", "timeout": "0", "token": ticket})
     assert answer.status == 200
     wait_until(lambda: '"GET /sse/poll HTTP/1.1" 200' in check(server.log, before), 5)
+
+
+def test_a_request_has_one_line_of_the_access_log_whatever_its_path(server: Gunicorn) -> None:
+    before = server.log.stat().st_size
+    exchange(server, "GET /x%0a127.0.0.1%20forged%0d%1b%5b31m%7f%c2%9b31m HTTP/1.1", "Host: x")
+    wait_until(lambda: "127.0.0.1 forged" in check(server.log, before), 5)
+    [line] = [line for line in check(server.log, before).split("\n") if "127.0.0.1 forged" in line]
+    assert r'"GET /x\x0a127.0.0.1 forged\x0d\x1b[31m\x7f' in line
+    assert line.isprintable()
