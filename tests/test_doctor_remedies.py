@@ -115,6 +115,11 @@ def test_two_proxies_have_a_remedy_each() -> None:
     assert paste.endswith("# nginx\nproxy_cache off;")
 
 
+def test_lines_for_nginx_tell_that_headers_of_the_level_above_are_lost() -> None:
+    _, paste = remedy_for("buffered", ["nginx"], {})
+    assert "proxy_set_header Connection" in paste and "your other proxy_set_header lines" in paste
+
+
 def test_a_proxy_that_is_not_recognised_may_be_named_by_the_user() -> None:
     [finding] = judge(changed({"shared": True, "echo_headers": None}))
     assert "--proxy NAME" in finding.remedy

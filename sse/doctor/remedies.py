@@ -150,6 +150,7 @@ location <prefix>/ {
     proxy_pass http://127.0.0.1:8000;
     proxy_http_version 1.1;
     proxy_set_header Connection "";
+    # and your other proxy_set_header lines: beside the one above, none is inherited
     proxy_buffering off;
     proxy_cache off;
     gzip off;
