@@ -186,6 +186,14 @@ def test_a_stream_is_handed_off_behind_its_opening(world: World, exchange: Excha
     assert world.hub.subscribers == 1
 
 
+def test_a_stream_that_is_to_be_cut_does_not_say_that_the_connection_closes(world: World, exchange: Exchange) -> None:
+    exchange.environ["sse.body"] = stream(world, cut=True)
+    assert not exchange.write(exchange.environ["sse.body"], ("Content-Type", "text/event-stream"))
+    head = exchange.came().partition(b"\r\n\r\n")[0]
+    assert b"\r\nConnection: keep-alive\r\n" in head  # else Node's fetch would take a broken connection for the end
+    assert exchange.ours.fileno() < 0
+
+
 @pytest.mark.parametrize("cut", [False, True])
 def test_a_stream_that_finds_no_room_is_told_and_stays(world: World, exchange: Exchange, *, cut: bool) -> None:
     world.hub.max_subscribers = 0

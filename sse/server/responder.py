@@ -153,15 +153,19 @@ class Responder:
         # A request that has come behind this one is never answered, because the connection ends with the stream.
         opening = stream.open()
         response.sent = len(opening)
-        cuts = stream.ended and stream.cuts
-        if cuts or not stream.ended:
+        if not (stream.ended or stream.cuts):
             response.force_close()  # else a proxy would send its next request on a connection that is just closing
+        # Not with `end=cut`: Node's fetch takes the end of a connection that was to close for the end of the body.
+        head = _head(response)
+        is_cut = stream.ended and stream.cuts
+        if is_cut:
+            response.force_close()
         if response.chunked:
-            opening = framed(opening, LAST_CHUNK if stream.ended and not cuts else b"")
+            opening = framed(opening, LAST_CHUNK if stream.ended and not is_cut else b"")
         response.headers_sent = True
         is_taken_over = False
         try:
-            connection.sendall(b"%bDate: %b\r\n\r\n%b" % (_head(response), date(), opening))
+            connection.sendall(b"%bDate: %b\r\n\r\n%b" % (head, date(), opening))
             if not stream.ended:
                 self._rows.take_over_stream(connection.fileno(), stream, chunked=response.chunked)
                 is_taken_over = True

@@ -489,7 +489,9 @@ def test_through_nginx_datastar_comes_back_from_a_restart(
         page.show()
         page.wait_for_rows(1)
         service.stop()
-        wait_until(lambda: re.search(r" 502$", nginx.access_log.read_text(), re.MULTILINE), 20, what="a 502 for nginx")
+        wait_until(
+            lambda: re.search(r" 502 \S+$", nginx.access_log.read_text(), re.MULTILINE), 20, what="a 502 for nginx"
+        )
         service.start()
         page.wait_for_subscribers(1)
         page.publish(2)
