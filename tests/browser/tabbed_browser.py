@@ -119,7 +119,7 @@ class Tab:
     def renderer(self, browser: int) -> int:
         """Return the pid of the tab's renderer: the process that uses CPU when this page computes."""
         before = cpu_times(browser)
-        for _ in range(20):
+        for _ in range(100):
             self.run("burn(200)")
             burnt = sorted((spent - before.get(pid, spent), pid) for pid, spent in cpu_times(browser).items())
             if burnt[-1][0] > burnt[-2][0] + 0.15:
