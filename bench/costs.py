@@ -46,6 +46,9 @@ PEERS: Final = ["throughline", "throughline-redis"]
 MOST: Final = 40
 """Rounds after which it ends even if a ratio is not known yet."""
 
+MORE_TURNS: Final = 8
+"""Turns that follow if all turns of a server came to nothing, as on a busy machine when turns are short and few."""
+
 FEW: Final = 8  # connections with requests: what is under way at the end of a turn is paid for, but not counted
 IMPORT: Final = "import time; began = time.process_time(); from sse import SSE; print(time.process_time() - began)"
 
@@ -84,10 +87,13 @@ class Couple:
     def by_turns(self, work: Work) -> Pair | None:
         """Return the CPU seconds of each server for one unit of work; None if it came to nothing in all turns.
 
-        The cheaper half of its turns counts: whatever else the machine does can only make a turn cost more.
+        The cheaper half of its turns counts: whatever else the machine does can only make a turn cost more. Both have
+        more turns if those of one came to nothing.
         """
         costs: dict[int, list[float]] = {id(self.here): [], id(self.there): []}
-        for number in range(self.here.size.turns):
+        for number in range(self.here.size.turns + MORE_TURNS):
+            if number >= self.here.size.turns and all(costs.values()):
+                break
             for session in reversed(self.both) if number % 2 else self.both:
                 used = cpu_seconds(session.target)
                 units = work(session)
@@ -184,6 +190,8 @@ def counted(name: str, couple: Couple, work: Work) -> Figures:
         return
     if pair:
         yield name, pair
+    else:
+        print(f"  {name}, which does not count in this round: all turns came to nothing", flush=True)
 
 
 def idle(name: str, couple: Couple, count: int) -> Figures:

@@ -1,13 +1,18 @@
-"""The benchmark's confidence interval of a ratio, and its rule for having measured enough."""
+"""The benchmark's confidence interval of a ratio, and its rules for having measured enough."""
 
 from __future__ import annotations
 
+import itertools
 import random
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
+from bench import costs
 from bench.costs import Costs
 from bench.interval import LEAST, Interval, interval_of, student
+from bench.scenarios import Session, Size
 
 
 def measured(ratio: float, noise: float, pairs: int, seed: int = 1) -> Interval:
@@ -95,3 +100,18 @@ def test_the_table_has_medians_the_ratio_and_what_follows() -> None:
         "| a delivery |    1 |     2 | 0.500 | 0.500 to 0.500 |      5 | a gain |",
     ]
     assert not costs.has_loss
+
+
+@pytest.mark.parametrize(("answers", "cost"), [([9, 0, 0, 5], 0.2), ([9, 0, 0, 0, 0, 0, 0, 0, 0, 0], None)])
+def test_a_server_that_had_no_core_in_all_its_turns_has_some_more(
+    answers: list[int], cost: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each turn takes a second of CPU. The first one does not count."""
+    here, there = (cast("Session", SimpleNamespace(size=Size(turns=2), target=object())) for _ in range(2))
+    left = {id(here): list(answers), id(there): [2] * len(answers)}
+    clock = itertools.count(0.0)
+    monkeypatch.setattr(costs, "cpu_seconds", lambda _: next(clock))
+    couple = costs.Couple(here, there, swapped=False, wanted=lambda _: True)
+    assert couple.by_turns(lambda session: left[id(session)].pop(0)) == (cost and (cost, 0.5))
+    assert not left[id(here)]
+    assert not left[id(there)]
