@@ -44,7 +44,7 @@ test: .venv/test tests/node_modules/.package-lock.json
 
 check: lint
 	@$(BIN)/coverage erase
-	@$(MAKE) --no-print-directory --jobs=8 --output-sync=target $(SIDE_BY_SIDE:%='check-%')
+	@$(MAKE) --no-print-directory --jobs=6 --output-sync=target $(SIDE_BY_SIDE:%='check-%')
 	$(BIN)/python -m pytest $(ALONE)
 	@$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
@@ -55,16 +55,17 @@ lint:
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# These run alone, after all others. On a busy machine, thousands of clients that come at once are served too late, and
-# a browser may take a stream that is late for one that does not get through.
-ALONE := tests/live/test_arrival_storms.py tests/live/test_rolling_restarts.py tests/browser/test_every_engine.py
+# These run alone, after all others. On a busy machine, thousands of clients that come at once are served too late, a
+# browser may take a stream that is late for one that does not get through, and a source ends later than it has to.
+ALONE := $(addprefix tests/live/test_,arrival_storms.py rolling_restarts.py source_storm.py) \
+  $(addprefix tests/browser/test_,every_engine.py slow_networks.py)
 
 # These run the same lines thousands of times, which would take twice as long if each line were counted. All others have
 # to reach the lines that coverage asks for.
 MODELS := tests/chaos $(addprefix tests/test_,$(addsuffix .py,cut_everywhere fuzz_requests idle_stream_memory \
   random_histories service_close))
 
-# Eight of these run at the same time, because they mostly wait: those that take longest first, and among them the two
+# Six of these run at the same time, because they mostly wait: those that take longest first, and among them the two
 # that compute. Each names the beginnings of its files.
 SIDE_BY_SIDE := live-s[a-h] browser-[s-t] here-[i-z] models live-[b-c] browser-[e-l] live-s[i-z] live-[i-l] here-[a-h] \
   live-d browser-[m-r] live-[m-o] live-r[f-z] browser-[a-d] live-[p-q] live-r[a-e] live-[t-z] live-[e-h] live-a \

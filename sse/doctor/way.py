@@ -195,21 +195,33 @@ def headers_of(response: HTTPResponse) -> Headers:
     return headers
 
 
-def unpacker(response: HTTPResponse) -> Callable[[bytes], bytes] | None:
-    """Return the function that decompresses a body bit by bit, or None if there is none here (RFC 9110, 8.4.1)."""
+def unpacker(response: HTTPResponse, *, shortens: bool = False) -> Callable[[bytes], bytes] | None:
+    """Return the function that decompresses a body bit by bit, or None if there is none here (RFC 9110, 8.4.1).
+
+    The function raises `zlib.error` for bytes that are not packed, or that unfold beyond the bound.
+
+    :param shortens: leave out what stands beyond the bound.
+    """
     coding = response.headers.get("Content-Encoding", "identity").strip().lower()
     if coding in ("", "identity"):
         return bytes
     if coding in ("gzip", "x-gzip", "deflate"):
         unpacker = zlib.decompressobj(zlib.MAX_WBITS | 32)  # finds out which of the two it is
-        return lambda chunk: unpacker.decompress(chunk, _MOST_UNPACKED)
+
+        def unpack(chunk: bytes) -> bytes:
+            text = unpacker.decompress(chunk, _MOST_UNPACKED)
+            if unpacker.unconsumed_tail and not shortens:
+                raise zlib.error(f"some bytes unfold to more than {_MOST_UNPACKED}")
+            return text
+
+        return unpack
     return None
 
 
 def unpacked(response: HTTPResponse) -> bytes:
     """Return the decompressed body of a short answer; what stands beyond its bound is left out."""
     body = _body(response, _MOST)
-    unpack = unpacker(response)
+    unpack = unpacker(response, shortens=True)
     with contextlib.suppress(zlib.error):
         return unpack(body) if unpack else b""
     return b""

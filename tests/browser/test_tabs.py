@@ -412,7 +412,9 @@ def test_tabs_that_slept_together_leave_the_lead_where_it_is(site: Site, browser
     )
     told, asked = leader.log("states"), follower.run("return asked")
     browser.stop(renderers[0])
-    wait_until(lambda: follower.run("return asked") > asked, what="a question that the leader has not answered")
+    wait_until(
+        lambda: follower.run("return asked") > asked, interval=0.02, what="a question that the leader has not answered"
+    )
     browser.stop(renderers[1])
     time.sleep(3)  # far more than an answer may take
     os.kill(renderers[1], signal.SIGCONT)
