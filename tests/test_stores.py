@@ -994,7 +994,9 @@ def test_a_connection_that_is_stuck_holds_up_nobody_else(tmp_path: Path, make_st
         finally:
             os.kill(server.pid, signal.SIGCONT)
         heard: set[str] = set()
-        wait_until(lambda: heard.update(notice.channel for notice in feed.read(0.1)) or many[-1] in heard, 20)
+        wait_until(
+            lambda: heard.update(notice.channel for notice in feed.read(0.1)) or many[-1] in heard, 20, interval=0
+        )
 
 
 def test_a_flood_is_read_in_portions(redis_url: str, make_store: MakeStore) -> None:
