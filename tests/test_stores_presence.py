@@ -314,7 +314,7 @@ def test_a_lost_record_of_thousands_is_removed_in_small_steps(redis_world: tuple
     world.advance(RECORD_SECONDS + 1)
     outcome = world.report("a", "v.1", 2, {})
     assert outcome.has_more
-    assert 1500 < client.hlen("sse:{a}:present:at:w.1") <= 1751
+    assert 1500 < client.hlen("sse:{a}:present:at:w.1") <= 1752  # of 250 fields, one may be that of the record itself
     assert world.presence.count("a") == 1
     assert client.exists("sse:{a}:present:at:w.1") == 0
     assert client.zcard("sse:{a}:present:leaving") == 2000
