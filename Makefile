@@ -55,10 +55,9 @@ lint:
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# These run alone, after all others. On a busy machine, thousands of clients that come at once are served too late, a
-# browser may take a stream that is late for one that does not get through, and a source ends later than it has to.
-ALONE := $(addprefix tests/live/test_,arrival_storms.py rolling_restarts.py source_storm.py) \
-  $(addprefix tests/browser/test_,every_engine.py slow_networks.py)
+# These run alone, after all others. On a busy machine, thousands of clients that come at once are served too late, and
+# a browser may take a stream that is late for one that does not get through.
+ALONE := tests/live/test_arrival_storms.py tests/live/test_rolling_restarts.py tests/browser/test_every_engine.py
 
 # These run the same lines thousands of times, which would take twice as long if each line were counted. All others have
 # to reach the lines that coverage asks for.

@@ -172,6 +172,7 @@ def test_within_a_second_of_the_end_all_tabs_are_closed_and_nothing_is_asked_any
     for tab in tabs:
         tab.wait("polling" if transport == "poll" else "live", shared=True, tabs=2)
         wait_for_text(tab, run, "a text")
+    wait_until(lambda: not service.since(time.time() - 0.5), what="the poll after the text is under way")
     ended = service.end(run, "stopped")
     for tab in tabs:
         closed(tab)
