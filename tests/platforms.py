@@ -11,11 +11,11 @@ import asyncio
 import contextlib
 import os
 import signal
-import threading
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Self
 
+from tests.loop_threads import LoopThread
 from tests.servers import Gunicorn, free_port
 
 INFINITE = float("inf")
@@ -109,13 +109,16 @@ CASES = {
 }
 
 
-class Platform:
+class Platform(LoopThread):
     """A front on a port of loopback. It forwards one request for each connection, and closes it with the answer.
 
     `requests` counts them, `cuts` the answers that it cut, and `starts` and `ends` what it did to the instance.
     """
 
+    patience = 20.0
+
     def __init__(self, instance: Instance, faults: Faults, *, is_up: bool = True) -> None:
+        super().__init__("platform")
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.instance, self.faults = instance, faults
@@ -126,8 +129,6 @@ class Platform:
         self._idle: asyncio.Task[None] | None = None
         self._change = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="platform", daemon=True)
 
     @property
     def is_frozen(self) -> bool:
@@ -137,20 +138,9 @@ class Platform:
     def is_up(self) -> bool:
         return self._is_up
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        self._server = self._run(asyncio.start_server(self._accept, "127.0.0.1", self.port, backlog=256, limit=65_536))
-        self._run(self._look_idle())
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._run(self._end())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(5)
-        self._loop.close()
-
-    def _run(self, work: Coroutine[Any, Any, Any]) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(20)
+    async def _begin(self) -> None:
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port, backlog=256, limit=65_536)
+        await self._look_idle()
 
     async def _end(self) -> None:
         self._server.close()

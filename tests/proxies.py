@@ -6,13 +6,12 @@ import asyncio
 import contextlib
 import socket
 import struct
-import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Self
 
 from tests import servers
+from tests.loop_threads import LoopThread
 
 
 @dataclass(eq=False)
@@ -25,7 +24,7 @@ class Connection:
     answered: int = 0  # bytes that came down since the last request
 
 
-class TcpProxy:
+class TcpProxy(LoopThread):
     """Forward connections from a port of loopback to the port `upstream` there, until told to cut or to refuse them.
 
     It may be set at any time: `pace` is how many bytes a second all connections together take downwards, `delay` how
@@ -38,14 +37,13 @@ class TcpProxy:
     room: float = float("inf")
 
     def __init__(self, upstream: int) -> None:
+        super().__init__("proxy")
         self.port = servers.free_port()  # reserved while no server listens on it
         self.url = f"http://127.0.0.1:{self.port}"
         self._upstream = upstream
         self._connections: set[Connection] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
         self._line = asyncio.Lock()
 
     def cut(self, reset: bool = False) -> int:
@@ -73,19 +71,8 @@ class TcpProxy:
         """Return whether `data` goes on. If it does not, its connection ends. For subclasses."""
         return True
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        self.admit()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._run(self._end())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(5)
-        self._loop.close()
-
-    def _run(self, work: Coroutine[Any, Any, Any]) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
+    async def _begin(self) -> None:
+        await self._admit()
 
     async def _admit(self) -> None:
         self._server = self._server or await asyncio.start_server(self._accept, "127.0.0.1", self.port, backlog=256)
