@@ -2,8 +2,8 @@
 
 | a publish is | where | until |
 |---|---|---|
-| queued | `_queue` | a batch takes it; the batch before it may be under way |
-| under way | a batch of the one greenlet that runs `_run` | the store has an outcome for it, or the greenlet ends |
+| queued | `_queue` | the greenlet that runs `_run` takes a batch; the batch before has been answered by then |
+| under way | `_under_way` | the store has an outcome for it, or the greenlet is killed |
 | answered | nowhere here: its `answer` has been called, once | |
 
 A publish never goes back, so it is stored at most once from here. It does not belong to its connection: if its client
@@ -22,7 +22,7 @@ _log = logging.getLogger("sse")
 
 _MOST: Final = 1024  # publishes that may be queued
 _MOST_BYTES: Final = 8 << 20  # bytes that they may have together, beside the last one
-_MOST_AT_ONCE: Final = 128  # publishes of one batch: Redis does nothing else meanwhile, for some milliseconds
+_MOST_AT_ONCE: Final = 128  # publishes of one batch, so that its first one has an answer within milliseconds
 _BYTES_AT_ONCE: Final = 1 << 20  # bytes of one batch, beside the last publish
 
 Answer = Callable[[Any], object]
@@ -60,6 +60,7 @@ class Publishes:
         self._store_each = store_each
         self._spawn = spawn
         self._queue: deque[_Queued] = deque()
+        self._under_way: deque[_Queued] = deque()
         self._size = 0  # bytes of those in the queue
         self._is_running = False
 
@@ -76,7 +77,8 @@ class Publishes:
     def submit(self, prepared: Prepared, answer: Answer) -> None:
         """Have a request's events stored after those that were submitted before, and its client answered.
 
-        :param answer: must neither wait nor raise. It is called in another greenlet, after this method has returned.
+        :param answer: called in another greenlet, after this method has returned. While it waits, the answers behind
+            it and the next batch wait too.
         """
         size = prepared.size
         self._queue.append(_Queued(prepared, size, answer))
@@ -87,35 +89,41 @@ class Publishes:
 
     def _run(self) -> None:
         try:
-            while batch := self._take():
-                self._answer(batch, self._store(batch))
+            while self._take():
+                self._answer_batch()
+        except BaseException as error:  # this greenlet is being killed
+            left = [*self._under_way, *self._queue]
+            self._under_way.clear()
+            self._queue.clear()
+            self._size = 0
+            for queued in left:
+                _answer(queued, error)
+            raise
         finally:
             self._is_running = False
 
-    def _take(self) -> list[_Queued]:
-        """Return the next batch, and take it out of the queue."""
-        batch: list[_Queued] = []
+    def _take(self) -> bool:
+        """Take the next batch out of the queue. Return False if nothing is queued."""
         size = 0
-        while self._queue and len(batch) < _MOST_AT_ONCE and size < _BYTES_AT_ONCE:
-            batch.append(self._queue.popleft())
-            size += batch[-1].size
+        while self._queue and len(self._under_way) < _MOST_AT_ONCE and size < _BYTES_AT_ONCE:
+            queued = self._queue.popleft()
+            self._under_way.append(queued)
+            size += queued.size
         self._size -= size
-        return batch
+        return bool(self._under_way)
 
-    def _store(self, batch: Sequence[_Queued]) -> Sequence[Any]:
-        """Return what became of each publish. An exception of the store as a whole is that of each of them."""
+    def _answer_batch(self) -> None:
+        batch = self._under_way
         try:
-            return self._store_each([queued.prepared.publications for queued in batch])
+            outcomes = self._store_each([queued.prepared.publications for queued in batch])
         except Exception as error:  # noqa: BLE001 - each request is answered with it
-            return [error] * len(batch)
-        except BaseException as error:  # this greenlet is being killed
-            left, self._queue, self._size = self._queue, deque(), 0
-            self._answer([*batch, *left], [error] * (len(batch) + len(left)))
-            raise
+            outcomes = [error] * len(batch)
+        for outcome in outcomes:
+            _answer(batch.popleft(), outcome)
 
-    def _answer(self, batch: Sequence[_Queued], outcomes: Sequence[Any]) -> None:
-        for queued, outcome in zip(batch, outcomes, strict=True):
-            try:
-                queued.answer(outcome)
-            except Exception:  # noqa: BLE001 - logged; the others must not wait for ever
-                _log.exception("a publish could not be answered")
+
+def _answer(queued: _Queued, outcome: Any) -> None:
+    try:
+        queued.answer(outcome)
+    except Exception:  # noqa: BLE001 - logged; the others must not wait for ever
+        _log.exception("a publish could not be answered")
