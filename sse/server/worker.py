@@ -211,7 +211,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
                 raise
             app = until_mended(error, self.log, self.reloader)
         self.wsgi = partial(self._responder.call, app)
-        self._switch = LaneSwitch(self, app)
+        self._switch = self._responder.switch = LaneSwitch(self, app)
 
     @property
     def _services(self) -> list[Service]:
