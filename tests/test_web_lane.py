@@ -399,6 +399,37 @@ def test_a_fault_of_a_stream_that_has_begun_is_logged_and_gives_its_seat_back(
     assert seen.breaks_off is ("cut" in form)
 
 
+@pytest.mark.parametrize("form", ["", "&form=bare"])
+@pytest.mark.parametrize(
+    "broken",
+    [
+        "sse.transports.stream.Stream.attach",
+        "sse.transports.stream.claims_of",
+        "sse.transports.stream.opened",
+        "sse.work.presence.Presence.enter",
+    ],
+)
+def test_a_fault_at_a_stream_s_opening_is_logged_and_gives_its_seat_back(
+    make_app: MakeApp, broken: str, form: str, monkeypatch: pytest.MonkeyPatch, logged: Callable[[], list[str]]
+) -> None:
+    app = make_app(SSE_PRESENCE="a", SSE_PUBLIC="", SSE_SECRET=SECRET)
+    token = {"Authorization": f"Bearer {signed(claims(subscribe=['a']))}"}
+    if form:  # such a stream has a seat before it is opened
+        broken = broken.replace("Stream.attach", "claims_of")
+    monkeypatch.setattr(broken, fault)
+    reply = reply_of(app, environ_of("GET", f"/sse/stream?channel=a{form}", headers=token))
+    assert reply is not None
+    stream = reply.body
+    assert isinstance(stream, Stream)
+    opening = stream.open()
+    assert b"busy" in opening
+    assert (stream.ended, stream.cuts) == (True, bool(form))
+    assert app.extensions["sse"].hub.subscribers == 0
+    assert not app.extensions["sse"].revocations._watched
+    assert len(logged()) == 1
+    stream.close()
+
+
 def test_a_fault_of_a_poll_that_has_begun_is_a_500_and_gives_its_seat_back(
     app: Flask, monkeypatch: pytest.MonkeyPatch, logged: Callable[[], list[str]]
 ) -> None:
