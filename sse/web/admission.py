@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
+from sys import getsizeof
 from typing import Final, NamedTuple
 
 from werkzeug.exceptions import HTTPException
@@ -67,7 +68,7 @@ class Prepared(NamedTuple):
     @property
     def size(self) -> int:
         """About the bytes that they take in memory until they are stored."""
-        return sum(len(publication.event.data) + _PUBLICATION_BYTES for publication in self.publications)
+        return sum(getsizeof(publication.event.data) + _PUBLICATION_BYTES for publication in self.publications)
 
 
 class Admission:
@@ -210,8 +211,10 @@ class Admission:
             or the store, looked at in this order.
         """
         prepared = self.prepare(request, publisher, events)
-        [outcome] = self._service.publish_each([prepared.publications])
-        return self.stored(prepared, outcome)
+        try:
+            return self.stored(prepared, self._service.publish(prepared.publications))
+        except StoreUnavailable as error:
+            raise _to_be_repeated(error) from error
 
     def prepare(self, request: Request, publisher: decision.Publisher, events: Sequence[tuple[str, Event]]) -> Prepared:
         """Admit events, each on its channel, and count them by the limits. Return what is to be stored.
@@ -237,7 +240,7 @@ class Admission:
     def stored(self, prepared: Prepared, outcome: list[Position] | Exception) -> list[str]:
         """Return the ids of the events of a request, or raise the error for which some or all were refused.
 
-        :param outcome: what became of them, from `Service.publish_each`.
+        :param outcome: their positions, or the error, from `Service.publish_each`.
         """
         if isinstance(outcome, StoreUnavailable):
             raise _to_be_repeated(outcome) from outcome
