@@ -135,6 +135,27 @@ class CommonHeaders:
 
     def __init__(self, config: Config) -> None:
         self._cors = Cors(config) if config.origins else None
+        self._origins = frozenset(config.origins)
+        self._complete = lru_cache(maxsize=1024)(self._work_out)
+
+    def complete(self, own: tuple[tuple[str, str], ...], environ: WSGIEnvironment) -> tuple[tuple[str, str], ...]:
+        """Return an answer's own headers and those that all answers have, in the order in which they are sent.
+
+        They are those that `__call__` makes of `own`. Equal headers are mostly the same object.
+        """
+        origin: str = environ.get("HTTP_ORIGIN", "") if self._cors else ""
+        if origin and self._origins == {"*"}:
+            origin = "*"  # all origins get the same
+        if (origin and origin not in self._origins) or environ["REQUEST_METHOD"] == "OPTIONS":
+            return self._work_out(own, origin, environ)  # not kept, because strangers could fill the cache
+        return self._complete(own, origin)
+
+    def _work_out(
+        self, own: tuple[tuple[str, str], ...], origin: str, environ: WSGIEnvironment | None = None
+    ) -> tuple[tuple[str, str], ...]:
+        headers = Headers([*own])
+        self(headers, environ or {"REQUEST_METHOD": "GET", "HTTP_ORIGIN": origin})
+        return tuple(headers)
 
     def __call__(self, headers: Headers, environ: WSGIEnvironment, *, with_cors: bool = True) -> None:
         """Add the missing headers to an answer.
