@@ -119,7 +119,9 @@ def check_type(value: object) -> str:
             f"type is {_shown(value)}, not a string", "give a name such as 'created'", code="invalid_type"
         )
     value = plain_str(value)
-    if not 1 <= len(value) <= 64 or not value.isprintable() or any(char.isspace() for char in value):
+    if value == DEFAULT_TYPE:
+        return value
+    if not 1 <= len(value) <= 64 or not value.isprintable() or " " in value:  # no other white space is printable
         raise InvalidEvent(
             f"type {_shown(value)} is not 1 to 64 visible characters",
             "give a name such as 'created'",

@@ -100,7 +100,8 @@ class Limits:
         :raises TooLarge: if they exceed a limit even in an empty window.
         """
         counted = [("SSE_LIMIT_PUBLISH", self._publish, publisher, len(channels))]
-        counted += [("SSE_LIMIT_CHANNEL", self._channel, *item) for item in Counter(channels).items()]
+        per_channel = Counter(channels).items() if len(channels) > 1 else [(channel, 1) for channel in channels]
+        counted += [("SSE_LIMIT_CHANNEL", self._channel, *item) for item in per_channel]
         for name, rate, _, cost in counted:
             if rate and cost > rate.amount:
                 raise TooLarge(f"{cost} events at once, but {name} allows {rate}", "send smaller batches")

@@ -12,8 +12,9 @@ import contextlib
 import re
 import time
 from collections.abc import Mapping
+from io import BytesIO
 from typing import IO, TYPE_CHECKING, Final, NamedTuple, TypeVar
-from urllib.parse import parse_qsl
+from urllib.parse import unquote
 
 from werkzeug.datastructures import MIMEAccept
 from werkzeug.exceptions import RequestEntityTooLarge
@@ -76,13 +77,13 @@ class Request:
         :raises UnicodeDecodeError: if the query has bytes that are not UTF-8.
         """
         query: Query = {}
-        text = self.query_string.decode()
-        if "%" in text or "+" in text:
-            pairs = parse_qsl(text, keep_blank_values=True, errors="werkzeug.url_quote")
-        else:  # there is nothing to decode, and `parse_qsl` splits in the same way
-            pairs = [(name, value) for name, _, value in [part.partition("=") for part in text.split("&") if part]]
-        for name, value in pairs:
-            query.setdefault(name, []).append(value)
+        for part in self.query_string.decode().split("&"):
+            # As `parse_qsl` does it, which takes twice as long.
+            name, _, value = part.partition("=")
+            if "%" in part or "+" in part:
+                name, value = _unquoted(name), _unquoted(value)
+            if part:
+                query.setdefault(name, []).append(value)
         return query
 
     def cookie(self, name: str) -> str:
@@ -109,6 +110,11 @@ class Request:
         :raises RequestEntityTooLarge: if its Content-Length is over `max_length` bytes. A longer body in chunks is cut
             off at that length instead.
         """
+        stream = self.environ["wsgi.input"]
+        if type(stream) is BytesIO and "wsgi.input_terminated" in self.environ and self._stream is None:
+            length = self.length()
+            if length is not None and length <= max_length:
+                return stream.read(max_length)  # as below, but the body is in memory, which takes a tenth of the time
         return self._input(max_length).read()
 
     def takes_gzip(self) -> bool:
@@ -420,6 +426,11 @@ def _integer(query: Query, name: str, default: int, low: int, high: int) -> int:
     # A number of over 18 digits is out of range whatever it is, and Python refuses to convert thousands of digits.
     number = int(text) if len(text) <= 18 else (low - 1 if text.startswith("-") else high + 1)
     return min(max(number, low), high)
+
+
+def _unquoted(text: str) -> str:
+    text = text.replace("+", " ")
+    return unquote(text, errors="werkzeug.url_quote") if "%" in text else text
 
 
 def _rounded_down(max_bytes: int) -> int | None:
