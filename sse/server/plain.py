@@ -32,12 +32,14 @@ _LENGTH: Final = re.compile(r"[0-9]{1,6}")
 _NOT_PLAIN: Final = frozenset(
     {"EXPECT", "HTTP2-SETTINGS", "PROXY-CONNECTION", "TE", "TRAILER", "TRANSFER-ENCODING", "UPGRADE"}
 )
-_COMMON: Final = """Accept Accept-Charset Accept-Encoding Accept-Language Authorization Cache-Control CF-Connecting-IP CF-IPCountry CF-Ray
+_COMMON: Final = """
+Accept Accept-Charset Accept-Encoding Accept-Language Authorization Cache-Control CF-Connecting-IP CF-IPCountry CF-Ray
 CF-Visitor Connection Content-Encoding Content-Length Content-Type Cookie DNT Forwarded Host Idempotency-Key
 If-None-Match Keep-Alive Last-Event-ID Origin Pragma Priority Referer Save-Data Sec-CH-UA Sec-CH-UA-Mobile
 Sec-CH-UA-Platform Sec-Fetch-Dest Sec-Fetch-Mode Sec-Fetch-Site Sec-Fetch-Storage-Access Sec-GPC Traceparent Tracestate
 User-Agent Via X-Amzn-Trace-Id X-Forwarded-For X-Forwarded-Host X-Forwarded-Port X-Forwarded-Proto X-Forwarded-Protocol
-X-Forwarded-Server X-Forwarded-Ssl X-Real-IP X-Request-ID X-Requested-With"""
+X-Forwarded-Server X-Forwarded-Ssl X-Real-IP X-Request-ID X-Requested-With
+"""
 
 
 class Plain(NamedTuple):
