@@ -142,6 +142,11 @@ def recogniser(cfg: Any = CONFIG) -> Recogniser:
     return Recogniser(cfg, lambda method, path: (method, path) if (method, path) in PATHS else None)
 
 
+def lenient(cfg: Any = CONFIG) -> Recogniser:
+    """Return a recogniser for which all paths are ours, so that nothing but itself keeps the odd ones out."""
+    return Recogniser(cfg, lambda *asked: asked if asked[0] in ("GET", "POST") and asked[1].startswith("/") else None)
+
+
 OURS = recogniser()
 
 
@@ -240,9 +245,11 @@ def test_only_a_trusted_proxy_gives_the_scheme() -> None:
         assert found.environ["wsgi.url_scheme"] == scheme
         assert OURS.read(data, STRANGER) is None
     assert check(ASK + b"\r\n", STRANGER) == "plain"
-    networks = config(forwarded_allow_ips="192.0.2.0/24", secure_scheme_headers={"X-SCHEME": "tls", "x-lower": "y"})
+    networks = config(
+        forwarded_allow_ips="192.0.2.0/24", secure_scheme_headers={"X-SCHEME": "tls", "x-lower": "y", "X_LOW": "y"}
+    )
     for peer in (PEER, STRANGER, "", ("not an address", 1)):
-        verdict = check(ASK + b"X-Scheme: tls\r\nX-Lower: y\r\n\r\n", peer, recogniser(networks), networks)
+        verdict = check(ASK + b"X-Scheme: tls\r\nX-Lower: y\r\nX-Low: y\r\n\r\n", peer, recogniser(networks), networks)
         assert verdict == ("plain" if peer in (STRANGER, "") else "gunicorn's")
 
 
@@ -364,7 +371,7 @@ def test_gunicorn_reads_the_same_in_whatever_is_recognised(request: pytest.Fixtu
     settings = [CONFIG, config(limit_request_fields=6, limit_request_field_size=60, limit_request_line=70)]
     settings += [config(header_map="dangerous", strip_header_spaces=True, permit_obsolete_folding=True)]
     settings += [config(casefold_http_method=True, permit_unconventional_http_method=True, forwarder_headers="*")]
-    ours = [(recogniser(cfg), cfg) for cfg in settings]
+    ours = [(lenient(cfg), cfg) for cfg in settings]
     seeds = PLAIN[:-1]
     seen = Counter(
         check(mutated(rng.choice(seeds), rng), rng.choice([PEER, STRANGER, ""]), *rng.choice(ours))

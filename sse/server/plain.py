@@ -76,14 +76,16 @@ class Recogniser:
         self._cfg = cfg
         self._route = route
         self._max_line, self._max_fields, self._max_field = _limits(cfg)
+        self._small = min(self._max_line, self._max_field - len("\r\n"))  # bytes of a head without too long a line
         self._environ = {
             **base_environ(cfg),
             "SERVER_PROTOCOL": "HTTP/1.1",
             "SCRIPT_NAME": "",
             "wsgi.url_scheme": "http",
         }
-        # gunicorn compares the names with those of the headers, which it has in capitals.
-        self._schemes = {_key(name): value for name, value in cfg.secure_scheme_headers.items() if name == name.upper()}
+        # gunicorn compares these names with the headers' names in capitals. No plain header has an underscore.
+        names = [name for name in cfg.secure_scheme_headers if name == name.upper() and "_" not in name]
+        self._schemes = {_key(name): cfg.secure_scheme_headers[name] for name in names}
         self._is_proxy = lru_cache(maxsize=1024)(self._find_proxy)
 
     def head(self) -> Head:
@@ -102,61 +104,63 @@ class Recogniser:
         head = data[:head_end]
         lines = head.decode("latin-1").split("\r\n")
         # Only the ends of the lines may be left: no other character, and no half of an end.
-        if head.translate(None, _VISIBLE) != b"\r\n" * (len(lines) - 1) or self._is_over(lines, head_end):
+        if head.translate(None, _VISIBLE) != b"\r\n" * (len(lines) - 1):
+            return None
+        if len(lines) - 1 > self._max_fields or (head_end > self._small and self._is_over(lines, head_end)):
             return None
         method, _, rest = lines[0].partition(" ")
         target, _, version = rest.partition(" ")
         path, _, query = target.partition("?")
-        # gunicorn cuts a fragment off, decodes the path, and takes what follows two slashes for a host.
-        if version != "HTTP/1.1" or "#" in target or "%" in path or path.startswith("//"):
+        # gunicorn cuts a fragment off, and decodes the path.
+        if version != "HTTP/1.1" or "#" in target or "%" in path:
             return None
         route = self._route(method, path)
         if route is None:
             return None
         environ = self._environ.copy()
         environ["REQUEST_METHOD"], environ["PATH_INFO"], environ["QUERY_STRING"] = method, path, query
-        if not (_add_headers(environ, lines) and self._add_peer(environ, peer)):
-            return None
+        others = len(environ)
+        try:
+            for line in islice(lines, 1, None):
+                name, value = line.split(":", 1)
+                environ[_KEYS[name]] = value.strip()
+        except ValueError:
+            return None  # there is no colon, or the name is not plain
+        if len(environ) != others + len(lines) - 1 or not _is_host(environ.get("HTTP_HOST", "")):
+            return None  # a header is repeated, or it is not clear for which host the request is
         connection = environ.get("HTTP_CONNECTION", "keep-alive").lower()
-        if connection not in ("keep-alive", "close") or not _is_host(environ.get("HTTP_HOST", "")):
+        if connection != "keep-alive" and connection != "close":
             return None
-        end = head_end + len(_END)
-        length = environ.get("CONTENT_LENGTH")
-        if (method == "POST") != (length is not None):
-            return None
-        if length is not None:
-            if not _LENGTH.fullmatch(length) or int(length) > MAX_BODY:
-                return None
-            body_at, end = end, end + int(length)
-            if len(data) < end:
-                return Incomplete(end)
-            environ["wsgi.input"] = io.BytesIO(data[body_at:end])
-        return Plain(route, environ, end, connection == "close")
-
-    def _is_over(self, lines: list[str], size: int) -> bool:
-        """Return whether a head of `size` bytes is over a limit of gunicorn's, or over ours."""
-        return len(lines) - 1 > self._max_fields or (
-            size > min(self._max_line, self._max_field - 2)
-            and (
-                size + len(_END) > MAX_HEAD
-                or len(lines[0]) > self._max_line
-                or max(map(len, lines[1:]), default=0) + 2 > self._max_field
-            )
-        )
-
-    def _add_peer(self, environ: dict[str, Any], peer: Any) -> bool:
-        """Add the peer's address, and the scheme that a proxy gives. Return whether it is clear what gunicorn adds."""
         if isinstance(peer, tuple):
             environ["REMOTE_ADDR"], environ["REMOTE_PORT"] = peer[0], str(peer[1])
         else:  # a unix socket
             environ["REMOTE_ADDR"] = peer if isinstance(peer, str) else peer.decode()
+        for key in self._schemes:
+            if key in environ and not self._set_scheme(environ, peer):
+                return None
+        end = head_end + len(_END)
+        length = environ.get("CONTENT_LENGTH")
+        if method == "GET":
+            return Plain(route, environ, end, connection == "close") if length is None else None
+        if length is None or not _LENGTH.fullmatch(length) or int(length) > MAX_BODY:
+            return None
+        body_at, end = end, end + int(length)
+        if len(data) < end:
+            return Incomplete(end)
+        environ["wsgi.input"] = io.BytesIO(data[body_at:end])
+        return Plain(route, environ, end, connection == "close")
+
+    def _is_over(self, lines: list[str], size: int) -> bool:
+        """Return whether a head of `size` bytes is over one of gunicorn's limits, or over ours."""
+        longest = max(map(len, lines[1:]), default=0) + len("\r\n")
+        return size + len(_END) > MAX_HEAD or len(lines[0]) > self._max_line or longest > self._max_field
+
+    def _set_scheme(self, environ: dict[str, Any], peer: Any) -> bool:
+        """Set the scheme that a proxy gives. Return False if the peer is no trusted proxy, or gives it twice."""
         given = [key for key in self._schemes if key in environ]
-        if not given:
-            return True
         if len(given) > 1 or (isinstance(peer, tuple) and not self._is_proxy(peer[0])):
             return False
-        (key,) = given
-        environ["wsgi.url_scheme"] = "https" if environ[key] == self._schemes[key] else "http"
+        environ["wsgi.url_scheme"] = "https" if environ[given[0]] == self._schemes[given[0]] else "http"
         return True
 
     def _find_proxy(self, address: str) -> bool:
@@ -175,30 +179,26 @@ def _limits(cfg: Any) -> tuple[int, int, int]:
     return line or MAX_HEAD, fields, field if field > 0 else message.DEFAULT_MAX_HEADERFIELD_SIZE
 
 
-def _add_headers(environ: dict[str, Any], lines: list[str]) -> bool:
-    """Add the headers. Return False if one is not plain, or is repeated."""
-    others = len(environ)
-    for line in islice(lines, 1, None):
-        name, colon, value = line.partition(":")
-        key = _KEYS.get(name) or _checked_key(name)
-        if not (key and colon):
-            return False
-        environ[key] = value.strip(" ")
-    return len(environ) == others + len(lines) - 1
-
-
-def _checked_key(name: str) -> str:
-    """Return a header's name in the environ, empty if the header is not plain."""
-    return _key(name.upper()) if _NAME.fullmatch(name) and name.upper() not in _NOT_PLAIN else ""
-
-
 def _key(name: str) -> str:
-    return name.replace("-", "_") if name in ("CONTENT-TYPE", "CONTENT-LENGTH") else "HTTP_" + name.replace("-", "_")
+    """Return a header's name in the environ."""
+    key = name.upper().replace("-", "_")
+    return key if key in ("CONTENT_TYPE", "CONTENT_LENGTH") else f"HTTP_{key}"
 
 
-_KEYS: Final = {
-    written: _key(name.upper()) for name in _COMMON.split() for written in (name, name.lower(), name.title())
-}
+class _Keys(dict[str, str]):
+    """The names of common headers in the environ, by the names as they are sent."""
+
+    def __missing__(self, name: str) -> str:
+        """Return the name of another header in the environ.
+
+        :raises ValueError: if the header is not plain.
+        """
+        if not _NAME.fullmatch(name) or name.upper() in _NOT_PLAIN:
+            raise ValueError(name)
+        return _key(name)
+
+
+_KEYS: Final = _Keys((way, _key(name)) for name in _COMMON.split() for way in (name, name.lower(), name.title()))
 
 
 @lru_cache(maxsize=256)
