@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, cast
 
 from werkzeug.exceptions import HTTPException
 
@@ -40,6 +40,9 @@ _log = logging.getLogger("sse")
 Identify = Callable[[], "str | None"]
 """The app's function that names the subject of the current request, for presence."""
 
+COUNTED: Final = "sse.counted"
+"""The member of an environ that has the client's address, in a tuple, once the request has been counted."""
+
 _MAX_WRONG_ANSWERS: Final = 100
 
 
@@ -51,6 +54,13 @@ class Admitted(NamedTuple):
     """None if all channels are public."""
     charge: Charge | None
     """Counts the channels that it creates; None if new channels are not limited."""
+
+
+class ForFlask(BaseException):
+    """Raised where a function of the app would have to be called outside of Flask: the request has to go to Flask.
+
+    It is no Exception, so that what catches the faults of the app's functions lets it pass.
+    """
 
 
 class Admission:
@@ -65,10 +75,15 @@ class Admission:
         self._access = decision.Access(service.config, service.tokens, service.keys, lambda: service.revocations)
         self._wrong_answers = WrongAnswers()
 
-    def rule(self) -> decision.Authorize | None:
-        """Return the app's rule, wrapped in `_ask`. Call this once in each request: the app may change its rule."""
+    def rule(self, request: Request) -> decision.Authorize | None:
+        """Return the app's rule, wrapped in `_ask`. Call this once in each request: the app may change its rule.
+
+        Outside of Flask, the rule raises ForFlask in place of an answer.
+        """
         authorize = self._authorize()
-        return None if authorize is None else partial(_ask, authorize, self._wrong_answers)
+        if authorize is None:
+            return None
+        return partial(_ask, authorize, self._wrong_answers) if request.in_app else _leave_to_flask
 
     def takes_token(self, rule: decision.Authorize | None) -> bool:
         """Return True if the parameter `token` is read: by this service, or by the app's rule."""
@@ -105,12 +120,18 @@ class Admission:
         return self._admitted(request, subscription, address, self._access.of_view(subscription.channels, sub))
 
     def subscribe(self, request: Request) -> str | None:
-        """Count a request of a client that wants to listen. Return its address as it is counted.
+        """Count a request of a client that wants to listen, unless it was counted before it was passed to Flask.
+
+        Return the client's address as it is counted.
 
         :raises TooMany: if the client asks too often.
         """
+        if counted := request.environ.get(COUNTED):
+            return cast("str | None", counted[0])
         address = read_address(request, self._config.proxies)
         self._limits.subscribe(address)
+        if not request.in_app:
+            request.environ[COUNTED] = (address,)
         return address
 
     def _admitted(
@@ -135,7 +156,11 @@ class Admission:
             credentials = read_credential(request, subscription.token, self._config)
             if sub := self._access.subject(credentials):
                 return sub
-        return "" if identify is None else _identified(identify)
+        if identify is None:
+            return ""
+        if not request.in_app:
+            raise ForFlask
+        return _identified(identify)
 
     def watch(self, request: Request, channel: str) -> Attendance:
         """Return who is connected to a channel.
@@ -161,7 +186,7 @@ class Admission:
         """
         channels = read_ticket(request, self._config)
         self.subscribe(request)
-        text = self._access.ticket(channels, request.header("HTTP_AUTHORIZATION"), self.rule())
+        text = self._access.ticket(channels, request.header("HTTP_AUTHORIZATION"), self.rule(request))
         read_body(request)  # the content is not used, but a request whose body breaks off must have no effect
         return text
 
@@ -236,6 +261,10 @@ class WrongAnswers:
                 "stands for yes or no",
                 *wrong,
             )
+
+
+def _leave_to_flask(_: str) -> bool:
+    raise ForFlask
 
 
 def _ask(authorize: decision.Authorize, wrong_answers: WrongAnswers, channel: str) -> bool:
