@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import parse_qsl
 
 import pytest
 from flask import Flask, abort, request
@@ -171,20 +172,30 @@ class World:
         environ["sse.gone"] = bool
         if self.hands_off:
             environ["sse.can_hand_off"] = True
-        if not one_of(4, lambda: True):
+        if not one_of(40, lambda: True):
             environ.setdefault("HTTP_HOST", pick("push.example", "push.example:8000", "a.example"))
         one_of(8, lambda: environ.update(HTTP_X_REQUEST_ID=pick("id-7", "eyJhbGciOi", "a b", "x" * 200)))
         one_of(8, lambda: environ.update(HTTP_ACCEPT=pick("*/*", "text/event-stream", "text/html;q=x", "")))
         one_of(30, lambda: environ.update(HTTP_USER_AGENT="x/1", HTTP_REFERER="https://a.example/\xe9"))
         one_of(30, lambda: environ.update(HTTP_COOKIE=f"session=x; {environ.get('HTTP_COOKIE', '')}"))
-        one_of(60, lambda: environ.update(CONTENT_LENGTH="", CONTENT_TYPE=""))
+        if not one_of(40, lambda: True):  # a server gives none of these if the client has sent none
+            for name in ("CONTENT_TYPE", "CONTENT_LENGTH"):
+                if environ.get(name) == "" or (name == "CONTENT_LENGTH" and given.body == b"" and given.way != "raw"):
+                    environ.pop(name, None)
         query = [environ["QUERY_STRING"]]
-        if given.way == "poll" and self.hands_off and one_of(3, lambda: True):
+        if given.way == "poll" and self.hands_off and one_of(2, lambda: True):
             query = [re.sub("(^|&)timeout=0(?=&|$)", pick("", r"\1timeout=20"), query[0])]
+            one_of(2, lambda: environ.update(HTTP_LAST_EVENT_ID=self.newest(query[0])))
         one_of(6, lambda: query.append(pick("client=page-0001", "client=page-0002", "client=x", "client=")))
         one_of(40, lambda: query.append(pick("probe=1", "probe=1&id=abcdefabcdefabcdef", "x=y", "&&", "=", "%ff", "a")))
         environ["QUERY_STRING"] = "&".join(query)
         return environ, given.way
+
+    def newest(self, query: str) -> str:
+        """Return the newest position of each channel in a query, from which a poll has to wait."""
+        channels = dict.fromkeys(value for name, value in parse_qsl(query) if name == "channel")
+        stored = [(channel, self.fuzzer.stored.get(channel)) for channel in channels if channel.isascii()]
+        return "~".join(f"{channel}={positions[-1]}" for channel, positions in stored if positions)
 
     def strike(self) -> Callable[[str], None]:
         """Return a fault for the next request, which strikes at one step of it or at none."""
@@ -214,7 +225,7 @@ class World:
                     self.random.seed(seed)
                     twin.strikes = self.strike()
             try:
-                flask, lane = self.pair.ask(environ)
+                flask, lane = self.pair.ask(environ, struck=bool(strikes))
                 for twin in self.pair.twins:
                     twin.strikes = lambda _: None
                 self._note(environ, way, flask, lane, met)
