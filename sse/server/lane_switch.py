@@ -62,9 +62,7 @@ class LaneSwitch:
         self._needs_no_greenlet = not why_greenlets
         if self.lane is None:
             if has_sse and is_told:
-                self._tell(
-                    logging.INFO, f"off, because gunicorn serves {_name_of(self._app)} in place of the Flask app"
-                )
+                self._tell(logging.INFO, f"off, because gunicorn serves {_name_of(self._app)} and not the Flask app")
             return
         rule = self.lane.rule
         self._known = rule.look()
@@ -73,14 +71,13 @@ class LaneSwitch:
         level = logging.WARNING if rule.mode == "on" else logging.INFO
         if self._known:
             self._tell(level, f"off, because {'; '.join(self._known)}")
-        elif why_greenlets:
+            return
+        if why_greenlets:
             self._tell(level, f"on, but each request has a greenlet, because {why_greenlets}")
         else:
             self._tell(logging.INFO, "on")
         if rule.passed_by:
-            self._tell(
-                level, f"SSE_LANE is on, so requests pass by these parts of the app: {'; '.join(rule.passed_by)}"
-            )
+            self._tell(level, f"SSE_LANE=on, so requests pass by what could see them: {'; '.join(rule.passed_by)}")
 
     def _tell(self, level: int, text: str) -> None:
         log = self._worker.log

@@ -99,6 +99,7 @@ _parts_of_app = attrgetter(
     "request_class",
     "response_class",
     "session_interface",
+    "session_interface.__dict__",
     "subdomain_matching",
     "url_map.host_matching",
     "url_map._remap",
@@ -192,7 +193,7 @@ class LaneRule:
         )
 
     def _judge(self) -> None:
-        found = list(self._found())
+        found = list(dict.fromkeys(self._found()))
         is_waiving = self.mode == "on"
         self.reasons = tuple(text for text, is_waived in found if not (is_waived and is_waiving))
         self.passed_by = tuple(text for text, is_waived in found if is_waived and is_waiving)
