@@ -314,6 +314,14 @@ class Pair:
         of = dict(zip(map(id, self.twins), environs, strict=True))
         answers: list[Answer] = self.each(lambda twin: twin.answer(of[id(twin)]))
         flask, lane = answers
+        if all("sse.probe" in each for each in environs):  # the doctor's, whose answers have marks of their own
+            alike(flask.status, lane.status, "the status")
+            alike([name for name, _ in flask.headers], [name for name, _ in lane.headers], "the names of headers")
+            for answer in answers:
+                if not isinstance(answer.body, bytes):
+                    answer.body.close()
+            self.compare()
+            return answers
         if struck and _BUSY.match(flask.body if isinstance(flask.body, bytes) else b""):
             # Flask has a failed view answered twice, so another random number says how long to wait.
             flask, lane = (answer._replace(body=_NUMBER.sub(b"0", bytes(answer.body))) for answer in answers)
@@ -328,12 +336,8 @@ class Pair:
             alike(*[each.facts() for each in opened], "what is held open")
             if not opened[0].is_over:
                 self.open.append((opened[0], opened[1]))
-        elif isinstance(flask.body, bytes) and isinstance(lane.body, bytes):
+        else:
             alike(flask.body, lane.body, "the body")
-        else:  # of a probe of the doctor, which is not the lane's
-            alike(type(flask.body), type(lane.body), "the kind of body")
-            for answer in answers:
-                answer.body.close()  # type: ignore[union-attr]
         alike(*[unread(each) for each in environs], "the bytes of the body that are left unread")
         self.compare()
         return answers
@@ -402,9 +406,11 @@ class Open:
         if isinstance(body, Stream):
             try:
                 opening = body.open()
-            except BaseException:
+            except RuntimeError as fault:  # that has struck
+                self._facts = [repr(fault)]
+                self.is_over = True
                 body.close()
-                raise
+                return b""
             if body.ended:
                 self._facts = [body.ended, body.cuts, body.end_reason]
                 self.is_over = True
