@@ -24,6 +24,7 @@ from sse import SSE
 from sse.errors import StoreUnavailable
 from sse.stores.memory import MemoryStore
 from tests.fuzzed_requests import COUNT, ENDED, WAYS, Fuzzer
+from tests.servers import RedisServer
 from tests.tokens import KEY, SECRET, jwk_set
 from tests.twins import POINTS, Answer, Clock, Environ, LaneTwin, Nonces, Pair, Twin, TwinHub
 from tests.writing import Run
@@ -293,7 +294,9 @@ def still(monkeypatch: pytest.MonkeyPatch) -> Iterator[Still]:
         logging.getLogger(name).setLevel(before)
 
 
-def run_worlds(still: Still, folder: Path, seed: str, count: int, redis_url: str | None = None) -> Counter[object]:
+def run_worlds(
+    still: Still, folder: Path, seed: str, count: int, redis_url: str | None = None, server: RedisServer | None = None
+) -> Counter[object]:
     """Have `count` requests answered in all. Return what was met with."""
     met: Counter[object] = Counter()
     for number in range(max(count // PER_WORLD, 1)):
@@ -305,7 +308,18 @@ def run_worlds(still: Still, folder: Path, seed: str, count: int, redis_url: str
             raise
         for twin in world.pair.twins:
             twin.service.close()
+        if server:
+            with server.client() as client:
+                client.flushall()
     return met
+
+
+def test_the_same_holds_over_redis(
+    still: Still, folder: Path, redis_url: str, shared_redis: RedisServer, request: pytest.FixtureRequest
+) -> None:
+    seed = str(request.config.option.hypothesis_seed)
+    met = run_worlds(still, folder, seed, COUNT // 10, redis_url, shared_redis)
+    print(met)
 
 
 def test_the_lane_answers_as_flask_does(still: Still, folder: Path, request: pytest.FixtureRequest) -> None:
