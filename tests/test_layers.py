@@ -82,6 +82,7 @@ PURE = {
     "sse.server.framing",
     "sse.server.head",
     "sse.server.effects",
+    "sse.server.publishes",
     "sse.server.rounds",
     "sse.server.rows",
     "sse.server.handed_off",

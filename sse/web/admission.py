@@ -16,7 +16,7 @@ from sse.access import decision
 from sse.access.limits import Limits
 from sse.access.permit import Permit
 from sse.errors import Forbidden, NotFound, SSEError, StoreUnavailable, Unavailable
-from sse.event import Event, LastEventId, plain_str
+from sse.event import Event, LastEventId, Position, plain_str
 from sse.hub.hub import Charge
 from sse.hub.subscriber import Start, starting_points
 from sse.log import warn
@@ -44,6 +44,7 @@ COUNTED: Final = "sse.counted"
 """The member of an environ that has the client's address, in a tuple, once the request has been counted."""
 
 _MAX_WRONG_ANSWERS: Final = 100
+_PUBLICATION_BYTES: Final = 512  # that a publication takes in memory beside its data
 
 
 class Admitted(NamedTuple):
@@ -61,6 +62,22 @@ class ForFlask(BaseException):
 
     It is no Exception, so that what catches the faults of the app's functions lets it pass.
     """
+
+
+class Prepared(NamedTuple):
+    """The admitted events of one request, of the publisher `scope`.
+
+    :param counted: new rings that the limits have counted in advance.
+    """
+
+    publications: list[Publication]
+    scope: str
+    counted: int
+
+    @property
+    def size(self) -> int:
+        """About the bytes that they take in memory until they are stored."""
+        return sum(len(publication.event.data) + _PUBLICATION_BYTES for publication in self.publications)
 
 
 class Admission:
@@ -209,13 +226,11 @@ class Admission:
         """Return the publisher, from the header alone, before the body is read: see `Access.publisher`."""
         return self._access.publisher(request.header("HTTP_AUTHORIZATION"))
 
-    def publish(
-        self, request: Request, publisher: decision.Publisher, events: Sequence[tuple[str, Event]]
-    ) -> list[str]:
-        """Store events, each on its channel, and return their ids.
+    def prepare(self, request: Request, publisher: decision.Publisher, events: Sequence[tuple[str, Event]]) -> Prepared:
+        """Admit events, each on its channel, and count them by the limits. Return what is to be stored.
 
-        :raises SSEError: for a fault in the right, the number of processes, the idempotency key, an event, the limits
-            or the store, looked at in this order.
+        :raises SSEError: for a fault in the right, the number of processes, the idempotency key, an event or the
+            limits, looked at in this order, or if the store has to be asked for the limits and does not answer.
         """
         channels = [channel for channel, _ in events]
         self._access.publish(channels, publisher)
@@ -229,12 +244,25 @@ class Admission:
         size = _stored_size(events) if self._config.limit_publish_bytes else 0
         try:
             counted = self._limits.publish(scope, channels, size, lambda: self._service.count_new(channels))
-            positions = self._service.publish(publications)
         except StoreUnavailable as error:
-            warn("a publish request is answered with 503, to be repeated: %s", error)
-            raise StoreUnavailable(error.message, f"{error.hint}; repeat this with the same Idempotency-Key") from error
-        self._limits.count_new_rings(scope, sum(position.offset == 1 for position in positions) - counted)
-        return [f"{channel}={position}" for channel, position in zip(channels, positions, strict=True)]
+            raise _to_be_repeated(error) from error
+        return Prepared(publications, scope, counted)
+
+    def stored(self, prepared: Prepared, outcome: list[Position] | Exception) -> list[str]:
+        """Return the ids of the events of a request, or raise the error for which some or all were refused.
+
+        :param outcome: what became of them, from `Service.publish_each`.
+        """
+        if isinstance(outcome, StoreUnavailable):
+            raise _to_be_repeated(outcome) from outcome
+        if isinstance(outcome, Exception):
+            raise outcome
+        new = sum(position.offset == 1 for position in outcome)
+        self._limits.count_new_rings(prepared.scope, new - prepared.counted)
+        return [
+            f"{publication.channel}={position}"
+            for publication, position in zip(prepared.publications, outcome, strict=True)
+        ]
 
     def _charge(self, permit: Permit | None, address: str | None) -> Charge | None:
         if not self._config.limit_new_channels:
@@ -318,6 +346,12 @@ def _status(error: Exception) -> int:
     if isinstance(error, HTTPException):
         return error.get_response().status_code
     return error.status if isinstance(error, SSEError) else 500
+
+
+def _to_be_repeated(error: StoreUnavailable) -> StoreUnavailable:
+    """Log that a publish request may not be stored, and return the error that tells its client to repeat it."""
+    warn("a publish request is answered with 503, to be repeated: %s", error)
+    return StoreUnavailable(error.message, f"{error.hint}; repeat this with the same Idempotency-Key")
 
 
 def _stored_size(events: Sequence[tuple[str, Event]]) -> int:

@@ -6,7 +6,7 @@ error that the client is to hear of is raised as an SSEError, and `Answering.ref
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
@@ -14,10 +14,11 @@ from sse.access.decision import Authorize
 from sse.access.permit import Permit
 from sse.config import matches
 from sse.errors import KeyUnknown, SSEError, StoreUnavailable, TooMany, Unavailable
-from sse.event import format_last_event_id
+from sse.event import Position, format_last_event_id
 from sse.log import warn
 from sse.service import Service
-from sse.web.admission import Admission, Admitted, Identify
+from sse.stores import Publication
+from sse.web.admission import Admission, Admitted, Identify, Prepared
 from sse.web.answers import JSON, Answer, BusyAnswer, Empty, busy, ended, gone, json, refusal
 from sse.web.hooks import HookedPoll, HookedStream
 from sse.web.presence import Enter, PresentPoll, PresentStream
@@ -203,22 +204,32 @@ class Answering:
         sub = sub or self.admission.subject(request, subscription, self._identify())
         return partial(presence.enter, channels, sub, subscription.client)
 
-    def publish(self, request: Request) -> Answer:
-        """Store the events in a body of JSON. Return the answer with their ids.
+    def publish(self, request: Request, channel: str | None = None) -> Answer:
+        """Store the events of a request. Return the answer with their ids.
 
+        :param channel: of the one event that a body of any media type makes; None for a body of JSON.
         :raises SSEError: if the request is refused, or the events could not be stored.
         """
+        prepared = self.prepare(request, channel)
+        [outcome] = self.publish_each([prepared.publications])
+        return self.published(prepared, outcome)
+
+    # The three steps of `publish`, for a server that stores the events of many requests in one round trip.
+
+    def prepare(self, request: Request, channel: str | None = None) -> Prepared:
+        """Admit a publish request, and return what is to be stored. For the parameter and errors see `publish`."""
         publisher = self.admission.publisher(request)
         request.environ[BEGUN] = True  # the body can be read once only
-        ids = self.admission.publish(request, publisher, read_publish(request, self._config))
-        return json({"ids": ids}, 201)
+        events = read_publish(request, self._config) if channel is None else read_raw(request, channel)
+        return self.admission.prepare(request, publisher, events)
 
-    def publish_raw(self, request: Request, channel: str) -> Answer:
-        """Store the event that a body of any media type makes, as `publish` does."""
-        publisher = self.admission.publisher(request)
-        request.environ[BEGUN] = True
-        ids = self.admission.publish(request, publisher, read_raw(request, channel))
-        return json({"ids": ids}, 201)
+    def publish_each(self, calls: Sequence[Sequence[Publication]]) -> list[list[Position] | Exception]:
+        """Store what was prepared for several requests, see `Service.publish_each`."""
+        return self._service.publish_each(calls)
+
+    def published(self, prepared: Prepared, outcome: list[Position] | Exception) -> Answer:
+        """Return the answer with the ids of the events that were stored. For the errors see `publish`."""
+        return json({"ids": self.admission.stored(prepared, outcome)}, 201)
 
     def may_ask_app(self, request: Request) -> bool:
         """Return whether a function of the app may be asked about a stream or poll. Its parameters need not be right.

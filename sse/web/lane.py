@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol
 
 from werkzeug.exceptions import InternalServerError
@@ -16,19 +16,17 @@ from werkzeug.http import HTTP_STATUS_CODES
 
 from sse.config import Config
 from sse.errors import InvalidEvent, SSEError
-from sse.event import check_channel
+from sse.event import Position, check_channel
+from sse.stores import Publication
 from sse.transports.poll import Poll
 from sse.transports.stream import Stream
-from sse.web.admission import ForFlask
+from sse.web.admission import ForFlask, Prepared
 from sse.web.answering import BEGUN, Answering, Polled, Streamed
 from sse.web.answers import JSON, STREAM_HEADERS, Answer, BusyAnswer, CommonHeaders, Empty, http_refusal
 from sse.web.request import Request
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
-
-EARLY: Final = "sse.early"
-"""The member of an environ that says that what has been counted cannot be passed on to Flask."""
 
 _JSON_FIELDS: Final = (("Content-Type", JSON),)
 _STREAM_FIELDS: Final = tuple(STREAM_HEADERS.items())
@@ -49,6 +47,9 @@ class Route(NamedTuple):
     def is_publish(self) -> bool:
         """True if the request publishes."""
         return self.kind == "publish"
+
+
+_PUBLISH: Final = Route("publish")
 
 
 class Reply(NamedTuple):
@@ -113,7 +114,7 @@ class Lane:
         self._routes = {
             ("GET", f"{prefix}/stream"): Route("stream"),
             ("GET", f"{prefix}/poll"): Route("poll"),
-            ("POST", f"{prefix}/publish"): Route("publish"),
+            ("POST", f"{prefix}/publish"): _PUBLISH,
         }
 
     def why_off(self) -> str:
@@ -138,29 +139,65 @@ class Lane:
         """Return the answer to a request; None if the request is Flask's.
 
         Before None is returned, nothing has happened but what the environ says for Flask: the request may have been
-        counted by the limits. No body has been read. If the environ has `sse.early`, nothing has been counted either,
-        because a request on which a function of the app may have to decide is Flask's at once.
-
-        This function may wait, for the store or another service.
+        counted by the limits. No body has been read. This function may wait, for the store or another service.
 
         :param route: as `route` returned it for this request.
         """
         environ = request.environ
         if not self._is_ours(route, request):
             return None
-        if EARLY in environ and not route.is_publish and self._answering.may_ask_app(request):
-            return None
         try:
             return self._sent(self._answer(route, request), environ)
         except SSEError as error:
             answer = self._answering.refuse(error)
             if route.kind == "stream" and (answer.status == 429 or answer.status >= 500):
-                return None if BEGUN not in environ else self.failed(route, request)
+                return self._failed_if_begun(route, request)
             return self._sent(answer, environ)
         except ForFlask:
             return None
         except Exception:  # noqa: BLE001 - as Flask would do for a view
-            return None if BEGUN not in environ else self.failed(route, request)
+            return self._failed_if_begun(route, request)
+
+    def may_ask_app(self, route: Route, request: Request) -> bool:
+        """Return whether a function of the app may have to decide on a request, so that `reply` may return None for it.
+
+        Nothing is counted. A server that cannot pass on to Flask what was counted asks this before.
+        """
+        return not route.is_publish and self._answering.may_ask_app(request)
+
+    def prepare(self, route: Route, request: Request) -> Prepared | Reply | None:
+        """Admit a publish request. Return what is to be stored; the answer if it is refused; None if it is Flask's.
+
+        None comes only before the body is read. This function may wait, for the Redis of the limits or for a key.
+        """
+        if not self._is_ours(route, request):
+            return None
+        try:
+            return self._answering.prepare(request, route.channel)
+        except SSEError as error:
+            return self._sent(self._answering.refuse(error), request.environ)
+        except Exception:  # noqa: BLE001 - as Flask would do for a view
+            return self._failed_if_begun(route, request)
+
+    def publish_each(self, calls: Sequence[Sequence[Publication]]) -> list[list[Position] | Exception]:
+        """Store several requests' publications in one round trip, see `Service.publish_each`."""
+        return self._answering.publish_each(calls)
+
+    def published(self, request: Request, prepared: Prepared, outcome: list[Position] | BaseException) -> Reply:
+        """Return the answer to a publish request.
+
+        :param prepared: as `prepare` returned it.
+        :param outcome: what became of it: from `publish_each`, or the exception that ended the attempt.
+        """
+        try:
+            if not isinstance(outcome, list | Exception):
+                raise RuntimeError("the publish request was cut, and its events may be stored") from outcome
+            answer = self._answering.published(prepared, outcome)
+        except SSEError as error:
+            answer = self._answering.refuse(error)
+        except Exception:  # noqa: BLE001 - as Flask would do for a view
+            return self.failed(_PUBLISH, request)
+        return self._sent(answer, request.environ)
 
     def failed(self, route: Route, request: Request) -> Reply:
         """Log the unexpected exception that is being handled, and return the answer to its request.
@@ -174,14 +211,15 @@ class Lane:
             return self._busy(self._answering.busy_after_fault(request), environ, length_at=1)
         return self._sent(http_refusal(InternalServerError()), environ)
 
+    def _failed_if_begun(self, route: Route, request: Request) -> Reply | None:
+        return self.failed(route, request) if BEGUN in request.environ else None
+
     def _answer(self, route: Route, request: Request) -> Streamed | Polled:
         if route.kind == "stream":
             return self._answering.stream(request)
         if route.kind == "poll":
             return self._answering.poll(request)
-        if route.channel is None:
-            return self._answering.publish(request)
-        return self._answering.publish_raw(request, route.channel)
+        return self._answering.publish(request, route.channel)
 
     def _is_ours(self, route: Route, request: Request) -> bool:
         """Return whether a request has nothing that Flask would treat in another way."""

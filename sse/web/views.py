@@ -228,7 +228,7 @@ class Views:
         return self.respond(incoming, self.answering.publish(incoming))
 
     def publish_raw(self, incoming: Request, channel: str) -> Response:
-        return self.respond(incoming, self.answering.publish_raw(incoming, channel))
+        return self.respond(incoming, self.answering.publish(incoming, channel))
 
     def presence(self, incoming: Request, channel: str) -> Response:
         return _respond(json(_shown(self.admission.watch(incoming, channel))))
