@@ -26,6 +26,7 @@ from gunicorn.workers.ggevent import GeventWorker  # type: ignore[import-untyped
 from sse import connection_log
 from sse.log import follow_gunicorn
 from sse.server.gunicorn_request import HEAD_SECONDS, Request, skip_body
+from sse.server.lane_switch import LaneSwitch
 from sse.server.load_error import until_mended
 from sse.server.loop import Loop
 from sse.server.one_process import check_workers
@@ -184,6 +185,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
     _loop: Loop
     _rows: Rows
     _responder: Responder
+    _switch: LaneSwitch
 
     def init_process(self) -> None:
         # This is not in __init__, which runs in the master: `sse.worker` becomes this class only after the fork.
@@ -209,6 +211,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
                 raise
             app = until_mended(error, self.log, self.reloader)
         self.wsgi = partial(self._responder.call, app)
+        self._switch = self._responder.switch = LaneSwitch(self, app)
 
     @property
     def _services(self) -> list[Service]:
@@ -355,6 +358,9 @@ class Worker(GeventWorker):  # type: ignore[misc]
             filter(None, (service.hub.late_since for service in services)), default=0.0
         )
         self._rows.max_connections = self.worker_connections + sum(service.hub.max_subscribers for service in services)
+        # Of workers that are forked one after another, as many as there are to be, this is true for one.
+        is_told = (self.age - 1) % max(self.cfg.workers, 1) == 0
+        self._switch.begin(has_sse=bool(services), is_told=is_told)
         self._await_stores(services)
         listeners = [_Listener(self, listener) for listener in self.sockets]
         self.has_loaded()
