@@ -189,6 +189,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
     It is here and not in `sse.worker`, because after a reload the master still has that class from the old version.
     """
     wsgi: Any
+    alive: bool
     is_reloaded: Callable[[], bool] = staticmethod(lambda: False)
     """Returns whether the master has begun a reload since this worker was forked. Set before `run`."""
     request_seconds: float | None = None
@@ -218,6 +219,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
 
     def load_wsgi(self) -> None:
         self._lane: FastLane | None = None
+        self._keeps_alive = bool(self.cfg.keepalive)
         self._loop = Loop(self.log, self.cfg.keepalive, self._give_back, self._wake_lane)
         self._rows = self._loop.rows
         self._responder = Responder(self._rows, self._is_last, self.log, self._uncounted)
@@ -414,6 +416,8 @@ class Worker(GeventWorker):  # type: ignore[misc]
         is_told = (self.age - 1) % max(self.cfg.workers, 1) == 0
         self._switch.begin(has_sse=bool(services), is_told=is_told)
         self._await_stores(services)
+        if self._switch.lane:
+            self._lane = FastLane(self._rows, self._switch.lane, self._switch, self, self.cfg, self.log)
         listeners = [_Listener(self, listener) for listener in self.sockets]
         self.has_loaded()
         while self.alive:
