@@ -12,7 +12,7 @@ import random
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
@@ -51,15 +51,16 @@ class World:
         self.random = random.Random(seed)
         self.clock = still.clock
         self.settings = self._settings(folder)
+        self.secret_key = self.pick(None, None, "the-secret-key-of-the-app")
         self.rule, self.name = self.one_of(4, self._rule), self.one_of(4, self._name)
         self.multiprocess = bool(self.one_of(20, lambda: True))
         self.hands_off = not self.one_of(20, lambda: True)
         self.faults = bool(self.one_of(3, lambda: True))
-        self.makers: tuple[type[Twin], type[Twin]] = (Twin, LaneTwin)
+        # The bytes of new rings are counted when they are stored, so publishes that come together may get in by more.
+        self.gathers = not self.settings["SSE_LIMIT_PUBLISH_BYTES"] and self.pick(True, False)
         self._redis_url = redis_url
-        twins = [self._twin(maker, name) for maker, name in zip(self.makers, ("flask", "lane"), strict=True)]
-        flask, lane = twins
-        assert isinstance(lane, LaneTwin)
+        flask, lane = Twin(self._app("flask"), self.clock), LaneTwin(self._app("lane"), self.clock)
+        lane.submits = self.gathers or self.pick(True, False)
         self.pair = Pair(flask, lane, still.nonces, seed)
         private, *_ = self.pair.each(self._begin)
         self.fuzzer = Fuzzer(self.random.randrange(2**32), private)
@@ -127,7 +128,7 @@ class World:
 
         return reader
 
-    def _twin(self, maker: type[Twin], name: str) -> Twin:
+    def _app(self, name: str) -> Flask:
         sse = SSE()
         if self.rule:
             sse.authorize(self.rule)
@@ -135,10 +136,12 @@ class World:
             sse.identify(self.name)
         redis = {"SSE_REDIS_URL": self._redis_url, "SSE_NAMESPACE": name} if self._redis_url else {}
         app = Flask("tests")
-        app.config.from_mapping(self.settings | redis)
+        app.config.from_mapping(self.settings | redis, SECRET_KEY=self.secret_key)
         sse.init_app(app)
         app.extensions["sse"].store.url_of_the_tests = self._redis_url
-        return maker(app, self.clock)
+        app.test_client().get(f"{self.settings['SSE_PREFIX']}/health")  # each worker's first request is Flask's
+        assert app.extensions["sse.lane"].why_off() == ""
+        return app
 
     def _begin(self, twin: Twin) -> str:
         """Store what is there before the first request. Return the newest position of the channel `private`."""
@@ -213,34 +216,49 @@ class World:
     def run(self, count: int, met: Counter[object]) -> None:
         """Send so many requests, and compare what comes of each; count in `met` what there was."""
         drains_at = self.random.randrange(count) if self.one_of(5, lambda: True) else count
+        gathered: list[tuple[Environ, str | None]] = []
         for number in range(count):
             if number == drains_at:
                 self.pair.each(_drain)
             self.clock.tick(70.0 if self.one_of(50, lambda: True) else 0.0)
-            environ, way = self.environ()
-            strikes = self.faults and self.one_of(10, lambda: True)
-            seed = self.random.randrange(2**32)
-            for twin in self.pair.twins:
-                if strikes:
-                    self.random.seed(seed)
-                    twin.strikes = self.strike()
-            try:
-                flask, lane = self.pair.ask(environ, struck=bool(strikes))
-                for twin in self.pair.twins:
-                    twin.strikes = lambda _: None
-                self._note(environ, way, flask, lane, met)
-                if self.one_of(4, lambda: True):
-                    met["came later"] += self.pair.step(self.random)
-            except Exception as fault:
-                fault.add_note(f"request {number}, struck: {bool(strikes)}: {way} {environ}")
-                fault.add_note(f"settings {self.settings}, rule {bool(self.rule)}, name {bool(self.name)}")
-                raise
+            gathered.append(self.environ())
+            is_publish = gathered[-1][0]["PATH_INFO"].startswith(f"{self.settings['SSE_PREFIX']}/publish")
+            if is_publish and self.gathers and len(gathered) < 5 and self.random.randrange(3):
+                continue  # several publishes come together
+            last = gathered.pop()
+            if gathered and not is_publish:
+                self.ask(gathered, met)
+                gathered = []
+            self.ask([*gathered, last], met)
+            gathered = []
+            if self.one_of(4, lambda: True):
+                met["came later"] += self.pair.step(self.random)
             if number % 50 == 49:
                 self.pair.compare_all()
         self.pair.close()
         self.pair.compare_all()
 
-    def _note(self, environ: Environ, way: str | None, flask: Answer, lane: Answer, met: Counter[object]) -> None:
+    def ask(self, given: Sequence[tuple[Environ, str | None]], met: Counter[object]) -> None:
+        """Have both services answer these requests, at one of which a fault may strike."""
+        strikes = self.faults and len(given) == 1 and self.one_of(10, lambda: True)
+        seed = self.random.randrange(2**32)
+        try:
+            for twin in self.pair.twins:
+                if strikes:
+                    self.random.seed(seed)
+                    twin.strike_at = self.strike()
+            answers = self.pair.ask(*[environ for environ, _ in given])
+        except Exception as fault:
+            fault.add_note(f"{'struck: ' if strikes else ''}{given}")
+            fault.add_note(f"settings {self.settings}, rule {bool(self.rule)}, name {bool(self.name)}")
+            raise
+        for twin in self.pair.twins:
+            twin.strike_at = None
+        for (_, way), (flask, lane) in zip(given, answers, strict=True):
+            self._note(way, flask, lane, met)
+        met["together"] += len(given) > 1
+
+    def _note(self, way: str | None, flask: Answer, lane: Answer, met: Counter[object]) -> None:
         status = int(flask.status[:3])
         met[lane.by, way, status] += 1
         met[lane.by] += 1

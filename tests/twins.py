@@ -36,7 +36,8 @@ from sse.transports.items import ItemStream
 from sse.transports.poll import Poll
 from sse.transports.probe import ProbeStream
 from sse.transports.stream import Cut, Stream
-from sse.web.lane import Lane
+from sse.web.admission import Prepared
+from sse.web.lane import Lane, Reply
 from sse.web.presence import PresentPoll, PresentStream
 from tests.conftest import SECRETS
 from tests.fuzzed_requests import Broken
@@ -175,7 +176,7 @@ class Twin:
         self.log = Lines()
         self.entered: list[object] = []
         """The connections that presence was told of, and their ends."""
-        self.strikes: Callable[[str], None] = lambda _: None
+        self.strike_at: Callable[[str], None] | None = None
         """Called with each of POINTS that a request comes to. It may raise a fault."""
         self._watch()
 
@@ -193,13 +194,21 @@ class Twin:
         """Return what this service answers to a request that our worker passes on."""
         return through_flask(self.app, environ)
 
+    def answer_together(self, environs: Sequence[Environ]) -> list[Answer]:
+        """Return the answers to several publishes that come at the same time."""
+        return [self.answer(environ) for environ in environs]
+
+    def strikes(self, point: str) -> None:
+        if self.strike_at:
+            self.strike_at(point)
+
     def _watch(self) -> None:
         store, presence, limits = self.service.store, self.service.presence, self.limits
-        self._strike_before(store, "publish", "publish", "publish_each")
+        self._strike_before(store, "publish", "publish_each")
         self._strike_before(store, "read", "read")
         self._strike_before(store, "newest", "standing", "ensure", "before")
         self._strike_before(limits, "count", "_count")
-        self.hub.fault = lambda point: self.strikes(point)  # type: ignore[method-assign]
+        self.hub.fault = self.strikes  # type: ignore[method-assign]
         enter = presence.enter
 
         def note(*arguments: Any, **options: Any) -> Callable[[], None]:
@@ -220,7 +229,12 @@ class Twin:
             if function := getattr(owner, name, None):
 
                 def call(*arguments: Any, _function: Any = function, **options: Any) -> Any:
-                    self.strikes(point)
+                    try:
+                        self.strikes(point)
+                    except StoreUnavailable as fault:
+                        if point == "publish":
+                            return [fault for _ in arguments[0]]
+                        raise
                     return _function(*arguments, **options)
 
                 setattr(owner, name, call)
@@ -251,17 +265,65 @@ class Twin:
 
 
 class LaneTwin(Twin):
-    """The twin that asks the fast lane first, as our worker does."""
+    """The twin that asks the fast lane first.
+
+    :param submits: whether publishes take the way on which several wait for one round trip to the store.
+    """
+
+    submits = False
+
+    @property
+    def lane(self) -> Lane:
+        lane: Lane = self.app.extensions["sse.lane"]
+        return lane
 
     def answer(self, environ: Environ) -> Answer:
-        lane: Lane = self.app.extensions["sse.lane"]
-        route = lane.route(environ["REQUEST_METHOD"], environ["PATH_INFO"])
-        reply = lane.reply(route, lane.request(environ)) if route else None
+        route = self.lane.route(environ["REQUEST_METHOD"], environ["PATH_INFO"])
+        if route and route.is_publish and self.submits:
+            return self.answer_together([environ])[0]
+        request = self.lane.request(environ)
+        may_ask_app = route and self.lane.may_ask_app(route, request)
+        assert "sse.counted" not in environ, "nothing is counted yet"
+        reply = self.lane.reply(route, request) if route else None
         if reply is None:
+            is_late = "sse.counted" in environ and not may_ask_app and not self.strike_at
+            assert not is_late, "a request is left to Flask that was counted, and is not the app's to decide"
             return super().answer(environ)
-        if not isinstance(reply.body, bytes):
-            assert not reply.breaks_off
-        return Answer(reply.status, list(reply.headers), reply.body, reply.breaks_off, "lane")
+        return _answer(reply)
+
+    def answer_together(self, environs: Sequence[Environ]) -> list[Answer]:
+        answers: dict[int, Answer] = {}
+        waiting: dict[int, tuple[Any, Prepared]] = {}
+
+        def store() -> None:
+            outcomes: Sequence[Any] = ()
+            try:
+                if waiting:
+                    outcomes = self.lane.publish_each([prepared.publications for _, prepared in waiting.values()])
+            except Exception as fault:
+                outcomes = [fault] * len(waiting)
+            for (number, (request, prepared)), outcome in zip(waiting.items(), outcomes, strict=True):
+                answers[number] = _answer(self.lane.published(request, prepared, outcome))
+            waiting.clear()
+
+        for number, environ in enumerate(environs):
+            route = self.lane.route(environ["REQUEST_METHOD"], environ["PATH_INFO"])
+            request = self.lane.request(environ)
+            prepared = self.lane.prepare(route, request) if route else None
+            if prepared is None:
+                store()
+                answers[number] = super().answer(environ)
+            elif isinstance(prepared, Reply):
+                answers[number] = _answer(prepared)
+            else:
+                waiting[number] = request, prepared
+        store()
+        return [answers[number] for number in range(len(environs))]
+
+
+def _answer(reply: Reply) -> Answer:
+    assert isinstance(reply.body, bytes) or not reply.breaks_off
+    return Answer(reply.status, list(reply.headers), reply.body, reply.breaks_off, "lane")
 
 
 def through_flask(app: Flask, environ: Environ) -> Answer:
@@ -305,38 +367,47 @@ class Pair:
                 results.append(act(twin))
         return results
 
-    def ask(self, environ: Environ, *, struck: bool = False) -> list[Answer]:
-        """Have both answer a request. Keep what is held open, and compare all that can be compared quickly.
+    def ask(self, *given: Environ) -> list[tuple[Answer, Answer]]:
+        """Have both answer a request, or several publishes that come together.
 
-        :param struck: whether a fault may strike.
+        Keep what is held open, and compare all that can be compared quickly.
         """
-        environs = [copied(environ), copied(environ)]
+        environs = [[copied(environ) for environ in given] for _ in self.twins]
         of = dict(zip(map(id, self.twins), environs, strict=True))
-        answers: list[Answer] = self.each(lambda twin: twin.answer(of[id(twin)]))
-        flask, lane = answers
-        if struck and _BUSY.match(flask.body if isinstance(flask.body, bytes) else b""):
-            # Flask has a failed view answered twice, so another random number says how long to wait.
-            flask, lane = (answer._replace(body=_NUMBER.sub(b"0", bytes(answer.body))) for answer in answers)
+        if len(given) > 1:
+            answers = self.each(lambda twin: twin.answer_together(of[id(twin)]))
+        else:
+            answers = self.each(lambda twin: [twin.answer(of[id(twin)][0])])
+        pairs = list(zip(*answers, strict=True))
+        for pair, both in zip(pairs, zip(*environs, strict=True), strict=True):
+            self._compare(*pair, *both)
+        self.compare(in_order=len(given) == 1)
+        return pairs
+
+    def _compare(self, flask: Answer, lane: Answer, flask_environ: Environ, lane_environ: Environ) -> None:
         alike(flask.status, lane.status, "the status")
+        if "sse.probe" in flask_environ and "sse.probe" in lane_environ:  # the doctor's answers have marks of their own
+            alike([name for name, _ in flask.headers], [name for name, _ in lane.headers], "the names of headers")
+            for answer in (flask, lane):
+                if not isinstance(answer.body, bytes):
+                    answer.body.close()
+            return
         alike(list(map(tuple, flask.headers)), list(map(tuple, lane.headers)), "the headers")
         alike(flask.breaks_off, lane.breaks_off, "whether the body breaks off")
         if isinstance(flask.body, Body) and isinstance(lane.body, Body):
-            opened = [Open(answer.body) for answer in answers if isinstance(answer.body, Body)]
+            opened = Open(flask.body), Open(lane.body)
             by = dict(zip(map(id, self.twins), opened, strict=True))
             texts = self.each(lambda twin: by[id(twin)].begin())
             alike(*texts, "the beginning of what is held open")
             alike(*[each.facts() for each in opened], "what is held open")
             if not opened[0].is_over:
-                self.open.append((opened[0], opened[1]))
-        elif isinstance(flask.body, bytes) and isinstance(lane.body, bytes):
+                self.open.append(opened)
+        elif self.twins[0].strike_at and _BUSY.match(flask.body if isinstance(flask.body, bytes) else b""):
+            # Flask has a failed view answered twice, so another random number says how long to wait.
+            alike(*[_NUMBER.sub(b"0", bytes(answer.body)) for answer in (flask, lane)], "the body of a busy service")
+        else:
             alike(flask.body, lane.body, "the body")
-        else:  # of a probe of the doctor, which is not the lane's
-            alike(type(flask.body), type(lane.body), "the kind of body")
-            for answer in answers:
-                answer.body.close()  # type: ignore[union-attr]
-        alike(*[unread(each) for each in environs], "the bytes of the body that are left unread")
-        self.compare()
-        return answers
+        alike(unread(flask_environ), unread(lane_environ), "the bytes of the body that are left unread")
 
     def step(self, chance: random.Random) -> int:
         """Have all that is open take what has come. Close some of it. Return the bytes that came."""
@@ -359,10 +430,14 @@ class Pair:
             self.each(partial(_close, by))
         self.open = []
 
-    def compare(self) -> None:
-        """Compare what the twins have told and counted since the last time, and how many seats are taken."""
+    def compare(self, *, in_order: bool = True) -> None:
+        """Compare what the twins have told and counted since the last time, and how many seats are taken.
+
+        :param in_order: whether the lines of the log are to come in the same order.
+        """
         flask, lane = self.twins
-        alike(flask.log.take(), lane.log.take(), "the lines of the log")
+        lines = [twin.log.take() for twin in self.twins]
+        alike(*(lines if in_order else map(sorted, lines)), "the lines of the log")
         alike(flask.entered, lane.entered, "those who are there")
         flask.entered.clear()
         lane.entered.clear()
