@@ -71,7 +71,7 @@ class Session:
             load.set("check", target.health)
 
     def ask(self, name: str, request: str, check: str = "") -> None:
-        """Give the load generator a request by a name; the target's check `check`, or else `name`, is for its answers."""
+        """Give the load generator a request by a name. `check` names the check of its answers, if not `name`."""
         self.load.set(name, request)
         if text := self.target.checks.get(check or name):
             self.load.set(f"{name}?", text)
@@ -452,9 +452,10 @@ def evalsha_in_c(server: RedisServer, seconds: float) -> Record:
         sha = connection.script_load(Script("publish.lua", stores=True).text)
     call = ["evalsha", sha, 2, "sse:{bare}", "sse:{bare}:once:__rand_int__", "nonce__rand_int__", 1001, 86400, 30]
     call += ["PUBLISH", "sse:0:{bare}", EVENT]
-    words = ["redis-benchmark", "-p", server.port, "-c", CLIENTS, "-n", round(20_000 * seconds), "-r", 10**9]
+    words = ["redis-benchmark", "-p", server.port, "-c", CLIENTS, "-n", round(20_000 * seconds), "-r", 10**9, "--csv"]
+    command = list(map(str, words + call))
     with on_core(SERVER_CORE):
-        done = subprocess.run(list(map(str, [*words, "--csv", *call])), capture_output=True, text=True, timeout=120, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     return {"value": float(done.stdout.splitlines()[-1].rsplit('","', 7)[1]), "valid": True}
 
 
