@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -176,6 +177,8 @@ def throughline(
     server = Gunicorn(folder, env=env, bind=f"unix:{folder}/throughline.sock" if nginx else None)
     server.folder = root
     start(stack, server)
+    if _knows(root, "lane"):
+        _check_lane(server, "off" if lane == "off" else "on")
     servers: list[Server] = [server]
     if nginx:
         # As it is, but without TLS, which the others do not have either.
@@ -240,6 +243,20 @@ def throughline(
 def _knows(root: Path, setting: str) -> bool:
     """Tell whether the checkout knows a setting. A service refuses to start with one that it does not know."""
     return f" {setting}:" in (root / "sse/config.py").read_text()
+
+
+def _check_lane(server: Server, wanted: str) -> None:
+    """Raise CannotRun if the log does not say that the fast lane is on, or off, as it is wanted."""
+
+    def said() -> str:
+        found = re.search(r"fast lane: (.*)", server.logs())
+        return found[1] if found else ""
+
+    wait_until(said, 5, what="the log tells of the fast lane")
+    if said().partition(",")[0] != wanted:
+        raise CannotRun(f"the fast lane is {said()}")
+    if said() != wanted:
+        print(f"  the fast lane is {said()}")
 
 
 def bare(stack: ExitStack, folder: Path) -> Target:
