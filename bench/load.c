@@ -184,7 +184,7 @@ static int connect_to_server(enum kind kind) {
         struct sockaddr_in from = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(0x7f000002 + source++ % 100)};
         setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &on, sizeof on);
         if (bind(fd, (struct sockaddr *)&from, sizeof from)) die("bind");
-        setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+        if (kind == PUBLISHER || kind == FLOODER) setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
     }
     if (connect(fd, (struct sockaddr *)&server, server_length) && errno != EINPROGRESS) {
         close(fd);
@@ -702,7 +702,7 @@ static void step(int64_t until) {
     int n = epoll_pwait2(poller, ready, 512, &wait, NULL);
     for (int i = 0; i < n; i++) {
         int fd = ready[i].data.fd;
-        if (i % 32 == 0) read_urgent();
+        if (fd == urgent || i % 32 == 31) read_urgent();
         if (fd == urgent || connections[fd].kind != STREAM) continue;
         if (connections[fd].unsent && ready[i].events & EPOLLOUT) send_unsent(fd);
         read_stream(fd);

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.peers import AGAINST, PEERS
-from bench.scenarios import BATCH, CLIENTS, FLOOD, FULL, GRACE
+from bench.scenarios import BATCH, CLIENTS, FLOOD, FULL, FULL_CORE, GRACE
 from tests.servers import ROOT
 
 PAGE = ROOT / "docs" / "benchmarks.md"
@@ -29,7 +29,7 @@ STORMS = (("on one channel", "shared"), ("on their own, with a missed event", "o
 KINDS = ("idle", "own", "shared", "parked", "kept")
 EVALSHA = {"bare EVALSHA": "evalsha", "by redis-benchmark": "evalsha-c"}
 NOT_RUN = "not run"
-DETAILS = ("p50", "p99", "kept", "busy")
+DETAILS = ("p50", "p99", "kept", "busy", "µs")
 """Further figures that a record may have besides its value."""
 
 
@@ -196,7 +196,8 @@ def tables(outcome: Outcome) -> str:
         ),
         "".join(f"\nNot measured: {goal.what}" for goal in found if goal.value is None and is_whole),
         *(f"\nNot run: {where}: {why}" for where, why in outcome.faults.items()),
-        f"\nThe load generator's core was busy for {busiest(outcome):.0%} at the most in a run that counts.",
+        f"\nThe load generator's core was busy for {busiest(outcome):.0%} at the most in a run that counts. From "
+        f"{FULL.busiest:.0%} on, a run counts only if the server's core was busy for {FULL_CORE:.0%}.",
     ]  # fmt: skip
     pairs = zip(parts, [*parts[1:], ""], strict=True)
     kept = [part for part, after in pairs if part and NOT_RUN not in (part, after)]  # neither a table nor its heading
