@@ -357,15 +357,13 @@ class RedisStore(Store):
         return f"{self._namespace}:{{{channel}}}"
 
     def _send(self, calls: Sequence[PublishCall]) -> list[Any]:
-        """Return the reply to each call.
+        """Return the reply to each call, or in its place the fault of the store.
 
         Of the callers that wait, one is the leader. It sends the calls of all of them in one round trip.
-
-        :raises StoreUnavailable: if there is no reply.
         """
         if not calls:
             return []
-        deadline = self._deadline(len(calls))
+        deadline = self._deadline()
         pending = _PendingPublish(calls)
         with self._publish_lock:
             self._pending.append(pending)
@@ -374,7 +372,7 @@ class RedisStore(Store):
         if pending.outcome is None:
             self._publish_pending(deadline)
         if isinstance(pending.outcome, StoreUnavailable):
-            raise StoreUnavailable(pending.outcome.message, pending.outcome.hint)  # one error for each caller
+            return [pending.outcome] * len(calls)
         if time.monotonic() >= self._next_look + _LOOK_LATE:
             self._look_again(deadline)  # no feed of this process has done it
         return cast("list[Any]", pending.outcome)

@@ -78,7 +78,7 @@ class Prepared(NamedTuple):
     @property
     def size(self) -> int:
         """About the bytes that they take in memory until they are stored."""
-        return sum(getsizeof(publication.event.data) + _PUBLICATION_BYTES for publication in self.publications)
+        return sum(len(publication.event.data) + _PUBLICATION_BYTES for publication in self.publications)
 
 
 class Admission:
@@ -252,7 +252,7 @@ class Admission:
     def stored(self, prepared: Prepared, outcome: list[Position] | Exception) -> list[str]:
         """Return the ids of the events of a request, or raise the error for which some or all were refused.
 
-        :param outcome: their positions, or the error, from `Service.publish_each`.
+        :param outcome: what became of them, from `Service.publish_each`.
         """
         if isinstance(outcome, StoreUnavailable):
             raise _to_be_repeated(outcome) from outcome
