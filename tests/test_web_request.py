@@ -393,12 +393,9 @@ def test_a_body_that_is_read_in_parts_ends_where_its_length_says() -> None:
 
 @pytest.mark.parametrize("length", ["", "0", "2", "3", "4", "1048577", "x"])
 def test_a_body_in_memory_is_read_as_any_other(length: str) -> None:
-    class File(io.BytesIO):
-        pass
-
     found: list[object] = []
-    for kind in (io.BytesIO, File):
-        given = {"wsgi.input": kind(b"abc"), "wsgi.input_terminated": True, "CONTENT_LENGTH": length}
+    for body in (io.BytesIO(b"abc"), io.BufferedReader(io.BytesIO(b"abc"))):  # type: ignore[type-var]
+        given = {"wsgi.input": body, "wsgi.input_terminated": True, "CONTENT_LENGTH": length}
         try:
             asked = request_of(**given)
             found.append((read_body(asked), asked.data(10), asked.stream().read()))
