@@ -12,7 +12,7 @@ import contextlib
 import re
 import time
 from collections.abc import Mapping
-from typing import IO, TYPE_CHECKING, Final, NamedTuple, TypeVar
+from typing import IO, TYPE_CHECKING, ClassVar, Final, NamedTuple, TypeVar
 from urllib.parse import unquote
 
 from werkzeug.datastructures import MIMEAccept
@@ -63,6 +63,8 @@ class Request:
     """
 
     __slots__ = ("_stream", "environ", "method", "query_string")
+    in_app: ClassVar[bool] = False
+    """True if functions of the app can be called, because Flask has a context for this request."""
 
     def __init__(self, environ: WSGIEnvironment, method: str, query_string: bytes) -> None:
         self.environ = environ
