@@ -374,10 +374,6 @@ def test_a_window_begins_anew_and_those_that_are_over_are_forgotten(monkeypatch:
     now[0] += 61
     counts.incr("b", 10)
     assert counts._windows.keys() == {"b"}
-    counts.clear("b")
-    counts.reset()
-    assert not counts._windows
-    assert counts.check()
 
 
 def test_the_counts_are_kept_in_the_database_that_the_address_names(
