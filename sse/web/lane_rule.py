@@ -152,7 +152,7 @@ class LaneRule:
         """Return why requests go through Flask now; empty if they may go past it."""
         if self.look():
             return self._why
-        return "" if self._app._got_first_request else FIRST_REQUEST
+        return "" if getattr(self._app, "_got_first_request", False) else FIRST_REQUEST
 
     def look(self) -> tuple[str, ...]:
         """Look at the app. Return the reasons for which its requests go through Flask, whether one has come or not."""
