@@ -164,8 +164,9 @@ class LaneRule:
             if seen != self._seen:
                 self._judge()
                 self._seen = _copy(seen)
-        except (AttributeError, KeyError, TypeError) as error:
-            # Only apps that change Flask's own tables by hand come here, or a version of Flask that has other ones.
+        except Exception as error:  # noqa: BLE001 - whatever it is, the request is for Flask then
+            # Only an app whose own parts fail comes here, or one that changes Flask's tables by hand; or a version of
+            # Flask that has other tables.
             self._seen, self.passed_by = None, ()
             self.reasons = (f"this app cannot be examined ({type(error).__name__}: {error})",)
             self._why = self.reasons[0]
