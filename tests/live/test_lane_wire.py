@@ -65,10 +65,10 @@ def connections(server: Gunicorn) -> int:
 
 
 def nothing_is_left(server: Gunicorn) -> None:
-    """Wait until the worker holds no connection, no seat and no greenlet of the clients that have gone."""
+    """Wait until the worker holds nothing of the clients that have gone."""
     wait_until(lambda: connections(server) == 0, 15, what="the connections are closed")
-    wait_until(lambda: inspect(server)["subscribers"] == 0, 15, 0.1, "the seats are free")
-    wait_until(lambda: inspect(server)["greenlets"] <= 8, 15, 0.1, "no greenlet but the hub's is left")
+    for name, most in (("subscribers", 0), ("rows", 0), ("held", 0), ("greenlets", 8)):  # the hub has a few
+        wait_until(lambda name=name, most=most: inspect(server)[name] <= most, 15, 0.1, f"{name} are {most} at most")
 
 
 def leave(sock: socket.socket, how: str) -> None:
