@@ -19,6 +19,7 @@ from urllib.parse import parse_qsl
 
 import pytest
 from flask import Flask, abort, request
+from flask.sessions import SecureCookieSessionInterface
 
 from sse import SSE
 from sse.errors import StoreUnavailable
@@ -153,6 +154,9 @@ class World:
         app.config.from_mapping(self.settings | redis, SECRET_KEY=self.secret_key)
         sse.init_app(app)
         app.extensions["sse"].store.url_of_the_tests = self._redis_url
+        self.session = "x"
+        if serializer := SecureCookieSessionInterface().get_signing_serializer(app):
+            self.session = str(serializer.dumps({"_permanent": True}))  # Flask renews it with each answer
         app.test_client().get(f"{self.settings['SSE_PREFIX']}/health")  # each worker's first request is Flask's
         assert app.extensions["sse.lane"].why_off() == ""
         return app
@@ -198,7 +202,8 @@ class World:
         one_of(8, lambda: environ.update(HTTP_X_REQUEST_ID=pick("id-7", "eyJhbGciOi", "a b", "x" * 200)))
         one_of(8, lambda: environ.update(HTTP_ACCEPT=pick("*/*", "text/event-stream", "text/html;q=x", "")))
         one_of(30, lambda: environ.update(HTTP_USER_AGENT="x/1", HTTP_REFERER="https://a.example/\xe9"))
-        one_of(30, lambda: environ.update(HTTP_COOKIE=f"session=x; {environ.get('HTTP_COOKIE', '')}"))
+        one_of(30, lambda: environ.update(HTTP_COOKIE=f"session={self.session}; {environ.get('HTTP_COOKIE', '')}"))
+        one_of(60, lambda: environ.update(HTTP_UPGRADE=pick("websocket", "h2c"), HTTP_CONNECTION="upgrade"))
         if not one_of(40, lambda: True):  # a server gives none of these if the client has sent none
             for name in ("CONTENT_TYPE", "CONTENT_LENGTH"):
                 if environ.get(name) == "" or (name == "CONTENT_LENGTH" and given.body == b"" and given.way != "raw"):
