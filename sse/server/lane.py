@@ -42,8 +42,8 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Callable
 from _socket import socket
+from collections.abc import Callable
 from functools import lru_cache
 from socket import AF_UNIX, SOCK_STREAM
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -63,11 +63,11 @@ from sse.spread import PAUSE
 if TYPE_CHECKING:  # the library is not patched yet, so the transports, which need the stores, may not be imported
     from sse.transports.poll import Poll
     from sse.transports.stream import Stream
-    from sse.web.lane import Lane, Reply
 
 _TURN: Final = 64  # requests of one turn
 _TURN_SECONDS: Final = 0.005  # of one turn
 _NAME: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_BLANKS: Final = " \t"
 _VALUE: Final = re.compile(r"[ \t\x21-\x7e\x80-\xff]*")
 
 
@@ -115,10 +115,11 @@ class _Leader:
 class FastLane:
     """The fast lane of one worker.
 
+    :param lane: of the app, a `web.lane.Lane`. It decides about requests, and this one about connections.
     :param log: gunicorn's log.
     """
 
-    def __init__(self, rows: Rows, lane: Lane, switch: Switch, places: Places, cfg: Any, log: Any) -> None:
+    def __init__(self, rows: Rows, lane: Any, switch: Switch, places: Places, cfg: Any, log: Any) -> None:
         self._rows = rows
         self._lane = lane
         self._switch = switch
@@ -195,7 +196,7 @@ class FastLane:
             gevent.get_hub().loop.run_callback(self._look_at, me, 0)
         try:
             self._serve(fd)
-        except (Exception, gevent.Timeout):
+        except (Exception, gevent.Timeout):  # noqa: BLE001 - logged; the others go on
             self._log.exception("a connection is cut after a fault")
             self._rows.give_up(fd)
         except BaseException:
@@ -241,17 +242,20 @@ class FastLane:
     def _gather(self, fd: int, data: bytes, end: int) -> None:
         gathered = Rest(end) if end else self._recogniser.head()
         gathered.add(data)
-        self._rows.gather(fd, gathered, is_head=not end)
+        if isinstance(gathered, Rest) or gathered.has_begun:
+            self._rows.gather(fd, gathered, is_head=not end)
+        else:
+            self._rows.give_back(fd)  # an empty line, which may come long before a head
 
     def _answer(self, fd: int, plain: Plain, rest: bytes) -> None:
         route, environ, lane = plain.route, plain.environ, self._lane
         request = lane.request(environ)
-        reply: Reply | None
+        reply: Any
         if route.kind == "publish":
             if self._publishes.is_full:
                 self._rows.give_back(fd)
                 return
-            prepared = lane.prepare(route, request)
+            prepared: Any = lane.prepare(route, request)
             if hasattr(prepared, "publications"):
                 self._rows.keep(fd, rest)
                 self._publishes.submit(prepared, self._publisher(fd, plain, request, prepared))
@@ -282,7 +286,7 @@ class FastLane:
 
     # The answers
 
-    def _send(self, fd: int, reply: Reply, rest: bytes, *, closes: bool) -> None:
+    def _send(self, fd: int, reply: Any, rest: bytes, *, closes: bool) -> None:
         """Send an answer, or have a row go on with it."""
         self._places.count_request()
         closes = closes or self._places.closes
@@ -303,7 +307,7 @@ class FastLane:
         else:
             self._rows.send_unsent(fd, memoryview(data)[sent:], closes=closes, read_ahead=rest)
 
-    def _begin_stream(self, fd: int, reply: Reply, stream: Stream, rest: bytes, *, closes: bool) -> None:
+    def _begin_stream(self, fd: int, reply: Any, stream: Stream, rest: bytes, *, closes: bool) -> None:
         # As in `Responder`: a request that has come behind this one is never answered, and with `end=cut` the head does
         # not say that the connection closes.
         is_taken_over = False
@@ -328,7 +332,7 @@ class FastLane:
                 stream.log_end()
                 stream.close()
 
-    def _begin_poll(self, fd: int, reply: Reply, poll: Poll, rest: bytes, *, closes: bool) -> None:
+    def _begin_poll(self, fd: int, reply: Any, poll: Poll, rest: bytes, *, closes: bool) -> None:
         is_taken_over = False
         try:
             self._rows.take_over_poll(fd, poll, _head(reply.status, reply.headers, closes), rest)
@@ -350,13 +354,13 @@ def _peer_of(fd: int) -> Any:
         connection.detach()
 
 
-def _whole(reply: Reply, body: bytes, *, closes: bool) -> bytes:
+def _whole(reply: Any, body: bytes, *, closes: bool) -> bytes:
     head = _head(reply.status, reply.headers, closes, chunked=reply.breaks_off)
     return b"%bDate: %b\r\n\r\n%b" % (head, date(), framed(body) if reply.breaks_off else body)
 
 
 @lru_cache(maxsize=512)
-def _head(status: str, headers: tuple[tuple[str, str], ...], closes: bool, *, chunked: bool = False) -> bytes:  # noqa: FBT001
+def _head(status: str, headers: tuple[tuple[str, str], ...], closes: bool, *, chunked: bool = False) -> bytes:
     """Return the head of an answer as gunicorn would write it, without the date and the final empty line.
 
     :raises ValueError: for a header that gunicorn would refuse.
@@ -366,7 +370,7 @@ def _head(status: str, headers: tuple[tuple[str, str], ...], closes: bool, *, ch
             raise ValueError(f"the header {name!a} has a character that no header may have")
     lines = [
         f"HTTP/1.1 {status}\r\nServer: {SERVER}\r\nConnection: {'close' if closes else 'keep-alive'}\r\n",
-        *[f"{name}: {value.strip(' \t')}\r\n" for name, value in headers],
+        *[f"{name}: {value.strip(_BLANKS)}\r\n" for name, value in headers],
         "Transfer-Encoding: chunked\r\n" if chunked else "",
     ]
     return "".join(lines).encode("latin-1")

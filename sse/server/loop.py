@@ -21,7 +21,7 @@ from gevent.queue import SimpleQueue
 
 from sse.connection_log import ended
 from sse.server.backpressure import Backpressure
-from sse.server.effects import Effects, EndFunctions, Interest
+from sse.server.effects import Call, Effects, EndFunctions, Interest
 from sse.server.rounds import Rounds
 from sse.server.rows import Rows, Streams
 from sse.server.sockets import unread
@@ -52,7 +52,7 @@ class Loop:
     """
 
     def __init__(
-        self, log: Any, keepalive: float, give_back: Callable[[int], bool], wake_lane: Callable[[], object]
+        self, log: Any, keepalive: float, give_back: Callable[[int], bool], wake_lane: Call = lambda: None
     ) -> None:
         self.log = log
         self._wake = Event()
@@ -77,7 +77,7 @@ class Loop:
         """True if no connection is here, and none is being closed."""
         return self.rows.is_empty and not (self._to_close or self._finishing)
 
-    def _effects(self, give_back: Callable[[int], bool], wake_lane: Callable[[], object]) -> Effects:
+    def _effects(self, give_back: Callable[[int], bool], wake_lane: Call) -> Effects:
         return Effects(
             write=os.write,
             read=os.read,

@@ -631,10 +631,14 @@ class Quiet(Row):
         return self.rows.effects.clock() + self._seconds
 
     @property
-    def has_silent(self) -> bool:
-        """True if the first connection has been here for a second, or so little is left of its time."""
-        first = next(iter(self.fds), None)
-        return first is not None and self.rows.slots[first] < slot_of(self.until_from_now - _SILENT)
+    def first_slot(self) -> int:
+        """The slot of the wheel in which the time of the first connection is over. There has to be one."""
+        return self.rows.slots[next(iter(self.fds))]
+
+    @property
+    def is_silent(self) -> bool:
+        """True if the first connection has been here for a second."""
+        return self.first_slot < slot_of(self.until_from_now - _SILENT)
 
     def begin(self, fd: int) -> None:
         """Begin the time of a connection that has just come."""
@@ -646,17 +650,16 @@ class Quiet(Row):
 
     def check_late(self) -> None:
         """Check the connections whose time is over."""
-        slots, now = self.rows.slots, slot_of(self.rows.effects.clock())
-        for fd in list(self.fds) if self.fds and slots[next(iter(self.fds))] < now else ():
-            if fd not in self.fds:
-                continue
-            if slots[fd] >= now:
+        now = slot_of(self.rows.effects.clock())
+        for _ in range(len(self.fds)):
+            if not self.fds or self.first_slot >= now:
                 break
+            first = next(iter(self.fds))
             try:
-                self.check(fd)
+                self.check(first)
             except Exception:  # noqa: BLE001 - logged; the others go on
                 self.rows.effects.fault("a connection is cut after a fault")
-                self.rows.end(fd)
+                self.rows.end(first)
 
 
 class Parked(Quiet):
@@ -766,17 +769,16 @@ class QuietConnections:
         return len(self.new.fds) + len(self.kept.fds) + len(self.heads.fds) + len(self.bodies.fds)
 
     def make_room(self) -> None:
-        """Close one connection: a new one that is silent, a head that takes long, or the one that was parked longest.
+        """Close one connection: the oldest that is silent, or else the one that was kept longest between requests.
 
-        A new connection is silent if it has sent nothing for a second, and a head takes long after a second. If a
-        request has come just now on the chosen connection, it is handled instead, and no room is made.
+        A connection is silent if its first request, or the rest of a head, has not come within a second. If a request
+        has come just now on the chosen connection, it is handled instead, and no room is made.
         """
-        if self.new.has_silent:
-            self.new.check_first()
-        elif self.heads.has_silent:
-            self.heads.check_first()
-        elif row := next((row for row in (self.kept, self.new, self.heads) if row.fds), None):
-            row.check_first()
+        begun = min((row for row in (self.new, self.heads) if row.fds), key=lambda row: row.first_slot, default=None)
+        if begun is not None and (begun.is_silent or not self.kept.fds):
+            begun.check_first()
+        elif self.kept.fds:
+            self.kept.check_first()
 
     def check_late(self) -> None:
         """Check the connections whose time is over."""

@@ -28,6 +28,7 @@ from sse import connection_log
 from sse.log import follow_gunicorn
 from sse.server.gunicorn_request import HEAD_SECONDS, Request, skip_body
 from sse.server.lane import FastLane
+from sse.server.lane_switch import LaneSwitch
 from sse.server.load_error import until_mended
 from sse.server.loop import Loop
 from sse.server.one_process import check_workers
@@ -188,6 +189,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
     It is here and not in `sse.worker`, because after a reload the master still has that class from the old version.
     """
     wsgi: Any
+    alive: bool
     is_reloaded: Callable[[], bool] = staticmethod(lambda: False)
     """Returns whether the master has begun a reload since this worker was forked. Set before `run`."""
     request_seconds: float | None = None
@@ -201,6 +203,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
     _loop: Loop
     _rows: Rows
     _responder: Responder
+    _switch: LaneSwitch
 
     def init_process(self) -> None:
         # This is not in __init__, which runs in the master: `sse.worker` becomes this class only after the fork.
@@ -216,6 +219,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
 
     def load_wsgi(self) -> None:
         self._lane: FastLane | None = None
+        self._keeps_alive = bool(self.cfg.keepalive)
         self._loop = Loop(self.log, self.cfg.keepalive, self._give_back, self._wake_lane)
         self._rows = self._loop.rows
         self._responder = Responder(self._rows, self._is_last, self.log, self._uncounted)
@@ -227,6 +231,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
                 raise
             app = until_mended(error, self.log, self.reloader)
         self.wsgi = partial(self._responder.call, app)
+        self._switch = self._responder.switch = LaneSwitch(self, app)
 
     @property
     def _services(self) -> list[Service]:
@@ -407,7 +412,12 @@ class Worker(GeventWorker):  # type: ignore[misc]
             filter(None, (service.hub.late_since for service in services)), default=0.0
         )
         self._rows.max_connections = self.worker_connections + sum(service.hub.max_subscribers for service in services)
+        # Of workers that are forked one after another, as many as there are to be, this is true for one.
+        is_told = (self.age - 1) % max(self.cfg.workers, 1) == 0
+        self._switch.begin(has_sse=bool(services), is_told=is_told)
         self._await_stores(services)
+        if self._switch.lane:
+            self._lane = FastLane(self._rows, self._switch.lane, self._switch, self, self.cfg, self.log)
         listeners = [_Listener(self, listener) for listener in self.sockets]
         self.has_loaded()
         while self.alive:

@@ -78,15 +78,6 @@ class Rule(Protocol):
         """Return why the lane is off; empty if it is on."""
 
 
-class AlwaysOn:
-    """The rule until there is one."""
-
-    session_cookie = ""
-
-    def why_off(self) -> str:
-        return ""
-
-
 class Lane:
     """The fast lane of one app.
 

@@ -5,12 +5,12 @@ The routes take every method and every path under SSE_PREFIX, so that errors hav
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
-from typing import IO, Any, ClassVar, Final
+from typing import IO, Any, ClassVar, Final, cast
 
 import flask
-from flask import Blueprint, Response, current_app, request
+from flask import Blueprint, Flask, Response, current_app, request
 from flask.sansio.app import App
 from werkzeug.datastructures import ImmutableMultiDict
 from werkzeug.exceptions import HTTPException
@@ -50,7 +50,8 @@ from sse.web.hooks import (
     make_hook,
     waiting_class,
 )
-from sse.web.lane import AlwaysOn, Lane
+from sse.web.lane import Lane
+from sse.web.lane_rule import LaneRule
 from sse.web.probe_request import is_probe
 from sse.web.readiness import readiness
 from sse.web.request import Options, Query, Request
@@ -130,13 +131,16 @@ def make_blueprint(
     """
     blueprint = Blueprint(name, __name__)
     views = Views(service, authorize, identify, name)
-    blueprint.url_value_preprocessor(partial(_hide_form, f"{name}.publish_raw"))
+    hide_form = partial(_hide_form, f"{name}.publish_raw")
+    own = (hide_form, views.finish, views.keep_working, _close_unsent, views.refuse, _refuse_http)
+    blueprint.url_value_preprocessor(hide_form)
     blueprint.after_request(views.finish)
     blueprint.after_app_request(views.keep_working)
     blueprint.teardown_app_request(_close_unsent)
     blueprint.register_error_handler(SSEError, views.refuse)
     blueprint.register_error_handler(HTTPException, _refuse_http)
     blueprint.record(lambda state: _add_rules(state.app, views, service.config.prefix, name))
+    blueprint.record(lambda state: _add_lane(cast("Flask", state.app), views, name, own))
     return blueprint
 
 
@@ -300,9 +304,6 @@ class Views:
 
 def _add_rules(app: App, views: Views, prefix: str, blueprint: str) -> None:
     app.extensions["sse.views"] = views
-    app.extensions["sse.lane"] = Lane(
-        app, views.config, views.answering, AlwaysOn(), views.common, lambda: views.doctor.is_open
-    )
     app.url_map.converters["sse_rest"] = _Rest
     for path, view, methods in (
         ("/stream", views.stream, ("GET", "HEAD", "OPTIONS")),
@@ -332,6 +333,15 @@ def _add_rules(app: App, views: Views, prefix: str, blueprint: str) -> None:
         # The rule takes every method, so that a wrong one gets this service's answer with its CORS headers.
         app.url_map.add(Rule(f"{prefix}{path}", endpoint=endpoint))
         app.view_functions[endpoint] = _for_methods(view, methods)
+
+
+def _add_lane(app: Flask, views: Views, blueprint: str, own: Sequence[object]) -> None:
+    all_own = app.extensions.setdefault("sse.own_hooks", [])  # also those of another SSE
+    all_own += own
+    rule = LaneRule(app, views.config, blueprint, all_own)
+    app.extensions["sse.lane"] = Lane(
+        app, views.config, views.answering, rule, views.common, lambda: views.doctor.is_open
+    )
 
 
 def _for_methods(view: View, methods: tuple[str, ...]) -> View:
