@@ -20,15 +20,13 @@ from math import inf
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-import pytest
 import redis
 from flask import Flask
 
-from sse import SSE, connection_log
+from sse import log
 from sse.errors import StoreUnavailable
 from sse.hub.hub import Hub
 from sse.service import Service
-from sse.spread import PAUSE
 from sse.stores import Store
 from sse.stores.memory import MemoryStore
 from sse.transports.body import Body
@@ -132,22 +130,23 @@ class TwinHub(Hub):
         self.feed.close()
 
 
-class Lines(logging.Handler):
-    """A log handler that keeps what one twin logs: level and text, and the kind of an exception."""
+class Lines(logging.Filter):
+    """Keeps the lines that one twin logs, with their exceptions, and has them go nowhere else: there are very many."""
 
     def __init__(self) -> None:
-        super().__init__(logging.DEBUG)
+        super().__init__()
         self.lines: list[tuple[str, str, str]] = []
 
-    def emit(self, record: logging.LogRecord) -> None:
+    def filter(self, record: logging.LogRecord) -> bool:
         if record.threadName != "MainThread":
-            return
+            return True
         text, fault = record.getMessage(), record.exc_info[1] if record.exc_info else None
         whole = text + ("".join(traceback.format_exception(fault)) if fault else "")
         assert not [secret for secret in SECRETS if secret in whole], f"a secret is logged: {whole}"
         # Of a request that has failed, Flask knows only that the app answered 500.
         text = text.partition("is busy, because")[0]
         self.lines.append((record.levelname, text, repr(fault) if fault else ""))
+        return False
 
     def take(self) -> list[tuple[str, str, str]]:
         lines, self.lines = self.lines, []
@@ -494,9 +493,11 @@ class Open:
         if isinstance(body, Stream):
             try:
                 opening = body.open()
-            except BaseException:
+            except (RuntimeError, StoreUnavailable) as fault:  # that has struck
+                self._facts = [repr(fault)]
+                self.is_over = True
                 body.close()
-                raise
+                return b""
             if body.ended:
                 self._facts = [body.ended, body.cuts, body.end_reason]
                 self.is_over = True
@@ -544,6 +545,9 @@ class Open:
 
 def alike(flask: object, lane: object, what: str) -> None:
     """Fail if a thing differs between the twins."""
+    if isinstance(flask, dict) and isinstance(lane, dict):  # show no more than what differs
+        names = [name for name in {**flask, **lane} if flask.get(name, ...) != lane.get(name, ...)]
+        flask, lane = ({name: each.get(name, ...) for name in names} for each in (flask, lane))
     assert flask == lane, f"{what} differs: through Flask {flask!r:.2000}, through the lane {lane!r:.2000}"
 
 
@@ -566,20 +570,18 @@ def unread(environ: Environ) -> int | None:
 
 
 @contextlib.contextmanager
-def logging_to(handler: Lines) -> Iterator[None]:
+def logging_to(lines: Lines) -> Iterator[None]:
     """Have one twin log in this block, and each of its warnings as if it were the first."""
-    from sse import log
-
     log._last_logged.clear()
     log._once.clear()
     loggers = [logging.getLogger(name) for name in ("sse", "tests")]
     for logger in loggers:
-        logger.addHandler(handler)
+        logger.addFilter(lines)
     try:
         yield
     finally:
         for logger in loggers:
-            logger.removeHandler(handler)
+            logger.removeFilter(lines)
 
 
 def _in_redis(store: Any, namespace: str) -> object:
@@ -595,7 +597,7 @@ def _in_redis(store: Any, namespace: str) -> object:
         found = {}
         for key in sorted(client.scan_iter(f"{namespace}*", count=1000)):
             name = key.removeprefix(namespace.encode())
-            if b"sse.settings" in name or b"sse.revoked" in name or b"presence" in name:
+            if b"sse.settings" in name or b"sse.revoked" in name or b":present" in name or name.endswith(b":run"):
                 continue
             found[name] = readers[client.type(key)](key)
         return found
