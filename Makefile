@@ -76,6 +76,9 @@ check-models:
 	$(BIN)/python -m pytest $(MODELS)
 check-live-%:
 	$(BIN)/python -m pytest $(ALONE:%=--deselect=%) tests/live/test_$**.py
+# The doctor measures in the tests' own process.
+check-live-d:
+	$(BIN)/coverage run -m pytest tests/live/test_d*.py
 check-browser-%:
 	$(BIN)/python -m pytest $(ALONE:%=--deselect=%) tests/browser/test_$**.py
 

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping
 
-from flask import Flask, Response, request
+from flask import Blueprint, Flask, Response, abort
 
 from sse import SSE
 from sse.cli import cli
@@ -27,28 +27,37 @@ def create_app(config: Mapping[str, object] | None = None) -> Flask:
     app.url_map.merge_slashes = False  # else a redirection would repeat a ticket in its query
     sse.init_app(app)  # this reads the settings, so they have to be in app.config by now
     app.cli.add_command(cli)  # flask sse …
-    app.after_request(add_page_headers)
-    app.add_url_rule("/healthz", "healthz", app.view_functions["sse.health"])  # both are under SSE_PREFIX, too
-    app.add_url_rule("/readyz", "readyz", app.view_functions["sse.ready"])
-    add_pages(app)
+    # The pages are a blueprint, so that its hooks do not see the streams: those need no Flask, see the fast lane in
+    # docs/operating.md.
+    pages = Blueprint("pages", __name__)
+    pages.after_request(add_page_headers)
+    pages.add_url_rule("/healthz", "healthz", app.view_functions["sse.health"])  # both are under SSE_PREFIX, too
+    pages.add_url_rule("/readyz", "readyz", app.view_functions["sse.ready"])
+    add_pages(app, pages)
+    pages.add_url_rule("/<path:unknown>", "nothing", nothing, methods=("GET", "POST", "PUT", "PATCH", "DELETE"))
+    app.register_blueprint(pages)
     return app
 
 
-def add_pages(app: Flask) -> None:
+def add_pages(app: Flask, pages: Blueprint) -> None:
     """Add the page at `/`. An app of your own adds its pages here, and needs neither DEMO nor demo/."""
     if str(app.config.get("DEMO", os.environ.get("DEMO", ""))).lower() in {"1", "true", "yes", "on"}:
         from demo import add_demo
 
-        add_demo(app, sse)
+        add_demo(app, pages, sse)
     else:
-        app.add_url_rule("/", "index", lambda: plain("Throughline is running. DEMO=1 shows a page here.\n"))
+        pages.add_url_rule("/", "index", lambda: plain("Throughline is running. DEMO=1 shows a page here.\n"))
 
 
 def add_page_headers(response: Response) -> Response:
-    """Keep the app's pages out of frames, and other sites' scripts out of them. The extension sets its own headers."""
-    if request.blueprint != "sse":
-        response.headers.update(PAGE_HEADERS)
+    """Keep the pages out of frames, and other sites' scripts out of them. The extension sets its own headers."""
+    response.headers.update(PAGE_HEADERS)
     return response
+
+
+def nothing(unknown: str) -> Response:  # noqa: ARG001 - any path that is no page's
+    """Answer 404 as a page, with its headers."""
+    abort(404)
 
 
 def plain(text: str) -> Response:

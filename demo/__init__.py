@@ -13,22 +13,22 @@ from demo.sampler import Sampler
 from sse import SSE
 
 
-def add_demo(app: Flask, sse: SSE) -> None:
-    """Add the page at `/`, its files, its buttons and its sampler to an app."""
+def add_demo(app: Flask, pages: Blueprint, sse: SSE) -> None:
+    """Add the page at `/`, its files, its buttons and its sampler to an app, and to the blueprint of its pages."""
     sampler = Sampler(app, sse)
     breaker = Breaker(app, sse)
     app.extensions["demo"] = (sampler, breaker)
-    pages = Blueprint("demo", __name__, static_folder="static", static_url_path="/demo/static")
+    demo = Blueprint("demo", __name__, static_folder="static", static_url_path="/demo/static")
 
     # At a request: in the serving process, after any fork, and never in a command such as `flask sse publish`.
     @app.before_request
     def start_sampler() -> None:
         sampler.start()
 
-    @pages.get("/")
+    @demo.get("/")
     def index() -> Response:
-        return breaker.know(pages.send_static_file("index.html"))
+        return breaker.know(demo.send_static_file("index.html"))
 
     for action in (breaker.cut, breaker.sleep, breaker.buffer):
-        pages.add_url_rule(f"/demo/{action.__name__}", view_func=action, methods=["POST"])
-    app.register_blueprint(pages)
+        demo.add_url_rule(f"/demo/{action.__name__}", view_func=action, methods=["POST"])
+    pages.register_blueprint(demo)

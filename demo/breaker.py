@@ -104,7 +104,7 @@ class Breaker:
         self._start()
         endpoint = request.endpoint or ""
         if not is_local():
-            return _not_here() if request.blueprint == "demo" else None
+            return _not_here() if request.blueprint == "pages.demo" else None
         peer = request.environ.get("gunicorn.socket") or request.environ.get("werkzeug.socket")
         fd = peer.fileno() if peer else -1
         if fd >= 0 and endpoint in {"sse.stream", "sse.poll"} and (browser := _browser()):

@@ -209,6 +209,12 @@ def _form(value: object) -> str:
     raise ValueError("give text or json")
 
 
+def _lane(value: object) -> str:
+    if isinstance(value, str) and value.strip() in ("auto", "on", "off"):
+        return value.strip()
+    raise ValueError("give auto, on or off")
+
+
 def _rate(value: object) -> str | None:
     if value is None or value == "":
         return None
@@ -428,6 +434,11 @@ class Config:
         50,
         "most lines a second of one worker about streams and held polls that end, the others are summed up; 0: none",
         _whole(0, 100_000, "lines"),
+    )
+    lane: str = _setting(
+        "auto",
+        "requests that go past Flask: auto, where the app cannot tell; on, also past its hooks and handlers; off, none",
+        _lane,
     )
     prefix: str = _setting("/sse", "path under which all routes are served", _path)
 

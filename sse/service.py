@@ -23,7 +23,7 @@ from sse.event import DEFAULT_TYPE, Event, Position, check_channel, check_idempo
 from sse.hub.hub import Hub
 from sse.log import use_json
 from sse.owner import OwnerThread
-from sse.stores import Publication, Receipt, Store, connect
+from sse.stores import Publication, Receipt, Receipts, Store, connect
 from sse.stores.presence import Attendance
 from sse.transports.items import Breaker
 from sse.work.presence import FindCall, Happening, Presence
@@ -167,15 +167,22 @@ class Service:
         :raises TooLarge: with the code `run_full`, if an event does not fit into the ring of a run. Events before it
             may be stored.
         """
+        [outcome] = self.publish_each([publications])
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    def publish_each(self, calls: Sequence[Sequence[Publication]]) -> list[list[Position] | Exception]:
+        """Carry out several calls of `publish` in one round trip, in this order and as if each had come alone.
+
+        Return the positions of each call, or the error that `publish` would raise. Any thread may call this.
+        """
         if self._owner.is_other_thread:
-            return self._run_in_owner(self.config.redis_timeout + _EXTRA_SECONDS, self.publish, publications)
+            return self._run_in_owner(self.config.redis_timeout + _EXTRA_SECONDS, self.publish_each, calls)
         if self.admit:
             self.admit()
-        receipts = self.store.publish(publications)
-        positions = [receipt.position for receipt in receipts if isinstance(receipt, Receipt)]
-        if len(positions) < len(receipts):
-            raise _refusal(publications, receipts)
-        return positions
+        outcomes = self.store.publish_each(calls)
+        return [_positions(*each) for each in zip(calls, outcomes, strict=True)]
 
     def publish_one(self, channel: str, event: Event, idempotency_key: str | None) -> str:
         """Store and announce an event of the app; return its id. For the parameters and errors see `SSE.publish`."""
@@ -430,6 +437,14 @@ def _find_call(
 ) -> Callable[[], object] | None:
     living = service()
     return living.find_call(happening, channel, sub) if living and living.find_call else None
+
+
+def _positions(publications: Sequence[Publication], outcome: Receipts | Exception) -> list[Position] | Exception:
+    """Return the position of each publication, or the error to raise for their call."""
+    if isinstance(outcome, Exception):
+        return outcome
+    positions = [receipt.position for receipt in outcome if isinstance(receipt, Receipt)]
+    return positions if len(positions) == len(outcome) else _refusal(publications, outcome)
 
 
 def _refusal(publications: Sequence[Publication], receipts: Sequence[Receipt | SSEError]) -> SSEError:

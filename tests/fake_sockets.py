@@ -77,6 +77,7 @@ class World:
             close_after_round=self._doom,
             call_all=self.finished.extend,
             give_back=self._give_back,
+            wake_lane=lambda: None,
             ended=lambda *end: self.ended.append(end),
             warn=lambda line, *values: self.log.append(line % values),
             fault=self.log.append,
@@ -190,6 +191,7 @@ class World:
             self.now += 0.1
             for slot, items in self.wheel.turn(self.now):
                 self.rounds.look_at_slot(slot, items)
+            self.rows.check_late()
             self.round()
 
     def row(self, fd: int) -> Any:

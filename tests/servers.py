@@ -253,7 +253,8 @@ class Gunicorn(Server):
     def environment(self) -> dict[str, str]:
         own = ("SSE_", "REDIS_URL", "BIND", "PORT", "WEB_CONCURRENCY", "GUNICORN_")
         kept = {name: value for name, value in os.environ.items() if not name.startswith(own)}
-        return kept | {"BIND": self.bind, "WEB_CONCURRENCY": str(self.workers)} | self.env
+        lane = {"SSE_LANE": "off"} if os.environ.get("LANE") == "off" else {}
+        return kept | {"BIND": self.bind, "WEB_CONCURRENCY": str(self.workers)} | self.env | lane
 
     def worker_pids(self) -> list[int]:
         return children(self.pid)

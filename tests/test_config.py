@@ -60,6 +60,7 @@ def test_the_defaults_are_those_of_the_documentation() -> None:
             "SSE_DOCTOR": "0",
             "SSE_LOG": "text",
             "SSE_LOG_RATE": "50",
+            "SSE_LANE": "auto",
             "SSE_PREFIX": "/sse",
         }.items()
     }
@@ -182,6 +183,7 @@ def test_a_list_that_grows_in_place_is_found_too() -> None:
         ("redis_url", "unix:///run/redis.sock", "unix:///run/redis.sock"),
         ("redis_url", "rediss://:p@h:1/2", "rediss://:p@h:1/2"),
         ("namespace", "my-app.v1", "my-app.v1"),
+        ("lane", " on ", "on"),
         ("prefix", "/a/b.c~d", "/a/b.c~d"),
         ("secret", "s" * 32, ("s" * 32,)),
         ("secret", f"{'ä' * 16} {'t' * 40}", ("ä" * 16, "t" * 40)),
@@ -236,6 +238,7 @@ def test_a_value_that_is_taken(name: str, value: object, taken: object) -> None:
         ("LIMIT_PUBLISH_BYTES", ["0/minute", "64MB/minute", "5", "5/week", 5, "1" * 13 + "/day"]),
         ("LIMITS_URL", ["memcached://h", 5]),
         ("PUBLISH_KEYS_FILE", ["a\n", 5]),
+        ("LANE", ["", "1", "yes", True, None]),
         ("PREFIX", ["", "/", "sse", "/sse/", "/a//b", "/a b", "/<a>", 5]),
     ],
 )  # fmt: skip

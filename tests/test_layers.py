@@ -58,7 +58,7 @@ KNOWN_TO = {
     "gevent": {"server"},
     "gunicorn": {"server", "worker"},
     # `hooks` changes the responses that hooks of the app have made, and finds Flask among the callers of a stream.
-    "flask": {"web.views", "web.own_views", "web.hooks", "extension", "cli", "compat"},
+    "flask": {"web.views", "web.own_views", "web.hooks", "web.lane_rule", "extension", "cli", "compat"},
     "flask_cors": {"web.answers"},
     "werkzeug": {"web"},
     "click": {"cli"},
@@ -82,6 +82,7 @@ PURE = {
     "sse.server.framing",
     "sse.server.head",
     "sse.server.effects",
+    "sse.server.publishes",
     "sse.server.rounds",
     "sse.server.rows",
     "sse.server.handed_off",

@@ -18,9 +18,21 @@ from typing import Any, TypeVar
 
 import pytest
 
-from sse.errors import IdempotencyConflict, StoreUnavailable
+from sse.errors import Ended, IdempotencyConflict, StoreUnavailable
 from sse.event import UNBORN, Event, Position
-from sse.stores import Feed, MemoryStore, Notice, Page, Publication, Receipt, RedisStore, Revocation, Store, connect
+from sse.stores import (
+    Feed,
+    MemoryStore,
+    Notice,
+    Page,
+    Publication,
+    Receipt,
+    Receipts,
+    RedisStore,
+    Revocation,
+    Store,
+    connect,
+)
 from sse.stores.base import nonce
 from sse.stores.leases import Ask
 from tests.publishing import publish_to_store
@@ -341,6 +353,36 @@ def test_one_key_for_two_events_of_a_batch_keeps_all_of_it_out(world: World) -> 
             [Publication("a", Event("x")), *(Publication("b", Event(data), "key") for data in ("x", "y"))]
         )
     assert world.store.newest(["a", "b"]) == [None, None]
+
+
+def received(outcome: Receipts | Exception) -> list[tuple[str, int]]:
+    """Return the outcome and offset of each publication."""
+    assert isinstance(outcome, list), outcome
+    return [(receipt.outcome, receipt.position.offset) for receipt in outcome if isinstance(receipt, Receipt)]
+
+
+def test_several_publishes_at_once_are_each_as_if_it_had_come_alone(world: World) -> None:
+    store = world.store
+    store.leases.start("over", "token")
+    store.leases.end("over", "done", token="token")
+    one, other = (Publication("a", Event(data), "key") for data in ("x", "y"))
+    both = [Publication("b", Event("1")), Publication("a", Event("2"), "k2")]
+    late = Publication("over", Event("4"))
+    first, two, refused, none, conflict, over, half, again = store.publish_each(
+        [[one], both, [other], [], [Publication("b", Event("3")), other], [late], [*both, late], [*both, one]]
+    )
+    assert (received(first), received(two), none) == ([("new", 1)], [("new", 1), ("new", 2)], [])
+    assert isinstance(refused, IdempotencyConflict) and isinstance(conflict, IdempotencyConflict)
+    assert isinstance(over, Ended) and isinstance(half, Ended)
+    assert received(again) == [("new", 2), ("again", 2), ("again", 1)]
+    assert [good(place).offset for place in store.newest(["a", "b"]) if place] == [2, 2]
+
+
+def test_several_publishes_at_once_are_stored_in_their_order(world: World) -> None:
+    outcomes = world.store.publish_each([[Publication("a", Event(str(number)))] for number in range(4)])
+    assert [received(outcome) for outcome in outcomes] == [[("new", number)] for number in range(1, 5)]
+    start = good(world.store.before([("a", RING)])[0])
+    assert start is not None and said(world.read(start)) == ["0", "1", "2", "3"]
 
 
 def test_a_key_is_one_channel_s_own(world: World) -> None:
@@ -875,6 +917,28 @@ def test_publishes_that_wait_together_share_a_round_trip(client: Any, redis_url:
     assert first(store.newest(["a"])).offset == 40
     names = client.client_list()
     assert len(names) <= 4  # this one, the store's, and at most two of those who came before the lock
+
+
+def test_an_event_that_cannot_be_written_is_the_fault_of_its_publish_alone(
+    redis_url: str, make_store: MakeStore
+) -> None:
+    store = make_store(redis_url)
+    broken: Any = Publication("a", object())  # type: ignore[arg-type]
+    before, fault, after = store.publish_each([[Publication("a", Event(1))], [broken], [Publication("a", Event(2))]])
+    assert (received(before), received(after)) == ([("new", 1)], [("new", 2)])
+    assert isinstance(fault, AttributeError)
+    with pytest.raises(AttributeError):
+        store.publish([broken])
+
+
+def test_a_fault_of_redis_is_the_outcome_of_each_of_several_publishes(tmp_path: Path, make_store: MakeStore) -> None:
+    with RedisServer(tmp_path) as server:
+        store = make_store(server.url)
+        publish_to_store(store, "a", "warm")
+    calls = [[Publication("a", Event("x"))], [], [Publication("a", Event("x")), Publication("b", Event("x"))]]
+    one, none, two = store.publish_each(calls)
+    assert isinstance(one, StoreUnavailable) and isinstance(two, StoreUnavailable) and one is not two
+    assert one.message == two.message and none == []
 
 
 INTERRUPTED = """

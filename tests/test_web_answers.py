@@ -51,6 +51,25 @@ def test_cors_stands_before_them_for_an_origin_that_may_read() -> None:
     assert finished("*", [], HTTP_ORIGIN=ORIGIN) == [("Access-Control-Allow-Origin", "*"), allowed[1], *OURS]
 
 
+@pytest.mark.parametrize("origins", ["", "*", ORIGIN, f"{ORIGIN} https://b.example"])
+@pytest.mark.parametrize(
+    "origin", [None, "", ORIGIN, "https://b.example", ORIGIN.upper(), f"{ORIGIN}.evil", "*", "null"]
+)
+@pytest.mark.parametrize("method", ["GET", "POST", "OPTIONS"])
+def test_complete_gives_the_same_headers_each_time(origins: str, origin: str | None, method: str) -> None:
+    common = CommonHeaders(Config.load({"SSE_ORIGINS": origins}))
+    environ = {"REQUEST_METHOD": method, "HTTP_ACCESS_CONTROL_REQUEST_METHOD": "POST"}
+    if origin is not None:
+        environ["HTTP_ORIGIN"] = origin
+    for own in ((("A", "b"),), (("Content-Type", "text/plain"), ("Cache-Control", "no-store"))):
+        expected = Headers([*own])
+        common(expected, environ)
+        found = [common.complete(own, environ) for _ in range(2)]
+        assert found == [tuple(expected)] * 2
+        if method != "OPTIONS" and origin in (None, ORIGIN):
+            assert found[0] is found[1]
+
+
 def test_each_preflight_is_answered_by_what_it_asks() -> None:
     finish = CommonHeaders(Config.load({"SSE_ORIGINS": ORIGIN}))
     environ = {"REQUEST_METHOD": "OPTIONS", "HTTP_ORIGIN": ORIGIN, "HTTP_ACCESS_CONTROL_REQUEST_METHOD": "POST"}

@@ -118,8 +118,12 @@ class Limits:
         return rings
 
     def count_new_rings(self, publisher: str, rings: int) -> None:
-        """Count the new rings of a publication. Its events are stored already, so this never refuses."""
-        if rings > 0:
+        """Count the new rings of a publication. Its events are stored already, so this never refuses.
+
+        :param rings: a negative number takes back what was counted too much, as when another publisher has begun a ring
+            at the same time.
+        """
+        if rings:
             with contextlib.suppress(TooMany):
                 self._count(_PUBLISH_BYTES, self._publish_bytes, publisher, _RING_BYTES * rings)
 

@@ -56,6 +56,8 @@ class Effects(NamedTuple):
     """Have the app's own functions called, each in a greenlet, where it may wait."""
     give_back: Callable[[int], bool]
     """Give a connection to a greenlet. Return False if none is free."""
+    wake_lane: Call
+    """Have the fast lane serve the connections that are ready. The event loop may call this."""
     ended: Callable[[Transport, str, float, int, int, str], None]
     """Note the end of a stream or held poll for the log, as `connection_log.ended`. This must not wait."""
     warn: Callable[..., None]

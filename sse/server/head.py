@@ -73,3 +73,20 @@ class Head:
             self._searched = len(data)
             return end + 2 if end >= 0 else -1
         return 0
+
+
+class Rest:
+    """Gathers the bytes of a request whose size is known.
+
+    :param size: bytes of the whole request.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.data = bytearray()
+        """All bytes that have come."""
+        self._size = size
+
+    def add(self, data: bytes) -> bool:
+        """Add the next bytes. Return whether all have come."""
+        self.data += data
+        return len(self.data) >= self._size

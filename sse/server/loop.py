@@ -21,7 +21,7 @@ from gevent.queue import SimpleQueue
 
 from sse.connection_log import ended
 from sse.server.backpressure import Backpressure
-from sse.server.effects import Effects, EndFunctions, Interest
+from sse.server.effects import Call, Effects, EndFunctions, Interest
 from sse.server.rounds import Rounds
 from sse.server.rows import Rows, Streams
 from sse.server.sockets import unread
@@ -48,9 +48,12 @@ class Loop:
 
     :param give_back: gives a connection to a greenlet, and returns False if none is free. The connection then goes to
         `rows.waiting`.
+    :param wake_lane: has the fast lane serve the connections that are ready.
     """
 
-    def __init__(self, log: Any, keepalive: float, give_back: Callable[[int], bool]) -> None:
+    def __init__(
+        self, log: Any, keepalive: float, give_back: Callable[[int], bool], wake_lane: Call = lambda: None
+    ) -> None:
         self.log = log
         self._wake = Event()
         self._to_close: list[tuple[int, EndFunctions]] = []
@@ -61,7 +64,7 @@ class Loop:
         self._wheel: Wheel[int | Streams] = Wheel(time.monotonic())
         self._poller = _epoll()
         self.backpressure = Backpressure(self._wake.set)
-        self.rows = Rows(self._effects(give_back), keepalive)
+        self.rows = Rows(self._effects(give_back, wake_lane), keepalive)
         self._rounds = Rounds(self.rows)
         self._watcher = gevent.get_hub().loop.io(self._poller.fileno(), 1)
         self._watcher.start(self._take_up_events)
@@ -74,7 +77,7 @@ class Loop:
         """True if no connection is here, and none is being closed."""
         return self.rows.is_empty and not (self._to_close or self._finishing)
 
-    def _effects(self, give_back: Callable[[int], bool]) -> Effects:
+    def _effects(self, give_back: Callable[[int], bool], wake_lane: Call) -> Effects:
         return Effects(
             write=os.write,
             read=os.read,
@@ -93,6 +96,7 @@ class Loop:
             close_after_round=self._close_soon,
             call_all=self._call_all,
             give_back=give_back,
+            wake_lane=wake_lane,
             ended=self._note_end,
             warn=self.log.warning,
             fault=self.log.exception,
@@ -149,6 +153,7 @@ class Loop:
             self._rounds.check_permits_soon()
         for slot, items in self._wheel.turn(now):
             self._rounds.look_at_slot(slot, items)
+        self.rows.check_late()
 
     def _take_up_events(self) -> None:
         """Pass the events of connections to their rows. The event loop calls this, so it must not wait."""

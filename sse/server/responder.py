@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from gunicorn.http.wsgi import Response  # type: ignore[import-untyped]
 
@@ -31,6 +32,17 @@ _WHOLE: Final = 2 << 20  # the same for the service's own answers, which come wh
 
 # Equal heads become one object, because very many polls wait with the same head.
 _interned = lru_cache(maxsize=1024)(lambda head: head)
+
+
+class Switch(Protocol):
+    """Says whether the fast lane is on."""
+
+    @property
+    def lane(self) -> Any:
+        """The `Lane` of the app; None if it has none."""
+
+    def is_on(self) -> bool:
+        """Return whether requests may be answered without Flask now."""
 
 
 class AppResponse(NamedTuple):
@@ -67,9 +79,14 @@ class Responder:
         self._is_last = is_last
         self._log = log
         self._uncounted = uncounted
+        self.switch: Switch | None = None
+        """Says whether the fast lane is on; None if there is none. Set before the first request."""
 
     def call(self, app: Any, environ: dict[str, Any], start_response: Any) -> Any:
-        """Call the app. Return its body, or an `AppResponse` that this worker writes instead of gunicorn."""
+        """Answer by the fast lane, or call the app.
+
+        Return the body, or an `AppResponse` that this worker writes instead of gunicorn.
+        """
         response, connection = start_response.__self__, environ["gunicorn.socket"]
         environ["sse.gone"] = partial(has_hung_up, connection)
         if type(response) is not Response:
@@ -77,7 +94,9 @@ class Responder:
         if not isinstance(connection, ssl.SSLSocket):  # and so has TLS
             environ["sse.can_hand_off"] = True
         began = datetime.now()
-        body = app(environ, start_response)
+        body = self._ask_lane(environ, start_response)
+        if body is None:
+            body = app(environ, start_response)
         if self._is_last(response.req):
             response.force_close()
         write: Callable[[Any, socket.socket, Any], None]
@@ -93,6 +112,28 @@ class Responder:
         else:
             return body
         return AppResponse(body, write, environ, response, began)
+
+    def _ask_lane(self, environ: dict[str, Any], start_response: Any) -> Any:
+        """Return the body of the fast lane's answer; None if the request is the app's."""
+        if self.switch is None or not self.switch.is_on():
+            return None
+        lane = self.switch.lane
+        route = lane.route(environ["REQUEST_METHOD"], environ["PATH_INFO"])
+        reply = lane.reply(route, lane.request(environ)) if route else None
+        if reply is None:
+            return None
+        body = reply.body
+        if isinstance(body, bytes):
+            start_response(reply.status, [*reply.headers])
+            environ["sse.whole"] = True
+            return _broken_off(body) if reply.breaks_off else [body] if body else []
+        try:
+            start_response(reply.status, [*reply.headers])
+        except BaseException:
+            body.close()
+            raise
+        environ["sse.body"] = body
+        return body
 
     def write(self, answer: AppResponse) -> None:
         """Write an answer.
@@ -179,6 +220,12 @@ class Responder:
         read_ahead = response.req.unreader.take_buffered()
         self._rows.take_over_poll(connection.fileno(), poll, _interned(_head(response)), read_ahead)
         connection.detach()
+
+
+def _broken_off(body: bytes) -> Iterator[bytes]:
+    """Give a body that breaks off at its end. gunicorn takes the connection for broken, and ends it without a word."""
+    yield body
+    raise BrokenPipeError(errno.EPIPE, "the body breaks off here")
 
 
 def _send_all(connection: socket.socket, data: bytes, ends_at: float) -> None:

@@ -10,20 +10,36 @@ round" means: it leaves its row now, and its number becomes free when the round 
 
     row         waits for                  when                             the connection goes to
     ----------  -------------------------  -------------------------------  ----------------------------------------
-    Parked      its next request           bytes come                       a greenlet; `Rows.waiting` if none is free
-                                           its time is over, or its room    closed at once; a greenlet if a request has
-                                           is needed, or the peer hangs up  come just now
+    Parked      its next request           bytes come                       Handled, once they are read; a greenlet if
+                                                                            there is no fast lane, or if 16 MB are held
+                                           its time is over, or its room    closed at once; as above if bytes have come
+                                           is needed, or the peer hangs up  just now
+    Handled     its turn in the fast lane  its request is answered          Parked, Sending, or Handled again if the
+                or its answer, see `lane`                                   next request has come; closed
+                                           it is a stream or a poll         Streams or Polls
+                                           its request is gunicorn's        a greenlet, with all bytes that were read;
+                                                                            `Rows.waiting` if none is free
+                                           more bytes are needed            Partial
+    Partial     the rest of a request      all of it has come               Handled
+                                           20 s have passed without the     closed at once
+                                           whole head, or its room is
+                                           needed
+                                           the body is late, or the peer    a greenlet, with all bytes that were read
+                                           hangs up
     Streams     an event                   the peer hangs up, or the        closed after the round
                                            stream ends
-    Polls       an event                   the whole answer goes out        Parked; a greenlet if the next request has
-                                                                            come; closed after the round if this was
-                                                                            the last answer
+    Polls       an event                   the whole answer goes out        Parked; as from Parked if the next request
+                                                                            has come; closed after the round if this
+                                                                            was the last answer
                                            a part of the answer goes out    Sending
                                            the peer hangs up                closed after the round
     Sending     its client to take more    all unsent bytes go out          as after the whole answer of Polls
                                            no byte is taken for 20 s, the   closed after the round
                                            connection breaks, or over 64
                                            MB of answers are unsent
+
+A greenlet of `lane` holds a connection of Handled that is not in `Rows.ready`. Nobody else closes or moves it, so its
+number cannot become another client's. If something happens on it meanwhile, epoll is only told to watch it no more.
 
 A row of streams is in one of the states below. To *wake* a row is to put it on the agenda, so that the next round
 serves it. Only these change the state: the rounds (`serve` and `check`), the connections' events (`on_ready` and
@@ -81,12 +97,13 @@ may happen:
 
 from __future__ import annotations
 
+import contextlib
 import math
 from array import array
 from collections import deque
 from collections.abc import Callable, Hashable
 from functools import partial
-from typing import TYPE_CHECKING, Final, NamedTuple, cast
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, cast
 
 from sse.server.agenda import Agenda
 from sse.server.effects import Effects, EndFunctions, Interest
@@ -109,7 +126,12 @@ MAX_READ_AHEAD: Final = 8192
 _TURN: Final = 128  # connections that are written to between two pauses: about 1 ms
 _MOST_UNSENT: Final = 64 << 20  # bytes of the answers in `Sending`
 _READ: Final = 4096  # bytes in one read
+_REQUEST: Final = 16_384  # bytes in one read of a request
+_MOST_HELD: Final = 16 << 20  # bytes that were read and are not consumed; no more is read beyond that
+_DROPPED: Final = 65_536  # bytes that are read and dropped before the end of a connection, so that it is not reset
 _FIRST_REQUEST: Final = 20.0  # seconds that a new client has to begin a request
+_HEAD: Final = 20.0  # seconds from a head's first byte to its last
+_BODY: Final = 0.05  # seconds for which the rest of a body is awaited without a greenlet
 _SILENT: Final = 1.0  # seconds after which a new connection counts as silent, and may be closed first
 _LAST_REQUEST: Final = 1.0  # seconds that a client has to send another request while this process drains
 _NOTHING: Final = memoryview(b"")
@@ -339,7 +361,7 @@ class Streams(Row):
                     self.rows.end(fd, "left")
                     continue
                 if sent != size and fd in self.fds:
-                    self._stall(fd, memoryview(data)[sent:])
+                    self.stall(fd, memoryview(data)[sent:])
             pause()
 
     def _end(self, chunk: bytes) -> None:
@@ -370,16 +392,16 @@ class Streams(Row):
             data = framed(data, LAST_CHUNK if last and not self.stream.cuts else b"")
         sent = send(self.rows.effects.write, fd, data)
         if 0 <= sent < len(data):
-            self._stall(fd, memoryview(data)[sent:]).closes = last
+            self.stall(fd, memoryview(data)[sent:]).closes = last
         elif sent < 0 or last:
             self.rows.end(fd, "left" if sent < 0 else last)
 
-    def _stall(self, fd: int, unsent: memoryview) -> Streams:
+    def stall(self, fd: int, unsent: memoryview) -> Streams:
         """Have a connection that takes no more be alone in a row with its unsent bytes. Return that row."""
         row = self
         if len(self.fds) > 1:
             row = Streams(self.rows, self.stream.split(), chunked=self.chunked)
-            self.rows.move(fd, self, row)
+            self.rows.move(fd, row)
             row.stream.subscriber.wake_by(row)
         self.rows.joinable.remove(row)
         row.unsent, row.last_progress = unsent, self.rows.effects.clock()
@@ -436,7 +458,7 @@ class Polls(Row):
         if not data:
             self.rows.end(fd, "left")
             return
-        read_ahead = self.rows.read_ahead[fd] = self.rows.read_ahead.get(fd, b"") + data
+        self.rows.keep(fd, read_ahead := self.rows.read_ahead.get(fd, b"") + data)
         if len(read_ahead) > MAX_READ_AHEAD:
             self.rows.effects.modify(fd, "end")
             if not self.is_asking or self.next_for(fd).is_end:  # else the answer is on its way
@@ -576,8 +598,24 @@ class Sending(Row):
             self._size -= memoryview(answer).nbytes
 
 
-class Parked(Row):
-    """Connections between two requests, or before the first one: no byte of a request has come yet."""
+class Handled(Row):
+    """Connections whose request has come and is not answered yet. Only their holder closes them, see `lane`."""
+
+    __slots__ = ()
+    interest = "input"
+    awaits_events = False
+
+    def on_ready(self, fd: int) -> None:
+        self.rows.unwatch(fd)  # whatever it is, epoll reports it again once the connection is watched again
+
+    on_hang_up = on_ready
+
+
+class Quiet(Row):
+    """Connections that wait for bytes of their client, all for the same time: so the first one is due first.
+
+    The wheel does not know them, because one connection may come here many times a second.
+    """
 
     __slots__ = ("_seconds",)
     interest = "input"
@@ -589,11 +627,52 @@ class Parked(Row):
 
     @property
     def until_from_now(self) -> float:
-        """The time when a connection is closed if it sends nothing from now on."""
+        """The time when a connection is over if it sends nothing from now on."""
+        return self.rows.effects.clock() + self._seconds
+
+    @property
+    def first_slot(self) -> int:
+        """The slot of the wheel in which the time of the first connection is over. There has to be one."""
+        return self.rows.slots[next(iter(self.fds))]
+
+    @property
+    def is_silent(self) -> bool:
+        """True if the first connection has been here for a second."""
+        return self.first_slot < slot_of(self.until_from_now - _SILENT)
+
+    def begin(self, fd: int) -> None:
+        """Begin the time of a connection that has just come."""
+        self.rows.slots[fd] = slot_of(self.until_from_now)
+
+    def check_first(self) -> None:
+        """Check the connection that has been here longest."""
+        self.check(next(iter(self.fds)))
+
+    def check_late(self) -> None:
+        """Check the connections whose time is over."""
+        now = slot_of(self.rows.effects.clock())
+        for _ in range(len(self.fds)):
+            if not self.fds or self.first_slot >= now:
+                break
+            first = next(iter(self.fds))
+            try:
+                self.check(first)
+            except Exception:  # noqa: BLE001 - logged; the others go on
+                self.rows.effects.fault("a connection is cut after a fault")
+                self.rows.end(first)
+
+
+class Parked(Quiet):
+    """Connections between two requests, or before the first one: no byte of a request has come yet."""
+
+    __slots__ = ()
+
+    @property
+    def until_from_now(self) -> float:
         return self.rows.effects.clock() + (_LAST_REQUEST if self.rows.draining else self._seconds)
 
     def on_ready(self, fd: int) -> None:
-        self.rows.give_back(fd)
+        self.rows.take_up(fd)
 
     def on_hang_up(self, fd: int) -> None:
         self.check(fd)  # a request may have come before the hang-up
@@ -601,43 +680,116 @@ class Parked(Row):
     def check(self, fd: int) -> None:
         """Close the connection, unless a request has come just now."""
         if self.rows.effects.unread(fd):
-            self.rows.give_back(fd)
+            self.rows.take_up(fd)
         else:
             self.rows.close(fd)
 
 
-class ParkedConnections:
-    """The parked connections: some are closed when a new connection needs their room."""
+class Gathers(Protocol):
+    """Gathers the bytes of a request until there are enough, as `Head` and `Rest` do."""
 
-    __slots__ = ("kept", "new")
+    data: bytearray
+
+    def add(self, data: bytes) -> bool:
+        """Add the next bytes. Return whether all have come."""
+
+
+class Partial(Quiet):
+    """Connections with a part of a request: of its head, or of its body.
+
+    :param closes: True if a connection is closed when its time is over; else a greenlet reads the rest of its request.
+    """
+
+    __slots__ = ("_closes", "_gathered")
+
+    def __init__(self, rows: Rows, seconds: float, *, closes: bool) -> None:
+        super().__init__(rows, seconds)
+        self._closes = closes
+        self._gathered: dict[int, Gathers] = {}
+
+    def gather(self, fd: int, gathered: Gathers) -> None:
+        """Begin to gather the rest of the request of a connection that has just come."""
+        self._gathered[fd] = gathered
+        self.begin(fd)
+
+    def on_ready(self, fd: int) -> None:
+        rows = self.rows
+        try:
+            data = rows.effects.read(fd, _REQUEST)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        rows.held += len(data)
+        is_enough = self._gathered[fd].add(data)
+        if not data or rows.is_holding_much:
+            self.end(fd)
+        elif is_enough:
+            rows.keep(fd, self._take(fd))
+            rows.have_handled(fd)
+
+    def on_hang_up(self, fd: int) -> None:
+        self.on_ready(fd)
+
+    def check(self, fd: int) -> None:
+        if self._closes:
+            self.rows.close(fd)
+        else:
+            self.end(fd)
+
+    def end(self, fd: int) -> None:
+        """Give a connection to a greenlet, which reads the rest of its request or its end."""
+        self.rows.keep(fd, self._take(fd))
+        self.rows.give_back(fd)
+
+    def on_removed(self, fd: int) -> None:
+        self._take(fd)
+
+    def _take(self, fd: int) -> bytes:
+        gathered = self._gathered.pop(fd, None)
+        if gathered is None:
+            return b""
+        self.rows.held -= len(gathered.data)
+        return bytes(gathered.data)
+
+
+class QuietConnections:
+    """The connections that wait for their clients: some are closed when a new connection needs their room."""
+
+    __slots__ = ("bodies", "heads", "kept", "new")
 
     def __init__(self, rows: Rows, keepalive: float) -> None:
         self.new = Parked(rows, _FIRST_REQUEST)
         """The connections that have sent nothing yet."""
         self.kept = Parked(rows, keepalive)
+        self.heads = Partial(rows, _HEAD, closes=True)
+        self.bodies = Partial(rows, _BODY, closes=False)
 
     def __len__(self) -> int:
-        return len(self.new.fds) + len(self.kept.fds)
+        return len(self.new.fds) + len(self.kept.fds) + len(self.heads.fds) + len(self.bodies.fds)
 
     def make_room(self) -> None:
-        """Close one parked connection: first a new one that is silent, else the one that has been parked longest.
+        """Close one connection: the oldest that is silent, or else the one that was kept longest between requests.
 
-        A new connection is silent if it has sent nothing for a second. If a request has come just now on the chosen
-        connection, it goes to a greenlet instead, and no room is made.
+        A connection is silent if its first request, or the rest of a head, has not come within a second. If a request
+        has come just now on the chosen connection, it is handled instead, and no room is made.
         """
-        silent = next(iter(self.new.fds), None)
-        if silent is not None and self.new.rows.slots[silent] < slot_of(self.new.until_from_now - _SILENT):
-            self.new.check(silent)
+        begun = min((row for row in (self.new, self.heads) if row.fds), key=lambda row: row.first_slot, default=None)
+        if begun is not None and (begun.is_silent or not self.kept.fds):
+            begun.check_first()
         elif self.kept.fds:
-            self.kept.check(next(iter(self.kept.fds)))
-        elif silent is not None:
-            self.new.check(silent)
+            self.kept.check_first()
+
+    def check_late(self) -> None:
+        """Check the connections whose time is over."""
+        for row in (self.new, self.kept, self.heads, self.bodies):
+            row.check_late()
 
     def shorten(self) -> None:
-        """Set the end of each connection anew, because a drain has shortened the time that they have."""
+        """Set the end of each parked connection anew, because a drain has shortened the time that they have."""
         for parked in (self.new, self.kept):
-            for fd in list(parked.fds):
-                parked.rows.set_end(fd, parked.until_from_now)
+            for fd in parked.fds:
+                parked.begin(fd)
 
 
 class Joinable:
@@ -706,10 +858,18 @@ class Rows:
         """
         self.waiting: deque[int] = deque()
         """Connections that wait for a greenlet."""
+        self.ready: dict[int, None] = {}
+        """The connections of `Handled` that wait for their turn in the fast lane, the first one first."""
+        self.has_lane = False
+        """True if requests go to the fast lane; else each goes to a greenlet."""
         self.read_ahead: dict[int, bytes] = {}
-        """For each poll, the bytes that came behind its request, to be served after its answer."""
+        """The bytes of each connection that were read and belong to a request that is not answered yet."""
+        self.held = 0
+        """The number of these bytes, with those in `Partial`."""
         self.joinable = Joinable()
-        self._parked = ParkedConnections(self, keepalive)
+        self._unwatched: set[int] = set()  # connections of `Handled` that epoll does not watch
+        self._handled = Handled(self)
+        self._quiet = QuietConnections(self, keepalive)
         self._sending = Sending(self)
 
     @property
@@ -720,21 +880,38 @@ class Rows:
     @property
     def is_full(self) -> bool:
         """True if there is no room for another connection, and no parked connection to close for it."""
-        return len(self.row_of) + len(self.waiting) >= self.max_connections and not self._parked
+        return len(self.row_of) + len(self.waiting) >= self.max_connections and not self._quiet
 
     @property
     def is_serving(self) -> bool:
         """True if a connection waits for events, or for the rest of an answer."""
-        return len(self.row_of) > len(self._parked)
+        return len(self.row_of) > len(self._quiet) + len(self._handled.fds)
+
+    @property
+    def unanswered(self) -> int:
+        """The number of connections whose request has come in part or as a whole, and that no greenlet has."""
+        quiet = self._quiet
+        return len(self._handled.fds) + len(quiet.heads.fds) + len(quiet.bodies.fds) + len(self.waiting)
+
+    @property
+    def is_holding_much(self) -> bool:
+        """True if so many bytes were read and are not consumed that no more are to be read."""
+        return self.held > _MOST_HELD
 
     # For the worker. After these calls, only this module writes to the connection and closes it.
 
-    def take_over_stream(self, fd: int, stream: Stream, *, chunked: bool) -> None:
-        """Take over a connection with a stream that has been opened."""
-        self.effects.register(fd, Streams.interest)  # if this fails, the greenlet still has to close the stream
+    def take_over_stream(self, fd: int, stream: Stream, *, chunked: bool, unsent: memoryview = _NOTHING) -> None:
+        """Take over a connection with a stream that has been opened.
+
+        :param unsent: the bytes of its opening that the client has not taken yet.
+        """
+        self._watch(fd, Streams.interest)  # if this fails, the greenlet still has to close the stream
+        self._drop(fd)
         row = Streams(self, stream, chunked=chunked)
         self.tally.begin(fd, self.effects.clock(), stream.request_id)
         self._admit(fd, row, stream.hand_off())
+        if unsent:
+            row.stall(fd, unsent)
         stream.subscriber.wake_by(row)  # this wakes the row at once
 
     def take_over_poll(self, fd: int, poll: Poll, head: bytes, read_ahead: bytes = b"") -> None:
@@ -743,8 +920,8 @@ class Rows:
         :param head: of its answer, without the date and the length.
         :param read_ahead: the bytes that have come behind the request.
         """
-        self.effects.register(fd, Polls.interest)
-        self._keep_read_ahead(fd, read_ahead)
+        self._watch(fd, Polls.interest)
+        self.keep(fd, read_ahead)
         key = poll.merge_key, head
         row = self.joinable.merge_poll(key, poll)
         if row is None:
@@ -757,17 +934,48 @@ class Rows:
 
     def park(self, fd: int, *, new: bool = False) -> None:
         """Take over a connection until its next request comes, or its first if it is `new`."""
-        self.effects.register(fd, Parked.interest)
-        parked = self._parked.new if new else self._parked.kept
-        self._admit(fd, parked, ClientPart(parked.until_from_now, None, ()))
+        self._watch(fd, Parked.interest)
+        parked = self._quiet.new if new else self._quiet.kept
+        self._put(fd, parked)
+        parked.begin(fd)
+        self._make_room()
+
+    def accept(self, fd: int) -> None:
+        """Take over a new connection. Its first request is read if it has come by now."""
+        self._unwatched.add(fd)
+        self._put(fd, self._handled)
+        try:
+            if self.has_lane and not self.is_holding_much:
+                self._read_request(fd, is_new=True)
+            elif self.effects.unread(fd):
+                self.give_back(fd)
+            else:
+                self.park(fd, new=True)
+        except OSError:  # the kernel watches too many connections
+            self.close(fd)
+            raise
+        self._make_room()
+
+    def take_back(self, fd: int, read_ahead: bytes) -> None:
+        """Take over a connection from a greenlet that has answered its request.
+
+        :param read_ahead: the bytes that have come behind the request.
+        """
+        if read_ahead:
+            self._unwatched.add(fd)
+            self._put(fd, self._handled)
+            self.keep(fd, read_ahead)
+            self.have_handled(fd)
+        else:
+            self.park(fd)
 
     def send_unsent(self, fd: int, unsent: memoryview, *, closes: bool, read_ahead: bytes) -> None:
         """Take over a connection to send the unsent bytes of a greenlet's answer, as the client takes them.
 
         :param read_ahead: the bytes that have come behind the request.
         """
-        self.effects.register(fd, Sending.interest)
-        self._keep_read_ahead(fd, read_ahead)
+        self._watch(fd, Sending.interest)
+        self.keep(fd, read_ahead)
         self._admit(fd, self._sending, ClientPart(self._sending.until_from_now, None, ()))
         self._sending.begin(fd, Unsent(unsent, closes))
 
@@ -777,7 +985,7 @@ class Rows:
         A parked connection stays for one more second, because its client may be sending the next request just now.
         """
         self.draining = True
-        self._parked.shorten()
+        self._quiet.shorten()
         awaiting = [fd for fd, row in self.row_of.items() if row.awaits_events]
         spread(awaiting, window, self._drain_one, self.effects.sleep, self.effects.clock)
 
@@ -786,7 +994,80 @@ class Rows:
         if row is not None and row.awaits_events:  # else it has ended, and another connection may have its number
             self.check_soon(fd)
 
+    def check_late(self) -> None:
+        """Check the quiet connections whose time is over."""
+        self._quiet.check_late()
+
+    # For the fast lane, which holds the connection until then
+
+    def answered(self, fd: int, read_ahead: bytes, *, closes: bool) -> None:
+        """Go on with a connection whose request is answered.
+
+        :param read_ahead: the bytes that have come behind the request.
+        """
+        if closes:
+            with contextlib.suppress(OSError):  # a connection with unread bytes is reset, which may destroy the answer
+                self.effects.read(fd, _DROPPED)
+            self.close(fd)
+        elif read_ahead:
+            self.keep(fd, read_ahead)
+            self.have_handled(fd)
+        else:
+            self._drop(fd)
+            self.park(fd)
+
+    def give_up(self, fd: int) -> None:
+        """Close a connection after a fault, unless it has left the fast lane."""
+        row = self.row_of.get(fd)
+        if row is self._handled:
+            self.close(fd)
+        elif row is not None and row.awaits_events:
+            self.end(fd, "fault")
+
+    def gather(self, fd: int, gathered: Gathers, *, is_head: bool) -> None:
+        """Have the rest of a request come. `gathered` has the bytes that have come already."""
+        row = self._quiet.heads if is_head else self._quiet.bodies
+        self._watch(fd, row.interest)
+        self._drop(fd)
+        self._put(fd, row)
+        self.held += len(gathered.data)
+        row.gather(fd, gathered)
+
     # For the rows
+
+    def take_up(self, fd: int) -> None:
+        """Read what has come on a parked connection, and have it handled."""
+        if self.has_lane and not self.is_holding_much:
+            self._read_request(fd)
+        else:
+            self.give_back(fd)
+
+    def have_handled(self, fd: int) -> None:
+        """Have the fast lane handle the bytes that were read of a connection; without it, give them to a greenlet."""
+        if not self.has_lane:
+            self.give_back(fd)
+            return
+        self._put(fd, self._handled)
+        self.ready[fd] = None
+        self.effects.wake_lane()
+
+    def unwatch(self, fd: int) -> None:
+        """Have epoll watch a handled connection no more."""
+        self.effects.unregister(fd)
+        self._unwatched.add(fd)
+
+    def keep(self, fd: int, read_ahead: bytes) -> None:
+        """Keep the bytes that were read of a connection and belong to requests that are not answered yet."""
+        self._drop(fd)
+        if read_ahead:
+            self.read_ahead[fd] = read_ahead
+            self.held += len(read_ahead)
+
+    def take(self, fd: int) -> bytes:
+        """Return the bytes that were kept, and keep them no more."""
+        read_ahead = self.read_ahead.pop(fd, b"")
+        self.held -= len(read_ahead)
+        return read_ahead
 
     def merge(self, row: Streams) -> bool:
         """Merge a row into the row with the same key, if their positions are equal. Return whether that was done."""
@@ -796,13 +1077,12 @@ class Rows:
         events, size = other.stream.events - row.stream.events, other.stream.size - row.stream.size
         for fd in list(row.fds):
             self.tally.move(fd, events, size)
-            self.move(fd, row, other)
+            self.move(fd, other)
         other.set_timer()  # it may be due sooner now
         return True
 
-    def move(self, fd: int, row: Row, other: Row) -> None:
+    def move(self, fd: int, other: Row) -> None:
         """Move a connection to another row that wakes up for the same events."""
-        row.fds = removed(row.fds, fd)
         self._put(fd, other)
 
     def next_of(self, fd: int, pending: Pending, *, last_progress: float = math.inf, has_notice: bool = False) -> Next:
@@ -824,14 +1104,16 @@ class Rows:
 
     def after_answer(self, fd: int) -> None:
         """Park the connection of an answered poll, or give it to a greenlet if its next request has come."""
+        parked = self._quiet.kept
+        self._move_answered(parked, fd)
+        parked.begin(fd)
         if fd in self.read_ahead:
-            self.give_back(fd)
-        else:
-            self._move_answered(self._parked.kept, fd, self._parked.kept.until_from_now)
+            self.have_handled(fd)
 
     def finish_answer(self, fd: int, unsent: Unsent) -> None:
         """Move a connection to `Sending`, with the unsent bytes of its poll's answer."""
-        self._move_answered(self._sending, fd, self._sending.until_from_now)
+        self._move_answered(self._sending, fd)
+        self.set_end(fd, self._sending.until_from_now)
         self._sending.begin(fd, unsent)
 
     def give_back(self, fd: int) -> None:
@@ -841,8 +1123,9 @@ class Rows:
             self.waiting.append(fd)
 
     def close(self, fd: int) -> None:
-        """Close a parked connection at once. No push is writing to it."""
+        """Close a quiet or handled connection at once. No push is writing to it."""
         self._remove(fd)
+        self._drop(fd)
         self.effects.close(fd)
 
     def end(self, fd: int, reason: str | None = None) -> None:
@@ -854,27 +1137,63 @@ class Rows:
             if reason:
                 self.row_of[fd].log_end(fd, reason)
             at_end = self._remove(fd)
-            self.read_ahead.pop(fd, None)
+            self._drop(fd)
             self.effects.close_after_round(fd, at_end)
 
     # The connections
 
+    def _read_request(self, fd: int, *, is_new: bool = False) -> None:
+        """Read what has come on a parked or new connection, and have it handled. If nothing has come, park it."""
+        try:
+            data = self.effects.read(fd, _REQUEST)
+        except BlockingIOError:
+            if is_new:
+                self.park(fd, new=True)
+            return
+        except OSError:
+            data = b""
+        if data:
+            self.keep(fd, data)
+            self.have_handled(fd)
+        else:
+            self.close(fd)
+
+    def _make_room(self) -> None:
+        if len(self.row_of) + len(self.waiting) > self.max_connections:  # this process has no files for more
+            self._quiet.make_room()
+
     def _admit(self, fd: int, row: Row, part: ClientPart) -> None:
-        if fd >= len(self.slots):
-            self.slots.frombytes(bytes(self.slots.itemsize * (fd + 1 - len(self.slots))))
         self._put(fd, row)
         self.set_end(fd, part.deadline)
         self.handed_off.add(fd, part)
-        if len(self.row_of) + len(self.waiting) > self.max_connections:  # this process has no files for more
-            self._parked.make_room()
+        self._make_room()
         if part.permit:
             self._begin(fd, row, part.permit)
         elif self.draining and row.awaits_events:
             self.check_soon(fd)
 
     def _put(self, fd: int, row: Row) -> None:
+        """Put a connection into a row, out of the one in which it is."""
+        if fd >= len(self.slots):
+            self.slots.frombytes(bytes(self.slots.itemsize * (fd + 1 - len(self.slots))))
+        before = self.row_of.get(fd)
+        if before is not None:
+            before.fds = removed(before.fds, fd)
         row.fds = added(row.fds, fd)
         self.row_of[fd] = row
+
+    def _watch(self, fd: int, interest: Interest) -> None:
+        """Have epoll watch a connection for what its next row waits for.
+
+        :raises OSError: if the kernel watches too many.
+        """
+        if fd not in self.row_of:
+            self.effects.register(fd, interest)
+        elif fd in self._unwatched:
+            self.effects.register(fd, interest)
+            self._unwatched.remove(fd)
+        elif interest != Handled.interest:
+            self.effects.modify(fd, interest)
 
     def _begin(self, fd: int, row: Row, permit: Permit) -> None:
         decided = row.next_for(fd)
@@ -885,7 +1204,10 @@ class Rows:
 
     def _remove(self, fd: int) -> EndFunctions:
         at_end = self._take_out(fd)
-        self.effects.unregister(fd)
+        if fd in self._unwatched:
+            self._unwatched.remove(fd)
+        else:
+            self.effects.unregister(fd)
         return at_end
 
     def _take_out(self, fd: int) -> EndFunctions:
@@ -893,20 +1215,19 @@ class Rows:
         at_end = self.handed_off.remove(fd)
         row = self.row_of.pop(fd)
         row.fds = removed(row.fds, fd)
+        self.ready.pop(fd, None)
         if not row.fds:
             self.joinable.remove(row)
         row.on_removed(fd)
         return at_end
 
-    def _move_answered(self, row: Row, fd: int, end: float) -> None:
+    def _move_answered(self, row: Row, fd: int) -> None:
         """Move a connection whose poll is answered to another row."""
         at_end = self._take_out(fd)
         self._put(fd, row)
-        self.set_end(fd, end)
         self.effects.modify(fd, row.interest)
         self.effects.call_all(at_end)
 
-    def _keep_read_ahead(self, fd: int, read_ahead: bytes) -> None:
-        self.read_ahead.pop(fd, None)
-        if read_ahead:
-            self.read_ahead[fd] = read_ahead
+    def _drop(self, fd: int) -> None:
+        if fd in self.read_ahead:
+            self.take(fd)

@@ -7,6 +7,7 @@ patch the standard library. So this file does not import `sse.service`, which ha
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import ssl
 import sys
@@ -26,6 +27,8 @@ from gunicorn.workers.ggevent import GeventWorker  # type: ignore[import-untyped
 from sse import connection_log
 from sse.log import follow_gunicorn
 from sse.server.gunicorn_request import HEAD_SECONDS, Request, skip_body
+from sse.server.lane import FastLane
+from sse.server.lane_switch import LaneSwitch
 from sse.server.load_error import until_mended
 from sse.server.loop import Loop
 from sse.server.one_process import check_workers
@@ -37,7 +40,8 @@ from sse.spread import PAUSE
 if TYPE_CHECKING:
     from sse.service import Service
 
-_ACCEPTED: Final = 1000  # connections that are accepted before other greenlets run
+_ACCEPTED: Final = 64  # connections that are accepted before other greenlets run
+_LAST_ACCEPTED: Final = 1000  # those that are accepted when a listener closes
 _MOMENT: Final = 0.25  # seconds that a greenlet waits for the next request before it parks the connection
 _TICK: Final = 0.1  # seconds between two checks of the listeners, and of heads that come too slowly
 _AHEAD: Final = 0.5  # seconds before the end of graceful_timeout, when the remaining requests are cut
@@ -113,8 +117,8 @@ class _Listener(StreamServer):  # type: ignore[misc]
         super().__init__(listener, handle=worker.handle, spawn=worker.spawn, **tls)
         self._worker = worker
         self.full = worker.is_busy if tls else worker.is_full
-        # Accept nearly all connections that have come. The others stay in the listener's queue, and a unix socket
-        # whose queue is full refuses clients at once.
+        # Few at a time, so that other workers and other greenlets get their turn. The rest stays in the listener's
+        # queue, and a unix socket whose queue is full refuses clients at once, so this must be often.
         self.max_accept = _ACCEPTED
         self.start()
 
@@ -124,17 +128,31 @@ class _Listener(StreamServer):  # type: ignore[misc]
         If the master has ended listening, nobody else would accept them, and the kernel would reset them.
         """
         with contextlib.suppress(OSError):
-            for _ in range(_ACCEPTED):
+            for _ in range(_LAST_ACCEPTED):
                 if self.full() or not (accepted := self.do_read()):
                     break
                 self.do_handle(*accepted)
         self.close()
 
+    def do_read(self) -> Any:
+        """Accept a connection. Return None if none has come; else its number, or gevent's socket if it is to have TLS.
+
+        :raises OSError: if it cannot be accepted; then gevent waits a moment.
+        """
+        if self.ssl_enabled:
+            return super().do_read()
+        try:
+            fd, address = self.socket._accept()
+        except BlockingIOError:
+            return None
+        os.set_blocking(fd, False)
+        return fd, address
+
     def do_handle(self, client: Any, address: Any) -> None:
         if self.ssl_enabled:
             super().do_handle(client, address)
         else:
-            self._worker.accepted(client, address)
+            self._worker.accepted(client)
 
     def wrap_socket_and_handle(self, client: Any, address: Any) -> None:
         with gevent.Timeout(HEAD_SECONDS, False), contextlib.suppress(OSError):
@@ -171,6 +189,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
     It is here and not in `sse.worker`, because after a reload the master still has that class from the old version.
     """
     wsgi: Any
+    alive: bool
     is_reloaded: Callable[[], bool] = staticmethod(lambda: False)
     """Returns whether the master has begun a reload since this worker was forked. Set before `run`."""
     request_seconds: float | None = None
@@ -184,10 +203,11 @@ class Worker(GeventWorker):  # type: ignore[misc]
     _loop: Loop
     _rows: Rows
     _responder: Responder
+    _switch: LaneSwitch
 
     def init_process(self) -> None:
         # This is not in __init__, which runs in the master: `sse.worker` becomes this class only after the fork.
-        self._greenlets = Group()  # each one reads requests and answers them
+        self.greenlets = Group()  # each one reads requests and answers them
         self._serving = 0  # how many of them have not ended; the group learns of an end only later
         self._sending_items = 0  # further greenlets, each of which sends a stream for one client alone
         self._heads = _Heads()
@@ -198,7 +218,9 @@ class Worker(GeventWorker):  # type: ignore[misc]
         super().init_process()
 
     def load_wsgi(self) -> None:
-        self._loop = Loop(self.log, self.cfg.keepalive, self._give_back)
+        self._lane: FastLane | None = None
+        self._keeps_alive = bool(self.cfg.keepalive)
+        self._loop = Loop(self.log, self.cfg.keepalive, self._give_back, self._wake_lane)
         self._rows = self._loop.rows
         self._responder = Responder(self._rows, self._is_last, self.log, self._uncounted)
         try:
@@ -209,6 +231,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
                 raise
             app = until_mended(error, self.log, self.reloader)
         self.wsgi = partial(self._responder.call, app)
+        self._switch = self._responder.switch = LaneSwitch(self, app)
 
     @property
     def _services(self) -> list[Service]:
@@ -231,17 +254,15 @@ class Worker(GeventWorker):  # type: ignore[misc]
         self._responder.write(respiter)
         return True
 
-    # A greenlet has a connection only while it reads and answers a request, and for a moment after that, because the
-    # next request may come at once. After that, and once its stream or poll is handed off, the connection is a number
-    # in a row. Only a connection with TLS keeps its greenlet. If all greenlets are taken, connections with a request
-    # wait in `Rows.waiting`, the first one first. This holds for new connections too.
+    # A greenlet has a connection only while it reads and answers a request that is not for the fast lane. Without the
+    # lane, it has it for a moment after that, because the next request may come at once. After that, and once its
+    # stream or poll is handed off, the connection is a number in a row. Only a connection with TLS keeps its greenlet.
+    # If all greenlets are taken, connections with a request wait in `Rows.waiting`, the first one first. This holds for
+    # new connections too.
 
-    def accepted(self, client: Any, address: Any) -> None:
+    def accepted(self, fd: int) -> None:
         """Take a new connection. This runs in gevent's hub, and must not wait."""
-        if self.is_busy() or self._rows.waiting or not has_input(client):
-            self._rows.park(client.detach(), new=True)
-        else:
-            self.spawn(self.handle, client, client, address)
+        self._rows.accept(fd)
 
     def is_full(self) -> bool:
         """Return whether no more connections can be accepted."""
@@ -254,7 +275,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
     def spawn(self, handle: Callable[..., None], *connection: Any) -> None:
         """Have a greenlet serve a connection."""
         self._serving += 1
-        self._greenlets.spawn(self._serve, handle, *connection)
+        self.greenlets.spawn(self._serve, handle, *connection)
 
     def _give_back(self, fd: int) -> bool:
         if self.is_busy():
@@ -266,19 +287,52 @@ class Worker(GeventWorker):  # type: ignore[misc]
         """Serve a connection, and then the connections that wait for a greenlet."""
         try:
             handle(*connection)
-            while self._rows.waiting and not self._cut:
+            while self._rows.waiting and not (self._cut or self._lane_needs_place):
                 self._go_on(self._rows.waiting.popleft())
         finally:
-            self._serving -= 1
+            self.leave_place()
+
+    # For the fast lane
+
+    def take_place(self) -> None:
+        """Count a greenlet of the fast lane that waits."""
+        self._serving += 1
+
+    def leave_place(self) -> None:
+        """Have the fast lane go on if it needs a greenlet; else a connection that waits for one."""
+        self._serving -= 1
+        if self._cut:
+            return
+        self._wake_lane()
+        if self._rows.waiting and not self.is_busy():
+            self.spawn(self._go_on, self._rows.waiting.popleft())
+
+    @property
+    def closes(self) -> bool:
+        """True if connections close after their answers, because this process ends or gunicorn keeps none."""
+        return not (self.alive and self._keeps_alive)
+
+    def count_request(self) -> None:
+        """Count a request of the fast lane, as gunicorn does."""
+        self.nr += 1
+        if self.nr >= self.max_requests and self.alive:
+            self.log.info("Autorestarting worker after current request.")
+            self.alive = False
+
+    def _wake_lane(self) -> None:
+        if self._lane:
+            self._lane.wake()
+
+    @property
+    def _lane_needs_place(self) -> bool:
+        return self._lane is not None and self._lane.needs_place
 
     @contextlib.contextmanager
     def _uncounted(self) -> Iterator[None]:
         """Let other connections have the place of this greenlet, which sends a stream for as long as that takes."""
-        self._serving -= 1
         self._sending_items += 1
         try:
-            if self._rows.waiting and not self._cut:
-                self.spawn(self._go_on, self._rows.waiting.popleft())
+            self.leave_place()
             yield
         finally:
             self._serving += 1
@@ -286,7 +340,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
 
     def _go_on(self, fd: int) -> None:
         """Serve the requests that come next on a connection."""
-        with _Resumed(fd, self._rows.read_ahead.pop(fd, b"")) as connection, contextlib.suppress(OSError):
+        with _Resumed(fd, self._rows.take(fd)) as connection, contextlib.suppress(OSError):
             self.handle(connection, connection, connection.getpeername())
 
     def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> None:
@@ -304,6 +358,9 @@ class Worker(GeventWorker):  # type: ignore[misc]
 
     def _may_go_on(self, request: Any, sock: Any) -> bool:
         """Return whether the greenlet is to read the connection's next request; else the connection is parked."""
+        if self._rows.has_lane and not isinstance(sock, ssl.SSLSocket):
+            self._rows.take_back(sock.detach(), request.unreader.take_buffered())
+            return False
         if request.unreader.buf.getvalue():
             gevent.sleep(PAUSE)  # let other clients in, because this one may always send more
             return True
@@ -355,7 +412,12 @@ class Worker(GeventWorker):  # type: ignore[misc]
             filter(None, (service.hub.late_since for service in services)), default=0.0
         )
         self._rows.max_connections = self.worker_connections + sum(service.hub.max_subscribers for service in services)
+        # Of workers that are forked one after another, as many as there are to be, this is true for one.
+        is_told = (self.age - 1) % max(self.cfg.workers, 1) == 0
+        self._switch.begin(has_sse=bool(services), is_told=is_told)
         self._await_stores(services)
+        if self._switch.lane:
+            self._lane = FastLane(self._rows, self._switch.lane, self._switch, self, self.cfg, self.log)
         listeners = [_Listener(self, listener) for listener in self.sockets]
         self.has_loaded()
         while self.alive:
@@ -391,12 +453,14 @@ class Worker(GeventWorker):  # type: ignore[misc]
             gevent.sleep(_AHEAD / 2)
         for service in services:
             service.finish(0)  # runs that have begun late
-        if left := self._serving + self._sending_items + len(self._rows.waiting):
+        if left := self._serving + self._sending_items + self._rows.unanswered:
             self.log.warning("%d requests are cut, their time is over", left)
             self._cut = True
+            if self._lane:
+                self._lane.stop()
             gevent.get_hub().loop.run_callback(self._heads.give_up_all)
             gevent.sleep(PAUSE)
-            self._greenlets.kill(timeout=_AHEAD / 2)
+            self.greenlets.kill(timeout=_AHEAD / 2)
         gevent.joinall([gevent.spawn(service.leave) for service in services], _AHEAD / 2)
         self._loop.tell_ends()
         connection_log.flush(is_last=True)
@@ -428,6 +492,8 @@ class Worker(GeventWorker):  # type: ignore[misc]
     def _tick(self, listeners: list[_Listener]) -> None:
         self.notify()
         connection_log.flush()
+        if self._lane:
+            self._lane.look()
         if self.is_busy():
             gevent.get_hub().loop.run_callback(self._heads.give_up, self.is_busy)
         for listener in listeners:

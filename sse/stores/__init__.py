@@ -17,6 +17,7 @@ and markers.
   event, and `publish_batch.lua` several. `read.lua` returns the events after a position, `before.lua` finds the
   position before the newest events, and `ensure.lua` creates a ring. The scripts of runs and sources end in `_run.lua`
   and `_source.lua`. `append.lua` has the functions of those that store;
+- `redis_publish`, the script calls that publish, and the receipts in their replies;
 - `redis_leases`, the leases and markers, and its list of the keys beside a ring.
 
 `presence` is the contract for who is connected to each channel, which `memory_presence` and `redis_presence` (with
@@ -36,6 +37,7 @@ from sse.stores.base import (
     Page,
     Publication,
     Receipt,
+    Receipts,
     Revocation,
     Run,
     Standing,
@@ -54,6 +56,7 @@ __all__ = [
     "Page",
     "Publication",
     "Receipt",
+    "Receipts",
     "RedisStore",
     "Revocation",
     "Run",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple, TypeAlias
 
 from sse.errors import Ended, StoreUnavailable, TooLarge
 from sse.event import EndReason, Entry, Event, Position, ResetReason
@@ -52,6 +52,10 @@ class Receipt(NamedTuple):
 
     position: Position
     outcome: Literal["new", "again"]
+
+
+Receipts: TypeAlias = "list[Receipt | StoreUnavailable | Ended | TooLarge]"
+"""What became of each publication of one call, in their order."""
 
 
 class Run(NamedTuple):
@@ -211,8 +215,7 @@ class Store(ABC):
     presence: PresenceStore
     """Who is connected to each channel, over all workers."""
 
-    @abstractmethod
-    def publish(self, publications: Sequence[Publication]) -> list[Receipt | StoreUnavailable | Ended | TooLarge]:
+    def publish(self, publications: Sequence[Publication]) -> Receipts:
         """Store each event at the end of its ring, trim the ring, and announce the entry: for each event in one step.
 
         If an entry cannot be announced, it is stored all the same, and hubs find it when they ask for the newest
@@ -226,6 +229,18 @@ class Store(ABC):
 
         :raises IdempotencyConflict: if a key was used for another event.
         :raises Ended: if a channel has ended; nothing of the call is stored.
+        """
+        [outcome] = self.publish_each([publications])
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    @abstractmethod
+    def publish_each(self, calls: Sequence[Sequence[Publication]]) -> list[Receipts | Exception]:
+        """Carry out several calls of `publish`, in this order and as if each had come alone, in one round trip.
+
+        The result has, for each call, what `publish` would return, or the error that it would raise. A fault of the
+        whole store, too, is the value of each call and is not raised.
         """
 
     @abstractmethod

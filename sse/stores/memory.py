@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Final
 
-from sse.errors import Ended, StoreUnavailable, TooLarge
+from sse.errors import StoreUnavailable, TooLarge
 from sse.event import UNBORN, Entry, Event, Position, ResetReason
 from sse.ring import Ring
 from sse.stores.base import (
@@ -20,6 +20,7 @@ from sse.stores.base import (
     Page,
     Publication,
     Receipt,
+    Receipts,
     Revocation,
     Standing,
     Store,
@@ -61,13 +62,10 @@ class MemoryStore(Store):
         self._revoked: list[tuple[Revocation, float]] = []
         self._revocation_count = 0
 
-    def publish(self, publications: Sequence[Publication]) -> list[Receipt | StoreUnavailable | Ended | TooLarge]:
+    def publish_each(self, calls: Sequence[Sequence[Publication]]) -> list[Receipts | Exception]:
         with self._lock:
             self._sweep()
-            self._check_keys(publications)
-            if self._leases.has_runs:
-                self._check_ends(publications)
-            return [self._publish(publication) for publication in publications]
+            return [self._publish_all(publications) for publications in calls]
 
     def standing(self, channels: Sequence[str], *, prolong: bool = False) -> list[Standing | StoreUnavailable]:
         with self._lock:
@@ -112,6 +110,15 @@ class MemoryStore(Store):
     def close(self) -> None:
         with self._lock:
             self._rings.close_feeds()
+
+    def _publish_all(self, publications: Sequence[Publication]) -> Receipts | Exception:
+        try:
+            self._check_keys(publications)
+            if self._leases.has_runs:
+                self._check_ends(publications)
+            return [self._publish(publication) for publication in publications]
+        except Exception as error:  # noqa: BLE001 - raised for its own call
+            return error
 
     def _check_keys(self, publications: Sequence[Publication]) -> None:
         used: dict[tuple[str, str], Event] = {}

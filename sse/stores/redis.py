@@ -4,7 +4,7 @@ The ring of a channel is one key, a stream of Redis. The id of a stream's entry 
 `XRANGE sse:{news} 58-… +` in redis-cli shows the events that a client at that position has missed.
 
 Each method sends its commands and scripts (`*.lua`) in one round trip, over a connection of the `Pool`. Publishes that
-come at the same time share a round trip, see `RedisStore.publish`. Before the first command, the store checks that this
+come at the same time share a round trip, see `RedisStore._send`. Before the first command, the store checks that this
 Redis can keep the service's promises (`fitness`), and it repeats that about once a minute. Each feed has a pub/sub
 connection of its own.
 """
@@ -25,13 +25,12 @@ from typing import Any, Final, NamedTuple, cast
 import redis
 from redis.exceptions import NoScriptError, ReadOnlyError, RedisError
 
-from sse.errors import Ended, StoreUnavailable, TooLarge
+from sse.errors import StoreUnavailable
 from sse.event import UNBORN, Entry, Position
 from sse.log import warn
 from sse.spread import PAUSE
 from sse.stores import faults, fitness
 from sse.stores.base import (
-    ONCE_TTL,
     PAGE,
     PAGE_BYTES,
     READ_AT_ONCE,
@@ -42,7 +41,7 @@ from sse.stores.base import (
     Notice,
     Page,
     Publication,
-    Receipt,
+    Receipts,
     Revocation,
     Standing,
     Store,
@@ -52,9 +51,9 @@ from sse.stores.peers import ENTRY_TTL, MAX_ENTRIES, Peers
 from sse.stores.pool import Pool
 from sse.stores.redis_leases import RedisLeases, standing_of_run
 from sse.stores.redis_presence import RedisPresence
-from sse.stores.refusals import conflict, ended, too_large
+from sse.stores.redis_publish import PublishCall, PublishCalls
 from sse.stores.scripts import Script
-from sse.wire import MAX_PAYLOAD, decode_payload, encode_payload
+from sse.wire import MAX_PAYLOAD, decode_payload
 
 _log = logging.getLogger("sse")
 _system_random: Final = random.SystemRandom()
@@ -62,7 +61,6 @@ _system_random: Final = random.SystemRandom()
 _MAX_CONNECTIONS: Final = 8
 _UPKEEP_CONNECTIONS: Final = 2
 _UPKEEP_SECONDS: Final = 1.5  # within which Redis has to answer a renewal; a lease lasts much longer
-_RANDOM_ONCE_TTL: Final = 30  # seconds; a publish and its repetitions take less, by SSE_REDIS_TIMEOUT
 _PING_AFTER: Final = 5.0  # seconds of silence after which a feed asks Redis for a sign of life
 _LOST_AFTER: Final = 12.0  # seconds of silence after which a feed takes its connection for dead
 _REVOKED_AT_ONCE: Final = 512
@@ -127,8 +125,7 @@ class RedisStore(Store):
             run_bytes=run_bytes,
             run_ttl=run_ttl,
         )
-        self._publish_script = Script("publish.lua", stores=True)
-        self._batch_script = Script("publish_batch.lua", stores=True, publish="publish.lua")
+        self._publish_calls = PublishCalls(self._key, self.announcements, ring=ring, ring_ttl=ring_ttl)
         self._ensure_script = Script("ensure.lua")
         self._logged_clock_fault = ""  # the fault of the clocks that was logged last; empty if they agree
         self._logged_fault = ""  # the fault of Redis that was logged last; empty if it is fit
@@ -146,37 +143,10 @@ class RedisStore(Store):
         self._has_leader = False
         self._publish_lock = threading.Lock()  # never held while waiting
 
-    def publish(self, publications: Sequence[Publication]) -> list[Receipt | StoreUnavailable | Ended | TooLarge]:
-        # Of the publishes that wait, one is the leader. It sends the events of all of them in one round trip.
-        if not publications:
-            return []
-        deadline = self._deadline()
-        before: dict[str, str] = {}
-        calls = []
-        for publication in publications:
-            call = self._prepare(publication, before.get(publication.channel))
-            before[publication.channel] = call[2]
-            calls.append(call)
-        pending = _PendingPublish(calls[0] if len(calls) == 1 else self._join(publications, calls), len(calls) > 1)
-        with self._publish_lock:
-            self._pending.append(pending)
-            follows, self._has_leader = self._has_leader, True
-        self._wait_for_turn(pending, follows, deadline)
-        if pending.outcome is None:
-            self._publish_pending(deadline)
-        if isinstance(pending.outcome, StoreUnavailable):
-            raise StoreUnavailable(pending.outcome.message, pending.outcome.hint)  # one error for each caller
-        if time.monotonic() >= self._next_look + _LOOK_LATE:
-            self._look_again(deadline)  # no feed of this process has done it
-        replies = self._replies(publications, pending)
-        receipts = [
-            _receipt(reply, publication.channel, call)
-            for reply, publication, call in zip(replies, publications, calls, strict=True)
-        ]
-        first = receipts[0]
-        if isinstance(first, Ended) and all(isinstance(receipt, Ended) for receipt in receipts):
-            raise first
-        return receipts
+    def publish_each(self, calls: Sequence[Sequence[Publication]]) -> list[Receipts | Exception]:
+        made = [self._publish_calls.make(publications) for publications in calls]
+        replies = iter(self._send([call for call in made if isinstance(call, PublishCall)]))
+        return [call.outcome(next(replies)) if isinstance(call, PublishCall) else call for call in made]
 
     def standing(self, channels: Sequence[str], *, prolong: bool = False) -> list[Standing | StoreUnavailable]:
         deadline = self._deadline(len(channels))
@@ -386,64 +356,34 @@ class RedisStore(Store):
     def _key(self, channel: str) -> str:
         return f"{self._namespace}:{{{channel}}}"
 
-    def _prepare(self, publication: Publication, before: str | None) -> tuple[Any, ...]:
-        """Return the arguments of publish.lua for a publication.
+    def _send(self, calls: Sequence[PublishCall]) -> list[Any]:
+        """Return the reply to each call, or in its place the fault of the store.
 
-        They include a key, random if the publication has none. They are made once, so that the script recognizes a
-        repetition after a lost reply.
-
-        :param before: the idempotency key, in Redis, of the event before it in the same channel and call.
+        Of the callers that wait, one is the leader. It sends the calls of all of them in one round trip.
         """
-        channel, event, once = publication
-        key = self._key(channel)
-        random = nonce()
-        keys = [key, f"{key}:once:{once or random}", *([before] if before else [])]
-        return (
-            len(keys),
-            *keys,
-            random,
-            self._max_events + 1,
-            self._ttl,
-            ONCE_TTL if once else _RANDOM_ONCE_TTL,
-            "PUBLISH",
-            self.announcements(channel),
-            encode_payload(event),
-        )
-
-    @staticmethod
-    def _join(publications: Sequence[Publication], calls: Sequence[tuple[Any, ...]]) -> tuple[Any, ...]:
-        """Return the arguments of publish_batch.lua for several publications."""
-        keys: list[Any] = []
-        arguments: list[Any] = []
-        for publication, (count, *rest) in zip(publications, calls, strict=True):
-            keys += rest[:count]
-            arguments += [count, *rest[count:], int(bool(publication.key))]
-        return (len(keys), *keys, *arguments)
-
-    @staticmethod
-    def _replies(publications: Sequence[Publication], pending: _PendingPublish) -> list[Any]:
-        """Return the reply of publish.lua for each publication.
-
-        :raises IdempotencyConflict: if a key was used for another event.
-        :raises Ended: if a channel has ended, and so nothing of several publications is stored.
-        """
-        reply = pending.outcome
-        if not pending.is_batch:
-            return [reply]
-        if isinstance(reply, Exception):
-            return [reply] * len(publications)
-        if reply and reply[0] in (b"conflict", b"ended"):
-            channel = publications[reply[1] - 1].channel
-            raise conflict(channel) if reply[0] == b"conflict" else ended(channel)
-        return cast("list[Any]", reply)
+        if not calls:
+            return []
+        deadline = self._deadline()
+        pending = _PendingPublish(calls)
+        with self._publish_lock:
+            self._pending.append(pending)
+            follows, self._has_leader = self._has_leader, True
+        self._wait_for_turn(pending, follows, deadline)
+        if pending.outcome is None:
+            self._publish_pending(deadline)
+        if isinstance(pending.outcome, StoreUnavailable):
+            return [pending.outcome] * len(calls)
+        if time.monotonic() >= self._next_look + _LOOK_LATE:
+            self._look_again(deadline)  # no feed of this process has done it
+        return cast("list[Any]", pending.outcome)
 
     def _wait_for_turn(self, pending: _PendingPublish, follows: bool, deadline: float) -> None:
         """Wait until a publish has its outcome, or is the leader.
 
-        If its time or its greenlet ends meanwhile, the publish is withdrawn, and another one becomes the leader.
+        If its time or its greenlet ends meanwhile, the publish is withdrawn, and another one becomes the leader. When
+        its time is over, its outcome is that fault, although the leader may still be publishing its events.
 
         :param follows: False if it is the leader already, because no other publish was under way.
-        :raises StoreUnavailable: when its time is over; the leader may still be publishing its events.
         """
         has_turn = False
         try:
@@ -459,7 +399,7 @@ class RedisStore(Store):
                         if not follows or pending.turn.is_set():
                             self._appoint_leader()
         if not has_turn and (pending.outcome is None or not pending.turn.is_set()):
-            raise self._timed_out()
+            pending.outcome = self._timed_out()
 
     def _appoint_leader(self) -> None:
         """Make the first of the publishes that wait the leader, if there are any. To be called under the lock."""
@@ -478,11 +418,10 @@ class RedisStore(Store):
         for pending in batch:  # holds if this thread or greenlet is ended: the others must not take that for success
             pending.outcome = StoreUnavailable("publishing was interrupted", "publish again with the same key")
         try:
-            calls = [
-                (self._batch_script if pending.is_batch else self._publish_script, pending.call) for pending in batch
-            ]
-            for pending, reply in zip(batch, self._run_scripts(calls, deadline), strict=True):
-                pending.outcome = reply
+            calls = [(call.script, call.arguments) for pending in batch for call in pending.calls]
+            replies = iter(self._run_scripts(calls, deadline))
+            for pending in batch:
+                pending.outcome = [next(replies) for _ in pending.calls]
         except StoreUnavailable as error:
             with self._publish_lock:
                 batch += self._pending
@@ -606,17 +545,16 @@ class RedisStore(Store):
 
 
 class _PendingPublish:
-    """The script call of one `publish`, and its outcome: the reply, or the fault of all.
+    """The script calls of one `publish_each`, and their outcome: the reply to each, or the fault of all.
 
     `turn` is set when the outcome is known, or when this publish is the leader.
     """
 
-    __slots__ = ("call", "is_batch", "outcome", "turn")
+    __slots__ = ("calls", "outcome", "turn")
 
-    def __init__(self, call: tuple[Any, ...], is_batch: bool) -> None:
-        self.call = call
-        self.is_batch = is_batch
-        self.outcome: Any = None
+    def __init__(self, calls: Sequence[PublishCall]) -> None:
+        self.calls = calls
+        self.outcome: list[Any] | StoreUnavailable | None = None
         self.turn = threading.Event()
 
 
@@ -824,25 +762,6 @@ def _standing(reply: Any, channel: str) -> Standing | StoreUnavailable:
         return standing_of_run(reply, channel)
     position = None if reply is None else _position_or_fault(reply, channel)
     return position if isinstance(position, StoreUnavailable) else Standing(position)
-
-
-def _receipt(reply: Any, channel: str, call: tuple[Any, ...]) -> Receipt | StoreUnavailable | Ended | TooLarge:
-    if not isinstance(reply, list):
-        return faults.refusal(reply, f"to store into {call[1]}")
-    id, outcome, fault, *bound = reply
-    if outcome == b"conflict":
-        raise conflict(channel)
-    if outcome == b"ended":
-        return ended(channel)
-    if outcome == b"large":
-        return too_large(channel, int(id), int(fault), int(bound[0]))
-    if fault:
-        text = fault.decode(errors="replace")
-        _log.warning("stored %s in %s but could not announce it: %s", id.decode(errors="replace"), call[1], text)
-    try:
-        return Receipt(_position(id), outcome.decode())
-    except ValueError as error:  # another program wrote the entry before it, or the idempotency key
-        return StoreUnavailable(f"another program wrote into the ring {call[1]}: {error}", "see the key in redis-cli")
 
 
 def _page(reply: Any, position: Position, channel: str) -> tuple[Page | StoreUnavailable, int]:

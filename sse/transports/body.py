@@ -32,6 +32,11 @@ class Body:
     """The id by which the log names its request; empty if it has none. The row has it once it is handed off."""
     subscriber: Subscriber
 
+    @property
+    def is_attached(self) -> bool:
+        """True if it has a subscriber, and so a seat that `close` gives back."""
+        return self._attached
+
     def release(self) -> None:
         """Give up the seat of one client; other clients remain."""
         self.hub.release(self.subscriber)

@@ -8,7 +8,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
-from typing import Final, NamedTuple
+from sys import getsizeof
+from typing import Final, NamedTuple, cast
 
 from werkzeug.exceptions import HTTPException
 
@@ -16,7 +17,7 @@ from sse.access import decision
 from sse.access.limits import Limits
 from sse.access.permit import Permit
 from sse.errors import Forbidden, NotFound, SSEError, StoreUnavailable, Unavailable
-from sse.event import Event, LastEventId, plain_str
+from sse.event import Event, LastEventId, Position, plain_str
 from sse.hub.hub import Charge
 from sse.hub.subscriber import Start, starting_points
 from sse.log import warn
@@ -40,7 +41,11 @@ _log = logging.getLogger("sse")
 Identify = Callable[[], "str | None"]
 """The app's function that names the subject of the current request, for presence."""
 
+COUNTED: Final = "sse.counted"
+"""The member of an environ that has the client's address, in a tuple, once the request has been counted."""
+
 _MAX_WRONG_ANSWERS: Final = 100
+_PUBLICATION_BYTES: Final = 512  # that a publication takes in memory beside its data
 
 
 class Admitted(NamedTuple):
@@ -51,6 +56,29 @@ class Admitted(NamedTuple):
     """None if all channels are public."""
     charge: Charge | None
     """Counts the channels that it creates; None if new channels are not limited."""
+
+
+class ForFlask(BaseException):
+    """Raised where a function of the app would have to be called outside of Flask: the request has to go to Flask.
+
+    It is no Exception, so that what catches the faults of the app's functions lets it pass.
+    """
+
+
+class Prepared(NamedTuple):
+    """The admitted events of one request, of the publisher `scope`.
+
+    :param counted: new rings that the limits have counted in advance.
+    """
+
+    publications: list[Publication]
+    scope: str
+    counted: int
+
+    @property
+    def size(self) -> int:
+        """About the bytes that they take in memory until they are stored."""
+        return sum(len(publication.event.data) + _PUBLICATION_BYTES for publication in self.publications)
 
 
 class Admission:
@@ -65,10 +93,15 @@ class Admission:
         self._access = decision.Access(service.config, service.tokens, service.keys, lambda: service.revocations)
         self._wrong_answers = WrongAnswers()
 
-    def rule(self) -> decision.Authorize | None:
-        """Return the app's rule, wrapped in `_ask`. Call this once in each request: the app may change its rule."""
+    def rule(self, request: Request) -> decision.Authorize | None:
+        """Return the app's rule, wrapped in `_ask`. Call this once in each request: the app may change its rule.
+
+        Outside of Flask, the rule raises ForFlask in place of an answer.
+        """
         authorize = self._authorize()
-        return None if authorize is None else partial(_ask, authorize, self._wrong_answers)
+        if authorize is None:
+            return None
+        return partial(_ask, authorize, self._wrong_answers) if request.in_app else _leave_to_flask
 
     def takes_token(self, rule: decision.Authorize | None) -> bool:
         """Return True if the parameter `token` is read: by this service, or by the app's rule."""
@@ -105,12 +138,18 @@ class Admission:
         return self._admitted(request, subscription, address, self._access.of_view(subscription.channels, sub))
 
     def subscribe(self, request: Request) -> str | None:
-        """Count a request of a client that wants to listen. Return its address as it is counted.
+        """Count a request of a client that wants to listen, unless it was counted before it was passed to Flask.
+
+        Return the client's address as it is counted.
 
         :raises TooMany: if the client asks too often.
         """
+        if counted := request.environ.get(COUNTED):
+            return cast("str | None", counted[0])
         address = read_address(request, self._config.proxies)
         self._limits.subscribe(address)
+        if not request.in_app:
+            request.environ[COUNTED] = (address,)
         return address
 
     def _admitted(
@@ -135,7 +174,11 @@ class Admission:
             credentials = read_credential(request, subscription.token, self._config)
             if sub := self._access.subject(credentials):
                 return sub
-        return "" if identify is None else _identified(identify)
+        if identify is None:
+            return ""
+        if not request.in_app:
+            raise ForFlask
+        return _identified(identify)
 
     def watch(self, request: Request, channel: str) -> Attendance:
         """Return who is connected to a channel.
@@ -161,7 +204,7 @@ class Admission:
         """
         channels = read_ticket(request, self._config)
         self.subscribe(request)
-        text = self._access.ticket(channels, request.header("HTTP_AUTHORIZATION"), self.rule())
+        text = self._access.ticket(channels, request.header("HTTP_AUTHORIZATION"), self.rule(request))
         read_body(request)  # the content is not used, but a request whose body breaks off must have no effect
         return text
 
@@ -184,13 +227,11 @@ class Admission:
         """Return the publisher, from the header alone, before the body is read: see `Access.publisher`."""
         return self._access.publisher(request.header("HTTP_AUTHORIZATION"))
 
-    def publish(
-        self, request: Request, publisher: decision.Publisher, events: Sequence[tuple[str, Event]]
-    ) -> list[str]:
-        """Store events, each on its channel, and return their ids.
+    def prepare(self, request: Request, publisher: decision.Publisher, events: Sequence[tuple[str, Event]]) -> Prepared:
+        """Admit events, each on its channel, and count them by the limits. Return what is to be stored.
 
-        :raises SSEError: for a fault in the right, the number of processes, the idempotency key, an event, the limits
-            or the store, looked at in this order.
+        :raises SSEError: for a fault in the right, the number of processes, the idempotency key, an event or the
+            limits, looked at in this order, or if the store has to be asked for the limits and does not answer.
         """
         channels = [channel for channel, _ in events]
         self._access.publish(channels, publisher)
@@ -204,12 +245,25 @@ class Admission:
         size = _stored_size(events) if self._config.limit_publish_bytes else 0
         try:
             counted = self._limits.publish(scope, channels, size, lambda: self._service.count_new(channels))
-            positions = self._service.publish(publications)
         except StoreUnavailable as error:
-            warn("a publish request is answered with 503, to be repeated: %s", error)
-            raise StoreUnavailable(error.message, f"{error.hint}; repeat this with the same Idempotency-Key") from error
-        self._limits.count_new_rings(scope, sum(position.offset == 1 for position in positions) - counted)
-        return [f"{channel}={position}" for channel, position in zip(channels, positions, strict=True)]
+            raise _to_be_repeated(error) from error
+        return Prepared(publications, scope, counted)
+
+    def stored(self, prepared: Prepared, outcome: list[Position] | Exception) -> list[str]:
+        """Return the ids of the events of a request, or raise the error for which some or all were refused.
+
+        :param outcome: what became of them, from `Service.publish_each`.
+        """
+        if isinstance(outcome, StoreUnavailable):
+            raise _to_be_repeated(outcome) from outcome
+        if isinstance(outcome, Exception):
+            raise outcome
+        new = sum(position.offset == 1 for position in outcome)
+        self._limits.count_new_rings(prepared.scope, new - prepared.counted)
+        return [
+            f"{publication.channel}={position}"
+            for publication, position in zip(prepared.publications, outcome, strict=True)
+        ]
 
     def _charge(self, permit: Permit | None, address: str | None) -> Charge | None:
         if not self._config.limit_new_channels:
@@ -236,6 +290,10 @@ class WrongAnswers:
                 "stands for yes or no",
                 *wrong,
             )
+
+
+def _leave_to_flask(_: str) -> bool:
+    raise ForFlask
 
 
 def _ask(authorize: decision.Authorize, wrong_answers: WrongAnswers, channel: str) -> bool:
@@ -289,6 +347,12 @@ def _status(error: Exception) -> int:
     if isinstance(error, HTTPException):
         return error.get_response().status_code
     return error.status if isinstance(error, SSEError) else 500
+
+
+def _to_be_repeated(error: StoreUnavailable) -> StoreUnavailable:
+    """Log that a publish request may not be stored, and return the error that tells its client to repeat it."""
+    warn("a publish request is answered with 503, to be repeated: %s", error)
+    return StoreUnavailable(error.message, f"{error.hint}; repeat this with the same Idempotency-Key")
 
 
 def _stored_size(events: Sequence[tuple[str, Event]]) -> int:

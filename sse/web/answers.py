@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -13,9 +14,10 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.http import parse_set_header
 
 from sse.config import Config
-from sse.errors import Ended, Gone, RequestError, SSEError
+from sse.errors import Busy, Ended, Gone, RequestError, SSEError
 from sse.event import EndReason
 from sse.hub.subscriber import Reset
+from sse.transports import dialect
 from sse.web import script
 from sse.web.request import Request
 from sse.wire import encode_json
@@ -28,6 +30,7 @@ Fields = Sequence[tuple[str, str]]
 CORS_DECIDED: Final[str] = FLASK_CORS_EVALUATED
 """The attribute of a response whose CORS headers a decorator of flask-cors has decided on."""
 
+JSON: Final = "application/json"
 STREAM_HEADERS: Final = {
     "Content-Type": "text/event-stream",
     "Cache-Control": "no-cache, no-store, no-transform",
@@ -60,6 +63,26 @@ class Answer(NamedTuple):
     headers: Fields = ()
 
 
+class Empty(NamedTuple):
+    """An answer without a body: 204, after which an EventSource stays away (WHATWG HTML 9.2.3), unless it says else."""
+
+    status: int = 204
+    content_type: str = ""
+    """Empty for no Content-Type."""
+
+
+class BusyAnswer(NamedTuple):
+    """The answer to a request for a stream that cannot be served now, after which the client comes back."""
+
+    body: bytes
+    status: int
+    """503 for a bare stream, otherwise 200."""
+    headers: Mapping[str, str]
+    """Those of a stream, or the Content-Type and Retry-After of the 503."""
+    breaks_off: bool = False
+    """True if the body has neither a length nor an end, for a client that comes back from a broken connection only."""
+
+
 class FileAnswer(NamedTuple):
     """An answer that is a file: the embed script, or a part of the doctor's page."""
 
@@ -76,6 +99,22 @@ def json(value: object, status: int = 200) -> Answer:
 def refusal(error: SSEError) -> Answer:
     """Return the answer that tells a client of an error."""
     return Answer(_error_body(error), error.status, [*error.headers.items()])
+
+
+def busy(retry: int, after: int, *, bare: bool = False, cut: bool = False) -> BusyAnswer:
+    """Return the answer to a request for a stream that cannot be served now.
+
+    :param retry: milliseconds that a client waits before it reconnects.
+    :param after: seconds for which another request would be refused too.
+    :param bare: the stream would be bare, so the answer is a 503 with Retry-After.
+    :param cut: the client takes a clean end of the body for the last one.
+    """
+    if not bare:
+        return BusyAnswer(dialect.busy(retry, after), 200, STREAM_HEADERS, cut)
+    wait = math.ceil(dialect.busy_for(retry, after) / 1000)
+    hint = "wait as Retry-After says, then ask again with the same last event id"
+    error = Busy("this service is busy", hint, retry_after=wait)
+    return BusyAnswer(_error_body(error), error.status, {"Content-Type": JSON, **error.headers})
 
 
 def http_refusal(error: HTTPException) -> Answer:
@@ -135,6 +174,27 @@ class CommonHeaders:
 
     def __init__(self, config: Config) -> None:
         self._cors = Cors(config) if config.origins else None
+        self._origins = frozenset(config.origins)
+        self._complete = lru_cache(maxsize=1024)(self._work_out)
+
+    def complete(self, own: tuple[tuple[str, str], ...], environ: WSGIEnvironment) -> tuple[tuple[str, str], ...]:
+        """Return an answer's own headers and those that all answers have, in the order in which they are sent.
+
+        They are those that `__call__` makes of `own`. Equal headers are mostly the same object.
+        """
+        origin: str = environ.get("HTTP_ORIGIN", "") if self._cors else ""
+        if origin and self._origins == {"*"}:
+            origin = "*"  # all origins get the same
+        if (origin and origin not in self._origins) or environ["REQUEST_METHOD"] == "OPTIONS":
+            return self._work_out(own, origin, environ)  # not kept, because strangers could fill the cache
+        return self._complete(own, origin)
+
+    def _work_out(
+        self, own: tuple[tuple[str, str], ...], origin: str, environ: WSGIEnvironment | None = None
+    ) -> tuple[tuple[str, str], ...]:
+        headers = Headers([*own])
+        self(headers, environ or {"REQUEST_METHOD": "GET", "HTTP_ORIGIN": origin})
+        return tuple(headers)
 
     def __call__(self, headers: Headers, environ: WSGIEnvironment, *, with_cors: bool = True) -> None:
         """Add the missing headers to an answer.

@@ -13,7 +13,6 @@ All of this holds for the views of the app that answer with a stream or poll, to
 
 from __future__ import annotations
 
-import math
 import re
 import sys
 import time
@@ -28,14 +27,12 @@ from werkzeug.datastructures import Headers
 from werkzeug.http import parse_date
 from werkzeug.wsgi import ClosingIterator
 
-from sse.errors import Busy
 from sse.log import warn, warn_once
-from sse.transports.dialect import busy, busy_for
 from sse.transports.items import ItemStream
 from sse.transports.poll import Poll
 from sse.transports.probe import ProbeStream
 from sse.transports.stream import Cut, Stream
-from sse.web.answers import STREAM_HEADERS, refusal
+from sse.web.answers import STREAM_HEADERS, BusyAnswer, busy
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -177,11 +174,12 @@ def make_hook(retry: int, add_headers: Hook, blueprint: str, own_endpoints: Coll
                 response.status,
                 f'request.blueprint == "{blueprint}"' if request.endpoint == route else "its view stands",
             )
+        answer = busy(retry, _retry_after(response), bare=is_bare, cut=_asks_for("end", "cut"))
         if is_bare:
-            _refuse(response, retry, _retry_after(response))
+            _refuse(response, answer)
         else:
-            _replace(response, busy(retry, _retry_after(response)), STREAM_HEADERS)
-            if _asks_for("end", "cut"):
+            _replace(response, answer.body, answer.headers)
+            if answer.breaks_off:
                 break_off(response)
         if request.endpoint != route:
             response.headers.add("Vary", "Accept")
@@ -305,26 +303,18 @@ def break_off(response: Response) -> None:
         response.__class__ = _broken_off_class(base)
 
 
-def busy_error(retry: int, after: int) -> Response:
-    """Return the answer to a bare stream that cannot be served now.
-
-    :param retry: milliseconds that a client waits before it reconnects.
-    :param after: seconds for which another request would be refused too.
-    """
+def busy_error(answer: BusyAnswer) -> Response:
+    """Return the 503 to a bare stream that cannot be served now."""
     response = Response()
     vars(response)[_BUSY] = True
-    _refuse(response, retry, after)
+    _refuse(response, answer)
     return response
 
 
-def _refuse(response: Response, retry: int, after: int) -> None:
+def _refuse(response: Response, answer: BusyAnswer) -> None:
     """Turn a response into the refusal of a bare stream, which tells the client when to ask again."""
-    wait = math.ceil(busy_for(retry, after) / 1000)
-    hint = "wait as Retry-After says, then ask again with the same last event id"
-    answer = refusal(Busy("this service is busy", hint, retry_after=wait))
-    _replace(response, answer.body, dict(answer.headers))
+    _replace(response, answer.body, answer.headers)
     response.status_code = answer.status
-    response.content_type = "application/json"
 
 
 def _put_back(response: Response, stream: Endless) -> None:

@@ -18,7 +18,7 @@ from sse.event import Event
 from sse.service import Service
 from sse.transports.dialect import ITEM_ID
 from sse.transports.items import close
-from sse.web.answers import STREAM_HEADERS
+from sse.web.answers import STREAM_HEADERS, Empty
 from sse.web.hooks import HookedItemStream
 from sse.web.request import Query, read_last_event_id, read_poll, read_request_id, read_stream
 from sse.web.server_check import warn_of_server
@@ -77,13 +77,14 @@ def _stream(views: Views, incoming: _OwnRequest, view: OwnView) -> Response:
     # The client has not chosen the channels, so one that its last event id lacks has lost its position.
     parsed = parsed._replace(subscription=parsed.subscription._replace(from_header=True))
     admit = partial(views.admission.viewer, incoming, parsed.subscription, view.sub)
-    return views.answer_stream(incoming, parsed, admit, view.lifetime)
+    return views.respond(incoming, views.answering.answer_stream(incoming, parsed, admit, view.lifetime))
 
 
 def _poll(views: Views, incoming: _OwnRequest, view: OwnView) -> Response:
     parsed = read_poll(incoming, views.config, takes_token=False)
     parsed = parsed._replace(subscription=parsed.subscription._replace(from_header=True))
-    return views.answer_poll(incoming, parsed, partial(views.admission.viewer, incoming, parsed.subscription, view.sub))
+    admit = partial(views.admission.viewer, incoming, parsed.subscription, view.sub)
+    return views.respond(incoming, views.answering.answer_poll(incoming, parsed, admit))
 
 
 def stream_items(
@@ -115,12 +116,12 @@ def _items(
         raise NotAcceptable("this address gives a stream only", "accept text/event-stream")
     if read_last_event_id(incoming) == ITEM_ID:
         close(iterable, _name())
-        return views.nothing_more()
+        return views.respond(incoming, Empty())
     try:
         views.admission.subscribe(incoming)
     except Unavailable as error:
         close(iterable, _name())
-        return views.busy(error, error.retry_after)
+        return views.respond(incoming, views.answering.busy(error, error.retry_after))
     if incoming.method != "HEAD":
         warn_of_server(incoming.environ)
     config = views.config

@@ -5,77 +5,56 @@ The routes take every method and every path under SSE_PREFIX, so that errors hav
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
-from typing import IO, TYPE_CHECKING, Any, Final
+from typing import IO, Any, ClassVar, Final, cast
 
 import flask
-from flask import Blueprint, Response, current_app, request
+from flask import Blueprint, Flask, Response, current_app, request
 from flask.sansio.app import App
 from werkzeug.datastructures import ImmutableMultiDict
 from werkzeug.exceptions import HTTPException
 from werkzeug.routing import PathConverter, Rule
 
 from sse.access.decision import Authorize
-from sse.access.permit import Permit
 from sse.access.token import TICKET_LIFE
 from sse.config import Config
-from sse.errors import KeyUnknown, NotFound, SSEError, StoreUnavailable, TooMany, Unavailable, WrongMethod
-from sse.event import format_last_event_id
-from sse.log import warn
+from sse.errors import NotFound, SSEError, WrongMethod
 from sse.service import Service
 from sse.stores.presence import Attendance
-from sse.transports import dialect
 from sse.transports.poll import Poll
 from sse.transports.probe import ProbeStream
 from sse.version import __version__
-from sse.web.admission import Admission, Admitted, Identify
+from sse.web.admission import Identify
+from sse.web.answering import Answering, Polled, Streamed
 from sse.web.answers import (
     CORS_DECIDED,
+    JSON,
     STREAM_HEADERS,
     Answer,
+    BusyAnswer,
     CommonHeaders,
+    Empty,
     FileAnswer,
     embed_script,
-    ended,
-    gone,
     http_refusal,
     json,
-    refusal,
 )
 from sse.web.doctor import Doctor
 from sse.web.hooks import (
     CompleteResponse,
     Endless,
-    HookedPoll,
-    HookedStream,
     WaitingResponse,
     break_off,
     busy_error,
     make_hook,
     waiting_class,
 )
-from sse.web.presence import Enter, PresentPoll, PresentStream
+from sse.web.lane import Lane
+from sse.web.lane_rule import LaneRule
 from sse.web.probe_request import is_probe
 from sse.web.readiness import readiness
-from sse.web.request import (
-    Options,
-    PollRequest,
-    Query,
-    Request,
-    StreamRequest,
-    Subscription,
-    read_poll,
-    read_publish,
-    read_raw,
-    read_request_id,
-    read_stream,
-)
-from sse.web.server_check import warn_of_server
-
-if TYPE_CHECKING:
-    from _typeshed.wsgi import WSGIEnvironment
-
+from sse.web.request import Options, Query, Request
 
 _NEVER_STORED: Final = {"Cache-Control": "no-store"}
 _MAX_MEMBERS: Final = 1000  # in the answer to a request for presence
@@ -92,6 +71,7 @@ class AppRequest(Request):
     """A request whose parts come from Flask's request if a hook of the app has parsed, read or replaced them."""
 
     __slots__ = ("_flask_request",)
+    in_app: ClassVar[bool] = True
 
     def __init__(self, flask_request: flask.Request) -> None:
         super().__init__(flask_request.environ, flask_request.method, flask_request.query_string)
@@ -151,13 +131,16 @@ def make_blueprint(
     """
     blueprint = Blueprint(name, __name__)
     views = Views(service, authorize, identify, name)
-    blueprint.url_value_preprocessor(partial(_hide_form, f"{name}.publish_raw"))
+    hide_form = partial(_hide_form, f"{name}.publish_raw")
+    own = (hide_form, views.finish, views.keep_working, _close_unsent, views.refuse, _refuse_http)
+    blueprint.url_value_preprocessor(hide_form)
     blueprint.after_request(views.finish)
     blueprint.after_app_request(views.keep_working)
     blueprint.teardown_app_request(_close_unsent)
     blueprint.register_error_handler(SSEError, views.refuse)
     blueprint.register_error_handler(HTTPException, _refuse_http)
     blueprint.record(lambda state: _add_rules(state.app, views, service.config.prefix, name))
+    blueprint.record(lambda state: _add_lane(cast("Flask", state.app), views, name, own))
     return blueprint
 
 
@@ -185,13 +168,13 @@ class Views:
         blueprint: str,
     ) -> None:
         self._service = service
-        self._identify = identify
         self.config: Config = service.config
-        self.admission = Admission(service, authorize)
+        self.answering = Answering(service, authorize, identify)
+        self.admission = self.answering.admission
         self._waiting: Callable[[Any], type[Response]] = lru_cache(maxsize=4)(waiting_class)
         self._own_endpoints: set[str] = set()  # of views of the app that have answered with a stream
-        self._common = CommonHeaders(service.config)
-        self.doctor = Doctor(service, self.admission, self._common)
+        self.common = CommonHeaders(service.config)
+        self.doctor = Doctor(service, self.admission, self.common)
         self.keep_working = make_hook(service.config.retry, self._add_headers, blueprint, self._own_endpoints)
         """The hook that keeps streams working whatever hooks of the app do."""
 
@@ -201,16 +184,14 @@ class Views:
 
     def refuse(self, error: SSEError) -> Response:
         """Return the response that tells a client of an error."""
-        if self._service.at_first_use:
-            self._service.begin()
-        return _respond(refusal(error))
+        return _respond(self.answering.refuse(error))
 
     def _add_headers(self, response: Response) -> Response:
         environ = request.environ
         # The app may have put flask-cors' decorator around a view. It has answered the preflight then, and it decides
         # for the app's own views.
         is_for_app = environ["REQUEST_METHOD"] == "OPTIONS" or "sse.own" in environ
-        self._common(response.headers, environ, with_cors=not (is_for_app and hasattr(response, CORS_DECIDED)))
+        self.common(response.headers, environ, with_cors=not (is_for_app and hasattr(response, CORS_DECIDED)))
         return response
 
     def note_own(self, kind: str, given: Query) -> None:
@@ -222,157 +203,36 @@ class Views:
         if kind == "stream" and request.endpoint:
             self._own_endpoints.add(request.endpoint)
 
-    def nothing_more(self) -> Response:
-        """Return the one answer after which an EventSource stays away (WHATWG HTML 9.2.3)."""
-        response = Response(status=204)
-        response.headers.remove("Content-Type")
-        return response
+    def respond(self, incoming: Request, answer: Streamed | Polled | ProbeStream | FileAnswer) -> Response:
+        """Return the response that sends an answer."""
+        match answer:
+            case Answer():
+                return _respond(answer)
+            case Empty():
+                return _empty(answer)
+            case BusyAnswer():
+                return _busy(answer)
+            case FileAnswer():
+                return Response(answer.body or None, answer.status, answer.headers)
+        if isinstance(answer, ProbeStream) or answer.is_attached:
+            incoming.environ["sse.unsent"] = answer
+        return self.waiting_response(answer, {"Content-Type": JSON} if isinstance(answer, Poll) else STREAM_HEADERS)
 
     def stream(self, incoming: Request) -> Response:
         if is_probe(incoming) and self.doctor.is_open:
             return self._probe(incoming, self.doctor.stream)
-        rule = self.admission.rule()
-        parsed = read_stream(incoming, self.config, takes_token=self.admission.takes_token(rule))
-        return self.answer_stream(incoming, parsed, partial(self.admission.reader, incoming, parsed.subscription, rule))
-
-    def answer_stream(
-        self, incoming: Request, parsed: StreamRequest, admit: Callable[[], Admitted], lifetime: float | None = None
-    ) -> Response:
-        try:
-            starts, permit, charge = admit()
-            enter = self._enter(incoming, parsed.subscription, permit)
-        except (Unavailable, KeyUnknown) as error:  # also for KeyUnknown: its 401 would end an EventSource for good
-            return self.busy(error, error.retry_after, parsed)
-        if incoming.method != "HEAD":
-            warn_of_server(incoming.environ)
-        subscription = parsed.subscription
-        make = HookedStream if enter is None else partial(PresentStream, enter)
-        body = make(
-            self._service.hub,
-            starts,
-            heartbeat=parsed.heartbeat,
-            lifetime=lifetime or self.config.stream_lifetime,
-            retry=self.config.retry,
-            delta=parsed.delta,
-            typed=parsed.typed,
-            bare=parsed.bare,
-            cut=parsed.cut,
-            told={"replay": subscription.replay} if subscription.tells_replay else None,
-            permit=permit,
-            charge=charge,
-        )
-        body.request_id = read_request_id(incoming, self.config.proxies)
-        # All others, which are most, are attached only when they are sent.
-        if (parsed.bare or subscription.last_event_id) and (instead := self._attach(incoming, parsed, body)):
-            return instead
-        return self.waiting_response(body, STREAM_HEADERS)
-
-    def _attach(self, incoming: Request, parsed: StreamRequest, body: HookedStream) -> Response | None:
-        """Attach a stream to the hub. Return None, or the answer to send instead of it.
-
-        That is the answer if it cannot be served, or if its channels have ended and nothing more comes.
-        """
-        try:
-            body.attach()
-        except Unavailable as error:
-            return self.busy(error, error.retry_after if isinstance(error, TooMany) else 0, parsed)
-        instead = self._instead(body)
-        if instead or incoming.method == "HEAD":
-            body.close()
-        else:
-            incoming.environ["sse.unsent"] = body
-        return instead
-
-    def _instead(self, body: HookedStream) -> Response | None:
-        resets, reasons = body.subscriber.resets, body.ends
-        if resets and body.is_bare:
-            return _respond(gone(resets, format_last_event_id(body.subscriber.positions_by_name)))
-        if not reasons:
-            return None
-        if body.is_bare and {*reasons.values()} != {"done"}:
-            return _respond(ended(reasons, format_last_event_id(body.subscriber.positions_by_name)))
-        return self.nothing_more()
-
-    def busy(self, error: SSEError, after: int, parsed: StreamRequest | None = None) -> Response:
-        """Return the answer to a request for a stream that cannot be served for the next `after` seconds."""
-        warn("a stream is told that this service is busy: %s", error)
-        if parsed and parsed.bare:
-            return busy_error(self.config.retry, after)
-        response = current_app.make_response(Response(dialect.busy(self.config.retry, after), headers=STREAM_HEADERS))
-        if parsed and parsed.cut:
-            break_off(response)  # after make_response, because Flask would change the class of the response
-        return response
+        return self.respond(incoming, self.answering.stream(incoming))
 
     def poll(self, incoming: Request) -> Response:
         if is_probe(incoming) and self.doctor.is_open:
             return self._probe(incoming, self.doctor.poll)
-        rule = self.admission.rule()
-        parsed = read_poll(incoming, self.config, takes_token=self.admission.takes_token(rule))
-        return self.answer_poll(incoming, parsed, partial(self.admission.reader, incoming, parsed.subscription, rule))
-
-    def answer_poll(self, incoming: Request, parsed: PollRequest, admit: Callable[[], Admitted]) -> Response:
-        starts, permit, charge = admit()
-        if incoming.method == "HEAD":
-            return Response(iter(()), content_type="application/json")
-        enter = self._enter(incoming, parsed.subscription, permit) if parsed.timeout else None
-        make = HookedPoll if enter is None else partial(PresentPoll, enter)
-        body = make(
-            self._service.hub,
-            starts,
-            timeout=parsed.timeout,
-            max_bytes=parsed.max_bytes,
-            retry=self.config.retry,
-            permit=permit,
-            charge=charge,
-            gone=incoming.environ.get("sse.gone"),
-        )
-        body.request_id = read_request_id(incoming, self.config.proxies)
-        try:
-            return self._open(incoming.environ, body)
-        except StoreUnavailable as error:
-            # The fault of the store is for the log, not for clients.
-            warn("a poll is answered with 503, to be repeated: %s", error)
-            raise StoreUnavailable("the store does not answer", "ask again with the same last event id") from error
-
-    def _enter(self, incoming: Request, subscription: Subscription, permit: Permit | None) -> Enter | None:
-        """Return the function that notes an admitted stream or poll as a connection; None without SSE_PRESENCE.
-
-        :raises Unavailable: if the app's own function cannot name the reader.
-        """
-        if not self.config.presence:
-            return None
-        presence = self._service.presence
-        if not (channels := presence.watched(subscription.channels)):
-            return None
-        sub = permit.grant.sub if permit and permit.grant else ""
-        sub = sub or self.admission.subject(incoming, subscription, self._identify())
-        return partial(presence.enter, channels, sub, subscription.client)
-
-    def _open(self, environ: WSGIEnvironment, body: HookedPoll) -> Response:
-        """Return the response to a poll.
-
-        It has the answer if there is one now. Otherwise our worker gets the poll itself and waits for the answer in its
-        loop; under other servers, this function waits.
-        """
-        answer = body.open()
-        if answer and body.permit and body.permit.is_over:
-            raise Unavailable("the right to read ended while the answer was prepared", "ask again")
-        if answer is None and "sse.can_hand_off" in environ:  # our worker waits for all polls in one loop
-            environ["sse.unsent"] = body
-            return self.waiting_response(body, {"Content-Type": "application/json"})
-        if answer is None:
-            warn_of_server(environ)
-        return CompleteResponse(answer or body.wait(), content_type="application/json")
+        return self.respond(incoming, self.answering.poll(incoming))
 
     def publish(self, incoming: Request) -> Response:
-        publisher = self.admission.publisher(incoming)
-        ids = self.admission.publish(incoming, publisher, read_publish(incoming, self.config))
-        return _respond(json({"ids": ids}, 201))
+        return self.respond(incoming, self.answering.publish(incoming))
 
     def publish_raw(self, incoming: Request, channel: str) -> Response:
-        publisher = self.admission.publisher(incoming)
-        ids = self.admission.publish(incoming, publisher, read_raw(incoming, channel))
-        return _respond(json({"ids": ids}, 201))
+        return self.respond(incoming, self.answering.publish(incoming, channel))
 
     def presence(self, incoming: Request, channel: str) -> Response:
         return _respond(json(_shown(self.admission.watch(incoming, channel))))
@@ -388,13 +248,13 @@ class Views:
         return Response("ok", mimetype="text/plain", headers=_NEVER_STORED)  # also while the store does not answer
 
     def script(self, incoming: Request, suffix: str) -> Response:
-        return _script(incoming, suffix, "public, max-age=300")
+        return self.respond(incoming, embed_script(incoming, suffix, "public, max-age=300"))
 
     def script_of(self, incoming: Request, version: str, suffix: str) -> Response:
         if version != __version__:
             address = f"{self.config.prefix}/sse.{__version__}.{suffix}"
             raise NotFound(f"the script has no version {version[:60]!a} here", f"load it from {address}")
-        return _script(incoming, suffix, "public, max-age=31536000, immutable")
+        return self.respond(incoming, embed_script(incoming, suffix, "public, max-age=31536000, immutable"))
 
     def doctor_page(self, incoming: Request) -> Response:
         return self._probe(incoming, self.doctor.page)
@@ -429,12 +289,7 @@ class Views:
             return self.nothing_here(incoming)
         incoming.environ["sse.probe"] = True  # at the address of real streams, a refusal stays a refusal
         answer = ask(incoming)
-        if isinstance(answer, ProbeStream):
-            incoming.environ["sse.unsent"] = answer
-            return self.waiting_response(answer, STREAM_HEADERS)
-        if isinstance(answer, FileAnswer):
-            return _file(answer)
-        return self.nothing_more() if answer.status == 204 else _respond(answer)
+        return self.respond(incoming, Empty() if isinstance(answer, Answer) and answer.status == 204 else answer)
 
     def nothing_here(self, _: Request, **__: str) -> Response:
         raise NotFound(
@@ -480,6 +335,15 @@ def _add_rules(app: App, views: Views, prefix: str, blueprint: str) -> None:
         app.view_functions[endpoint] = _for_methods(view, methods)
 
 
+def _add_lane(app: Flask, views: Views, blueprint: str, own: Sequence[object]) -> None:
+    all_own = app.extensions.setdefault("sse.own_hooks", [])  # also those of another SSE
+    all_own += own
+    rule = LaneRule(app, views.config, blueprint, all_own)
+    app.extensions["sse.lane"] = Lane(
+        app, views.config, views.answering, rule, views.common, lambda: views.doctor.is_open
+    )
+
+
 def _for_methods(view: View, methods: tuple[str, ...]) -> View:
     """Return the view for these methods only; for all if none is given."""
 
@@ -500,9 +364,26 @@ def flask_request() -> flask.Request:
 
 
 def _respond(answer: Answer) -> Response:
-    response = CompleteResponse(answer.body, answer.status, content_type="application/json")
+    response = CompleteResponse(answer.body, answer.status, content_type=JSON)
     if answer.headers:
         response.headers.extend(answer.headers)
+    return response
+
+
+def _empty(answer: Empty) -> Response:
+    if answer.content_type:  # to a HEAD, for which the length of the body is not known
+        return Response(iter(()), answer.status, content_type=answer.content_type)
+    response = Response(status=answer.status)
+    response.headers.remove("Content-Type")
+    return response
+
+
+def _busy(answer: BusyAnswer) -> Response:
+    if answer.status != 200:
+        return busy_error(answer)
+    response = current_app.make_response(Response(answer.body, headers=answer.headers))
+    if answer.breaks_off:
+        break_off(response)  # after make_response, because Flask would change the class of the response
     return response
 
 
@@ -511,14 +392,6 @@ def _shown(attendance: Attendance) -> dict[str, object]:
     members = sorted(attendance.connections.items())
     shown = [{"sub": sub, "connections": count} for sub, count in members[:_MAX_MEMBERS]]
     return {"count": attendance.total, "members": shown, "more": len(members) > _MAX_MEMBERS}
-
-
-def _script(incoming: Request, suffix: str, cache_control: str) -> Response:
-    return _file(embed_script(incoming, suffix, cache_control))
-
-
-def _file(answer: FileAnswer) -> Response:
-    return Response(answer.body or None, answer.status, answer.headers)
 
 
 def _refuse_http(error: HTTPException) -> Response:

@@ -18,7 +18,13 @@ from tests.tokens import KEY
 ORIGIN = "https://a.example"
 APP = "tests.live.apps.inspected:application"
 HEARTBEAT = 3  # seconds
-ENV = {"SSE_PUBLIC": "*", "SSE_PUBLISH_KEYS": KEY, "SSE_HEARTBEAT": str(HEARTBEAT), "SSE_ORIGINS": ORIGIN}
+ENV = {
+    "SSE_PUBLIC": "*",
+    "SSE_PUBLISH_KEYS": KEY,
+    "SSE_HEARTBEAT": str(HEARTBEAT),
+    "SSE_ORIGINS": ORIGIN,
+    "SSE_LANE": "on",  # although the apps of these tests have hooks
+}
 GREENLETS = ("-k", "gevent")  # gunicorn's own worker, in which each stream keeps its greenlet
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER
 
