@@ -1,4 +1,4 @@
-"""The lines of the tables at the head of sse/server/lane.py, with real sockets, and an app's lane that the tests give."""
+"""The lines of the tables at the head of sse/server/lane.py, with real sockets and a lane that the tests give."""
 
 from __future__ import annotations
 
