@@ -377,12 +377,14 @@ def flooded(session: Session, *words: object) -> Record:
     """Publishing as fast as it is answered; `kept` is what was delivered in the time, of what was accepted in it."""
     cpu, began = cpu_seconds(session.target), time.monotonic()
     run = session.load("flood", *words)
-    server = (cpu_seconds(session.target) - cpu) / (time.monotonic() - began)
+    used = cpu_seconds(session.target) - cpu
+    server = used / (time.monotonic() - began)
     whole = not (run["lost"] or run["doubled"] or run["refused"] or run["ended"])
     kept = run["in_time"] / max(run["accepted"], 1)
     value = run["in_time"] / run["seconds"]
     valid = whole and run["cpu"] < session.size.busiest
-    return run | {"value": value, "kept": kept, "whole": whole, "valid": valid, "server": server}
+    cost = 1e6 * used / max(run["delivered"], 1)
+    return run | {"value": value, "kept": kept, "whole": whole, "valid": valid, "server": server, "µs": cost}
 
 
 def search(session: Session, count: int, name: str, guess: float) -> Record:

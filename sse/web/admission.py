@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
-from sys import getsizeof
 from typing import Final, NamedTuple, cast
 
 from werkzeug.exceptions import HTTPException
@@ -78,7 +77,7 @@ class Prepared(NamedTuple):
     @property
     def size(self) -> int:
         """About the bytes that they take in memory until they are stored."""
-        return sum(len(publication.event.data) + _PUBLICATION_BYTES for publication in self.publications)
+        return sum(getsizeof(publication.event.data) + _PUBLICATION_BYTES for publication in self.publications)
 
 
 class Admission:
