@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
+from sys import getsizeof
 from typing import Final, NamedTuple, cast
 
 from werkzeug.exceptions import HTTPException
