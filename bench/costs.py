@@ -141,7 +141,7 @@ def own(couple: Couple) -> Figures:
     """Idle streams on a channel of their own each, and what they are told."""
     for session in couple.both:
         assert session.target.own
-        ask_for_own(session.load, session.target.own, session.size.own)
+        ask_for_own(session, session.target.own, session.size.own)
     yield from idle("an idle stream on its own channel, KB of RSS", couple, couple.here.size.own)
     yield from counted("a delivery, own channels, CPU s", couple, flooded)
 
@@ -151,7 +151,7 @@ def shared(couple: Couple) -> Figures:
     for session in couple.both:
         assert session.target.own
         way = session.target.own._replace(stream=session.target.own.both)
-        ask_for_own(session.load, way, session.size.own)
+        ask_for_own(session, way, session.size.own)
     yield from idle("an idle stream on its own and a shared channel, KB of RSS", couple, couple.here.size.own)
     for session in couple.both:
         session.prepare()  # events go to the shared channel

@@ -15,20 +15,33 @@
  *   fanout RATE BATCH SECONDS GRACE   publish at RATE events/s to all open streams
  *   single SECONDS                 publish an event when all streams have had the one before it
  *   ask NAME CONNECTIONS SECONDS   the request again and again on kept-alive connections
+ *   fresh NAME CONNECTIONS SECONDS    the same, each on a connection of its own that is closed after the answer
  *   connect AT_ONCE SECONDS        open streams, each closed when its first block has come
+ *   pages CONNECTIONS SECONDS      the request `page`, then a stream on the same connection, closed at its first block
+ *   keep NAME N AT_ONCE            open N connections that stay open after one answer
+ *   use NAME                       the request once more on each of these
+ *   hold NAME N                    the request, which is answered later, on N of these; `check` is asked between
+ *   release                        publish an event, until all have been answered with it
  *   probe NAME EVERY_MS RATE SECONDS  time the request on new connections while RATE events/s are published
  *   greedy NAME CONNECTIONS PROBE EVERY_MS SECONDS   the first as with `ask`, while the second is timed on new connections
  *   own N                          streams opened from now on take the channels 0 to N - 1 in turn, one each; 0: no more
+ *   places N SHARED                the same, but each place remembers its last id; SHARED 1: all have the channel 0
+ *   tell BATCH                     publish an event to each channel, until all open streams have theirs
+ *   cut                            close all streams; each place remembers which event comes next
+ *   storm N                        cut, and open N streams again, all at once, until each has had all events
  *   flood CONNECTIONS BATCH SECONDS GRACE   publish to all of these: each connection again as soon as it is answered
  *
  * An event's data is `@`, a digit for its channel, nine digits that count its channel's events, and filling. Each stream
  * checks that these are contiguous; what is not is told as lost or doubled.
  *
  * On channels of their own, the digit is 9, and the number counts in turns over all N channels: it is the channel's
- * where it is divided by N. The template `again` is for a server whose first block says that the stream is in, with an
- * id, or that it is busy. A stream that is told `busy` is opened again after the time that it is told. A stream that has
- * been open before says where it was: by that template, in which %I is the id that it was opened with. At other servers
- * a stream is in with its first block, whatever that says.
+ * where it is divided by N. A stream that has been open before says where it was by the template `again`, if there is
+ * one: %I in it is the last id that the stream was told (by its first block, if places do not remember). The template
+ * `busy` is the text in a server's first block that says that it is busy: such a stream is opened again after the
+ * time that it is told.
+ *
+ * The template `NAME?` is a text that each answer to the request NAME has. `stream?` is in each stream's first block;
+ * without it, a stream is in with its head, or on channels of their own with its first block.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -52,13 +65,14 @@
 enum { MARK = 11, CHANNELS = 8, MAX_FD = 1 << 16, EVENTS = 1 << 20, OWN = 9, MAX_OWN = 1 << 14,
        BUFFER = 1 << 18, REPLY = 1 << 16, SAMPLES = 1 << 20 };
 static const double BATCH_TIME = 0.02;  /* events that fall due within it share a request */
-enum kind { NONE, STREAM, PUBLISHER, CLIENT, GREEDY, FLOODER };
+enum kind { NONE, STREAM, PUBLISHER, CLIENT, GREEDY, FLOODER, KEPT, PAGE };
 enum framing { HEAD, PLAIN, CHUNK_SIZE, CHUNK, CHUNK_END, LAST };
 
 struct connection {
     enum kind kind;
     enum framing framing;
     bool joined;               /* a stream that is counted as open */
+    bool live;                 /* a stream of a storm that has had all events */
     uint32_t chunk;            /* bytes of the chunk that are still to come */
     uint32_t next[CHANNELS];   /* number of the next event; 0 before the first */
     uint32_t own;              /* a stream's channel; the first of those that a connection publishes to */
@@ -70,6 +84,10 @@ struct connection {
     int reply_length;
     int64_t asked_at;
     const char *request;       /* what a client asks again and again */
+    const char *expect;        /* what its answer has */
+    char *unsent;              /* a stream's request, while its connection waits to be accepted */
+    char line[136];            /* the begin of a line that a read has cut */
+    int line_length;
 };
 
 static struct connection connections[MAX_FD];
@@ -95,11 +113,17 @@ static int64_t own_due[MAX_OWN];                          /* when one that was t
 static char own_id[MAX_OWN][128];
 static int own_waiting, flooders, flood_batch;
 static int64_t busy, accepted, greedy_answers;
+static bool own_shared, remembering, storming;            /* remembering: ids and places of streams that are cut */
+static uint32_t own_place[MAX_OWN];
+static int live, kept;
+static int64_t storm_began;
+static char held_mark[MARK + 1];                          /* of the event that held requests are answered with */
 
 static int publisher = -1, unanswered;
-static int64_t answers, refused, samples_taken;
+static int64_t asked, answers, refused, samples_taken;
 static int64_t samples[SAMPLES];                          /* nanoseconds that requests took */
-static bool asking, probing;                              /* a probe is not repeated */
+static uint32_t pages;
+static bool asking, probing, fresh;                       /* a probe is not repeated; fresh: by a new connection */
 
 static int64_t clock_now(void) {
     struct timespec t;
@@ -160,7 +184,7 @@ static int connect_to_server(enum kind kind) {
         struct sockaddr_in from = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(0x7f000002 + source++ % 100)};
         setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &on, sizeof on);
         if (bind(fd, (struct sockaddr *)&from, sizeof from)) die("bind");
-        setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+        if (kind == PUBLISHER || kind == FLOODER) setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
     }
     if (connect(fd, (struct sockaddr *)&server, server_length) && errno != EINPROGRESS) {
         close(fd);
@@ -168,6 +192,8 @@ static int connect_to_server(enum kind kind) {
     }
     memset(&connections[fd], 0, sizeof connections[fd]);
     connections[fd].kind = kind;
+    kept += kind == KEPT;
+    if (kind == PUBLISHER || kind == FLOODER) connections[fd].expect = find_template("publish?");
     struct epoll_event e = {.events = EPOLLIN, .data.fd = fd};
     if (epoll_ctl(kind == STREAM ? poller : urgent, EPOLL_CTL_ADD, fd, &e)) die("epoll_ctl");
     return fd;
@@ -176,6 +202,8 @@ static int connect_to_server(enum kind kind) {
 static void hang_up(int fd) {
     struct connection *c = &connections[fd];
     free(c->reply);
+    free(c->unsent);
+    kept -= c->kind == KEPT;
     memset(c, 0, sizeof *c);
     close(fd);
 }
@@ -195,7 +223,41 @@ static bool send_all(int fd, const char *data, size_t length) {
     return true;
 }
 
+/* A connection that waits to be accepted takes no request yet. */
+static bool send_when_accepted(int fd, const char *request) {
+    ssize_t n = send(fd, request, strlen(request), MSG_NOSIGNAL);
+    if (n >= 0) return send_all(fd, request + n, strlen(request) - n);
+    if (errno != EAGAIN && errno != ENOTCONN) return false;
+    connections[fd].unsent = strdup(request);
+    struct epoll_event e = {.events = EPOLLIN | EPOLLOUT, .data.fd = fd};
+    return !epoll_ctl(poller, EPOLL_CTL_MOD, fd, &e);
+}
+
+static void send_unsent(int fd) {
+    struct connection *c = &connections[fd];
+    struct epoll_event e = {.events = EPOLLIN, .data.fd = fd};
+    if (epoll_ctl(poller, EPOLL_CTL_MOD, fd, &e)) die("epoll_ctl");
+    if (!send_all(fd, c->unsent, strlen(c->unsent))) shutdown(fd, SHUT_RDWR);    /* read_stream counts it */
+    free(c->unsent);
+    c->unsent = NULL;
+}
+
 /* What a subscriber reads */
+
+static bool is_own(void) { return own_count && !own_shared; }
+
+/* The last id of each place. */
+static void take_ids(struct connection *c, const char *p, size_t length) {
+    for (const char *end; length; length -= end - p, p = end) {
+        const char *newline = memchr(p, '\n', length);
+        end = newline ? newline + 1 : p + length;
+        for (const char *q = p; q < end && c->line_length < (int)sizeof c->line - 1; q++) c->line[c->line_length++] = *q;
+        if (!newline) continue;
+        c->line[c->line_length] = 0;
+        if (!strncmp(c->line, "id: ", 4)) sscanf(c->line + 4, "%127s", own_id[c->own]);
+        c->line_length = 0;
+    }
+}
 
 static void take_own(struct connection *c, uint32_t number) {
     if (!own_count || number % own_count != c->own) {
@@ -242,6 +304,7 @@ static void take_mark(struct connection *c, const char *mark) {
 }
 
 static void scan(struct connection *c, const char *p, size_t length) {
+    if (own_count && (remembering || c->reply)) take_ids(c, p, length);
     if (c->tail_length) {
         size_t n = MARK - c->tail_length;
         if (n > length) n = length;
@@ -309,17 +372,16 @@ static bool take_head(struct connection *c, const char *data, size_t length) {
     c->reply[c->reply_length] = 0;
     char *end = strstr(c->reply, "\r\n\r\n");
     if (!end) return false;
-    bool is_in = !own_count || strncmp(c->reply + 8, " 200", 4);    /* or its first block tells that */
-    if (!is_in && !find_template("again")) {
-        if (!strstr(end + 4, "\n\n") && !strstr(end + 4, "\r\n\r\n")) return false;
-    } else if (!is_in) {
-        char *block = strstr(end, "event: sse."), *id = strstr(end, "id: "), *retry = strstr(end, "retry: ");
-        if (!block || !strstr(block, "\n\n")) return false;
-        if (!strncmp(block + 11, "close", 5)) {
+    const char *expect = find_template("stream?"), *says_busy = own_count ? find_template("busy") : NULL;
+    if (!c->joined && !strncmp(c->reply + 8, " 200", 4)) {
+        char *block = says_busy ? strstr(end, says_busy) : NULL, *retry = strstr(end, "retry: ");
+        if (block) {
+            if (!strstr(block, "\n\n")) return false;
             busy++;
             own_waiting++;
             own_due[c->own] = clock_now() + (int64_t)((retry ? atoi(retry + 7) : 1000) * 1e6);
-        } else if (id) sscanf(id + 4, "%127s", own_id[c->own]);
+        } else if (expect && !strstr(end + 4, expect)) return false;
+        else if (own_count && !strstr(end + 4, "\n\n") && !strstr(end + 4, "\r\n\r\n")) return false;
     }
     *end = 0;
     if (strncmp(c->reply + 8, " 200", 4)) {
@@ -334,6 +396,14 @@ static bool take_head(struct connection *c, const char *data, size_t length) {
 
 static void start_stream(void);
 
+/* A stream of a storm is live when it has had all events, those too that were published while it was away. */
+static void note_live(struct connection *c) {
+    if (!storming || c->live || !c->joined || c->next[0] != (is_own() ? own_first / own_count : numbers[0]) + 1) return;
+    c->live = true;
+    live++;
+    samples[samples_taken++] = clock_now() - storm_began;
+}
+
 static void read_stream(int fd) {
     struct connection *c = &connections[fd];
     ssize_t n = recv(fd, buffer, BUFFER, 0);
@@ -341,6 +411,7 @@ static void read_stream(int fd) {
     bool first = c->framing == HEAD;
     if (n > 0 && !first) {
         take_body(c, buffer, n);
+        note_live(c);
         return;
     }
     if (n > 0 && !take_head(c, buffer, n)) return;
@@ -359,6 +430,7 @@ static void read_stream(int fd) {
         if (n > 0) {
             open_streams++;
             c->joined = true;
+            note_live(c);
         }
     } else if (first) early++;
     if (keep_connecting) {
@@ -377,11 +449,13 @@ static void start_stream(void) {
     if (fd >= 0 && own_count) {
         static char own_request[1 << 14];
         unsigned own = connections[fd].own = own_next++ % own_count;
-        own_request[put(own_request, own_id[own][0] ? template("again") : request, own, 0, 0)] = 0;
+        const char *again = own_id[own][0] ? find_template("again") : NULL;
+        own_request[put(own_request, again ? again : request, own, 0, 0)] = 0;
         own_due[own] = 0;
         request = own_request;
+        if (remembering) connections[fd].next[0] = own_place[own];
     }
-    if (fd < 0 || !send_all(fd, request, strlen(request))) {
+    if (fd < 0 || !send_when_accepted(fd, request)) {
         failed++;
         if (fd >= 0) hang_up(fd);
         return;
@@ -398,11 +472,36 @@ static void start_stream(void) {
 static void ask(int fd) {
     struct connection *c = &connections[fd];
     c->asked_at = clock_now();
+    asked++;
     if (!send_all(fd, c->request, strlen(c->request))) refused++;
 }
 
-/* The length of the first whole answer in `reply`, or 0. */
-static int answer_length(const char *reply, int length) {
+static void start_client(enum kind kind, const char *request, const char *expect) {
+    int fd = connect_to_server(kind);
+    if (fd < 0) die("connect");
+    connections[fd].request = request;
+    connections[fd].expect = expect;
+    ask(fd);
+}
+
+static const char *expectation(const char *name) {
+    char full[20];
+    snprintf(full, sizeof full, "%s?", name);
+    return find_template(full);
+}
+
+static void start_named(enum kind kind, const char *name) { start_client(kind, template(name), expectation(name)); }
+
+static size_t put(char *out, const char *text, unsigned channel, uint32_t number, size_t body_length);
+
+static void start_page(void) {
+    static char request[1 << 14];
+    request[put(request, template("page"), 0, ++pages, 0)] = 0;
+    start_client(PAGE, request, expectation("page"));
+}
+
+/* The length of the first whole answer in `reply`, or 0. A stream's is its first block, with what it is to have. */
+static int answer_length(const char *reply, int length, const char *expect) {
     const char *end = memmem(reply, length, "\r\n\r\n", 4), *field;
     if (!end) return 0;
     int head = end + 4 - reply;
@@ -411,11 +510,35 @@ static int answer_length(const char *reply, int length) {
         return whole <= length ? whole : 0;
     }
     if (!strncmp(reply + 9, "204", 3)) return head;
+    if ((field = strcasestr(reply, "\r\nContent-Type: text/event-stream")) && field < end)
+        return expect ? (memmem(reply, length, expect, strlen(expect)) ? length : 0) : length > head ? length : 0;
     const char *last = memmem(reply + head - 2, length - head + 2, "\r\n0\r\n\r\n", 7);
     return last ? last + 7 - reply : 0;
 }
 
 static void publish_own(int fd);
+
+/* A page has its poll's answer, and opens its stream; or it has its stream's first block. */
+static void go_on(int fd) {
+    static char request[1 << 14];
+    struct connection *c = &connections[fd];
+    const char *opened = expectation("stream");
+    if (c->expect == opened) {
+        answers++;
+        if (samples_taken < SAMPLES) samples[samples_taken++] = clock_now() - c->asked_at;
+        hang_up(fd);
+        if (asking) start_page();
+        return;
+    }
+    const char *id = strstr(c->reply, "\"last_event_id\":"), *next = template("page-stream");
+    own_id[0][0] = 0;
+    if (id) sscanf(id + 16, " \"%127[^\"]", own_id[0]);
+    if (strstr(next, "%I") && !own_id[0][0]) refused++;
+    request[put(request, next, 0, pages, 0)] = 0;
+    c->expect = opened;
+    c->reply_length = 0;
+    if (!send_all(fd, request, strlen(request))) refused++;
+}
 
 static void read_answers(int fd) {
     struct connection *c = &connections[fd];
@@ -425,15 +548,19 @@ static void read_answers(int fd) {
     if (n <= 0) {
         if (c->kind == PUBLISHER) publisher = -1, unanswered = 0, refused++;
         else refused++;
+        waiting -= c->kind == KEPT;
         hang_up(fd);
         return;
     }
     c->reply_length += n;
     c->reply[c->reply_length] = 0;
     int length, done = 0;
-    while ((length = answer_length(c->reply + done, c->reply_length - done))) {
-        if (c->reply[done + 9] != '2' && !refused++) fprintf(stderr, "load: answered: %.300s\n", c->reply + done);
+    while ((length = answer_length(c->reply + done, c->reply_length - done, c->expect))) {
+        bool good = c->reply[done + 9] == '2'
+                    && (!c->expect || memmem(c->reply + done, length, c->expect, strlen(c->expect)));
+        if (!good && !refused++) fprintf(stderr, "load: answered: %.600s\n", c->reply + done);
         done += length;
+        if (c->kind == PAGE) return go_on(fd);
         if (c->kind == PUBLISHER) {
             unanswered--;
             continue;
@@ -452,9 +579,16 @@ static void read_answers(int fd) {
     }
     c->reply_length -= done;
     memmove(c->reply, c->reply + done, c->reply_length);
+    if (done && c->kind == KEPT) {
+        waiting--;
+        free(c->reply);
+        c->reply = NULL;
+    }
     if (done && c->kind == CLIENT) {
-        if (asking && !probing) ask(fd);
-        else hang_up(fd);
+        const char *request = c->request, *expect = c->expect;
+        if (asking && !probing && !fresh) return ask(fd);
+        hang_up(fd);
+        if (asking && fresh) start_client(CLIENT, request, expect);
     }
     if (done && asking && c->kind == GREEDY) ask(fd);
     if (done && asking && c->kind == FLOODER && !c->in_flight) publish_own(fd);
@@ -475,7 +609,7 @@ static size_t put(char *out, const char *text, unsigned channel, uint32_t number
         case 'N': o += sprintf(o, "%u", number); break;
         case 'I': o += sprintf(o, "%s", own_id[channel]); break;
         case 'D':
-            o += sprintf(o, "@%u%09u ", own_count ? OWN : channel, number);
+            o += sprintf(o, "@%u%09u ", is_own() ? OWN : channel, number);
             memset(o, 'x', data_size - MARK - 1);
             o += data_size - MARK - 1;
             break;
@@ -494,8 +628,8 @@ static void publish(int count, int64_t due, int64_t every) {
     }
     if (!one_each) body_length += put(body, template("body"), 0, 0, 0);
     for (int i = 0; i < count && published < EVENTS; i++, due += every) {
-        unsigned channel = published % channel_count;
-        uint32_t number = ++numbers[channel];
+        unsigned channel = is_own() ? published : published % channel_count;
+        uint32_t number = is_own() ? own_first + channel : ++numbers[channel];
         published_at[published++] = due;
         if (!one_each) {
             if (i) body_length += put(body + body_length, template("between"), 0, 0, 0);
@@ -568,8 +702,10 @@ static void step(int64_t until) {
     int n = epoll_pwait2(poller, ready, 512, &wait, NULL);
     for (int i = 0; i < n; i++) {
         int fd = ready[i].data.fd;
-        if (i % 32 == 0) read_urgent();
-        if (fd != urgent && connections[fd].kind == STREAM) read_stream(fd);
+        if (fd == urgent || i % 32 == 31) read_urgent();
+        if (fd == urgent || connections[fd].kind != STREAM) continue;
+        if (connections[fd].unsent && ready[i].events & EPOLLOUT) send_unsent(fd);
+        read_stream(fd);
     }
 }
 
@@ -592,7 +728,7 @@ static double percentile(int64_t *values, int64_t count, double p) {
 static void begin_run(void) {
     for (int i = 0; i < channel_count; i++) first_number[i] = numbers[i] + 1;
     memset(receipts, 0, sizeof receipts);
-    published = completed = delivered = lost = doubled = refused = answers = samples_taken = ended = 0;
+    published = completed = delivered = lost = doubled = refused = asked = answers = samples_taken = ended = 0;
 }
 
 /* Until each stream has had an event of each channel: those that open without an answer are known to listen then. */
@@ -680,11 +816,13 @@ static void check(void) {
     if (connections[fd].kind == CLIENT) hang_up(fd);
 }
 
-static void open_many(int count, int at_once) {
-    int64_t start = clock_now(), limit = start + seconds(60);
+/* Open so many, and wait until they are in; those of a storm all at once, and until they are live. */
+static void open_these(int count, int at_once) {
+    int64_t limit = clock_now() + seconds(60);
+    int all = count;
     failed = waiting = early = own_waiting = busy = 0;
     memset(own_due, 0, sizeof own_due);
-    while ((count || waiting > 0 || own_waiting) && clock_now() < limit && failed < 100) {
+    while ((count || waiting > 0 || own_waiting || (storming && live < all)) && clock_now() < limit && failed < 100) {
         if (own_waiting) {
             for (uint32_t i = 0, next = own_next; i < own_count && waiting < at_once; i++)
                 if (own_due[i] && own_due[i] <= now) {
@@ -697,42 +835,120 @@ static void open_many(int count, int at_once) {
         if (count && waiting < at_once) {
             start_stream();
             if (--count % at_once == 0 && !want_head) check();
+            if (storming && count % 64 == 0) step(now);
         } else step(own_waiting ? clock_now() + seconds(0.01) : limit);
     }
-    printf("{\"open\": %d, \"failed\": %d, \"early\": %d, \"busy\": %lld, \"seconds\": %.4f}\n", open_streams,
-           failed + count + own_waiting, early, (long long)busy, (clock_now() - start) / 1e9);
+    failed += count + own_waiting;
+}
+
+static void open_many(int count, int at_once) {
+    int64_t start = clock_now();
+    open_these(count, at_once);
+    printf("{\"open\": %d, \"failed\": %d, \"early\": %d, \"busy\": %lld, \"seconds\": %.4f}\n", open_streams, failed,
+           early, (long long)busy, (clock_now() - start) / 1e9);
 }
 
 static void close_kind(enum kind kind) {
     for (int fd = 0; fd < MAX_FD; fd++)
         if (connections[fd].kind == kind) hang_up(fd);
-    if (kind == STREAM) open_streams = waiting = 0;
+    if (kind == STREAM || kind == KEPT) waiting = 0;
+    if (kind == STREAM) open_streams = 0;
     if (kind == PUBLISHER) publisher = -1, unanswered = 0;
 }
 
 static void tell_answers(double took, double cpu) {
-    printf("{\"answers\": %lld, \"refused\": %lld, \"failed\": %d, \"delivered\": %lld, \"seconds\": %.4f, "
-           "\"p50\": %.3f, \"p99\": %.3f, \"cpu\": %.3f}\n",
-           (long long)answers, (long long)refused, failed, (long long)delivered, took, percentile(samples, samples_taken, 0.5),
+    printf("{\"asked\": %lld, \"answers\": %lld, \"refused\": %lld, \"failed\": %d, \"delivered\": %lld, "
+           "\"seconds\": %.4f, \"p50\": %.3f, \"p99\": %.3f, \"cpu\": %.3f}\n",
+           (long long)asked, (long long)answers, (long long)refused, failed, (long long)delivered, took, percentile(samples, samples_taken, 0.5),
            percentile(samples, samples_taken, 0.99), cpu / took);
 }
 
-static void ask_all(const char *name, int count, double length) {
+static void ask_all(enum kind kind, const char *name, int count, double length) {
     begin_run();
     failed = 0;
     asking = true;
     double cpu = cpu_seconds();
     int64_t start = clock_now(), end = start + seconds(length);
     for (int i = 0; i < count; i++) {
-        int fd = connect_to_server(CLIENT);
-        if (fd < 0) die("connect");
-        connections[fd].request = template(name);
-        ask(fd);
+        if (kind == PAGE) start_page();
+        else start_named(kind, name);
     }
     while (clock_now() < end) step(end);
     asking = false;
     tell_answers((clock_now() - start) / 1e9, cpu_seconds() - cpu);
-    close_kind(CLIENT);
+    close_kind(kind);
+}
+
+/* Connections that are kept, with or without a request */
+
+static void keep(const char *name, int count, int at_once) {
+    begin_run();
+    failed = waiting = 0;
+    double cpu = cpu_seconds();
+    int64_t start = clock_now(), limit = start + seconds(60);
+    while ((count || waiting > 0) && clock_now() < limit && !refused) {
+        if (!count || waiting >= at_once) step(limit);
+        else {
+            start_named(KEPT, name);
+            waiting++;
+            count--;
+        }
+    }
+    failed = count + waiting;
+    tell_answers((clock_now() - start) / 1e9, cpu_seconds() - cpu);
+}
+
+static void use(const char *name) {
+    begin_run();
+    failed = waiting = 0;
+    double cpu = cpu_seconds();
+    int64_t start = clock_now(), limit = start + seconds(60);
+    for (int fd = 0; fd < MAX_FD; fd++) {
+        if (connections[fd].kind != KEPT) continue;
+        connections[fd].request = template(name);
+        connections[fd].expect = expectation(name);
+        ask(fd);
+        waiting++;
+        while (waiting >= 32 && clock_now() < limit) step(limit);
+    }
+    while (waiting > 0 && clock_now() < limit) step(limit);
+    failed = waiting;
+    tell_answers((clock_now() - start) / 1e9, cpu_seconds() - cpu);
+}
+
+static void hold(const char *name, int count) {
+    begin_run();
+    waiting = 0;
+    strcpy(held_mark, "@none");
+    for (int fd = 0; fd < MAX_FD; fd++) {
+        if (connections[fd].kind != KEPT) continue;
+        connections[fd].request = template(name);
+        connections[fd].expect = held_mark;
+        ask(fd);
+        if (++waiting % 32 == 0) check();
+    }
+    while (kept < count && !refused) {
+        start_client(KEPT, template(name), held_mark);
+        if (++waiting % 32 == 0) check();
+    }
+    check();
+    printf("{\"held\": %d, \"refused\": %lld}\n", waiting, (long long)refused);
+}
+
+static void release(void) {
+    begin_run();
+    double cpu = cpu_seconds();
+    int held = waiting;
+    int64_t start = clock_now(), limit = start + seconds(30);
+    snprintf(held_mark, sizeof held_mark, "@0%09u", numbers[0] + 1);
+    for (int fd = 0; fd < MAX_FD; fd++)
+        if (connections[fd].kind == KEPT) connections[fd].asked_at = start;
+    publish(1, start, 0);
+    while (answers + refused < held && clock_now() < limit) step(limit);
+    int64_t last = clock_now();
+    while (unanswered && clock_now() < limit) step(limit);
+    failed = held - answers;
+    tell_answers((last - start) / 1e9, cpu_seconds() - cpu);
 }
 
 static void connect_all(int at_once, double length) {
@@ -756,10 +972,7 @@ static void probe(const char *name, double every_ms, double rate, double length)
     int64_t start = clock_now(), end = start + seconds(length), next_probe = start, next_event = start;
     while ((now = clock_now()) < end) {
         if (now >= next_probe) {
-            int fd = connect_to_server(CLIENT);
-            if (fd < 0) die("connect");
-            connections[fd].request = template(name);
-            ask(fd);
+            start_named(CLIENT, name);
             next_probe += seconds(every_ms / 1e3);
         }
         if (rate && now >= next_event && !unanswered) {
@@ -787,19 +1000,12 @@ static void greedy(const char *name, int count, const char *probed, double every
     greedy_answers = 0;
     asking = probing = true;
     double cpu = cpu_seconds();
-    int64_t start = clock_now(), end = start + seconds(length), next_probe = start + seconds(0.2);
-    for (int i = 0; i < count; i++) {
-        int fd = connect_to_server(GREEDY);
-        if (fd < 0) die("connect");
-        connections[fd].request = template(name);
-        ask(fd);
-    }
+    int64_t start = clock_now(), end = start + seconds(length), next_probe = start + seconds(0.2), probes = 0;
+    for (int i = 0; i < count; i++) start_named(GREEDY, name);
     while ((now = clock_now()) < end) {
         if (now >= next_probe) {
-            int fd = connect_to_server(CLIENT);
-            if (fd < 0) die("connect");
-            connections[fd].request = template(probed);
-            ask(fd);
+            start_named(CLIENT, probed);
+            probes++;
             next_probe += seconds(every_ms / 1e3);
         }
         step(next_probe < end ? next_probe : end);
@@ -813,9 +1019,9 @@ static void greedy(const char *name, int count, const char *probed, double every
         if (some) step(clock_now() + seconds(0.01));
     }
     probing = false;
-    printf("{\"greedy\": %lld, \"answers\": %lld, \"refused\": %lld, \"failed\": %d, \"seconds\": %.4f, \"p50\": %.3f, "
+    printf("{\"greedy\": %lld, \"asked\": %lld, \"answers\": %lld, \"refused\": %lld, \"failed\": %d, \"seconds\": %.4f, \"p50\": %.3f, "
            "\"p99\": %.3f, \"cpu\": %.3f}\n",
-           (long long)within, (long long)answers, (long long)refused, failed, took, percentile(samples, samples_taken, 0.5),
+           (long long)within, (long long)probes, (long long)answers, (long long)refused, failed, took, percentile(samples, samples_taken, 0.5),
            percentile(samples, samples_taken, 0.99), used);
     close_kind(GREEDY);
     close_kind(CLIENT);
@@ -858,6 +1064,56 @@ static void flood(int count, int batch, double length, double grace) {
     close_kind(FLOODER);
 }
 
+static void set_places(int count, bool all_share, bool remember) {
+    own_count = count;
+    own_next = 0;
+    own_shared = all_share;
+    remembering = remember;
+    memset(own_id, 0, sizeof own_id);
+    memset(own_place, 0, sizeof own_place);
+    printf("{}\n");
+}
+
+/* A storm: all streams are cut, and come back at once */
+
+static void tell(int batch) {
+    begin_run();
+    own_first += is_own() ? own_count : 0;
+    int64_t start = clock_now(), limit = start + seconds(60);
+    int64_t all = is_own() ? own_count : 1, wanted = open_streams;
+    while ((now = clock_now()) < limit && !refused) {
+        if (!unanswered && published < all) publish(batch < all - published ? batch : all - published, now, 0);
+        else if (!unanswered && delivered >= wanted) break;
+        else step(limit);
+    }
+    printf("{\"published\": %lld, \"delivered\": %lld, \"missing\": %lld, \"lost\": %lld, \"doubled\": %lld, "
+           "\"refused\": %lld, \"ended\": %d, \"seconds\": %.4f}\n", (long long)published, (long long)delivered,
+           (long long)(wanted - delivered + all - published), (long long)lost, (long long)doubled, (long long)refused,
+           ended, (clock_now() - start) / 1e9);
+}
+
+static void cut(void) {
+    for (int fd = 0; fd < MAX_FD; fd++)
+        if (connections[fd].kind == STREAM) own_place[connections[fd].own] = connections[fd].next[0];
+    close_kind(STREAM);
+}
+
+static void storm(int count) {
+    double cpu = cpu_seconds();
+    lost = doubled = refused = samples_taken = ended = live = 0;
+    storming = want_head = true;
+    storm_began = now = clock_now();
+    cut();
+    open_these(count, count);
+    storming = false;
+    double took = (clock_now() - storm_began) / 1e9;
+    printf("{\"open\": %d, \"live\": %d, \"failed\": %d, \"busy\": %lld, \"lost\": %lld, \"doubled\": %lld, "
+           "\"refused\": %lld, \"ended\": %d, \"seconds\": %.4f, \"p50\": %.3f, \"p99\": %.3f, \"cpu\": %.3f}\n",
+           open_streams, live, failed, (long long)busy, (long long)lost, (long long)doubled, (long long)refused, ended,
+           took, percentile(samples, samples_taken, 0.5), percentile(samples, samples_taken, 0.99),
+           (cpu_seconds() - cpu) / took);
+}
+
 static bool obey(char *line) {
     char name[16], other[16], text[2];
     int count, at_once, used = 0;
@@ -877,21 +1133,33 @@ static bool obey(char *line) {
     } else if (!strcmp(line, "close")) {
         close_kind(STREAM);
         close_kind(PUBLISHER);
+        close_kind(KEPT);
         printf("{}\n");
     } else if (sscanf(line, "fanout %lf %d %lf %lf", &a, &count, &b, &c) == 4 && count <= 1000) fan_out(a, count, b, c);
     else if (sscanf(line, "single %lf", &a) == 1) single(a);
-    else if (sscanf(line, "ask %15s %d %lf", name, &count, &a) == 3) ask_all(name, count, a);
-    else if (sscanf(line, "connect %d %lf", &at_once, &a) == 2) {
+    else if (sscanf(line, "ask %15s %d %lf", name, &count, &a) == 3) ask_all(CLIENT, name, count, a);
+    else if (sscanf(line, "fresh %15s %d %lf", name, &count, &a) == 3) {
+        fresh = true;
+        ask_all(CLIENT, name, count, a);
+        fresh = false;
+    } else if (sscanf(line, "pages %d %lf", &count, &a) == 2) ask_all(PAGE, "page", count, a);
+    else if (sscanf(line, "keep %15s %d %d", name, &count, &at_once) == 3) keep(name, count, at_once);
+    else if (sscanf(line, "use %15s", name) == 1) use(name);
+    else if (sscanf(line, "hold %15s %d", name, &count) == 2) hold(name, count);
+    else if (!strcmp(line, "release")) release();
+    else if (sscanf(line, "tell %d", &count) == 1 && own_count && count <= 1000) tell(count);
+    else if (sscanf(line, "storm %d", &count) == 1 && own_count) storm(count);
+    else if (!strcmp(line, "cut")) {
+        cut();
+        printf("{}\n");
+    } else if (sscanf(line, "connect %d %lf", &at_once, &a) == 2) {
         want_head = true;
         connect_all(at_once, a);
     } else if (sscanf(line, "probe %15s %lf %lf %lf", name, &a, &b, &c) == 4) probe(name, a, b, c);
     else if (sscanf(line, "greedy %15s %d %15s %lf %lf", name, &count, other, &a, &b) == 5) greedy(name, count, other, a, b);
-    else if (sscanf(line, "own %d", &count) == 1 && count <= MAX_OWN) {
-        own_count = count;
-        own_next = 0;
-        memset(own_id, 0, sizeof own_id);
-        printf("{}\n");
-    } else if (sscanf(line, "flood %d %d %lf %lf", &count, &at_once, &a, &b) == 4 && own_count && count > 0
+    else if (sscanf(line, "own %d", &count) == 1 && count <= MAX_OWN) set_places(count, false, false);
+    else if (sscanf(line, "places %d %d", &count, &used) == 2 && count <= MAX_OWN) set_places(count, used, true);
+    else if (sscanf(line, "flood %d %d %lf %lf", &count, &at_once, &a, &b) == 4 && own_count && count > 0
                && (uint32_t)count <= own_count && at_once <= 1000) flood(count, at_once, a, b);
     else return false;
     return !fflush(stdout);

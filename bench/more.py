@@ -11,9 +11,10 @@ import shutil
 import subprocess
 from contextlib import ExitStack
 from pathlib import Path
+from urllib.parse import quote
 
 from bench.load import BUILD
-from bench.peers import JSON, ORIGIN, RING, CannotRun, Peer, Process, Target, get, post, start
+from bench.peers import JSON, ORIGIN, RING, CannotRun, Own, Peer, Process, Target, get, post, start
 from tests.servers import free_port
 
 SECRET = "a-secret-of-the-benchmark-of-32-bytes-or-more"
@@ -61,15 +62,24 @@ def centrifugo(stack: ExitStack, folder: Path) -> Target:
     config.write_text(json.dumps(settings))
     server = Process(folder, "centrifugo", port, program, "-c", config, knock="/health")
     start(stack, server)
-    connect = "%7B%22subs%22%3A%7B%22bench%22%3A%7B%7D%7D%7D"  # {"subs":{"bench":{}}}
+    connect = quote('{"subs":{"CHANNEL":{}}}')
+    stream = get(f"/connection/uni_sse?cf_connect={connect}")
+    publish = post("/api/batch", f"X-API-Key: {SECRET}", *JSON)
+    item = '{"publish":{"channel":"CHANNEL","data":"%D"}}'
     return Target(
         port,
         [server],
-        get(f"/connection/uni_sse?cf_connect={connect}"),
-        post("/api/batch", f"X-API-Key: {SECRET}", *JSON),
-        '{"publish":{"channel":"bench","data":"%D"}}',
+        stream.replace("CHANNEL", "bench"),
+        publish,
+        item.replace("CHANNEL", "bench"),
         ('{"commands":[', ",", "]}"),
         health=get("/health"),
+        own=Own(
+            stream.replace("%", "%%").replace("CHANNEL", "user%C"),
+            publish,
+            item.replace("CHANNEL", "user%C"),
+        ),
+        checks={"stream": '"connect":{"client":', "publish": '"publish":{"offset":'},
     )
 
 
@@ -110,6 +120,12 @@ def mercure(stack: ExitStack, folder: Path) -> Target:
         "topic=bench&data=%D",
         each=True,
         health=get("/healthz"),
+        own=Own(
+            get("/.well-known/mercure?topic=user%C"),
+            post("/.well-known/mercure", f"Authorization: Bearer {token()}", form),
+            "topic=user%C&data=%D",
+        ),
+        checks={"stream": ":\n", "publish": "urn:uuid:"},
     )
 
 
@@ -124,4 +140,8 @@ def token() -> str:
     return f"{signed}.{encode(hmac.digest(SECRET.encode(), signed.encode(), hashlib.sha256))}"
 
 
-MORE = [Peer("centrifugo", "Centrifugo", centrifugo), Peer("mercure", "Mercure", mercure)]
+SCENARIOS = ("requests", "streams", "busy", "own")
+MORE = [
+    Peer("centrifugo", "Centrifugo", centrifugo, SCENARIOS, every_round=True),
+    Peer("mercure", "Mercure", mercure, SCENARIOS, every_round=True),
+]

@@ -8,12 +8,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -39,7 +40,7 @@ class Own(NamedTuple):
     """How streams on channels of their own are asked for and published to: templates in which %C is the channel.
 
     `both` asks for a stream on a channel of its own and on one for all, that of `Target.item`. `comes_back` is True
-    where a stream's first block says with an id that it is in, or that the server is busy.
+    where the scenario "own" restarts the server, because a stream's first block has an id.
     """
 
     stream: str
@@ -65,10 +66,20 @@ class Target:
     health: str = ""
     empty_poll: str = ""  # one that is answered at once, with nothing
     poll: Callable[[], str] | None = None  # one that is answered at once, with one event
+    page: str = ""  # the first request of a page, which is answered at once
+    page_stream: str = ""  # the second one, in which %I is the id that the first was answered with
     parked: Callable[[], str] | None = None  # one that waits
     redis: RedisServer | None = None
     scripts: bool = False  # it publishes by a script in Redis, to compare with that script alone
     own: Own | None = None
+    resumes: bool = False  # a stream goes on after its Last-Event-ID
+    busy: str = ""  # what a stream's first block has when the server is busy
+    checks: Mapping[str, str] = field(default_factory=dict)
+    """What each answer to a request has, by the name of the request's field above."""
+
+    def resumed(self, stream: str) -> str:
+        """Return a stream's request as a client sends it that has been told an id."""
+        return stream.replace("\r\n\r\n", "\r\nLast-Event-ID: %I\r\n\r\n")
 
 
 @dataclass(frozen=True)
@@ -140,9 +151,15 @@ def throughline(
     redis: bool = False,
     nginx: bool = False,
     five: bool = False,
+    lane: str = "",
     root: Path = ROOT,
 ) -> Target:
-    """As a site has it: public patterns, origins, limits, resumable ids. `root` is the checkout that serves."""
+    """As a site has it: public patterns, origins, limits, resumable ids. `root` is the checkout that serves.
+
+    `lane` is SSE_LANE, if it is not left at its default.
+    """
+    if lane and not _knows(root, "lane"):
+        raise CannotRun(f"{root} has no fast lane")
     store = start_redis(stack, folder) if redis else None
     env = {
         "SSE_PUBLIC": "bench/* user/*",
@@ -155,10 +172,13 @@ def throughline(
         "SSE_LIMIT_CHANNEL": "1000000/second",
         **({"SSE_LIMIT_PUBLISH_BYTES": "10000000000/second"} if _knows(root, "limit_publish_bytes") else {}),
         **({"SSE_REDIS_URL": store.url} if store else {}),
+        **({"SSE_LANE": lane} if lane else {}),
     }
     server = Gunicorn(folder, env=env, bind=f"unix:{folder}/throughline.sock" if nginx else None)
     server.folder = root
     start(stack, server)
+    if _knows(root, "lane"):
+        _check_lane(server, "off" if lane == "off" else "on")
     servers: list[Server] = [server]
     if nginx:
         # As it is, but without TLS, which the others do not have either.
@@ -195,9 +215,21 @@ def throughline(
         health=get("/healthz"),
         empty_poll=get("/sse/poll?channel=bench/0&timeout=0"),
         poll=poll,
+        # As sse.js asks: each page has an id of its own, and no two requests are the same.
+        page=get("/sse/poll?channel=bench/0&timeout=1&max_bytes=1024&client=of-page-%N&_=%N"),
+        page_stream=get("/sse/stream?last_event_id=%I&channel=bench/0&client=of-page-%N&_=%N"),
         parked=parked,
         redis=store,
         scripts=True,
+        resumes=True,
+        busy="event: sse.close",
+        checks={
+            "stream": "event: sse.open",
+            "publish": '"ids"',
+            "poll": '"data":"xxxx',
+            "page": '"last_event_id":"bench/0=',
+            "empty_poll": '"events":[]',
+        },
         own=Own(
             get("/sse/stream?channel=user/%C"),
             publish,
@@ -213,10 +245,25 @@ def _knows(root: Path, setting: str) -> bool:
     return f" {setting}:" in (root / "sse/config.py").read_text()
 
 
+def _check_lane(server: Server, wanted: str) -> None:
+    """Raise CannotRun if the log does not say that the fast lane is on, or off, as it is wanted."""
+
+    def said() -> str:
+        found = re.search(r"fast lane: (.*)", server.logs())
+        return found[1] if found else ""
+
+    wait_until(said, 5, what="the log tells of the fast lane")
+    if said().partition(",")[0] != wanted:
+        raise CannotRun(f"the fast lane is {said()}")
+    if said() != wanted:
+        print(f"  the fast lane is {said()}")
+
+
 def bare(stack: ExitStack, folder: Path) -> Target:
     """A Flask app with one view, on Throughline's worker."""
     target = gunicorn(stack, folder, "bench.apps.bare:app", "sse.worker.Worker", "/bare")
     target.poll = lambda: get("/bare")
+    target.checks = {}
     target.stream, target.publish = get("/bare"), ""
     return target
 
@@ -239,14 +286,15 @@ def with_channels(port: int, server: Server) -> Target:
     publish = post("/publish", *JSON)
     own = Own(get("/stream?channel=%C"), publish, '{"channel":"%C","data":"%D"}')
     item = '{"channel":"","data":"%D"}'
-    return Target(port, [server], get("/stream"), publish, item, health=get("/healthz"), own=own)
+    checks = {"stream": ": open"}
+    return Target(port, [server], get("/stream"), publish, item, health=get("/healthz"), own=own, checks=checks)
 
 
 def flask_sse(stack: ExitStack, folder: Path) -> Target:
     redis = start_redis(stack, folder)
     target = gunicorn(stack, folder, "bench.apps.with_flask_sse:app", REDIS_URL=redis.url)
     target.answers_first = False
-    target.item, target.own = '"%D"', None  # a stream says nothing before its channel's first event
+    target.item, target.own, target.checks = '"%D"', None, {}  # a stream says nothing before its channel's first event
     return target
 
 
@@ -339,8 +387,12 @@ def nchan(stack: ExitStack, folder: Path, *, redis: bool = False) -> Target:
         each=True,
         health=get("/healthz"),
         poll=lambda: get("/poll"),
+        page=get("/poll"),
+        page_stream=stream("/stream"),
         parked=lambda: get("/parked"),
         redis=store,
+        resumes=True,
+        checks={"stream": ": hi\n", "poll": "xxxx", "page": "xxxx"},
         own=Own(stream("/stream/%C"), post("/publish/%C", "Content-Type: text/plain"), "%D"),
     )
 
@@ -358,21 +410,28 @@ OWN: dict[str, Callable[..., Target]] = {
     "throughline-redis": partial(throughline, redis=True),
     "throughline-five": partial(throughline, five=True),
     "throughline-nginx": partial(throughline, nginx=True),
+    "throughline-off": partial(throughline, lane="off"),
+    "throughline-redis-off": partial(throughline, redis=True, lane="off"),
 }
-ALL = ("requests", "parked", "streams", "own", "shared", "greedy")
-NCHAN = ALL[:4]
-OWN_TOO = ("requests", "streams", "own")
+LANE = ("requests", "held", "pages", "kept", "busy", "own", "storm", "greedy")
+"""What the fast lane is for."""
+NCHAN = (*LANE, "parked", "streams")
+ALL = (*NCHAN, "shared")
+OWN_TOO = ("requests", "streams", "busy", "own")
+MANY = ("streams", "busy")
 PEERS = [
     Peer("throughline", "Throughline", OWN["throughline"], ALL, every_round=True),
     Peer("nchan", "nchan", nchan, NCHAN, every_round=True),
     Peer("raw", "raw C loop", raw, ("streams",), every_round=True),
+    Peer("throughline-off", "Throughline, lane off", OWN["throughline-off"], LANE),
     Peer("throughline-redis", "Throughline, Redis", OWN["throughline-redis"], ALL, every_round=True),
     Peer("nchan-redis", "nchan, Redis", lambda s, f: nchan(s, f, redis=True), NCHAN, every_round=True),
+    Peer("throughline-redis-off", "Throughline, Redis, lane off", OWN["throughline-redis-off"], ("requests", "storm")),
     Peer("bare", "a bare Flask view", bare, ("requests",), every_round=True),
-    Peer("throughline-five", "Throughline, five channels", OWN["throughline-five"], ("streams",)),
-    Peer("throughline-nginx", "Throughline behind nginx", OWN["throughline-nginx"], ("streams",), most=9_500),
+    Peer("throughline-five", "Throughline, five channels", OWN["throughline-five"], MANY),
+    Peer("throughline-nginx", "Throughline behind nginx", OWN["throughline-nginx"], MANY, most=9_500),
     Peer("naive", "Flask, a queue for each", lambda s, f: gunicorn(s, f, "bench.apps.naive:app"), OWN_TOO),
-    Peer("flask-sse", "flask-sse, Redis", flask_sse, ("streams",), most=5_000),
+    Peer("flask-sse", "flask-sse, Redis", flask_sse, MANY, most=5_000),
     Peer("sse-starlette", "sse-starlette, uvicorn", sse_starlette, OWN_TOO),
     Peer("raw-joined", "the load generator's limit", lambda s, f: raw(s, f, "joined"), ("streams",)),
 ]  # fmt: skip

@@ -15,14 +15,17 @@ from typing import Any
 
 from bench.load import SERVER_CORE, Load, on_core
 from bench.peers import Own, Peer, Target
-from tests.servers import ROOT, children
+from sse.stores.scripts import Script
+from tests.servers import ROOT, RedisServer, children
 
 Record = dict[str, Any]
 Measures = Iterator[tuple[str, Record]]
 BATCH = 50  # events that a busy site publishes in one request, at the most
 GRACE = 0.5  # seconds after its end in which all that a run offered must have arrived
 CLIENTS = 32
+FULL_CORE = 0.95  # of its core, that a server has when it is at its limit
 FLOOD = 16  # connections that publish batches as fast as they are answered
+EVENT = '{"type":"message","data":"' + "x" * 128 + '"}'  # as a script is given it
 BUSY = 20  # events a second, for the requests that are timed meanwhile
 
 
@@ -57,8 +60,9 @@ class Session:
     def prepare(self) -> None:
         """Tell the load generator how this server is asked."""
         target, load = self.target, self.load
-        load.set("stream", target.stream)
-        load.set("publish", target.publish)
+        self.ask("stream", target.stream)
+        self.ask("publish", target.publish)
+        load.set("busy", target.busy or "(never)")
         load.set("item", target.item)
         for name, text in zip(("body", "between", "after"), target.around, strict=True):
             load.set(name, text)
@@ -67,21 +71,75 @@ class Session:
         if target.health:
             load.set("check", target.health)
 
+    def ask(self, name: str, request: str, check: str = "") -> None:
+        """Give the load generator a request by a name. `check` names the check of its answers, if not `name`."""
+        self.load.set(name, request)
+        if text := self.target.checks.get(check or name):
+            self.load.set(f"{name}?", text)
+
 
 def requests(session: Session) -> Measures:
     """New streams, polls and publishes each second, and how long a request takes while nothing else goes on."""
-    load, target, seconds = session.load, session.target, session.size.seconds
+    target, seconds = session.target, session.size.seconds
     if target.answers_first:
-        yield "connects", per_second(session, load("connect", CLIENTS, seconds))
+        yield "connects", per_second(session, "connect", CLIENTS, seconds)
         time.sleep(0.5)  # the last ones' ends
     if target.poll:
-        load.set("poll", target.poll())
-        yield "polls", per_second(session, load("ask", "poll", CLIENTS, seconds))
+        session.ask("poll", target.poll())
+        yield "polls", per_second(session, "ask", "poll", CLIENTS, seconds)
+        yield "polls-new", per_second(session, "fresh", "poll", CLIENTS, seconds)
     if target.publish:
-        load.set("one", one_publish(target))
-        yield "publishes", per_second(session, load("ask", "one", CLIENTS, seconds))
+        session.ask("one", one_publish(target), "publish")
+        yield "publishes", per_second(session, "ask", "one", CLIENTS, seconds)
     if target.redis and target.scripts:
         yield "evalsha", evalsha(target.redis.url, seconds)
+        yield "evalsha-c", evalsha_in_c(target.redis, seconds)
+
+
+def held(session: Session) -> Measures:
+    """Polls that wait and are answered with the same event: how many are answered each second."""
+    load, target = session.load, session.target
+    if not target.parked:
+        return
+    count = min(session.size.own, session.peer.most)
+    runs = []
+    for _ in range(3):  # the first on new connections, the others on these
+        load.set("held", target.parked())
+        load("hold", "held", count)
+        time.sleep(1)  # an answer that comes now is one without the event
+        cpu = cpu_seconds(target)
+        run = load("release")
+        cost = 1e6 * (cpu_seconds(target) - cpu) / max(run["answers"], 1)
+        good = run["answers"] == count and not run["refused"] and run["cpu"] < session.size.busiest
+        runs.append(run | {"value": run["answers"] / run["seconds"], "valid": good, "µs": cost})
+    yield "held", sorted(runs, key=lambda run: run["seconds"])[1] | {"valid": all(run["valid"] for run in runs)}
+
+
+def pages(session: Session) -> Measures:
+    """Page loads: a poll that is answered at once, then a stream on the same connection."""
+    load, target = session.load, session.target
+    session.ask("page", target.page)
+    load.set("page-stream", target.page_stream)
+    assert target.poll
+    target.poll()  # there are events
+    yield "pages", per_second(session, "pages", CLIENTS, session.size.seconds)
+
+
+def kept(session: Session) -> Measures:
+    """What a kept connection takes between two requests."""
+    load, target = session.load, session.target
+    count = min(session.size.streams[-1], session.peer.most)
+    session.ask("kept", target.empty_poll or target.health, "empty_poll" if target.empty_poll else "health")
+    load("ask", "kept", CLIENTS, 0.3)  # a server's first requests make it grow
+    few = load("keep", "kept", count // 10, CLIENTS)
+    time.sleep(0.5)
+    before = memory(target)
+    many = load("keep", "kept", count - count // 10, CLIENTS)
+    time.sleep(0.5)
+    grown = memory(target) - before
+    used = load("use", "kept")  # they are still open
+    good = used["answers"] == count and not any(run["refused"] or run["failed"] for run in (few, many, used))
+    yield f"kept-{count}", used | {"value": grown / (count - count // 10), "valid": good}
 
 
 def parked(session: Session) -> Measures:
@@ -98,7 +156,6 @@ def streams(session: Session) -> Measures:
     load, target, size = session.load, session.target, session.size
     if target.answers_first:
         load("connect", CLIENTS, 0.3)  # as above
-    yield from probes(session, "alone", 0, 0)
     for count in reversed(size.streams):
         name = f"-{count}"
         if count not in size.streams[-2:] and session.before("fanout" + name) and not size.repeat:
@@ -110,20 +167,36 @@ def streams(session: Session) -> Measures:
         single = deliveries(session, "single", size.seconds)
         yield "single" + name, single
         yield "fanout" + name, search(session, count, name, 2 * single["value"] / count)
-        if count >= size.streams[-1] // 2:
-            yield from probes(session, "busy", BUSY, count)
         load("close")
         time.sleep(0.5)
 
 
+def busy(session: Session) -> Measures:
+    """How long requests take while nothing else goes on, and while many streams are told events."""
+    load, target = session.load, session.target
+    if target.answers_first:
+        load("connect", CLIENTS, 0.3)  # as above
+    yield from probes(session, "alone", 0, 0)
+    count = min(session.size.streams[-1], session.peer.most)
+    open_all(session, count, head=target.answers_first)
+    yield from probes(session, "busy", BUSY, count)
+
+
 def probes(session: Session, when: str, rate: int, count: int) -> Measures:
     """How long a request on a new connection takes, while `count` streams get `rate` events a second."""
-    for name, request in (("health", session.target.health), ("poll", session.target.empty_poll)):
+    target = session.target
+    first_block = target.stream if target.answers_first else ""
+    for name, request, check in (
+        ("health", target.health, ""),
+        ("poll", target.empty_poll, "empty_poll"),
+        ("stream", first_block, "stream"),
+    ):
         if request:
             session.load.set("probe", request)
-            run = session.load("probe", "probe", 10, rate, session.size.seconds)
+            session.load.set("probe?", target.checks.get(check, ""))
+            run = session.load("probe", "probe", 10, rate, 2 * session.size.seconds)
             enough = run["delivered"] >= 0.8 * rate * count * run["seconds"]
-            good = enough and run["answers"] and not run["refused"]
+            good = enough and run["answers"] == run["asked"] and not run["refused"]
             yield f"{name}-{when}", run | {"value": run["p99"], "valid": bool(good)}
 
 
@@ -138,7 +211,7 @@ def own(session: Session) -> Measures:
     load("close")
     time.sleep(1)  # until the server has seen it
     yield "own-open-one", timed(one, count)
-    ask_for_own(load, target.own, count)
+    ask_for_own(session, target.own, count)
     opened = open_all(session, count, head=True)
     yield "own-idle", opened
     yield "own-open", timed(opened, count)
@@ -165,42 +238,104 @@ def shared(session: Session) -> Measures:
         return
     count = min(session.size.own, session.peer.most)
     load("connect", CLIENTS, 0.3)  # as above
-    ask_for_own(load, target.own._replace(stream=target.own.both), count)
+    ask_for_own(session, target.own._replace(stream=target.own.both), count)
     yield "shared-idle", open_all(session, count, head=True)
 
 
-def ask_for_own(load: Load, own: Own, count: int) -> None:
+def ask_for_own(session: Session, own: Own, count: int) -> None:
     """Have the load generator open streams on `count` channels from now on, one each, and publish to these."""
+    load = session.load
     load.set("stream", own.stream)
-    if own.comes_back:
-        load.set("again", own.stream.replace("\r\n\r\n", "\r\nLast-Event-ID: %I\r\n\r\n"))
+    if session.target.resumes:
+        load.set("again", session.target.resumed(own.stream))
     load.set("publish", own.publish)
     load.set("item", own.item)
     load("own", count)
 
 
+def storm(session: Session) -> Measures:
+    """All streams are cut and come back at once, with their last event ids: seconds until the last is live.
+
+    On a shared channel they have missed nothing. On channels of their own, each has missed an event, and is live when
+    it has that. Afterwards each is told one more event, and none may be missing or double.
+    """
+    load, target = session.load, session.target
+    if not (target.own and target.resumes):
+        return
+    count = min(session.size.own, session.peer.most)
+    load("connect", CLIENTS, 0.3)  # as above
+    load.set("again", target.resumed(target.stream))
+    load("places", count, 1)
+    yield "storm-shared", stormed(session, count, missed=False)
+    load("close")
+    time.sleep(1)
+    ask_for_own(session, target.own, count)
+    load("places", count, 0)
+    yield "storm-own", stormed(session, count, missed=True)
+
+
+def stormed(session: Session, count: int, *, missed: bool) -> Record:
+    """Open streams, cut them, let each miss an event if it is to, and have them come back."""
+    load = session.load
+    opened = load("open", count, CLIENTS, 1)
+    told = [load("tell", BATCH)]  # each has had an event, and its id
+    if missed:
+        load("cut")
+        time.sleep(1)  # until the server has seen it
+        told.append(load("tell", BATCH))
+    cpu = cpu_seconds(session.target)
+    run = load("storm", count)
+    server = (cpu_seconds(session.target) - cpu) / run["seconds"]
+    told.append(load("tell", BATCH))
+    faults = ("missing", "failed", "lost", "doubled", "refused", "ended")
+    whole = not any(step.get(fault) for step in (opened, run, *told) for fault in faults)
+    valid = whole and opened["open"] == run["live"] == count
+    generator = run.pop("cpu")  # all of it: it opens all streams at once
+    cost = 1e6 * server * run["seconds"] / count
+    found = {"value": run["seconds"], "whole": whole, "valid": valid, "server": server, "generator": generator}
+    return run | found | {"told": told, "µs": cost}
+
+
 def greedy(session: Session) -> Measures:
     """Time requests on new connections, while publishers send the next request as soon as one is answered."""
     load, target = session.load, session.target
-    load.set("one", one_publish(target))
+    session.ask("one", one_publish(target), "publish")
     load.set("probe", target.health)
     load("ask", "one", CLIENTS, 0.3)
     p50, all_valid = {}, True
     for clients in (1, CLIENTS):
         run = load("greedy", "one", clients, "probe", 20, 2 * session.size.seconds)
-        valid = bool(run["answers"] and not run["refused"] and run["cpu"] < session.size.busiest)
+        valid = probed_well(session, run)
         p50[clients], all_valid = run["p50"], all_valid and valid
         yield f"greedy-health-{clients}", run | {"value": run["p50"], "valid": valid}
         yield f"greedy-publishes-{clients}", {"value": run["greedy"] / run["seconds"], "valid": valid}
     yield "greedy-ratio", {"value": p50[CLIENTS] / max(p50[1], 0.001), "valid": all_valid}
+    if not target.poll:
+        return
+    session.ask("poll", target.poll())
+    for name, request in (("health", target.health), ("poll", target.poll())):
+        session.load.set("probe", request)
+        session.load.set("probe?", target.checks.get(name, ""))
+        run = load("greedy", "poll", CLIENTS, "probe", 20, 2 * session.size.seconds)
+        yield f"greedy-{name}-beside-polls", run | {"value": run["p99"], "valid": probed_well(session, run)}
+
+
+def probed_well(session: Session, run: Record) -> bool:
+    """Return whether all probes were answered, and the load generator kept up."""
+    return bool(run["answers"] == run["asked"] and not run["refused"] and run["cpu"] < session.size.busiest)
 
 
 SCENARIOS: dict[str, Callable[[Session], Measures]] = {
     "requests": requests,
+    "held": held,
+    "pages": pages,
+    "kept": kept,
     "parked": parked,
     "streams": streams,
+    "busy": busy,
     "own": own,
     "shared": shared,
+    "storm": storm,
     "greedy": greedy,
 }
 
@@ -242,12 +377,14 @@ def flooded(session: Session, *words: object) -> Record:
     """Publishing as fast as it is answered; `kept` is what was delivered in the time, of what was accepted in it."""
     cpu, began = cpu_seconds(session.target), time.monotonic()
     run = session.load("flood", *words)
-    server = (cpu_seconds(session.target) - cpu) / (time.monotonic() - began)
+    used = cpu_seconds(session.target) - cpu
+    server = used / (time.monotonic() - began)
     whole = not (run["lost"] or run["doubled"] or run["refused"] or run["ended"])
     kept = run["in_time"] / max(run["accepted"], 1)
     value = run["in_time"] / run["seconds"]
     valid = whole and run["cpu"] < session.size.busiest
-    return run | {"value": value, "kept": kept, "whole": whole, "valid": valid, "server": server}
+    cost = 1e6 * used / max(run["delivered"], 1)
+    return run | {"value": value, "kept": kept, "whole": whole, "valid": valid, "server": server, "µs": cost}
 
 
 def search(session: Session, count: int, name: str, guess: float) -> Record:
@@ -294,9 +431,18 @@ def deliveries(session: Session, *words: object) -> Record:
     return run | {"value": value, "whole": whole, "valid": valid, "server": server}
 
 
-def per_second(session: Session, run: Record) -> Record:
-    bad = run["failed"] + run["refused"]
-    return run | {"value": run["answers"] / run["seconds"], "valid": not bad and run["cpu"] < session.size.busiest}
+def per_second(session: Session, *words: object) -> Record:
+    """Have requests made as fast as they are answered.
+
+    A run counts where either the load generator could have done more, or the server could not. `µs` is the CPU time of
+    the server for one of them, which says the same on a machine that does other things too.
+    """
+    cpu, began = cpu_seconds(session.target), time.monotonic()
+    run = session.load(*words)
+    server = (cpu_seconds(session.target) - cpu) / (time.monotonic() - began)
+    good = not (run["failed"] or run["refused"]) and (run["cpu"] < session.size.busiest or server > FULL_CORE)
+    value = run["answers"] / run["seconds"]
+    return run | {"value": value, "valid": good, "server": server, "µs": 1e6 * server / max(value, 1)}
 
 
 def one_publish(target: Target) -> str:
@@ -312,6 +458,19 @@ def evalsha(url: str, seconds: float) -> Record:
     with on_core(SERVER_CORE):
         done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=seconds + 30, check=True)
     return {"value": float(done.stdout), "valid": True}
+
+
+def evalsha_in_c(server: RedisServer, seconds: float) -> Record:
+    """The publish script, called by redis-benchmark from as many connections as there are publishers."""
+    with contextlib.closing(server.client()) as connection:
+        sha = connection.script_load(Script("publish.lua", stores=True).text)
+    call = ["evalsha", sha, 2, "sse:{bare}", "sse:{bare}:once:__rand_int__", "nonce__rand_int__", 1001, 86400, 30]
+    call += ["PUBLISH", "sse:0:{bare}", EVENT]
+    words = ["redis-benchmark", "-p", server.port, "-c", CLIENTS, "-n", round(20_000 * seconds), "-r", 10**9, "--csv"]
+    command = list(map(str, words + call))
+    with on_core(SERVER_CORE):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    return {"value": float(done.stdout.splitlines()[-1].rsplit('","', 7)[1]), "valid": True}
 
 
 def processes(target: Target) -> list[int]:

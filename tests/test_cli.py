@@ -858,8 +858,9 @@ def test_config_lists_every_setting_and_no_secret(make_app: MakeApp) -> None:
     assert rows["SSE_PUBLISH_KEYS"].split()[1].startswith("sha256:")
     assert "a-password" not in result.output
     assert KEY not in result.output
-    column = result.stdout.splitlines()[0].index("HELP")
-    assert all(line[column - 1] == " " != line[column] for line in result.stdout.splitlines())
+    head, *settings, _ = result.stdout.splitlines()
+    column = head.index("HELP")
+    assert all(line[column - 1] == " " != line[column] for line in settings)
 
 
 def test_config_lists_the_keys_of_the_file_by_name_and_hash(make_app: MakeApp, tmp_path: Path) -> None:
@@ -1005,6 +1006,19 @@ def test_one_thing_is_revoked_by_a_command(make_app: MakeApp, redis_url: str, ar
 
 def test_nothing_is_revoked_in_a_memory_that_is_not_the_service_s(make_app: MakeApp) -> None:
     assert run(make_app(), "revoke", "--sub", "ann").exit_code == 2
+
+
+def test_config_tells_whether_requests_may_go_past_the_app(make_app: MakeApp) -> None:
+    def last_line(app: Flask) -> str:
+        return run(app, "config").stdout.splitlines()[-1]
+
+    assert last_line(make_app()) == "fast lane  on"
+    app = make_app()
+    app.before_request(last_line)
+    assert "fast lane  off, because the app has the before_request hook test_config" in last_line(app)
+    app = make_app(SSE_LANE="on")
+    app.before_request(last_line)
+    assert "requests pass by  the app has the before_request hook test_config" in last_line(app)
 
 
 def test_config_tells_of_settings_that_came_too_late(make_app: MakeApp, caplog: pytest.LogCaptureFixture) -> None:

@@ -20,15 +20,13 @@ from math import inf
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-import pytest
 import redis
 from flask import Flask
 
-from sse import SSE, connection_log
+from sse import log
 from sse.errors import StoreUnavailable
 from sse.hub.hub import Hub
 from sse.service import Service
-from sse.spread import PAUSE
 from sse.stores import Store
 from sse.stores.memory import MemoryStore
 from sse.transports.body import Body
@@ -36,7 +34,8 @@ from sse.transports.items import ItemStream
 from sse.transports.poll import Poll
 from sse.transports.probe import ProbeStream
 from sse.transports.stream import Cut, Stream
-from sse.web.lane import Lane
+from sse.web.admission import Prepared
+from sse.web.lane import Lane, Reply
 from sse.web.presence import PresentPoll, PresentStream
 from tests.conftest import SECRETS
 from tests.fuzzed_requests import Broken
@@ -131,22 +130,23 @@ class TwinHub(Hub):
         self.feed.close()
 
 
-class Lines(logging.Handler):
-    """A log handler that keeps what one twin logs: level and text, and the kind of an exception."""
+class Lines(logging.Filter):
+    """Keeps the lines that one twin logs, with their exceptions, and has them go nowhere else: there are very many."""
 
     def __init__(self) -> None:
-        super().__init__(logging.DEBUG)
+        super().__init__()
         self.lines: list[tuple[str, str, str]] = []
 
-    def emit(self, record: logging.LogRecord) -> None:
+    def filter(self, record: logging.LogRecord) -> bool:
         if record.threadName != "MainThread":
-            return
+            return True
         text, fault = record.getMessage(), record.exc_info[1] if record.exc_info else None
         whole = text + ("".join(traceback.format_exception(fault)) if fault else "")
         assert not [secret for secret in SECRETS if secret in whole], f"a secret is logged: {whole}"
         # Of a request that has failed, Flask knows only that the app answered 500.
         text = text.partition("is busy, because")[0]
         self.lines.append((record.levelname, text, repr(fault) if fault else ""))
+        return False
 
     def take(self) -> list[tuple[str, str, str]]:
         lines, self.lines = self.lines, []
@@ -175,7 +175,7 @@ class Twin:
         self.log = Lines()
         self.entered: list[object] = []
         """The connections that presence was told of, and their ends."""
-        self.strikes: Callable[[str], None] = lambda _: None
+        self.strike_at: Callable[[str], None] | None = None
         """Called with each of POINTS that a request comes to. It may raise a fault."""
         self._watch()
 
@@ -193,13 +193,21 @@ class Twin:
         """Return what this service answers to a request that our worker passes on."""
         return through_flask(self.app, environ)
 
+    def answer_together(self, environs: Sequence[Environ]) -> list[Answer]:
+        """Return the answers to several publishes that come at the same time."""
+        return [self.answer(environ) for environ in environs]
+
+    def strikes(self, point: str) -> None:
+        if self.strike_at:
+            self.strike_at(point)
+
     def _watch(self) -> None:
         store, presence, limits = self.service.store, self.service.presence, self.limits
-        self._strike_before(store, "publish", "publish", "publish_each")
+        self._strike_before(store, "publish", "publish_each")
         self._strike_before(store, "read", "read")
         self._strike_before(store, "newest", "standing", "ensure", "before")
         self._strike_before(limits, "count", "_count")
-        self.hub.fault = lambda point: self.strikes(point)  # type: ignore[method-assign]
+        self.hub.fault = self.strikes  # type: ignore[method-assign]
         enter = presence.enter
 
         def note(*arguments: Any, **options: Any) -> Callable[[], None]:
@@ -220,7 +228,12 @@ class Twin:
             if function := getattr(owner, name, None):
 
                 def call(*arguments: Any, _function: Any = function, **options: Any) -> Any:
-                    self.strikes(point)
+                    try:
+                        self.strikes(point)
+                    except StoreUnavailable as fault:
+                        if point == "publish":
+                            return [fault for _ in arguments[0]]
+                        raise
                     return _function(*arguments, **options)
 
                 setattr(owner, name, call)
@@ -251,17 +264,83 @@ class Twin:
 
 
 class LaneTwin(Twin):
-    """The twin that asks the fast lane first, as our worker does."""
+    """The twin that asks the fast lane first.
+
+    :param submits: whether publishes take the way on which several wait for one round trip to the store.
+    """
+
+    submits = False
+
+    @property
+    def lane(self) -> Lane:
+        lane: Lane = self.app.extensions["sse.lane"]
+        return lane
 
     def answer(self, environ: Environ) -> Answer:
-        lane: Lane = self.app.extensions["sse.lane"]
-        route = lane.route(environ["REQUEST_METHOD"], environ["PATH_INFO"])
-        reply = lane.reply(route, lane.request(environ)) if route else None
+        assert self.lane.why_off() == ""
+        route = self.lane.route(environ["REQUEST_METHOD"], environ["PATH_INFO"])
+        if route and route.is_publish and self.submits:
+            return self.answer_together([environ])[0]
+        request = self.lane.request(environ)
+        may_ask_app = route and self.lane.may_ask_app(route, request)
+        assert "sse.counted" not in environ, "nothing is counted yet"
+        reply = self.lane.reply(route, request) if route else None
         if reply is None:
+            is_late = "sse.counted" in environ and not may_ask_app and not self.strike_at
+            assert not is_late, "a request is left to Flask that was counted, and is not the app's to decide"
             return super().answer(environ)
-        if not isinstance(reply.body, bytes):
-            assert not reply.breaks_off
-        return Answer(reply.status, list(reply.headers), reply.body, reply.breaks_off, "lane")
+        return _answer(reply)
+
+    def answer_together(self, environs: Sequence[Environ]) -> list[Answer]:
+        assert self.lane.why_off() == ""
+        answers: dict[int, Answer] = {}
+        waiting: dict[int, tuple[Any, Prepared]] = {}
+
+        def store() -> None:
+            outcomes: Sequence[Any] = ()
+            try:
+                if waiting:
+                    outcomes = self.lane.publish_each([prepared.publications for _, prepared in waiting.values()])
+            except Exception as fault:
+                outcomes = [fault] * len(waiting)
+            for (number, (request, prepared)), outcome in zip(waiting.items(), outcomes, strict=True):
+                answers[number] = _answer(self.lane.published(request, prepared, outcome))
+            waiting.clear()
+
+        for number, environ in enumerate(environs):
+            route = self.lane.route(environ["REQUEST_METHOD"], environ["PATH_INFO"])
+            request = self.lane.request(environ)
+            prepared = self.lane.prepare(route, request) if route else None
+            if prepared is None:
+                store()
+                answers[number] = super().answer(environ)
+            elif isinstance(prepared, Reply):
+                answers[number] = _answer(prepared)
+            else:
+                waiting[number] = request, prepared
+        store()
+        return [answers[number] for number in range(len(environs))]
+
+
+def _answer(reply: Reply) -> Answer:
+    assert isinstance(reply.body, bytes) or not reply.breaks_off
+    return Answer(reply.status, list(reply.headers), reply.body, reply.breaks_off, "lane")
+
+
+def _fields(answer: Answer) -> list[tuple[str, str]]:
+    """Return the headers, without the time in a session's cookie."""
+    return [(name, text.partition("=")[0] if name == "Set-Cookie" else text) for name, text in answer.headers]
+
+
+def _without_waits(answer: Answer) -> Answer:
+    """Return an answer without the random time for which it has a stream wait, if it does.
+
+    When a view has failed, Flask has its answer replaced twice, so it draws more random numbers.
+    """
+    if not isinstance(answer.body, bytes) or not (_BUSY.match(answer.body) or answer.status.startswith("503")):
+        return answer
+    headers = [(name, "" if name in ("Content-Length", "Retry-After") else text) for name, text in answer.headers]
+    return answer._replace(headers=headers, body=_NUMBER.sub(b"0", answer.body))
 
 
 def through_flask(app: Flask, environ: Environ) -> Answer:
@@ -305,38 +384,46 @@ class Pair:
                 results.append(act(twin))
         return results
 
-    def ask(self, environ: Environ, *, struck: bool = False) -> list[Answer]:
-        """Have both answer a request. Keep what is held open, and compare all that can be compared quickly.
+    def ask(self, *given: Environ) -> list[tuple[Answer, Answer]]:
+        """Have both answer a request, or several publishes that come together.
 
-        :param struck: whether a fault may strike.
+        Keep what is held open, and compare all that can be compared quickly.
         """
-        environs = [copied(environ), copied(environ)]
+        environs = [[copied(environ) for environ in given] for _ in self.twins]
         of = dict(zip(map(id, self.twins), environs, strict=True))
-        answers: list[Answer] = self.each(lambda twin: twin.answer(of[id(twin)]))
-        flask, lane = answers
-        if struck and _BUSY.match(flask.body if isinstance(flask.body, bytes) else b""):
-            # Flask has a failed view answered twice, so another random number says how long to wait.
-            flask, lane = (answer._replace(body=_NUMBER.sub(b"0", bytes(answer.body))) for answer in answers)
+        if len(given) > 1:
+            answers = self.each(lambda twin: twin.answer_together(of[id(twin)]))
+        else:
+            answers = self.each(lambda twin: [twin.answer(of[id(twin)][0])])
+        pairs = list(zip(*answers, strict=True))
+        for pair, both in zip(pairs, zip(*environs, strict=True), strict=True):
+            self._compare(*pair, *both)
+        self.compare(in_order=len(given) == 1)
+        return pairs
+
+    def _compare(self, flask: Answer, lane: Answer, flask_environ: Environ, lane_environ: Environ) -> None:
+        if self.twins[0].strike_at:
+            flask, lane = _without_waits(flask), _without_waits(lane)
         alike(flask.status, lane.status, "the status")
-        alike(list(map(tuple, flask.headers)), list(map(tuple, lane.headers)), "the headers")
+        if "sse.probe" in flask_environ and "sse.probe" in lane_environ:  # the doctor's answers have marks of their own
+            alike([name for name, _ in flask.headers], [name for name, _ in lane.headers], "the names of headers")
+            for answer in (flask, lane):
+                if not isinstance(answer.body, bytes):
+                    answer.body.close()
+            return
+        alike(_fields(flask), _fields(lane), "the headers")
         alike(flask.breaks_off, lane.breaks_off, "whether the body breaks off")
         if isinstance(flask.body, Body) and isinstance(lane.body, Body):
-            opened = [Open(answer.body) for answer in answers if isinstance(answer.body, Body)]
+            opened = Open(flask.body), Open(lane.body)
             by = dict(zip(map(id, self.twins), opened, strict=True))
             texts = self.each(lambda twin: by[id(twin)].begin())
             alike(*texts, "the beginning of what is held open")
             alike(*[each.facts() for each in opened], "what is held open")
             if not opened[0].is_over:
-                self.open.append((opened[0], opened[1]))
-        elif isinstance(flask.body, bytes) and isinstance(lane.body, bytes):
+                self.open.append(opened)
+        else:
             alike(flask.body, lane.body, "the body")
-        else:  # of a probe of the doctor, which is not the lane's
-            alike(type(flask.body), type(lane.body), "the kind of body")
-            for answer in answers:
-                answer.body.close()  # type: ignore[union-attr]
-        alike(*[unread(each) for each in environs], "the bytes of the body that are left unread")
-        self.compare()
-        return answers
+        alike(unread(flask_environ), unread(lane_environ), "the bytes of the body that are left unread")
 
     def step(self, chance: random.Random) -> int:
         """Have all that is open take what has come. Close some of it. Return the bytes that came."""
@@ -359,10 +446,14 @@ class Pair:
             self.each(partial(_close, by))
         self.open = []
 
-    def compare(self) -> None:
-        """Compare what the twins have told and counted since the last time, and how many seats are taken."""
+    def compare(self, *, in_order: bool = True) -> None:
+        """Compare what the twins have told and counted since the last time, and how many seats are taken.
+
+        :param in_order: whether the lines of the log are to come in the same order.
+        """
         flask, lane = self.twins
-        alike(flask.log.take(), lane.log.take(), "the lines of the log")
+        lines = [twin.log.take() for twin in self.twins]
+        alike(*(lines if in_order else map(sorted, lines)), "the lines of the log")
         alike(flask.entered, lane.entered, "those who are there")
         flask.entered.clear()
         lane.entered.clear()
@@ -402,9 +493,11 @@ class Open:
         if isinstance(body, Stream):
             try:
                 opening = body.open()
-            except BaseException:
+            except (RuntimeError, StoreUnavailable) as fault:  # that has struck
+                self._facts = [repr(fault)]
+                self.is_over = True
                 body.close()
-                raise
+                return b""
             if body.ended:
                 self._facts = [body.ended, body.cuts, body.end_reason]
                 self.is_over = True
@@ -452,6 +545,9 @@ class Open:
 
 def alike(flask: object, lane: object, what: str) -> None:
     """Fail if a thing differs between the twins."""
+    if isinstance(flask, dict) and isinstance(lane, dict):  # show no more than what differs
+        names = [name for name in {**flask, **lane} if flask.get(name, ...) != lane.get(name, ...)]
+        flask, lane = ({name: each.get(name, ...) for name in names} for each in (flask, lane))
     assert flask == lane, f"{what} differs: through Flask {flask!r:.2000}, through the lane {lane!r:.2000}"
 
 
@@ -474,20 +570,18 @@ def unread(environ: Environ) -> int | None:
 
 
 @contextlib.contextmanager
-def logging_to(handler: Lines) -> Iterator[None]:
+def logging_to(lines: Lines) -> Iterator[None]:
     """Have one twin log in this block, and each of its warnings as if it were the first."""
-    from sse import log
-
     log._last_logged.clear()
     log._once.clear()
     loggers = [logging.getLogger(name) for name in ("sse", "tests")]
     for logger in loggers:
-        logger.addHandler(handler)
+        logger.addFilter(lines)
     try:
         yield
     finally:
         for logger in loggers:
-            logger.removeHandler(handler)
+            logger.removeFilter(lines)
 
 
 def _in_redis(store: Any, namespace: str) -> object:
@@ -503,7 +597,7 @@ def _in_redis(store: Any, namespace: str) -> object:
         found = {}
         for key in sorted(client.scan_iter(f"{namespace}*", count=1000)):
             name = key.removeprefix(namespace.encode())
-            if b"sse.settings" in name or b"sse.revoked" in name or b"presence" in name:
+            if b"sse.settings" in name or b"sse.revoked" in name or b":present" in name or name.endswith(b":run"):
                 continue
             found[name] = readers[client.type(key)](key)
         return found

@@ -16,6 +16,7 @@ from importlib import import_module
 from typing import Any, TypeVar
 
 import click
+from flask import Flask
 from flask.cli import AppGroup, ScriptInfo
 
 from sse.access.decision import unreached
@@ -347,8 +348,13 @@ def revoke(sub: str | None, channel: str | None, token: str | None) -> None:
 
 @cli.command(with_appcontext=False)
 def config() -> None:
-    """List the settings: name, value, default, help. Secrets are shown as a hash."""
-    service = _app_service()
+    """List the settings: name, value, default, help. Secrets are shown as a hash.
+
+    The last line tells whether requests may go past the app, by the fast lane. gunicorn's settings count too: the log
+    at its start tells of both.
+    """
+    app = _app()
+    service = _service_of(app)
     service.begin()  # warns of settings that came too late
     rows = [("NAME", "VALUE", "DEFAULT", "HELP"), *service.config.table()]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -357,10 +363,22 @@ def config() -> None:
     for key in service.keys:
         if key.name:
             click.echo(f"publishing key {key.name}  {key.shown}  {' '.join(key.patterns)}")
+    rule = app.extensions["sse.lane"].rule
+    reasons = rule.look()
+    click.echo(f"fast lane  {'off, because ' + '; '.join(reasons) if reasons else 'on'}")
+    if rule.passed_by:
+        click.echo(f"requests pass by  {'; '.join(rule.passed_by)}")
+
+
+def _app() -> Flask:
+    return click.get_current_context().ensure_object(ScriptInfo).load_app()
 
 
 def _app_service() -> Service:
-    app = click.get_current_context().ensure_object(ScriptInfo).load_app()
+    return _service_of(_app())
+
+
+def _service_of(app: Flask) -> Service:
     service = app.extensions.get("sse")
     if not isinstance(service, Service):
         raise click.UsageError("this app has no SSE: call SSE(app), or give --url")
