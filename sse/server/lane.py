@@ -168,10 +168,7 @@ class FastLane:
                     gevent.get_hub().switch()  # cheaper than an Event
                     continue
                 self._take_turn(me)
-                if self._leader is None and not self._is_stopped:
-                    self._leader = me  # nobody has succeeded it, so it goes on
-                    me.is_counted = False
-                    self._places.leave_place()
+                self._lead_again(me)
                 if self._leader is me and self._rows.ready:
                     gevent.sleep(PAUSE)
         finally:
@@ -181,6 +178,13 @@ class FastLane:
                 self._places.leave_place()
             else:
                 self.wake()
+
+    def _lead_again(self, me: _Leader) -> None:
+        """Have an old leader that nobody has succeeded go on."""
+        if self._leader is None and not self._is_stopped:
+            self._leader = me
+            me.is_counted = False
+            self._places.leave_place()
 
     def _take_turn(self, me: _Leader) -> None:
         ready = self._rows.ready
