@@ -62,7 +62,7 @@ ALONE := tests/live/test_arrival_storms.py tests/live/test_rolling_restarts.py t
 # These run the same lines thousands of times, which would take twice as long if each line were counted. All others have
 # to reach the lines that coverage asks for.
 MODELS := tests/chaos $(addprefix tests/test_,$(addsuffix .py,cut_everywhere fuzz_requests idle_stream_memory \
-  random_histories service_close))
+  lane_differential random_histories service_close))
 
 # Six of these run at the same time, because they mostly wait: those that take longest first, and among them the two
 # that compute. Each names the beginnings of its files.

@@ -40,6 +40,7 @@ END_TYPE: Final = "sse.end"
 """The type of the last entry of a channel that has ended."""
 
 _CHANNEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:/@-]{0,127}")
+_ODD_SEGMENT = re.compile(r"/\.{0,2}(?:/|\Z)")  # a first segment has a letter, digit or _ to begin with
 _POSITION = re.compile(r"(0|[1-9][0-9]{0,15})-(0|[1-9][0-9]{0,15})")
 _IDEMPOTENCY_KEY = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 _MEDIA_TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+-]{1,64}/[A-Za-z0-9!#$&^_.+-]{1,64}")
@@ -86,12 +87,12 @@ def check_channel(name: object) -> str:
     if not isinstance(name, str):
         raise InvalidEvent(f"channel is {_shown(name)}, not a string", hint, code="invalid_channel")
     name = plain_str(name)
-    if "*" in name:
-        hint = "name each channel: only SSE_PUBLIC, tokens and publishing keys take patterns such as news/*"
-        raise InvalidEvent(f"channel {_shown(name)} has a *", hint, code="invalid_channel")
     if not _CHANNEL.fullmatch(name):
+        if "*" in name:
+            hint = "name each channel: only SSE_PUBLIC, tokens and publishing keys take patterns such as news/*"
+            raise InvalidEvent(f"channel {_shown(name)} has a *", hint, code="invalid_channel")
         raise InvalidEvent(f"channel {_shown(name)} is not a channel name", hint, code="invalid_channel")
-    if any(segment in ("", ".", "..") for segment in name.split("/")):
+    if _ODD_SEGMENT.search(name):
         raise InvalidEvent(
             f"channel {_shown(name)} has an empty, '.' or '..' segment",
             "give each segment between slashes a name",
@@ -118,7 +119,9 @@ def check_type(value: object) -> str:
             f"type is {_shown(value)}, not a string", "give a name such as 'created'", code="invalid_type"
         )
     value = plain_str(value)
-    if not 1 <= len(value) <= 64 or not value.isprintable() or any(char.isspace() for char in value):
+    if value == DEFAULT_TYPE:
+        return value
+    if not 1 <= len(value) <= 64 or not value.isprintable() or " " in value:  # no other white space is printable
         raise InvalidEvent(
             f"type {_shown(value)} is not 1 to 64 visible characters",
             "give a name such as 'created'",

@@ -105,8 +105,11 @@ class _Route(logging.Filter):
 
     def place(self) -> _Place | None:
         """Return where lines go; None for the handlers."""
-        if _log.handlers or any(handler not in self.known for handler in logging.root.handlers):
+        if _log.handlers:
             return None
+        for handler in logging.root.handlers:
+            if handler not in self.known:
+                return None
         return self.server or self._of_newest_app()
 
     def _of_newest_app(self) -> _Place | None:

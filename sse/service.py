@@ -176,6 +176,8 @@ class Service:
         """Carry out several calls of `publish` in one round trip, in this order and as if each had come alone.
 
         Return the positions of each call, or the error that `publish` would raise. Any thread may call this.
+
+        :raises StoreUnavailable: if this is the fate of all.
         """
         if self._owner.is_other_thread:
             return self._run_in_owner(self.config.redis_timeout + _EXTRA_SECONDS, self.publish_each, calls)

@@ -417,9 +417,8 @@ def test_an_end_that_comes_between_refuses_its_event_alone(
 ) -> None:
     """The store has checked all channels, and one of them ends before its event is stored."""
     there = Position(1, 5)
-    monkeypatch.setattr(
-        service.store, "publish", lambda publications: [Receipt(there, "new"), Ended("channel a has ended", "stop")]
-    )
+    refused = [Receipt(there, "new"), Ended("channel a has ended", "stop")]
+    monkeypatch.setattr(service.store, "publish_each", lambda calls: [refused])
     answer = post(app, [{"channel": "b", "data": 1}, {"channel": "a", "data": 1}])
     assert answer.status_code == 409
     assert answer.json == {

@@ -63,6 +63,7 @@ KNOWN_TO = {
     "werkzeug": {"web"},
     "click": {"cli"},
     "redis": {"stores", "access.limits"},
+    "hiredis": {"stores.pool"},
     "limits": {"access.limits"},
     "jwt": {"access.token", "access.jwks"},
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,6 +11,8 @@ import pytest
 from flask import Flask
 from gunicorn.config import Config
 from gunicorn.glogging import Logger
+from gunicorn.workers.base_async import AsyncWorker
+from gunicorn.workers.ggevent import GeventWorker
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.middleware.proxy_fix import ProxyFix
 
@@ -145,7 +148,7 @@ class OwnWorker(Worker):
         ({"http2_cleartext": "upgrade", "http_protocols": "h1,h2"}, "gunicorn speaks another protocol than HTTP/1.1"),
         (
             {"kind": OwnWorker},
-            "the worker's class a tests.test_server_lane_switch.OwnWorker has a method handle_request of its own",
+            "the worker is a tests.test_server_lane_switch.OwnWorker with a method handle_request of its own",
         ),
     ],
 )
@@ -158,6 +161,19 @@ def test_what_gunicorn_does_with_each_request_needs_a_greenlet_but_not_flask(
     assert switch.is_on()
     assert not switch.is_free()
     assert lines[-1] == f"INFO fast lane: on, but each request has a greenlet, because {reason}"
+
+
+@pytest.mark.parametrize(
+    ("cls", "name"),
+    [(AsyncWorker, "handle_request"), (AsyncWorker, "handle"), (GeventWorker, "handle_request"), (Logger, "access")],
+)
+def test_a_method_of_gunicorn_that_was_replaced_needs_a_greenlet(
+    make_app: MakeApp, monkeypatch: pytest.MonkeyPatch, lines: list[str], cls: type, name: str
+) -> None:
+    original = getattr(cls, name)
+    monkeypatch.setattr(cls, name, functools.wraps(original)(lambda *arguments: original(*arguments)))
+    assert not begun(make_app()).is_free()
+    assert lines[0].endswith(f"because gunicorn's own {cls.__name__}.{name} was replaced")
 
 
 def test_a_script_name_in_the_environment_needs_a_greenlet(

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from sse.errors import StoreUnavailable
 from sse.server.publishes import Publishes
 
 
@@ -86,12 +87,12 @@ def test_an_answer_that_submits_the_next_publish_is_served_by_the_same_greenlet(
     assert world.calls == [[1], [2]] and world.publishes.is_idle
 
 
-@pytest.mark.parametrize(("size", "batches"), [(600, [128, 128, 44]), (1 << 18, [4] * 75)])
-def test_a_batch_is_bounded_in_count_and_bytes(world: World, size: int, batches: list[int]) -> None:
-    world.submit(*range(300), size=size)
+@pytest.mark.parametrize(("size", "batches"), [(600, [512, 88]), (1 << 18, [4] * 150)])
+def test_a_batch_is_bounded_in_events_and_bytes(world: World, size: int, batches: list[int]) -> None:
+    world.submit(*range(600), size=size)
     world.run()
     assert [len(call) for call in world.calls] == batches
-    assert [event for event, _ in world.answers] == [*range(300)]
+    assert [event for event, _ in world.answers] == [*range(600)]
 
 
 def test_a_publish_that_is_larger_than_a_batch_is_stored_alone(world: World) -> None:
@@ -126,6 +127,23 @@ def test_a_fault_of_the_whole_store_is_the_answer_to_each_and_the_next_are_store
     world.submit(3)
     world.run()
     assert world.answers[2:] == [(3, "stored 3")]
+
+
+def test_if_the_store_is_away_those_that_came_meanwhile_share_the_fault_and_later_ones_ask_again(world: World) -> None:
+    def fail() -> None:
+        world.submit(*range(1, 700))
+        world.during = lambda: None
+        raise StoreUnavailable("Redis has not answered for 5 s", "wait")
+
+    world.during = fail
+    world.publishes.submit(Request(0), lambda outcome: (world.answered(0, outcome), world.submit("later")))
+    world.run()
+    assert world.calls == [[0], ["later"]]
+    told = world.answers[:-1]
+    assert [event for event, _ in told] == [*range(700)]
+    assert all(isinstance(outcome, StoreUnavailable) for _, outcome in told)
+    assert world.answers[-1] == ("later", "stored later")
+    assert world.publishes.is_idle and not world.publishes.is_full
 
 
 def test_an_answer_that_fails_is_logged_and_the_others_are_given(

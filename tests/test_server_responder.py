@@ -8,11 +8,12 @@ import ssl
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from gunicorn.config import Config
 from gunicorn.glogging import Logger
+from gunicorn.http.errors import InvalidHeader
 from gunicorn.http.unreader import IterUnreader
 from gunicorn.http.wsgi import FileWrapper, Response, create
 from gunicorn.workers.ggevent import GeventWorker
@@ -55,7 +56,14 @@ class Exchange:
 
     def write(self, body: Any, *headers: tuple[str, str]) -> bool:
         """Write it. Return whether the connection goes on in its greenlet."""
-        answer = self.call(body, *headers)
+        return self.send(self.call(body, *headers))
+
+    def by_lane(self, reply: Reply | None) -> Any:
+        """Have the fast lane answer; None for the app."""
+        self._responder.switch = Switch(reply)
+        return self.call([b"the app"], ("Content-Length", "7"))
+
+    def send(self, answer: Any) -> bool:
         assert isinstance(answer, AppResponse)
         try:
             self._responder.write(answer)
@@ -72,6 +80,38 @@ class Exchange:
         if self.ours.fileno() < 0 and self.fd in self._world.rows.row_of:
             self._world.rows.end(self.fd)
             socket.close(self.fd)
+
+
+class Reply(NamedTuple):
+    """What the fast lane answers."""
+
+    status: str
+    headers: tuple[tuple[str, str], ...]
+    body: Any
+    breaks_off: bool = False
+
+
+class Switch:
+    """The switch and the fast lane itself: it answers the route `/x`."""
+
+    def __init__(self, reply: Reply | None) -> None:
+        self._reply = reply
+        self.lane = self
+        self.on = True
+
+    def is_on(self) -> bool:
+        return self.on
+
+    def route(self, method: str, path: str) -> str | None:
+        return "x" if (method, path) == ("GET", "/x") else None
+
+    def request(self, environ: dict[str, Any]) -> dict[str, Any]:
+        return environ
+
+    def reply(self, route: str, environ: dict[str, Any]) -> Reply | None:
+        assert route == "x"
+        assert "sse.can_hand_off" in environ, "else a poll would wait in its greenlet"
+        return self._reply
 
 
 class Body(list[bytes]):
@@ -256,6 +296,59 @@ def test_tls_and_a_body_that_the_app_has_wrapped_keep_their_greenlet(world: Worl
         second.call([b"hello"], LENGTH)
         assert "sse.can_hand_off" not in second.environ
         second.end()
+
+
+JSON_LENGTH = (("Content-Type", "application/json"), LENGTH)
+
+
+def test_the_fast_lane_answers_in_place_of_the_app(exchange: Exchange) -> None:
+    assert exchange.send(exchange.by_lane(Reply("201 CREATED", JSON_LENGTH, b"hello")))
+    head, _, rest = exchange.came().partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 201 CREATED\r\n")
+    assert b"\r\nContent-Type: application/json\r\nContent-Length: 5\r\nDate: " in head
+    assert rest == b"hello"
+
+
+def test_what_the_fast_lane_leaves_is_the_app_s(world: World) -> None:
+    exchange = Exchange(world)
+    assert exchange.send(exchange.by_lane(None))
+    assert exchange.came().endswith(b"the app")
+    exchange.end()
+    other = Exchange(world, b"GET /y HTTP/1.1\r\nHost: a\r\n\r\n")
+    assert other.send(other.by_lane(Reply("200 OK", JSON_LENGTH, b"hello")))
+    assert other.came().endswith(b"the app")
+    other.end()
+
+
+def test_a_stream_and_a_poll_of_the_fast_lane_are_handed_off(world: World) -> None:
+    poll = Poll(world.hub, {"a": Start(world.position())}, timeout=20, retry=1000)
+    assert poll.open() is None
+    for body in (stream(world), poll):
+        exchange = Exchange(world)
+        assert not exchange.send(exchange.by_lane(Reply("200 OK", (), body)))
+        assert exchange.ours.fileno() < 0
+        assert exchange.fd in world.rows.row_of
+        exchange.end()
+
+
+def test_an_answer_of_the_fast_lane_that_breaks_off_ends_its_connection(exchange: Exchange) -> None:
+    body = exchange.by_lane(Reply("200 OK", (("Content-Type", "text/event-stream"),), b"busy", breaks_off=True))
+    assert exchange.response.is_chunked()
+    assert next(body) == b"busy"
+    with pytest.raises(BrokenPipeError):
+        next(body)
+
+
+def test_a_204_of_the_fast_lane_has_no_body(exchange: Exchange) -> None:
+    assert exchange.by_lane(Reply("204 NO CONTENT", (), b"")) == []
+
+
+def test_a_body_of_the_fast_lane_whose_headers_are_refused_is_closed(world: World, exchange: Exchange) -> None:
+    body = stream(world)
+    body.attach()
+    with pytest.raises(InvalidHeader):
+        exchange.by_lane(Reply("200 OK", (("Bad", "a\r\nb"),), body))
+    assert world.hub.subscribers == 0
 
 
 def test_a_connection_knows_what_its_peer_has_done() -> None:

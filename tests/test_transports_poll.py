@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import threading
 import time
 from collections.abc import Iterator
@@ -275,6 +276,70 @@ def test_a_reset_is_told_though_another_poll_at_the_same_position_was_answered_w
     assert answer["resets"] == [{"channel": "b", "reason": "invalid", "missed": None}]
     assert data(answer) == ["2"]
     assert {*answer["last_event_id"].split("~")} == {second, b}
+
+
+# Without a seat
+
+
+def test_an_answer_at_once_is_the_same_whether_its_poll_takes_a_seat_or_not(
+    hub: Hub, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names, rng = "abc", random.Random(7)
+    places = {name: publish_for_ids(store, name, "first") for name in names}
+    keep = [hub.attach(starting_points(name, None), 5) for name in names]
+    for number in range(60):
+        name = rng.choice(names)
+        places[name] += publish_for_ids(store, name, f"{number}" * rng.choice([1, 10, 300]))
+    wait_until(lambda: all(hub.newest_of(name) == Position.parse(places[name][-1][2:]) for name in names), 5)
+    attach, attached = hub.attach, []
+    monkeypatch.setattr(hub, "attach", lambda *args: attached.append(args) or attach(*args))
+    answers = 0
+    for _ in range(200):
+        asked = rng.sample(names, rng.randint(1, 3))
+        last = LastEventId.parse("~".join(rng.choice(places[name]) for name in asked))
+        bound = rng.choice([None, 1024, 5000])
+        found = []
+        for is_attached in (False, True):
+            poll = Poll(hub, starting_points(asked, last), timeout=5, retry=RETRY, max_bytes=bound)
+            hub.last_answer = None, b"", 0
+            with monkeypatch.context() as patch:
+                if is_attached:
+                    patch.setattr(hub, "at_hand", lambda _: None)
+                attached.clear()
+                found.append((poll.open(), poll.events))
+                waits = found[-1][0] is None
+                assert bool(attached) is (is_attached or waits)
+            poll.close()
+        assert found[0] == found[1]
+        answers += found[0][0] is not None
+    assert answers > 150
+    for subscriber in keep:
+        hub.detach(subscriber)
+
+
+def test_an_answer_at_once_takes_no_seat(hub: Hub, store: Store) -> None:
+    publish_for_ids(store, "a", 0)
+    seats = [hub.attach(starting_points("a", None), 5) for _ in range(10)]
+    first, second = publish_for_ids(store, "a", 1, 2)
+    wait_until(lambda: str(hub.newest_of("a")) == second[2:], 5)
+    assert data(ask(hub, first, timeout=5)) == ["2"]
+    with pytest.raises(Busy):
+        ask(hub, second, timeout=5)
+    for subscriber in seats:
+        hub.detach(subscriber)
+
+
+def test_polls_that_are_answered_at_once_keep_their_channel_from_idling(hub: Hub, store: Store) -> None:
+    publish_for_ids(store, "a", 0)
+    hub.detach(hub.attach(starting_points("a", None), 5))
+    first, second = publish_for_ids(store, "a", 1, 2)
+    wait_until(lambda: str(hub.newest_of("a")) == second[2:], 5)
+    before = hub._channels["a"].idle_since
+    assert before is not None
+    assert data(ask(hub, first, timeout=5)) == ["2"]
+    after = hub._channels["a"].idle_since
+    assert after is not None
+    assert after > before
 
 
 # Within max_bytes

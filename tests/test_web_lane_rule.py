@@ -425,6 +425,21 @@ def test_an_app_that_cannot_be_examined_has_it_off(make_app: MakeApp) -> None:
     assert rule_of(app).why_off() == ""
 
 
+def test_an_app_with_a_part_that_fails_when_it_is_compared_has_it_off(make_app: MakeApp) -> None:
+    class Failing:
+        __hash__ = None  # type: ignore[assignment]
+
+        def __eq__(self, other: object) -> bool:
+            raise RuntimeError("no comparison")
+
+        def __call__(self) -> None:
+            """Do nothing."""
+
+    app = make_app()
+    app.before_request(Failing())
+    assert why_off(app) == "this app cannot be examined (RuntimeError: no comparison)"
+
+
 def test_a_session_cookie_is_for_flask_which_may_refresh_it(make_app: MakeApp) -> None:
     app = make_app()
     assert (why_off(app), rule_of(app).session_cookie) == ("", "")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import combinations, islice
 from typing import Any, NamedTuple
 
@@ -26,6 +26,7 @@ from sse.web.request import (
     Request,
     StreamRequest,
     Subscription,
+    _polls,
     read_address,
     read_body,
     read_credential,
@@ -289,6 +290,55 @@ def test_a_poll_s_request_is_these_values() -> None:
     assert (asked.timeout, asked.max_bytes) == (60, 1792)
 
 
+@pytest.mark.parametrize("read", [read_stream, read_poll])
+@pytest.mark.parametrize(
+    ("query", "is_kept"),
+    [
+        ("channel=a%2Fb&last_event_id=a%2Fb%3D1-2", True),
+        ("channel=a&replay=2&channel=b", True),
+        ("channel=a&token=secret", False),
+        ("channel=a&%74oken=secret", False),
+        ("channel=a&key=secret", False),
+        ("channel=a&client=12345678", False),
+        ("channel=a&last_event_id=" + "a" * 512, False),
+    ],
+)
+def test_what_was_read_of_a_query_is_kept_unless_it_may_hold_a_secret(
+    read: Callable[..., StreamRequest | PollRequest], query: str, is_kept: bool
+) -> None:
+    config = Config()
+    first, second = [read(request_of(query), config, takes_token=True) for _ in range(2)]
+    assert first == second
+    assert (first is second) is is_kept
+    other = read(request_of(query, HTTP_LAST_EVENT_ID="a=3-4"), config, takes_token=True)
+    assert (other.subscription.last_event_id, other.subscription.from_header) == ("a=3-4", True)
+    assert read(request_of(query), config, takes_token=True) == first
+
+
+def test_what_was_read_of_a_query_is_kept_for_the_settings_that_it_was_read_by() -> None:
+    for default in (5, 7):
+        config = Config.load({"SSE_POLL_TIMEOUT": default, "SSE_HEARTBEAT": default})
+        assert read_poll(request_of("channel=a"), config, takes_token=False).timeout == default
+        assert read_stream(request_of("channel=a"), config, takes_token=False).heartbeat == default
+    assert len(read_poll(request_of("channel=a&channel=b"), Config(), takes_token=False).subscription.channels) == 2
+    with pytest.raises(RequestError, match="SSE_MAX_CHANNELS is 1"):
+        read_poll(request_of("channel=a&channel=b"), Config.load({"SSE_MAX_CHANNELS": 1}), takes_token=False)
+    asked = [
+        read_poll(request_of("channel=a&replay=9"), Config.load({"SSE_RING": ring}), takes_token=False)
+        for ring in (9, 5)
+    ]
+    assert [poll.subscription.replay for poll in asked] == [9, 5]
+
+
+def test_a_fault_in_a_query_is_found_each_time_and_only_so_many_queries_are_kept() -> None:
+    config = Config()
+    for number in range(1200):
+        read_poll(request_of(f"channel=a{number}"), config, takes_token=False)
+        with pytest.raises(RequestError):
+            read_poll(request_of("channel=."), config, takes_token=False)
+    assert 0 < len(_polls) <= 512
+
+
 def test_a_ticket_s_request_is_its_channels() -> None:
     assert read_ticket(request_of("channel=a&channel=b/c"), Config()) == ["a", "b/c"]
 
@@ -339,6 +389,19 @@ def test_a_body_ends_where_its_length_says_and_is_refused_over_1_mib() -> None:
 def test_a_body_that_is_read_in_parts_ends_where_its_length_says() -> None:
     asked = request_of(body=b"abcnext", CONTENT_LENGTH="3")
     assert (asked.stream().read(1), asked.stream().read(), asked.data(10)) == (b"a", b"bc", b"")
+
+
+@pytest.mark.parametrize("length", ["", "0", "2", "3", "4", "1048577", "x"])
+def test_a_body_in_memory_is_read_as_any_other(length: str) -> None:
+    found: list[object] = []
+    for body in (io.BytesIO(b"abc"), io.BufferedReader(io.BytesIO(b"abc"))):  # type: ignore[type-var]
+        given = {"wsgi.input": body, "wsgi.input_terminated": True, "CONTENT_LENGTH": length}
+        try:
+            asked = request_of(**given)
+            found.append((read_body(asked), asked.data(10), asked.stream().read()))
+        except (RequestError, TooLarge) as error:
+            found.append((type(error), error.message))
+    assert found[0] == found[1]
 
 
 # The same parsers as the app's

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
 
@@ -20,6 +21,7 @@ from sse.wire import (
     decode_payload,
     encode_body,
     encode_control,
+    encode_json,
     encode_payload,
     parse_json,
     parse_publish,
@@ -366,3 +368,19 @@ def test_what_an_event_s_data_takes_in_the_store(data: str) -> None:
 def test_each_escape_takes_its_place_in_the_store() -> None:
     for data in map(chr, range(0x300)):
         assert stored_size(Event(data)) == len(encode_payload(Event(data))) - len(encode_payload(Event("")))
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | TEXT,
+    lambda parts: st.lists(parts, max_size=4) | st.dictionaries(TEXT, parts, max_size=4),
+)
+
+
+@given(JSON)
+def test_json_is_written_as_json_dumps_does(value: object) -> None:
+    assert encode_json(value) == json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def test_what_is_no_json_is_refused() -> None:
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        encode_json({"a": object()})

@@ -11,15 +11,15 @@ import contextlib
 import ipaddress
 import math
 import re
-import threading
 import time
+from _thread import RLock  # never patched by gevent, whose locks cost more than what they would guard here
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
 from typing import Any, Final
 
 from limits import RateLimitItem, parse
-from limits.storage import RedisStorage, Storage
+from limits.storage import RedisStorage
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
@@ -60,7 +60,7 @@ class Limits:
         self._away_until = 0.0
 
     @cached_property
-    def _counts(self) -> Storage:
+    def _counts(self) -> Counts | RedisStorage:
         if self._url is None:
             return Counts()
         options: dict[str, Any] = {
@@ -100,7 +100,8 @@ class Limits:
         :raises TooLarge: if they exceed a limit even in an empty window.
         """
         counted = [("SSE_LIMIT_PUBLISH", self._publish, publisher, len(channels))]
-        counted += [("SSE_LIMIT_CHANNEL", self._channel, *item) for item in Counter(channels).items()]
+        per_channel = Counter(channels).items() if len(channels) > 1 else [(channel, 1) for channel in channels]
+        counted += [("SSE_LIMIT_CHANNEL", self._channel, *item) for item in per_channel]
         for name, rate, _, cost in counted:
             if rate and cost > rate.amount:
                 raise TooLarge(f"{cost} events at once, but {name} allows {rate}", "send smaller batches")
@@ -143,8 +144,14 @@ class Limits:
         """
         if rate is None or time.monotonic() < self._away_until:
             return math.inf
-        counts, key = self._counts, rate.key_for(name, owner)
+        counts, key = self._counts, f"{name}/{owner}"
+        if isinstance(counts, Counts):
+            count = counts.incr(key, rate.get_expiry(), cost)
+            if count <= rate.amount:
+                return rate.amount - count
+            raise _too_many(name, rate, counts.get_expiry(key))
         try:
+            key = rate.key_for(name, owner)
             count = counts.incr(key, rate.get_expiry(), amount=cost)
             if count <= rate.amount:
                 return rate.amount - count
@@ -155,27 +162,28 @@ class Limits:
             text = str(fault).replace("SSE_REDIS_URL", "SSE_LIMITS_URL")
             warn("nothing is limited, because the Redis of SSE_LIMITS_URL does not answer: %s", text)
             return math.inf
-        wait = max(round(after - time.time()), 1)
-        raise TooMany(f"more than {rate}, by {name}", f"try again in {wait} s", retry_after=wait, limit=name)
+        raise _too_many(name, rate, after)
 
 
-class Counts(Storage):
+def _too_many(name: str, rate: RateLimitItem, after: float) -> TooMany:
+    """Return the refusal of a client that exceeds a rate until the moment `after`, in seconds since 1970."""
+    wait = max(round(after - time.time()), 1)
+    return TooMany(f"more than {rate}, by {name}", f"try again in {wait} s", retry_after=wait, limit=name)
+
+
+class Counts:
     """Counts in fixed windows, in this process's memory.
 
     The library's own class for this starts a thread for almost every event, to sweep old counts out.
     """
 
-    def __init__(self, uri: str | None = None, wrap_exceptions: bool = False, **options: Any) -> None:
-        super().__init__(uri, wrap_exceptions=wrap_exceptions, **options)
-        self._lock = threading.Lock()
+    def __init__(self) -> None:
+        self._lock = RLock()
         self._windows: dict[str, tuple[int, float]] = {}  # each count, and when its window ends
         self._next_sweep = time.monotonic() + _SWEEP_EVERY
 
-    @property
-    def base_exceptions(self) -> type[Exception]:
-        return ValueError
-
     def incr(self, key: str, expiry: int, amount: int = 1) -> int:
+        """Count, and return the count in this window. If there is none, one of `expiry` seconds begins."""
         now = time.monotonic()
         with self._lock:
             if now >= self._next_sweep:
@@ -186,21 +194,13 @@ class Counts(Storage):
         return count + amount
 
     def get(self, key: str) -> int:
+        """Return the count in this window."""
         return self._window(key, time.monotonic())[0]
 
     def get_expiry(self, key: str) -> float:
+        """Return when this window ends, in seconds since 1970."""
         now = time.monotonic()
         return time.time() + max(self._window(key, now)[1] - now, 0)
-
-    def check(self) -> bool:
-        return True
-
-    def reset(self) -> int | None:
-        self._windows = {}
-        return None
-
-    def clear(self, key: str) -> None:
-        self._windows.pop(key, None)
 
     def _window(self, key: str, now: float) -> tuple[int, float]:
         count, end = self._windows.get(key, (0, 0.0))

@@ -30,7 +30,7 @@ of bytes by which the ring has grown, for `Channels.account`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol
 
@@ -163,6 +163,11 @@ class Channel:
         self.subscribers = removed(self.subscribers, subscriber)
         if not self.subscribers:
             self.idle_since = now
+
+    def postpone_idling(self, clock: Callable[[], float]) -> None:
+        """If it is idle, note that it is so from now on."""
+        if self.idle_since is not None:
+            self.idle_since = clock()
 
     def is_idle(self, now: float, seconds: float) -> bool:
         """Return whether the channel has had no subscribers for so many `seconds`."""

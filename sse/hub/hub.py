@@ -144,10 +144,11 @@ class Hub:
         :raises SSEError: any error that `charge` raises.
         """
         deadline = self._clock() + timeout
-        subscriber = self._add_subscriber(starts, wanted=charge is None)
+        subscriber, is_ready = self._add_subscriber(starts, wanted=charge is None)
         try:
-            self._follower.wake()
-            while unborn := self._wait_for_rings(subscriber, deadline, timeout):
+            if not is_ready:
+                self._follower.wake()
+            while not is_ready and (unborn := self._wait_for_rings(subscriber, deadline, timeout)):
                 if charge:
                     charge(len(unborn))
                 self._ask_for_rings(unborn)
@@ -159,6 +160,38 @@ class Hub:
             self.detach(subscriber)
             raise
         return subscriber
+
+    def at_hand(self, starts: Mapping[str, Start]) -> Subscriber | None:
+        """Return a subscriber with these positions if the rings here have something for it to take now; else None.
+
+        It has no seat, is not attached and is never woken, so it is to be used at once. It takes what a subscriber that
+        is attached would take.
+        """
+        if self.began or self._parts.has_sources or self._follower.is_stopped:
+            return None
+        with self.lock:
+            channels: list[Channel] = []
+            positions: list[Position] = []
+            is_behind = False
+            for name, (position, _, _) in starts.items():
+                channel = self._channels.get(name)
+                if channel is None or not channel.traits.is_ordinary or position is None:
+                    return None
+                ring = channel.ring
+                assert ring is not None, "an ordinary channel has begun"
+                if ring.newest != position:
+                    if position not in ring:
+                        return None
+                    is_behind = True
+                channels.append(channel)
+                positions.append(position)
+            if not is_behind:
+                return None
+            subscriber = Subscriber(tuple(channels), self._parts)
+            for index, position in enumerate(positions):
+                subscriber.go_on_from(index, position)
+                channels[index].postpone_idling(self._clock)
+            return subscriber
 
     def detach(self, subscriber: Subscriber, *, polled: bool = False) -> None:
         """End a subscriber, and give back the seat of its one connection. A second call does nothing.
@@ -249,6 +282,12 @@ class Hub:
             channels = [channel for name in names if (channel := self._channels.get(name))]
             return {channel.name: channel.source for channel in channels if channel.source}
 
+    def newest_of(self, name: str) -> Position | None:
+        """Return the newest position of a channel in this process; None if its ring is not known here."""
+        with self.lock:
+            channel = self._channels.get(name)
+            return channel.ring.newest if channel and channel.ring else None
+
     def newest(self, names: Iterable[str]) -> frozenset[tuple[str, Position | None]]:
         """Return the newest position of each channel in this process; None if its ring is not known here."""
         with self.lock:
@@ -307,7 +346,8 @@ class Hub:
                 "try again, or raise SSE_MAX_SUBSCRIBERS",
             )
 
-    def _add_subscriber(self, names: Iterable[str], *, wanted: bool) -> Subscriber:
+    def _add_subscriber(self, names: Iterable[str], *, wanted: bool) -> tuple[Subscriber, bool]:
+        """Return a new subscriber, and whether all of its channels have their rings, so that nothing is to wait for."""
         with self.lock:
             self._check_open()
             self._remove_detached()
@@ -322,9 +362,11 @@ class Hub:
                         self._parts.has_sources = True
                         channel.note_source(state)
             subscriber = Subscriber(channels, self._parts, draining=self._draining)
+            is_ready = True
             for channel in channels:
                 channel.add(subscriber)
-            return subscriber
+                is_ready = is_ready and channel.traits.is_ordinary
+            return subscriber, is_ready
 
     def _channel(self, name: str, *, wanted: bool) -> Channel:
         """Return the channel of this name. If there is none, create it, and leave it to the follower to begin."""

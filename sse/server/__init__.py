@@ -7,6 +7,7 @@ decide what each connection gets next, `handed_off` keeps its permit and its end
 
 Rows know no gevent and no sockets. They act through `effects`, which the `loop` provides with epoll (`sockets`), a
 timer `wheel` and greenlets. The loop runs `rounds`, each of which does the work on the `agenda`. While it is late,
-`backpressure` has publishers wait. `load_error` is the page of `--reload` while the app cannot be loaded, and
-`one_process` refuses several workers with the memory store.
+`backpressure` has publishers wait. `publishes` is the queue of publish requests that the store has not yet.
+`load_error` is the page of `--reload` while the app cannot be loaded, and `one_process` refuses several workers with
+the memory store.
 """

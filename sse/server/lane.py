@@ -49,7 +49,6 @@ from socket import AF_UNIX, SOCK_STREAM
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import gevent
-from gevent.event import Event
 from gevent.pool import Group
 from gunicorn import SERVER  # type: ignore[import-untyped]
 
@@ -128,7 +127,7 @@ class FastLane:
         self._recogniser = Recogniser(cfg, lane.route)
         self._publishes = Publishes(lane.publish_each, places.greenlets.spawn)
         self._leader: _Leader | None = None
-        self._wake = Event()
+        self._go_on: Callable[[], object]  # of the leader, while it is idle
         self._is_idle = False
         self._is_armed = False
         self._is_free = False
@@ -143,7 +142,7 @@ class FastLane:
         """Have a leader serve the connections that are ready. If no greenlet is free, the next free one is for that."""
         if self._is_idle:
             self._is_idle = False
-            self._wake.set()
+            gevent.get_hub().loop.run_callback(self._go_on)
         elif self.needs_place and not (self._places.is_busy() or self._is_stopped):
             self._leader = _Leader()
             self._places.greenlets.spawn(self._lead, self._leader)
@@ -161,14 +160,15 @@ class FastLane:
 
     def _lead(self, me: _Leader) -> None:
         try:
+            self._go_on = gevent.getcurrent().switch
             while self._leader is me:
-                if self._rows.ready:
-                    self._take_turn(me)
-                    gevent.sleep(PAUSE)
-                else:
+                if not self._rows.ready:
                     self._is_idle = True
-                    self._wake.wait()
-                    self._wake.clear()
+                    gevent.get_hub().switch()  # cheaper than an Event
+                    continue
+                self._take_turn(me)
+                if self._leader is me and self._rows.ready:
+                    gevent.sleep(PAUSE)
         finally:
             if self._leader is me:
                 self._leader, self._is_idle = None, False

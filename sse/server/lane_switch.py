@@ -9,16 +9,24 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from typing import Any, Final
 
 from gunicorn.config import PostRequest, PreRequest  # type: ignore[import-untyped]
 from gunicorn.glogging import Logger  # type: ignore[import-untyped]
+from gunicorn.workers.base_async import AsyncWorker  # type: ignore[import-untyped]
+from gunicorn.workers.ggevent import GeventWorker  # type: ignore[import-untyped]
 
 from sse.log import warn
 
-# The methods of a worker through which gunicorn takes a request. They have to be those of this package.
+# The methods of a worker through which gunicorn takes a request. They have to be this package's and gunicorn's own.
 _METHODS: Final = ("handle", "handle_request", "is_already_handled", "timeout_ctx")
+_OF_GUNICORN: Final = (
+    *((AsyncWorker, name) for name in ("handle", "handle_request", "is_already_handled")),
+    *((GeventWorker, name) for name in ("handle", "handle_request")),
+    (Logger, "access"),
+)
 _HOOKS: Final = (("pre_request", PreRequest.pre_request), ("post_request", PostRequest.post_request))
 
 
@@ -108,7 +116,7 @@ def _why_greenlets(worker: Any, wsgi: Any) -> Iterator[str]:
         yield "gunicorn reads the PROXY protocol"
     if cfg.protocol != "http" or cfg.http2_cleartext != "off":
         yield "gunicorn speaks another protocol than HTTP/1.1"
-    if not isinstance(log, Logger) or type(log).access is not Logger.access:  # as for statsd
+    if not isinstance(log, Logger) or type(log).access is not Logger.access or "access" in vars(log):  # as for statsd
         yield f"gunicorn's log is {_name_of(log)}"
     elif log.access_log_enabled:
         yield "gunicorn's access log is on"
@@ -123,7 +131,11 @@ def _why_greenlets(worker: Any, wsgi: Any) -> Iterator[str]:
         yield "worker.wsgi was replaced"
     for name in _METHODS:
         if not getattr(type(worker), name).__module__.startswith("sse."):
-            yield f"the worker's class {_name_of(worker)} has a method {name} of its own"
+            yield f"the worker is {_name_of(worker)} with a method {name} of its own"
+    for cls, name in _OF_GUNICORN:
+        code = getattr(vars(cls)[name], "__code__", None)
+        if code is None or code.co_filename != sys.modules[cls.__module__].__file__:
+            yield f"gunicorn's own {cls.__name__}.{name} was replaced"
 
 
 def _name_of(thing: Any) -> str:

@@ -7,8 +7,9 @@
 | answered | nowhere here: its `answer` has been called, once | |
 
 A publish never goes back, so it is stored at most once from here. It does not belong to its connection: if its client
-has gone meanwhile, it is stored all the same. The greenlet runs only while publishes are queued. If it is killed, all
-of them are answered with the exception that ended it, since nobody else would do so.
+has gone meanwhile, it is stored all the same. The greenlet runs only while publishes are queued. If the store is away,
+those that came meanwhile share that fault, so nobody waits for more than two calls of the store. If the greenlet is
+killed, all are answered with the exception that ended it, since nobody else would do so.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
+from sse.errors import StoreUnavailable
+
 _log = logging.getLogger("sse")
 
 _MOST: Final = 1024  # publishes that may be queued
 _MOST_BYTES: Final = 8 << 20  # bytes that they may have together, beside the last one
-_MOST_AT_ONCE: Final = 128  # publishes of one batch, so that its first one has an answer within milliseconds
+_EVENTS_AT_ONCE: Final = 512  # events of one batch, beside those of the last publish: some 20 ms of Redis's time
 _BYTES_AT_ONCE: Final = 1 << 20  # bytes of one batch, beside the last publish
 
 Answer = Callable[[Any], object]
@@ -92,22 +95,18 @@ class Publishes:
             while self._take():
                 self._answer_batch()
         except BaseException as error:  # this greenlet is being killed
-            left = [*self._under_way, *self._queue]
-            self._under_way.clear()
-            self._queue.clear()
-            self._size = 0
-            for queued in left:
-                _answer(queued, error)
+            self._answer_all(error)
             raise
         finally:
             self._is_running = False
 
     def _take(self) -> bool:
         """Take the next batch out of the queue. Return False if nothing is queued."""
-        size = 0
-        while self._queue and len(self._under_way) < _MOST_AT_ONCE and size < _BYTES_AT_ONCE:
+        events = size = 0
+        while self._queue and events < _EVENTS_AT_ONCE and size < _BYTES_AT_ONCE:
             queued = self._queue.popleft()
             self._under_way.append(queued)
+            events += len(queued.prepared.publications)
             size += queued.size
         self._size -= size
         return bool(self._under_way)
@@ -116,10 +115,22 @@ class Publishes:
         batch = self._under_way
         try:
             outcomes = self._store_each([queued.prepared.publications for queued in batch])
+        except StoreUnavailable as error:
+            self._answer_all(error)  # otherwise, those behind this batch would wait for the store's timeout once more
+            return
         except Exception as error:  # noqa: BLE001 - each request is answered with it
             outcomes = [error] * len(batch)
         for outcome in outcomes:
             _answer(batch.popleft(), outcome)
+
+    def _answer_all(self, error: BaseException) -> None:
+        """Answer those under way and those that are queued now. Others that come by these answers are left."""
+        all = [*self._under_way, *self._queue]
+        self._under_way.clear()
+        self._queue.clear()
+        self._size = 0
+        for queued in all:
+            _answer(queued, error)
 
 
 def _answer(queued: _Queued, outcome: Any) -> None:

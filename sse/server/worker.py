@@ -358,6 +358,8 @@ class Worker(GeventWorker):  # type: ignore[misc]
 
     def _may_go_on(self, request: Any, sock: Any) -> bool:
         """Return whether the greenlet is to read the connection's next request; else the connection is parked."""
+        if self._lane and not self._rows.has_lane:
+            self._lane.look()  # the first request of this process has just turned it on
         if self._rows.has_lane and not isinstance(sock, ssl.SSLSocket):
             self._rows.take_back(sock.detach(), request.unreader.take_buffered())
             return False

@@ -239,8 +239,7 @@ class Store(ABC):
     def publish_each(self, calls: Sequence[Sequence[Publication]]) -> list[Receipts | Exception]:
         """Carry out several calls of `publish`, in this order and as if each had come alone, in one round trip.
 
-        The result has, for each call, what `publish` would return, or the error that it would raise. A fault of the
-        whole store, too, is the value of each call and is not raised.
+        The result has, for each call, what `publish` would return, or the error that it would raise.
         """
 
     @abstractmethod

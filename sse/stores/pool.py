@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import redis
+from hiredis import pack_command
 from redis.backoff import NoBackoff
 from redis.connection import parse_url
 from redis.exceptions import ResponseError
@@ -143,7 +144,8 @@ class Pool:
             if not is_used:
                 connection.generation = self._generation
                 connection.connect()
-            connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+            # redis-py's own packing of commands takes several times as long.
+            connection.send_packed_command([b"".join(map(pack_command, commands))], check_health=False)
             return [_reply(connection) for _ in commands]
         except BaseException as error:
             connection.disconnect()

@@ -357,13 +357,15 @@ class RedisStore(Store):
         return f"{self._namespace}:{{{channel}}}"
 
     def _send(self, calls: Sequence[PublishCall]) -> list[Any]:
-        """Return the reply to each call, or in its place the fault of the store.
+        """Return the reply to each call.
 
         Of the callers that wait, one is the leader. It sends the calls of all of them in one round trip.
+
+        :raises StoreUnavailable: if there is no reply.
         """
         if not calls:
             return []
-        deadline = self._deadline()
+        deadline = self._deadline(len(calls))
         pending = _PendingPublish(calls)
         with self._publish_lock:
             self._pending.append(pending)
@@ -372,7 +374,7 @@ class RedisStore(Store):
         if pending.outcome is None:
             self._publish_pending(deadline)
         if isinstance(pending.outcome, StoreUnavailable):
-            return [pending.outcome] * len(calls)
+            raise StoreUnavailable(pending.outcome.message, pending.outcome.hint)  # one error for each caller
         if time.monotonic() >= self._next_look + _LOOK_LATE:
             self._look_again(deadline)  # no feed of this process has done it
         return cast("list[Any]", pending.outcome)

@@ -30,9 +30,7 @@ class PublishCall(NamedTuple):
     rings: Sequence[str]
 
     def outcome(self, reply: Any) -> Receipts | Exception:
-        """Return what `publish` returns or raises after this reply, or after this fault of the store."""
-        if isinstance(reply, StoreUnavailable):
-            return StoreUnavailable(reply.message, reply.hint)  # an error of its own for each caller
+        """Return what `publish` returns or raises after this reply."""
         try:
             return self._receipts(reply)
         except Exception as error:  # noqa: BLE001 - raised for its own call

@@ -241,6 +241,8 @@ def claims_of(
     any. So a client that is cut before it gets the reset reconnects with a position that is reset again.
     """
     with_reset = {reset.channel for reset in resets}
+    if not with_reset:
+        return {**positions}
     return {name: starts[name].position if name in with_reset else position for name, position in positions.items()}
 
 

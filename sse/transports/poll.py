@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import zlib
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from math import inf
 from typing import ClassVar, Final
 
@@ -13,7 +14,7 @@ from sse.connection_log import ended, opened
 from sse.errors import Busy, StoreUnavailable
 from sse.event import End, EndReason, Entry, Event, Position, format_last_event_id, id_size
 from sse.hub.hub import ATTACH_TIMEOUT, Charge, Hub
-from sse.hub.subscriber import Delivery, Item, Lagging, Reset, Start
+from sse.hub.subscriber import Delivery, Item, Lagging, Reset, Start, Subscriber
 from sse.stores.leases import State
 from sse.transports.body import Body
 from sse.transports.channel_facts import ended_at, ends_among, is_anchor, size_in_answer
@@ -125,14 +126,21 @@ class Poll(Body):
             sources = self.hub.sources(self._starts)
             return _encode(look.taken, look.begins, positions, self._retry, look.ended, sources, more=look.more)
         begins = {name: start.position for name, start in self._starts.items() if not start.fault}
-        if len(begins) == len(self._starts) and (answer := self._last_answer(begins)):
+        if len(begins) == len(self._starts) and (answer := self._last_answer(self._question(begins))):
             return answer
-        self.subscriber = self.hub.attach(self._starts, max(self._timeout, ATTACH_TIMEOUT), self._charge)
+        answer = None
+        if at_hand := self.hub.at_hand(self._starts):
+            answer = self._answer_of(at_hand)
+        if answer is None:
+            answer = self._attach()
+        return answer
+
+    def _attach(self) -> bytes | None:
+        """Attach, and return the answer if it comes at once."""
+        subscriber = self.hub.attach(self._starts, max(self._timeout, ATTACH_TIMEOUT), self._charge)
         self._attached = True
-        self._began = {**self.subscriber.positions_by_name}
-        self.subscriber.turn(self._first_channel(self._began))
         try:
-            answer = self.answer()
+            answer = self._answer_of(subscriber)
             if answer is None and not all(start.position for start in self._starts.values()):
                 answer = self.nothing
         except BaseException:
@@ -144,6 +152,14 @@ class Poll(Body):
             opened("poll", self.request_id)
         return answer
 
+    def _answer_of(self, subscriber: Subscriber) -> bytes | None:
+        """Return the answer with what a new subscriber can take now; None if there is nothing."""
+        self.subscriber = subscriber
+        self._began = subscriber.positions_by_name
+        if self._max_bytes is not None:
+            subscriber.turn(self._first_channel(self._began))
+        return self.answer()
+
     def answer(self) -> bytes | None:
         """Return the answer with the events that have come; None if there are none, and some may still come.
 
@@ -151,10 +167,10 @@ class Poll(Body):
         :raises StoreUnavailable: if older entries are needed and cannot be read.
         """
         subscriber = self.subscriber
-        if not subscriber.resets and (answer := self._last_answer(subscriber.positions_by_name)):
-            return answer
         began = subscriber.positions_by_name
         question = self._question(began)
+        if not subscriber.resets and (answer := self._last_answer(question)):
+            return answer
         try:
             taken = subscriber.take(_MAX_EVENTS, self._max_body, _in_json)
         except Lagging as error:
@@ -165,8 +181,9 @@ class Poll(Body):
             return self.nothing if subscriber.draining or subscriber.has_ended else None
         positions, more = subscriber.positions_by_name, subscriber.is_behind()
         answer = _encode(taken, began, positions, self._retry, subscriber.ended, subscriber.sources, more=more)
-        self.events = sum(isinstance(item, Delivery) and bool(item.entry.body) for item in taken)
-        if all(isinstance(item, Delivery) for item in taken):
+        deliveries = [item for item in taken if isinstance(item, Delivery)]
+        self.events = len([item for item in deliveries if item.entry.body])
+        if len(deliveries) == len(taken):
             self.hub.last_answer = question, answer, self.events
         return answer
 
@@ -241,13 +258,18 @@ class Poll(Body):
 
     def _question(self, positions: Mapping[str, Position | None]) -> object:
         # A position commits to all entries before it, so the entries between two positions are always the same.
-        places = frozenset(positions.items()), self.hub.newest(positions)
+        places: object
+        if len(positions) == 1:
+            [(name, position)] = positions.items()
+            places = name, position, self.hub.newest_of(name)
+        else:
+            places = frozenset(positions.items()), self.hub.newest(positions)
         return self._retry, self._max_bytes, places, self.hub.sources(positions)
 
-    def _last_answer(self, positions: Mapping[str, Position | None]) -> bytes | None:
+    def _last_answer(self, question: object) -> bytes | None:
         """Return the hub's last answer if it fits: very many polls come back from the same positions at once."""
-        question, answer, events = self.hub.last_answer
-        if question is None or question != self._question(positions):
+        last, answer, events = self.hub.last_answer
+        if question != last:
             return None
         self.events = events
         return answer
@@ -282,6 +304,10 @@ def _encode(
     *,
     more: bool,
 ) -> bytes:
+    events = [item.entry.body for item in taken if isinstance(item, Delivery)]
+    is_plain = len(events) == len(taken) and all(events) and not (ended or sources)
+    if is_plain and not any(map(is_anchor, began.values())):
+        return _joined(positions, events, _plain_rest(more, retry))
     # The answer lists resets apart from events. The events before a reset are left out, because the client drops the
     # state to which they belong.
     resets = {item.channel: index for index, item in enumerate(taken) if isinstance(item, Reset)}
@@ -303,7 +329,17 @@ def _encode(
         "more": more,
         "retry": retry,
     }
-    head = {"last_event_id": format_last_event_id(positions)}
-    # The answer is joined by hand, because the events are large and JSON already.
-    events[:1] = [body[1:] for body in events[:1]]
-    return b"".join([encode_json(head)[:-1].encode(), b',"events":[', *events, b"],", encode_json(rest)[1:].encode()])
+    return _joined(positions, events, encode_json(rest).encode())
+
+
+@lru_cache(maxsize=64)
+def _plain_rest(more: bool, retry: int) -> bytes:
+    """Return the members after the events, as JSON, of an answer that has events and nothing else to tell."""
+    return encode_json({"resets": [], "more": more, "retry": retry}).encode()
+
+
+def _joined(positions: Mapping[str, Position], events: Sequence[bytes], rest: bytes) -> bytes:
+    """Return an answer, joined by hand, because the events are large and JSON already."""
+    # A last event id has no character that JSON escapes.
+    head = f'{{"last_event_id":"{format_last_event_id(positions)}","events":['.encode()
+    return b"".join([head, b"".join(events)[1:], b"],", rest[1:]])

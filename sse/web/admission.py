@@ -78,7 +78,7 @@ class Prepared(NamedTuple):
     @property
     def size(self) -> int:
         """About the bytes that they take in memory until they are stored."""
-        return sum(len(publication.event.data) + _PUBLICATION_BYTES for publication in self.publications)
+        return sum(getsizeof(publication.event.data) + _PUBLICATION_BYTES for publication in self.publications)
 
 
 class Admission:

@@ -211,7 +211,11 @@ class Answering:
         :raises SSEError: if the request is refused, or the events could not be stored.
         """
         prepared = self.prepare(request, channel)
-        [outcome] = self.publish_each([prepared.publications])
+        outcome: list[Position] | Exception
+        try:
+            [outcome] = self.publish_each([prepared.publications])
+        except StoreUnavailable as error:
+            outcome = error
         return self.published(prepared, outcome)
 
     # The three steps of `publish`, for a server that stores the events of many requests in one round trip.

@@ -28,6 +28,7 @@ from werkzeug.http import parse_date
 from werkzeug.wsgi import ClosingIterator
 
 from sse.log import warn, warn_once
+from sse.transports import dialect
 from sse.transports.items import ItemStream
 from sse.transports.poll import Poll
 from sse.transports.probe import ProbeStream
@@ -54,6 +55,22 @@ class HookedStream(Stream):
     """
 
     __slots__ = ()
+
+    def open(self) -> bytes:
+        """Return the first blocks. After a fault that nobody expected, return the whole body, as if it was busy.
+
+        The head of the answer says 200 by now, and with an error status an EventSource would never come back.
+        """
+        try:
+            return self._open()
+        except Exception:  # noqa: BLE001 - logged, and told to the client
+            warn("a stream is told that this service is busy, because it could not be opened", exc_info=True)
+            self.close()
+            self.reason, self.lost = "busy", self.dialect.bare
+            return dialect.busy(self.dialect.retry, bare=self.dialect.bare)
+
+    def _open(self) -> bytes:
+        return super().open()
 
     def __iter__(self) -> Iterator[bytes]:
         if reader := _reading_function():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol
 
 from werkzeug.exceptions import InternalServerError
@@ -259,5 +260,6 @@ def _with_length(headers: tuple[tuple[str, str], ...], place: int, body: bytes) 
     return (*headers[:place], ("Content-Length", str(len(body))), *headers[place:])
 
 
+@lru_cache
 def _status(code: int) -> str:
     return f"{code} {HTTP_STATUS_CODES[code].upper()}"  # as werkzeug writes it

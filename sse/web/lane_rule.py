@@ -152,7 +152,7 @@ class LaneRule:
         """Return why requests go through Flask now; empty if they may go past it."""
         if self.look():
             return self._why
-        return "" if self._app._got_first_request else FIRST_REQUEST
+        return "" if getattr(self._app, "_got_first_request", False) else FIRST_REQUEST
 
     def look(self) -> tuple[str, ...]:
         """Look at the app. Return the reasons for which its requests go through Flask, whether one has come or not."""
@@ -164,8 +164,9 @@ class LaneRule:
             if seen != self._seen:
                 self._judge()
                 self._seen = _copy(seen)
-        except (AttributeError, KeyError, TypeError) as error:
-            # Only apps that change Flask's own tables by hand come here, or a version of Flask that has other ones.
+        except Exception as error:  # noqa: BLE001 - whatever it is, the request is for Flask then
+            # Only an app whose own parts fail comes here, or one that changes Flask's tables by hand; or a version of
+            # Flask that has other tables.
             self._seen, self.passed_by = None, ()
             self.reasons = (f"this app cannot be examined ({type(error).__name__}: {error})",)
             self._why = self.reasons[0]

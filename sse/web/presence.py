@@ -25,8 +25,8 @@ class PresentStream(HookedStream):
         super().__init__(*args, **options)
         self._enter = enter
 
-    def open(self) -> bytes:
-        opening = super().open()
+    def _open(self) -> bytes:
+        opening = super()._open()
         if not self.ended:
             self.closing = (*self.closing, self._enter())
         return opening

@@ -12,7 +12,6 @@ import contextlib
 import re
 import time
 from collections.abc import Mapping
-from io import BytesIO
 from typing import IO, TYPE_CHECKING, ClassVar, Final, NamedTuple, TypeVar
 from urllib.parse import unquote
 
@@ -112,8 +111,8 @@ class Request:
         :raises RequestEntityTooLarge: if its Content-Length is over `max_length` bytes. A longer body in chunks is cut
             off at that length instead.
         """
-        stream = self.environ["wsgi.input"]
-        if type(stream) is BytesIO and "wsgi.input_terminated" in self.environ and self._stream is None:
+        stream: IO[bytes] = self.environ["wsgi.input"]
+        if hasattr(stream, "getvalue") and "wsgi.input_terminated" in self.environ and self._stream is None:
             length = self.length()
             if length is not None and length <= max_length:
                 return stream.read(max_length)  # as below, but the body is in memory, which takes a tenth of the time

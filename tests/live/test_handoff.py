@@ -62,8 +62,8 @@ def test_a_client_of_http_1_0_gets_the_body_as_it_is_and_its_end(tmp_path: Path)
 
 
 def test_a_stream_holds_no_greenlet_unless_the_app_is_wrapped(tmp_path: Path) -> None:
-    for app, greenlets in ((APP, 0), ("tests.live.apps.wrapped_bodies:application", 20)):
-        with Gunicorn(tmp_path, app, ENV) as server:
+    for app, lane, greenlets in ((APP, "on", 0), ("tests.live.apps.wrapped_bodies:application", "auto", 20)):
+        with Gunicorn(tmp_path, app, ENV | {"SSE_LANE": lane}) as server:
             with Stream(server.url, {"channel": "a"}) as warm:
                 warm.until("sse.heartbeat")
                 wait_until(lambda: inspect(server)["subscribers"] == 1)

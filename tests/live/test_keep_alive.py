@@ -179,7 +179,7 @@ def test_connections_that_were_accepted_just_before_a_reload_are_served(tmp_path
 
 def test_what_the_app_does_at_a_stream_s_end_is_done_when_its_worker_ends(tmp_path: Path) -> None:
     done = tmp_path / "done"
-    env = ENV | {"DONE": str(done)}
+    env = ENV | {"DONE": str(done), "SSE_LANE": "auto"}
     with Gunicorn(tmp_path, "tests.live.apps.faulty_views:application", env) as server, contextlib.ExitStack() as stack:
         for _ in range(5):
             stack.enter_context(Stream(server.url, {"channel": "a"})).until("sse.open")

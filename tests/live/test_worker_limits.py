@@ -181,7 +181,7 @@ def test_requests_that_come_all_at_once_wait_for_a_greenlet_and_are_all_answered
 
 
 def test_the_start_says_once_how_many_may_subscribe(tmp_path: Path, redis_server: RedisServer) -> None:
-    environment = ENV | {"SSE_REDIS_URL": redis_server.url, "SSE_MAX_SUBSCRIBERS": "77"}
+    environment = ENV | {"SSE_REDIS_URL": redis_server.url, "SSE_MAX_SUBSCRIBERS": "77", "SSE_LANE": "auto"}
     with Gunicorn(tmp_path, APP, environment, workers=2) as server:
         wait_until(lambda: "open files: " in server.logs())
         time.sleep(1)  # until the other worker has started too
