@@ -88,6 +88,8 @@ def requests(session: Session) -> Measures:
         session.ask("poll", target.poll())
         yield "polls", per_second(session, "ask", "poll", CLIENTS, seconds)
         yield "polls-new", per_second(session, "fresh", "poll", CLIENTS, seconds)
+        session.ask("poll", unlike(target.poll()))
+        yield "polls-unlike", per_second(session, "ask", "poll", CLIENTS, seconds)
     if target.publish:
         session.ask("one", one_publish(target), "publish")
         yield "publishes", per_second(session, "ask", "one", CLIENTS, seconds)
@@ -443,6 +445,12 @@ def per_second(session: Session, *words: object) -> Record:
     good = not (run["failed"] or run["refused"]) and (run["cpu"] < session.size.busiest or server > FULL_CORE)
     value = run["answers"] / run["seconds"]
     return run | {"value": value, "valid": good, "server": server, "µs": 1e6 * server / max(value, 1)}
+
+
+def unlike(request: str) -> str:
+    """Return a GET request whose query has a part that no other has, as sse.js sends it."""
+    address = request.partition(" HTTP/")[0]
+    return request.replace(address, f"{address}{'&' if '?' in address else '?'}_=%N", 1)
 
 
 def one_publish(target: Target) -> str:
