@@ -267,6 +267,7 @@ class FastLane:
             prepared: Any = lane.prepare(route, request)
             if hasattr(prepared, "publications"):
                 self._rows.keep(fd, rest)
+                del environ["wsgi.input"]  # the body has been read, and may be larger than what is to be stored
                 self._publishes.submit(prepared, self._publisher(fd, plain, request, prepared))
                 return
             reply = prepared
