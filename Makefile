@@ -13,7 +13,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --generate-hashes --universal --python-
 # The programs that the tests with browsers need.
 PARTS := g++ redis-server nginx lighttpd caddy haproxy openssl chromium firefox-esr MiniBrowser Xvfb
 
-.PHONY: help run example test check lint check-models check-docs docs chaos browsers containers doctor restarts bench bench-more audit wheel format lock clean
+.PHONY: help run example test check lint check-models check-docs docs chaos browsers lane-off containers doctor restarts bench bench-more audit wheel format lock clean
 help:
 	@echo 'make run      set up and serve http://127.0.0.1:$(PORT)/ (REDIS=1: with Redis, on all cores)'
 	@echo 'make example  the same with an example: NAME=chat, scoreboard, auction or progress'
@@ -22,6 +22,7 @@ help:
 	@echo 'make docs     the pages and the API reference as a site, in docs/_build/html'
 	@echo 'make chaos    500 seeds of random faults (CHAOS_SEEDS=N)'
 	@echo 'make browsers every browser through every proxy, and a table of the results'
+	@echo 'make lane-off the tests with real servers, without the fast lane'
 	@echo 'make containers  follow the Dockerfile on a Debian of its own, by debootstrap (as root)'
 	@echo 'make doctor   the doctor against real proxies, with the time-outs that people have, and a table of the results'
 	@echo 'make restarts restart five times under 10,000 streams, by reloads and by two instances behind nginx'
@@ -94,6 +95,13 @@ chaos: .venv/test
 browsers: .venv/test
 	@tools/need $(PARTS)
 	BROWSERS=all $(BIN)/python -m pytest -s -m 'browsers or long'
+
+# All suites with real servers, without the fast lane. `make test` runs those of wire, hand-off and drain both ways.
+lane-off: .venv/test tests/node_modules/.package-lock.json
+	@tools/need $(PARTS) chromedriver apache2 bwrap curl squid systemd-analyze varnishd
+	LANE=off $(MAKE) --no-print-directory --jobs=6 --output-sync=target \
+	  $(patsubst %,'check-%',$(filter live-% browser-%,$(SIDE_BY_SIDE)))
+	LANE=off $(BIN)/python -m pytest $(ALONE)
 
 # `make test` follows the Dockerfile's steps too, with this machine's /usr in the place of the base image.
 containers: .venv/test

@@ -22,6 +22,8 @@ from bench.peers import OWN, PEERS, CannotRun, Peer, against
 from bench.scenarios import FULL, QUICK, SCENARIOS, Record, Session, Size
 
 Results = dict[str, dict[str, list[Record]]]
+ONCE = ("parked", "shared", "kept")
+"""Scenarios that only weigh memory, which is the same in each round."""
 
 
 def measure(peer: Peer, scenario: str, size: Size, measures: dict[str, list[Record]]) -> str:
@@ -55,7 +57,7 @@ def run(peers: Sequence[Peer], scenarios: Sequence[str], size: Size, rounds: int
         for scenario in scenarios:
             # The two checkouts take turns in going first, so that a machine that heats up meets them alike.
             for peer in reversed(peers) if size.repeat and number % 2 else peers:
-                once = not size.repeat and (not peer.every_round or scenario == "parked")
+                once = not size.repeat and (not peer.every_round or scenario in ONCE)
                 if scenario not in peer.scenarios or (number and once) or peer.label in faults:
                     continue
                 print(f"round {number + 1} of {rounds}, {scenario}: {peer.label}", flush=True)

@@ -40,6 +40,8 @@
  * `busy` is the text in a server's first block that says that it is busy: such a stream is opened again after the
  * time that it is told.
  *
+ * In a request that is asked again and again, %N is another number each time.
+ *
  * The template `NAME?` is a text that each answer to the request NAME has. `stream?` is in each stream's first block;
  * without it, a stream is in with its head, or on channels of their own with its first block.
  */
@@ -85,6 +87,7 @@ struct connection {
     int64_t asked_at;
     const char *request;       /* what a client asks again and again */
     const char *expect;        /* what its answer has */
+    bool is_counted;           /* %N in its request is a number that no other has */
     char *unsent;              /* a stream's request, while its connection waits to be accepted */
     char line[136];            /* the begin of a line that a read has cut */
     int line_length;
@@ -122,7 +125,7 @@ static char held_mark[MARK + 1];                          /* of the event that h
 static int publisher = -1, unanswered;
 static int64_t asked, answers, refused, samples_taken;
 static int64_t samples[SAMPLES];                          /* nanoseconds that requests took */
-static uint32_t pages;
+static uint32_t counted;                                  /* requests that have a number */
 static bool asking, probing, fresh;                       /* a probe is not repeated; fresh: by a new connection */
 
 static int64_t clock_now(void) {
@@ -469,11 +472,19 @@ static void start_stream(void) {
 
 /* Answers to requests */
 
+static size_t put(char *out, const char *text, unsigned channel, uint32_t number, size_t body_length);
+
 static void ask(int fd) {
+    static char request[1 << 14];
     struct connection *c = &connections[fd];
     c->asked_at = clock_now();
     asked++;
-    if (!send_all(fd, c->request, strlen(c->request))) refused++;
+    if (!c->is_counted) {
+        if (!send_all(fd, c->request, strlen(c->request))) refused++;
+        return;
+    }
+    size_t length = put(request, c->request, 0, ++counted, 0);
+    if (!send_all(fd, request, length)) refused++;
 }
 
 static void start_client(enum kind kind, const char *request, const char *expect) {
@@ -481,6 +492,7 @@ static void start_client(enum kind kind, const char *request, const char *expect
     if (fd < 0) die("connect");
     connections[fd].request = request;
     connections[fd].expect = expect;
+    connections[fd].is_counted = strstr(request, "%N");
     ask(fd);
 }
 
@@ -491,14 +503,6 @@ static const char *expectation(const char *name) {
 }
 
 static void start_named(enum kind kind, const char *name) { start_client(kind, template(name), expectation(name)); }
-
-static size_t put(char *out, const char *text, unsigned channel, uint32_t number, size_t body_length);
-
-static void start_page(void) {
-    static char request[1 << 14];
-    request[put(request, template("page"), 0, ++pages, 0)] = 0;
-    start_client(PAGE, request, expectation("page"));
-}
 
 /* The length of the first whole answer in `reply`, or 0. A stream's is its first block, with what it is to have. */
 static int answer_length(const char *reply, int length, const char *expect) {
@@ -527,14 +531,14 @@ static void go_on(int fd) {
         answers++;
         if (samples_taken < SAMPLES) samples[samples_taken++] = clock_now() - c->asked_at;
         hang_up(fd);
-        if (asking) start_page();
+        if (asking) start_named(PAGE, "page");
         return;
     }
     const char *id = strstr(c->reply, "\"last_event_id\":"), *next = template("page-stream");
     own_id[0][0] = 0;
     if (id) sscanf(id + 16, " \"%127[^\"]", own_id[0]);
     if (strstr(next, "%I") && !own_id[0][0]) refused++;
-    request[put(request, next, 0, pages, 0)] = 0;
+    request[put(request, next, 0, counted, 0)] = 0;
     c->expect = opened;
     c->reply_length = 0;
     if (!send_all(fd, request, strlen(request))) refused++;
@@ -869,10 +873,7 @@ static void ask_all(enum kind kind, const char *name, int count, double length) 
     asking = true;
     double cpu = cpu_seconds();
     int64_t start = clock_now(), end = start + seconds(length);
-    for (int i = 0; i < count; i++) {
-        if (kind == PAGE) start_page();
-        else start_named(kind, name);
-    }
+    for (int i = 0; i < count; i++) start_named(kind, name);
     while (clock_now() < end) step(end);
     asking = false;
     tell_answers((clock_now() - start) / 1e9, cpu_seconds() - cpu);

@@ -417,6 +417,7 @@ LANE = ("requests", "held", "pages", "kept", "busy", "own", "storm", "greedy")
 """What the fast lane is for."""
 NCHAN = (*LANE, "parked", "streams")
 ALL = (*NCHAN, "shared")
+REDIS = ("requests", "streams", "busy", "own", "storm", "greedy")
 OWN_TOO = ("requests", "streams", "busy", "own")
 MANY = ("streams", "busy")
 PEERS = [
@@ -424,8 +425,8 @@ PEERS = [
     Peer("nchan", "nchan", nchan, NCHAN, every_round=True),
     Peer("raw", "raw C loop", raw, ("streams",), every_round=True),
     Peer("throughline-off", "Throughline, lane off", OWN["throughline-off"], LANE),
-    Peer("throughline-redis", "Throughline, Redis", OWN["throughline-redis"], ALL, every_round=True),
-    Peer("nchan-redis", "nchan, Redis", lambda s, f: nchan(s, f, redis=True), NCHAN, every_round=True),
+    Peer("throughline-redis", "Throughline, Redis", OWN["throughline-redis"], REDIS, every_round=True),
+    Peer("nchan-redis", "nchan, Redis", lambda s, f: nchan(s, f, redis=True), REDIS[:-1], every_round=True),
     Peer("throughline-redis-off", "Throughline, Redis, lane off", OWN["throughline-redis-off"], ("requests", "storm")),
     Peer("bare", "a bare Flask view", bare, ("requests",), every_round=True),
     Peer("throughline-five", "Throughline, five channels", OWN["throughline-five"], MANY),

@@ -25,9 +25,19 @@ from tests.servers import ROOT
 PAGE = ROOT / "docs" / "benchmarks.md"
 TIMES = ("alone", "busy")
 PROBES = (("/healthz", "health"), ("a poll", "poll"), ("a stream's first block", "stream"))
+REQUESTS = {
+    "new streams": "connects",
+    "polls": "polls",
+    "no two alike": "polls-unlike",
+    "on new connections": "polls-new",
+    "held polls": "held",
+    "pages": "pages",
+    "publishes": "publishes",
+    "bare EVALSHA": "evalsha",
+    "by redis-benchmark": "evalsha-c",
+}
 STORMS = (("on one channel", "shared"), ("on their own, with a missed event", "own"))
 KINDS = ("idle", "own", "shared", "parked", "kept")
-EVALSHA = {"bare EVALSHA": "evalsha", "by redis-benchmark": "evalsha-c"}
 NOT_RUN = "not run"
 DETAILS = ("p50", "p99", "kept", "busy", "µs")
 """Further figures that a record may have besides its value."""
@@ -152,9 +162,8 @@ def tables(outcome: Outcome) -> str:
         ),
         "\n## Requests a second\n",
         table(
-            ["", "new streams", "polls", "on new connections", "held polls", "pages", "publishes", *EVALSHA],
-            rows(*((name, "value", count) for name in ("connects", "polls", "polls-new", "held", "pages", "publishes")),
-                 *((name, "value", count) for name in EVALSHA.values())),
+            ["", *REQUESTS],
+            rows(*((name, "value", count) for name in REQUESTS.values())),
         ),
         "\n## Streams on a channel of their own each: seconds until all are in\n",
         table(
@@ -360,9 +369,10 @@ How it is measured:
   its own channel and on a shared one" has both channels.
 - Greedy publishers publish one event a request on kept connections, again as soon as they are answered.
 - A poll is answered at once with one event, from {clients} connections that are kept, or each on a connection of its
-  own. A new stream is closed when its first block has come. "Held polls" are {own:,} polls that wait and are answered
-  with the same event: how many are answered each second. "Pages" are page loads, each on a new connection: a poll as
-  sse.js sends it first, and then a stream that goes on from its answer.
+  own. "No two alike" means that each query has a part that no other has, as in those of sse.js. A new stream is closed
+  when its first block has come. "Held polls" are {own:,} polls that wait and are answered with the same event: how
+  many are answered each second. "Pages" are page loads, each on a new connection: a poll as sse.js sends it first, and
+  then a stream that goes on from its answer.
 - Publishes are one event in each request, from {clients} connections. "Bare EVALSHA" is the same script, called from
   as many greenlets without HTTP; redis-benchmark calls it from as many connections, in C.
 - A kept connection is one of {most:,} that were answered and now are idle. Afterwards all of them are used once more.

@@ -245,6 +245,27 @@ def test_an_ordinary_channel_is_asked_for_a_run_once_and_never_again(
     hub.detach(waiting)
 
 
+def test_a_client_that_goes_on_from_here_does_not_wait_until_it_is_known_if_there_is_a_run(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = world.hub()
+    waiting = attach(hub)
+    world.store.mute = True
+    world.start()
+    world.store.mute = False
+    world.write("one ", "two ", "three ")
+    world.step()
+    asked = world.note_questions(monkeypatch)
+    for place, text in ((world.anchor(), "one two three "), (channel_of(hub).ring.newest, "")):  # type: ignore[union-attr]
+        back = hub.attach({"a": Start(place)}, timeout=0)
+        assert "".join(take(back)) == text
+        hub.detach(back)
+    assert (asked, channel_of(hub).is_unsure) == ([], True)
+    assert take_once(hub) == ["one two three "], "a newcomer waits for the answer"
+    assert asked
+    hub.detach(waiting)
+
+
 # Resets
 
 

@@ -290,6 +290,14 @@ def test_a_route_of_the_app_before_ours_switches_it_off() -> None:
     assert rule_of(app).why_off() == "the app has a route of its own, /sse/poll"
 
 
+def test_a_redirection_of_the_app_before_a_route_of_ours_switches_it_off() -> None:
+    app = Flask("tests")
+    app.url_map.add(Rule("/sse/poll", endpoint="mine", redirect_to="/other"))
+    SSE(app)
+    assert app.test_client().get(POLL).status_code == 308
+    assert rule_of(app).why_off() == "the app routes /sse/poll elsewhere (RequestRedirect)"
+
+
 def test_an_sse_whose_routes_another_one_has_is_off(make_app: MakeApp) -> None:
     app = make_app()
     SSE().init_app(app, blueprint="second")
@@ -404,6 +412,20 @@ def test_a_late_change_is_seen_at_once(make_app: MakeApp, case: str) -> None:
     install(app, [])
     assert reason in rule_of(app).why_off()
     assert reason in rule_of(app).why_off(), "also when nothing has changed since"
+
+
+def test_an_app_that_does_not_change_is_not_judged_again(make_app: MakeApp, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = make_app()
+    client = app.test_client()
+    for path in (POLL, "/sse/nothing", "/nothing", "/sse/poll"):  # Flask notes in its tables for which errors it looked
+        client.get(path)
+    assert rule_of(app).why_off() == ""
+    judged: Seen = []
+    monkeypatch.setattr(LaneRule, "_judge", judged.append)
+    for path in (POLL, "/sse/nothing", "/nothing", "/sse/poll"):
+        client.get(path)
+        assert rule_of(app).why_off() == ""
+    assert judged == []
 
 
 def test_what_goes_again_switches_it_on_again(make_app: MakeApp) -> None:

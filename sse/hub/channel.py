@@ -16,8 +16,8 @@ in one of these states:
 
     state     condition                  next
     blank     no event, `run` is None    a run begins, or an event comes
-    unsure    `is_unsure` is True        the store is asked for the marker, at the latest when a subscriber comes:
-                                         it would not know where to start
+    unsure    `is_unsure` is True        the store is asked for the marker, at the latest when a subscriber comes that
+                                         would not know where to start, because its position is not in the ring
     ordinary  `traits.is_ordinary`       a reset replaces the ring
     a run's   `run` is not None          its `End` is appended, or another run begins, which replaces the ring
     ended     `end` is not None          the ring in the store expires, and only the `End` is kept
@@ -136,6 +136,17 @@ class Channel:
         """True if it may be the channel of a run whose announcement was lost."""
         traits = self.traits
         return not traits.is_ordinary and traits.run is None and self.ring is not None and self.ring.newest.offset > 0
+
+    def is_ready_for(self, position: Position | None) -> bool:
+        """Return whether a subscriber can begin at a position, or without one if it is None, with what is known here.
+
+        Where a run may have begun, only the anchor is not known, which is for a subscriber whose position is not here.
+        """
+        if self.traits.is_ordinary:
+            return True  # it has its ring, and no fault
+        if self.ring is None or self.fault:
+            return False
+        return not self.is_unsure or (position is not None and position in self.ring)
 
     @property
     def is_textless(self) -> bool:

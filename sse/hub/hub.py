@@ -148,7 +148,7 @@ class Hub:
         try:
             if not is_ready:
                 self._follower.wake()
-            while not is_ready and (unborn := self._wait_for_rings(subscriber, deadline, timeout)):
+            while not is_ready and (unborn := self._wait_for_rings(subscriber, starts, deadline, timeout)):
                 if charge:
                     charge(len(unborn))
                 self._ask_for_rings(unborn)
@@ -175,14 +175,9 @@ class Hub:
             is_behind = False
             for name, (position, _, _) in starts.items():
                 channel = self._channels.get(name)
-                if channel is None or not channel.traits.is_ordinary or position is None:
+                if channel is None or position is None or channel.ring is None or position not in channel.ring:
                     return None
-                ring = channel.ring
-                assert ring is not None, "an ordinary channel has begun"
-                if ring.newest != position:
-                    if position not in ring:
-                        return None
-                    is_behind = True
+                is_behind = is_behind or position != channel.ring.newest
                 channels.append(channel)
                 positions.append(position)
             if not is_behind:
@@ -346,14 +341,14 @@ class Hub:
                 "try again, or raise SSE_MAX_SUBSCRIBERS",
             )
 
-    def _add_subscriber(self, names: Iterable[str], *, wanted: bool) -> tuple[Subscriber, bool]:
+    def _add_subscriber(self, starts: Mapping[str, Start], *, wanted: bool) -> tuple[Subscriber, bool]:
         """Return a new subscriber, and whether all of its channels have their rings, so that nothing is to wait for."""
         with self.lock:
             self._check_open()
             self._remove_detached()
             self._check_seats()
             self._attached += 1
-            channels = tuple([self._channel(name, wanted=wanted) for name in names])
+            channels = tuple([self._channel(name, wanted=wanted) for name in starts])
             if len(channels) == 1:
                 channels = channels[0].as_tuple
             if self.began:
@@ -365,7 +360,7 @@ class Hub:
             is_ready = True
             for channel in channels:
                 channel.add(subscriber)
-                is_ready = is_ready and channel.traits.is_ordinary
+                is_ready = is_ready and channel.is_ready_for(starts[channel.name].position)
             return subscriber, is_ready
 
     def _channel(self, name: str, *, wanted: bool) -> Channel:
@@ -376,7 +371,9 @@ class Hub:
             self._follower.arrivals.add(channel)
         return channel
 
-    def _wait_for_rings(self, subscriber: Subscriber, deadline: float, timeout: float) -> list[Channel]:
+    def _wait_for_rings(
+        self, subscriber: Subscriber, starts: Mapping[str, Start], deadline: float, timeout: float
+    ) -> list[Channel]:
         """Wait for the ring of each channel; return the channels that have none in the store, and none wanted yet.
 
         While the store answers, but this process is late because very many clients have come at once, it waits for some
@@ -391,16 +388,16 @@ class Hub:
             is_asking = has_unsure = False
             with self.lock:
                 for channel in subscriber.channels:
-                    if channel.traits.is_ordinary:
-                        continue  # it has its ring, and no fault
                     if fault := channel.fault:
                         raise type(fault)(fault.message, fault.hint)  # each waiting thread raises its own
+                    if channel.is_ready_for(starts[channel.name].position):
+                        continue
                     if channel.ring is None:
                         if channel.unborn and not channel.wanted:
                             unborn.append(channel)
                         else:
                             is_asking = True
-                    elif channel.is_unsure:
+                    else:
                         self._follower.arrivals.add(channel)
                         has_unsure = True
             if not (is_asking or has_unsure):

@@ -29,12 +29,13 @@ The code that a leader calls may wait, for the limits or the store. Then another
                                           its request waits                  old; a successor starts, if a greenlet is
                                                                              free and a connection is ready
                                           it dies                            away; a successor starts as above
-    old         `is_counted`              its request is done                away; it gives its place to a successor or
-                                                                             to a connection that waits for a greenlet
+    old         `is_counted`              its request is done                leading, if it has no successor; else away.
+                                                                             Its place is for a successor, or for a
+                                                                             connection that waits for a greenlet
 
 The event loop finds out that a leader waits: a callback that was armed before the request runs while the leader is
 still inside. A leader that only lets others run for a moment is back before the callback runs a second time, and goes
-on. Only old leaders take a place among the greenlets that answer requests. So there is at most one leader more.
+on. Only old leaders take a place among the greenlets that answer requests.
 """
 
 from __future__ import annotations
@@ -160,13 +161,14 @@ class FastLane:
 
     def _lead(self, me: _Leader) -> None:
         try:
-            self._go_on = gevent.getcurrent().switch
             while self._leader is me:
                 if not self._rows.ready:
                     self._is_idle = True
+                    self._go_on = gevent.getcurrent().switch
                     gevent.get_hub().switch()  # cheaper than an Event
                     continue
                 self._take_turn(me)
+                self._lead_again(me)
                 if self._leader is me and self._rows.ready:
                     gevent.sleep(PAUSE)
         finally:
@@ -176,6 +178,13 @@ class FastLane:
                 self._places.leave_place()
             else:
                 self.wake()
+
+    def _lead_again(self, me: _Leader) -> None:
+        """Have an old leader that nobody has succeeded go on."""
+        if self._leader is None and not self._is_stopped:
+            self._leader = me
+            me.is_counted = False
+            self._places.leave_place()
 
     def _take_turn(self, me: _Leader) -> None:
         ready = self._rows.ready
@@ -310,9 +319,10 @@ class FastLane:
     def _begin_stream(self, fd: int, reply: Any, stream: Stream, rest: bytes, *, closes: bool) -> None:
         # As in `Responder`: a request that has come behind this one is never answered, and with `end=cut` the head does
         # not say that the connection closes.
-        is_taken_over = False
+        is_open = is_taken_over = False
         try:
             opening = stream.open()
+            is_open = True
             is_cut = stream.ended and stream.cuts
             closes = closes or not (stream.ended or stream.cuts)
             last = LAST_CHUNK if stream.ended and not is_cut else b""
@@ -329,7 +339,8 @@ class FastLane:
             is_taken_over = True
         finally:
             if not is_taken_over:
-                stream.log_end()
+                if is_open:
+                    stream.log_end()
                 stream.close()
 
     def _begin_poll(self, fd: int, reply: Any, poll: Poll, rest: bytes, *, closes: bool) -> None:

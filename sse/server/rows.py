@@ -954,7 +954,6 @@ class Rows:
         except OSError:  # the kernel watches too many connections
             self.close(fd)
             raise
-        self._make_room()
 
     def take_back(self, fd: int, read_ahead: bytes) -> None:
         """Take over a connection from a greenlet that has answered its request.
@@ -1152,11 +1151,13 @@ class Rows:
             return
         except OSError:
             data = b""
-        if data:
-            self.keep(fd, data)
-            self.have_handled(fd)
-        else:
+        if not data:
             self.close(fd)
+            return
+        self.keep(fd, data)
+        self.have_handled(fd)
+        if is_new:
+            self._make_room()
 
     def _make_room(self) -> None:
         if len(self.row_of) + len(self.waiting) > self.max_connections:  # this process has no files for more

@@ -40,8 +40,7 @@ from sse.spread import PAUSE
 if TYPE_CHECKING:
     from sse.service import Service
 
-_ACCEPTED: Final = 64  # connections that are accepted before other greenlets run
-_LAST_ACCEPTED: Final = 1000  # those that are accepted when a listener closes
+_ACCEPTED: Final = 1000  # connections that are accepted before other greenlets run
 _MOMENT: Final = 0.25  # seconds that a greenlet waits for the next request before it parks the connection
 _TICK: Final = 0.1  # seconds between two checks of the listeners, and of heads that come too slowly
 _AHEAD: Final = 0.5  # seconds before the end of graceful_timeout, when the remaining requests are cut
@@ -117,8 +116,8 @@ class _Listener(StreamServer):  # type: ignore[misc]
         super().__init__(listener, handle=worker.handle, spawn=worker.spawn, **tls)
         self._worker = worker
         self.full = worker.is_busy if tls else worker.is_full
-        # Few at a time, so that other workers and other greenlets get their turn. The rest stays in the listener's
-        # queue, and a unix socket whose queue is full refuses clients at once, so this must be often.
+        # Accept nearly all connections that have come. The others stay in the listener's queue, and a unix socket
+        # whose queue is full refuses clients at once.
         self.max_accept = _ACCEPTED
         self.start()
 
@@ -128,7 +127,7 @@ class _Listener(StreamServer):  # type: ignore[misc]
         If the master has ended listening, nobody else would accept them, and the kernel would reset them.
         """
         with contextlib.suppress(OSError):
-            for _ in range(_LAST_ACCEPTED):
+            for _ in range(_ACCEPTED):
                 if self.full() or not (accepted := self.do_read()):
                     break
                 self.do_handle(*accepted)

@@ -100,9 +100,9 @@ class Conversation:
         mark = self.published[-1].encode() if self.published and method == "GET" else b""
         return Request(head.encode() + body, (200,), method, mark)
 
-    def hold(self) -> Request:
-        """Return a request that is not answered soon: a stream, or a poll that waits."""
-        path = self._rng.choice(["stream?", "poll?timeout=20&"])
+    def hold(self, newest: str) -> Request:
+        """Return a request that is not answered soon: a stream, or a poll that waits for what comes after `newest`."""
+        path = self._rng.choice(["stream?", f"poll?timeout=20&last_event_id={newest}&"])
         return Request(f"GET /sse/{path}channel={self.name} HTTP/1.1\r\n{self._read}\r\n".encode(), (200,))
 
     def other(self) -> Request:

@@ -32,7 +32,7 @@ class Copy(Gunicorn):
         env: Mapping[str, str] | None = None,
         arguments: Sequence[str] = (),
     ) -> None:
-        super().__init__(directory, app, ENV | dict(env or {}), arguments=arguments)
+        super().__init__(directory, app, ENV | {"SSE_LANE": "auto"} | dict(env or {}), arguments=arguments)
         self.folder = directory / "tree"
         copy_tree(self.folder)
 

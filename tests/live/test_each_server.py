@@ -18,10 +18,11 @@ from app import create_app
 from tests import client
 from tests.client import Parser, Stream
 from tests.live.app_servers import FlaskRun
-from tests.live.load import APP, ENV, GREENLETS, KEY, ORIGIN, Follower
+from tests.live.load import ENV, GREENLETS, KEY, ORIGIN, Follower
 from tests.publishing import publish, storm
 from tests.servers import Gunicorn, RedisServer, wait_until
 
+APP = "tests.live.apps.named:application"
 LOOK_ALIKES = ("null", "https://a.example.evil.net", "https://xa.example", "http://a.example", "https://a.example:8443")
 
 

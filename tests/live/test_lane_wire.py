@@ -41,6 +41,10 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         assert is_clean(server)
 
 
+def has_lane(server: Gunicorn) -> bool:
+    return server.environment()["SSE_LANE"] == "on"
+
+
 def is_clean(server: Gunicorn) -> bool:
     """Hold that no request was found in a body, and that nothing went wrong."""
     token = signed(claims(subscribe=["*"]))
@@ -98,8 +102,9 @@ def vanish_often(url: str, seed: float, name: str) -> None:
     rng = random.Random(seed)
     conversation = Conversation(rng, name)
     for _ in range(25):
+        newest = client.publish(url, name, "newest", key=KEY).json()["ids"][0]
+        held = conversation.hold(newest).sent
         data = b"".join(request.sent for request in conversation.requests(3))
-        held = conversation.hold().sent
         data = rng.choice([data, held, held + data, data + held])
         with client.connect(url) as sock, contextlib.suppress(OSError):
             for piece in pieces(data[: rng.choice([len(data), rng.randrange(len(data) + 1)])], rng):
@@ -151,7 +156,7 @@ def test_so_it_is_behind_nginx(server: Gunicorn, tmp_path: Path, request: pytest
 
 def test_the_lane_answers_plain_requests_and_flask_the_others(server: Gunicorn) -> None:
     """A hook of the app names the worker in what Flask answers. SSE_LANE=on declares that it does not matter here."""
-    stages = Stages("who")
+    stages = Stages(server, "who")
     by_flask = {}
     with client.connect(server.url) as sock, sock.makefile("rb") as file:
         for name, data in (
@@ -163,7 +168,7 @@ def test_the_lane_answers_plain_requests_and_flask_the_others(server: Gunicorn) 
         ):
             sock.sendall(data)
             by_flask[name] = "X-Worker" in read_answer(file, "HEAD" if name == "HEAD" else "GET").headers
-    on = server.env["SSE_LANE"] == "on"
+    on = has_lane(server)
     assert by_flask == {"poll": not on, "publish": not on, "in chunks": not on, "HEAD": True, "other": True}
 
 
@@ -222,13 +227,19 @@ def stored(server: Gunicorn, channel: str) -> list[str]:
 
 
 class Stages:
-    """What a client may have sent when it goes. Each publish has a text of its own."""
+    """What a client may have sent when it goes. Each publish has a text of its own.
 
-    def __init__(self, channel: str) -> None:
-        read = f"Host: localhost\r\nAuthorization: Bearer {signed(claims(subscribe=[channel]))}\r\n"
+    Streams and polls that wait are on the channel `waits`, where nobody publishes.
+    """
+
+    def __init__(self, server: Gunicorn, channel: str) -> None:
+        self.waits = f"{channel}/waits"
+        newest = client.publish(server.url, self.waits, "before", key=KEY).json()["ids"][0]
+        read = f"Host: localhost\r\nAuthorization: Bearer {signed(claims(subscribe=[channel, self.waits]))}\r\n"
         self.poll = f"GET /sse/poll?channel={channel}&timeout=0 HTTP/1.1\r\n{read}\r\n".encode()
-        self.held = self.poll.replace(b"timeout=0", b"timeout=20")
-        self.stream = self.poll.replace(b"poll?", b"stream?")
+        waiting = f"channel={self.waits}&timeout=20&last_event_id={newest}".encode()
+        self.held = re.sub(rb"channel=\S+", waiting, self.poll)
+        self.stream = re.sub(rb"poll\S+", b"stream?channel=" + self.waits.encode(), self.poll)
         write = f"Host: localhost\r\nAuthorization: Bearer {KEY}\r\nContent-Type: text/plain\r\n"
         self._post = f"POST /sse/publish/{channel} HTTP/1.1\r\n{write}".encode()
         self.texts: list[str] = []
@@ -266,7 +277,7 @@ class Stages:
 @pytest.mark.parametrize("how", WAYS)
 def test_nothing_is_left_of_a_client_that_goes_at_any_stage(server: Gunicorn, how: str, when: str) -> None:
     channel = f"gone/{how}/{when.replace(' ', '-')}"
-    stages = Stages(channel)
+    stages = Stages(server, channel)
     (pid,) = server.worker_pids()
     with contextlib.ExitStack() as stack:
         going = [
@@ -308,7 +319,7 @@ def test_nothing_is_left_of_a_client_that_goes_at_any_stage(server: Gunicorn, ho
 
 
 def test_slow_heads_hold_nobody_up_and_are_answered(server: Gunicorn) -> None:
-    stages = Stages("slow")
+    stages = Stages(server, "slow")
     sent = [stages.poll, stages.publish(), stages.publish("chunks")] * 60
     with contextlib.ExitStack() as stack:
         socks = [stack.enter_context(client.connect(server.url)) for _ in sent]
@@ -333,7 +344,7 @@ def test_a_stream_opens_as_slowly_as_its_client_reads_and_goes_on(server: Gunico
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             sock.settimeout(20)
             sock.connect(address(server.url))
-            sock.sendall(Stages("large").stream.replace(b"timeout=0", b"replay=8"))
+            sock.sendall(Stages(server, "large").poll.replace(b"poll?", b"stream?").replace(b"timeout=0", b"replay=8"))
             socks.append(sock)
         wait_until(lambda: inspect(server)["subscribers"] == len(socks))
         time.sleep(0.3)
@@ -351,9 +362,7 @@ def test_a_stream_opens_as_slowly_as_its_client_reads_and_goes_on(server: Gunico
 
 
 def test_what_comes_behind_a_request_that_waits_is_answered_after_it_by_lane_and_gunicorn(server: Gunicorn) -> None:
-    stages = Stages("held")
-    here = client.publish(server.url, "held", "before", key=KEY).json()["ids"][0]
-    held = stages.held.replace(b"timeout=20", f"timeout=20&last_event_id={here}".encode())
+    stages = Stages(server, "held")
     behind = [
         (stages.poll, 200),
         (stages.publish(), 201),
@@ -366,9 +375,9 @@ def test_what_comes_behind_a_request_that_waits_is_answered_after_it_by_lane_and
             sock = stack.enter_context(client.connect(server.url))
             data = one[0] + two[0]
             socks.append((sock, data[len(data) // 2 :], [200, one[1], two[1], 404]))
-            sock.sendall(held + data[: len(data) // 2])
+            sock.sendall(stages.held + data[: len(data) // 2])
         wait_until(lambda: inspect(server)["subscribers"] == len(socks))
-        assert client.publish(server.url, "held", "after", key=KEY).status == 201
+        assert client.publish(server.url, stages.waits, "after", key=KEY).status == 201
         for sock, rest, _ in socks:
             sock.sendall(rest + b"GET /no HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
         for sock, _, statuses in socks:
@@ -380,12 +389,9 @@ def test_an_answer_after_which_the_connection_closes_comes_whole(server: Gunicor
     """What has come behind the request is not read, and must not have the kernel reset the connection too early."""
     for number in range(4):
         assert client.publish(server.url, "last", f"{number}" * 30_000, key=KEY).status == 201
-    poll = (
-        Stages("last")
-        .poll.replace(b"timeout=0", b"timeout=0&replay=4")
-        .replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
-    )
-    for behind in (b"", Stages("last").poll, b"x" * 30_000):
+    stages = Stages(server, "last")
+    poll = stages.poll.replace(b"timeout=0", b"timeout=0&replay=4").replace(b"Host:", b"Connection: close\r\nHost:")
+    for behind in (b"", stages.poll, b"x" * 30_000):
         with client.connect(server.url) as sock:
             sock.sendall(poll + behind)
             with sock.makefile("rb") as file:
@@ -393,4 +399,22 @@ def test_an_answer_after_which_the_connection_closes_comes_whole(server: Gunicor
             assert answer.headers["Connection"] == "close"
             assert len(json.loads(answer.body)["events"]) == 4
             assert client.read_all(sock, may_reset=True) == b""
+    nothing_is_left(server)
+
+
+def test_bytes_of_requests_that_are_not_complete_are_bounded_and_others_are_served(server: Gunicorn) -> None:
+    stages = Stages(server, "bounded")
+    head = stages.poll[:-2] + b"X: " + b"x" * 30_000
+    body = stages.publish()[:-8].replace(b"Content-Length: 8", b"Content-Length: 60000") + b"x" * 50_000
+    with contextlib.ExitStack() as stack:
+        most = 0
+        for number in range(500):
+            sock = stack.enter_context(client.connect(server.url))
+            sock.sendall(head if number % 2 else body)
+            if number % 50 == 49:
+                most = max(most, inspect(server)["held"])
+                assert client.request(server.url, "GET", "/sse/poll?channel=bounded", timeout=5).status == 401
+        assert most <= 18 << 20  # 16 MB, and what one read and one body add to them
+        if has_lane(server):
+            assert most > 1 << 20
     nothing_is_left(server)

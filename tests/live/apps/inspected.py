@@ -34,11 +34,13 @@ def inspect() -> dict[str, int]:
 
 
 def rows() -> dict[str, int]:
-    """Return how many connections the worker's rows hold, and how many bytes of requests; nothing in other workers."""
-    for one in gc.get_objects():
-        if type(one).__module__ == "sse.server.rows" and type(one).__name__ == "Rows":
-            kept = {*one.row_of, *one.read_ahead, *one.ready, *one.waiting}
-            return {"rows": len(kept), "held": one.held}
+    """Return how many connections our worker's rows hold, and how many bytes of requests; 0 in other workers.
+
+    The worker is found by the greenlet that serves this request, because the collector does not list frozen objects.
+    """
+    served_by = [getattr(argument, "__self__", None) for argument in getattr(gevent.getcurrent(), "args", ())]
+    for one in (worker._rows for worker in served_by if hasattr(worker, "_rows")):
+        return {"rows": len({*one.row_of, *one.read_ahead, *one.ready, *one.waiting}), "held": one.held}
     return {"rows": 0, "held": 0}
 
 
