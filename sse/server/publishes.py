@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
 from sse.errors import StoreUnavailable
+from sse.spread import Pauses
 
 _log = logging.getLogger("sse")
 
@@ -66,16 +67,12 @@ class Publishes:
         self._under_way: deque[_Queued] = deque()
         self._size = 0  # bytes of those in the queue
         self._is_running = False
+        self._pause = Pauses()
 
     @property
     def is_full(self) -> bool:
         """True if no further publish should be read now, because too many wait."""
         return len(self._queue) >= _MOST or self._size >= _MOST_BYTES
-
-    @property
-    def is_idle(self) -> bool:
-        """True if all publishes have been answered."""
-        return not self._is_running
 
     def submit(self, prepared: Prepared, answer: Answer) -> None:
         """Have a request's events stored after those that were submitted before, and its client answered.
@@ -122,6 +119,7 @@ class Publishes:
             outcomes = [error] * len(batch)
         for outcome in outcomes:
             _answer(batch.popleft(), outcome)
+            self._pause()  # the memory store never waits, and neither do most answers
 
     def _answer_all(self, error: BaseException) -> None:
         """Answer those under way and those that are queued now. Others that come by these answers are left."""
