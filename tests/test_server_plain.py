@@ -18,7 +18,8 @@ from gunicorn.http.errors import NoMoreData, ParseException  # type: ignore[impo
 from gunicorn.http.unreader import IterUnreader  # type: ignore[import-untyped]
 
 from sse.server.gunicorn_request import Request
-from sse.server.plain import MAX_BODY, MAX_HEAD, Incomplete, Plain, Recogniser
+from sse.server.head import MAX_HEAD
+from sse.server.plain import MAX_BODY, Incomplete, Plain, Recogniser
 
 COUNT = int(os.environ.get("FUZZ") or 100_000)
 PEER = ("127.0.0.1", 4242)
@@ -71,6 +72,7 @@ NOT_PLAIN = [
                 b"Host: a:b",
                 b"Host: a@b",
                 b"Host: a:123456",
+                b"Host: " + b"a" * 262,
                 b"Host: [a",
             ),
             *(
