@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from gunicorn.config import Config  # type: ignore[import-untyped]
-from gunicorn.http import wsgi
+from gunicorn.http import message, wsgi
 from gunicorn.http.errors import NoMoreData, ParseException  # type: ignore[import-untyped]
 from gunicorn.http.unreader import IterUnreader  # type: ignore[import-untyped]
 
@@ -270,6 +270,16 @@ def test_gunicorn_s_limits_hold(setting: str, least: int, data: bytes) -> None:
         if verdict != "plain":
             with pytest.raises(ParseException):
                 gunicorn(data, PEER, cfg)
+
+
+@pytest.mark.parametrize("given", [-1, 9000])
+def test_gunicorn_s_own_ceiling_of_the_first_line_holds(given: int) -> None:
+    cfg = config(limit_request_fields=3)
+    cfg.settings["limit_request_line"].value = given
+    for size, verdict in ((message.MAX_REQUEST_LINE, "plain"), (message.MAX_REQUEST_LINE + 1, "gunicorn's")):
+        line = ASK.partition(b"\r\n")[0]
+        data = ASK.replace(b"&timeout=0", b"&timeout=" + b"0" * (size - len(line) + 1)) + b"\r\n"
+        assert check(data, PEER, recogniser(cfg), cfg) == verdict
 
 
 def test_a_head_of_any_size_that_gunicorn_takes_is_plain_and_a_larger_one_is_not() -> None:

@@ -75,7 +75,7 @@ class Recogniser:
         self._cfg = cfg
         self._route = route
         self._max_line, self._max_fields, self._max_field = _limits(cfg)
-        self._small = min(self._max_line, self._max_field - len("\r\n"))  # bytes of a head without too long a line
+        self._small = min(self._max_line, self._max_field)  # bytes of a head that has no line over a limit
         self._environ = {
             **base_environ(cfg),
             "SERVER_PROTOCOL": "HTTP/1.1",
