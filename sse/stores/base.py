@@ -203,8 +203,8 @@ class Store(ABC):
     greenlets of the thread that the app was made in, to which the service hands the calls of other threads.
 
     **Callers.** The hub's thread calls `newest`, `ensure` and `read` for the channels that have subscribers.
-    Subscribers and polls call `newest`, `before` and `read` to find their position and to replay. The app's threads
-    call `publish`. `access.revocations` calls `revoke` and `revoked`.
+    Subscribers and polls call `newest`, `before` and `read` to find their position and to replay. The service calls
+    `publish_each`, for the app and for requests. `access.revocations` calls `revoke` and `revoked`.
 
     **Opening and closing.** Each process makes a store of its own by `connect`, after it was forked. The service that
     made a store closes it, after the hub has closed its feeds. No one uses it after that.

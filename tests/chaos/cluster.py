@@ -106,14 +106,15 @@ class Ledger:
 
     def watch(self, store: Any) -> None:
         """Note the nonces that a store of Redis gives to events."""
-        prepare = store._prepare
+        calls = store._publish_calls
+        make_arguments = calls._arguments
 
         def noting(publication: Publication, before: str | None) -> tuple[Any, ...]:
-            call: tuple[Any, ...] = prepare(publication, before)
+            call: tuple[Any, ...] = make_arguments(publication, before)
             self._nonces.setdefault(publication.event.data, []).append(call[1 + call[0]])
             return call
 
-        store._prepare = noting
+        calls._arguments = noting
 
     def follows(self, place: Position, position: Position, data: str) -> bool:
         return position.offset == place.offset + 1 and any(
