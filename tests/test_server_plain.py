@@ -13,12 +13,13 @@ from typing import Any
 
 import pytest
 from gunicorn.config import Config  # type: ignore[import-untyped]
-from gunicorn.http import wsgi
+from gunicorn.http import message, wsgi
 from gunicorn.http.errors import NoMoreData, ParseException  # type: ignore[import-untyped]
 from gunicorn.http.unreader import IterUnreader  # type: ignore[import-untyped]
 
 from sse.server.gunicorn_request import Request
-from sse.server.plain import MAX_BODY, MAX_HEAD, Incomplete, Plain, Recogniser
+from sse.server.head import MAX_HEAD
+from sse.server.plain import MAX_BODY, Incomplete, Plain, Recogniser
 
 COUNT = int(os.environ.get("FUZZ") or 100_000)
 PEER = ("127.0.0.1", 4242)
@@ -71,6 +72,7 @@ NOT_PLAIN = [
                 b"Host: a:b",
                 b"Host: a@b",
                 b"Host: a:123456",
+                b"Host: " + b"a" * 262,
                 b"Host: [a",
             ),
             *(
@@ -268,6 +270,16 @@ def test_gunicorn_s_limits_hold(setting: str, least: int, data: bytes) -> None:
         if verdict != "plain":
             with pytest.raises(ParseException):
                 gunicorn(data, PEER, cfg)
+
+
+@pytest.mark.parametrize("given", [-1, 9000])
+def test_gunicorn_s_own_ceiling_of_the_first_line_holds(given: int) -> None:
+    cfg = config(limit_request_fields=3)
+    cfg.settings["limit_request_line"].value = given
+    for size, verdict in ((message.MAX_REQUEST_LINE, "plain"), (message.MAX_REQUEST_LINE + 1, "gunicorn's")):
+        line = ASK.partition(b"\r\n")[0]
+        data = ASK.replace(b"&timeout=0", b"&timeout=" + b"0" * (size - len(line) + 1)) + b"\r\n"
+        assert check(data, PEER, recogniser(cfg), cfg) == verdict
 
 
 def test_a_head_of_any_size_that_gunicorn_takes_is_plain_and_a_larger_one_is_not() -> None:

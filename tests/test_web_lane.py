@@ -348,42 +348,12 @@ def test_a_rule_is_asked_by_flask_alone_and_its_request_counts_once(make_app: Ma
     assert by_flask(app, environ_of("GET", "/sse/poll?channel=a&timeout=0")).status == "429 TOO MANY REQUESTS"
 
 
-@pytest.mark.parametrize(
-    ("channels", "token", "asks"),
-    [
-        ("open", "", False),
-        ("open&channel=mine", "", True),
-        ("mine", signed(claims(subscribe=["mine"])), False),
-        ("mine&channel=open&channel=other", signed(claims(subscribe=["mine"])), True),
-        ("mine", "rubbish", False),  # it is refused without the rule
-    ],
-)
-def test_the_rule_is_not_needed_where_a_token_settles_the_matter(
-    make_app: MakeApp, channels: str, token: str, *, asks: bool
-) -> None:
-    sse = SSE()
-    app = make_app(sse, SSE_PUBLIC="open", SSE_SECRET=SECRET, SSE_PRESENCE="mine")
-    sse.authorize(lambda _: True)
-    sse.identify(lambda: "ann")
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
-    environ = environ_of("GET", f"/sse/poll?channel={channels}", headers=headers)
-    lane = lane_of(app)
-    route = lane.route("GET", "/sse/poll")
-    assert route
-    assert lane.may_ask_app(route, lane.request(environ)) is asks
-    assert COUNTED not in environ
-    assert (by_lane(app, environ) is None) is asks
-
-
 def test_a_name_for_presence_is_asked_by_flask_alone(make_app: MakeApp) -> None:
     sse = SSE()
     app = make_app(sse, SSE_PRESENCE="room/*", SSE_SECRET=SECRET)
     sse.identify(lambda: "ann")
     for path in ("/sse/stream", "/sse/poll"):
         environ = environ_of("GET", f"{path}?channel=room/1")
-        route = lane_of(app).route("GET", path)
-        assert route
-        assert lane_of(app).may_ask_app(route, lane_of(app).request(environ))
         assert by_lane(app, environ) is None
         assert app.extensions["sse"].presence.count("room/1") == 0
         assert by_lane(app, environ_of("GET", f"{path}?channel=hall")) is not None

@@ -16,12 +16,11 @@ from gunicorn.http.errors import (  # type: ignore[import-untyped]
 )
 from gunicorn.http.message import Request as GunicornRequest  # type: ignore[import-untyped]
 
-from sse.server.head import Head
+from sse.server.head import MAX_HEAD, Head
 
 HEAD_SECONDS: Final = 20.0
 """Seconds from a head's first byte to its last."""
 
-_HEAD_BYTES: Final = 131_072  # of a request's head; the longest for which gunicorn.conf.py is made has 90 KB
 _TRAILER_BYTES: Final = 16_384  # behind a chunked body; gunicorn searches them from the beginning at each packet
 _BODY_SECONDS: Final = 20.0  # that a body may take in addition to the time of its bytes at _BODY_RATE
 _BODY_RATE: Final = 4096.0  # bytes a second
@@ -41,7 +40,7 @@ class Request(GunicornRequest):  # type: ignore[misc]
         :raises StopIteration: if nothing comes, or the head is not complete in time. The connection is closed then.
         :raises LimitRequestHeaders: if the head is too large.
         """
-        head = Head(_HEAD_BYTES, self.limit_request_line, self.cfg.proxy_protocol if self.req_number == 1 else "off")
+        head = Head(MAX_HEAD, self.limit_request_line, self.cfg.proxy_protocol if self.req_number == 1 else "off")
         is_enough = False
         while not (is_enough or head.has_begun):
             is_enough = head.add(_read(unreader, head))
@@ -52,7 +51,7 @@ class Request(GunicornRequest):  # type: ignore[misc]
         if not is_enough:
             raise StopIteration(f"the head of a request has not come within {HEAD_SECONDS:g} s")
         if head.is_too_large:
-            raise LimitRequestHeaders(f"the head of a request is over {_HEAD_BYTES} bytes")
+            raise LimitRequestHeaders(f"the head of a request is over {MAX_HEAD} bytes")
         unreader.unread(head.data)  # the parser gets all of it at once from there
         self.max_buffer_headers = _TRAILER_BYTES
         return super().parse(unreader)

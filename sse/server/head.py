@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
+MAX_HEAD: Final = 131_072
+"""Bytes that the head of any request may have. The longest for which gunicorn.conf.py is made has 90 KB."""
+
 _END: Final = b"\r\n\r\n"
 _PROXY_V2: Final = b"\r\n\r\n\0\r\nQUIT\n"
 

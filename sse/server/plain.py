@@ -16,10 +16,8 @@ from typing import Any, Final, NamedTuple
 from gunicorn.http import message  # type: ignore[import-untyped]
 from gunicorn.http.wsgi import base_environ  # type: ignore[import-untyped]
 
-from sse.server.head import Head
+from sse.server.head import MAX_HEAD, Head
 
-MAX_HEAD: Final = 131_072
-"""Bytes of a request's head, for all requests. The longest for which gunicorn.conf.py is made has 90 KB."""
 MAX_BODY: Final = 65_536
 """Bytes of a plain request's body."""
 
@@ -27,6 +25,7 @@ _END: Final = b"\r\n\r\n"
 _VISIBLE: Final = bytes(range(0x20, 0x7F))  # and the space
 _NAME: Final = re.compile(r"[A-Za-z0-9-]{1,256}")  # gunicorn takes more. An underscore would be read as a hyphen
 _HOST: Final = re.compile(r"(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
+_MAX_HOST: Final = 261  # characters of a host with its port (RFC 1035, 2.3.4)
 _LENGTH: Final = re.compile(r"[0-9]{1,6}")
 # These tell how a message is framed, or what is to become of its connection.
 _NOT_PLAIN: Final = frozenset(
@@ -76,7 +75,7 @@ class Recogniser:
         self._cfg = cfg
         self._route = route
         self._max_line, self._max_fields, self._max_field = _limits(cfg)
-        self._small = min(self._max_line, self._max_field - len("\r\n"))  # bytes of a head without too long a line
+        self._small = min(self._max_line, self._max_field)  # bytes of a head that has no line over a limit
         self._environ = {
             **base_environ(cfg),
             "SERVER_PROTOCOL": "HTTP/1.1",
@@ -126,7 +125,8 @@ class Recogniser:
                 environ[_KEYS[name]] = value.strip()
         except ValueError:
             return None  # there is no colon, or the name is not plain
-        if len(environ) != others + len(lines) - 1 or not _is_host(environ.get("HTTP_HOST", "")):
+        host = environ.get("HTTP_HOST", "")
+        if len(environ) != others + len(lines) - 1 or len(host) > _MAX_HOST or not _is_host(host):
             return None  # a header is repeated, or it is not clear for which host the request is
         connection = environ.get("HTTP_CONNECTION", "keep-alive").lower()
         if connection != "keep-alive" and connection != "close":
