@@ -398,7 +398,7 @@ def format_last_event_id(positions: Mapping[str, Position | None], first: str | 
     """
     if first is not None:
         return f"{first}={positions[first] or ''}{rest_of_id(positions, first)}"
-    return "~".join(f"{channel}={position or ''}" for channel, position in positions.items()) or "~"
+    return "~".join([f"{channel}={position or ''}" for channel, position in positions.items()]) or "~"
 
 
 def rest_of_id(positions: Mapping[str, Position | None], first: str) -> str:
@@ -408,7 +408,7 @@ def rest_of_id(positions: Mapping[str, Position | None], first: str) -> str:
 
 def id_size(channels: Iterable[str]) -> int:
     """Return an upper bound, in bytes, of every last event id of these channels."""
-    return sum(len(channel) + 40 for channel in channels)
+    return sum([len(channel) + 40 for channel in channels])
 
 
 def _shown(value: object) -> str:

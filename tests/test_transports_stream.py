@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import random
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -29,6 +30,7 @@ from tests import client
 from tests.driven_streams import driven
 from tests.publishing import publish_to_store
 from tests.servers import wait_until
+from tests.writing import Run
 
 RETRY = 1000
 OpenStream = Callable[..., "Body"]
@@ -137,6 +139,67 @@ def test_it_opens_with_one_block_and_a_heartbeat_at_once(open_stream: OpenStream
     assert told["channels"]["b"] == {"position": "3-3", "resumed": False, "whole": True}
     assert (told["heartbeat"], told["retry"], told["replay"]) == (15, RETRY, 7)
     assert (heartbeat.event, heartbeat.data, heartbeat.own_id) == ("sse.heartbeat", "", None)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"delta": True}, {"typed": True}, {"bare": True}, {"cut": True}, {"told": {"replay": 1}}], ids=str
+)
+@pytest.mark.parametrize("back", [0, 1, 3, 99])
+def test_a_client_that_is_back_gets_its_events_with_the_first_blocks(
+    hub: Hub, store: FaultyStore, options: dict[str, Any], back: int
+) -> None:
+    """`back`: how many events it has missed in each channel; 99 for more than the ring has."""
+    names = ["a", "b"]
+    places = {name: publish_to_store(store, name, *range(4 if back < 99 else 10)) for name in names}
+    keep = hub.attach(dict.fromkeys(names, Start()), 5)
+    for name in names:
+        places[name] += publish_to_store(store, name, *range(4))
+    wait_until(lambda: all(newest(hub, name) == places[name][-1].offset for name in names), 5)
+    found: list[bytes] = []
+    events: list[int] = []
+    for is_begun in (True, False):
+        starts = {name: Start(places[name][0 if back == 99 else -1 - back]) for name in names}
+        random.seed(5)
+        stream = make_stream(hub, starts, **options)
+        if is_begun:
+            found.append(stream.begin())
+        else:
+            found.append(stream.open() + (b"" if stream.ended else stream.next_bytes()))
+        stream.begin_write(0)
+        events.append(stream.events)
+        stream.close()
+    if back < 99:
+        assert found[0] == found[1]
+        assert events == [2 * back] * 2
+    else:
+        assert found[1].startswith(found[0]), "a reset is not at hand"
+    hub.detach(keep)
+
+
+def test_a_client_that_is_back_at_the_end_of_a_channel_gets_that_end(hub: Hub, store: FaultyStore) -> None:
+    """And it is told to wait for a time of its own, as at any end."""
+    run = Run(store, "a")
+    keep = hub.attach({"a": Start()}, 5)
+    run.write("text")
+    run.end("done")
+    wait_until(lambda: newest(hub) == 2, 5)
+    ring = hub._channels["a"].ring
+    assert ring is not None
+    stream = make_stream(hub, {"a": Start(ring.base)})
+    texts = [event.event for event in client.Parser().feed(stream.begin())]
+    assert texts[:3] == ["sse.open", "sse.heartbeat", "text"]
+    if not stream.finished:
+        last = client.Parser().feed(stream.next_bytes())
+        assert [event.event for event in last] == ["sse.end"]
+    else:
+        assert texts[3:] == ["sse.end"]
+    stream.close()
+    stream = make_stream(hub, {"a": Start(ring.before(1))})
+    [*_, last_block] = client.Parser().feed(stream.begin())
+    assert (last_block.event, stream.finished) == ("sse.end", True)
+    assert last_block.retry is not None
+    stream.close()
+    hub.detach(keep)
 
 
 def test_nothing_is_attached_before_the_first_chunk_nor_after_the_last(hub: Hub, open_stream: OpenStream) -> None:

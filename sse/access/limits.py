@@ -222,9 +222,10 @@ def client_address(remote: str | None, forwarded: str, proxies: int) -> str | No
     :param forwarded: the X-Forwarded-For header, to which each proxy adds at the end.
     :param proxies: the number of trusted proxies.
     """
-    hops = forwarded.rsplit(",", proxies)[-proxies:] if proxies else []
-    if proxies and len(hops) == proxies and (seen := _network(hops[0].strip('\t "')[:_MAX_ADDRESS])):
-        return seen
+    if proxies and forwarded:
+        hops = forwarded.rsplit(",", proxies)[-proxies:]
+        if len(hops) == proxies and (seen := _network(hops[0].strip('\t "')[:_MAX_ADDRESS])):
+            return seen
     address = _network(remote or "")
     local = address is not None and (address.startswith("127.") or address == "::/64")
     return None if local and not proxies else address

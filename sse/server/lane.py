@@ -361,7 +361,7 @@ class FastLane:
 def _opening_of(stream: Stream) -> bytes:
     """Open a stream. Return the first bytes of its body. This may wait for the store."""
     try:
-        return stream.open()
+        return stream.begin()
     except BaseException:
         stream.close()
         raise

@@ -225,6 +225,22 @@ class Stream(Body):
         opened("stream", self.request_id)
         return opening
 
+    def begin(self) -> bytes:
+        """Return the first blocks as `open` does, and with them the events that the hub has for a client that is back.
+
+        So they go out in one write.
+        """
+        assert self._opening is not None, "a stream is opened once"
+        is_back = any(start.position for start in self._opening.starts.values())
+        opening = self.open()
+        if not is_back or self.ended or not self.subscriber.is_behind():
+            return opening
+        chunk = self.next_bytes_at_hand({})
+        if not chunk:
+            return opening
+        self.begin_write(len(chunk))
+        return opening + (self.farewell(chunk) if self.ended else chunk)
+
     def next_bytes(self) -> bytes:
         """Return the bytes to be written now: whole blocks, or none. It may wait for the store."""
         self._retry_store_at = 0.0
