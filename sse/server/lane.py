@@ -263,6 +263,7 @@ class FastLane:
             reply = self._decide(plain, request)
             if hasattr(reply, "publications"):
                 self._rows.keep(fd, rest)
+                del plain.environ["wsgi.input"]  # the body has been read, and may be larger than what is to be stored
                 self._publishes.submit(reply, self._publisher(fd, plain, request, reply))
                 return
             if reply is not None and not isinstance(reply.body, bytes) and reply.body.is_stream:

@@ -53,18 +53,20 @@ class Side:
         self.server = server
         self.names: dict[str, str] = {}
         self._socket: socket.socket | None = None
+        self.last = self.now = b""
 
     def close(self) -> None:
         if self._socket:
             self._socket.close()
         self._socket = None
 
-    def send(self, data: bytes, *, ends: bool) -> None:
-        """Send a request; with `ends`, nothing more is to come."""
+    def send(self, data: bytes, *, breaks_off: bool) -> None:
+        """Send a request. If it breaks off, nothing more is to come."""
+        self.last, self.now = self.now, data
         self._socket = self._socket or client.connect(self.server.url, 20)
         with contextlib.suppress(OSError):  # an answer may have come before the end of a body
             self._socket.sendall(data)
-            if ends:
+            if breaks_off:
                 self._socket.shutdown(socket.SHUT_WR)
 
     def receive(self, method: str, behind: Any) -> Came:
@@ -74,7 +76,11 @@ class Side:
         """
         assert self._socket
         answer = http.client.HTTPResponse(self._socket, method=method)
-        answer.begin()
+        try:
+            answer.begin()
+        except ConnectionError as error:
+            error.add_note(f"from {self.server.dir.name}, after {self.last!r}")
+            raise
         headers = answer.getheaders()
         is_stream = answer.chunked and answer.headers.get_content_type() == "text/event-stream" and method == "GET"
         body, is_whole = b"", True
@@ -116,10 +122,19 @@ def _chunk(file: Any) -> bytes:
     return data[:-2]
 
 
-def raw(environ: dict[str, Any], chance: random.Random) -> tuple[bytes, bool]:
-    """Return a request as a client would send it; and whether its body breaks off."""
-    path = environ["PATH_INFO"].encode("latin-1")
-    target = quote(path, safe="/:@.-_~" if chance.random() < 0.7 else '/:@.-_~%*{}[]\\"<>|^`')
+class Raw(NamedTuple):
+    """A request as a client would send it."""
+
+    data: bytes
+    breaks_off: bool
+    """True if its body does."""
+    is_last: bool
+    """True if what comes behind it could be taken for the rest of its body, or the other way round."""
+
+
+def raw(environ: dict[str, Any], chance: random.Random) -> Raw:
+    """Return the request that a server would give to an app like this."""
+    target = quote(environ["PATH_INFO"].encode("latin-1"), safe=chance.choice(["/:@.-_~", '/:@.-_~%*{}[]\\"<>|^`']))
     if query := environ["QUERY_STRING"]:
         query = query.replace("&max_bytes=1024", "")  # the positions decide which channel comes first then
         target += "?" + re.sub("[\r\n ]", "+", query)
@@ -129,28 +144,27 @@ def raw(environ: dict[str, Any], chance: random.Random) -> tuple[bytes, bool]:
         if name.startswith("HTTP_") or (name in ("CONTENT_TYPE", "CONTENT_LENGTH") and value)
     }
     fields.setdefault("Host", "push.example")
-    body, ends = environ["wsgi.input"], False
+    body, breaks_off, is_last = environ["wsgi.input"], False, "Expect" in fields
     if isinstance(body, io.BytesIO):
         content = body.getvalue()
     else:
-        content, ends = b"cut off", True
+        content, breaks_off = b"cut off", True
         fields["Content-Length"] = "100"
-    ends = ends or "Expect" in fields
     if fields.pop("Transfer-Encoding", None):
         fields.pop("Content-Length", None)
         fields["Transfer-Encoding"] = "chunked"
         content = b"%x\r\n%b\r\n" % (len(content), content) if content else b""
-        content += b"" if ends else b"0\r\n\r\n"
+        content += b"" if breaks_off else b"0\r\n\r\n"
     elif environ["REQUEST_METHOD"] in ("GET", "HEAD") and not content and fields.get("Content-Length") == "0":
         del fields["Content-Length"]  # as a browser sends it
-    elif "Content-Length" in fields:
-        length = fields["Content-Length"].strip()
-        # The rest of a body would be the next request, so it is not sent, or no other request comes on its connection.
-        if is_number := re.fullmatch("[0-9]{1,7}", length):
-            content = content[: int(length)]
-        ends = ends or not is_number or len(content) < int(length)
+    elif re.fullmatch("[0-9]{1,7}", length := fields.get("Content-Length", "0").strip()):
+        content = content[: int(length)]
+        breaks_off = len(content) < int(length)
+    else:
+        breaks_off = True
     lines = [f"{environ['REQUEST_METHOD']} {target} HTTP/1.1", *(f"{name}: {text}" for name, text in fields.items())]
-    return "".join(f"{line}\r\n" for line in [*lines, ""]).encode("latin-1", "replace") + content, ends
+    head = "".join(f"{line}\r\n" for line in [*lines, ""]).encode("latin-1", "replace")
+    return Raw(head + content, breaks_off, is_last or breaks_off)
 
 
 @pytest.fixture
@@ -186,11 +200,15 @@ class Judge:
         self.met: Counter[object] = Counter()
         self.fuzzer.private = self.publish("private", "the private news", PUBLISHER)
 
-    def ask(self, data: bytes, *, ends: bool = False) -> Came:
+    def ask(self, data: bytes, *, breaks_off: bool = False, is_last: bool = False) -> Came:
         """Have both servers answer a request, and compare the answers. The positions in it are those of Flask's."""
         for side, request in zip(self.sides, (data, self.translated(data)), strict=True):
-            side.send(request, ends=ends)
-        return self.compare(data)
+            side.send(request, breaks_off=breaks_off)
+        came = self.compare(data)
+        if is_last:
+            for side in self.sides:
+                side.close()
+        return came
 
     def compare(self, data: bytes) -> Came:
         method = data.partition(b" ")[0].decode("latin-1")
@@ -263,7 +281,7 @@ class Judge:
         waiting = [Side(side.server) for side in self.sides]
         for other, side, request in zip(waiting, self.sides, (data, self.translated(data)), strict=True):
             other.names = side.names
-            other.send(request, ends=False)
+            other.send(request, breaks_off=False)
         others, self.sides = self.sides, (waiting[0], waiting[1])
         for side in waiting:
             client.request(side.server.url, "GET", "/sse/health", timeout=10)
@@ -285,16 +303,13 @@ def test_the_answers_on_the_wire_are_the_same(sides: tuple[Side, Side], request:
         if number % 500 == 499:
             judge.fuzzer.renew()
         given = judge.fuzzer.request()
-        data, ends = raw(given.environ, judge.random)
+        sent = raw(given.environ, judge.random)
         try:
-            came = judge.ask(data, ends=ends)
-            if ends:
-                for side in judge.sides:
-                    side.close()
+            came = judge.ask(sent.data, breaks_off=sent.breaks_off, is_last=sent.is_last)
             if number % 20 == 0:
                 judge.held()
         except Exception as fault:
-            fault.add_note(f"request {number} of seed {seed}: {data!r}")
+            fault.add_note(f"request {number} of seed {seed}: {sent}")
             raise
         judge.note(came)
         judge.met[given.way, came.status] += 1
