@@ -12,6 +12,7 @@ import pytest
 from sse.errors import StoreUnavailable
 from sse.hub.subscriber import Start
 from sse.server import rows as module
+from sse.server.head import Head
 from sse.server.rows import Polls, Row, Sending, Streams
 from sse.transports.stream import Stream
 from sse.wire import HEARTBEAT
@@ -1165,3 +1166,75 @@ def test_a_row_of_no_kind_says_nothing(world: World) -> None:
     row.detach()
     assert not world.got
     assert isinstance(Streams.interest, str)
+
+
+# The fast lane
+
+
+def accept(world: World, fd: int, data: bytes = b"") -> None:
+    """Accept a connection on which bytes have come, and take it as a leader does."""
+    world.sent[fd] = data
+    world.rows.accept(fd)
+    world.rows.ready.pop(fd, None)
+
+
+def begin_head(world: World, fd: int) -> None:
+    accept(world, fd, b"GET /")
+    head = Head(1000)
+    head.add(b"GET /")
+    world.rows.gather(fd, head, is_head=True)
+
+
+def test_epoll_hears_of_a_new_connection_only_when_it_has_to_wait(world: World) -> None:
+    world.rows.has_lane = True
+    world.sent[101] = b"GET /poll"
+    world.rows.accept(101)
+    assert (list(world.rows.ready), world.rows.held) == ([101], 9)
+    assert not world.interest
+    world.rows.ready.clear()
+    world.rows.answered(101, b"", closes=False)
+    assert (world.interest, world.rows.held) == ({101: "input"}, 0)
+    world.rows.close(101)
+
+
+def test_what_happens_on_a_connection_whose_request_is_handled_is_looked_at_once_and_again_afterwards(
+    world: World,
+) -> None:
+    world.rows.has_lane = True
+    accept(world, 101)
+    world.sent[101] = b"GET /poll"
+    world.row(101).on_ready(101)
+    assert world.interest == {101: "input"}
+    world.row(101).on_hang_up(101)
+    assert not world.interest
+    assert not world.closed
+    world.rows.answered(101, b"", closes=False)
+    assert world.interest == {101: "input"}
+    world.rows.close(101)
+
+
+def test_a_head_has_20_s_without_a_greenlet(world: World) -> None:
+    world.rows.has_lane = True
+    begin_head(world, 101)
+    world.pass_by(19)
+    world.sent[101] = b"po"
+    world.row(101).on_ready(101)
+    assert (world.rows.held, world.closed) == (7, [])
+    world.pass_by(2)
+    assert (world.rows.held, world.closed) == (0, [101])
+    assert world.rows.is_empty
+
+
+@pytest.mark.parametrize(("seconds", "closed"), [(0.5, 102), (2, 101)])
+def test_a_head_that_takes_long_makes_room_before_a_kept_connection(world: World, seconds: float, closed: int) -> None:
+    world.rows.has_lane, world.rows.max_connections = True, 2
+    begin_head(world, 101)
+    accept(world, 102, b"GET /poll")
+    world.rows.answered(102, b"", closes=False)
+    world.pass_by(seconds)
+    accept(world, 103)
+    assert world.closed == [closed]
+    assert not world.rows.is_full
+    assert not world.rows.is_serving
+    for fd in list(world.rows.row_of):
+        world.rows.close(fd)

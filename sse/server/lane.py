@@ -327,26 +327,25 @@ class FastLane:
     def _begin_stream(self, fd: int, reply: Any, stream: Stream, opening: bytes, rest: bytes, *, closes: bool) -> None:
         # As in `Responder`: a request that has come behind this one is never answered, and with `end=cut` the head does
         # not say that the connection closes.
-        is_taken_over = False
+        has_ended, is_taken_over = stream.ended, False
+        is_cut = has_ended and stream.cuts
+        closes = closes or not (has_ended or stream.cuts)
         try:
-            is_cut = stream.ended and stream.cuts
-            closes = closes or not (stream.ended or stream.cuts)
-            last = LAST_CHUNK if stream.ended and not is_cut else b""
             head = _head(reply.status, reply.headers, closes, chunked=True)
+            last = LAST_CHUNK if has_ended and not is_cut else b""
             data = b"%bDate: %b\r\n\r\n%b" % (head, date(), framed(opening, last))
-            if stream.ended:
-                self._write(fd, data, rest, closes=closes or is_cut)
-                return
-            sent = send(os.write, fd, data)
-            if sent < 0:
-                self._rows.close(fd)
-                return
-            self._rows.take_over_stream(fd, stream, chunked=True, unsent=memoryview(data)[sent:])
-            is_taken_over = True
+            if not has_ended and (sent := send(os.write, fd, data)) >= 0:
+                self._rows.take_over_stream(fd, stream, chunked=True, unsent=memoryview(data)[sent:])
+                is_taken_over = True
         finally:
             if not is_taken_over:
                 stream.log_end()
                 stream.close()
+        # The log may wait. So the connection is given up only now, and its number is no other client's meanwhile.
+        if has_ended:
+            self._write(fd, data, rest, closes=closes or is_cut)
+        elif not is_taken_over:
+            self._rows.close(fd)
 
     def _begin_poll(self, fd: int, reply: Any, poll: Poll, rest: bytes, *, closes: bool) -> None:
         is_taken_over = False
