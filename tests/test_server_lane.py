@@ -96,6 +96,9 @@ class Site:
         self.stored.append([text for call in calls for text in call])
         return [[len(self.stored)] for _ in calls]
 
+    def failed(self, _route: Route, _request: Any) -> Reply:
+        return Reply("500 INTERNAL SERVER ERROR", JSON, b"failed")
+
     def published(self, _request: Any, prepared: Prepared, _outcome: Any) -> Reply:
         return Reply("201 CREATED", JSON, prepared.publications[0].encode())
 
@@ -124,8 +127,12 @@ class Site:
                 poll = Poll(self.hub, {"a": self._start()}, timeout=20, retry=1000)
                 assert poll.open() is None
                 return Reply("200 OK", JSON, poll)
-            case "stream":
-                return Reply("200 OK", JSON, Stream(self.hub, {"a": Start()}, heartbeat=15, lifetime=60, retry=1000))
+            case "stream" | "broken%20stream":
+                stream = Stream(self.hub, {"a": Start()}, heartbeat=15, lifetime=60, retry=1000)
+                if name != "stream":
+                    stream.attach()
+                    stream._opening = None  # so that it cannot be opened
+                return Reply("200 OK", JSON, stream)
         body = query.encode()
         return Reply("200 OK", (*JSON, ("Content-Length", str(len(body)))), body)
 
@@ -466,7 +473,17 @@ def test_while_all_places_are_taken_the_others_wait_until_one_is_free() -> None:
     with_site(test, places=1)
 
 
-@pytest.mark.parametrize("end", ["fault", "die"])
+def test_a_fault_before_the_answer_is_answered_and_the_connection_goes_on() -> None:
+    def test(site: Site) -> None:
+        client = site.connect().send(get("fault") + get("broken%20stream") + get("next"))
+        client.until(b"next")
+        assert client.got.count(b"HTTP/1.1 500 INTERNAL SERVER ERROR\r\n") == 2
+        assert not site.log
+
+    with_site(test)
+
+
+@pytest.mark.parametrize("end", ["bad", "die"])
 def test_a_leader_that_fails_closes_only_the_connection_that_it_serves(end: str) -> None:
     def test(site: Site) -> None:
         failing, other = site.connect().get(end), site.connect().get("other")

@@ -13,7 +13,7 @@ from flask import Flask, abort
 from werkzeug.test import EnvironBuilder
 
 from sse import SSE
-from sse.errors import StoreUnavailable
+from sse.errors import SSEError, StoreUnavailable
 from sse.event import End
 from sse.transports.poll import Poll
 from sse.transports.stream import Cut, Stream
@@ -348,12 +348,42 @@ def test_a_rule_is_asked_by_flask_alone_and_its_request_counts_once(make_app: Ma
     assert by_flask(app, environ_of("GET", "/sse/poll?channel=a&timeout=0")).status == "429 TOO MANY REQUESTS"
 
 
+@pytest.mark.parametrize(
+    ("channels", "token", "asks"),
+    [
+        ("open", "", False),
+        ("open&channel=mine", "", True),
+        ("mine", signed(claims(subscribe=["mine"])), False),
+        ("mine&channel=open&channel=other", signed(claims(subscribe=["mine"])), True),
+        ("mine", "rubbish", False),  # it is refused without the rule
+    ],
+)
+def test_the_rule_is_not_needed_where_a_token_settles_the_matter(
+    make_app: MakeApp, channels: str, token: str, *, asks: bool
+) -> None:
+    sse = SSE()
+    app = make_app(sse, SSE_PUBLIC="open", SSE_SECRET=SECRET, SSE_PRESENCE="mine")
+    sse.authorize(lambda _: True)
+    sse.identify(lambda: "ann")
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    environ = environ_of("GET", f"/sse/poll?channel={channels}", headers=headers)
+    lane = lane_of(app)
+    route = lane.route("GET", "/sse/poll")
+    assert route
+    assert lane.may_ask_app(route, lane.request(environ)) is asks
+    assert COUNTED not in environ
+    assert (by_lane(app, environ) is None) is asks
+
+
 def test_a_name_for_presence_is_asked_by_flask_alone(make_app: MakeApp) -> None:
     sse = SSE()
     app = make_app(sse, SSE_PRESENCE="room/*", SSE_SECRET=SECRET)
     sse.identify(lambda: "ann")
     for path in ("/sse/stream", "/sse/poll"):
         environ = environ_of("GET", f"{path}?channel=room/1")
+        route = lane_of(app).route("GET", path)
+        assert route
+        assert lane_of(app).may_ask_app(route, lane_of(app).request(environ))
         assert by_lane(app, environ) is None
         assert app.extensions["sse"].presence.count("room/1") == 0
         assert by_lane(app, environ_of("GET", f"{path}?channel=hall")) is not None
@@ -383,6 +413,19 @@ def test_a_fault_before_anything_has_happened_leaves_the_request_to_flask(
     assert by_lane(app, environ) is None
     assert environ[COUNTED] == (NOBODY,)
     assert not logged()
+
+
+def test_an_error_status_that_would_end_an_eventsource_is_for_flask_to_replace(
+    app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failed(*_: object, **__: object) -> Any:
+        raise SSEError("an error with status 500")
+
+    monkeypatch.setattr("sse.web.admission.starting_points", failed)
+    assert by_lane(app, environ_of("GET", "/sse/stream?channel=a")) is None
+    assert both(app, "GET", "/sse/poll?channel=a").status == "500 INTERNAL SERVER ERROR"
+    seen = by_flask(app, environ_of("GET", "/sse/stream?channel=a"))
+    assert (seen.status, b"busy" in bytes(seen.body)) == ("200 OK", True)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("form", ["", "&end=cut", "&form=bare"])
@@ -510,6 +553,28 @@ def test_a_publish_request_that_is_refused_is_answered_before_anything_is_stored
     refused = lane.prepare(route, lane.request(environ))
     assert isinstance(refused, Reply)
     assert refused.status == status
+
+
+def test_a_publish_request_is_flask_s_until_its_body_is_read_in_steps_too(
+    app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lane = lane_of(app)
+
+    def prepared(**overrides: str) -> object:
+        environ = environ_of("POST", "/sse/publish/a", headers=PUBLISHES, data=b"x", environ_overrides=overrides)
+        route = lane.route("POST", "/sse/publish/a")
+        assert route
+        return lane.prepare(route, lane.request(environ))
+
+    assert isinstance(prepared(), Prepared)
+    assert prepared(SERVER_PROTOCOL="HTTP/1.0") is None
+    with monkeypatch.context() as patch:
+        patch.setattr("sse.access.decision.Access.publisher", fault)
+        assert prepared() is None
+    monkeypatch.setattr("sse.access.decision.Access.publish", fault)
+    failed = prepared()
+    assert isinstance(failed, Reply)
+    assert failed.status == "500 INTERNAL SERVER ERROR"
 
 
 def test_a_first_refusal_by_the_lane_tells_of_settings_that_came_late(make_app: MakeApp) -> None:

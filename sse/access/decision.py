@@ -77,6 +77,14 @@ class Access:
             return None
         return Permit(revocations, grant if by_grant else None, by_grant, by_rule, seen)
 
+    def without_rule(self, channels: Sequence[str], credentials: Credentials) -> tuple[bool, str]:
+        """Return whether these channels may be read without the app's rule, and the subject of the reader's token.
+
+        :raises SSEError: if a credential is refused, for which the rule is not asked either.
+        """
+        grant, _ = self._read_grant(credentials)
+        return all(self._way(channel, grant, None) for channel in channels), grant.sub if grant else ""
+
     def of_view(self, channels: Sequence[str], sub: str) -> Permit | None:
         """Return the right to read these channels that a view of the app gives; None if nothing could revoke it.
 

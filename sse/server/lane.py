@@ -257,28 +257,33 @@ class FastLane:
             self._rows.give_back(fd)  # an empty line, which may come long before a head
 
     def _answer(self, fd: int, plain: Plain, rest: bytes) -> None:
-        route, environ, lane = plain.route, plain.environ, self._lane
-        request = lane.request(environ)
-        reply: Any
-        if route.kind == "publish":
-            if self._publishes.is_full:
-                self._rows.give_back(fd)
-                return
-            prepared: Any = lane.prepare(route, request)
-            if hasattr(prepared, "publications"):
+        request = self._lane.request(plain.environ)
+        opening = b""
+        try:
+            reply = self._decide(plain, request)
+            if hasattr(reply, "publications"):
                 self._rows.keep(fd, rest)
-                self._publishes.submit(prepared, self._publisher(fd, plain, request, prepared))
+                del plain.environ["wsgi.input"]  # the body has been read, and may be larger than what is to be stored
+                self._publishes.submit(reply, self._publisher(fd, plain, request, reply))
                 return
-            reply = prepared
-        elif lane.may_ask_app(route, request):
-            reply = None
-        else:
-            environ["sse.can_hand_off"] = True
-            reply = lane.reply(route, request)
+            if reply is not None and not isinstance(reply.body, bytes) and reply.body.is_stream:
+                opening = _opening_of(reply.body)
+        except Exception:  # noqa: BLE001 - logged
+            reply = self._lane.failed(plain.route, request)
         if reply is None:
             self._rows.give_back(fd)
         else:
-            self._send(fd, reply, rest, closes=plain.closes)
+            self._send(fd, reply, rest, closes=plain.closes, opening=opening)
+
+    def _decide(self, plain: Plain, request: Any) -> Any:
+        """Return the answer to a request; None if it is gunicorn's. For a publish, return what is to be stored."""
+        route, lane = plain.route, self._lane
+        if route.kind == "publish":
+            return None if self._publishes.is_full else lane.prepare(route, request)
+        if lane.may_ask_app(route, request):
+            return None
+        plain.environ["sse.can_hand_off"] = True
+        return lane.reply(route, request)
 
     def _publisher(self, fd: int, plain: Plain, request: Any, prepared: Any) -> Callable[[Any], None]:
         """Return the function that answers a publish once the store has an outcome. It does not wait."""
@@ -295,15 +300,18 @@ class FastLane:
 
     # The answers
 
-    def _send(self, fd: int, reply: Any, rest: bytes, *, closes: bool) -> None:
-        """Send an answer, or have a row go on with it."""
+    def _send(self, fd: int, reply: Any, rest: bytes, *, closes: bool, opening: bytes = b"") -> None:
+        """Send an answer, or have a row go on with it.
+
+        :param opening: of a stream.
+        """
         self._places.count_request()
         closes = closes or self._places.closes
         body: Any = reply.body
         if isinstance(body, bytes):
             self._write(fd, _whole(reply, body, closes=closes), rest, closes=closes or reply.breaks_off)
         elif body.is_stream:
-            self._begin_stream(fd, reply, body, rest, closes=closes)
+            self._begin_stream(fd, reply, body, opening, rest, closes=closes)
         else:
             self._begin_poll(fd, reply, body, rest, closes=closes)
 
@@ -316,13 +324,11 @@ class FastLane:
         else:
             self._rows.send_unsent(fd, memoryview(data)[sent:], closes=closes, read_ahead=rest)
 
-    def _begin_stream(self, fd: int, reply: Any, stream: Stream, rest: bytes, *, closes: bool) -> None:
+    def _begin_stream(self, fd: int, reply: Any, stream: Stream, opening: bytes, rest: bytes, *, closes: bool) -> None:
         # As in `Responder`: a request that has come behind this one is never answered, and with `end=cut` the head does
         # not say that the connection closes.
-        is_open = is_taken_over = False
+        is_taken_over = False
         try:
-            opening = stream.open()
-            is_open = True
             is_cut = stream.ended and stream.cuts
             closes = closes or not (stream.ended or stream.cuts)
             last = LAST_CHUNK if stream.ended and not is_cut else b""
@@ -339,8 +345,7 @@ class FastLane:
             is_taken_over = True
         finally:
             if not is_taken_over:
-                if is_open:
-                    stream.log_end()
+                stream.log_end()
                 stream.close()
 
     def _begin_poll(self, fd: int, reply: Any, poll: Poll, rest: bytes, *, closes: bool) -> None:
@@ -351,6 +356,15 @@ class FastLane:
         finally:
             if not is_taken_over:
                 poll.close()
+
+
+def _opening_of(stream: Stream) -> bytes:
+    """Open a stream. Return the first bytes of its body. This may wait for the store."""
+    try:
+        return stream.open()
+    except BaseException:
+        stream.close()
+        raise
 
 
 def _peer_of(fd: int) -> Any:

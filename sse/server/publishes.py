@@ -20,12 +20,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
 from sse.errors import StoreUnavailable
+from sse.spread import Pauses
 
 _log = logging.getLogger("sse")
 
 _MOST: Final = 1024  # publishes that may be queued
 _MOST_BYTES: Final = 8 << 20  # bytes that they may have together, beside the last one
-_EVENTS_AT_ONCE: Final = 512  # events of one batch, beside those of the last publish: some 20 ms of Redis's time
+_EVENTS_AT_ONCE: Final = 256  # events of one batch, beside those of the last publish: some milliseconds of work
 _BYTES_AT_ONCE: Final = 1 << 20  # bytes of one batch, beside the last publish
 
 Answer = Callable[[Any], object]
@@ -66,16 +67,12 @@ class Publishes:
         self._under_way: deque[_Queued] = deque()
         self._size = 0  # bytes of those in the queue
         self._is_running = False
+        self._pause = Pauses()
 
     @property
     def is_full(self) -> bool:
         """True if no further publish should be read now, because too many wait."""
         return len(self._queue) >= _MOST or self._size >= _MOST_BYTES
-
-    @property
-    def is_idle(self) -> bool:
-        """True if all publishes have been answered."""
-        return not self._is_running
 
     def submit(self, prepared: Prepared, answer: Answer) -> None:
         """Have a request's events stored after those that were submitted before, and its client answered.
@@ -94,6 +91,8 @@ class Publishes:
         try:
             while self._take():
                 self._answer_batch()
+                if self._queue:
+                    self._pause()  # the memory store never waits, and neither do most answers
         except BaseException as error:  # this greenlet is being killed
             self._answer_all(error)
             raise

@@ -121,11 +121,7 @@ class Admission:
             stores do not see each other's events.
         """
         address = self.subscribe(request)
-        is_credential_read = self._service.tokens.configured
-        credentials = (
-            read_credential(request, subscription.token, self._config) if is_credential_read else decision.Credentials()
-        )
-        permit = self._access.read(subscription.channels, credentials, rule)
+        permit = self._access.read(subscription.channels, self._credentials(request, subscription.token), rule)
         return self._admitted(request, subscription, address, permit)
 
     def viewer(self, request: Request, subscription: Subscription, sub: str) -> Admitted:
@@ -136,6 +132,23 @@ class Admission:
         """
         address = self.subscribe(request)
         return self._admitted(request, subscription, address, self._access.of_view(subscription.channels, sub))
+
+    def asks_app(self, request: Request, channels: Sequence[str], token: str, *, names: bool) -> bool:
+        """Return whether a stream or poll needs a function of the app: its rule, or the one that names the reader.
+
+        Nothing is counted, and the request may be refused all the same.
+
+        :param token: the one in the query.
+        :param names: the app's function would be asked for a reader without a subject.
+        """
+        has_rule = self._authorize() is not None
+        if not (has_rule or names):
+            return False
+        try:
+            is_settled, subject = self._access.without_rule(channels, self._credentials(request, token))
+        except SSEError:
+            return False
+        return (has_rule and not is_settled) or (names and not subject)
 
     def subscribe(self, request: Request) -> str | None:
         """Count a request of a client that wants to listen, unless it was counted before it was passed to Flask.
@@ -264,6 +277,10 @@ class Admission:
             f"{publication.channel}={position}"
             for publication, position in zip(prepared.publications, outcome, strict=True)
         ]
+
+    def _credentials(self, request: Request, token: str) -> decision.Credentials:
+        is_read = self._service.tokens.configured
+        return read_credential(request, token, self._config) if is_read else decision.Credentials()
 
     def _charge(self, permit: Permit | None, address: str | None) -> Charge | None:
         if not self._config.limit_new_channels:

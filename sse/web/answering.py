@@ -12,7 +12,6 @@ from typing import Final
 
 from sse.access.decision import Authorize
 from sse.access.permit import Permit
-from sse.config import matches
 from sse.errors import KeyUnknown, SSEError, StoreUnavailable, TooMany, Unavailable
 from sse.event import Position, format_last_event_id
 from sse.log import warn
@@ -236,23 +235,17 @@ class Answering:
         return json({"ids": self.admission.stored(prepared, outcome)}, 201)
 
     def may_ask_app(self, request: Request) -> bool:
-        """Return whether a function of the app may be asked about a stream or poll. Its parameters need not be right.
-
-        A token may settle the matter, too, but is not looked at here.
-        """
-        config = self._config
-        asks_rule = self._authorize() is not None
-        asks_name = bool(config.presence) and self._identify() is not None
-        if not (asks_rule or asks_name):
+        """Return whether a stream or poll, whose parameters may be at fault, needs a function of the app."""
+        has_names = bool(self._config.presence) and self._identify() is not None
+        if not has_names and self._authorize() is None:
             return False
         try:
-            channels = request.args().get("channel", [])
+            query = request.args()
         except UnicodeDecodeError:
             return False  # it is refused before
-        is_closed = asks_rule and not all(
-            any(matches(pattern, channel) for pattern in config.public) for channel in channels
-        )
-        return is_closed or (asks_name and bool(self._service.presence.watched(channels)))
+        channels = query.get("channel", [])
+        names = has_names and bool(self._service.presence.watched(channels))
+        return self.admission.asks_app(request, channels, query.get("token", [""])[0], names=names)
 
     def refuse(self, error: SSEError) -> Answer:
         """Return the answer that tells a client of an error."""

@@ -154,9 +154,14 @@ def send(sock: socket.socket, data: bytes, rng: random.Random) -> None:
 
 
 def read_answer(file: BinaryIO, method: str) -> Answer:
-    """Return the next answer, by its Content-Length. One that asks for the body is passed over."""
+    """Return the next answer, by its Content-Length. One that asks for the body is passed over.
+
+    :raises ConnectionError: if the server has closed the connection before it.
+    """
     while True:
         line = file.readline()
+        if not line:
+            raise ConnectionError("closed before an answer")
         assert line.startswith(b"HTTP/1.1 "), line
         status, headers = int(line.split()[1]), parse_headers(file)
         if status != 100:

@@ -26,7 +26,7 @@ def test_what_is_accepted_is_told_however_fast_is_published(tmp_path: Path, redi
         session = Session(Peer("throughline", "Throughline", throughline), target, load, QUICK, lambda _: [])
         session.prepare()
         assert target.own
-        ask_for_own(load, target.own, CHANNELS)
+        ask_for_own(session, target.own, CHANNELS)
         load("flood", 1, 50, 1, 0)  # so that each channel is there
         assert load("open", CHANNELS, 32, 1)["open"] == CHANNELS
         time.sleep(0.5)

@@ -13,6 +13,7 @@ import random
 import re
 import signal
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -148,10 +149,74 @@ def test_so_it_is_while_redis_is_slow(
         assert is_clean(server)
 
 
+def test_so_it_is_while_the_lane_goes_off_and_on(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    env = ENV | {"SSE_LANE": "on"}
+    with (
+        Gunicorn(tmp_path, "tests.live.apps.changing:application", env) as server,
+        ThreadPoolExecutor(1) as threads,
+    ):
+        done = threads.submit(storm, server.url, int(request.config.option.hypothesis_seed), "changing")
+        for number in range(1000):
+            if done.done():
+                break
+            assert client.request(server.url, "POST", "/change").status == 200
+            time.sleep((0.01, 0.05, 0.15)[number % 3])
+        done.result(1)
+        nothing_is_left(server)
+        assert is_clean(server)
+        if has_lane(server):
+            assert "fast lane: on from now on" in server.logs()
+
+
 def test_so_it_is_behind_nginx(server: Gunicorn, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     with Nginx(tmp_path, server.bind, NO_LIMITS) as nginx:
         storm(nginx.url, int(request.config.option.hypothesis_seed), "proxied")
     nothing_is_left(server)
+
+
+def publish_until(stop: threading.Event, url: str, seed: float, name: str) -> list[str]:
+    """Publish, on a new connection whenever one is closed. Return the events that the server says it has stored."""
+    rng = random.Random(seed)
+    talk = Conversation(rng, name)
+    stored: list[str] = []
+    while not stop.is_set():
+        with contextlib.suppress(ConnectionError), client.connect(url) as sock, sock.makefile("rb") as file:
+            for _ in range(20):
+                batch = [talk.publish() for _ in range(rng.choice([1, 1, 3]))]
+                sock.sendall(b"".join(request.sent for request in batch))
+                for request, event in zip(batch, talk.published[-len(batch) :], strict=True):
+                    request.judge(read_answer(file, "POST"), name)
+                    stored.append(event)
+                time.sleep(0.01)  # so that the ring keeps all of them
+        time.sleep(0.02)
+    return stored
+
+
+@pytest.mark.parametrize("lane", ["on", "off"])
+def test_what_is_said_to_be_stored_is_stored_once_and_in_order_when_workers_end(
+    lane: str, tmp_path: Path, redis_server: RedisServer, request: pytest.FixtureRequest
+) -> None:
+    seed = int(request.config.option.hypothesis_seed)
+    env = ENV | {"SSE_LANE": lane, "SSE_REDIS_URL": redis_server.url, "SSE_RING": "10000"}
+    stop = threading.Event()
+    with Gunicorn(tmp_path, APP, env, workers=2) as server, ThreadPoolExecutor(8) as threads:
+        told = {f"until{n}": threads.submit(publish_until, stop, server.url, seed + n, f"until{n}") for n in range(6)}
+        before = set(server.worker_pids())
+        time.sleep(0.3)
+        os.kill(server.pid, signal.SIGHUP)
+        wait_until(lambda: not before & set(server.worker_pids()), 30, what="the workers are replaced")
+        time.sleep(0.3)
+        server.stop(20, signal.SIGTERM)
+        stop.set()
+        said = {name: one.result(30) for name, one in told.items()}
+        assert "Traceback" not in server.log.read_text(errors="replace")
+        assert " cut" not in server.logs()
+        server.start()
+        for name, events in said.items():
+            texts = [text.partition(".")[0] + "." for text in stored(server, name)]
+            assert len(events) > 10
+            assert len(set(texts)) == len(texts)
+            assert [text for text in texts if text in set(events)] == events
 
 
 def test_the_lane_answers_plain_requests_and_flask_the_others(server: Gunicorn) -> None:
@@ -222,7 +287,7 @@ def stored(server: Gunicorn, channel: str) -> list[str]:
     """Return the events of a channel."""
     token = signed(claims(subscribe=[channel]))
     headers = {"Authorization": f"Bearer {token}"}
-    answer = client.poll(server.url, [channel], headers=headers, replay=1000, timeout=0)
+    answer = client.poll(server.url, [channel], headers=headers, replay=10_000, timeout=0, max_bytes=1_000_000)
     return [event["data"] for event in answer.json()["events"]]
 
 
