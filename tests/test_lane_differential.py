@@ -68,6 +68,7 @@ class World:
         self.secret_key = self.pick(None, None, "the-secret-key-of-the-app")
         self.rule, self.name = self.one_of(4, self._rule), self.one_of(4, self._name)
         self.multiprocess = bool(self.one_of(20, lambda: True))
+        self.shares_limits = bool(self.one_of(2, lambda: True))
         self.hands_off = not self.one_of(20, lambda: True)
         self.faults = bool(self.one_of(3, lambda: True))
         # The bytes of new rings are counted when they are stored, so publishes that come together may get in by more.
@@ -150,6 +151,8 @@ class World:
         if self.name:
             sse.identify(self.name)
         redis = {"SSE_REDIS_URL": self._redis_url, "SSE_NAMESPACE": name} if self._redis_url else {}
+        if self._redis_url and self.shares_limits:
+            redis["SSE_LIMITS_URL"] = self._redis_url
         app = Flask("tests")
         app.config.from_mapping(self.settings | redis, SECRET_KEY=self.secret_key)
         sse.init_app(app)
