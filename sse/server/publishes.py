@@ -26,7 +26,7 @@ _log = logging.getLogger("sse")
 
 _MOST: Final = 1024  # publishes that may be queued
 _MOST_BYTES: Final = 8 << 20  # bytes that they may have together, beside the last one
-_EVENTS_AT_ONCE: Final = 512  # events of one batch, beside those of the last publish: some 20 ms of Redis's time
+_EVENTS_AT_ONCE: Final = 256  # events of one batch, beside those of the last publish: some milliseconds of work
 _BYTES_AT_ONCE: Final = 1 << 20  # bytes of one batch, beside the last publish
 
 Answer = Callable[[Any], object]
@@ -91,6 +91,8 @@ class Publishes:
         try:
             while self._take():
                 self._answer_batch()
+                if self._queue:
+                    self._pause()  # the memory store never waits, and neither do most answers
         except BaseException as error:  # this greenlet is being killed
             self._answer_all(error)
             raise
@@ -119,7 +121,6 @@ class Publishes:
             outcomes = [error] * len(batch)
         for outcome in outcomes:
             _answer(batch.popleft(), outcome)
-            self._pause()  # the memory store never waits, and neither do most answers
 
     def _answer_all(self, error: BaseException) -> None:
         """Answer those under way and those that are queued now. Others that come by these answers are left."""
