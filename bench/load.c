@@ -26,9 +26,9 @@
  *   greedy NAME CONNECTIONS PROBE EVERY_MS SECONDS   the first as with `ask`, while the second is timed on new connections
  *   own N                          streams opened from now on take the channels 0 to N - 1 in turn, one each; 0: no more
  *   places N SHARED                the same, but each place remembers its last id; SHARED 1: all have the channel 0
- *   tell BATCH                     publish an event to each channel, until all open streams have theirs
+ *   tell BATCH SECONDS             publish an event to each channel, until all open streams have theirs, or for so long
  *   cut                            close all streams; each place remembers which event comes next
- *   storm N                        cut, and open N streams again, all at once, until each has had all events
+ *   storm N SECONDS                cut, and open N streams again, all at once, until each has had all events (or so long)
  *   flood CONNECTIONS BATCH SECONDS GRACE   publish to all of these: each connection again as soon as it is answered
  *
  * An event's data is `@`, a digit for its channel, nine digits that count its channel's events, and filling. Each stream
@@ -254,7 +254,9 @@ static void take_ids(struct connection *c, const char *p, size_t length) {
     for (const char *end; length; length -= end - p, p = end) {
         const char *newline = memchr(p, '\n', length);
         end = newline ? newline + 1 : p + length;
-        for (const char *q = p; q < end && c->line_length < (int)sizeof c->line - 1; q++) c->line[c->line_length++] = *q;
+        int room = sizeof c->line - 1 - c->line_length, taken = end - p < room ? end - p : room;
+        memcpy(c->line + c->line_length, p, taken);
+        c->line_length += taken;
         if (!newline) continue;
         c->line[c->line_length] = 0;
         if (!strncmp(c->line, "id: ", 4)) sscanf(c->line + 4, "%127s", own_id[c->own]);
@@ -821,8 +823,8 @@ static void check(void) {
 }
 
 /* Open so many, and wait until they are in; those of a storm all at once, and until they are live. */
-static void open_these(int count, int at_once) {
-    int64_t limit = clock_now() + seconds(60);
+static void open_these(int count, int at_once, double patience) {
+    int64_t limit = clock_now() + seconds(patience);
     int all = count;
     failed = waiting = early = own_waiting = busy = 0;
     memset(own_due, 0, sizeof own_due);
@@ -847,7 +849,7 @@ static void open_these(int count, int at_once) {
 
 static void open_many(int count, int at_once) {
     int64_t start = clock_now();
-    open_these(count, at_once);
+    open_these(count, at_once, 60);
     printf("{\"open\": %d, \"failed\": %d, \"early\": %d, \"busy\": %lld, \"seconds\": %.4f}\n", open_streams, failed,
            early, (long long)busy, (clock_now() - start) / 1e9);
 }
@@ -1077,10 +1079,10 @@ static void set_places(int count, bool all_share, bool remember) {
 
 /* A storm: all streams are cut, and come back at once */
 
-static void tell(int batch) {
+static void tell(int batch, double patience) {
     begin_run();
     own_first += is_own() ? own_count : 0;
-    int64_t start = clock_now(), limit = start + seconds(60);
+    int64_t start = clock_now(), limit = start + seconds(patience);
     int64_t all = is_own() ? own_count : 1, wanted = open_streams;
     while ((now = clock_now()) < limit && !refused) {
         if (!unanswered && published < all) publish(batch < all - published ? batch : all - published, now, 0);
@@ -1099,13 +1101,13 @@ static void cut(void) {
     close_kind(STREAM);
 }
 
-static void storm(int count) {
+static void storm(int count, double patience) {
     double cpu = cpu_seconds();
     lost = doubled = refused = samples_taken = ended = live = 0;
     storming = want_head = true;
     storm_began = now = clock_now();
     cut();
-    open_these(count, count);
+    open_these(count, count, patience);
     storming = false;
     double took = (clock_now() - storm_began) / 1e9;
     printf("{\"open\": %d, \"live\": %d, \"failed\": %d, \"busy\": %lld, \"lost\": %lld, \"doubled\": %lld, "
@@ -1148,8 +1150,8 @@ static bool obey(char *line) {
     else if (sscanf(line, "use %15s", name) == 1) use(name);
     else if (sscanf(line, "hold %15s %d", name, &count) == 2) hold(name, count);
     else if (!strcmp(line, "release")) release();
-    else if (sscanf(line, "tell %d", &count) == 1 && own_count && count <= 1000) tell(count);
-    else if (sscanf(line, "storm %d", &count) == 1 && own_count) storm(count);
+    else if (sscanf(line, "tell %d %lf", &count, &a) == 2 && own_count && count <= 1000) tell(count, a);
+    else if (sscanf(line, "storm %d %lf", &count, &a) == 2 && own_count) storm(count, a);
     else if (!strcmp(line, "cut")) {
         cut();
         printf("{}\n");

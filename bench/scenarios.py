@@ -40,6 +40,7 @@ class Size:
     trials: int = 2  # of a rate, once one was too high
     imports: int = 7  # of each of two checkouts, in each round
     own: int = 5_000  # streams on a channel of their own each
+    patience: float = 60.0  # seconds, after which what has not come in a reconnect storm counts as lost
     repeat: bool = False  # what one round would do for, too
     busiest: float = 0.9  # of its core, that the load generator may have had where a figure counts
 
@@ -280,15 +281,16 @@ def stormed(session: Session, count: int, *, missed: bool) -> Record:
     """Open streams, cut them, let each miss an event if it is to, and have them come back."""
     load = session.load
     opened = load("open", count, CLIENTS, 1)
-    told = [load("tell", BATCH)]  # each has had an event, and its id
+    limit = session.size.patience
+    told = [load("tell", BATCH, limit)]  # each has had an event, and its id
     if missed:
         load("cut")
         time.sleep(1)  # until the server has seen it
-        told.append(load("tell", BATCH))
+        told.append(load("tell", BATCH, limit))
     cpu = cpu_seconds(session.target)
-    run = load("storm", count)
+    run = load("storm", count, limit)
     server = (cpu_seconds(session.target) - cpu) / run["seconds"]
-    told.append(load("tell", BATCH))
+    told.append(load("tell", BATCH, limit))
     faults = ("missing", "failed", "lost", "doubled", "refused", "ended")
     whole = not any(step.get(fault) for step in (opened, run, *told) for fault in faults)
     valid = whole and opened["open"] == run["live"] == count

@@ -8,13 +8,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from bench.load import Load
 from bench.peers import Peer, Process, Target, get, post, start
-from bench.scenarios import QUICK, Session, deliveries, flooded
+from bench.scenarios import QUICK, Session, deliveries, flooded, one_publish, per_second, stormed
 from tests.servers import ROOT, free_port
 
 LIAR = ROOT / "tests/live/apps/lying_server.py"
@@ -58,11 +59,35 @@ def test_what_is_lost_or_doubled_on_a_channel_of_its_own_is_seen(tmp_path: Path,
         assert bool(run["doubled"]) == (lie == "doubles")
 
 
+@pytest.mark.parametrize("lie", ["tells", "forgets", "repeats"])
+def test_what_a_stream_misses_or_has_twice_after_a_storm_is_seen(tmp_path: Path, lie: str) -> None:
+    with measuring(tmp_path, lie) as (session, load):
+        session.size = replace(QUICK, patience=10 if lie == "tells" else 1)
+        load.set("again", get("/").replace("\r\n\r\n", "\r\nLast-Event-ID: %I\r\n\r\n"))
+        load("places", 1, 0)
+        run = stormed(session, 1, missed=True)
+        assert [told["published"] for told in run["told"]] == [1, 1, 1]
+        assert run["valid"] == (lie == "tells")
+        assert run["live"] == (lie != "forgets")
+        assert bool(run["doubled"]) == (lie == "repeats")
+
+
+@pytest.mark.parametrize("check", ["201 Created", "202 Accepted"])
+def test_an_answer_without_what_it_should_have_does_not_count(tmp_path: Path, check: str) -> None:
+    with measuring(tmp_path, "tells") as (session, _):
+        session.target.checks = {"publish": check}
+        session.ask("one", one_publish(session.target), "publish")
+        for command in ("ask", "fresh"):
+            run = per_second(session, command, "one", 2, 0.3)
+            assert run["answers"] > 0
+            assert run["valid"] == (check == "201 Created")
+
+
 def test_a_tiny_run_gives_each_figure(tmp_path: Path) -> None:
     results = tmp_path / "results.json"
     words = ["--quick", "--peers", "throughline,raw,bare", "--results", str(results)]
     done = subprocess.run(
-        [sys.executable, "-m", "bench", *words], cwd=ROOT, capture_output=True, text=True, timeout=180, check=False
+        [sys.executable, "-m", "bench", *words], cwd=ROOT, capture_output=True, text=True, timeout=280, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     outcome = json.loads(results.read_text())
@@ -71,6 +96,11 @@ def test_a_tiny_run_gives_each_figure(tmp_path: Path) -> None:
     assert {"connects", "polls"} <= measured["bare"].keys()
     assert {"connects", "polls", "publishes", "parked-100", "idle-100", "health-busy"} <= measured["throughline"].keys()
     assert {"own-idle", "shared-idle", "own-open-ratio", "own-reopen-ratio"} <= measured["throughline"].keys()
+    assert {"polls-new", "polls-unlike", "held", "pages", "kept-100", "stream-busy"} <= measured["throughline"].keys()
+    assert {"greedy-health-beside-polls", "greedy-poll-beside-polls"} <= measured["throughline"].keys()
+    for name in ("held", "pages", "kept-100", "storm-shared", "storm-own"):
+        [run] = measured["throughline"][name]
+        assert run["valid"], run
     for name in ("single", "batch"):
         [run] = measured["throughline"][f"own-{name}"]
         assert run["whole"], run
