@@ -3,7 +3,8 @@
 import os
 from collections.abc import Mapping
 
-from flask import Blueprint, Flask, Response, abort
+from flask import Blueprint, Flask, Response, abort, request
+from werkzeug.routing import Map, Rule
 
 from sse import SSE
 from sse.cli import cli
@@ -34,8 +35,8 @@ def create_app(config: Mapping[str, object] | None = None) -> Flask:
     pages.add_url_rule("/healthz", "healthz", app.view_functions["sse.health"])  # both are under SSE_PREFIX, too
     pages.add_url_rule("/readyz", "readyz", app.view_functions["sse.ready"])
     add_pages(app, pages)
-    pages.add_url_rule("/<path:unknown>", "nothing", nothing, methods=("GET", "POST", "PUT", "PATCH", "DELETE"))
     app.register_blueprint(pages)
+    add_refusals(app)
     return app
 
 
@@ -55,9 +56,17 @@ def add_page_headers(response: Response) -> Response:
     return response
 
 
-def nothing(unknown: str) -> Response:  # noqa: ARG001 - any path that is no page's
-    """Answer 404 as a page, with its headers."""
-    abort(404)
+def add_refusals(app: Flask) -> None:
+    """Have the blueprint of the pages refuse whatever no other rule takes, so that a 404 or 405 has its headers."""
+    rules = [rule.empty() for rule in app.url_map.iter_rules()]
+    known = Map(rules, converters=app.url_map.converters, merge_slashes=app.url_map.merge_slashes)
+
+    def refuse(path: str) -> Response:  # noqa: ARG001 - the match looks at the whole request
+        known.bind_to_environ(request.environ).match()  # raises what Flask would answer without this rule
+        abort(404)
+
+    app.url_map.add(Rule("/<path:path>", endpoint="pages.refuse"))  # for all methods
+    app.view_functions["pages.refuse"] = refuse
 
 
 def plain(text: str) -> Response:

@@ -22,8 +22,6 @@ from bench.peers import OWN, PEERS, CannotRun, Peer, against
 from bench.scenarios import FULL, QUICK, SCENARIOS, Record, Session, Size
 
 Results = dict[str, dict[str, list[Record]]]
-ONCE = ("parked", "shared", "kept")
-"""Scenarios that only weigh memory, which is the same in each round."""
 
 
 def measure(peer: Peer, scenario: str, size: Size, measures: dict[str, list[Record]]) -> str:
@@ -57,7 +55,7 @@ def run(peers: Sequence[Peer], scenarios: Sequence[str], size: Size, rounds: int
         for scenario in scenarios:
             # The two checkouts take turns in going first, so that a machine that heats up meets them alike.
             for peer in reversed(peers) if size.repeat and number % 2 else peers:
-                once = not size.repeat and (not peer.every_round or scenario in ONCE)
+                once = not size.repeat and scenario not in peer.every_round
                 if scenario not in peer.scenarios or (number and once) or peer.label in faults:
                     continue
                 print(f"round {number + 1} of {rounds}, {scenario}: {peer.label}", flush=True)
@@ -104,11 +102,12 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
         parser.error("--costs compares with another checkout: give --against")
     usual = costs.PEERS if args.costs else every if args.more else [peer.name for peer in PEERS]
     known = list(costs.GROUPS if args.costs else SCENARIOS)
+    is_chosen = bool(args.peers or args.only)
     args.peers = args.peers.split(",") if args.peers else usual
     args.only = args.only.split(",") if args.only else known
     if unknown := {*args.peers} - {*(OWN if args.costs else every)} | {*args.only} - {*known}:
         parser.error(f"not known: {', '.join(sorted(unknown))}")
-    args.size = QUICK if args.quick else FULL
+    args.size = replace(QUICK if args.quick else FULL, repeat=is_chosen)
     if args.streams:
         args.size = replace(args.size, streams=tuple(sorted(int(count) for count in args.streams.split(","))))
     return args

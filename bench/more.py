@@ -142,6 +142,6 @@ def token() -> str:
 
 SCENARIOS = ("requests", "streams", "busy", "own")
 MORE = [
-    Peer("centrifugo", "Centrifugo", centrifugo, SCENARIOS, every_round=True),
-    Peer("mercure", "Mercure", mercure, SCENARIOS, every_round=True),
+    Peer("centrifugo", "Centrifugo", centrifugo, SCENARIOS, ("own",)),
+    Peer("mercure", "Mercure", mercure, SCENARIOS, ("requests",)),
 ]

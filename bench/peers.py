@@ -90,7 +90,7 @@ class Peer:
     label: str
     start: Callable[[ExitStack, Path], Target]
     scenarios: tuple[str, ...] = ("requests", "streams")
-    every_round: bool = False  # those that the goals compare
+    every_round: tuple[str, ...] = ()  # the scenarios that goals compare; one round does for the others
     most: int = 10_000  # streams that it can hold with 20,000 files
 
 
@@ -420,15 +420,16 @@ ALL = (*NCHAN, "shared")
 REDIS = ("requests", "streams", "busy", "own", "storm", "greedy")
 OWN_TOO = ("requests", "streams", "busy", "own")
 MANY = ("streams", "busy")
+COMPARED = ("requests", "held", "streams", "busy", "own", "storm", "greedy")
 PEERS = [
-    Peer("throughline", "Throughline", OWN["throughline"], ALL, every_round=True),
-    Peer("nchan", "nchan", nchan, NCHAN, every_round=True),
-    Peer("raw", "raw C loop", raw, ("streams",), every_round=True),
+    Peer("throughline", "Throughline", OWN["throughline"], ALL, COMPARED),
+    Peer("nchan", "nchan", nchan, NCHAN, ("requests", "held", "streams", "own", "storm")),
+    Peer("raw", "raw C loop", raw, ("streams",), ("streams",)),
     Peer("throughline-off", "Throughline, lane off", OWN["throughline-off"], LANE),
-    Peer("throughline-redis", "Throughline, Redis", OWN["throughline-redis"], REDIS, every_round=True),
-    Peer("nchan-redis", "nchan, Redis", lambda s, f: nchan(s, f, redis=True), REDIS[:-1], every_round=True),
+    Peer("throughline-redis", "Throughline, Redis", OWN["throughline-redis"], REDIS, COMPARED),
+    Peer("nchan-redis", "nchan, Redis", lambda s, f: nchan(s, f, redis=True), REDIS[:-1], ("requests", "streams")),
     Peer("throughline-redis-off", "Throughline, Redis, lane off", OWN["throughline-redis-off"], ("requests", "storm")),
-    Peer("bare", "a bare Flask view", bare, ("requests",), every_round=True),
+    Peer("bare", "a bare Flask view", bare, ("requests",)),
     Peer("throughline-five", "Throughline, five channels", OWN["throughline-five"], MANY),
     Peer("throughline-nginx", "Throughline behind nginx", OWN["throughline-nginx"], MANY, most=9_500),
     Peer("naive", "Flask, a queue for each", lambda s, f: gunicorn(s, f, "bench.apps.naive:app"), OWN_TOO),

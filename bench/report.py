@@ -335,7 +335,8 @@ def first_number(words: Sequence[str]) -> str:
 INTRO = """# Benchmarks
 
 `make bench` wrote this page. All servers ran one after another in one run, round by round, on one machine. The figures
-are medians of the rounds. Read them as ratios to each other: another machine has other figures.
+are medians of the rounds, or of one round where no goal compares them. Read them as ratios to each other: another
+machine has other figures.
 
 ![Deliveries a second]({chart})
 

@@ -294,7 +294,7 @@ def test_without_the_demo_there_are_no_buttons_and_with_it_none_is_pressed_by_ge
     make_app: MakeApp, button: str
 ) -> None:
     assert make_app().test_client().post(f"/demo/{button}", headers=OWN_PAGE).status_code == 404
-    assert make_app(DEMO=True).test_client().get(f"/demo/{button}", headers=OWN_PAGE).status_code == 404
+    assert make_app(DEMO=True).test_client().get(f"/demo/{button}", headers=OWN_PAGE).status_code == 405
 
 
 @pytest.mark.parametrize("button", BUTTONS)

@@ -112,3 +112,16 @@ def test_a_line_of_the_docs_exempts_the_routes_from_flask_wtf_s_csrf_protect(mak
     assert post("/sse/publish", json={"channel": "a", "data": "x"}, headers=PUBLISHING).status_code == 201
     assert ask_ticket(app) == 201
     assert post("/page").status_code == 400
+
+
+@pytest.mark.parametrize("init", [lambda app: make_limiter().init_app(app), CSRFProtect], ids=["limiter", "csrf"])
+@pytest.mark.parametrize("mode", ["auto", "on"])
+def test_their_hooks_hold_the_fast_lane_back_unless_sse_lane_is_on(
+    make: Callable[..., Flask], init: Callable[[Flask], object], mode: str
+) -> None:
+    app = make(init, SECRET_KEY="of this test alone", SSE_LANE=mode)
+    app.test_client().get("/sse/health")
+    rule = app.extensions["sse.lane"].rule
+    expected = rule.mode == "on"  # which comes too late where SSE is initialised first
+    assert (rule.why_off() == "") is expected
+    assert bool(rule.passed_by) is expected

@@ -13,7 +13,7 @@ from flask import Flask, abort
 from werkzeug.test import EnvironBuilder
 
 from sse import SSE
-from sse.errors import StoreUnavailable
+from sse.errors import SSEError, StoreUnavailable
 from sse.event import End
 from sse.transports.poll import Poll
 from sse.transports.stream import Cut, Stream
@@ -415,6 +415,19 @@ def test_a_fault_before_anything_has_happened_leaves_the_request_to_flask(
     assert not logged()
 
 
+def test_an_error_status_that_would_end_an_eventsource_is_for_flask_to_replace(
+    app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failed(*_: object, **__: object) -> Any:
+        raise SSEError("an error with status 500")
+
+    monkeypatch.setattr("sse.web.admission.starting_points", failed)
+    assert by_lane(app, environ_of("GET", "/sse/stream?channel=a")) is None
+    assert both(app, "GET", "/sse/poll?channel=a").status == "500 INTERNAL SERVER ERROR"
+    seen = by_flask(app, environ_of("GET", "/sse/stream?channel=a"))
+    assert (seen.status, b"busy" in bytes(seen.body)) == ("200 OK", True)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("form", ["", "&end=cut", "&form=bare"])
 @pytest.mark.parametrize("broken", ["sse.transports.stream.Stream.attach", "sse.web.answering._instead"])
 def test_a_fault_of_a_stream_that_has_begun_is_logged_and_gives_its_seat_back(
@@ -540,6 +553,28 @@ def test_a_publish_request_that_is_refused_is_answered_before_anything_is_stored
     refused = lane.prepare(route, lane.request(environ))
     assert isinstance(refused, Reply)
     assert refused.status == status
+
+
+def test_a_publish_request_is_flask_s_until_its_body_is_read_in_steps_too(
+    app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lane = lane_of(app)
+
+    def prepared(**overrides: str) -> object:
+        environ = environ_of("POST", "/sse/publish/a", headers=PUBLISHES, data=b"x", environ_overrides=overrides)
+        route = lane.route("POST", "/sse/publish/a")
+        assert route
+        return lane.prepare(route, lane.request(environ))
+
+    assert isinstance(prepared(), Prepared)
+    assert prepared(SERVER_PROTOCOL="HTTP/1.0") is None
+    with monkeypatch.context() as patch:
+        patch.setattr("sse.access.decision.Access.publisher", fault)
+        assert prepared() is None
+    monkeypatch.setattr("sse.access.decision.Access.publish", fault)
+    failed = prepared()
+    assert isinstance(failed, Reply)
+    assert failed.status == "500 INTERNAL SERVER ERROR"
 
 
 def test_a_first_refusal_by_the_lane_tells_of_settings_that_came_late(make_app: MakeApp) -> None:

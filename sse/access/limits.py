@@ -35,6 +35,7 @@ _SWEEP_EVERY: Final = 60.0
 _WITH_PORT: Final = re.compile(r"\[([^]]*)\](?::\d+)?|([\d.]+):\d+")
 _MAX_ADDRESS: Final = 60  # characters; a longer text is no address, and must not fill the cache
 _PUBLISH_BYTES: Final = "SSE_LIMIT_PUBLISH_BYTES"
+_NO_WINDOW: Final = (0, 0.0)
 _RING_BYTES: Final = 1024  # bytes that a new ring counts as
 
 
@@ -189,9 +190,12 @@ class Counts:
             if now >= self._next_sweep:
                 self._next_sweep = now + _SWEEP_EVERY
                 self._windows = {name: window for name, window in self._windows.items() if window[1] > now}
-            count, end = self._window(key, now)
-            self._windows[key] = count + amount, end or now + expiry
-        return count + amount
+            count, end = self._windows.get(key, _NO_WINDOW)
+            if end <= now:
+                count, end = 0, now + expiry
+            count += amount
+            self._windows[key] = count, end
+        return count
 
     def get(self, key: str) -> int:
         """Return the count in this window."""
@@ -203,7 +207,7 @@ class Counts:
         return time.time() + max(self._window(key, now)[1] - now, 0)
 
     def _window(self, key: str, now: float) -> tuple[int, float]:
-        count, end = self._windows.get(key, (0, 0.0))
+        count, end = self._windows.get(key, _NO_WINDOW)
         return (count, end) if end > now else (0, 0.0)
 
 

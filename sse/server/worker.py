@@ -40,7 +40,8 @@ from sse.spread import PAUSE
 if TYPE_CHECKING:
     from sse.service import Service
 
-_ACCEPTED: Final = 1000  # connections that are accepted before other greenlets run
+_ACCEPTED: Final = 1000  # connections that all workers together accept before other greenlets run
+_LEAST_ACCEPTED: Final = 64  # those that one worker accepts
 _MOMENT: Final = 0.25  # seconds that a greenlet waits for the next request before it parks the connection
 _TICK: Final = 0.1  # seconds between two checks of the listeners, and of heads that come too slowly
 _AHEAD: Final = 0.5  # seconds before the end of graceful_timeout, when the remaining requests are cut
@@ -117,8 +118,8 @@ class _Listener(StreamServer):  # type: ignore[misc]
         self._worker = worker
         self.full = worker.is_busy if tls else worker.is_full
         # Accept nearly all connections that have come. The others stay in the listener's queue, and a unix socket
-        # whose queue is full refuses clients at once.
-        self.max_accept = _ACCEPTED
+        # whose queue is full refuses clients at once. But other workers are to have their share.
+        self.max_accept = max(_ACCEPTED // worker.cfg.workers, _LEAST_ACCEPTED)
         self.start()
 
     def finish(self) -> None:

@@ -47,9 +47,12 @@ _OF_POLLS: Final = (*_OF_BOTH, "timeout", "max_bytes")
 _IMPERSONAL: Final = frozenset({"channel", *_OF_STREAMS, *_OF_POLLS} - {"client", "token"})
 _MAX_KEPT_QUERY: Final = 512  # bytes of a query, and characters of a last event id, whose reading is kept
 _MAX_KEPT: Final = 512  # of them; then all are dropped
+_LENGTH: Final = re.compile("[0-9]{1,18}")
+_INTEGER: Final = re.compile("[+-]?[0-9]+")
 _CLIENT: Final = re.compile(r"[A-Za-z0-9_-]{8,64}")
 _REQUEST_ID: Final = re.compile(r"(?!.*eyJ)[A-Za-z0-9._:/+=@-]{1,128}")  # no token: it begins with eyJ
-_TEXT_TYPES: Final = ("application/json", "application/x-www-form-urlencoded")
+_JSON: Final = "application/json"
+_TEXT_TYPES: Final = (_JSON, "application/x-www-form-urlencoded")
 
 T = TypeVar("T")
 Query = dict[str, list[str]]
@@ -94,7 +97,10 @@ class Request:
 
     def media_type(self) -> tuple[str, Options]:
         """Return the body's media type in small letters, and its options."""
-        name, options = parse_options_header(self.environ.get("CONTENT_TYPE", ""))
+        text = self.environ.get("CONTENT_TYPE", "")
+        if text == _JSON:
+            return text, {}
+        name, options = parse_options_header(text)
         return name.lower(), options
 
     def length(self) -> int | None:
@@ -284,7 +290,7 @@ def read_publish(request: Request, config: Config) -> list[tuple[str, Event]]:
     :raises RequestError: if it is malformed or incomplete.
     """
     media_type, options = request.media_type()
-    if media_type != "application/json":
+    if media_type != _JSON:
         raise UnsupportedMedia(
             f"Content-Type is {media_type[:60]!a}",
             f"send application/json here, or any type to {config.prefix}/publish/CHANNEL",
@@ -422,7 +428,7 @@ def _integer(query: Query, name: str, default: int, low: int, high: int) -> int:
     if name not in query:
         return default
     text = query[name][0]
-    if not re.fullmatch(r"[+-]?[0-9]+", text):
+    if not _INTEGER.fullmatch(text):
         raise RequestError(f"{name} is {text[:60]!a}", f"give a whole number from {low} to {high}")
     # A number of over 18 digits is out of range whatever it is, and Python refuses to convert thousands of digits.
     number = int(text) if len(text) <= 18 else (low - 1 if text.startswith("-") else high + 1)
@@ -498,7 +504,7 @@ def read_body(request: Request) -> bytes:
     """
     declared = request.header("CONTENT_LENGTH")
     # Some servers let through a Content-Length that is no number, or one beside chunks, which is ambiguous.
-    if declared and (not re.fullmatch("[0-9]{1,18}", declared) or "HTTP_TRANSFER_ENCODING" in request.environ):
+    if declared and (not _LENGTH.fullmatch(declared) or "HTTP_TRANSFER_ENCODING" in request.environ):
         raise RequestError(
             f"Content-Length is {declared[:60]!a}", "give the body's length in bytes, or send it in chunks"
         )

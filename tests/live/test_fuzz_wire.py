@@ -84,9 +84,10 @@ LINES = [
 # fmt: on
 
 
-@pytest.fixture(scope="module", params=["handed off", "greenlets"])
+@pytest.fixture(scope="module", params=["fast lane", "handed off", "greenlets"])
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gunicorn]:
-    env = {"SSE_SECRET": SECRET, "SSE_PUBLISH_KEYS": KEY}
+    lane = "on" if request.param == "fast lane" else "off"
+    env = {"SSE_SECRET": SECRET, "SSE_PUBLISH_KEYS": KEY, "SSE_LANE": lane}
     arguments = ["--log-level", "debug", *(GREENLETS if request.param == "greenlets" else ())]
     with Gunicorn(tmp_path_factory.mktemp("wire"), "wsgi:application", env, arguments=arguments) as server:
         for name in ("alice", "bob"):

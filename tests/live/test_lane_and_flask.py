@@ -161,7 +161,7 @@ def raw(environ: dict[str, Any], chance: random.Random) -> Raw:
         content = content[: int(length)]
         breaks_off = len(content) < int(length)
     else:
-        is_last = True
+        breaks_off = True
     lines = [f"{environ['REQUEST_METHOD']} {target} HTTP/1.1", *(f"{name}: {text}" for name, text in fields.items())]
     head = "".join(f"{line}\r\n" for line in [*lines, ""]).encode("latin-1", "replace")
     return Raw(head + content, breaks_off, is_last or breaks_off)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import os
 import re
 import signal
 from collections.abc import Iterator, Mapping
@@ -14,6 +15,8 @@ import pytest
 
 from tests.live.load import KEY, address
 from tests.servers import Gunicorn, wait_until
+
+pytestmark = pytest.mark.skipif(os.environ.get("LANE") == "off", reason="the lane of all servers is off")
 
 ENV = {"SSE_PUBLIC": "*", "SSE_PUBLISH_KEYS": KEY}
 ON = {"SSE_LANE": "on"}

@@ -149,6 +149,25 @@ def test_so_it_is_while_redis_is_slow(
         assert is_clean(server)
 
 
+def test_so_it_is_while_the_lane_goes_off_and_on(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    env = ENV | {"SSE_LANE": "on"}
+    with (
+        Gunicorn(tmp_path, "tests.live.apps.changing:application", env) as server,
+        ThreadPoolExecutor(1) as threads,
+    ):
+        done = threads.submit(storm, server.url, int(request.config.option.hypothesis_seed), "changing")
+        for number in range(1000):
+            if done.done():
+                break
+            assert client.request(server.url, "POST", "/change").status == 200
+            time.sleep((0.01, 0.05, 0.15)[number % 3])
+        done.result(1)
+        nothing_is_left(server)
+        assert is_clean(server)
+        if has_lane(server):
+            assert "fast lane: on from now on" in server.logs()
+
+
 def test_so_it_is_behind_nginx(server: Gunicorn, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     with Nginx(tmp_path, server.bind, NO_LIMITS) as nginx:
         storm(nginx.url, int(request.config.option.hypothesis_seed), "proxied")

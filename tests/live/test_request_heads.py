@@ -6,6 +6,7 @@ Reading a head costs the worker the same, however slowly it arrives.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import socket
 import time
 from collections.abc import Iterator
@@ -23,9 +24,10 @@ ASK = "GET /sse/poll?channel=a&timeout=0 HTTP/1.1\r\nHost: a\r\n"
 V2 = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c%b\x7f\0\0\x01\0\x01\0\x02"
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gunicorn]:
-    with Gunicorn(tmp_path_factory.mktemp("heads"), APP, ENV) as server:
+@pytest.fixture(scope="module", params=["on", "off"])
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gunicorn]:
+    """The service with the fast lane, and without it."""
+    with Gunicorn(tmp_path_factory.mktemp("heads"), APP, ENV | {"SSE_LANE": request.param}) as server:
         yield server
 
 
@@ -111,11 +113,9 @@ def test_a_head_at_fault_is_answered_before_its_end(server: Gunicorn, sent: str,
         assert client.statuses(sock) == [status]
 
 
-@pytest.mark.parametrize("kind", ["plain", "tls"])
 def test_requests_that_come_byte_by_byte_or_all_at_once_are_answered_in_order(
-    request: pytest.FixtureRequest, kind: str
+    server: Gunicorn, secure: Gunicorn
 ) -> None:
-    server: Gunicorn = request.getfixturevalue("server" if kind == "plain" else "secure")
     publish = f"POST /sse/publish/b HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {KEY}\r\nContent-Type: text/plain\r\n"
     parts = [
         f"{ASK}\r\n",
@@ -126,8 +126,8 @@ def test_requests_that_come_byte_by_byte_or_all_at_once_are_answered_in_order(
         "GET /nothing HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
     ]
     data = "".join(parts).encode()
-    for size in (1, 2, 100, len(data)):
-        with client.connect(server.url) as sock:
+    for url, size in itertools.product((server.url, secure.url), (1, 2, 100, len(data))):
+        with client.connect(url) as sock:
             drip(sock, data, size)
             assert client.statuses(sock) == [200, 201, 200, 201, 200, 404]
 
@@ -160,6 +160,7 @@ def test_what_follows_a_chunked_body_is_bounded(server: Gunicorn) -> None:
         assert client.statuses(sock)[0] == 400
 
 
+@pytest.mark.parametrize("server", ["on"], indirect=True)  # the other way, gunicorn reads it, as it does with TLS
 def test_a_head_has_20_seconds_from_its_first_byte_to_its_last(server: Gunicorn, secure: Gunicorn) -> None:
     def seconds(at: Gunicorn, before: str, slowly: str, most: float) -> float:
         """Return how long the connection stays open after the answer to the bytes before."""
