@@ -132,7 +132,7 @@ def test_each_request_gets_its_own_answer_while_others_vanish(server: Gunicorn, 
 
 
 @pytest.mark.parametrize("lane", ["on", "off"])
-def test_so_it_is_while_redis_is_slow(
+def test_each_request_gets_its_own_answer_while_redis_is_slow(
     lane: str, tmp_path: Path, redis_server: RedisServer, request: pytest.FixtureRequest
 ) -> None:
     """Each request waits for Redis now and then, so others are served in its middle, and numbers are used again."""
@@ -149,7 +149,9 @@ def test_so_it_is_while_redis_is_slow(
         assert is_clean(server)
 
 
-def test_so_it_is_while_the_lane_goes_off_and_on(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_each_request_gets_its_own_answer_while_the_lane_goes_off_and_on(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     env = ENV | {"SSE_LANE": "on"}
     with (
         Gunicorn(tmp_path, "tests.live.apps.changing:application", env) as server,
@@ -168,7 +170,9 @@ def test_so_it_is_while_the_lane_goes_off_and_on(tmp_path: Path, request: pytest
             assert "fast lane: on from now on" in server.logs()
 
 
-def test_so_it_is_behind_nginx(server: Gunicorn, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_each_request_gets_its_own_answer_behind_nginx(
+    server: Gunicorn, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     with Nginx(tmp_path, server.bind, NO_LIMITS) as nginx:
         storm(nginx.url, int(request.config.option.hypothesis_seed), "proxied")
     nothing_is_left(server)
