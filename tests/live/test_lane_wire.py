@@ -23,7 +23,7 @@ import pytest
 
 from tests import client
 from tests.live.conversation import SMUGGLED, Conversation, Request, converse, pieces, read_answer
-from tests.live.load import APP, KEY, RESET_ON_CLOSE, address, inspect
+from tests.live.load import APP, KEY, RESET_ON_CLOSE, address, has_whole_lane, inspect
 from tests.servers import Gunicorn, Nginx, RedisServer, wait_until
 from tests.tokens import SECRET, claims, signed
 
@@ -38,6 +38,7 @@ WAYS = ("close", "reset", "half")
 @pytest.fixture(scope="module", params=["on", "off"])
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gunicorn]:
     with Gunicorn(tmp_path_factory.mktemp("wire"), APP, ENV | {"SSE_LANE": request.param}) as server:
+        assert has_whole_lane(server) == has_lane(server)
         yield server
         assert is_clean(server)
 
