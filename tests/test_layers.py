@@ -80,6 +80,7 @@ PURE = {
     "sse.transports.dialect",
     "sse.transports.life",
     "sse.server.agenda",
+    "sse.server.app_lane",
     "sse.server.framing",
     "sse.server.head",
     "sse.server.effects",

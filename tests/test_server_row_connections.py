@@ -73,7 +73,7 @@ def test_streams_that_come_after_an_event_share_a_row_as_those_before_it_did(*, 
         stack.callback(hub.close)
 
         def run() -> None:
-            loop: Any = Loop(logging.getLogger(), 75, lambda *_: True)
+            loop: Any = Loop(logging.getLogger(), 75, lambda *_: True, lambda: None)
             rows = loop.rows
 
             def add() -> None:
@@ -111,7 +111,7 @@ class Telling:
 
     def __init__(self, rows: int, cost: float, again: bool = False) -> None:
         self.told: list[float] = []
-        self.loop: Any = Loop(logging.getLogger(), 75, lambda *_: True)
+        self.loop: Any = Loop(logging.getLogger(), 75, lambda *_: True, lambda: None)
         self.rows = [self._row(number, cost, again) for number in range(rows)]
 
     def _row(self, number: int, cost: float, again: bool) -> Row:

@@ -7,7 +7,8 @@ decide what each connection gets next, `handed_off` keeps its permit and its end
 `quiet` has the rows that wait for a request, and `row` is the base of all.
 
 In the fast lane, the event loop reads a request, `plain` recognises it, and one greenlet of `lane` answers it without
-Flask or has it stored by `publishes`, the queue of publish requests. `lane_switch` says whether the lane is on.
+Flask or has it stored by `publishes`, the queue of publish requests. `lane_switch` says whether the lane is on, and
+`app_lane` what the worker needs of the app's part of it.
 
 Rows know no gevent and no sockets. They act through `effects`, which the `loop` provides with epoll (`sockets`), a
 timer `wheel` and greenlets. The loop runs `rounds`, each of which does the work on the `agenda`. While it is late,

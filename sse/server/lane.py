@@ -52,10 +52,12 @@ import gevent
 from gevent.pool import Group
 from gunicorn import SERVER  # type: ignore[import-untyped]
 
+from sse.server.app_lane import AppLane, Reply
 from sse.server.framing import LAST_CHUNK, date, framed
 from sse.server.head import Rest
+from sse.server.lane_switch import LaneSwitch
 from sse.server.plain import Incomplete, Plain, Recogniser
-from sse.server.publishes import Publishes
+from sse.server.publishes import Prepared, Publishes
 from sse.server.rows import Rows, send
 from sse.spread import PAUSE
 
@@ -93,13 +95,6 @@ class Places(Protocol):
         """Count a request that is answered."""
 
 
-class Switch(Protocol):
-    """Decides whether the lane is on."""
-
-    def is_free(self) -> bool:
-        """Return whether requests may be answered here."""
-
-
 class _Leader:
     """A greenlet that serves connections."""
 
@@ -114,11 +109,12 @@ class _Leader:
 class FastLane:
     """The fast lane of one worker.
 
-    :param lane: of the app, a `web.lane.Lane`. It decides about requests, and this one about connections.
+    :param lane: of the app. It decides about requests, and this one about connections.
+    :param cfg: gunicorn's settings.
     :param log: gunicorn's log.
     """
 
-    def __init__(self, rows: Rows, lane: Any, switch: Switch, places: Places, cfg: Any, log: Any) -> None:
+    def __init__(self, rows: Rows, lane: AppLane, switch: LaneSwitch, places: Places, cfg: Any, log: Any) -> None:
         self._rows = rows
         self._lane = lane
         self._switch = switch
@@ -284,7 +280,7 @@ class FastLane:
         plain.environ["sse.can_hand_off"] = True
         return lane.reply(route, request)
 
-    def _publisher(self, fd: int, plain: Plain, request: Any, prepared: Any) -> Callable[[Any], None]:
+    def _publisher(self, fd: int, plain: Plain, request: Any, prepared: Prepared) -> Callable[[Any], None]:
         """Return the function that answers a publish once the store has an outcome. It does not wait."""
 
         def answer(outcome: Any) -> None:
@@ -299,20 +295,20 @@ class FastLane:
 
     # The answers
 
-    def _send(self, fd: int, reply: Any, rest: bytes, *, closes: bool, opening: bytes = b"") -> None:
+    def _send(self, fd: int, reply: Reply, rest: bytes, *, closes: bool, opening: bytes = b"") -> None:
         """Send an answer, or have a row go on with it.
 
         :param opening: of a stream.
         """
         self._places.count_request()
         closes = closes or self._places.closes
-        body: Any = reply.body
+        body = reply.body
         if isinstance(body, bytes):
             self._write(fd, _whole(reply, body, closes=closes), rest, closes=closes or reply.breaks_off)
         elif body.is_stream:
-            self._begin_stream(fd, reply, body, opening, rest, closes=closes)
+            self._begin_stream(fd, reply, opening, rest, closes=closes)
         else:
-            self._begin_poll(fd, reply, body, rest, closes=closes)
+            self._begin_poll(fd, reply, rest, closes=closes)
 
     def _write(self, fd: int, data: bytes, rest: bytes, *, closes: bool) -> None:
         sent = send(os.write, fd, data)
@@ -323,9 +319,10 @@ class FastLane:
         else:
             self._rows.send_unsent(fd, memoryview(data)[sent:], closes=closes, read_ahead=rest)
 
-    def _begin_stream(self, fd: int, reply: Any, stream: Stream, opening: bytes, rest: bytes, *, closes: bool) -> None:
+    def _begin_stream(self, fd: int, reply: Reply, opening: bytes, rest: bytes, *, closes: bool) -> None:
         # As in `Responder`: a request that has come behind this one is never answered, and with `end=cut` the head does
         # not say that the connection closes.
+        stream: Stream = reply.body
         has_ended, is_taken_over = stream.ended, False
         is_cut = has_ended and stream.cuts
         closes = closes or not (has_ended or stream.cuts)
@@ -346,7 +343,8 @@ class FastLane:
         elif not is_taken_over:
             self._rows.close(fd)
 
-    def _begin_poll(self, fd: int, reply: Any, poll: Poll, rest: bytes, *, closes: bool) -> None:
+    def _begin_poll(self, fd: int, reply: Reply, rest: bytes, *, closes: bool) -> None:
+        poll: Poll = reply.body
         is_taken_over = False
         try:
             self._rows.take_over_poll(fd, poll, _head(reply.status, reply.headers, closes), rest)
@@ -377,7 +375,7 @@ def _peer_of(fd: int) -> Any:
         connection.detach()
 
 
-def _whole(reply: Any, body: bytes, *, closes: bool) -> bytes:
+def _whole(reply: Reply, body: bytes, *, closes: bool) -> bytes:
     head = _head(reply.status, reply.headers, closes, chunked=reply.breaks_off)
     return b"%bDate: %b\r\n\r\n%b" % (head, date(), framed(body) if reply.breaks_off else body)
 

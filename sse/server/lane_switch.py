@@ -19,6 +19,7 @@ from gunicorn.workers.base_async import AsyncWorker  # type: ignore[import-untyp
 from gunicorn.workers.ggevent import GeventWorker  # type: ignore[import-untyped]
 
 from sse.log import warn
+from sse.server.app_lane import AppLane
 
 # The methods of a worker through which gunicorn takes a request. They have to be this package's and gunicorn's own.
 _METHODS: Final = ("handle", "handle_request", "is_already_handled", "timeout_ctx")
@@ -31,14 +32,14 @@ _HOOKS: Final = (("pre_request", PreRequest.pre_request), ("post_request", PostR
 
 
 class LaneSwitch:
-    """The fast lane of one worker.
+    """Says for one worker whether the fast lane is on.
 
     :param worker: of gunicorn. Its `wsgi` is set already.
     :param app: the WSGI application that gunicorn has loaded.
     """
 
     def __init__(self, worker: Any, app: Any) -> None:
-        self.lane = _lane_of(app)
+        self.lane: AppLane | None = _lane_of(app)
         """The lane of the app; None if it has none, or if another WSGI application wraps the app."""
         self._worker = worker
         self._app = app

@@ -51,9 +51,7 @@ class Loop:
     :param wake_lane: has the fast lane serve the connections that are ready.
     """
 
-    def __init__(
-        self, log: Any, keepalive: float, give_back: Callable[[int], bool], wake_lane: Call = lambda: None
-    ) -> None:
+    def __init__(self, log: Any, keepalive: float, give_back: Callable[[int], bool], wake_lane: Call) -> None:
         self.log = log
         self._wake = Event()
         self._to_close: list[tuple[int, EndFunctions]] = []

@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from gunicorn.http.wsgi import Response  # type: ignore[import-untyped]
 
 from sse.server.framing import LAST_CHUNK, date, framed
 from sse.server.gunicorn_request import is_read, skip_body
+from sse.server.lane_switch import LaneSwitch
 from sse.server.rows import Rows, send
 from sse.server.sockets import has_hung_up
 from sse.transports.life import STALLED_AFTER
@@ -32,17 +33,6 @@ _WHOLE: Final = 2 << 20  # the same for the service's own answers, which come wh
 
 # Equal heads become one object, because very many polls wait with the same head.
 _interned = lru_cache(maxsize=1024)(lambda head: head)
-
-
-class Switch(Protocol):
-    """Says whether the fast lane is on."""
-
-    @property
-    def lane(self) -> Any:
-        """The `Lane` of the app; None if it has none."""
-
-    def is_on(self) -> bool:
-        """Return whether requests may be answered without Flask now."""
 
 
 class AppResponse(NamedTuple):
@@ -79,7 +69,7 @@ class Responder:
         self._is_last = is_last
         self._log = log
         self._uncounted = uncounted
-        self.switch: Switch | None = None
+        self.switch: LaneSwitch | None = None
         """Says whether the fast lane is on; None if there is none. Set before the first request."""
 
     def call(self, app: Any, environ: dict[str, Any], start_response: Any) -> Any:
@@ -115,9 +105,9 @@ class Responder:
 
     def _ask_lane(self, environ: dict[str, Any], start_response: Any) -> Any:
         """Return the body of the fast lane's answer; None if the request is the app's."""
-        if self.switch is None or not self.switch.is_on():
+        lane = self.switch.lane if self.switch and self.switch.is_on() else None
+        if lane is None:
             return None
-        lane = self.switch.lane
         route = lane.route(environ["REQUEST_METHOD"], environ["PATH_INFO"])
         reply = lane.reply(route, lane.request(environ)) if route else None
         if reply is None:

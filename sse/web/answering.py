@@ -55,7 +55,7 @@ class Answering:
         self,
         service: Service,
         authorize: Callable[[], Authorize | None],
-        identify: Callable[[], Identify | None] = lambda: None,
+        identify: Callable[[], Identify | None],
     ) -> None:
         self._service = service
         self._config = service.config
