@@ -13,6 +13,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar, get_args
 
 import pytest
@@ -576,10 +577,10 @@ class Machine(RuleBasedStateMachine):
             visitor.read()
         for channel in CHANNELS:
             self.publish(channel, "is that all?", "message", 0)
-        if self.run:
-            self.write(["is ", "that ", "all?"])
-        elif RUN not in self.rings.alive:
+        if self.run is None:
             self.start_run(restart=False)
+        if self.run:  # else it has ended, and the end is the last event
+            self.write(["is ", "that ", "all?"])
         deadline = time.monotonic() + PATIENCE
         waiting = list(self.visitors)
         while waiting:
@@ -618,3 +619,38 @@ def test_random_lives_agree_with_the_model(store_url: str | None) -> None:
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
         ),
     )
+
+
+@contextmanager
+def played(store_url: str | None) -> Iterator[Machine]:
+    """Give a machine that has begun, for a history that is written down; at its end everybody hears everything."""
+    machine: Machine = type("Machine", (Machine,), {"redis_url": store_url})()
+    machine.begin()
+    try:
+        yield machine
+    finally:
+        machine.teardown()
+
+
+OF_RUN, OF_BOTH = 2, 4  # the visitor that hears RUN alone, and one that comes for RUN and "b"
+
+
+def come_without_position(machine: Machine) -> None:
+    machine.spoil(OF_RUN, 0, how=None)
+    machine.come([RUN, "b"])
+
+
+@pytest.mark.parametrize("worker", [0, OWN])
+def test_a_bare_reader_of_a_channel_that_has_had_no_event_hears_the_next_one(
+    store_url: str | None, worker: int
+) -> None:
+    with played(store_url) as machine:
+        come_without_position(machine)
+        for who in (OF_RUN, OF_BOTH):
+            machine.connect(who, worker, by_header=False, form="bare", replay=0)
+            machine.read(who)
+            assert machine.visitors[who].client.places[RUN] is None  # nothing has had an id
+        machine.settle()
+        for who in (OF_RUN, OF_BOTH):
+            assert machine.visitors[who].is_connected  # by the same stream
+            assert machine.visitors[who].client.places[RUN] == machine.rings.top(RUN)
