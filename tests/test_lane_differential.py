@@ -161,7 +161,7 @@ class World:
         if serializer := SecureCookieSessionInterface().get_signing_serializer(app):
             self.session = str(serializer.dumps({"_permanent": True}))  # Flask renews it with each answer
         app.test_client().get(f"{self.settings['SSE_PREFIX']}/health")  # each worker's first request is Flask's
-        assert app.extensions["sse.lane"].why_off() == ""
+        assert app.extensions["sse.lane"].rule.why_off() == ""
         return app
 
     def _begin(self, twin: Twin) -> tuple[str, dict[str, list[str]]]:

@@ -24,7 +24,8 @@ from sse.hub.hub import Hub
 from sse.hub.subscriber import Start
 from sse.server.handed_off import HandedOff
 from sse.server.loop import Loop
-from sse.server.rows import Row, Rows, Streams
+from sse.server.row import Row
+from sse.server.rows import Rows, Streams
 from sse.stores import MemoryStore, Publication
 from sse.transports.life import ClientPart
 from sse.transports.stream import Stream

@@ -13,7 +13,8 @@ from sse.errors import StoreUnavailable
 from sse.hub.subscriber import Start
 from sse.server import rows as module
 from sse.server.head import Head
-from sse.server.rows import Polls, Row, Sending, Streams
+from sse.server.row import Row
+from sse.server.rows import Polls, Sending, Streams
 from sse.transports.stream import Stream
 from sse.wire import HEARTBEAT
 from tests.fake_sockets import CLOSED, World

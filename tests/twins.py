@@ -277,7 +277,7 @@ class LaneTwin(Twin):
         return lane
 
     def answer(self, environ: Environ) -> Answer:
-        assert self.lane.why_off() == ""
+        assert self.lane.rule.why_off() == ""
         route = self.lane.route(environ["REQUEST_METHOD"], environ["PATH_INFO"])
         if route and route.is_publish and self.submits:
             return self.answer_together([environ])[0]
@@ -294,7 +294,7 @@ class LaneTwin(Twin):
         return _answer(reply)
 
     def answer_together(self, environs: Sequence[Environ]) -> list[Answer]:
-        assert self.lane.why_off() == ""
+        assert self.lane.rule.why_off() == ""
         answers: dict[int, Answer] = {}
         waiting: dict[int, tuple[Any, Prepared]] = {}
 

@@ -350,8 +350,8 @@ def revoke(sub: str | None, channel: str | None, token: str | None) -> None:
 def config() -> None:
     """List the settings: name, value, default, help. Secrets are shown as a hash.
 
-    The last line tells whether requests may go past the app, by the fast lane. gunicorn's settings count too: the log
-    at its start tells of both.
+    The lines at the end tell whether requests may go past the app, by the fast lane. gunicorn's settings count too: the
+    log at its start tells of both.
     """
     app = _app()
     service = _service_of(app)

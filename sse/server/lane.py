@@ -18,7 +18,6 @@ A connection is in `Handled` while it is in one of the states below. It has one 
                                           an exception strikes               closed
     submitted   `Publishes`               the store has an outcome           as after an answer; nothing more of this
                                                                              connection is parsed before
-    ----------  ------------------------  ---------------------------------  ---------------------------------------
 
 The code that a leader calls may wait, for the limits or the store. Then another leader, its successor, serves the rest:
 

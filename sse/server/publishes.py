@@ -29,7 +29,7 @@ _MOST_BYTES: Final = 8 << 20  # bytes that they may have together, beside the la
 _EVENTS_AT_ONCE: Final = 256  # events of one batch, beside those of the last publish: some milliseconds of work
 _BYTES_AT_ONCE: Final = 1 << 20  # bytes of one batch, beside the last publish
 
-Answer = Callable[[Any], object]
+AnswerFunction = Callable[[Any], object]
 """Called once with what became of a publish: the positions of its events, or the exception to raise for it."""
 
 
@@ -47,7 +47,7 @@ class Prepared(Protocol):
 class _Queued(NamedTuple):
     prepared: Prepared
     size: int
-    answer: Answer
+    answer: AnswerFunction
 
 
 class Publishes:
@@ -74,7 +74,7 @@ class Publishes:
         """True if no further publish should be read now, because too many wait."""
         return len(self._queue) >= _MOST or self._size >= _MOST_BYTES
 
-    def submit(self, prepared: Prepared, answer: Answer) -> None:
+    def submit(self, prepared: Prepared, answer: AnswerFunction) -> None:
         """Have a request's events stored after those that were submitted before, and its client answered.
 
         :param answer: called in another greenlet, after this method has returned. While it waits, the answers behind
@@ -123,12 +123,12 @@ class Publishes:
             _answer(batch.popleft(), outcome)
 
     def _answer_all(self, error: BaseException) -> None:
-        """Answer those under way and those that are queued now. Others that come by these answers are left."""
-        all = [*self._under_way, *self._queue]
+        """Answer those under way and those that are queued now. Others that these answers submit stay queued."""
+        left = [*self._under_way, *self._queue]
         self._under_way.clear()
         self._queue.clear()
         self._size = 0
-        for queued in all:
+        for queued in left:
             _answer(queued, error)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 
-from sse.server.rows import Row, Rows, Streams
+from sse.server.row import Row
+from sse.server.rows import Rows, Streams
 
 
 class Rounds:

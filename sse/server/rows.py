@@ -3,7 +3,8 @@
 A connection that was handed off is only a file descriptor in a row. It has no greenlet. `Stream` and `Poll` decide
 which bytes are sent, `life` decides when a stream or a waiting poll ends, and this module decides which connections
 get the bytes and when the other connections end.
-Nothing here waits or knows an event loop: everything that does is passed in as `Effects`.
+Nothing here waits or knows an event loop: everything that does is passed in as `Effects`. The rows that wait for a
+request are in `quiet`.
 
 A connection is in one row, or a greenlet has it, or it waits for a greenlet in `Rows.waiting`. "Closed after the
 round" means: it leaves its row now, and its number becomes free when the round is over.
@@ -103,15 +104,16 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Hashable
 from functools import partial
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
 from sse.server.agenda import Agenda
 from sse.server.effects import Effects, EndFunctions, Interest
 from sse.server.framing import LAST_CHUNK, date, framed
 from sse.server.handed_off import HandedOff
+from sse.server.quiet import REQUEST_BYTES, Gathers, Parked, QuietConnections
+from sse.server.row import Row
 from sse.server.tally import Tally
-from sse.server.wheel import slot_of
-from sse.small_set import SmallSet, added, removed
+from sse.small_set import added, removed
 from sse.spread import PAUSE, spread
 from sse.transports.life import STALLED_AFTER, ClientPart, CloseReason, Next, Pending, decide
 
@@ -126,14 +128,8 @@ MAX_READ_AHEAD: Final = 8192
 _TURN: Final = 128  # connections that are written to between two pauses: about 1 ms
 _MOST_UNSENT: Final = 64 << 20  # bytes of the answers in `Sending`
 _READ: Final = 4096  # bytes in one read
-_REQUEST: Final = 16_384  # bytes in one read of a request
 _MOST_HELD: Final = 16 << 20  # bytes that were read and are not consumed; no more is read beyond that
 _DROPPED: Final = 65_536  # bytes that are read and dropped before the end of a connection, so that it is not reset
-_FIRST_REQUEST: Final = 20.0  # seconds that a new client has to begin a request
-_HEAD: Final = 20.0  # seconds from a head's first byte to its last
-_BODY: Final = 0.05  # seconds for which the rest of a body is awaited without a greenlet
-_SILENT: Final = 1.0  # seconds after which a new connection counts as silent, and may be closed first
-_LAST_REQUEST: Final = 1.0  # seconds that a client has to send another request while this process drains
 _NOTHING: Final = memoryview(b"")
 
 
@@ -157,80 +153,11 @@ def send(write: Callable[[int, bytes | memoryview], int], fd: int, data: bytes |
         return -1
 
 
-class Row:
-    """Connections that wait for the same thing, each kept as its number alone. Only `Rows` adds and removes them."""
-
-    __slots__ = ("fds", "is_asking", "joinable_as", "rows")
-    interest: Interest = "end"
-    awaits_events = True  # then its connections get a goodbye when this process drains
-
-    def __init__(self, rows: Rows) -> None:
-        self.rows = rows
-        self.fds: SmallSet[int] = ()  # in the order in which they came
-        self.joinable_as: Hashable = None  # under which `Joinable` finds it; None if nobody may join it
-        self.is_asking = False  # a greenlet gets the next bytes, and may wait for the store
-
-    def __call__(self) -> None:
-        """Have the next round serve this row, because there may be something to send.
-
-        The hub calls this while it holds its lock.
-        """
-        self.rows.agenda.serve_soon(self)
-
-    def serve(self) -> None:
-        """Send each connection what there is for it. The rounds call this."""
-
-    def on_ready(self, fd: int) -> None:
-        """Handle bytes from a peer, or room for more bytes to it. This must not wait."""
-
-    def on_hang_up(self, fd: int) -> None:
-        """Handle the end of what a peer sends. This must not wait."""
-        self.rows.end(fd, "left")
-
-    def next_for(self, fd: int) -> Next:
-        """Return what is to happen to a connection now, by the table in `life`."""
-        return self.rows.next_of(fd, "nothing")
-
-    def check(self, fd: int) -> None:
-        """End a connection whose time is over, or set the time of its next check. The rounds call this."""
-
-    def on_removed(self, fd: int) -> None:  # noqa: ARG002 - for `Sending`
-        """Give up the seat of a connection that has just left this row and is in no other."""
-        if self.fds:
-            self.release()
-        elif not self.is_asking:  # else `asking_done` detaches: the greenlet still uses the stream or poll
-            self.detach()
-
-    def asking_done(self) -> None:
-        """Have the row served, now that its greenlet is done; detach if no connection is left."""
-        self.is_asking = False
-        if self.fds:
-            self.rows.agenda.serve_soon(self)  # also for events that came meanwhile
-        else:
-            self.detach()
-
-    def release(self) -> None:
-        """Give up one connection's seat in the hub; other connections remain."""
-
-    def detach(self) -> None:
-        """Detach from the hub, with the seat of the last connection."""
-
-    def end_all(self, reason: str) -> None:
-        """End all connections of this row without a goodbye.
-
-        :param reason: for the log.
-        """
-        for fd in list(self.fds):
-            self.rows.end(fd, reason)
-
-    def log_end(self, fd: int, reason: str) -> None:
-        """Log the end of a connection, if this row has streams or polls."""
-
-
 class Streams(Row):
     """Streams that have got the same bytes: a push is encoded once, and costs one write for each connection."""
 
     __slots__ = ("chunk", "chunked", "closes", "last_progress", "slot", "stream", "unsent")
+    rows: Rows
     interest = "input"
 
     def __init__(self, rows: Rows, stream: Stream, *, chunked: bool) -> None:
@@ -435,6 +362,7 @@ class Polls(Row):
     """Polls that wait at the same positions and have the same head, so that they get the same answer."""
 
     __slots__ = ("head", "poll")
+    rows: Rows
     interest = "input"
 
     def __init__(self, rows: Rows, poll: Poll, head: bytes) -> None:
@@ -542,6 +470,7 @@ class Sending(Row):
     """Connections whose client does not take a whole answer at once: the rest is sent as the client takes more."""
 
     __slots__ = ("_clients", "_size", "_unsent")
+    rows: Rows
     interest = "room"
     awaits_events = False
 
@@ -602,6 +531,7 @@ class Handled(Row):
     """Connections whose request has come and is not answered yet. Only their holder closes them, see `lane`."""
 
     __slots__ = ()
+    rows: Rows
     interest = "input"
     awaits_events = False
 
@@ -609,187 +539,6 @@ class Handled(Row):
         self.rows.unwatch(fd)  # whatever it is, epoll reports it again once the connection is watched again
 
     on_hang_up = on_ready
-
-
-class Quiet(Row):
-    """Connections that wait for bytes of their client, all for the same time: so the first one is due first.
-
-    The wheel does not know them, because one connection may come here many times a second.
-    """
-
-    __slots__ = ("_seconds",)
-    interest = "input"
-    awaits_events = False
-
-    def __init__(self, rows: Rows, seconds: float) -> None:
-        super().__init__(rows)
-        self._seconds = seconds
-
-    @property
-    def until_from_now(self) -> float:
-        """The time when a connection is over if it sends nothing from now on."""
-        return self.rows.effects.clock() + self._seconds
-
-    @property
-    def first_slot(self) -> int:
-        """The slot of the wheel in which the time of the first connection is over. There has to be one."""
-        return self.rows.slots[next(iter(self.fds))]
-
-    @property
-    def is_silent(self) -> bool:
-        """True if the first connection has been here for a second."""
-        return self.first_slot < slot_of(self.until_from_now - _SILENT)
-
-    def begin(self, fd: int) -> None:
-        """Begin the time of a connection that has just come."""
-        self.rows.slots[fd] = slot_of(self.until_from_now)
-
-    def check_first(self) -> None:
-        """Check the connection that has been here longest."""
-        self.check(next(iter(self.fds)))
-
-    def check_late(self) -> None:
-        """Check the connections whose time is over."""
-        now = slot_of(self.rows.effects.clock())
-        for _ in range(len(self.fds)):
-            if not self.fds or self.first_slot >= now:
-                break
-            first = next(iter(self.fds))
-            try:
-                self.check(first)
-            except Exception:  # noqa: BLE001 - logged; the others go on
-                self.rows.effects.fault("a connection is cut after a fault")
-                self.rows.end(first)
-
-
-class Parked(Quiet):
-    """Connections between two requests, or before the first one: no byte of a request has come yet."""
-
-    __slots__ = ()
-
-    @property
-    def until_from_now(self) -> float:
-        return self.rows.effects.clock() + (_LAST_REQUEST if self.rows.draining else self._seconds)
-
-    def on_ready(self, fd: int) -> None:
-        self.rows.take_up(fd)
-
-    def on_hang_up(self, fd: int) -> None:
-        self.check(fd)  # a request may have come before the hang-up
-
-    def check(self, fd: int) -> None:
-        """Close the connection, unless a request has come just now."""
-        if self.rows.effects.unread(fd):
-            self.rows.take_up(fd)
-        else:
-            self.rows.close(fd)
-
-
-class Gathers(Protocol):
-    """Gathers the bytes of a request until there are enough, as `Head` and `Rest` do."""
-
-    data: bytearray
-
-    def add(self, data: bytes) -> bool:
-        """Add the next bytes. Return whether all have come."""
-
-
-class Partial(Quiet):
-    """Connections with a part of a request: of its head, or of its body.
-
-    :param closes: True if a connection is closed when its time is over; else a greenlet reads the rest of its request.
-    """
-
-    __slots__ = ("_closes", "_gathered")
-
-    def __init__(self, rows: Rows, seconds: float, *, closes: bool) -> None:
-        super().__init__(rows, seconds)
-        self._closes = closes
-        self._gathered: dict[int, Gathers] = {}
-
-    def gather(self, fd: int, gathered: Gathers) -> None:
-        """Begin to gather the rest of the request of a connection that has just come."""
-        self._gathered[fd] = gathered
-        self.begin(fd)
-
-    def on_ready(self, fd: int) -> None:
-        rows = self.rows
-        try:
-            data = rows.effects.read(fd, _REQUEST)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        rows.held += len(data)
-        is_enough = self._gathered[fd].add(data)
-        if not data or rows.is_holding_much:
-            self.end(fd)
-        elif is_enough:
-            rows.keep(fd, self._take(fd))
-            rows.have_handled(fd)
-
-    def on_hang_up(self, fd: int) -> None:
-        self.on_ready(fd)
-
-    def check(self, fd: int) -> None:
-        if self._closes:
-            self.rows.close(fd)
-        else:
-            self.end(fd)
-
-    def end(self, fd: int) -> None:
-        """Give a connection to a greenlet, which reads the rest of its request or its end."""
-        self.rows.keep(fd, self._take(fd))
-        self.rows.give_back(fd)
-
-    def on_removed(self, fd: int) -> None:
-        self._take(fd)
-
-    def _take(self, fd: int) -> bytes:
-        gathered = self._gathered.pop(fd, None)
-        if gathered is None:
-            return b""
-        self.rows.held -= len(gathered.data)
-        return bytes(gathered.data)
-
-
-class QuietConnections:
-    """The connections that wait for their clients: some are closed when a new connection needs their room."""
-
-    __slots__ = ("bodies", "heads", "kept", "new")
-
-    def __init__(self, rows: Rows, keepalive: float) -> None:
-        self.new = Parked(rows, _FIRST_REQUEST)
-        """The connections that have sent nothing yet."""
-        self.kept = Parked(rows, keepalive)
-        self.heads = Partial(rows, _HEAD, closes=True)
-        self.bodies = Partial(rows, _BODY, closes=False)
-
-    def __len__(self) -> int:
-        return len(self.new.fds) + len(self.kept.fds) + len(self.heads.fds) + len(self.bodies.fds)
-
-    def make_room(self) -> None:
-        """Close one connection: the oldest that is silent, or else the one that was kept longest between requests.
-
-        A connection is silent if its first request, or the rest of a head, has not come within a second. If a request
-        has come just now on the chosen connection, it is handled instead, and no room is made.
-        """
-        begun = min((row for row in (self.new, self.heads) if row.fds), key=lambda row: row.first_slot, default=None)
-        if begun is not None and (begun.is_silent or not self.kept.fds):
-            begun.check_first()
-        elif self.kept.fds:
-            self.kept.check_first()
-
-    def check_late(self) -> None:
-        """Check the connections whose time is over."""
-        for row in (self.new, self.kept, self.heads, self.bodies):
-            row.check_late()
-
-    def shorten(self) -> None:
-        """Set the end of each parked connection anew, because a drain has shortened the time that they have."""
-        for parked in (self.new, self.kept):
-            for fd in parked.fds:
-                parked.begin(fd)
 
 
 class Joinable:
@@ -1144,7 +893,7 @@ class Rows:
     def _read_request(self, fd: int, *, is_new: bool = False) -> None:
         """Read what has come on a parked or new connection, and have it handled. If nothing has come, park it."""
         try:
-            data = self.effects.read(fd, _REQUEST)
+            data = self.effects.read(fd, REQUEST_BYTES)
         except BlockingIOError:
             if is_new:
                 self.park(fd, new=True)

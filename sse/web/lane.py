@@ -69,21 +69,21 @@ class Reply(NamedTuple):
 
 
 class Rule(Protocol):
-    """Decides whether the lane is on."""
+    """Decides which requests may go past Flask. The server asks it whether any may."""
 
     @property
     def session_cookie(self) -> str:
         """The name of the cookie with which a request is Flask's; empty if there is none."""
 
     def why_off(self) -> str:
-        """Return why the lane is off; empty if it is on."""
+        """Return why all requests are Flask's; empty if they are not."""
 
 
 class Lane:
     """The fast lane of one app.
 
     :param app: the app, as the server calls it. Its log gets unexpected exceptions.
-    :param rule: decides whether the lane is on.
+    :param rule: the server asks it whether the lane is on.
     :param has_probes: returns whether the doctor's probes may be asked for.
     """
 
@@ -108,10 +108,6 @@ class Lane:
             ("GET", f"{prefix}/poll"): Route("poll"),
             ("POST", f"{prefix}/publish"): _PUBLISH,
         }
-
-    def why_off(self) -> str:
-        """Return why the lane is off, so that all requests are Flask's; empty if it is on."""
-        return self.rule.why_off()
 
     def route(self, method: str, path: str) -> Route | None:
         """Return the route of a request; None if the request is Flask's.

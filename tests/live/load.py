@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import selectors
 import socket
 import struct
@@ -32,6 +33,11 @@ RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER
 def address(url: str) -> tuple[str, int]:
     host, _, port = url.removeprefix("http://").partition(":")
     return host, int(port)
+
+
+def has_whole_lane(server: Gunicorn) -> bool:
+    """Return whether plain requests go past Flask and past gunicorn, as the server's log said at its start."""
+    return bool(re.search(r"\] fast lane: on$", server.logs(), re.MULTILINE))
 
 
 def inspect(server: Gunicorn) -> dict[str, int]:

@@ -16,7 +16,7 @@ import pytest
 
 from tests import client
 from tests.client import Stream
-from tests.live.load import GREENLETS, KEY, address
+from tests.live.load import GREENLETS, KEY, address, has_whole_lane
 from tests.servers import Gunicorn
 from tests.tokens import SECRET, claims, signed
 
@@ -88,8 +88,10 @@ LINES = [
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gunicorn]:
     lane = "on" if request.param == "fast lane" else "off"
     env = {"SSE_SECRET": SECRET, "SSE_PUBLISH_KEYS": KEY, "SSE_LANE": lane}
-    arguments = ["--log-level", "debug", *(GREENLETS if request.param == "greenlets" else ())]
+    level = "info" if request.param == "fast lane" else "debug"  # at which each request has a greenlet
+    arguments = ["--log-level", level, *(GREENLETS if request.param == "greenlets" else ())]
     with Gunicorn(tmp_path_factory.mktemp("wire"), "wsgi:application", env, arguments=arguments) as server:
+        assert has_whole_lane(server) == (server.environment()["SSE_LANE"] == "on")
         for name in ("alice", "bob"):
             assert client.publish(server.url, name, f"for {name}", key=KEY).status == 201
         yield server

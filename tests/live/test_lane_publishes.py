@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests import client
+from tests.live.load import has_whole_lane
 from tests.publishing import publish
 from tests.servers import Gunicorn, RedisServer, wait_until
 from tests.tokens import KEY
@@ -116,6 +117,7 @@ def servers(
         redis = stack.enter_context(RedisServer(folder)) if request.param == "Redis" else None
         own = {"SSE_REDIS_URL": redis.url} if redis else {}
         server = stack.enter_context(Gunicorn(folder, env={"SSE_PUBLIC": "*", "SSE_PUBLISH_KEYS": KEY, **own}))
+        assert has_whole_lane(server) == (server.environment().get("SSE_LANE") != "off")
         publish(server, "warm", 1)  # a worker's first request is never in the lane
         yield server, redis
 

@@ -23,7 +23,7 @@ import pytest
 
 from tests import client
 from tests.live.conversation import SMUGGLED, Conversation, Request, converse, pieces, read_answer
-from tests.live.load import APP, KEY, RESET_ON_CLOSE, address, inspect
+from tests.live.load import APP, KEY, RESET_ON_CLOSE, address, has_whole_lane, inspect
 from tests.servers import Gunicorn, Nginx, RedisServer, wait_until
 from tests.tokens import SECRET, claims, signed
 
@@ -38,6 +38,7 @@ WAYS = ("close", "reset", "half")
 @pytest.fixture(scope="module", params=["on", "off"])
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gunicorn]:
     with Gunicorn(tmp_path_factory.mktemp("wire"), APP, ENV | {"SSE_LANE": request.param}) as server:
+        assert has_whole_lane(server) == has_lane(server)
         yield server
         assert is_clean(server)
 
@@ -132,7 +133,7 @@ def test_each_request_gets_its_own_answer_while_others_vanish(server: Gunicorn, 
 
 
 @pytest.mark.parametrize("lane", ["on", "off"])
-def test_so_it_is_while_redis_is_slow(
+def test_each_request_gets_its_own_answer_while_redis_is_slow(
     lane: str, tmp_path: Path, redis_server: RedisServer, request: pytest.FixtureRequest
 ) -> None:
     """Each request waits for Redis now and then, so others are served in its middle, and numbers are used again."""
@@ -149,7 +150,9 @@ def test_so_it_is_while_redis_is_slow(
         assert is_clean(server)
 
 
-def test_so_it_is_while_the_lane_goes_off_and_on(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_each_request_gets_its_own_answer_while_the_lane_goes_off_and_on(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     env = ENV | {"SSE_LANE": "on"}
     with (
         Gunicorn(tmp_path, "tests.live.apps.changing:application", env) as server,
@@ -168,7 +171,9 @@ def test_so_it_is_while_the_lane_goes_off_and_on(tmp_path: Path, request: pytest
             assert "fast lane: on from now on" in server.logs()
 
 
-def test_so_it_is_behind_nginx(server: Gunicorn, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_each_request_gets_its_own_answer_behind_nginx(
+    server: Gunicorn, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     with Nginx(tmp_path, server.bind, NO_LIMITS) as nginx:
         storm(nginx.url, int(request.config.option.hypothesis_seed), "proxied")
     nothing_is_left(server)

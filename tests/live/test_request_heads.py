@@ -17,7 +17,7 @@ import pytest
 
 from tests import client
 from tests.live.app_servers import SecureGunicorn
-from tests.live.load import APP, ENV, KEY, inspect
+from tests.live.load import APP, ENV, KEY, has_whole_lane, inspect
 from tests.servers import Gunicorn, wait_until
 
 ASK = "GET /sse/poll?channel=a&timeout=0 HTTP/1.1\r\nHost: a\r\n"
@@ -28,6 +28,7 @@ V2 = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c%b\x7f\0\0\x01\0\x01\0\x02"
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gunicorn]:
     """The service with the fast lane, and without it."""
     with Gunicorn(tmp_path_factory.mktemp("heads"), APP, ENV | {"SSE_LANE": request.param}) as server:
+        assert has_whole_lane(server) == (server.environment()["SSE_LANE"] == "on")
         yield server
 
 
