@@ -1121,6 +1121,15 @@ def test_a_new_connection_has_20_s_and_in_a_drain_each_has_one_more(world: World
     assert sorted(world.closed) == [1, 2, 3, 4]
 
 
+def test_very_many_connections_whose_time_is_over_at_once_hold_nobody_up(world: World) -> None:
+    for fd in range(40_000):
+        world.rows.park(fd, new=True)
+    used = time.thread_time()
+    world.pass_by(21)
+    assert time.thread_time() - used < 0.8, "it is two tenths of a second if nothing is searched"
+    assert world.closed == list(range(40_000))
+
+
 def test_room_is_made_by_the_silent_first_then_by_the_oldest_that_rests(world: World) -> None:
     world.rows.max_connections = 3
     world.rows.park(1, new=True)
