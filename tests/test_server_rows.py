@@ -1206,6 +1206,32 @@ def test_epoll_hears_of_a_new_connection_only_when_it_has_to_wait(world: World) 
     world.rows.close(101)
 
 
+def test_polls_with_bytes_behind_them_do_not_keep_the_lane_from_reading(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_MOST_HELD", 160_000)
+    monkeypatch.setattr(module, "_MOST_AHEAD", 40_000, raising=False)
+    world.rows.has_lane = True
+    polls = [world.poll(read_ahead=b"x" * 8000) for _ in range(25)]
+    late = world.poll(read_ahead=b"x" * 8193)
+    answered = [fd for fd in polls if fd in world.rows.ready]
+    for fd in answered:
+        assert world.answered(fd) == []
+        world.rows.close(fd)
+    world.sent[101] = b"GET /poll"
+    world.rows.accept(101)
+    assert 101 in world.rows.ready, "it is read at once, and needs no greenlet"
+    assert len(answered) == 20
+    assert world.answered(late) == []
+    assert world.rows.held_by_polls == 40_000
+    world.publish()
+    world.round()
+    world.answer()
+    assert world.rows.held_by_polls == 0
+    for fd in list(world.rows.ready):
+        world.rows.close(fd)
+
+
 def test_what_happens_on_a_connection_whose_request_is_handled_is_looked_at_once_and_again_afterwards(
     world: World,
 ) -> None:
