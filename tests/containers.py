@@ -12,6 +12,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -292,6 +293,21 @@ class Container(Server):
 
     def command(self) -> Sequence[str]:
         return self.image.sandbox(self.image.command, self.env, ["--as-pid-1", *self.options], read_only=True)
+
+    def stop(self, timeout: float = 5, by: signal.Signals = signal.SIGTERM) -> None:
+        """Ask pid 1 to end, and kill the container if it does not.
+
+        bwrap's own end is not enough: `--die-with-parent` has no effect on a process that has changed its user.
+        """
+        if self.process is None:
+            return
+        for pid in children(self.pid):
+            os.kill(pid, by)
+        try:
+            self.process.wait(timeout)
+            self.process = None
+        except subprocess.TimeoutExpired:
+            self.kill()
 
     def first_pid(self) -> int:
         """Return the pid that the container's pid 1 has outside of it."""

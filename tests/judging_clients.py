@@ -166,6 +166,10 @@ class Rings(ABC):
         """Return the reason of the end at this position; None if the position is no end."""
         return None
 
+    def may_be_empty(self, channel: str, reason: str) -> bool:
+        """Return whether a run has ended for this reason without any event before its end."""
+        return False
+
     def loses_texts(self, channel: str) -> bool:
         """Return whether a run's text may be gone, so that a client without a position is reset."""
         return False
@@ -422,10 +426,19 @@ class DeltaClient(Client):
 
 
 class BareClient(Client):
-    """A reader that takes every block for an event. It hears of an end by a comment, which has no id."""
+    """A reader that takes every block for an event. It hears of an end by a comment, which has no id.
+
+    It has no place in a channel before the first id that names it. So it may hear that a run has ended without events,
+    and still have no place there. `empty` has the reason of such an end, until a later id claims the end.
+    """
+
+    def __init__(self, rings: Rings, first: Request, places: dict[str, str | None]) -> None:
+        super().__init__(rings, first, places)
+        self.empty: dict[str, str] = {}
 
     def connect(self, request: Request) -> Parser:
         self.asked = request
+        self.empty.clear()
         for channel, place in self.places.items():
             if place is not None and place != LOST and self._is_unclaimed_end(channel, place):
                 self.places[channel] = self.rings.before(channel, place)  # the end will be told again
@@ -437,7 +450,10 @@ class BareClient(Client):
             name, _, data = block.data.partition(" ")
             if name == "end":
                 told = json.loads(data)
-                self._end(told["channel"], told["reason"])
+                if self.places[told["channel"]] is None:
+                    self._end_of_empty(told["channel"], told["reason"])
+                else:
+                    self._end(told["channel"], told["reason"])
             return
         assert block.own_id, "the ids of other blocks mean nothing to it"
         assert not block.event.startswith("sse.")
@@ -445,11 +461,18 @@ class BareClient(Client):
         channel, position = next(iter(entries(block.own_id).items()))
         for name, claimed in entries(block.own_id).items():
             if self.places[name] is None:
-                place = self._before_text(name, claimed, block.data) if name == channel else claimed
-                assert self.rings.starts(name, place, self.asked.replay)
-                self.places[name] = place
+                start = self._before_text(name, claimed, block.data) if name == channel else claimed
+                if name in self.empty:
+                    assert self.rings.reason(name, claimed) == self.empty.pop(name)
+                    start = self.rings.before(name, claimed)
+                assert self.rings.starts(name, start, self.asked.replay)
+                self.places[name] = start if name == channel else claimed
         self._event(channel, position, block.event, block.data)
         self.judge()
+
+    def _end_of_empty(self, channel: str, reason: str) -> None:
+        assert self.rings.may_be_empty(channel, reason), f"{channel} has ended after events that were not told"
+        self.empty[channel] = reason
 
     def claims(self, channel: str, place: str | None) -> Iterable[str | None]:
         is_end = place is not None and self.rings.reason(channel, place) is not None
@@ -462,13 +485,18 @@ class BareClient(Client):
 
     def take_over(self, over: Over) -> None:
         """Take the answer that all channels have ended. The client may not have had the ends, which have no ids."""
+        reasons: dict[str, str | None] = {}
         for channel, place in self.places.items():
-            assert place is not None
+            if place is None:
+                reason = over.reasons.get(channel, "done")
+                self._end_of_empty(channel, reason)
+                reasons[channel] = reason
+                continue
             if self.rings.reason(channel, place) is None:
                 found = self.rings.after(channel, place)
                 assert found
                 self.places[channel] = found[0]
-        reasons = {channel: self.rings.reason(channel, str(place)) for channel, place in self.places.items()}
+            reasons[channel] = self.rings.reason(channel, str(self.places[channel]))
         assert over.reasons == ({} if set(reasons.values()) == {"done"} else reasons)
 
     def take_refusal(self, answer: dict[str, Any], request: Request) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
@@ -924,6 +925,24 @@ def test_a_channel_begins_with_its_first_subscriber_here_and_again_after_the_las
         hub.detach(subscriber)
     hub.detach(attach(hub))
     assert begun == ["a", "a"]
+
+
+def test_a_thread_that_hears_of_a_first_subscriber_sees_that_it_listens(world: World) -> None:
+    hub = world.hub()
+    seen: list[bool] = []
+    thread = threading.Thread(target=lambda: seen.append(hub.listens("a")))
+
+    def began(name: str) -> State:
+        assert name == "a"
+        thread.start()
+        thread.join(0.5)  # the hub has not entered the subscriber yet
+        return "up"
+
+    hub.began = began
+    subscriber = hub.attach({"a": Start()}, 5)
+    thread.join(5)
+    assert seen == [True]
+    hub.detach(subscriber)
 
 
 @pytest.mark.parametrize("polled", [False, True])

@@ -1122,6 +1122,15 @@ def test_a_new_connection_has_20_s_and_in_a_drain_each_has_one_more(world: World
     assert sorted(world.closed) == [1, 2, 3, 4]
 
 
+def test_very_many_connections_whose_time_is_over_at_once_hold_nobody_up(world: World) -> None:
+    for fd in range(40_000):
+        world.rows.park(fd, new=True)
+    used = time.thread_time()
+    world.pass_by(21)
+    assert time.thread_time() - used < 0.8, "it is two tenths of a second if nothing is searched"
+    assert world.closed == list(range(40_000))
+
+
 def test_room_is_made_by_the_silent_first_then_by_the_oldest_that_rests(world: World) -> None:
     world.rows.max_connections = 3
     world.rows.park(1, new=True)
@@ -1196,6 +1205,32 @@ def test_epoll_hears_of_a_new_connection_only_when_it_has_to_wait(world: World) 
     world.rows.answered(101, b"", closes=False)
     assert (world.interest, world.rows.held) == ({101: "input"}, 0)
     world.rows.close(101)
+
+
+def test_polls_with_bytes_behind_them_do_not_keep_the_lane_from_reading(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_MOST_HELD", 160_000)
+    monkeypatch.setattr(module, "_MOST_AHEAD", 40_000, raising=False)
+    world.rows.has_lane = True
+    polls = [world.poll(read_ahead=b"x" * 8000) for _ in range(25)]
+    late = world.poll(read_ahead=b"x" * 8193)
+    answered = [fd for fd in polls if fd in world.rows.ready]
+    for fd in answered:
+        assert world.answered(fd) == []
+        world.rows.close(fd)
+    world.sent[101] = b"GET /poll"
+    world.rows.accept(101)
+    assert 101 in world.rows.ready, "it is read at once, and needs no greenlet"
+    assert len(answered) == 20
+    assert world.answered(late) == []
+    assert world.rows.held_by_polls == 40_000
+    world.publish()
+    world.round()
+    world.answer()
+    assert world.rows.held_by_polls == 0
+    for fd in list(world.rows.ready):
+        world.rows.close(fd)
 
 
 def test_what_happens_on_a_connection_whose_request_is_handled_is_looked_at_once_and_again_afterwards(

@@ -256,9 +256,13 @@ class Hub:
         spread(ending, window, lambda each: each.drain(), time.sleep)
 
     def listens(self, name: str) -> bool:
-        """Return whether a source's channel has subscribers here, or had a poll that ended within the last 10 s."""
-        channel = self._channels.get(name)
-        return bool(channel and channel.subscribers) or name in self._recent_polls
+        """Return whether a source's channel has subscribers here, or had a poll that ended within the last 10 s.
+
+        A subscriber for which `began` has been called counts, because this waits until it is there.
+        """
+        with self.lock:
+            channel = self._channels.get(name)
+            return bool(channel and channel.subscribers) or name in self._recent_polls
 
     def set_source(self, name: str, state: State | None) -> None:
         """Note the state of a channel's source, if the channel is here, and wake its subscribers if it has changed."""

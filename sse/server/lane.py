@@ -186,8 +186,7 @@ class FastLane:
         self._is_free = self._switch.is_free()
         ends = time.monotonic() + _TURN_SECONDS
         for _ in range(_TURN):
-            fd = next(iter(ready))
-            del ready[fd]
+            fd = ready.popitem(last=False)[0]
             self._lead_one(me, fd)
             if self._leader is not me or not ready or time.monotonic() >= ends:
                 break

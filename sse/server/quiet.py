@@ -5,6 +5,7 @@ The table at the head of `rows` says where each of them goes. Some are closed wh
 
 from __future__ import annotations
 
+from itertools import takewhile
 from typing import Final, Protocol
 
 from sse.server.row import Register, Row
@@ -59,16 +60,14 @@ class Quiet(Row):
 
     def check_late(self) -> None:
         """Check the connections whose time is over."""
-        now = slot_of(self.rows.effects.clock())
-        for _ in range(len(self.fds)):
-            if not self.fds or self.first_slot >= now:
-                break
-            first = next(iter(self.fds))
+        now, slots = slot_of(self.rows.effects.clock()), self.rows.slots
+        # To look for the first one again and again would take the longer, the more have left before it.
+        for fd in list(takewhile(lambda fd: slots[fd] < now, self.fds)):
             try:
-                self.check(first)
+                self.check(fd)
             except Exception:  # noqa: BLE001 - logged; the others go on
                 self.rows.effects.fault("a connection is cut after a fault")
-                self.rows.end(first)
+                self.rows.end(fd)
 
 
 class Parked(Quiet):

@@ -101,7 +101,7 @@ from __future__ import annotations
 import contextlib
 import math
 from array import array
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple, cast
@@ -129,6 +129,7 @@ _TURN: Final = 128  # connections that are written to between two pauses: about 
 _MOST_UNSENT: Final = 64 << 20  # bytes of the answers in `Sending`
 _READ: Final = 4096  # bytes in one read
 _MOST_HELD: Final = 16 << 20  # bytes that were read and are not consumed; no more is read beyond that
+_MOST_AHEAD: Final = 4 << 20  # of these, bytes behind waiting polls, which could hold them for a minute
 _DROPPED: Final = 65_536  # bytes that are read and dropped before the end of a connection, so that it is not reset
 _NOTHING: Final = memoryview(b"")
 
@@ -386,11 +387,21 @@ class Polls(Row):
         if not data:
             self.rows.end(fd, "left")
             return
-        self.rows.keep(fd, read_ahead := self.rows.read_ahead.get(fd, b"") + data)
-        if len(read_ahead) > MAX_READ_AHEAD:
-            self.rows.effects.modify(fd, "end")
+        self.keep_ahead(fd, data)
+
+    def keep_ahead(self, fd: int, data: bytes) -> None:
+        """Keep bytes that have come behind a request. If those are too many, the poll does not wait any longer."""
+        rows = self.rows
+        rows.keep(fd, read_ahead := rows.read_ahead.get(fd, b"") + data)
+        rows.held_by_polls += len(data)
+        if len(read_ahead) > MAX_READ_AHEAD or rows.held_by_polls > _MOST_AHEAD:
+            rows.effects.modify(fd, "end")
             if not self.is_asking or self.next_for(fd).is_end:  # else the answer is on its way
                 self._reply_nothing(fd, "answered")
+
+    def on_removed(self, fd: int) -> None:
+        self.rows.held_by_polls -= len(self.rows.read_ahead.get(fd, b""))
+        super().on_removed(fd)
 
     def next_for(self, fd: int) -> Next:
         return self.rows.next_of(fd, "answer" if self.is_asking else "nothing")
@@ -607,7 +618,7 @@ class Rows:
         """
         self.waiting: deque[int] = deque()
         """Connections that wait for a greenlet."""
-        self.ready: dict[int, None] = {}
+        self.ready: OrderedDict[int, None] = OrderedDict()  # a dict finds its first member slowly if many have left
         """The connections of `Handled` that wait for their turn in the fast lane, the first one first."""
         self.has_lane = False
         """True if requests go to the fast lane; else each goes to a greenlet."""
@@ -615,6 +626,8 @@ class Rows:
         """The bytes of each connection that were read and belong to a request that is not answered yet."""
         self.held = 0
         """The number of these bytes, with those in `Partial`."""
+        self.held_by_polls = 0
+        """The number of those that have come behind the requests of waiting polls."""
         self.joinable = Joinable()
         self._unwatched: set[int] = set()  # connections of `Handled` that epoll does not watch
         self._handled = Handled(self)
@@ -670,7 +683,7 @@ class Rows:
         :param read_ahead: the bytes that have come behind the request.
         """
         self._watch(fd, Polls.interest)
-        self.keep(fd, read_ahead)
+        self._drop(fd)
         key = poll.merge_key, head
         row = self.joinable.merge_poll(key, poll)
         if row is None:
@@ -680,6 +693,8 @@ class Rows:
         self._admit(fd, row, poll.hand_off())
         if row.poll is poll:
             poll.subscriber.wake_by(row)
+        if read_ahead:
+            row.keep_ahead(fd, read_ahead)
 
     def park(self, fd: int, *, new: bool = False) -> None:
         """Take over a connection until its next request comes, or its first if it is `new`."""

@@ -152,7 +152,7 @@ def test_a_page_that_is_left_and_come_back_to_again_and_again_has_one_connection
     lab.origin.wait_for_report("webkit")
     wait_until(lambda: report.state["settled"], 10, what="it is live")
     lab.origin.command("webkit", "rounds", ROUNDS)
-    wait_until(lambda: len(report.logs["shows"]) == before + ROUNDS, 60, what=f"{ROUNDS} times back")
+    wait_until(lambda: len(report.logs["shows"]) == before + ROUNDS, 180, what=f"{ROUNDS} times back")
     wait_until(lambda: report.state["settled"] and not report.state["rounds"], 10, what="it is live again")
     assert report.logs["shows"][before:] == [True] * ROUNDS  # it was kept, and not loaded anew
     for number in range(3):

@@ -200,7 +200,6 @@ def test_nginx_of_compose_serves_the_service_over_its_socket_and_outlives_it(ima
             wait_until(lambda: (told / "ready").exists(), 20, what="nginx serves")
             asked = image.sandbox(image.healthcheck, container.env, options, read_only=True)
             assert subprocess.run(asked, check=False, timeout=20).returncode == 0, "compose waits for this"
-            os.kill(container.first_pid(), signal.SIGTERM)
             container.stop(10)
             (told / "down").touch()
             wait_until(lambda: (told / "asked").exists(), 20, what="nginx has answered alone")
