@@ -1,8 +1,8 @@
 """The fast lane: requests for streams, polls and publishes that need neither Flask nor a greenlet of their own.
 
 The event loop reads the bytes of a request, see `Rows.take_up`. One greenlet, the leader, takes the connections from
-`Rows.ready`, one after the other: it recognises their requests, has them answered, and writes the answers. Whatever is
-not a plain request for this lane goes to gunicorn, together with all bytes that were read.
+`Rows.ready`, one after the other: it recognises their requests, has them answered, and writes the answers. A request
+that is not plain, or not for this lane, goes to gunicorn, together with all bytes that were read.
 
 A connection is in `Handled` while it is in one of the states below. It has one holder, who alone may close or move it.
 

@@ -547,7 +547,7 @@ class Handled(Row):
     awaits_events = False
 
     def on_ready(self, fd: int) -> None:
-        self.rows.unwatch(fd)  # whatever it is, epoll reports it again once the connection is watched again
+        self.rows.unwatch(fd)  # epoll reports bytes or a hang-up again once the connection is watched again
 
     on_hang_up = on_ready
 

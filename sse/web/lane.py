@@ -1,7 +1,7 @@
 """The fast lane: answers to streams, polls and publish requests without Flask, as values that a server sends.
 
 They are those that Flask would give, byte for byte but for the date and random ids: `answering` decides for both.
-Whatever the lane cannot answer alike, or what a function of the app has to decide, is left to Flask.
+A request that the lane cannot answer alike, or that a function of the app has to decide, is left to Flask.
 """
 
 from __future__ import annotations
