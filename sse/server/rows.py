@@ -22,9 +22,10 @@ round" means: it leaves its row now, and its number becomes free when the round 
                                            more bytes are needed            Partial
     Partial     the rest of a request      all of it has come               Handled
                                            20 s have passed without the     closed at once
-                                           whole head, or its room is
-                                           needed
-                                           the body is late, or the peer    a greenlet, with all bytes that were read
+                                           whole head, its room is needed,
+                                           or such heads have over 4 MB
+                                           the body is late, such bodies    a greenlet, with all bytes that were read
+                                           have over 4 MB, or the peer
                                            hangs up
     Streams     an event                   the peer hangs up, or the        closed after the round
                                            stream ends
@@ -130,6 +131,7 @@ _READ: Final = 4096  # bytes in one read
 _REQUEST: Final = 16_384  # bytes in one read of a request
 _MOST_HELD: Final = 16 << 20  # bytes that were read and are not consumed; no more is read beyond that
 _MOST_AHEAD: Final = 4 << 20  # of these, bytes behind waiting polls, which could hold them for a minute
+_MOST_PARTIAL: Final = 4 << 20  # of these, bytes of heads that are not complete; also those of such bodies
 _DROPPED: Final = 65_536  # bytes that are read and dropped before the end of a connection, so that it is not reset
 _FIRST_REQUEST: Final = 20.0  # seconds that a new client has to begin a request
 _HEAD: Final = 20.0  # seconds from a head's first byte to its last
@@ -710,17 +712,20 @@ class Partial(Quiet):
     :param closes: True if a connection is closed when its time is over; else a greenlet reads the rest of its request.
     """
 
-    __slots__ = ("_closes", "_gathered")
+    __slots__ = ("_closes", "_gathered", "_size")
 
     def __init__(self, rows: Rows, seconds: float, *, closes: bool) -> None:
         super().__init__(rows, seconds)
         self._closes = closes
         self._gathered: dict[int, Gathers] = {}
+        self._size = 0  # of what they have gathered
 
     def gather(self, fd: int, gathered: Gathers) -> None:
         """Begin to gather the rest of the request of a connection that has just come."""
         self._gathered[fd] = gathered
         self.begin(fd)
+        self._count(len(gathered.data))
+        self._bound()
 
     def on_ready(self, fd: int) -> None:
         rows = self.rows
@@ -730,13 +735,15 @@ class Partial(Quiet):
             return
         except OSError:
             data = b""
-        rows.held += len(data)
+        self._count(len(data))
         is_enough = self._gathered[fd].add(data)
         if not data or rows.is_holding_much:
             self.end(fd)
         elif is_enough:
             rows.keep(fd, self._take(fd))
             rows.have_handled(fd)
+        else:
+            self._bound()
 
     def on_hang_up(self, fd: int) -> None:
         self.on_ready(fd)
@@ -759,8 +766,17 @@ class Partial(Quiet):
         gathered = self._gathered.pop(fd, None)
         if gathered is None:
             return b""
-        self.rows.held -= len(gathered.data)
+        self._count(-len(gathered.data))
         return bytes(gathered.data)
+
+    def _count(self, more: int) -> None:
+        self._size += more
+        self.rows.held += more
+
+    def _bound(self) -> None:
+        """End the time of the connections that have been here longest, as long as all have too many bytes."""
+        while self._size > _MOST_PARTIAL:
+            self.check_first()
 
 
 class QuietConnections:
@@ -1043,7 +1059,6 @@ class Rows:
         self._watch(fd, row.interest)
         self._drop(fd)
         self._put(fd, row)
-        self.held += len(gathered.data)
         row.gather(fd, gathered)
 
     # For the rows
