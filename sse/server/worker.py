@@ -361,7 +361,8 @@ class Worker(GeventWorker):  # type: ignore[misc]
         if self._lane and not self._rows.has_lane:
             self._lane.look()  # the first request of this process has just turned it on
         if self._rows.has_lane and not isinstance(sock, ssl.SSLSocket):
-            self._rows.take_back(sock.detach(), request.unreader.take_buffered())
+            self._rows.take_back(sock.fileno(), request.unreader.take_buffered())
+            sock.detach()  # only now: if this fails, gunicorn still has to close it
             return False
         if request.unreader.buf.getvalue():
             gevent.sleep(PAUSE)  # let other clients in, because this one may always send more
@@ -369,7 +370,8 @@ class Worker(GeventWorker):  # type: ignore[misc]
         if isinstance(sock, ssl.SSLSocket):
             return True  # TLS has a state of its own, so it keeps its greenlet
         if not self._comes_at_once(sock):
-            self._rows.park(sock.detach())
+            self._rows.park(sock.fileno())
+            sock.detach()  # as above
             return False
         return True
 
