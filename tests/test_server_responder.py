@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import socket
 import ssl
@@ -22,7 +23,7 @@ from sse.hub.subscriber import Start
 from sse.server.gunicorn_request import Request
 from sse.server.load_error import until_mended
 from sse.server.responder import AppResponse, Responder
-from sse.server.rows import Sending
+from sse.server.rows import Rows, Sending
 from sse.server.sockets import has_hung_up, unread
 from sse.server.worker import Worker
 from sse.transports.poll import Poll
@@ -394,3 +395,27 @@ def test_an_app_that_cannot_be_loaded_has_a_page_that_says_so(code: str, caplog:
 
 def assert_internal(status: str) -> None:
     assert status.startswith("500")
+
+
+@pytest.mark.parametrize("has_lane", [True, False])
+def test_a_connection_that_cannot_be_parked_is_still_gunicorn_s_to_close(has_lane: bool) -> None:
+    def register(_fd: int, _interest: str) -> None:
+        raise OSError(errno.ENOSPC, "the kernel watches too many connections")
+
+    world = World()
+    ours, peer = socket.socketpair()
+    try:
+        world.rows = Rows(world.rows.effects._replace(register=register), 75)
+        world.rows.has_lane = has_lane
+        worker: Any = Worker.__new__(Worker)
+        worker._rows, worker._lane = world.rows, None
+        worker._comes_at_once = lambda _: False
+        asked = Request(Config(), IterUnreader([b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n"]), ("127.0.0.1", 1), 1)
+        with pytest.raises(OSError, match="too many"):
+            worker._may_go_on(asked, ours)
+        assert ours.fileno() >= 0
+        assert world.rows.is_empty
+    finally:
+        world.end()
+        ours.close()
+        peer.close()

@@ -12,7 +12,7 @@ import pytest
 from sse.errors import StoreUnavailable
 from sse.hub.subscriber import Start
 from sse.server import rows as module
-from sse.server.head import Head
+from sse.server.head import Head, Rest
 from sse.server.row import Row
 from sse.server.rows import Polls, Sending, Streams
 from sse.transports.stream import Stream
@@ -1190,7 +1190,7 @@ def accept(world: World, fd: int, data: bytes = b"") -> None:
 
 def begin_head(world: World, fd: int) -> None:
     accept(world, fd, b"GET /")
-    head = Head(1000)
+    head = Head(10_000)
     head.add(b"GET /")
     world.rows.gather(fd, head, is_head=True)
 
@@ -1231,6 +1231,32 @@ def test_polls_with_bytes_behind_them_do_not_keep_the_lane_from_reading(
     assert world.rows.held_by_polls == 0
     for fd in list(world.rows.ready):
         world.rows.close(fd)
+
+
+def test_parts_of_requests_do_not_keep_the_lane_from_reading(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_MOST_HELD", 160_000)
+    monkeypatch.setattr(module, "_MOST_PARTIAL", 40_000, raising=False)
+    world.rows.has_lane = True
+    for fd in range(1, 26):
+        begin_head(world, fd)
+        world.sent[fd] = b"x" * 7995
+        world.row(fd).on_ready(fd)
+    for fd in range(26, 51):
+        accept(world, fd, b"x" * 8000)
+        body = Rest(9000)
+        body.add(b"x" * 8000)
+        world.rows.gather(fd, body, is_head=False)
+        for given in world.given_back:
+            world.rows.take(given)  # as a greenlet does
+    world.sent[101] = b"GET /poll"
+    world.rows.accept(101)
+    assert 101 in world.rows.ready, "it is read at once, and needs no greenlet"
+    assert world.rows.held == 80_009
+    assert world.closed == list(range(1, 21))
+    assert world.given_back == list(range(26, 46))
+    for fd in list(world.rows.row_of):
+        world.rows.close(fd)
+    assert world.rows.held == 0
 
 
 def test_what_happens_on_a_connection_whose_request_is_handled_is_looked_at_once_and_again_afterwards(

@@ -18,6 +18,7 @@ _FIRST_REQUEST: Final = 20.0  # seconds that a new client has to begin a request
 _LAST_REQUEST: Final = 1.0  # seconds that a client has to send another request while this process drains
 _HEAD: Final = 20.0  # seconds from a head's first byte to its last
 _BODY: Final = 0.05  # seconds for which the rest of a body is awaited without a greenlet
+_MOST_PARTIAL: Final = 4 << 20  # bytes of all heads that are not complete, and as many of such bodies
 _SILENT: Final = 1.0  # seconds after which a new connection counts as silent, and may be closed first
 
 
@@ -108,17 +109,20 @@ class Partial(Quiet):
     :param closes: True if a connection is closed when its time is over; else a greenlet reads the rest of its request.
     """
 
-    __slots__ = ("_closes", "_gathered")
+    __slots__ = ("_closes", "_gathered", "_size")
 
     def __init__(self, rows: Register, seconds: float, *, closes: bool) -> None:
         super().__init__(rows, seconds)
         self._closes = closes
         self._gathered: dict[int, Gathers] = {}
+        self._size = 0  # of what they have gathered
 
     def gather(self, fd: int, gathered: Gathers) -> None:
         """Begin to gather the rest of the request of a connection that has just come."""
         self._gathered[fd] = gathered
         self.begin(fd)
+        self._count(len(gathered.data))
+        self._bound()
 
     def on_ready(self, fd: int) -> None:
         rows = self.rows
@@ -128,13 +132,15 @@ class Partial(Quiet):
             return
         except OSError:
             data = b""
-        rows.held += len(data)
+        self._count(len(data))
         is_enough = self._gathered[fd].add(data)
         if not data or rows.is_holding_much:
             self.end(fd)
         elif is_enough:
             rows.keep(fd, self._take(fd))
             rows.have_handled(fd)
+        else:
+            self._bound()
 
     def on_hang_up(self, fd: int) -> None:
         self.on_ready(fd)
@@ -157,8 +163,17 @@ class Partial(Quiet):
         gathered = self._gathered.pop(fd, None)
         if gathered is None:
             return b""
-        self.rows.held -= len(gathered.data)
+        self._count(-len(gathered.data))
         return bytes(gathered.data)
+
+    def _count(self, more: int) -> None:
+        self._size += more
+        self.rows.held += more
+
+    def _bound(self) -> None:
+        """End the time of the connections that have been here longest, as long as all have too many bytes."""
+        while self._size > _MOST_PARTIAL:
+            self.check_first()
 
 
 class QuietConnections:

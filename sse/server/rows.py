@@ -23,9 +23,10 @@ round" means: it leaves its row now, and its number becomes free when the round 
                                            more bytes are needed            Partial
     Partial     the rest of a request      all of it has come               Handled
                                            20 s have passed without the     closed at once
-                                           whole head, or its room is
-                                           needed
-                                           the body is late, or the peer    a greenlet, with all bytes that were read
+                                           whole head, its room is needed,
+                                           or such heads have over 4 MB
+                                           the body is late, such bodies    a greenlet, with all bytes that were read
+                                           have over 4 MB, or the peer
                                            hangs up
     Streams     an event                   the peer hangs up, or the        closed after the round
                                            stream ends
@@ -793,7 +794,6 @@ class Rows:
         self._watch(fd, row.interest)
         self._drop(fd)
         self._put(fd, row)
-        self.held += len(gathered.data)
         row.gather(fd, gathered)
 
     # For the rows

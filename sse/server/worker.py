@@ -152,7 +152,7 @@ class _Listener(StreamServer):  # type: ignore[misc]
         if self.ssl_enabled:
             super().do_handle(client, address)
         else:
-            self._worker.accepted(client)
+            self._worker.accepted(client, address)
 
     def wrap_socket_and_handle(self, client: Any, address: Any) -> None:
         with gevent.Timeout(HEAD_SECONDS, False), contextlib.suppress(OSError):
@@ -260,7 +260,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
     # If all greenlets are taken, connections with a request wait in `Rows.waiting`, the first one first. This holds for
     # new connections too.
 
-    def accepted(self, fd: int) -> None:
+    def accepted(self, fd: int, address: Any) -> None:  # noqa: ARG002 - for worker classes of one's own
         """Take a new connection. This runs in gevent's hub, and must not wait."""
         self._rows.accept(fd)
 
@@ -361,7 +361,8 @@ class Worker(GeventWorker):  # type: ignore[misc]
         if self._lane and not self._rows.has_lane:
             self._lane.look()  # the first request of this process has just turned it on
         if self._rows.has_lane and not isinstance(sock, ssl.SSLSocket):
-            self._rows.take_back(sock.detach(), request.unreader.take_buffered())
+            self._rows.take_back(sock.fileno(), request.unreader.take_buffered())
+            sock.detach()  # only now: if this fails, gunicorn still has to close it
             return False
         if request.unreader.buf.getvalue():
             gevent.sleep(PAUSE)  # let other clients in, because this one may always send more
@@ -369,7 +370,8 @@ class Worker(GeventWorker):  # type: ignore[misc]
         if isinstance(sock, ssl.SSLSocket):
             return True  # TLS has a state of its own, so it keeps its greenlet
         if not self._comes_at_once(sock):
-            self._rows.park(sock.detach())
+            self._rows.park(sock.fileno())
+            sock.detach()  # as above
             return False
         return True
 

@@ -165,9 +165,9 @@ def test_a_worker_class_of_ones_own_stands_on_the_new_code(tmp_path: Path) -> No
     (server.folder / "own.py").write_text(
         "from sse.worker import Worker\n\n"
         "class Own(Worker):\n"
-        "    def accepted(self, client):\n"
+        "    def accepted(self, client, address):\n"
         "        self.log.info('accepted by my own worker')\n"
-        "        super().accepted(client)\n"
+        "        super().accepted(client, address)\n"
     )
     with server:
         server.renew()
