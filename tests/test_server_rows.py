@@ -1212,7 +1212,7 @@ def test_polls_with_bytes_behind_them_do_not_keep_the_lane_from_reading(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_MOST_HELD", 160_000)
-    monkeypatch.setattr(module, "_MOST_AHEAD", 40_000, raising=False)
+    monkeypatch.setattr(module, "_MOST_AHEAD", 40_000)
     world.rows.has_lane = True
     polls = [world.poll(read_ahead=b"x" * 8000) for _ in range(25)]
     late = world.poll(read_ahead=b"x" * 8193)
