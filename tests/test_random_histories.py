@@ -125,6 +125,8 @@ class Lives(Rings):
         self.was_textless = False
 
     def born(self, channel: str, anchor: str) -> None:
+        if channel == RUN and channel in self.alive:
+            self.was_textless = True  # a hub may know the run before, and see that its text is gone
         self.alive[channel] = [anchor]
         self.positions[channel, anchor] = (self.alive[channel], 0)
 
@@ -689,3 +691,15 @@ def test_a_bare_reader_without_a_position_hears_that_a_run_without_events_has_en
         machine.connect(OF_RUN, 0, by_header=False, form="bare", replay=0)
         machine.read(OF_RUN)  # 204, or 410 with the reason
         assert heard[0].empty == {RUN: reason}
+
+
+def test_a_reader_without_a_position_may_be_told_that_the_text_of_the_run_before_is_gone() -> None:
+    for _ in range(20):  # whether the hub is that far behind differs
+        with played(None) as machine:
+            machine.end_run("done", 0)
+            machine.come([RUN])
+            machine.publish_amid_a_run({}, 1)
+            machine.poll(0, 0, by_header=False, lost=False, max_bytes=0, replay=0, timeout=0)
+            machine.start_run(restart=True)
+            machine.poll(4, 0, by_header=False, lost=False, max_bytes=0, replay=0, timeout=1)
+            assert machine.visitors[4].client.places[RUN]
