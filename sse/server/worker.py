@@ -434,8 +434,9 @@ class Worker(GeventWorker):  # type: ignore[misc]
         end = time.monotonic() + self.loading_seconds
         while not is_stopped and self.successors_load() and time.monotonic() < end:
             self._tick(listeners)
-        for service in services:
-            service.is_ending = True
+        if not self.is_reloaded():  # else the instance goes on, and no probe of it may fail
+            for service in services:
+                service.is_ending = True
         draining = gevent.spawn_later(delay, self._drain)
         now = time.monotonic()
         leaves_at = now + delay
