@@ -75,7 +75,7 @@ class Target:
     resumes: bool = False  # a stream goes on after its Last-Event-ID
     busy: str = ""  # what a stream's first block has when the server is busy
     checks: Mapping[str, str] = field(default_factory=dict)
-    """What each answer to a request has, by the name of the request's field above."""
+    """A text that each answer to a request has to contain, by the name of the request's field above."""
 
     def resumed(self, stream: str) -> str:
         """Return a stream's request as a client sends it that has been told an id."""
@@ -414,7 +414,7 @@ OWN: dict[str, Callable[..., Target]] = {
     "throughline-redis-off": partial(throughline, redis=True, lane="off"),
 }
 LANE = ("requests", "held", "pages", "kept", "busy", "own", "storm", "greedy")
-"""What the fast lane is for."""
+"""The scenarios that measure what the fast lane is for."""
 NCHAN = (*LANE, "parked", "streams")
 ALL = (*NCHAN, "shared")
 REDIS = ("requests", "streams", "busy", "own", "storm", "greedy")

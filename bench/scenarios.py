@@ -129,7 +129,7 @@ def pages(session: Session) -> Measures:
 
 
 def kept(session: Session) -> Measures:
-    """What a kept connection takes between two requests."""
+    """The memory that a kept connection takes between two requests."""
     load, target = session.load, session.target
     count = min(session.size.streams[-1], session.peer.most)
     session.ask("kept", target.empty_poll or target.health, "empty_poll" if target.empty_poll else "health")

@@ -76,7 +76,7 @@ class Places(Protocol):
     """The places of the greenlets that answer requests."""
 
     greenlets: Group
-    """Those that are cut at the end of the worker."""
+    """The greenlets that are cut at the end of the worker."""
 
     @property
     def closes(self) -> bool:
@@ -148,7 +148,7 @@ class FastLane:
         self._rows.has_lane = not self._is_stopped and self._switch.is_free()
 
     def stop(self) -> None:
-        """Start no more leaders. Those that run are to be killed."""
+        """Start no more leaders. The caller kills the leaders that are running."""
         self._is_stopped = True
         self._rows.has_lane = False
 

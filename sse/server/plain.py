@@ -45,7 +45,7 @@ class Plain(NamedTuple):
     """A plain request."""
 
     route: Any
-    """What its method and path lead to."""
+    """The route to which its method and path lead."""
     environ: dict[str, Any]
     """gunicorn's environ without what needs the socket: `gunicorn.socket`, SERVER_NAME, SERVER_PORT, early hints.
 
@@ -171,7 +171,7 @@ class Recogniser:
 def _limits(cfg: Any) -> tuple[int, int, int]:
     """Return the most bytes of a request line, the most headers, and the most bytes of a header with its end.
 
-    They are those that gunicorn's `Request` takes from its settings. A line without a limit has ours.
+    gunicorn's `Request` takes the same limits from its settings. A line that has no limit there has ours.
     """
     line, fields, field = cfg.limit_request_line, cfg.limit_request_fields, cfg.limit_request_field_size
     line = min(line, message.MAX_REQUEST_LINE) if line >= 0 else message.MAX_REQUEST_LINE

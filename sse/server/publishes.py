@@ -1,4 +1,4 @@
-"""The publishes that wait for the store. Those that come together are stored in one round trip.
+"""The publishes that wait for the store. Publishes that come together are stored in one round trip.
 
 | a publish is | where | until |
 |---|---|---|

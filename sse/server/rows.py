@@ -628,7 +628,7 @@ class Rows:
         self.held = 0
         """The number of these bytes, with those in `Partial`."""
         self.held_by_polls = 0
-        """The number of those that have come behind the requests of waiting polls."""
+        """The number of bytes that have come behind the requests of waiting polls."""
         self.joinable = Joinable()
         self._unwatched: set[int] = set()  # connections of `Handled` that epoll does not watch
         self._handled = Handled(self)

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from sse.service import Service
 
 _ACCEPTED: Final = 1000  # connections that all workers together accept before other greenlets run
-_LEAST_ACCEPTED: Final = 64  # those that one worker accepts
+_LEAST_ACCEPTED: Final = 64  # connections that one worker accepts then, however many workers there are
 _MOMENT: Final = 0.25  # seconds that a greenlet waits for the next request before it parks the connection
 _TICK: Final = 0.1  # seconds between two checks of the listeners, and of heads that come too slowly
 _AHEAD: Final = 0.5  # seconds before the end of graceful_timeout, when the remaining requests are cut

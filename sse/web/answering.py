@@ -41,7 +41,7 @@ BEGUN: Final = "sse.begun"
 Streamed = Answer | Empty | BusyAnswer | HookedStream
 """The answer to a request for a stream. A stream takes its seat when it is opened, unless it `is_attached` already."""
 Polled = Answer | Empty | HookedPoll
-"""The answer to a poll. A poll itself is one that was opened and waits."""
+"""The answer to a poll. If it is a `HookedPoll`, that poll has been opened, and waits."""
 
 
 class Answering:
